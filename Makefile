@@ -1,0 +1,41 @@
+# Every target does its own set-up: a virtual environment in .venv with the versions of constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test lint train clean
+help:
+	@echo "make demo   ask the bundled checkpoint about the bundled screenshot, dense and pruned (writes demo-out/)"
+	@echo "make test   ruff, mypy and the whole test suite"
+	@echo "make lint   ruff and mypy only"
+	@echo "make train  train the bundled checkpoint from scratch (resumable)"
+
+# The stamps make a second call start at once; they are renewed when the pins or the package data change.
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/vlmopt run --image vlmopt/worlds/samples/screen.png --out demo-out
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# One thread per worker: two workers with a thread pool each slow one another down.
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+train: $(VENV)/.installed
+	$(BIN)/vlmopt train-worlds
+
+clean:
+	rm -rf $(VENV) build demo-out *.egg-info .pytest_cache .mypy_cache .ruff_cache

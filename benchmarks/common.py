@@ -1,0 +1,57 @@
+"""Shared by the benchmarks: machine facts, interleaved medians, one JSON line per run."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tqdm import tqdm
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    return {
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def interleaved(variants: dict[str, Callable[[], float]], repeats: int, warmup: int = 1) -> dict[str, list[float]]:
+    """Milliseconds of every variant, measured in turns so that noise hits all of them alike; warm-up excluded."""
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for i in tqdm(range(warmup + repeats), desc="rounds", leave=False):
+        for name, run in variants.items():
+            ms = run()
+            if i >= warmup:
+                times[name].append(ms)
+    return times
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    """Median with p20 and p80."""
+    q = statistics.quantiles(values, n=5) if len(values) > 1 else values * 4
+    return {"median": statistics.median(values), "p20": q[0], "p80": q[3]}
+
+
+def append(name: str, record: dict[str, Any]) -> Path:
+    """Add one line to results/<name>.jsonl."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.jsonl"
+    with path.open("a") as file:
+        file.write(json.dumps({"machine": machine(), **record}) + "\n")
+    return path

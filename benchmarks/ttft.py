@@ -1,0 +1,175 @@
+"""Does dropping tokens really save their time? Prefill after the vision tower: dense, pruned, and an oracle.
+
+The oracle is the same model handed only the kept tokens' embeddings and positions from the start, so nothing but the
+work that cannot be avoided is left. Goal: pruned <= 1.10 x oracle. The limit of the speed-up is the FLOP ratio.
+
+    python benchmarks/ttft.py                 # bundled checkpoint and a 0.3 B random-weight model
+    python benchmarks/ttft.py --model random --repeats 7
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from common import append, interleaved, summary
+from pruning import Uniform
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+import vlmopt
+
+KEEP = (0.5, 0.25, 0.1)
+IMAGE, START, END = 1000, 1001, 1002
+
+
+def random_model() -> tuple[Any, dict[str, torch.Tensor]]:
+    """Qwen2.5-VL with random weights, 0.31 B parameters in the decoder, and a prompt with 1 024 visual tokens."""
+    text = {
+        "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 26, "num_attention_heads": 16,
+        "num_key_value_heads": 4, "vocab_size": 1024, "max_position_embeddings": 4096, "tie_word_embeddings": True,
+        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [8, 12, 12], "rope_theta": 1e6},
+    }  # fmt: skip
+    vision = {
+        "depth": 2,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_heads": 4,
+        "out_hidden_size": 1024,
+        "fullatt_block_indexes": [0, 1],
+        "patch_size": 14,
+    }
+    config = Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=IMAGE,
+        video_token_id=1003,
+        vision_start_token_id=START,
+        vision_end_token_id=END,
+    )
+    torch.manual_seed(0)
+    model = Qwen2_5_VLForConditionalGeneration(config).eval()
+    grid = torch.tensor([[1, 64, 64]])
+    ids = torch.tensor([[5, 6, 7, START, *[IMAGE] * 1024, END, *range(10, 42)]])
+    inputs = {
+        "input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": torch.randn(64 * 64, 3 * 2 * 14 * 14),
+        "image_grid_thw": grid, "mm_token_type_ids": (ids == IMAGE).long(),
+    }  # fmt: skip
+    return model, inputs
+
+
+def bundled_model() -> tuple[Any, dict[str, torch.Tensor]]:
+    """The shipped test organism on a generated screen."""
+    from vlmopt.worlds import screen
+
+    model, processor = vlmopt.load_checkpoint("tiny-qwen")
+    world = screen(seed=7)
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": world.questions[0].text}]}]
+    text = processor.apply_chat_template(messages, add_generation_prompt=True)
+    return model.eval(), dict(processor(text=[text], images=[world.image], return_tensors="pt"))
+
+
+@torch.inference_mode()
+def prefill_ms(model: Any, inputs: dict[str, Any]) -> float:
+    """Milliseconds of one forward that fills a cache and returns the last logits."""
+    synchronize(model)
+    start = time.perf_counter()
+    model(**inputs, use_cache=True, logits_to_keep=1)
+    synchronize(model)
+    return (time.perf_counter() - start) * 1e3
+
+
+def synchronize(model: Any) -> None:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def measured(model: Any, inputs: dict[str, Any], policy: Any) -> float:
+    """Prefill under `policy` without the vision tower's share."""
+    with vlmopt.optimized(model, policy):
+        total = prefill_ms(model, inputs)
+        return total - (vlmopt.report(model).ms["vision"] or 0.0)
+
+
+@torch.inference_mode()
+def oracle(model: Any, inputs: dict[str, Any], keep_ratio: float) -> tuple[Callable[[], float], int]:
+    """The same prefill on the kept tokens only: embeddings and positions captured once, outside the measurement."""
+    captured: dict[str, Any] = {}
+
+    def capture(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        captured.update(embeds=kwargs["inputs_embeds"], positions=kwargs["position_ids"])
+
+    handle = model.model.language_model.register_forward_pre_hook(capture, with_kwargs=True)
+    with vlmopt.optimized(model, Uniform(keep_ratio=keep_ratio)):
+        model(**inputs, logits_to_keep=1)
+        kept = vlmopt.report(model).maps(0)[0].kept
+    handle.remove()
+    stay = inputs["input_ids"][0] != model.config.image_token_id
+    stay[~stay] = kept.to(stay.device)
+    short = {
+        "inputs_embeds": captured["embeds"][:, stay],
+        "position_ids": captured["positions"][..., stay],
+        "attention_mask": torch.ones(1, int(stay.sum()), dtype=torch.long, device=stay.device),  # positions have gaps
+    }
+    return lambda: prefill_ms(model, short), int(stay.sum())
+
+
+def flops(model: Any, n: int) -> float:
+    """Multiply-adds x 2 of the decoder for a prefill of n tokens: linear layers plus causal attention."""
+    text = model.config.get_text_config()
+    weights = sum(p.numel() for p in model.model.language_model.layers.parameters())
+    return 2.0 * weights * n + text.num_hidden_layers * 2.0 * n * n * text.hidden_size
+
+
+def run(name: str, repeats: int, device: str) -> None:
+    model, inputs = {"random": random_model, "bundled": bundled_model}[name]()
+    model.to(device)
+    inputs = {key: value.to(device) for key, value in inputs.items()}
+    length = inputs["input_ids"].shape[1]
+    visual = int((inputs["input_ids"] == model.config.image_token_id).sum())
+    variants: dict[str, Callable[[], float]] = {"dense": lambda: measured(model, inputs, "dense")}
+    lengths = {"dense": length}
+    for ratio in KEEP:
+        ideal, lengths[f"keep {ratio}"] = oracle(model, inputs, ratio)
+        variants[f"keep {ratio}"] = lambda r=ratio: measured(model, inputs, Uniform(keep_ratio=r))
+        variants[f"oracle {ratio}"] = ideal
+    times = {key: summary(values) for key, values in interleaved(variants, repeats).items()}
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"\n{name}: {parameters / 1e6:.1f} M parameters, {visual} visual of {length} prompt tokens, {repeats} rounds")
+    print(
+        f"{'':>10} {'tokens':>7} {'ms p50':>9} {'p20':>9} {'p80':>9} {'speed-up':>9} {'FLOP limit':>10} {'/ oracle':>9}"
+    )
+    rows = []
+    for key in lengths:
+        t = times[key]
+        best = times.get(key.replace("keep", "oracle"), t)["median"]
+        row = {
+            "variant": key, "tokens": lengths[key], **t, "speedup": times["dense"]["median"] / t["median"],
+            "flop_limit": flops(model, length) / flops(model, lengths[key]), "to_oracle": t["median"] / best,
+        }  # fmt: skip
+        rows.append(row)
+        print(
+            f"{key:>10} {row['tokens']:>7} {t['median']:>9.1f} {t['p20']:>9.1f} {t['p80']:>9.1f} "
+            f"{row['speedup']:>8.2f}x {row['flop_limit']:>9.2f}x {row['to_oracle']:>9.3f}"
+        )
+    path = append(
+        "ttft", {"model": name, "parameters": parameters, "visual_tokens": visual, "repeats": repeats, "rows": rows}
+    )
+    print(f"appended to {path}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=["bundled", "random", "both"], default="both")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    for name in ["bundled", "random"] if args.model == "both" else [args.model]:
+        run(name, args.repeats, args.device)
+
+
+if __name__ == "__main__":
+    main()

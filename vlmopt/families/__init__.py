@@ -1,0 +1,127 @@
+"""The families that vlmopt knows, as data. An undescribed family takes the generic path and the report says so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import layouts
+from .base import Family, Piece
+
+_FAMILIES = (
+    Family(
+        "qwen2_vl",
+        ("qwen2_vl",),
+        "Qwen/Qwen2-VL-2B-Instruct",
+        "model.visual",
+        "model.visual.merger",
+        layouts.patch_grid,
+        True,
+    ),
+    Family(
+        "qwen2_5_vl",
+        ("qwen2_5_vl",),
+        "Qwen/Qwen2.5-VL-3B-Instruct",
+        "model.visual",
+        "model.visual.merger",
+        layouts.patch_grid,
+        True,
+    ),
+    Family(
+        "qwen3_vl",
+        ("qwen3_vl", "qwen3_vl_moe"),
+        "Qwen/Qwen3-VL-2B-Instruct",
+        "model.visual",
+        "model.visual.merger",
+        layouts.patch_grid,
+        True,
+    ),
+    Family(
+        "qwen3_5",
+        ("qwen3_5", "qwen3_5_moe"),
+        "Qwen/Qwen3.5-4B",
+        "model.visual",
+        "model.visual.merger",
+        layouts.patch_grid,
+        True,
+    ),
+    Family("llava", ("llava",), "llava-hf/llava-1.5-7b-hf", "model.vision_tower", "model.multi_modal_projector"),
+    Family(
+        "llava_next",
+        ("llava_next",),
+        "llava-hf/llava-v1.6-mistral-7b-hf",
+        "model.vision_tower",
+        "model.multi_modal_projector",
+        layouts.any_resolution,
+    ),
+    Family(
+        "llava_onevision",
+        ("llava_onevision",),
+        "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
+        "model.vision_tower",
+        "model.multi_modal_projector",
+        layouts.any_resolution,
+    ),
+    Family(
+        "internvl",
+        ("internvl",),
+        "OpenGVLab/InternVL3-1B-hf",
+        "model.vision_tower",
+        "model.multi_modal_projector",
+        layouts.square_tiles,
+    ),
+    Family(
+        "idefics3",
+        ("idefics3",),
+        "HuggingFaceM4/Idefics3-8B-Llama3",
+        "model.vision_model",
+        "model.connector",
+        layouts.tiles_of_sample,
+    ),
+    Family(
+        "smolvlm",
+        ("smolvlm",),
+        "HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
+        "model.vision_model",
+        "model.connector",
+        layouts.tiles_of_sample,
+    ),
+    Family("gemma3", ("gemma3",), "google/gemma-3-4b-it", "model.vision_tower", "model.multi_modal_projector"),
+    Family("gemma4", ("gemma4",), "google/gemma-4-E2B-it", "model.vision_tower", "model.embed_vision"),
+    Family(
+        "paligemma", ("paligemma",), "google/paligemma2-3b-mix-224", "model.vision_tower", "model.multi_modal_projector"
+    ),
+    Family(
+        "mistral3",
+        ("mistral3",),
+        "mistralai/Mistral-Small-3.1-24B-Instruct-2503",
+        "model.vision_tower",
+        "model.multi_modal_projector",
+        layouts.sized,
+    ),
+    Family(
+        "lfm2_vl",
+        ("lfm2_vl",),
+        "LiquidAI/LFM2-VL-450M",
+        "model.vision_tower",
+        "model.multi_modal_projector",
+        layouts.unfolded,
+    ),
+    Family("fast_vlm", ("fast_vlm",), "KamilaMila/FastVLM-0.5B", "model.vision_tower", "model.multi_modal_projector"),
+)
+
+
+def families() -> dict[str, Family]:
+    """Described families by name."""
+    return {family.name: family for family in _FAMILIES}
+
+
+def family_of(config: Any) -> Family:
+    """The family of a model config; an undescribed one gets the generic description."""
+    kind = getattr(config, "model_type", None)
+    for family in _FAMILIES:
+        if kind in family.model_types:
+            return family
+    return Family(str(kind), (str(kind),), "", "", "", described=False)
+
+
+__all__ = ["Family", "Piece", "families", "family_of"]

@@ -1,0 +1,61 @@
+"""A family is data: which checkpoints it covers, where its parts live, and how its visual tokens lie on a grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Grid = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A consecutive stretch of encoder output: one image, tile or video of one sample."""
+
+    length: int
+    kind: str  # "image" | "tile" | "video"
+    grid: Grid | None  # (t, h, w) after merging
+    coords: Tensor  # Long[length, 3] (t, y, x); -1 where a token is no patch (newlines, unknown)
+
+
+Layout = Callable[[str, list[int], dict[str, Any], Any], list[Piece]]
+"""(modality, token counts per encoder item, arguments of the feature function, model config) -> pieces."""
+
+
+def plain(length: int, kind: str, grid: Grid | None) -> Piece:
+    """A piece whose tokens fill `grid` in raster order, or whose grid is unknown."""
+    if grid is None or math.prod(grid) != length:
+        return Piece(length, kind, None, torch.full((length, 3), -1))
+    t, h, w = grid
+    return Piece(
+        length, kind, grid, torch.cartesian_prod(torch.arange(t), torch.arange(h), torch.arange(w)).reshape(-1, 3)
+    )
+
+
+def square(modality: str, lengths: list[int], arguments: dict[str, Any], config: Any) -> list[Piece]:
+    """One item is one square image."""
+    return [plain(n, modality, square_grid(n)) for n in lengths]
+
+
+def square_grid(n: int) -> Grid | None:
+    side = math.isqrt(n)
+    return (1, side, side) if side * side == n else None
+
+
+@dataclass(frozen=True)
+class Family:
+    """Description of one model family. `model_types` are values of `config.model_type`."""
+
+    name: str
+    model_types: tuple[str, ...]
+    example: str  # a Hub id people load
+    vision_tower: str  # attribute paths below the loaded model
+    projector: str
+    layout: Layout = square
+    patch_grid: bool = False  # pixels arrive as patches of any grid: pictures can be resized inside the model
+    described: bool = True

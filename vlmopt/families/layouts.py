@@ -1,0 +1,106 @@
+"""How encoder output lies on a grid, for the families whose items are not simply square."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from .base import Grid, Piece, plain, square_grid
+
+
+def patch_grid(modality: str, lengths: list[int], arguments: dict[str, Any], config: Any) -> list[Piece]:
+    """Qwen-VL: the processor states (t, h, w) in patches; the merger joins merge x merge of them."""
+    grids = arguments.get("video_grid_thw" if modality == "video" else "image_grid_thw")
+    if grids is None or len(grids) != len(lengths):
+        return [plain(n, modality, None) for n in lengths]
+    merge = config.vision_config.spatial_merge_size
+    return [
+        plain(n, modality, (t, h // merge, w // merge)) for n, (t, h, w) in zip(lengths, grids.tolist(), strict=False)
+    ]
+
+
+def any_resolution(modality: str, lengths: list[int], arguments: dict[str, Any], config: Any) -> list[Piece]:
+    """LLaVA-NeXT, LLaVA-OneVision: a square overview, then the unpadded picture, a newline after each row."""
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    if modality == "video":
+        return [video_with_newline(n, arguments) for n in lengths]
+    sizes = arguments.get("image_sizes")
+    pieces: list[Piece] = []
+    for i, n in enumerate(lengths):
+        rest = n - side * side
+        if rest <= 1:  # a single tile, with or without one closing newline
+            pieces.append(
+                with_newlines(n, (1, side, side), newlines=rest) if rest >= 0 else plain(n, "image", square_grid(n))
+            )
+            continue
+        shape = detail_shape(rest, sizes[i].tolist() if sizes is not None and i < len(sizes) else (1, 1))
+        pieces.append(plain(side * side, "image", (1, side, side)))
+        pieces.append(with_newlines(rest, (1, *shape), newlines=shape[0]) if shape else plain(rest, "tile", None))
+    return pieces
+
+
+def detail_shape(n: int, size: tuple[int, int] | list[int]) -> tuple[int, int] | None:
+    """(h, w) with h * (w + 1) == n whose aspect is nearest to the picture's (height, width)."""
+    shapes = [(h, n // h - 1) for h in range(1, n) if n % h == 0 and n // h > 1]
+    wanted = math.log(size[0] / size[1])
+    return min(shapes, key=lambda s: abs(math.log(s[0] / s[1]) - wanted), default=None)
+
+
+def with_newlines(n: int, grid: Grid, newlines: int) -> Piece:
+    """Raster order with one structural token after every row (newlines == h), after the last one (1), or none (0)."""
+    _, h, w = grid
+    coords = torch.full((n, 3), -1)
+    cells = torch.cartesian_prod(torch.zeros(1, dtype=torch.long), torch.arange(h), torch.arange(w))
+    if newlines == h:
+        coords.view(h, w + 1, 3)[:, :w] = cells.view(h, w, 3)
+    else:
+        coords[: h * w] = cells
+    return Piece(n, "tile" if newlines == h else "image", grid, coords)
+
+
+def video_with_newline(n: int, arguments: dict[str, Any]) -> Piece:
+    """LLaVA-OneVision video: square pooled frames, one newline at the end."""
+    pixels = arguments.get("pixel_values_videos", arguments.get("pixel_values"))
+    frames = pixels.shape[1] if pixels is not None and pixels.ndim == 5 else 1
+    side = math.isqrt(max((n - 1) // frames, 0))
+    if frames * side * side != n - 1 or not side:
+        return plain(n, "video", None)
+    cells = torch.cartesian_prod(torch.arange(frames), torch.arange(side), torch.arange(side))
+    return Piece(n, "video", (frames, side, side), torch.cat([cells, torch.full((1, 3), -1)]))
+
+
+def square_tiles(modality: str, lengths: list[int], arguments: dict[str, Any], config: Any) -> list[Piece]:
+    """InternVL: items are square tiles; an image is one or several of them."""
+    return [plain(n, "tile", square_grid(n)) for n in lengths]
+
+
+def tiles_of_sample(modality: str, lengths: list[int], arguments: dict[str, Any], config: Any) -> list[Piece]:
+    """Idefics3, SmolVLM: items are samples (newer releases) or tiles (older ones), all tiles equally long."""
+    vision = config.vision_config
+    per_tile = (vision.image_size // vision.patch_size) ** 2 // config.scale_factor**2
+    pieces: list[Piece] = []
+    for n in lengths:
+        count, rest = divmod(n, per_tile)
+        pieces += [plain(n, "image", None)] if rest else [plain(per_tile, "tile", square_grid(per_tile))] * count
+    return pieces
+
+
+def sized(modality: str, lengths: list[int], arguments: dict[str, Any], config: Any) -> list[Piece]:
+    """Mistral3: the grid follows from the picture's size in pixels."""
+    cell = config.vision_config.patch_size * getattr(config, "spatial_merge_size", 1)
+    sizes = arguments.get("image_sizes")
+    if sizes is None or len(sizes) != len(lengths):
+        return [plain(n, modality, None) for n in lengths]
+    sizes = sizes.tolist() if hasattr(sizes, "tolist") else sizes
+    return [plain(n, modality, (1, h // cell, w // cell)) for n, (h, w) in zip(lengths, sizes, strict=False)]
+
+
+def unfolded(modality: str, lengths: list[int], arguments: dict[str, Any], config: Any) -> list[Piece]:
+    """LFM2-VL: patches per side come with the call and are joined by `downsample_factor`."""
+    shapes = arguments.get("spatial_shapes")
+    if shapes is None or len(shapes) != len(lengths):
+        return [plain(n, modality, square_grid(n)) for n in lengths]
+    f = config.downsample_factor
+    return [plain(n, "tile", (1, h // f, w // f)) for n, (h, w) in zip(lengths, shapes.tolist(), strict=False)]

@@ -1,0 +1,242 @@
+"""The cost ledger of one call, made readable: what ran where, what was skipped and why, tokens, keys, milliseconds."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .seam import compat
+from .seam.ledger import Call, Cut
+
+
+@dataclass(frozen=True)
+class VisualMap:
+    """What became of one image, tile or video of a sample, for pictures and tables."""
+
+    item: int
+    kind: str
+    grid: tuple[int, int, int] | None  # (t, h, w) after merging
+    coords: Tensor  # Long[n, 3] (t, y, x); -1 where a token is no patch
+    kept: Tensor  # Bool[n]
+    markers: Tensor  # Bool[n]: slots that carry a PosPad marker instead of their own content
+    scores: Tensor | None  # fp32 [n] of the last selector that scored; NaN where a token had left before
+
+
+@dataclass(frozen=True)
+class Report:
+    """Ledger of the last `generate` (or bare forward). `str()` is a table, `to_dict()` is JSON-ready.
+
+    Times in milliseconds, memory in bytes. `ms["vision"]` is the tower with its projector, `ms["scoring"]` selectors
+    and row probes, `ms["prefill"]` the decoder without scoring, `ms["ttft"]` from the start of `generate` to the first
+    logits, `ms["decode"]` from there to the end. None where a stage did not run.
+    """
+
+    family: str
+    model_type: str
+    attn_implementation: str
+    dtype: str
+    device: str
+    policy: dict[str, Any]
+    samples: list[dict[str, Any]]
+    key_lengths: list[int]
+    kv_cache_bytes: int
+    ms: dict[str, float | None]
+    new_tokens: int
+    decode_tokens_per_s: float | None
+    peak_memory_bytes: int | None
+    applied: list[dict[str, Any]]
+    skipped: list[dict[str, str]]
+    _maps: dict[int, list[VisualMap]] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, call: Call) -> Report:
+        """Read the raw marks and tensors of a finished call."""
+        session = call.session
+        device = next(session.model.parameters()).device
+        batch = call.query_lengths[0][0] if call.query_lengths else 0
+        ms = milliseconds(call)
+        decode = ms["decode"]
+        return cls(
+            family=session.family.name
+            if session.family.described
+            else f"{session.family.name} (undescribed: generic path)",
+            model_type=str(session.model.config.model_type),
+            attn_implementation=compat.implementation(session.anatomy.config),
+            dtype=str(next(session.model.parameters()).dtype).removeprefix("torch."),
+            device=str(device),
+            policy=session.policy.to_dict(),
+            samples=[sample(call, row) for row in range(batch)],
+            key_lengths=list(call.key_lengths),
+            kv_cache_bytes=call.cache_bytes,
+            ms=ms,
+            new_tokens=call.new_tokens,
+            decode_tokens_per_s=call.decode_steps / decode * 1e3 if decode and call.decode_steps else None,
+            peak_memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+            applied=applied(call),
+            skipped=skipped(call),
+            _maps={row: maps(call, row) for row in range(batch)},
+        )
+
+    def maps(self, row: int = 0) -> list[VisualMap]:
+        """One `VisualMap` per image, tile or video of sample `row`; empty for a text-only sample."""
+        if row not in self._maps:
+            raise ValueError(f"row={row} is not in this report; it has {len(self._maps)} samples")
+        return self._maps[row]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, numbers and strings."""
+        return {f.name: copy.deepcopy(getattr(self, f.name)) for f in fields(self) if f.name != "_maps"}
+
+    def __str__(self) -> str:
+        lines = [f"{self.family} · {self.attn_implementation} · {self.dtype} · {self.device}"]
+        lines.append(f"{'row':>3} {'prompt':>7} {'visual':>7} {'kept':>6} {'markers':>7} {'layer avg':>9}")
+        for s in self.samples:
+            lines.append(
+                f"{s['row']:>3} {s['prompt_tokens']:>7} {s['visual_tokens']:>7} {s['visual_tokens_kept']:>6} "
+                f"{s['markers']:>7} {s['layer_average']:>9.1f}"
+            )
+        lines += [
+            f"applied  {a['method']} before layer {a['layer']} ({a['positions']}): {a['before']} -> {a['after']} tokens"
+            for a in self.applied
+        ]
+        lines += [f"skipped  {s['what']}: {s['why']}" for s in self.skipped]
+        lines.append("keys     " + runs_of(self.key_lengths) + f"  ({self.kv_cache_bytes / 2**20:.2f} MiB)")
+        lines.append(
+            "time     " + "  ".join(f"{name} {value:.1f} ms" for name, value in self.ms.items() if value is not None)
+        )
+        if self.decode_tokens_per_s is not None:
+            lines.append(f"decode   {self.new_tokens} new tokens, {self.decode_tokens_per_s:.1f} tokens/s per sequence")
+        if self.peak_memory_bytes is not None:
+            lines.append(f"memory   peak {self.peak_memory_bytes / 2**20:.0f} MiB allocated")
+        return "\n".join(lines)
+
+
+def milliseconds(call: Call) -> dict[str, float | None]:
+    ms = call.clock.ms
+
+    def total(marks: list[tuple[Any, Any]]) -> float:
+        return sum(ms(start, end) for start, end in marks)
+
+    scoring = total(call.scoring)
+    first, end = call.first_token, call.end
+    return {
+        "vision": total(call.vision) if call.vision else None,
+        "scoring": scoring if call.scoring else None,
+        "prefill": total(call.prefill) - scoring if call.prefill else None,
+        "decode": ms(first, end) if first is not None and call.decode_steps else None,
+        "ttft": ms(call.start, first) if first is not None else None,
+        "total": ms(call.start, end) if end is not None else None,
+    }
+
+
+def cuts_of(call: Call, chunk: int) -> list[Cut]:
+    return [cut for cut in call.cuts if cut.chunk == chunk]
+
+
+def sample(call: Call, row: int) -> dict[str, Any]:
+    """Token counts of one sample in all four meanings: before, after the last cut, layer average, extras (markers)."""
+    depth = len(call.session.stage_of)
+    items, stages = [], []
+    before_all = kept_all = markers_all = 0
+    area = 0.0
+    for number, context in enumerate(call.contexts):
+        total, left, last_layer, markers = int(context.visual[row].sum()), int(context.visual[row].sum()), 0, 0
+        for cut in cuts_of(call, number):
+            area += (left + markers) * (cut.layer - last_layer)
+            left, last_layer = int(cut.keep[row].sum()), cut.layer
+            new = 0 if cut.markers is None else int(cut.markers[row].sum())
+            markers += new
+            stages.append(
+                {
+                    "layer": cut.layer,
+                    "method": cut.method,
+                    "before": int(cut.before[row].sum()),
+                    "after": left,
+                    "markers": new,
+                    "requested": cut.requested[row],
+                    **cut.stats[row],
+                }
+            )
+        area += (left + markers) * (depth - last_layer)
+        before_all, kept_all, markers_all = before_all + total, kept_all + left, markers_all + markers
+        items += [
+            {
+                "item": m.item,
+                "kind": m.kind,
+                "grid": None if m.grid is None else list(m.grid),
+                "before": len(m.kept),
+                "after": int(m.kept.sum()),
+            }
+            for m in chunk_maps(call, number, row)
+        ]
+    length = sum(q for _, q in call.query_lengths)
+    return {
+        "row": row,
+        "prompt_tokens": length if call.prompt_tokens is None else int(call.prompt_tokens[row]),
+        "visual_tokens": before_all,
+        "visual_tokens_kept": kept_all,
+        "markers": markers_all,
+        "layer_average": area / depth,
+        "items": items,
+        "stages": stages,
+    }
+
+
+def maps(call: Call, row: int) -> list[VisualMap]:
+    return [m for number in range(len(call.contexts)) for m in chunk_maps(call, number, row)]
+
+
+def chunk_maps(call: Call, number: int, row: int) -> list[VisualMap]:
+    context, cuts = call.contexts[number], cuts_of(call, number)
+    out = []
+    for span in (s for s in context.spans if s.row == row):
+        kept, markers, scores = (
+            torch.ones(len(span.index), dtype=torch.bool),
+            torch.zeros(len(span.index), dtype=torch.bool),
+            None,
+        )
+        for cut in cuts:
+            kept = cut.keep[row, span.index].cpu()
+            if cut.markers is not None:
+                markers |= cut.markers[row, span.index].cpu()
+            if (given := cut.scores[row]) is not None:
+                full = torch.full(context.visual.shape[1:], float("nan"))
+                full[cut.before[row].cpu()] = given.float().cpu()
+                scores = full[span.index.cpu()]
+        out.append(VisualMap(span.item, span.kind, span.grid, span.coords.cpu(), kept, markers, scores))
+    return out
+
+
+def applied(call: Call) -> list[dict[str, Any]]:
+    out = []
+    for layer, method in call.session.selectors.items():
+        cuts = [cut for cut in call.cuts if cut.layer == layer]
+        if cuts:
+            before, after = sum(int(c.before.sum()) for c in cuts), sum(int(c.keep.sum()) for c in cuts)
+            out.append(
+                {"method": method.name, "layer": layer, "positions": method.positions, "before": before, "after": after}
+            )
+    return out
+
+
+def skipped(call: Call) -> list[dict[str, str]]:
+    out = [{"what": what, "why": why} for what, why in call.skipped.items()]
+    out += [{"what": m.name, "why": "neutral setting (keep_ratio=1.0)"} for m in call.session.policy.prune if m.neutral]
+    if call.session.selectors and not call.contexts and not out:
+        out.append({"what": "pruning", "why": "the prompt brought no visual tokens"})
+    return out
+
+
+def runs_of(lengths: list[int]) -> str:
+    """[9, 9, 4, 4, 4] -> "9 x 2 layers, 4 x 3 layers"."""
+    groups: list[list[int]] = []
+    for length in lengths:
+        if groups and groups[-1][0] == length:
+            groups[-1][1] += 1
+        else:
+            groups.append([length, 1])
+    return ", ".join(f"{length} x {count} layers" for length, count in groups)

@@ -1,0 +1,97 @@
+"""The logical cache: reports the length the sequence would have had, stores each layer's own shorter keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from .compat import query_length
+from .context import CacheState, Lease
+
+
+class LogicalCache:
+    """Mixin in front of a transformers cache class. `_vlmopt` is the `CacheState` of this cache."""
+
+    _vlmopt: CacheState
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        length = super().get_seq_length(layer_idx)  # type: ignore[misc]
+        return length + self._vlmopt.dropped[self._attention_layer(layer_idx)]
+
+    def _attention_layer(self, layer_idx: int) -> int:
+        """Hybrid caches answer for the first attention layer when asked about a recurrent one."""
+        layers: list[Any] = self.layers  # type: ignore[attr-defined]
+        if layer_idx >= len(layers) or hasattr(layers[layer_idx], "get_mask_sizes"):
+            return layer_idx
+        return next((i for i, layer in enumerate(layers) if hasattr(layer, "get_mask_sizes")), layer_idx)
+
+    def get_mask_sizes(self, query: int | Tensor, layer_idx: int = 0) -> tuple[int, int]:
+        """Always the full logical length: layers take the columns they need from a logical mask."""
+        return self.get_seq_length(layer_idx) + query_length(query), 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        if not self._vlmopt.lease.alive:
+            raise ValueError(
+                "this past_key_values was filled by an optimized model that has since been restored or re-optimized; "
+                "its keys lack the dropped tokens. Start from a fresh cache."
+            )
+        out = super().update(key_states, value_states, layer_idx, *args, **kwargs)  # type: ignore[misc]
+        self._vlmopt.dropped[layer_idx] += self._vlmopt.pending.pop(layer_idx, 0)
+        return out
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)  # type: ignore[misc]
+        self._vlmopt.map_batch(lambda t: t.index_select(0, beam_idx.to(t.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
+        self._vlmopt.map_batch(lambda t: t.repeat_interleave(repeats, 0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)  # type: ignore[misc]
+        self._vlmopt.map_batch(lambda t: t[indices.to(t.device)])
+
+    def reset(self) -> None:
+        super().reset()  # type: ignore[misc]
+        self._vlmopt = CacheState(self._vlmopt.lease)
+
+    def crop(self, max_length: int) -> None:
+        """Remove the newest slots. Legal while they are text; a pruned prompt cannot be cut in the middle."""
+        relative = max_length - self.get_seq_length() if max_length > 0 else max_length
+        if relative >= 0:
+            return
+        state, length = self._vlmopt, self.get_seq_length() + relative
+        if length < state.tail:  # assisted decoding puts its candidates into the prefill
+            for stage, index in state.index.items():
+                keep = index.shape[1] - (state.tail - length)
+                expected = torch.arange(length, state.tail, device=index.device)
+                if keep < 0 or not bool((index[:, keep:] == expected).all()):
+                    raise ValueError(
+                        f"cannot crop a pruned cache to {length} tokens: the removed part holds dropped visual tokens. "
+                        "Crop behind the last image, or start from a fresh cache."
+                    )
+                valid = state.valid[stage]
+                state.index[stage] = index[:, :keep]
+                state.valid[stage] = None if valid is None else valid[:, :keep]
+            state.tail = length
+        super().crop(relative)  # type: ignore[misc]  # negative = relative in every version
+
+
+class LogicalDynamicCache(LogicalCache, DynamicCache):
+    """Defined at module level so that instances pickle."""
+
+
+def adopt(cache: Any, lease: Lease) -> CacheState:
+    """Turn `cache` into its logical twin in place (once) and return its state."""
+    if isinstance(cache, LogicalCache):
+        return cache._vlmopt
+    cls = type(cache)
+    if cls is DynamicCache:
+        cache.__class__ = LogicalDynamicCache
+    else:
+        cache.__class__ = type(f"Logical{cls.__name__}", (LogicalCache, cls), {})
+    cache._vlmopt = CacheState(lease)
+    return cache._vlmopt

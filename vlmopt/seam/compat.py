@@ -1,0 +1,64 @@
+"""Facts about transformers versions and cache kinds; nothing else in the package looks at a version."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+from packaging.version import Version
+from torch import Tensor
+
+FLOOR = "4.57.0"
+
+
+def check_version() -> None:
+    """Refuse releases whose caches have no per-layer objects."""
+    if Version(transformers.__version__) < Version(FLOOR):
+        raise ValueError(
+            f"transformers {transformers.__version__} is older than {FLOOR}, the first release whose caches keep "
+            f"one object per layer. Upgrade: pip install 'transformers>={FLOOR}'"
+        )
+
+
+def query_length(query: int | Tensor) -> int:
+    """`get_mask_sizes` is handed a length, or up to 5.6 a tensor of cache positions."""
+    return query.shape[0] if isinstance(query, Tensor) else query
+
+
+def is_static(cache: Any) -> bool:
+    """Preallocated caches cannot shrink."""
+    return bool(getattr(cache, "is_compileable", False)) or "Static" in type(cache).__name__
+
+
+def implementation(config: Any) -> str:
+    """Name of the attention implementation, "eager" when unset."""
+    return str(getattr(config, "_attn_implementation", None) or "eager")
+
+
+def is_flash(config: Any) -> bool:
+    return "flash" in implementation(config)
+
+
+def layer_types(config: Any) -> list[str]:
+    return list(getattr(config, "layer_types", None) or [])
+
+
+RECURRENT = ("linear_attention", "conv")
+
+
+def physical_past(cache: Any, layer: int) -> int:
+    """Keys that `layer` really holds and will return, in slots; 0 for recurrent layers and empty caches."""
+    layers = getattr(cache, "layers", ())
+    if layer >= len(layers) or not hasattr(layers[layer], "get_mask_sizes"):
+        return 0
+    length = layers[layer].get_seq_length()
+    if getattr(layers[layer], "is_sliding", False):  # it may record more than it returns
+        length = min(length, layers[layer].sliding_window - 1)
+    return int(length)
+
+
+def cache_bytes(cache: Any) -> int:
+    """Bytes of all key and value tensors of `cache`."""
+    tensors = [getattr(layer, name, None) for layer in getattr(cache, "layers", ()) for name in ("keys", "values")]
+    return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))

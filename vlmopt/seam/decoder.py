@@ -1,0 +1,124 @@
+"""Touch point C: the decoder as a whole opens a step, gives its output logical length, and commits the cache state."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from . import compat
+from .cache import LogicalCache
+from .context import CALL, STEP, Step
+from .outer import OuterArguments, build_context
+
+if TYPE_CHECKING:
+    from .session import Session
+
+STATIC = "a static cache cannot shrink, so the call ran unpruned; use a dynamic cache (the default) to prune"
+
+
+class OpenStep:
+    """Forward pre-hook of the decoder."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.signature = inspect.signature(type(session.anatomy.decoder).forward)
+        config = session.anatomy.config
+        windowed = any("sliding" in kind or "chunk" in kind for kind in session.anatomy.layer_types)
+        self.may_skip_masks = not windowed and compat.implementation(config) != "eager"
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        STEP.set(None)
+        call = CALL.get()
+        if call is None or call.session is not self.session:
+            return
+        if args:
+            kwargs = dict(self.signature.bind_partial(module, *args, **kwargs).arguments) | kwargs
+        arguments, call.outer = call.outer or OuterArguments(None, None, False, False), None
+        embeds = kwargs.get("inputs_embeds")
+        if embeds is None:
+            return
+        cache = kwargs.get("past_key_values")
+        past = 0 if cache is None else int(cache.get_seq_length())
+        q = embeds.shape[1]
+        state = cache._vlmopt if isinstance(cache, LogicalCache) else None
+        context = build_context(self.session, arguments, call.features, q)
+        if arguments.embeds_only and q > 1:
+            call.skip("pruning", "the call passed inputs_embeds without input_ids: visual tokens cannot be located")
+        if context is not None and self.session.selectors and compat.is_static(cache):
+            call.skip("pruning", STATIC)
+            warnings.warn(STATIC, stacklevel=2)
+            context = None
+        positions = kwargs.get("position_ids")
+        if positions is None:
+            positions = torch.arange(past, past + q, device=embeds.device)[None]
+        step = Step(embeds.shape[0], q, past, embeds.device, context, state, positions, call, self.session)
+        step.fast = (
+            state is not None
+            and context is None
+            and q == 1
+            and kwargs.get("attention_mask") is None
+            and self.may_skip_masks
+            and not state.shift
+            and all(valid is None for valid in state.valid.values())
+        )
+        call.open_step(step, arguments)
+        STEP.set(step)
+
+
+class CloseStep:
+    """Forward hook of the decoder; also called, with no output, when the forward raised."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        step = STEP.get()
+        if step is None or step.owner is not self.session:
+            return None
+        STEP.set(None)
+        if output is None:
+            return None
+        if step.rows:
+            commit(step, max(self.session.stage_of))
+            output = restore_length(step, self.session.stage_of[-1], output)
+        cache = kwargs.get("past_key_values")
+        step.call.close_step(step, cache if cache is not None else getattr(output, "past_key_values", None))
+        return output
+
+
+def commit(step: Step, stages: int) -> None:
+    """Append this chunk's surviving rows to what the cache remembers."""
+    state = step.state
+    if state is None:
+        return
+    columns = {stage: step.columns(stage) for stage in range(1, stages + 1)}
+    for stage, (index, valid) in columns.items():
+        if index is not None:
+            state.index[stage], state.valid[stage] = index, valid
+    state.tail = step.past + step.q
+    state.shift.update(step.new_shift)
+
+
+def restore_length(step: Step, stage: int, output: Any) -> Any:
+    """Scatter the last hidden state to logical length, zeros at dropped places, so that labels and slices still fit."""
+    rows = step.rows.get(stage)
+    hidden = output[0] if isinstance(output, tuple) else output.last_hidden_state
+    if rows is None or hidden.shape[1] != rows.log.shape[1]:  # some loops keep only the last rows
+        return output
+    full = scatter_rows(hidden, rows.log.to(hidden.device), rows.valid, step.q)
+    if isinstance(output, tuple):
+        return (full, *output[1:])
+    output.last_hidden_state = full
+    return output
+
+
+def scatter_rows(hidden: Tensor, log: Tensor, valid: Tensor | None, length: int) -> Tensor:
+    """hidden [B, W, d] at logical places `log` -> [B, length, d]; fillers and dropped places are zero."""
+    if valid is not None:
+        hidden = hidden * valid.to(hidden.device)[..., None].to(hidden.dtype)
+    full = hidden.new_zeros(hidden.shape[0], length, hidden.shape[-1])
+    return full.scatter_(1, log[..., None].expand_as(hidden), hidden)

@@ -1,0 +1,37 @@
+"""Qwen3-VL adds vision features to hidden states between its first layers; after a cut they follow the survivors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from .context import STEP
+from .masks import take_rows
+
+if TYPE_CHECKING:
+    from .session import Session
+
+
+class DeepStack:
+    """Stands in for the decoder's `_deepstack_process(hidden_states, visual_pos_masks, visual_embeds)`."""
+
+    def __init__(self, session: Session, original: Callable[..., Any]) -> None:
+        self.session, self.original = session, original
+
+    def __call__(self, hidden_states: Tensor, visual_pos_masks: Tensor, visual_embeds: Tensor) -> Tensor:
+        step = STEP.get()
+        rows = step.rows.get(step.stage) if step is not None and step.owner is self.session else None
+        if step is None or rows is None:
+            return self.original(hidden_states, visual_pos_masks, visual_embeds)
+        where = visual_pos_masks.to(hidden_states.device)
+        embeds = visual_embeds.to(hidden_states.device, hidden_states.dtype)
+        spread = embeds.new_zeros(*where.shape, embeds.shape[-1])
+        spread[where] = embeds
+        here = where.gather(1, rows.log)
+        if rows.valid is not None:
+            here = here & rows.valid
+        if step.marker is not None:  # a marker stands for a run, not for the cell whose slot it took
+            here = here & ~step.marker.gather(1, rows.log)
+        return self.original(hidden_states, here, take_rows(spread, rows.log)[here])

@@ -1,0 +1,110 @@
+"""Find the parts of a loaded model structurally, not by a list of classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .compat import layer_types
+
+IMAGE_IDS = ("image_token_id", "image_token_index")
+VIDEO_IDS = ("video_token_id", "video_token_index")
+
+
+@dataclass
+class Anatomy:
+    """Where things are in one model."""
+
+    outer: nn.Module  # merges visual features into the embeddings
+    decoder: nn.Module  # owns `layers` and `embed_tokens`
+    layers: list[nn.Module]
+    attentions: list[nn.Module | None]  # per layer; None for recurrent layers
+    visual_ids: dict[int, str]  # token id -> "image" | "video"
+    layer_types: list[str]
+    mrope: bool
+
+    @property
+    def config(self) -> Any:
+        return self.decoder.config
+
+
+def discover(model: nn.Module) -> Anatomy:
+    """Anatomy of a vision-language model; `ValueError` says what was missing and what was found."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a loaded transformers model, got {type(model).__name__}")
+    decoder = next(
+        (
+            m
+            for m in model.modules()
+            if isinstance(getattr(m, "layers", None), nn.ModuleList) and hasattr(m, "embed_tokens")
+        ),
+        None,
+    )
+    if decoder is None:
+        raise ValueError(
+            f"{type(model).__name__} has no language decoder (a module with `layers` and `embed_tokens`); {hint(model)}"
+        )
+    outer = next((m for m in model.modules() if any(child is decoder for child in m.children())), None)
+    ids = visual_ids(model)
+    if outer is None or not hasattr(outer, "get_image_features") or not ids:
+        missing = (
+            "image token id in its config"
+            if outer is not None and hasattr(outer, "get_image_features")
+            else "get_image_features"
+        )
+        raise ValueError(
+            f"{type(model).__name__} is not a vision-language model: found a decoder ({type(decoder).__name__}) but no "
+            f"{missing}; {hint(model)}"
+        )
+    layers = list(decoder.layers)
+    rope = getattr(decoder.config, "rope_parameters", None) or getattr(decoder.config, "rope_scaling", None) or {}
+    return Anatomy(
+        outer=outer,
+        decoder=decoder,
+        layers=layers,
+        attentions=[attention_of(layer) for layer in layers],
+        visual_ids=ids,
+        layer_types=layer_types(decoder.config),
+        mrope="mrope_section" in rope,
+    )
+
+
+def hint(model: nn.Module) -> str:
+    from ..families import families
+
+    return (
+        f"described families: {', '.join(sorted(families()))}. Load the model with AutoModelForImageTextToText, "
+        "or describe its family in vlmopt/families (see CONTRIBUTING.md)."
+    )
+
+
+def attention_of(layer: nn.Module) -> nn.Module | None:
+    return next(
+        (c for c in layer.children() if hasattr(c, "layer_idx") and (hasattr(c, "q_proj") or hasattr(c, "qkv_proj"))),
+        None,
+    )
+
+
+def visual_ids(model: nn.Module) -> dict[int, str]:
+    """Placeholder ids by modality, from whatever name the config uses."""
+    config = getattr(model, "config", None)
+    ids: dict[int, str] = {}
+    for modality, names in (("image", IMAGE_IDS), ("video", VIDEO_IDS)):
+        for name in names:
+            token = getattr(config, name, None)
+            if token is not None:
+                ids[int(token)] = modality
+    return ids
+
+
+def shared_key_source(attentions: list[nn.Module | None], layer: int) -> int | None:
+    """Layer whose keys `layer` reuses (KV sharing), None when it has its own."""
+    attention = attentions[layer]
+    if not getattr(attention, "is_kv_shared_layer", False):
+        return None
+    own = [
+        i for i in range(layer) if attentions[i] is not None and not getattr(attentions[i], "is_kv_shared_layer", False)
+    ]
+    return max(i for i in own if getattr(attentions[i], "layer_type", None) == getattr(attention, "layer_type", None))

@@ -1,0 +1,176 @@
+"""Touch point D: the boundary of every decoder layer. Tokens leave here; later layers get what matches the survivors.
+
+The decoder's loop hands every layer the same full-length tensors; they are gathered, never rebuilt.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from pruning import pack, repack_positions
+from torch import Tensor, nn
+
+from . import compat, masks
+from .cache import adopt
+from .context import STEP, Rows, Step
+from .discover import shared_key_source
+from .selection import choose, write_markers
+
+if TYPE_CHECKING:
+    from .session import Session
+
+
+class LayerHook:
+    """Forward pre-hook of one decoder layer."""
+
+    def __init__(self, session: Session, layer: int) -> None:
+        self.session, self.layer = session, layer
+        anatomy = session.anatomy
+        self.stage = session.stage_of[layer]
+        self.selector = session.selectors.get(layer)
+        self.names = list(inspect.signature(type(anatomy.layers[layer]).forward).parameters)[1:]
+        self.recurrent = bool(anatomy.layer_types) and anatomy.layer_types[layer] in compat.RECURRENT
+        rotary = getattr(anatomy.decoder, "rotary_emb", None)
+        by_type = rotary is not None and "layer_type" in inspect.signature(type(rotary).forward).parameters
+        self.rotary_kind = (anatomy.layer_types[layer],) if by_type else ()
+        self.key_source = shared_key_source(anatomy.attentions, layer)
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        step = STEP.get()
+        if step is None or step.fast or step.owner is not self.session:
+            return None
+        step.stage = self.stage
+        if step.context is None and step.state is None:
+            return None
+        given = dict(zip(self.names, args, strict=False)) | kwargs  # some families pass positionally
+        hidden = given.pop("hidden_states")
+        cache = given.get("past_key_values", given.get("past_key_value"))
+        if step.context is not None and self.selector is not None:
+            hidden = self.cut(step, hidden, cache)
+        need = self.keys_needed(step, hidden, cache)
+        rows = step.rows.get(self.stage)
+        if rows is None and step.state is None:
+            return None
+        sliced = hidden.shape[1] != (
+            step.q if rows is None else rows.log.shape[1]
+        )  # the loop itself kept the last rows only
+        if rows is not None and not sliced:
+            self.gather_tables(step, rows, given)
+        self.move_positions(step, rows, hidden, given)
+        given["attention_mask"] = self.mask(step, rows, hidden, need, sliced, given.get("attention_mask"))
+        if step.state is not None and cache is not None and rows is not None and self.key_source is None:
+            step.state.pending[self.layer] = step.q - rows.log.shape[1]
+        return (hidden,), given
+
+    def cut(self, step: Step, hidden: Tensor, cache: Any) -> Tensor:
+        """Run the selector of this boundary and gather the rows that stay."""
+        assert step.context is not None
+        assert self.selector is not None
+        previous = step.rows.get(self.stage - 1)
+        before = step.current(self.stage - 1)
+        start = step.call.clock.now()
+        keep = choose(self.session, step, self.selector, before)
+        if keep is None:  # nothing to drop: the rows of the stage before go on
+            step.call.scoring.append((start, step.call.clock.now()))
+            if previous is not None:
+                step.rows[self.stage] = previous
+            return hidden
+        content = keep.content
+        if before.valid is not None:
+            content = content & before.valid
+        if step.context.attention_mask2d is not None:
+            content = content & step.context.attention_mask2d.gather(1, before.log)
+        if keep.dropped is not None:
+            hidden, ends = write_markers(step, hidden, keep, self.selector.marker, before)
+            content = content | ends
+        index, valid = pack(content)
+        step.rows[self.stage] = Rows(before.log.gather(1, index), valid)
+        if cache is not None and step.state is None:
+            step.state = adopt(cache, self.session.lease)
+        hidden = masks.take_rows(hidden, index)
+        step.call.scoring.append((start, step.call.clock.now()))
+        return hidden
+
+    def keys_needed(self, step: Step, hidden: Tensor, cache: Any) -> int:
+        """Physical keys this layer attends to; a KV-sharing layer sees those of its source."""
+        if self.key_source is not None:
+            need = step.key_length[self.key_source]
+        else:
+            need = compat.physical_past(cache, self.layer) + hidden.shape[1]
+        step.key_length[self.layer] = need
+        return need
+
+    def gather_tables(self, step: Step, rows: Rows, given: dict[str, Any]) -> None:
+        """Rotary tables and per-layer inputs of the surviving rows, once per stage."""
+        for name, value in given.items():
+            if name.startswith("position_embeddings") and value is not None:
+                given[name] = step.remember(
+                    (name, self.stage), value, lambda v=value: tuple(masks.take_rows(t, rows.log) for t in v)
+                )
+        if given.get("position_ids") is not None:
+            given["position_ids"] = None  # only feeds packed-sequence detection, which takes gaps for boundaries
+        if given.get("cache_position") is not None:
+            given["cache_position"] = given["cache_position"][: rows.log.shape[1]]
+        if given.get("per_layer_input") is not None:
+            given["per_layer_input"] = masks.take_rows(given["per_layer_input"], rows.log)
+
+    def move_positions(self, step: Step, rows: Rows | None, hidden: Tensor, given: dict[str, Any]) -> None:
+        """ "repack": rotary tables of the re-numbered survivors; later steps of the stage stay shifted by as much."""
+        old = None if step.state is None else step.state.shift.get(self.stage)
+        if not self.stage or not self.session.repack or (rows is None and old is None):
+            return
+        if self.stage not in step.new_positions:
+            assert step.positions is not None
+            positions = step.positions.to(hidden.device).expand(step.batch, -1)
+            positions = positions if old is None else positions + old[:, None]
+            if rows is None:
+                step.new_positions[self.stage] = positions
+            else:
+                new, shift = repack_positions(positions, rows.log, rows.valid)
+                step.new_positions[self.stage] = new
+                step.new_shift[self.stage] = shift if old is None else shift + old
+        rotary, positions = self.session.anatomy.decoder.rotary_emb, step.new_positions[self.stage]
+        make = lambda: rotary(hidden, positions, *self.rotary_kind)  # noqa: E731
+        given["position_embeddings"] = step.remember(("repack", self.stage, *self.rotary_kind), None, make)
+
+    def mask(
+        self, step: Step, rows: Rows | None, hidden: Tensor, need: int, sliced: bool, mask: Tensor | None
+    ) -> Tensor | None:
+        """The mask of this layer from the logical one (the rules stand in `masks`)."""
+        if self.recurrent:
+            return masks.recurrent_mask(mask, None if rows is None else rows.log, None if rows is None else rows.valid)
+        stage = self.stage if self.key_source is None else self.session.stage_of[self.key_source]
+        columns, valid = step.columns(stage)
+        key = ("mask", self.stage, stage, need, sliced)
+        return step.remember(key, mask, lambda: self.make_mask(step, rows, hidden, need, sliced, mask, columns, valid))
+
+    def make_mask(
+        self,
+        step: Step,
+        rows: Rows | None,
+        hidden: Tensor,
+        need: int,
+        sliced: bool,
+        mask: Tensor | None,
+        columns: Tensor | None,
+        valid: Tensor | None,
+    ) -> Tensor | None:
+        if columns is None:
+            return mask if mask is None else mask[..., -need:]
+        columns, valid = columns[:, -need:], None if valid is None else valid[:, -need:]
+        if mask is None:
+            if valid is None:
+                return None
+            if compat.is_flash(self.session.anatomy.config):
+                return valid.long()
+            logical = step.current(self.stage).log[:, -hidden.shape[1] :] + step.past
+            return masks.ragged_mask(logical, columns, valid)
+        if not isinstance(mask, Tensor):
+            raise ValueError(
+                f"attention masks of type {type(mask).__name__} cannot be cut; use attn_implementation='sdpa'"
+            )
+        if mask.ndim == 2:
+            return masks.gather_2d(mask, columns, valid)
+        keep_rows = rows.log if rows is not None and not sliced and mask.shape[2] == step.q else None
+        return masks.gather_4d(mask, keep_rows, columns, valid, step.past)

@@ -1,0 +1,115 @@
+"""What one call costs: raw marks and tensors, collected in the hooks and turned into a report only when asked."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from . import compat
+from .context import Step, VisualContext
+from .outer import Features, OuterArguments
+
+if TYPE_CHECKING:
+    from .session import Session
+
+
+class Clock:
+    """Marks in time: CUDA events where the model runs on one GPU (no synchronisation), the wall clock elsewhere."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+
+    def now(self) -> Any:
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def ms(self, start: Any, end: Any) -> float:
+        if not self.cuda:
+            return (end - start) * 1e3
+        end.synchronize()
+        return float(start.elapsed_time(end))
+
+
+@dataclass
+class Cut:
+    """One selector's work on one prefill chunk."""
+
+    chunk: int  # running number of the pruned prefill inside the call
+    layer: int
+    method: str
+    keep: Tensor  # Bool[B, L] over logical places: visual tokens that stay
+    before: Tensor  # Bool[B, L]: visual tokens that were offered
+    markers: Tensor | None  # Bool[B, L] places overwritten by PosPad markers
+    requested: list[int]  # per row
+    scores: list[Tensor | None]  # per row, fp32 over the offered tokens
+    stats: list[dict[str, Any]]
+
+
+@dataclass
+class Call:
+    """One `generate`, or one bare forward. Held in a context variable while it runs; the session keeps the last."""
+
+    session: Session
+    clock: Clock
+    by_generate: bool
+    prompt_length: int | None = None
+    start: Any = None
+    end: Any = None
+    first_token: Any = None
+    finished: bool = False
+    outer: OuterArguments | None = None
+    features: Features = field(default_factory=Features)
+    contexts: list[VisualContext] = field(default_factory=list)
+    cuts: list[Cut] = field(default_factory=list)
+    vision: list[tuple[Any, Any]] = field(default_factory=list)
+    scoring: list[tuple[Any, Any]] = field(default_factory=list)
+    prefill: list[tuple[Any, Any]] = field(default_factory=list)
+    decode_steps: int = 0
+    new_tokens: int = 0
+    open_mark: Any = None
+    prompt_done: bool = False
+    query_lengths: list[tuple[int, int]] = field(default_factory=list)  # (batch, logical length) of every prefill chunk
+    key_lengths: list[int] = field(default_factory=list)  # physical keys per layer after the last prefill chunk
+    cache_bytes: int = 0
+    prompt_tokens: Tensor | None = None  # Long[B]
+    skipped: dict[str, str] = field(default_factory=dict)  # what -> why, once each
+
+    def open_step(self, step: Step, arguments: OuterArguments) -> None:
+        """A decoder forward begins; prefills are marked, decode steps only counted."""
+        if step.past == 0:  # without a cache every step starts over: the ledger describes the last pass
+            self.contexts, self.cuts, self.query_lengths = [], [], []
+        if step.context is not None:
+            self.contexts.append(step.context)
+            if not step.context.grouped:
+                self.skip(
+                    "grouping by image",
+                    "the encoder's record did not match the prompt: contiguous runs stand in for images",
+                )
+        reach = step.past + step.q
+        prefill = self.first_token is None or reach <= (self.prompt_length or 0)
+        self.prompt_done = reach >= (self.prompt_length or 0)
+        self.open_mark = self.clock.now() if prefill else None
+        self.decode_steps += not prefill
+        if not self.query_lengths:
+            mask = arguments.attention_mask2d
+            self.prompt_tokens = None if mask is None else mask.sum(1)
+
+    def close_step(self, step: Step, cache: Any) -> None:
+        if self.open_mark is not None:
+            self.prefill.append((self.open_mark, self.clock.now()))
+        elif step.past:
+            return
+        self.query_lengths.append((step.batch, step.q))
+        depth = len(self.session.stage_of)
+        self.key_lengths = [compat.physical_past(cache, i) or step.key_length.get(i, 0) for i in range(depth)]
+        self.cache_bytes = compat.cache_bytes(cache)
+
+    def skip(self, what: str, why: str) -> None:
+        self.skipped.setdefault(what, why)

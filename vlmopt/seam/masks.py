@@ -1,0 +1,61 @@
+"""From the mask the model made for the logical sequence to that of one physical layer. Pure functions of tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def take_rows(table: Tensor, log: Tensor) -> Tensor:
+    """Gather `table` [..., B or 1, L, D] along L with `log` Long[B, W] -> [..., B, W, D]."""
+    log = log.to(table.device)
+    batch = torch.arange(log.shape[0], device=table.device)[:, None]
+    if table.shape[-3] == 1:
+        batch = torch.zeros_like(batch)
+    return table[..., batch, log, :]
+
+
+def ragged_mask(rows: Tensor, columns: Tensor, valid: Tensor) -> Tensor:
+    """Causal mask Bool[B, 1, q, kv] from logical row index [B, q], column index [B, kv] and key validity [B, kv].
+
+    Every row may see itself, so that no row is empty.
+    """
+    row, column = rows[:, None, :, None], columns[:, None, None, :]
+    return (valid[:, None, None, :] & (column <= row)) | (column == row)
+
+
+def gather_4d(mask: Tensor, rows: Tensor | None, columns: Tensor, valid: Tensor | None, past: int) -> Tensor:
+    """Rows and columns of a logical mask [B or 1, H, L, past + L], Bool or additive float.
+
+    rows: Long[B, q] logical offsets inside the chunk, None when the query rows are already the layer's own.
+    columns: Long[B, kv] logical key index; valid: Bool[B, kv] or None.
+    """
+    batch = columns.shape[0]
+    columns = columns.to(mask.device)
+    mask = mask.expand(batch, *mask.shape[1:])
+    rows_ = torch.arange(mask.shape[2], device=mask.device).expand(batch, -1) if rows is None else rows.to(mask.device)
+    where = torch.arange(batch, device=mask.device)[:, None, None]
+    out = mask[where, :, rows_[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+    if valid is None:
+        return out
+    keys = valid.to(mask.device)[:, None, None, :]
+    if out.dtype != torch.bool:
+        return out.masked_fill(~keys, torch.finfo(out.dtype).min)
+    if rows is None:
+        return out & keys
+    return (out & keys) | (columns[:, None, None, :] == (rows_ + past)[:, None, :, None])
+
+
+def gather_2d(mask: Tensor, columns: Tensor, valid: Tensor | None) -> Tensor:
+    """Columns of a key-padding mask [B, kv_logical] (FlashAttention's contract)."""
+    out = mask.gather(1, columns.to(mask.device))
+    return out if valid is None else out * valid.to(out.device, out.dtype)
+
+
+def recurrent_mask(mask: Tensor | None, rows: Tensor | None, valid: Tensor | None) -> Tensor | None:
+    """Mask [B, W] of a recurrent layer from the logical one [B, L]: this chunk only, fillers zeroed."""
+    if mask is not None and rows is not None:
+        mask = mask.gather(1, rows.to(mask.device))
+    if valid is None:
+        return mask
+    return valid.long() if mask is None else mask * valid.to(mask.device, mask.dtype)

@@ -1,0 +1,189 @@
+"""Touch points A and B: the outer model says where visual tokens are, the feature functions say how they group."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..families.base import Piece
+from . import resize
+from .context import CALL, VisualContext, VisualSpan
+
+if TYPE_CHECKING:
+    from .session import Session
+
+MODALITIES = {"image": "get_image_features", "video": "get_video_features"}
+
+
+@dataclass
+class OuterArguments:
+    """What the outer model was called with; consumed by the decoder's pre-hook."""
+
+    input_ids: Tensor | None
+    attention_mask2d: Tensor | None
+    pixels: bool
+    embeds_only: bool
+
+
+@dataclass
+class Features:
+    """What the vision encoder returned in this call: the pieces of its output, per modality, in order."""
+
+    pieces: dict[str, list[Piece]] = field(default_factory=dict)
+    depth: int = 0  # a video function may call the image function
+
+
+class FeatureProbe:
+    """Stands in for a bound `get_image_features`; records lengths and grids, times the tower, resizes pixels."""
+
+    def __init__(self, session: Session, modality: str, original: Callable[..., Any]) -> None:
+        self.session, self.modality, self.original = session, modality, original
+        self.__signature__ = inspect.signature(original)  # `generate` picks its arguments by name
+        self.__name__, self.__doc__ = MODALITIES[modality], original.__doc__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        call = CALL.get()
+        if call is None or call.session is not self.session or call.features.depth:
+            return self.original(*args, **kwargs)
+        bound = dict(self.__signature__.bind_partial(*args, **kwargs).arguments)
+        bound.update(bound.pop("kwargs", {}))
+        start = call.clock.now()
+        call.features.depth += 1
+        try:
+            plan = resize.plan_for(self.session, self.modality, bound)
+            if plan is None:
+                out = self.original(*args, **kwargs)
+                lengths = feature_lengths(out)
+            else:
+                out, lengths = plan.run(self.original, bound)
+        finally:
+            call.features.depth -= 1
+        call.vision.append((start, call.clock.now()))
+        pieces = self.session.family.layout(self.modality, lengths, bound, self.session.model.config)
+        call.features.pieces.setdefault(self.modality, []).extend(pieces)
+        return out
+
+
+def feature_lengths(out: Any) -> list[int]:
+    """Number of tokens of every item in what a feature function returned, in any of its shapes across versions."""
+    if hasattr(out, "pooler_output"):
+        out = out.pooler_output
+    if isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], list):  # up to 4.57: (embeds, deepstack)
+        out = out[0]
+    if isinstance(out, Tensor):
+        out = out[None] if out.ndim == 2 else out
+        return [out.shape[1]] * out.shape[0]
+    return [item.shape[0] for part in out for item in ([part] if part.ndim == 2 else part)]
+
+
+class OuterHook:
+    """Forward pre-hook of the outer model."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.signature = inspect.signature(type(session.anatomy.outer).forward)
+
+    def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        bound = kwargs
+        if args:
+            bound = dict(self.signature.bind_partial(module, *args, **kwargs).arguments)
+            bound.update(bound.pop("kwargs", {}))
+        call = self.session.open_forward_call(bound)
+        mask = bound.get("attention_mask")
+        ids = bound.get("input_ids")
+        call.outer = OuterArguments(
+            input_ids=ids,
+            attention_mask2d=mask if isinstance(mask, Tensor) and mask.ndim == 2 else None,
+            pixels=any(carries_pixels(name, value) for name, value in bound.items()),
+            embeds_only=ids is None and bound.get("inputs_embeds") is not None,
+        )
+
+
+def carries_pixels(name: str, value: Any) -> bool:
+    """Without pixels in the call an image id is only a token, e.g. a candidate of prompt-lookup decoding."""
+    if value is None or (isinstance(value, dict) and not value):
+        return False
+    return name.startswith("pixel_values") or name in ("mm_encoder_outputs", "image_hidden_states")
+
+
+def build_context(session: Session, arguments: OuterArguments, features: Features, length: int) -> VisualContext | None:
+    """Visual context of this chunk, None when the call brings no visual tokens."""
+    ids = arguments.input_ids
+    if not arguments.pixels or ids is None or ids.shape[1] != length or length == 1:
+        return None
+    modality_of = session.anatomy.visual_ids
+    visual = torch.zeros_like(ids, dtype=torch.bool)
+    for token in modality_of:
+        visual |= ids == token
+    if not bool(visual.any()):
+        return None
+    mask = arguments.attention_mask2d
+    mask = None if mask is None else mask[:, -length:].to(ids.device).bool()
+    spans, expand = group(ids, visual, features, modality_of)
+    grouped = spans is not None
+    if spans is None:
+        spans, expand = runs(visual), 1
+    span = torch.full_like(ids, -1)
+    for item in spans:
+        span[item.row, item.index] = item.item
+    ordinal = visual.long().cumsum(1) - 1
+    return VisualContext(visual, span, ordinal, spans, expand, mask, grouped)
+
+
+def group(
+    ids: Tensor, visual: Tensor, features: Features, modality_of: dict[int, str]
+) -> tuple[list[VisualSpan] | None, int]:
+    """Cut every row's visual positions by the encoder's pieces. (None, 1) when the two do not match."""
+    # one family shows frames of a video through image tokens: all pieces then serve the image ids
+    pieces = {m: list(p) for m, p in features.pieces.items()}
+    ids_by_modality = {
+        m: visual & torch.isin(ids, ids.new_tensor([t for t, k in modality_of.items() if k == m])) for m in pieces
+    }
+    totals = {m: int(where.sum()) for m, where in ids_by_modality.items()}
+    lengths = {m: sum(piece.length for piece in p) for m, p in pieces.items()}
+    if (
+        not pieces
+        or any(not lengths[m] or totals[m] % lengths[m] for m in pieces)
+        or sum(totals.values()) != int(visual.sum())
+    ):
+        return None, 1
+    expands = {totals[m] // lengths[m] for m in pieces}
+    expand = expands.pop()
+    if expands or not expand or ids.shape[0] % expand:
+        return None, 1
+    spans: list[VisualSpan] = []
+    for start in range(0, ids.shape[0], expand):
+        found: list[tuple[Tensor, Piece]] = []
+        for modality, where in ids_by_modality.items():
+            positions = where[start].nonzero()[:, 0]
+            while len(positions):
+                if not pieces[modality] or pieces[modality][0].length > len(positions):
+                    return None, 1
+                piece = pieces[modality].pop(0)
+                found.append((positions[: piece.length], piece))
+                positions = positions[piece.length :]
+        found.sort(key=lambda pair: int(pair[0][0]))
+        for row in range(start, start + expand):
+            spans += [
+                VisualSpan(row, index, piece.kind, item, piece.grid, piece.coords.to(ids.device))
+                for item, (index, piece) in enumerate(found)
+            ]
+    return spans, expand
+
+
+def runs(visual: Tensor) -> list[VisualSpan]:
+    """One span per contiguous run of visual ids: the fallback when nothing says how tokens group."""
+    spans = []
+    for row in range(visual.shape[0]):
+        positions = visual[row].nonzero()[:, 0]
+        breaks = (positions.diff() != 1).nonzero()[:, 0] + 1
+        for item, index in enumerate(positions.tensor_split(breaks.cpu())):
+            if len(index):
+                coords = torch.full((len(index), 3), -1, device=visual.device)
+                spans.append(VisualSpan(row, index, "run", item, None, coords))
+    return spans

@@ -1,0 +1,79 @@
+"""The in-model resize control: the tower encodes a smaller picture, its features sit spread over the full grid.
+
+Positions and click coordinates stay in the frame of the full picture; the cells in between are dropped at layer 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pruning.resize import grid_cells, resize_patches
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .session import Session
+
+ARGUMENTS = {"image": ("pixel_values", "image_grid_thw"), "video": ("pixel_values_videos", "video_grid_thw")}
+
+
+@dataclass
+class ResizePlan:
+    """One call of a feature function with smaller pixels."""
+
+    pixels: str  # argument names
+    grid: str
+    arguments: dict[str, Any]
+    full: Tensor  # Long[k, 3] (t, h, w) in merged cells
+    small: Tensor  # Long[k, 3]
+    lengths: list[int]
+
+    def run(self, original: Callable[..., Any], bound: dict[str, Any]) -> tuple[Any, list[int]]:
+        """The function's output with its features spread over the full grid, and the full lengths."""
+        out = original(**{**bound, **self.arguments})
+        cells = [
+            torch.cat([grid_cells(*f[1:], *s[1:]) + t * f[1] * f[2] for t in range(f[0])])
+            for f, s in zip(self.full.tolist(), self.small.tolist(), strict=False)
+        ]
+        if hasattr(out, "pooler_output"):
+            out.pooler_output = tuple(self.spread(list(out.pooler_output), cells))
+            if getattr(out, "deepstack_features", None) is not None:
+                out.deepstack_features = [self.spread_flat(x, cells) for x in out.deepstack_features]
+            return out, self.lengths
+        if len(out) == 2 and isinstance(out[1], list):  # up to 4.57: (embeds, deepstack)
+            return (tuple(self.spread(list(out[0]), cells)), [self.spread_flat(x, cells) for x in out[1]]), self.lengths
+        return tuple(self.spread(list(out), cells)), self.lengths
+
+    def spread(self, items: list[Tensor], cells: list[Tensor]) -> list[Tensor]:
+        return [
+            x.new_zeros(n, x.shape[-1]).index_copy_(0, c.to(x.device), x)
+            for x, c, n in zip(items, cells, self.lengths, strict=False)
+        ]
+
+    def spread_flat(self, features: Tensor, cells: list[Tensor]) -> Tensor:
+        return torch.cat(self.spread(list(features.split([len(c) for c in cells])), cells))
+
+
+def plan_for(session: Session, modality: str, bound: dict[str, Any]) -> ResizePlan | None:
+    """How to resize the pixels of this call; None when the policy does not resize."""
+    method = session.resizer
+    pixels, grid = ARGUMENTS[modality]
+    if method is None or bound.get(pixels) is None or bound.get(grid) is None:
+        return None
+    vision = session.model.config.vision_config
+    merge = vision.spatial_merge_size
+    patches = bound[grid].cpu()
+    full = patches // torch.tensor([1, merge, merge])
+    small = torch.tensor([[t, *method.grid(t, h, w)] for t, h, w in full.tolist()])
+    resized = resize_patches(
+        bound[pixels],
+        patches,
+        small * torch.tensor([1, merge, merge]),
+        vision.patch_size,
+        merge,
+        vision.temporal_patch_size,
+    )
+    arguments = {pixels: resized, grid: (small * torch.tensor([1, merge, merge])).to(bound[grid])}
+    return ResizePlan(pixels, grid, arguments, full, small, full.prod(1).tolist())

@@ -1,0 +1,179 @@
+"""One optimized model: what is installed where, the undo stack, and the ledger of its last call."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextvars import Token
+from typing import Any
+
+import torch
+from pruning import Selector
+from pruning.base import AttentionRows
+from torch import nn
+
+from ..families import family_of
+from ..policy import Policy
+from . import attention
+from .context import CALL, Lease
+from .decoder import CloseStep, OpenStep
+from .deepstack import DeepStack
+from .discover import Anatomy
+from .layers import LayerHook
+from .ledger import Call, Clock
+from .outer import MODALITIES, FeatureProbe, OuterHook
+
+ATTRIBUTE = "_vlmopt"
+
+
+class Session:
+    """Everything `optimize` put on one model. Hooks are objects, not closures, so that deepcopy copies them."""
+
+    def __init__(self, model: nn.Module, policy: Policy, anatomy: Anatomy) -> None:
+        self.model, self.policy, self.anatomy = model, policy, anatomy
+        self.family = family_of(model.config)
+        active: list[Selector] = [method for method in policy.prune if not method.neutral]
+        self.selectors: dict[int, Selector] = {method.layer: method for method in active}
+        self.stage_of = [sum(layer <= i for layer in self.selectors) for i in range(len(anatomy.layers))]
+        self.repack = any(method.positions == "repack" for method in active)
+        self.resizer = next((method for method in active if method.resizes_pixels), None)
+        self.lease = Lease()
+        self.undo: list[Callable[[], None]] = []
+        self.last_call: Call | None = None
+
+    def install(self) -> None:
+        """Put every hook in place; on an error, take back what was done."""
+        try:
+            self._install()
+        except BaseException:
+            self.remove()
+            raise
+
+    def _install(self) -> None:
+        anatomy = self.anatomy
+        self.set_attribute(self.model, ATTRIBUTE, self)
+        self.set_attribute(self.model, "generate", Generate(self))
+        for modality, name in MODALITIES.items():
+            if hasattr(anatomy.outer, name):
+                self.set_attribute(anatomy.outer, name, FeatureProbe(self, modality, getattr(anatomy.outer, name)))
+        self.hook(anatomy.outer.register_forward_pre_hook(OuterHook(self), with_kwargs=True))
+        self.hook(anatomy.outer.register_forward_hook(CloseForward(self), always_call=True))
+        self.hook(self.model.register_forward_hook(FirstToken(self)))
+        self.hook(anatomy.decoder.register_forward_pre_hook(OpenStep(self), with_kwargs=True))
+        self.hook(anatomy.decoder.register_forward_hook(CloseStep(self), with_kwargs=True, always_call=True))
+        if not self.selectors:
+            return
+        for i, layer in enumerate(anatomy.layers):
+            self.hook(layer.register_forward_pre_hook(LayerHook(self, i), with_kwargs=True))
+        if hasattr(anatomy.decoder, "_deepstack_process"):
+            self.set_attribute(
+                anatomy.decoder, "_deepstack_process", DeepStack(self, anatomy.decoder._deepstack_process)
+            )
+        for method in self.selectors.values():
+            for need in method.needs:
+                if isinstance(need, AttentionRows):
+                    attention.install(self, need.layer, need.rows)
+
+    def set_attribute(self, module: nn.Module, name: str, value: Any) -> None:
+        """An instance attribute over a class attribute (or over somebody else's instance attribute)."""
+        self.undo.append(RestoreAttribute(module, name))
+        object.__setattr__(module, name, value)
+
+    def hook(self, handle: Any) -> None:
+        self.undo.append(handle.remove)
+
+    def remove(self) -> None:
+        """Undo in reverse order; idempotent."""
+        self.lease.alive = False
+        while self.undo:
+            self.undo.pop()()
+
+    def new_call(self, *, by_generate: bool, prompt_length: int | None = None) -> Call:
+        device = next(self.model.parameters()).device
+        call = Call(self, Clock(device), by_generate, prompt_length)
+        call.start = call.clock.now()
+        return call
+
+    def open_forward_call(self, arguments: dict[str, Any]) -> Call:
+        """The running `generate` of this session, or a new call for a bare forward."""
+        call = CALL.get()
+        if call is None or call.session is not self or not call.by_generate:
+            call = self.new_call(by_generate=False)
+            CALL.set(call)
+        return call
+
+    def finish(self, call: Call) -> None:
+        call.end = call.clock.now()
+        call.finished = True
+        self.last_call = call
+
+
+class RestoreAttribute:
+    """Put an instance attribute back to what it was, or take it away."""
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        self.module, self.name = module, name
+        self.had = name in module.__dict__
+        self.old = module.__dict__.get(name)
+
+    def __call__(self) -> None:
+        if self.had:
+            object.__setattr__(self.module, self.name, self.old)
+        else:
+            self.module.__dict__.pop(self.name, None)
+
+
+class Generate:
+    """`model.generate` with a ledger around it; arguments and result are the model's own."""
+
+    def __init__(self, session: Session) -> None:
+        self.session: Session = session
+        self.original: Callable[..., Any] = session.model.generate
+        functools.update_wrapper(self, self.original, updated=())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        session = self.session
+        ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
+        length = ids.shape[1] if isinstance(ids, torch.Tensor) and ids.ndim == 2 else None
+        call = session.new_call(by_generate=True, prompt_length=length)
+        token: Token[Call | None] = CALL.set(call)
+        try:
+            out = self.original(*args, **kwargs)
+            sequences = getattr(out, "sequences", out)
+            call.new_tokens = sequences.shape[1] - (length or 0)
+            session.finish(call)
+            return out
+        finally:
+            CALL.reset(token)
+
+
+class CloseForward:
+    """Ends the call of a bare forward, also when it raised."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        call = CALL.get()
+        if call is not None and call.session is self.session and not call.by_generate:
+            CALL.set(None)
+            if output is not None:
+                self.session.finish(call)
+
+
+class FirstToken:
+    """Marks when the first logits of a call exist: the end of TTFT."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        call = CALL.get()
+        if (
+            call is not None
+            and call.session is self.session
+            and call.by_generate
+            and call.prompt_done
+            and call.first_token is None
+        ):
+            call.first_token = call.clock.now()

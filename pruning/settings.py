@@ -1,0 +1,81 @@
+"""Settings of a method: dataclass fields that carry their help, range and choices, and the check that reads them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import Field, field, fields
+from numbers import Integral, Real
+from typing import Any
+
+KINDS: dict[str, tuple[Any, str]] = {
+    "float": (Real, "a number"),
+    "int": (Integral, "a whole number"),
+    "str": (str, "a string"),
+    "bool": (bool, "True or False"),
+}
+
+
+def setting(
+    default: Any,
+    help: str,
+    kind: str,
+    *,
+    min: float | None = None,
+    max: float | None = None,
+    above: float | None = None,
+    choices: Sequence[str] | None = None,
+) -> Any:
+    """A dataclass field with metadata for validation, forms and command lines.
+
+    Args:
+        default: the default; None means that the setting may stay open.
+        help: one sentence for people, with the unit.
+        kind: "float", "int", "str" or "bool".
+        min, max: inclusive bounds. above: exclusive lower bound.
+        choices: allowed strings.
+    """
+    given = {"help": help, "kind": kind, "min": min, "max": max, "above": above, "choices": choices}
+    return field(default=default, metadata={k: v for k, v in given.items() if v is not None})
+
+
+def validate(owner: Any, label: str) -> None:
+    """Check every `setting` of a frozen dataclass; numbers become plain Python numbers.
+
+    Raises:
+        TypeError: a value of the wrong kind (a bool is no number).
+        ValueError: NaN, out of range, not among the choices.
+    """
+    for f in fields(owner):
+        if "kind" in f.metadata:
+            object.__setattr__(owner, f.name, checked(getattr(owner, f.name), f, label))
+
+
+def checked(value: Any, f: Field[Any], label: str) -> Any:
+    """The value, if it fits, as a plain Python one."""
+    meta = f.metadata
+    if value is None and f.default is None:
+        return None
+    expected, words = KINDS[meta["kind"]]
+    if not isinstance(value, expected) or (isinstance(value, bool) and meta["kind"] != "bool"):
+        raise TypeError(
+            f"{label}: {f.name} must be {words}{range_text(meta)}, got {value!r} of type {type(value).__name__}"
+        )
+    if meta["kind"] == "float":
+        value = float(value)
+    elif meta["kind"] == "int":
+        value = int(value)
+    if meta["kind"] in ("float", "int"):
+        low, high, above = meta.get("min", -math.inf), meta.get("max", math.inf), meta.get("above", -math.inf)
+        if not (low <= value <= high and value > above and math.isfinite(value)):
+            raise ValueError(f"{label}: {f.name} must be {words}{range_text(meta)}, got {value!r}")
+    elif value not in meta.get("choices", (value,)):
+        raise ValueError(f"{label}: {f.name} must be one of {', '.join(meta['choices'])}; got {value!r}")
+    return value
+
+
+def range_text(meta: Any) -> str:
+    """ " > 0 and <= 1" for a message; empty without bounds."""
+    bounds = [(">", meta.get("above")), (">=", meta.get("min")), ("<=", meta.get("max"))]
+    text = " and ".join(f"{sign} {bound}" for sign, bound in bounds if bound is not None)
+    return f" {text}" if text else ""

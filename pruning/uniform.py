@@ -1,0 +1,85 @@
+"""The control that spreads its budget evenly over the picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from .base import Selection, Selector, VisualTokens, register
+from .budget import share, strided
+
+
+@register("uniform")
+@dataclass(frozen=True, kw_only=True)
+class Uniform(Selector):
+    """Evenly spread cells: a strided grid per picture where its grid is known, every so many tokens elsewhere.
+
+    The budget is shared between spans in proportion to their tokens and met exactly: rows of the strided grid may
+    differ by one cell. Structural tokens (row separators) come last, after all cells.
+    """
+
+    reads = "grid"
+
+    def select(self, tokens: VisualTokens) -> Selection:
+        sizes = tokens.item.unique_consecutive(return_counts=True)[1].tolist()
+        parts = share(sizes, self.budget(tokens.total))
+        coords = tokens.coords.cpu().split(sizes)
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        keep = [spread(c, k) + start for c, k, start in zip(coords, parts, starts, strict=True)]
+        return Selection(torch.cat(keep).to(tokens.ordinal.device))
+
+
+def spread(coords: Tensor, k: int) -> Tensor:
+    """k of the n tokens of one span, evenly spread.
+
+    Args:
+        coords: Long[n, 3] (t, y, x), -1 where unknown. k: 0..n.
+
+    Returns:
+        Long[k], ascending.
+    """
+    known = (coords >= 0).all(1)
+    cells = known.nonzero()[:, 0]
+    if not len(cells):
+        return torch.tensor(strided(len(coords), k), dtype=torch.long)
+    among = min(k, len(cells))
+    shape = lattice(coords[cells])
+    picks = strided(len(cells), among) if shape is None else strided_grid(shape, among)
+    rest = (~known).nonzero()[:, 0]
+    extra = rest[torch.tensor(strided(len(rest), k - among), dtype=torch.long)]
+    return torch.cat([cells[torch.tensor(picks, dtype=torch.long)], extra]).sort().values
+
+
+def lattice(coords: Tensor) -> tuple[int, int, int] | None:
+    """(t, h, w) if the cells [n, 3] are a complete grid in raster order (of any stride), else None."""
+    axes = [coords[:, i].unique() for i in range(3)]
+    if len(coords) != len(axes[0]) * len(axes[1]) * len(axes[2]):
+        return None
+    return (len(axes[0]), len(axes[1]), len(axes[2])) if torch.equal(torch.cartesian_prod(*axes), coords) else None
+
+
+def strided_grid(shape: tuple[int, int, int], k: int) -> list[int]:
+    """Exactly k cells of a (t, h, w) grid as flat indices: frames share k, rows of a frame share its part."""
+    t, h, w = shape
+    frames = min(t, k)
+    picks = []
+    for frame, budget in zip(strided(t, frames), cuts(k, frames), strict=True):
+        rows = grid_rows(h, w, budget)
+        for row, columns in zip(strided(h, rows), cuts(budget, rows), strict=True):
+            picks += [(frame * h + row) * w + x for x in strided(w, columns)]
+    return picks
+
+
+def grid_rows(h: int, w: int, k: int) -> int:
+    """Rows over which k >= 1 of h * w cells spread most evenly in both directions."""
+    rows = round((k * h / w) ** 0.5)
+    return min(max(rows, -(-k // w), 1), h, k)
+
+
+def cuts(total: int, parts: int) -> list[int]:
+    """`total` in `parts` whole numbers that differ by at most one, evenly interleaved."""
+    edges = [i * total // parts for i in range(parts + 1)] if parts else [0]
+    return [high - low for low, high in pairwise(edges)]

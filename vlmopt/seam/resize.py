@@ -40,10 +40,13 @@ class ResizePlan:
         if hasattr(out, "pooler_output"):
             out.pooler_output = tuple(self.spread(list(out.pooler_output), cells))
             if getattr(out, "deepstack_features", None) is not None:
-                out.deepstack_features = [self.spread_flat(x, cells) for x in out.deepstack_features]
+                out.deepstack_features = [self.spread_level(x, cells) for x in out.deepstack_features]
             return out, self.lengths
         if len(out) == 2 and isinstance(out[1], list):  # up to 4.57: (embeds, deepstack)
-            return (tuple(self.spread(list(out[0]), cells)), [self.spread_flat(x, cells) for x in out[1]]), self.lengths
+            return (
+                tuple(self.spread(list(out[0]), cells)),
+                [self.spread_level(x, cells) for x in out[1]],
+            ), self.lengths
         return tuple(self.spread(list(out), cells)), self.lengths
 
     def spread(self, items: list[Tensor], cells: list[Tensor]) -> list[Tensor]:
@@ -52,8 +55,11 @@ class ResizePlan:
             for x, c, n in zip(items, cells, self.lengths, strict=False)
         ]
 
-    def spread_flat(self, features: Tensor, cells: list[Tensor]) -> Tensor:
-        return torch.cat(self.spread(list(features.split([len(c) for c in cells])), cells))
+    def spread_level(self, level: Any, cells: list[Tensor]) -> Any:
+        """One DeepStack level: a tensor over all pictures, or one tensor per picture, depending on the release."""
+        if isinstance(level, Tensor):
+            return torch.cat(self.spread(list(level.split([len(c) for c in cells])), cells))
+        return type(level)(self.spread(list(level), cells))
 
 
 def plan_for(session: Session, modality: str, bound: dict[str, Any]) -> ResizePlan | None:

@@ -1,0 +1,190 @@
+"""All methods by name: of `pruning`, of `attention_fix`, and of installed packages (entry points "vlmopt.methods").
+
+A package adds a method by an entry point whose name is the method's registered name and whose object is the class.
+Entry points are loaded when their method is asked for, never at import; a name found in a file is never imported.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, fields
+from difflib import get_close_matches
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, TypeAlias
+
+import attention_fix
+import pruning
+from attention_fix import Correction
+from pruning import Selector
+
+GROUP = "vlmopt.methods"
+Method: TypeAlias = Selector | Correction
+
+
+def methods() -> dict[str, type[Method]]:
+    """Every known method class by name, with all entry points loaded.
+
+    Raises:
+        ValueError: an entry point cannot be loaded, is no method, or bears a taken name.
+    """
+    for point in plugins().values():
+        load(point)
+    return dict(sorted(registered().items()))
+
+
+def find(name: Any) -> type[Method]:
+    """The class registered as `name`.
+
+    Raises:
+        ValueError: no such method, or its entry point cannot be loaded.
+    """
+    known, points = registered(), plugins()
+    if name in points:
+        return load(points[name])
+    if name not in known:
+        names = sorted({*known, *points})
+        raise ValueError(f"unknown method {name!r}{near(str(name), names)}; known: {', '.join(names)}")
+    return known[name]
+
+
+def build(data: Any) -> Method:
+    """A method from its dict form {"method": name, setting: value, ...}.
+
+    Raises:
+        TypeError: not a dict, or a value of the wrong type. ValueError: unknown name or setting, value out of range.
+    """
+    if not isinstance(data, Mapping):
+        raise TypeError(f"a method must be a dict with a 'method' key, got {data!r} of type {type(data).__name__}")
+    if "method" not in data:
+        raise ValueError(f"'method' is missing in {dict(data)!r}; give the name of a method, e.g. 'uniform'")
+    cls = find(data["method"])
+    names = [f.name for f in fields(cls) if f.init]
+    for key in data:
+        if key != "method" and key not in names:
+            raise ValueError(
+                f"{cls.name}: unknown setting {key!r}{near(str(key), names)}; settings: {', '.join(names)}"
+            )
+    try:
+        return cls(**{key: decoded(value) for key, value in data.items() if key != "method"})
+    except TypeError as error:  # also a required setting that is missing
+        raise TypeError(f"{cls.name}: {error}" if cls.name not in str(error) else str(error)) from error
+
+
+def to_dict(method: Method) -> dict[str, Any]:
+    """JSON-ready dict form of a method, with the settings that differ from their defaults only."""
+    settings = {f.name: getattr(method, f.name) for f in fields(method) if f.init}
+    default = {f.name: default_of(f) for f in fields(method)}
+    changed = {name: encoded(value) for name, value in settings.items() if value != default[name]}
+    return {"method": method.name, **changed}
+
+
+def describe() -> list[dict[str, Any]]:
+    """One row per method for lists, forms and command lines.
+
+    {"name", "kind": "selector" | "correction", "summary", "paper": arXiv id or None, "reads", "package", "settings":
+    [{"name", "default", "help", "kind", "min", "max", "above", "choices"}, ...]}; bounds only where they exist.
+    """
+    return [row(cls) for cls in methods().values()]
+
+
+def row(cls: type[Method]) -> dict[str, Any]:
+    doc = cls.__doc__ or ""
+    paper = re.search(r"arXiv[: ]\s*(\d{4}\.\d{4,5})", doc)
+    return {
+        "name": cls.name,
+        "kind": kind_of(cls),
+        "summary": " ".join(doc.strip().split("\n\n")[0].split()),
+        "paper": paper.group(1) if paper else None,
+        "reads": cls.reads,
+        "package": cls.__module__.split(".")[0],
+        "settings": [{"name": f.name, "default": default_of(f), **f.metadata} for f in fields(cls) if f.init],
+    }
+
+
+def kind_of(cls: type[Method]) -> str:
+    return "selector" if issubclass(cls, Selector) else "correction"
+
+
+def registered() -> dict[str, type[Method]]:
+    """Classes whose modules are imported.
+
+    Raises:
+        ValueError: a selector and a correction bear the same name.
+    """
+    both = sorted(pruning.registry.keys() & attention_fix.registry.keys())
+    if both:
+        raise ValueError(f"method names {both} are taken twice, by a selector and by a correction; rename one")
+    return {**pruning.registry, **attention_fix.registry}
+
+
+def plugins() -> dict[str, EntryPoint]:
+    """Entry points by name, not loaded.
+
+    Raises:
+        ValueError: two packages offer the same name, or one offers that of a built-in method.
+    """
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=GROUP):
+        cls = registered().get(point.name)
+        if cls is not None and point.module.split(".")[0] != cls.__module__.split(".")[0]:
+            raise ValueError(
+                f"{origin(point)}: the name is taken by {cls.__module__}.{cls.__qualname__}; choose another"
+            )
+        if point.name in found and found[point.name].value != point.value:
+            raise ValueError(
+                f"{origin(point)}: the name is taken by {origin(found[point.name])}; uninstall one of them"
+            )
+        found[point.name] = point
+    return found
+
+
+def load(point: EntryPoint) -> type[Method]:
+    """The class behind an entry point, registered under the entry point's name."""
+    try:
+        cls = point.load()
+    except Exception as error:  # whatever a foreign module does on import
+        raise ValueError(f"{origin(point)} cannot be loaded: {type(error).__name__}: {error}") from error
+    if not (isinstance(cls, type) and issubclass(cls, (Selector, Correction))):
+        raise ValueError(f"{origin(point)} must name a pruning.Selector or attention_fix.Correction class, got {cls!r}")
+    if registered().get(point.name) is not cls:
+        raise ValueError(
+            f"{origin(point)} must name the class registered as {point.name!r}; "
+            f"{cls.__qualname__} is registered as {cls.name!r}"
+        )
+    return cls
+
+
+def origin(point: EntryPoint) -> str:
+    """An entry point for messages."""
+    package = f" of package {point.dist.name}" if point.dist else ""
+    return f"method {point.name!r} ({point.value}){package}"
+
+
+def near(name: str, names: list[str]) -> str:
+    """ " (did you mean 'uniform'?)" or nothing."""
+    close = get_close_matches(name, names, n=2, cutoff=0.5)
+    return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
+
+
+def default_of(f: Field[Any]) -> Any:
+    """Default of a field; None for a required one."""
+    if f.default_factory is not MISSING:
+        return f.default_factory()
+    return None if f.default is MISSING else f.default
+
+
+def encoded(value: Any) -> Any:
+    if isinstance(value, (Selector, Correction)):
+        return to_dict(value)
+    if isinstance(value, (tuple, list)):
+        return [encoded(v) for v in value]
+    return value
+
+
+def decoded(value: Any) -> Any:
+    if isinstance(value, Mapping) and "method" in value:
+        return build(value)
+    if isinstance(value, (tuple, list)):
+        return tuple(decoded(v) for v in value)
+    return value

@@ -1,0 +1,249 @@
+"""What to apply to a model: an immutable, checked list of methods that reads and writes as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from attention_fix import Correction
+from pruning import Selector
+
+from . import methods
+from .version import __version__
+
+FORMAT = 1
+FILE_NAME = "vlmopt_policy.json"
+KEYS = ["format", "vlmopt", "prune", "attention", "prefill", "seed"]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Which methods run, and the seed of everything random in them. `Policy()` changes nothing, it only measures.
+
+    Args:
+        prune: selectors, at most one per decoder layer; stored sorted by layer.
+        attention: corrections.
+        prefill: sparse prefill; None until a pattern exists.
+        seed: >= 0.
+
+    Raises:
+        TypeError: an entry of the wrong kind. ValueError: a combination that cannot work.
+    """
+
+    prune: Sequence[Selector] = ()
+    attention: Sequence[Correction] = ()
+    prefill: None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        prune = entries("prune", self.prune, Selector)
+        object.__setattr__(self, "prune", tuple(sorted(prune, key=lambda method: method.layer)))
+        object.__setattr__(self, "attention", entries("attention", self.attention, Correction))
+        if self.prefill is not None:
+            raise ValueError(
+                f"prefill={self.prefill!r}: no sparse prefill pattern exists in vlmopt {__version__}; use None"
+            )
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise TypeError(f"seed must be a whole number >= 0, got {self.seed!r} of type {type(self.seed).__name__}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be >= 0 and < 2**63, got {self.seed}")
+        check_stages(self.prune)
+
+    @classmethod
+    def load(cls, source: Any) -> Policy:
+        """A policy from a preset name, a path (file, or directory with `vlmopt_policy.json`), dict, method, list of
+        methods, or `Policy`.
+
+        Raises:
+            TypeError, ValueError: none of these, or not valid; a file written in a newer format.
+        """
+        if isinstance(source, Policy):
+            return source
+        if isinstance(source, (Selector, Correction)):
+            return cls.of([source])
+        if isinstance(source, Mapping):
+            return cls.of([methods.build(source)]) if "method" in source else cls.from_dict(source)
+        if isinstance(source, (list, tuple)):
+            return cls.of([methods.build(m) if isinstance(m, Mapping) else m for m in source])
+        if isinstance(source, str):
+            return named(source)
+        if isinstance(source, os.PathLike):
+            return read(Path(source))
+        raise TypeError(
+            "a policy must be a preset name, a path, a dict, a method, a list of methods or a Policy, "
+            f"got {source!r} of type {type(source).__name__}"
+        )
+
+    @classmethod
+    def of(cls, items: Sequence[Any]) -> Policy:
+        """A policy from selectors and corrections in any order."""
+        for item in items:
+            if not isinstance(item, (Selector, Correction)):
+                raise TypeError(
+                    f"a list of methods may hold selectors and corrections, got {item!r} of type {type(item).__name__}"
+                )
+        return cls(
+            prune=tuple(item for item in items if isinstance(item, Selector)),
+            attention=tuple(item for item in items if isinstance(item, Correction)),
+        )
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Policy:
+        """Inverse of `to_dict`; every key may be missing."""
+        version = data.get("format", FORMAT)
+        if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+            raise ValueError(f"format must be a whole number from 1 to {FORMAT}, got {version!r}")
+        if version > FORMAT:
+            raise ValueError(
+                f"this policy has format {version}, written by vlmopt {data.get('vlmopt', '?')}; "
+                f"vlmopt {__version__} reads up to format {FORMAT}. Upgrade vlmopt."
+            )
+        for key in data:
+            if key not in KEYS:
+                raise ValueError(f"unknown policy key {key!r}{methods.near(str(key), KEYS)}; keys: {', '.join(KEYS)}")
+        lists: dict[str, Any] = {key: data.get(key, []) for key in ("prune", "attention")}
+        for key, value in lists.items():
+            if not isinstance(value, (list, tuple)):
+                raise TypeError(f"{key} must be a list of methods, got {value!r} of type {type(value).__name__}")
+            lists[key] = [methods.build(entry) for entry in value]
+        return cls(prefill=data.get("prefill"), seed=data.get("seed", 0), **lists)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; methods carry the settings that differ from their defaults."""
+        return {
+            "format": FORMAT,
+            "vlmopt": __version__,
+            "prune": [methods.to_dict(method) for method in self.prune],
+            "attention": [methods.to_dict(method) for method in self.attention],
+            "prefill": self.prefill,
+            "seed": self.seed,
+        }
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> Path:
+        """Write `vlmopt_policy.json` into a directory, which is made if missing; returns the file's path."""
+        directory = Path(save_directory)
+        if directory.is_file():
+            raise ValueError(f"{directory} is a file; give a directory")
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / FILE_NAME
+        path.write_text(self.to_json(), encoding="utf-8")
+        return path
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike[str], **download: Any) -> Policy:
+        """Read the policy of a directory, or else of a Hub repository.
+
+        Args:
+            source: directory, or repository id "user/name".
+            download: passed on to `huggingface_hub.hf_hub_download` (revision, token, cache_dir, ...).
+
+        Raises:
+            ValueError: neither holds a valid policy.
+        """
+        if Path(source).exists():
+            return read(Path(source))
+        from huggingface_hub import hf_hub_download
+
+        try:
+            path = hf_hub_download(str(source), FILE_NAME, **download)
+        except (OSError, ValueError) as error:  # network, missing repository or file, malformed id
+            raise ValueError(
+                f"{str(source)!r} is no directory, and {FILE_NAME} cannot be had from the Hub under that name: {error}"
+            ) from error
+        return read(Path(path))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload vlmopt policy",
+    ) -> str:
+        """Upload `vlmopt_policy.json` to a Hub repository, made if missing; returns the address of the commit."""
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        return str(
+            api.upload_file(
+                path_or_fileobj=self.to_json().encode(),
+                path_in_repo=FILE_NAME,
+                repo_id=repo,
+                revision=revision,
+                commit_message=commit_message,
+            )
+        )
+
+
+def entries(key: str, given: Any, kind: type) -> tuple[Any, ...]:
+    """A tuple of methods of one kind, or `TypeError`."""
+    if not isinstance(given, (list, tuple)):
+        raise TypeError(f"{key} must be a list of {kind.__name__}s, got {given!r} of type {type(given).__name__}")
+    for method in given:
+        if not isinstance(method, kind):
+            raise TypeError(f"{key} may hold {kind.__name__}s only, got {method!r} of type {type(method).__name__}")
+    return tuple(given)
+
+
+def check_stages(prune: Sequence[Selector]) -> None:
+    """Selectors, sorted by layer, that contradict each other."""
+    for first, second in pairwise(prune):
+        if first.layer == second.layer:
+            raise ValueError(
+                f"{first.label} and {second.label} both act before layer {first.layer}; one method per layer, move one"
+            )
+    active = [method for method in prune if not method.neutral]
+    for unit in ("keep_ratio", "keep_tokens"):
+        budgets = [(getattr(method, unit), method) for method in active if getattr(method, unit) is not None]
+        for (before, first), (after, second) in pairwise(budgets):
+            if after > before:
+                raise ValueError(
+                    f"{second.label}: {unit}={after} before layer {second.layer} exceeds {unit}={before} of "
+                    f"{first.label} before layer {first.layer}; budgets count original tokens and cannot grow with depth"
+                )
+    policies = sorted({method.positions for method in active})
+    if "repack" in policies and len(policies) > 1:
+        raise ValueError(f"positions='repack' cannot be mixed with {policies}: renumber at every stage or at none")
+
+
+def named(name: str) -> Policy:
+    """A preset, or the policy at a path."""
+    from .presets import presets
+
+    known = presets()
+    if name in known:
+        return known[name]
+    if os.sep in name or name.endswith(".json") or Path(name).exists():
+        return read(Path(name))
+    names = sorted(known)
+    raise ValueError(
+        f"unknown preset {name!r}{methods.near(name, names)}; presets: {', '.join(names)}. "
+        "A string may also be the path of a policy file or directory."
+    )
+
+
+def read(path: Path) -> Policy:
+    """The policy in a file, or in the `vlmopt_policy.json` of a directory; errors name the file."""
+    path = path / FILE_NAME if path.is_dir() else path
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"no policy file at {path}") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as a JSON policy: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(data).__name__}")
+    try:
+        return Policy.from_dict(data)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{path}: {error}") from error

@@ -1,0 +1,23 @@
+"""Ready-made policies: the controls every table needs, and a few to start from."""
+
+from __future__ import annotations
+
+from pruning import AttentionTopK, Random, Resize, Uniform
+
+from .policy import Policy
+
+
+def presets() -> dict[str, Policy]:
+    """Policies by name; the number is the percentage of visual tokens that stays."""
+    return {
+        "dense": Policy(),
+        "random-25": Policy(prune=(Random(keep_ratio=0.25),)),
+        "uniform-25": Policy(prune=(Uniform(keep_ratio=0.25),)),
+        "uniform-50": Policy(prune=(Uniform(keep_ratio=0.5),)),
+        "resize-25": Policy(prune=(Resize(keep_ratio=0.25),)),
+        "attention-25": Policy(prune=(AttentionTopK(keep_ratio=0.25, layer=2),)),
+        "pospad-30": Policy(prune=(AttentionTopK(keep_ratio=0.3, layer=2, positions="pospad"),)),
+        "progressive": Policy(
+            prune=(AttentionTopK(keep_ratio=0.5, layer=2), AttentionTopK(keep_ratio=0.25, layer=4)),
+        ),
+    }

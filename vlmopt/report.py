@@ -226,7 +226,7 @@ def applied(call: Call) -> list[dict[str, Any]]:
 def skipped(call: Call) -> list[dict[str, str]]:
     out = [{"what": what, "why": why} for what, why in call.skipped.items()]
     out += [{"what": m.name, "why": "neutral setting (keep_ratio=1.0)"} for m in call.session.policy.prune if m.neutral]
-    if call.session.selectors and not call.contexts and not out:
+    if call.session.selectors and not call.contexts and "pruning" not in call.skipped:
         out.append({"what": "pruning", "why": "the prompt brought no visual tokens"})
     return out
 

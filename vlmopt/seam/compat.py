@@ -53,8 +53,9 @@ def physical_past(cache: Any, layer: int) -> int:
     if layer >= len(layers) or not hasattr(layers[layer], "get_mask_sizes"):
         return 0
     length = layers[layer].get_seq_length()
-    if getattr(layers[layer], "is_sliding", False):  # it may record more than it returns
-        length = min(length, layers[layer].sliding_window - 1)
+    window = getattr(layers[layer], "sliding_window", None)
+    if window is not None and getattr(layers[layer], "is_sliding", False):  # it may record more than it returns
+        length = min(length, window - 1)
     return int(length)
 
 

@@ -6,6 +6,7 @@ stores).
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -53,13 +54,10 @@ class Rows:
 
 
 class Lease:
-    """Shared by a session and the caches it filled; ends with `restore`. A copy of a cache shares its lease."""
+    """Shared by a session and the caches it filled; ends with `restore`."""
 
     def __init__(self) -> None:
         self.alive = True
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Lease:
-        return self
 
 
 @dataclass
@@ -73,6 +71,13 @@ class CacheState:
     tail: int = 0  # logical indices >= tail are stored one to one in every stage
     dropped: dict[int, int] = field(default_factory=lambda: defaultdict(int))  # layer -> slots it does not store
     pending: dict[int, int] = field(default_factory=dict)  # layer -> what its next update will have dropped
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CacheState:
+        """A copied cache stays on the lease of the session that filled it."""
+        twin = copy.copy(self)
+        for table in ("index", "valid", "shift", "dropped", "pending"):
+            setattr(twin, table, copy.deepcopy(getattr(self, table), memo))
+        return twin
 
     def columns(self, stage: int, upto: int, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
         """Logical index and validity, both [B, n], of every stored slot below `upto`; (None, None) = all of them."""

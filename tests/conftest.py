@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import warnings
 
-import pytest
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
-import torch  # noqa: E402
+import pytest
+import torch
 
 torch.set_num_threads(1)
 
@@ -19,4 +17,3 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
-    warnings.filterwarnings("ignore", message=".*causal_conv1d|.*flash-linear-attention")

@@ -133,7 +133,8 @@ class Reference:
         self.model: Any = copy.deepcopy(model)
         self.decoder: Any = decoder_of(self.model)
         self.removal: Removal | None = None
-        self.past, self.written = 0, torch.empty(0)
+        self.past = self.q = 0
+        self.written: dict[tuple[int, int], Tensor] = {}  # (row, column) -> marker as the layer before left it
         attentions = [m for layer in self.decoder.layers for m in layer.children() if hasattr(m, "layer_idx")]
         configs = [self.model.config, self.model.config.get_text_config(), self.decoder.config]
         for config in configs + [m.config for m in attentions if hasattr(m, "config")]:
@@ -169,15 +170,18 @@ class Reference:
     def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         cache = kwargs.get("past_key_values")
         self.past = cache.get_seq_length() if cache is not None else 0
+        self.q = kwargs["inputs_embeds"].shape[1]
 
-    def _places(self, layer: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows and columns of `hidden` that hold the markers known at this layer."""
+    def _first(self, hidden: Tensor) -> int:
+        """Column of the first of the rows at hand: some decoders keep only the last rows in their last layers."""
+        return self.past + self.q - hidden.shape[1]
+
+    def _markers(self, layer: int, hidden: Tensor) -> list[tuple[int, int]]:
+        """(row, column) of the markers known at this layer, as far as `hidden` has them."""
         assert self.removal is not None
-        times = hidden.shape[0] // self.removal.shape[0]
-        here = [(b * times + t, i - self.past) for b, i in self.removal.markers[layer] for t in range(times)
-                if self.past <= i < self.past + hidden.shape[1]]
-        where = torch.tensor(here, dtype=torch.long).reshape(-1, 2)
-        return where[:, 0], where[:, 1]
+        times, first = hidden.shape[0] // self.removal.shape[0], self._first(hidden)
+        return [(b * times + t, i) for b, i in self.removal.markers[layer] for t in range(times)
+                if first <= i < first + hidden.shape[1]]
 
     def _before(self, layer: int) -> Any:
         names = list(inspect.signature(type(self.decoder.layers[layer]).forward).parameters)[1:]
@@ -189,7 +193,8 @@ class Reference:
             hidden = kw["hidden_states"]
             if layer > 0 and self.removal.markers[layer - 1]:  # what the loop adds between layers is not for markers
                 hidden = hidden.clone()
-                hidden[self._places(layer - 1, hidden)] = self.written
+                for row, column in self._markers(layer - 1, hidden):
+                    hidden[row, column - self._first(hidden)] = self.written[row, column]
             kw["hidden_states"] = self._write_markers(layer, hidden)
             positions = self.removal.repacked(layer)
             if positions is not None:
@@ -202,27 +207,28 @@ class Reference:
         def hook(module: nn.Module, args: Any, out: Any) -> None:
             if self.removal is not None and self.removal.markers[layer]:
                 hidden = out[0] if isinstance(out, tuple) else out
-                self.written = hidden[self._places(layer, hidden)].clone()
+                self.written = {(row, column): hidden[row, column - self._first(hidden)].clone()
+                                for row, column in self._markers(layer, hidden)}
 
         return hook
 
     def _write_markers(self, layer: int, hidden: Tensor) -> Tensor:
         assert self.removal is not None
         fresh, times = self.removal.runs.get(layer, []), hidden.shape[0] // self.removal.shape[0]
-        before, hidden = hidden, hidden.clone()
+        before, hidden, first = hidden, hidden.clone(), self._first(hidden)
         for b, run in fresh:
-            if run[-1] < self.past or run[0] >= self.past + hidden.shape[1]:
+            if run[-1] < first or run[0] >= first + hidden.shape[1]:
                 continue
             for r in range(b * times, (b + 1) * times):
-                local = [i - self.past for i in run]
+                local = [i - first for i in run]
                 hidden[r, local[-1]] = marker_embedding(before[r], local, self.removal.stages[layer].marker)
         return hidden
 
     def _rotary(self, layer: int, kw: dict[str, Any], positions: Tensor) -> dict[str, Any]:
         assert self.removal is not None
         hidden, rows = kw["hidden_states"], self.removal.survivors[layer] or []
-        later = torch.tensor([len(row) for row in rows])[:, None] + torch.arange(self.past + hidden.shape[1])
-        table = torch.cat([positions, later], 1)[:, self.past : self.past + hidden.shape[1]]
+        later = torch.tensor([len(row) for row in rows])[:, None] + torch.arange(self.past + self.q)
+        table = torch.cat([positions, later], 1)[:, self._first(hidden) : self.past + self.q]
         table = table.repeat_interleave(hidden.shape[0] // table.shape[0], 0)
         out = {}
         for name in (n for n in kw if n.startswith("position_embeddings") and kw[n] is not None):
@@ -234,8 +240,8 @@ class Reference:
 
 
 @torch.no_grad()
-def compact_logits(model: Any, inputs: dict[str, Tensor], removal: Removal) -> Tensor:
-    """Logits [1, k, vocab] of the survivors of one unpadded row, by running each layer on the survivors alone."""
+def compact_logits(model: Any, inputs: dict[str, Tensor], removal: Removal, row: int = 0) -> Tensor:
+    """Logits [1, k, vocab] of the survivors of one row of a batch, by running each layer on the survivors alone."""
     decoder: Any = decoder_of(model)
     seen: list[dict[str, Any]] = []
     hooks = [layer.register_forward_pre_hook(
@@ -245,17 +251,25 @@ def compact_logits(model: Any, inputs: dict[str, Tensor], removal: Removal) -> T
     model(**inputs, use_cache=False)
     for hook in hooks:
         hook.remove()
-    hidden, here = seen[0]["hidden_states"], list(range(inputs["input_ids"].shape[1]))
+    here = inputs["attention_mask"][row].nonzero()[:, 0].tolist()
+    hidden = seen[0]["hidden_states"][row : row + 1, here]
     for i, (layer, kw) in enumerate(zip(decoder.layers, seen, strict=True)):
         fresh = hidden.clone()
-        for _, run in removal.runs.get(i, []):
-            local = [here.index(j) for j in run]
-            fresh[0, local[-1]] = marker_embedding(hidden[0], local, removal.stages[i].marker)
+        for b, run in removal.runs.get(i, []):
+            if b == row:
+                local = [here.index(j) for j in run]
+                fresh[0, local[-1]] = marker_embedding(hidden[0], local, removal.stages[i].marker)
         rows = removal.survivors[i]
-        stay = here if rows is None else rows[0]
+        stay = here if rows is None else rows[row]
         hidden, here = fresh[:, [here.index(j) for j in stay]], stay
-        tables = {name: tuple(t[..., here, :] for t in kw[name]) for name in kw if name.startswith("position_emb")}
+        tables = {name: tuple(_one_row(t, row)[..., here, :] for t in kw[name]) for name in kw
+                  if name.startswith("position_embeddings")}
         out = layer(hidden, attention_mask=None, past_key_values=None, **tables)
         hidden = out[0] if isinstance(out, tuple) else out
     norm = decoder.norm if hasattr(decoder, "norm") else decoder.embedding_norm
     return model.lm_head(norm(hidden))
+
+
+def _one_row(table: Tensor, row: int) -> Tensor:
+    """table [..., B or 1, L, D] -> [..., 1, L, D]"""
+    return table if table.shape[-3] == 1 else table[..., row : row + 1, :, :]

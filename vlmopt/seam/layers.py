@@ -131,8 +131,9 @@ class LayerHook:
                 step.new_positions[self.stage] = new
                 step.new_shift[self.stage] = shift if old is None else shift + old
         rotary, positions = self.session.anatomy.decoder.rotary_emb, step.new_positions[self.stage]
+        positions = positions[:, -hidden.shape[1] :]  # the loop may have kept the last rows only
         make = lambda: rotary(hidden, positions, *self.rotary_kind)  # noqa: E731
-        given["position_embeddings"] = step.remember(("repack", self.stage, *self.rotary_kind), None, make)
+        given["position_embeddings"] = step.remember(("repack", self.stage, hidden.shape[1], *self.rotary_kind), None, make)
 
     def mask(
         self, step: Step, rows: Rows | None, hidden: Tensor, need: int, sliced: bool, mask: Tensor | None

@@ -120,7 +120,7 @@ def resize_patches(
     sizes, width = [t * h * w for t, h, w in old], channels * temporal_patch_size * patch_size**2
     if pixel_values.shape != (sum(sizes), width):
         raise ValueError(
-            f"pixel_values {tuple(pixel_values.shape)} do not fit grid_thw={old}: {sum(sizes)} patches of {width} values"
+            f"pixel_values {tuple(pixel_values.shape)} do not fit grid_thw={old}: {sum(sizes)} patches x {width} values"
         )
     if len(old) != len(new) or any(a[0] != b[0] for a, b in zip(old, new, strict=False)):
         raise ValueError(f"new_grids={new} must hold as many pictures and frames as grid_thw={old}")

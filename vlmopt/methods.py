@@ -37,14 +37,16 @@ def find(name: Any) -> type[Method]:
     """The class registered as `name`.
 
     Raises:
-        ValueError: no such method, or its entry point cannot be loaded.
+        ValueError: no such method, or its entry point cannot be loaded. TypeError: the name is no string.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"a method name must be a string, got {name!r} of type {type(name).__name__}")
     known, points = registered(), plugins()
     if name in points:
         return load(points[name])
     if name not in known:
         names = sorted({*known, *points})
-        raise ValueError(f"unknown method {name!r}{near(str(name), names)}; known: {', '.join(names)}")
+        raise ValueError(f"unknown method {name!r}{near(name, names)}; known: {', '.join(names)}")
     return known[name]
 
 

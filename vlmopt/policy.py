@@ -209,7 +209,7 @@ def check_stages(prune: Sequence[Selector]) -> None:
             if after > before:
                 raise ValueError(
                     f"{second.label}: {unit}={after} before layer {second.layer} exceeds {unit}={before} of "
-                    f"{first.label} before layer {first.layer}; budgets count original tokens and cannot grow with depth"
+                    f"{first.label} before layer {first.layer}; budgets count original tokens and must not grow"
                 )
     policies = sorted({method.positions for method in active})
     if "repack" in policies and len(policies) > 1:
@@ -223,7 +223,7 @@ def named(name: str) -> Policy:
     known = presets()
     if name in known:
         return known[name]
-    if os.sep in name or name.endswith(".json") or Path(name).exists():
+    if name and (os.sep in name or name.endswith(".json") or Path(name).exists()):
         return read(Path(name))
     names = sorted(known)
     raise ValueError(

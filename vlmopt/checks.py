@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from pruning import Selector
 from pruning.base import AttentionRows
-from torch import nn
 
 from .families import families, family_of
 from .policy import Policy
@@ -25,6 +26,9 @@ def check(model: nn.Module, policy: Policy) -> Anatomy:
             "attn_implementation='flex_attention' is not supported: its block masks cannot be cut. "
             "Use 'sdpa', 'eager' or a flash implementation."
         )
+    if policy.attention:
+        names = ", ".join(method.name for method in policy.attention)
+        raise ValueError(f"attention={names}: this release installs no corrections yet; leave attention empty")
     for method in active:
         check_selector(model, anatomy, method)
     return anatomy

@@ -9,12 +9,13 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from attention_fix.rows import attention_rows
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+
+from attention_fix.rows import attention_rows
 
 from .compat import implementation
 from .context import STEP, Step
@@ -47,7 +48,7 @@ def vlmopt_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
     """Delegate to the base kernel; during a prefill that will be pruned, also read the rows selectors asked for."""
-    plan: AttentionPlan = module._vlmopt_plan
+    plan = cast("AttentionPlan", module._vlmopt_plan)
     out = base_function(module, plan.base)(BaseView(module, plan.base), query, key, value, attention_mask, **kwargs)
     step = STEP.get()
     if plan.rows and step is not None and step.owner is plan.session and step.context is not None:
@@ -131,8 +132,8 @@ def install(session: Session, layer: int, rows: int) -> AttentionPlan:
         plan = AttentionPlan(session, layer, base)
         clone = copy.copy(base)
         clone._attn_implementation_internal = NAME
-        module._vlmopt_plan = plan  # type: ignore[assignment]
-        module.config = clone  # type: ignore[assignment]
+        module._vlmopt_plan = plan
+        module.config = clone
         session.undo.append(Uninstall(module, base))
     plan.rows = max(plan.rows, rows)
     return plan

@@ -17,10 +17,11 @@ VIDEO_IDS = ("video_token_id", "video_token_index")
 class Anatomy:
     """Where things are in one model."""
 
-    outer: nn.Module  # merges visual features into the embeddings
-    decoder: nn.Module  # owns `layers` and `embed_tokens`
-    layers: list[nn.Module]
-    attentions: list[nn.Module | None]  # per layer; None for recurrent layers
+    # transformers modules, whose attributes no type checker knows
+    outer: Any  # merges visual features into the embeddings
+    decoder: Any  # owns `layers` and `embed_tokens`
+    layers: list[Any]
+    attentions: list[Any]  # per layer; None for recurrent layers
     visual_ids: dict[int, str]  # token id -> "image" | "video"
     layer_types: list[str]
     mrope: bool
@@ -58,7 +59,7 @@ def discover(model: nn.Module) -> Anatomy:
             f"{type(model).__name__} is not a vision-language model: found a decoder ({type(decoder).__name__}) but no "
             f"{missing}; {hint(model)}"
         )
-    layers = list(decoder.layers)
+    layers: list[Any] = list(decoder.layers)  # type: ignore[arg-type]
     rope = getattr(decoder.config, "rope_parameters", None) or getattr(decoder.config, "rope_scaling", None) or {}
     return Anatomy(
         outer=outer,

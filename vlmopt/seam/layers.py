@@ -6,10 +6,12 @@ The decoder's loop hands every layer the same full-length tensors; they are gath
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pruning import pack, repack_positions
 from torch import Tensor, nn
+
+from pruning import pack, repack_positions
 
 from . import compat, masks
 from .cache import adopt
@@ -19,6 +21,10 @@ from .selection import choose, write_markers
 
 if TYPE_CHECKING:
     from .session import Session
+
+
+def take_tables(tables: tuple[Tensor, ...], log: Tensor) -> tuple[Tensor, ...]:
+    return tuple(masks.take_rows(table, log) for table in tables)
 
 
 class LayerHook:
@@ -105,9 +111,7 @@ class LayerHook:
         """Rotary tables and per-layer inputs of the surviving rows, once per stage."""
         for name, value in given.items():
             if name.startswith("position_embeddings") and value is not None:
-                given[name] = step.remember(
-                    (name, self.stage), value, lambda v=value: tuple(masks.take_rows(t, rows.log) for t in v)
-                )
+                given[name] = step.remember((name, self.stage), value, partial(take_tables, value, rows.log))
         if given.get("position_ids") is not None:
             given["position_ids"] = None  # only feeds packed-sequence detection, which takes gaps for boundaries
         if given.get("cache_position") is not None:
@@ -116,7 +120,7 @@ class LayerHook:
             given["per_layer_input"] = masks.take_rows(given["per_layer_input"], rows.log)
 
     def move_positions(self, step: Step, rows: Rows | None, hidden: Tensor, given: dict[str, Any]) -> None:
-        """ "repack": rotary tables of the re-numbered survivors; later steps of the stage stay shifted by as much."""
+        """Position policy repack: rotary tables of the re-numbered survivors; later steps of the stage stay shifted by as much."""
         old = None if step.state is None else step.state.shift.get(self.stage)
         if not self.stage or not self.session.repack or (rows is None and old is None):
             return
@@ -133,7 +137,9 @@ class LayerHook:
         rotary, positions = self.session.anatomy.decoder.rotary_emb, step.new_positions[self.stage]
         positions = positions[:, -hidden.shape[1] :]  # the loop may have kept the last rows only
         make = lambda: rotary(hidden, positions, *self.rotary_kind)  # noqa: E731
-        given["position_embeddings"] = step.remember(("repack", self.stage, hidden.shape[1], *self.rotary_kind), None, make)
+        given["position_embeddings"] = step.remember(
+            ("repack", self.stage, hidden.shape[1], *self.rotary_kind), None, make
+        )
 
     def mask(
         self, step: Step, rows: Rows | None, hidden: Tensor, need: int, sliced: bool, mask: Tensor | None

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pruning.resize import grid_cells, resize_patches
 from torch import Tensor
+
+from pruning.resize import grid_cells, resize_patches
 
 if TYPE_CHECKING:
     from .session import Session

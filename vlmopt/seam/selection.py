@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
+
 from pruning import Selection, Selector, VisualTokens, run_ends, run_mean
 from pruning.base import AttentionRows, Signal
-from torch import Tensor
 
 from .context import Rows, Step
 from .ledger import Cut
@@ -40,7 +41,9 @@ def choose(session: Session, step: Step, selector: Selector, rows: Rows) -> Keep
         visual = visual & rows.valid
     keep = ~visual
     batch = visual.shape[0]
-    requested, scores, stats = [0] * batch, [None] * batch, [{} for _ in range(batch)]
+    requested = [0] * batch
+    scores: list[Tensor | None] = [None] * batch
+    stats: list[dict[str, Any]] = [{} for _ in range(batch)]
     for first in range(0, batch, context.expand):
         places = visual[first].nonzero()[:, 0]
         if not len(places):
@@ -132,7 +135,14 @@ def write_markers(step: Step, hidden: Tensor, keep: Keep, kind: str, rows: Rows)
 
 
 def record(
-    step: Step, selector: Selector, rows: Rows, visual: Tensor, keep: Tensor, requested: list, scores: list, stats: list
+    step: Step,
+    selector: Selector,
+    rows: Rows,
+    visual: Tensor,
+    keep: Tensor,
+    requested: list[int],
+    scores: list[Tensor | None],
+    stats: list[dict[str, Any]],
 ) -> None:
     """Book the cut in logical places."""
     context = step.context

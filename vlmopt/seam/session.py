@@ -8,9 +8,10 @@ from contextvars import Token
 from typing import Any
 
 import torch
+from torch import nn
+
 from pruning import Selector
 from pruning.base import AttentionRows
-from torch import nn
 
 from ..families import family_of
 from ..policy import Policy
@@ -30,13 +31,14 @@ class Session:
     """Everything `optimize` put on one model. Hooks are objects, not closures, so that deepcopy copies them."""
 
     def __init__(self, model: nn.Module, policy: Policy, anatomy: Anatomy) -> None:
-        self.model, self.policy, self.anatomy = model, policy, anatomy
+        self.model: Any = model
+        self.policy, self.anatomy = policy, anatomy
         self.family = family_of(model.config)
         active: list[Selector] = [method for method in policy.prune if not method.neutral]
         self.selectors: dict[int, Selector] = {method.layer: method for method in active}
         self.stage_of = [sum(layer <= i for layer in self.selectors) for i in range(len(anatomy.layers))]
         self.repack = any(method.positions == "repack" for method in active)
-        self.resizer = next((method for method in active if method.resizes_pixels), None)
+        self.resizer: Any = next((method for method in active if method.resizes_pixels), None)
         self.lease = Lease()
         self.undo: list[Callable[[], None]] = []
         self.last_call: Call | None = None

@@ -26,9 +26,7 @@ class OpenStep:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.signature = inspect.signature(type(session.anatomy.decoder).forward)
-        config = session.anatomy.config
-        windowed = any("sliding" in kind or "chunk" in kind for kind in session.anatomy.layer_types)
-        self.may_skip_masks = not windowed and compat.implementation(config) != "eager"
+        self.windowed = any("sliding" in kind or "chunk" in kind for kind in session.anatomy.layer_types)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         STEP.set(None)
@@ -61,7 +59,8 @@ class OpenStep:
             and context is None
             and q == 1
             and kwargs.get("attention_mask") is None
-            and self.may_skip_masks
+            and not self.windowed
+            and compat.implementation(self.session.anatomy.config) != "eager"  # always makes a mask
             and not state.shift
             and all(valid is None for valid in state.valid.values())
         )

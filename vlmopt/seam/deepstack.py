@@ -29,9 +29,10 @@ class DeepStack:
         embeds = visual_embeds.to(hidden_states.device, hidden_states.dtype)
         spread = embeds.new_zeros(*where.shape, embeds.shape[-1])
         spread[where] = embeds
-        here = where.gather(1, rows.log)
+        log = rows.log.to(where.device)
+        here = where.gather(1, log)
         if rows.valid is not None:
-            here = here & rows.valid
+            here = here & rows.valid.to(where.device)
         if step.marker is not None:  # a marker stands for a run, not for the cell whose slot it took
-            here = here & ~step.marker.gather(1, rows.log)
-        return self.original(hidden_states, here, take_rows(spread, rows.log)[here])
+            here = here & ~step.marker.to(where.device).gather(1, log)
+        return self.original(hidden_states, here, take_rows(spread, log)[here])

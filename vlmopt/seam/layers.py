@@ -120,7 +120,7 @@ class LayerHook:
             given["per_layer_input"] = masks.take_rows(given["per_layer_input"], rows.log)
 
     def move_positions(self, step: Step, rows: Rows | None, hidden: Tensor, given: dict[str, Any]) -> None:
-        """Position policy repack: rotary tables of the re-numbered survivors; later steps of the stage stay shifted by as much."""
+        """Policy "repack": rotary tables of the re-numbered survivors; later steps of the stage stay shifted alike."""
         old = None if step.state is None else step.state.shift.get(self.stage)
         if not self.stage or not self.session.repack or (rows is None and old is None):
             return

@@ -57,7 +57,7 @@ def choose(session: Session, step: Step, selector: Selector, rows: Rows) -> Keep
                 f"keep_tokens={selector.keep_tokens} exceeds the {tokens.total} visual tokens: kept whole",
             )
         for row in range(first, first + context.expand):  # beams of one sample are identical
-            keep[row, places[result.keep]] = True
+            keep[row, places[result.keep.to(places.device)]] = True
             requested[row], scores[row], stats[row] = budget, result.scores, dict(result.stats)
     everything = bool((keep | ~visual).all())
     record(step, selector, rows, visual, keep, requested, scores, stats)
@@ -93,7 +93,9 @@ def visual_tokens(
     signals: dict[Signal, Tensor] = {}
     for need in selector.needs:
         if isinstance(need, AttentionRows):
-            signals[need] = step.scores[need.layer][row, :, -need.rows :].index_select(-1, logical)
+            signals[need] = step.scores[need.layer][row, :, -need.rows :][
+                ..., logical.to(step.scores[need.layer].device)
+            ]
     return VisualTokens(
         total=int(context.visual[row].sum()),
         ordinal=context.ordinal[row, logical],
@@ -127,7 +129,8 @@ def write_markers(step: Step, hidden: Tensor, keep: Keep, kind: str, rows: Rows)
     assert step.context is not None
     ends = run_ends(keep.dropped, keep.span)
     if kind == "mean":
-        hidden = torch.where(ends[..., None], run_mean(hidden, keep.dropped, keep.span).to(hidden.dtype), hidden)
+        means = run_mean(hidden, keep.dropped.to(hidden.device), keep.span.to(hidden.device))
+        hidden = torch.where(ends.to(hidden.device)[..., None], means, hidden)
     marker = torch.zeros_like(step.context.visual).scatter(1, rows.log, ends)
     step.marker = marker if step.marker is None else step.marker | marker
     step.call.cuts[-1].markers = marker

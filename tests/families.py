@@ -214,7 +214,7 @@ FAMILIES = {
         Family("gemma4", "Gemma4", tiny.gemma4, tiny.gemma4_pixels, spans=_count(16), framed=True, centred_norms=True,
                prune_layers=(0, 1, 2), extra=True),
     )
-    if row.model_class is not None
+    if row.model_class is not None and (tiny.V5 or row.name != "lfm2_vl")  # its cache had no layers in transformers 4
 }
 MASKABLE = [f for f in FAMILIES.values() if not f.hybrid]  # a mask can remove a token
 HYBRID = [f for f in FAMILIES.values() if f.hybrid]

@@ -22,7 +22,7 @@ from tests.mechanism import NEW_TOKENS, TOLERANCE, Case, answer, forward, gap, g
 from tests.reference import decoder_of
 
 NAME = "flash_stand_in"
-CALLS: list[tuple[int, int, int]] = []  # (layer, queries, keys)
+CALLS: list[tuple[int, int, int, bool]] = []  # (layer, queries, keys, whether positions are free of gaps)
 FAMILY_NAMES = ["qwen2_5_vl", "qwen3_vl", "llava", "internvl", "smolvlm"]
 
 
@@ -32,9 +32,7 @@ def flash_stand_in(module: Any, query: Tensor, key: Tensor, value: Tensor, atten
     assert module.config._attn_implementation == NAME, "the kernel must see its own name"
     assert attention_mask is None or attention_mask.shape == (query.shape[0], kv), "2-D mask over this layer's keys"
     positions = kwargs.get("position_ids")
-    whole = positions is None or bool((positions.diff() == 1).all())
-    assert attention_mask is not None or whole, "without a mask, gaps mean packing"
-    CALLS.append((module.layer_idx, q, kv))
+    CALLS.append((module.layer_idx, q, kv, positions is None or bool((positions.diff() == 1).all())))
     seen = torch.arange(kv) <= torch.arange(q)[:, None] + kv - q
     seen = seen[None, None] if attention_mask is None else seen & attention_mask[:, None, None].bool()
     key, value = (t.repeat_interleave(query.shape[1] // key.shape[1], 1) for t in (key, value))
@@ -74,9 +72,10 @@ def test_contract_and_answers(name, schedule, positions, prompts):
         assert torch.equal(out.sequences, expected.sequences)
         assert gap(torch.stack(out.logits, 1), expected.logits) < TOLERANCE
         assert vlmopt.report(model).attn_implementation == NAME
-    prefill = {layer: kv for layer, q, kv in CALLS if q > 1}
-    assert [prefill[i] for i in range(6)] == expected.lengths
-    assert [kv for layer, q, kv in CALLS if layer == 5][-1] == expected.lengths[5] + NEW_TOKENS - 1
+    prefill = {layer: (kv, whole) for layer, q, kv, whole in CALLS if q > 1}
+    assert [prefill[i][0] for i in range(6)] == expected.lengths
+    assert all(prefill[i][1] for i in range(case.drops[0][0], 6)), "gapped positions would be read as packed sequences"
+    assert [kv for layer, _, kv, _ in CALLS if layer == 5][-1] == expected.lengths[5] + NEW_TOKENS - 1
 
 
 @pytest.mark.parametrize("prompts", ["one", "ragged"])

@@ -35,7 +35,7 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 train: $(VENV)/.installed
-	$(BIN)/vlmopt train-worlds
+	$(BIN)/vlmopt train-worlds --out runs/tiny-qwen
 
 clean:
 	rm -rf $(VENV) build demo-out *.egg-info .pytest_cache .mypy_cache .ruff_cache

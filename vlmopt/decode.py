@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlmopt.media import optional_module
+from .media import optional_module
 
 Fetch = Callable[[], np.ndarray]
 """Converts the frame the stream stands on to uint8 [h, w, 3] RGB; skipped frames are never converted."""

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlmopt.decode import decode_sampled
-from vlmopt.media import check_file, optional_module
+from .decode import decode_sampled
+from .media import check_file, optional_module
 
 READERS = ("auto", "qwen-vl-utils", "opencv", "pyav")
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

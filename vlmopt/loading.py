@@ -1,0 +1,166 @@
+"""Models and processors by bundled name, directory or Hub id, with one clear sentence for what cannot be had."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .checkpoints import bundled, load_checkpoint
+from .media import optional_module
+from .methods import near
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+FAILURES = (OSError, ValueError, ImportError, RuntimeError, KeyError, AttributeError, TypeError)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in eval mode on its device, its processor, and what had to be done to load them."""
+
+    name: str
+    model: Any
+    processor: Any
+    notes: tuple[str, ...] = ()
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that can be no model without loading anything."""
+    path = Path(name)
+    if name in bundled() or (path.is_dir() and (path / "config.json").exists()):
+        return
+    if path.is_dir():
+        raise ValueError(f"{name} is a directory without config.json, so no model was saved there")
+    if path.is_file():
+        raise ValueError(f"{name} is a file; give the directory that holds config.json and the weights")
+    parts = name.split("/")
+    if len(parts) != 2 or not all(parts) or name.startswith((".", "~")):
+        hint = near(name, bundled())
+        raise ValueError(f"model {name!r} is not {_choices()}{hint}, no directory here, and no Hub id (owner/name)")
+
+
+def load(name: str, *, device: str = "auto", dtype: str = "auto") -> Loaded:
+    """Load a vision-language model and its processor.
+
+    Args:
+        name: a bundled checkpoint, a directory written by `save_pretrained`, or a Hub id.
+        device: "auto" (CUDA where there is one, else the CPU) or a torch device.
+        dtype: one of `DTYPES`; "auto" is the one of the weights.
+
+    Raises:
+        ValueError: no such model, no connection, no vision-language model, unknown device or dtype.
+    """
+    check_name(name)
+    where = check_device(device)
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
+    if name in bundled():
+        model, processor = load_checkpoint(name, dtype=dtype)
+        return Loaded(name, model.to(where), processor)
+    config = _config(name)
+    _check_kind(name, config)
+    from transformers import AutoModelForImageTextToText
+
+    processor, notes = load_processor(name, config)
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype)
+    except FAILURES as error:
+        raise ValueError(f"the weights of {name} cannot be loaded: {_first_line(error)}") from error
+    return Loaded(name, model.eval().to(where), processor, notes)
+
+
+def check_device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        wanted = torch.device(device)
+        torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device {device!r} cannot be used here: {_first_line(error)}") from None
+    return wanted
+
+
+def load_processor(name: str, config: Any) -> tuple[Any, tuple[str, ...]]:
+    """(processor, notes). Without torchvision, a processor that owns a video processor is loaded for pictures alone."""
+    from transformers import AutoProcessor
+
+    torchvision, why = optional_module("torchvision")
+    if torchvision is None and importlib.util.find_spec("torchvision") is not None:
+        raise ValueError(
+            f"torchvision is installed but cannot be imported ({why}), and then no image processor of transformers "
+            "works: install the build that matches torch, or uninstall it (vlmopt does not need it)"
+        )
+    try:
+        processor = AutoProcessor.from_pretrained(name)
+        if hasattr(processor, "image_processor"):
+            return processor, ()
+        problem = f"only a {type(processor).__name__} came back"
+    except FAILURES as error:
+        problem = _first_line(error)
+    if torchvision is not None:
+        raise ValueError(f"the processor of {name} cannot be loaded: {problem}")
+    try:
+        processor = _without_video(config).from_pretrained(name)
+    except FAILURES as error:
+        raise ValueError(f"the processor of {name} cannot be loaded: {problem}; without video: {error}") from error
+    return processor, ("torchvision is not installed: processor loaded without its video part",)
+
+
+def _without_video(config: Any) -> Any:
+    """The stock processor class of a config, less its video processor."""
+    import transformers
+
+    stock = transformers.PROCESSOR_MAPPING[type(config)]
+
+    class Pictures(transformers.ProcessorMixin):  # type: ignore[misc]
+        """Stands between the stock class and its base, and keeps the missing part from the base."""
+
+        def __init__(self, *parts: Any, **named: Any) -> None:
+            named.pop("video_processor", None)
+            super().__init__(*(part for part in parts if part is not None), **named)
+
+    def init(self: Any, image_processor: Any = None, tokenizer: Any = None, **rest: Any) -> None:
+        rest.pop("video_processor", None)
+        stock.__init__(self, image_processor=image_processor, tokenizer=tokenizer, **rest)
+
+    body = {"__init__": init, "attributes": ["image_processor", "tokenizer"], "__doc__": stock.__doc__}
+    return type(stock.__name__, (stock, Pictures), body)
+
+
+def _config(name: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(name)
+    except FAILURES as error:
+        text = str(error)
+        if Path(name).is_dir():
+            raise ValueError(f"{name}/config.json cannot be read: {_first_line(error)}") from error
+        if "gated" in text or "401" in text:
+            reason = "the Hub has no public model of that name (gated ones need `hf auth login`)"
+        elif isinstance(error, OSError) and ("connect" in text or "offline" in text.lower()):
+            reason = "the Hub cannot be reached and the model is not in its local cache"
+        else:
+            reason = _first_line(error)
+        raise ValueError(f"model {name!r} not found: it is not {_choices()}, no directory, and {reason}") from error
+
+
+def _check_kind(name: str, config: Any) -> None:
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        raise ValueError(
+            f"{name} is no vision-language model: transformers has no image-text-to-text class for "
+            f"model_type={config.model_type!r}"
+        )
+
+
+def _choices() -> str:
+    return f"a bundled checkpoint ({', '.join(bundled()) or 'none'})"
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

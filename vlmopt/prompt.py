@@ -1,0 +1,83 @@
+"""From a question with pictures or a video to model inputs, for any processor with a chat template or without."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+from .frames import Video, video_inputs
+
+QWEN_VIDEO = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+TIMESTAMPED = QWEN_VIDEO[2:]  # a time before every frame pair, each between its own start and end tokens
+
+
+def image_prompt(processor: Any, question: str, images: Sequence[Image.Image]) -> dict[str, Any]:
+    """Inputs of one user turn: the pictures, then the question (a prompt of text alone where there is no picture)."""
+    text = chat(processor, "image", len(images), question)
+    return dict(processor(text=[text], images=list(images) or None, return_tensors="pt"))
+
+
+def video_prompt(processor: Any, model: Any, question: str, video: Video) -> dict[str, Any]:
+    """Inputs of one user turn: the video, then the question.
+
+    Raises ValueError for a family whose frames only its own video processor can prepare, when that is missing.
+    """
+    kind = model.config.model_type
+    text = chat(processor, "video", 1, question)
+    if kind not in QWEN_VIDEO:
+        if getattr(processor, "video_processor", None) is None:
+            raise ValueError(f"video for model_type={kind!r} needs its own video processor, and that torchvision")
+        return dict(processor(text=[text], videos=[video.frames.byte()], return_tensors="pt"))
+    images = processor.image_processor
+    pixels = video_inputs(
+        video.frames,
+        patch_size=images.patch_size,
+        temporal_patch_size=images.temporal_patch_size,
+        merge_size=images.merge_size,
+        image_mean=images.image_mean,
+        image_std=images.image_std,
+    )
+    t, h, w = pixels["video_grid_thw"][0].tolist()
+    pad = processor.tokenizer.convert_ids_to_tokens(model.config.video_token_id)
+    per_step = h * w // images.merge_size**2
+    if kind in TIMESTAMPED:
+        start, end = (
+            processor.tokenizer.convert_ids_to_tokens(getattr(model.config, f"vision_{side}_token_id"))
+            for side in ("start", "end")
+        )
+        steps = (f"<{second:.1f} seconds>{start}{pad * per_step}{end}" for second in seconds(video, t))
+        text = text.replace(f"{start}{pad}{end}", "".join(steps))
+    else:
+        text = text.replace(pad, pad * (t * per_step))
+    inputs = {**processor.tokenizer([text], return_tensors="pt"), **pixels}
+    takes = inspect.signature(model.forward).parameters
+    if "mm_token_type_ids" in takes:
+        inputs["mm_token_type_ids"] = 2 * (inputs["input_ids"] == model.config.video_token_id).long()
+    if "second_per_grid_ts" in takes:
+        inputs["second_per_grid_ts"] = torch.tensor([images.temporal_patch_size / video.sample_fps])
+    return inputs
+
+
+def chat(processor: Any, kind: str, count: int, question: str) -> str:
+    """The prompt text; a processor without a chat template gets its placeholders and the question on one line each."""
+    template = getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
+    if template is None:
+        placeholder = getattr(processor, f"{kind}_token", "")
+        return "\n".join([placeholder] * count + [question])
+    turn = [{"type": kind} for _ in range(count)] + [{"type": "text", "text": question}]
+    source = processor if getattr(processor, "chat_template", None) else processor.tokenizer
+    return str(
+        source.apply_chat_template([{"role": "user", "content": turn}], tokenize=False, add_generation_prompt=True)
+    )
+
+
+def seconds(video: Video, steps: int) -> list[float]:
+    """The middle of each temporal cell, in seconds of the file."""
+    times = [index / video.fps for index in video.indices]
+    size = -(-len(times) // steps)
+    groups = [times[i * size : (i + 1) * size] for i in range(steps)]
+    return [(group[0] + group[-1]) / 2 for group in groups]

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from .checkpoints import bundled, load_checkpoint
 from .media import optional_module
 from .methods import near
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-FAILURES = (OSError, ValueError, ImportError, RuntimeError, KeyError, AttributeError, TypeError)
+FAILURES = (OSError, ValueError, ImportError, RuntimeError, KeyError, AttributeError, TypeError, SafetensorError)
 
 
 @dataclass(frozen=True)

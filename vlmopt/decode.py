@@ -99,10 +99,9 @@ def count_frames(
     if nframes is not None:
         wanted = round(nframes / 2) * 2
     else:
+        asked = total / video_fps * (2.0 if fps is None else fps)
         limit = min(max_frames, total) // 2 * 2
-        wanted = total / video_fps * (2.0 if fps is None else fps)
-        wanted = min(max(wanted, math.ceil(min_frames / 2) * 2), limit, total)
-        wanted = math.floor(wanted / 2) * 2
+        wanted = math.floor(min(max(asked, math.ceil(min_frames / 2) * 2), limit) / 2) * 2
     if not 2 <= wanted <= total:
         raise ValueError(f"cannot sample {wanted} frames (an even number, at least 2) from a video of {total} frames")
     return wanted

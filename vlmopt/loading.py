@@ -116,7 +116,7 @@ def _without_video(config: Any) -> Any:
 
     stock = transformers.PROCESSOR_MAPPING[type(config)]
 
-    class Pictures(transformers.ProcessorMixin):  # type: ignore[misc]
+    class Pictures(transformers.ProcessorMixin):
         """Stands between the stock class and its base, and keeps the missing part from the base."""
 
         def __init__(self, *parts: Any, **named: Any) -> None:

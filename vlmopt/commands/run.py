@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,7 +140,7 @@ def decode(loaded: Loaded, measured: Measurement) -> str:
 
 def table(question: str, loaded: Loaded, answers: dict[str, str], measured: dict[str, Measurement]) -> str:
     """Dense and optimized side by side, then what the report says."""
-    dense, other = measured["dense"], measured["optimized"]
+    both, other = (measured["dense"], measured["optimized"]), measured["optimized"]
     report, parameters = other.report, sum(p.numel() for p in loaded.model.parameters())
     lines = [
         "",
@@ -152,14 +152,14 @@ def table(question: str, loaded: Loaded, answers: dict[str, str], measured: dict
         f"optimized  {answers['optimized']!r}" + (" (same)" if answers["dense"] == answers["optimized"] else ""),
         "",
         f"{'':<26}{'dense':>22}{'optimized':>22}{'ratio':>8}",
-        _row("visual tokens", dense.visual_tokens_kept, other.visual_tokens_kept, "{:.0f}"),
-        _row("visual tokens, layer mean", *(m.report.samples[0]["layer_average"] for m in (dense, other)), "{:.1f}"),
-        _row("vision tower, ms", dense.vision_ms, other.vision_ms, "{:.1f}"),
-        _row("time to first token, ms", dense.ttft_ms, other.ttft_ms, "{:.1f}"),
-        _row("decode, tokens/s", dense.decode_tokens_per_s, other.decode_tokens_per_s, "{:.1f}"),
-        _row("KV cache, KiB", *(m.report.kv_cache_bytes / 2**10 for m in (dense, other)), "{:.0f}"),
-        _row("peak memory, MiB", *(_mib(m.peak_memory_bytes) for m in (dense, other)), "{:.1f}"),
-        _row("  of it for this run, MiB", *(_mib(m.peak_memory_rise_bytes) for m in (dense, other)), "{:.1f}"),
+        _row("visual tokens", both, lambda m: m.visual_tokens_kept, "{:.0f}"),
+        _row("visual tokens, layer mean", both, lambda m: m.report.samples[0]["layer_average"], "{:.1f}"),
+        _row("vision tower, ms", both, lambda m: m.vision_ms, "{:.1f}"),
+        _row("time to first token, ms", both, lambda m: m.ttft_ms, "{:.1f}"),
+        _row("decode, tokens/s", both, lambda m: m.decode_tokens_per_s, "{:.1f}"),
+        _row("KV cache, KiB", both, lambda m: m.report.kv_cache_bytes / 2**10, "{:.0f}"),
+        _row("peak memory, MiB", both, lambda m: _mib(m.peak_memory_bytes), "{:.1f}"),
+        _row("  of it for this run, MiB", both, lambda m: _mib(m.peak_memory_rise_bytes), "{:.1f}"),
         "",
         f"times: median (p20-p80); memory: {other.peak_memory_kind}",
     ]
@@ -175,7 +175,7 @@ def _mib(size: int | None) -> float | None:
     return None if size is None else size / 2**20
 
 
-def _row(label: str, dense: Any, other: Any, form: str) -> str:
+def _row(label: str, both: Sequence[Measurement], read: Callable[[Measurement], Any], form: str) -> str:
     """A line of the table; None is shown as a dash."""
 
     def cell(value: Any) -> str:
@@ -186,6 +186,7 @@ def _row(label: str, dense: Any, other: Any, form: str) -> str:
             return f"{form.format(value.median)} ({low}-{high})"
         return form.format(value)
 
+    dense, other = map(read, both)
     before, after = (v.median if isinstance(v, Spread) else v for v in (dense, other))
     ratio = f"{after / before:.2f}" if before and after is not None else "-"
     return f"{label:<26}{cell(dense):>22}{cell(other):>22}{ratio:>8}"

@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=100, help="pictures")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first picture; the others follow")
-    parser.add_argument("--questions", type=int, default=8, help="per picture, fewer where a picture has no more to ask")
+    parser.add_argument("--questions", type=int, default=8, help="at most so many per picture")
     parser.add_argument("--size", type=int, nargs=2, default=(224, 224), metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--family", choices=("scene", "screen", "both"), default="both")
     options = parser.parse_args(arguments)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from .base import Question, Thing
 from .words import COLOURS, KINDS, LABELS, LATTICE, MAX_COUNT, SHAPES
+
+Asked = tuple[str, str, Thing | None] | None  # question, answer, the one thing asked about
 
 SINGLE = 0.3  # fraction of presence questions that name one property only
 HARD = 0.7  # fraction of "no" pairs whose two words both occur in the picture, on different things
@@ -32,7 +34,7 @@ def ask(
     asker = _Asker(objects, size, title, rng, *((COLOURS, SHAPES) if family == "scene" else (LABELS, KINDS)))
     questions: list[Question] = []
     answer, asked = rng.choice(("yes", "no")), set()
-    for kind in rng.choices(list(weights), weights.values(), k=4 * count):
+    for kind in rng.choices(list(weights), list(weights.values()), k=4 * count):
         question = asker.ask(kind, answer)
         if question is None or question.text in asked or len(questions) == count:
             continue
@@ -48,7 +50,15 @@ def article(word: str) -> str:
 
 
 class _Asker:
-    def __init__(self, objects, size, title, rng, names, sorts) -> None:
+    def __init__(
+        self,
+        objects: list[Thing],
+        size: tuple[int, int],
+        title: str,
+        rng: random.Random,
+        names: Iterable[str],
+        sorts: Iterable[str],
+    ) -> None:
         self.objects, self.size, self.title, self.rng = objects, size, title, rng
         self.names, self.sorts = tuple(names), tuple(sorts)
         self.scene = self.names == tuple(COLOURS)
@@ -57,8 +67,8 @@ class _Asker:
         self.by_sort = Counter(thing.sort for thing in objects)
 
     def ask(self, kind: str, answer: str) -> Question | None:
-        """One question of a kind, or None if this picture has none; `answer` is the one wanted of a presence question."""
-        method: Callable[[], tuple[str, str, Thing | None] | None] = getattr(self, "_" + kind)
+        """One question of a kind, or None if this picture has none; a presence question gets the wanted `answer`."""
+        method: Callable[[], Asked] = getattr(self, "_" + kind)
         asked = self._presence(answer) if kind == "presence" else method()
         if asked is None:
             return None
@@ -76,7 +86,7 @@ class _Asker:
     def _unique(self) -> Thing | None:
         return self._only(self.pairs, lambda thing: (thing.name, thing.sort))
 
-    def _presence(self, answer):
+    def _presence(self, answer: str) -> Asked:
         yes = answer == "yes"
         thing = self._any()
         if thing is None:
@@ -110,15 +120,15 @@ class _Asker:
                 return pair
         return None
 
-    def _colour(self):
+    def _colour(self) -> Asked:
         thing = self._only(self.by_sort, lambda thing: thing.sort)
-        return thing and (f"What colour is the {thing.sort}?", thing.name, thing)
+        return (f"What colour is the {thing.sort}?", thing.name, thing) if thing else None
 
-    def _shape(self):
+    def _shape(self) -> Asked:
         thing = self._only(self.by_name, lambda thing: thing.name)
-        return thing and (f"What shape is {thing.name}?", thing.sort, thing)
+        return (f"What shape is {thing.name}?", thing.sort, thing) if thing else None
 
-    def _count(self):
+    def _count(self) -> Asked:
         draw = self.rng.random()
         if draw < 0.2:
             return f"How many {'shapes' if self.scene else 'widgets'} are there?", str(len(self.objects)), None
@@ -129,7 +139,7 @@ class _Asker:
         plural = sort + ("es" if sort.endswith("x") else "s")
         return f"How many {plural} are there?", str(min(self.by_sort[sort], MAX_COUNT)), None
 
-    def _where(self):
+    def _where(self) -> Asked:
         thing = self._unique()
         if thing is None:
             return None
@@ -139,34 +149,34 @@ class _Asker:
         side = f"{'top' if y < height / 2 else 'bottom'} {'left' if x < width / 2 else 'right'}"
         return f"Where is the {thing.name} {thing.sort}?", side, thing
 
-    def _point(self):
+    def _point(self) -> Asked:
         thing = self._unique()
-        return thing and (f"Point at the {thing.name} {thing.sort}.", _coordinates(thing), thing)
+        return (f"Point at the {thing.name} {thing.sort}.", _coordinates(thing), thing) if thing else None
 
-    def _click(self):
+    def _click(self) -> Asked:
         thing = self._any()
         if thing is None:
             return None
         full = self.rng.random() < 0.3
         return f"Click the {thing.name} {thing.sort}." if full else f"Click {thing.name}.", _coordinates(thing), thing
 
-    def _widget(self):
+    def _widget(self) -> Asked:
         thing = self._any()
-        return thing and (f"What is {thing.name}?", thing.sort, thing)
+        return (f"What is {thing.name}?", thing.sort, thing) if thing else None
 
-    def _label(self):
+    def _label(self) -> Asked:
         thing = self._only(self.by_sort, lambda thing: thing.sort)
-        return thing and (f"What does the {thing.sort} say?", thing.name, thing)
+        return (f"What does the {thing.sort} say?", thing.name, thing) if thing else None
 
-    def _title(self):
+    def _title(self) -> Asked:
         return "What is the title?", self.title, None
 
-    def _describe(self):
+    def _describe(self) -> Asked:
         ordered = sorted(self.objects, key=lambda thing: (thing.centre[0], thing.centre[1]))
         described = ", ".join(f"{article(thing.name)} {thing.name} {thing.sort}" for thing in ordered)
         return ("Describe the picture.", described, None) if ordered else None
 
-    def _list(self):
+    def _list(self) -> Asked:
         ordered = sorted(self.objects, key=lambda thing: (thing.centre[1], thing.centre[0]))
         return ("List the labels.", ", ".join(thing.name for thing in ordered), None) if ordered else None
 

@@ -17,9 +17,7 @@ TINTS = ((236, 236, 236), (222, 232, 244), (246, 234, 220), (226, 242, 226), (24
 OWNED, TOUCHED = 0.35, 0.08  # fraction of a cell: from OWNED on it belongs to a shape, below TOUCHED to none
 
 
-def scene(
-    seed: int, size: tuple[int, int] = (224, 224), *, shapes: int | None = None, questions: int = 12
-) -> World:
+def scene(seed: int, size: tuple[int, int] = (224, 224), *, shapes: int | None = None, questions: int = 12) -> World:
     """Draw a scene.
 
     Args:
@@ -84,7 +82,7 @@ def _cells(owner: np.ndarray, objects: list[Thing]) -> np.ndarray:
     tiles = owner.reshape(rows, CELL, columns, CELL)
     cells = np.full((2, rows, columns), -1, dtype=np.int16)
     cells[1] = SECOND_SLOT.index(BACKGROUND)
-    for number, thing in enumerate(objects, start=1):
+    for number in range(1, len(objects) + 1):
         cover = (tiles == number).mean(axis=(1, 3))
         cells[:, (cover >= TOUCHED) & (cover < OWNED)] = -2
     for number, thing in enumerate(objects, start=1):

@@ -8,12 +8,15 @@ import random
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .base import Thing, World, check_size, generator
+from .base import Box, Thing, World, check_size, generator
 from .questions import ask
 from .words import BACKGROUND, CELL, FIRST_SLOT, KINDS, LABELS, SECOND_SLOT, THEMES, TITLE, TITLES
 
 FONT_SIZE = 14  # pixels
-PAPER = {"light": ((250, 250, 250), (238, 242, 248), (250, 246, 238)), "dark": ((30, 32, 38), (24, 28, 44), (44, 40, 42))}
+PAPER = {
+    "light": ((250, 250, 250), (238, 242, 248), (250, 246, 238)),
+    "dark": ((30, 32, 38), (24, 28, 44), (44, 40, 42)),
+}
 INK = {"light": (20, 20, 20), "dark": (236, 236, 236)}
 BAR = {"light": (206, 212, 222), "dark": (70, 74, 88)}
 ACCENTS = ((36, 92, 190), (28, 128, 84), (150, 60, 120), (90, 96, 110))
@@ -23,14 +26,12 @@ TEXT_LEFT = {"checkbox": 24, "field": 8, "link": 4}  # pixels from the widget's 
 BAR_ROWS = 2
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(FONT_SIZE)
 
 
-def screen(
-    seed: int, size: tuple[int, int] = (224, 224), *, widgets: int | None = None, questions: int = 12
-) -> World:
+def screen(seed: int, size: tuple[int, int] = (224, 224), *, widgets: int | None = None, questions: int = 12) -> World:
     """Draw a screen; arguments as for `scenes.scene`, with 2 to 7 widgets by default."""
     width, height = check_size(size)
     rng = generator("screen", seed, size)
@@ -43,7 +44,8 @@ def screen(
         pencil.ellipse((width - 14 * i - 12, 10, width - 14 * i - 5, 17), fill=EDGE[theme])
     accent = rng.choice(ACCENTS)
     objects = []
-    for label, kind, box in _place(rng, width // CELL, height // CELL, rng.randint(2, 7) if widgets is None else widgets):
+    wanted = rng.randint(2, 7) if widgets is None else widgets
+    for label, kind, box in _place(rng, width // CELL, height // CELL, wanted):
         ink = _decorate(pencil, kind, box, theme, accent)
         text_box = _write(pencil, label, kind, box, ink, rng)
         if kind == "link":
@@ -55,7 +57,7 @@ def screen(
     return World(image, asked, objects, cells, family="screen", theme=theme)
 
 
-def _place(rng: random.Random, columns: int, rows: int, wanted: int) -> list[tuple[str, str, tuple[int, int, int, int]]]:
+def _place(rng: random.Random, columns: int, rows: int, wanted: int) -> list[tuple[str, str, Box]]:
     """Choose labels, kinds and boxes; one label appears once, so that it can be clicked without doubt."""
     taken = np.zeros((rows + 1, columns + 1), dtype=bool)
     taken[: BAR_ROWS + 1] = True
@@ -76,7 +78,7 @@ def _place(rng: random.Random, columns: int, rows: int, wanted: int) -> list[tup
 
 
 def _decorate(
-    pencil: ImageDraw.ImageDraw, kind: str, box: tuple[int, int, int, int], theme: str, accent: tuple[int, int, int]
+    pencil: ImageDraw.ImageDraw, kind: str, box: Box, theme: str, accent: tuple[int, int, int]
 ) -> tuple[int, int, int]:
     """Draw the widget without its label; returns the ink for the label."""
     x0, y0, x1, y1 = box
@@ -99,10 +101,10 @@ def _write(
     pencil: ImageDraw.ImageDraw,
     text: str,
     kind: str,
-    box: tuple[int, int, int, int],
+    box: Box,
     ink: tuple[int, int, int],
     rng: random.Random,
-) -> tuple[int, int, int, int]:
+) -> Box:
     """Draw a label with ±1 px of jitter; returns the box it fills."""
     length = _font().getlength(text)
     inset = TEXT_LEFT.get(kind, (box[2] - box[0] - length) / 2)
@@ -120,6 +122,6 @@ def _cells(columns: int, rows: int, things: list[Thing]) -> np.ndarray:
         x0, y0, x1, y1 = (side // CELL for side in thing.box)
         cells[0, y0:y1, x0:x1] = -2
         cells[1, y0:y1, x0:x1] = SECOND_SLOT.index(thing.sort)
-        left, right = (round(side / CELL) for side in (thing.text_box[0], thing.text_box[2]))
+        left, right = (round(side / CELL) for side in ((thing.text_box or thing.box)[::2]))
         cells[0, y0:y1, left : max(right, left + 1)] = FIRST_SLOT.index(thing.name)
     return cells

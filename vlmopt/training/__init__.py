@@ -1,0 +1,1 @@
+"""Training of the bundled test checkpoint; nothing here is needed to use the library."""

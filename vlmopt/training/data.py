@@ -1,0 +1,177 @@
+"""Batches of generated pictures, packed so that every question is answered as if it were the only one.
+
+A row is: prefix, visual tokens, end of vision, then question/answer blocks. Blocks see the picture and themselves,
+never each other, and all start at the same position: exactly what `generate` sees with one question.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from vlmopt.worlds import Question, World, scene, screen
+from vlmopt.worlds.words import CELL, COORDINATES, FIRST_SLOT, SECOND_SLOT
+
+from .vocabulary import ASSISTANT, END, PAD, USER, VISION_END, VISION_START, coordinate_ids, word_id
+
+SIZES = ((224, 224), (280, 196), (196, 280))
+FIRST_TRAINING_SEED = 1_000_000_000  # smaller seeds are left to tests and measurements
+MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
+STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
+IGNORE = -100
+ROUND = 32  # text tokens; few distinct lengths let the matrix library reuse its compiled kernels
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`b` rows of one picture size; `n` kept visual tokens, `w` text tokens after them, `s = 3 + n + w`.
+
+    ids [b, s] (visual places hold padding) · positions [3, b, s] · mask [b, 1, s, s] additive · labels [b, s]: the
+    token to predict next · weights [b, s] · kept [b, n] indices into the grid · slots [2, b, cells] ·
+    spans: (row, places whose next token is the answer, question) · grid (rows, columns).
+    """
+
+    worlds: list[World]
+    ids: torch.Tensor
+    positions: torch.Tensor
+    mask: torch.Tensor
+    labels: torch.Tensor
+    weights: torch.Tensor
+    kept: torch.Tensor
+    slots: torch.Tensor
+    spans: list[tuple[int, slice, Question]]
+    grid: tuple[int, int]
+
+    def targets(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where to look: places [m, 2] (row, place) and the cells of the box asked about, bool [m, n].
+
+        The places are the text tokens that predict the first word of an answer, or either coordinate.
+        """
+        pointed = [
+            (row, places.start + later, question.box)
+            for row, places, question in self.spans
+            if question.box
+            for later in ((0, 1, 3) if question.kind in ("click", "point") else (0,))
+        ]
+        places = torch.tensor([(row, place) for row, place, _ in pointed])
+        x0, y0, x1, y1 = torch.tensor([box for *_, box in pointed]).T[..., None]
+        cells = self.kept[places[:, 0]]
+        x, y = (cells % self.grid[1]) * CELL + CELL // 2, (cells // self.grid[1]) * CELL + CELL // 2
+        return places, (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
+
+    @property
+    def visual(self) -> slice:
+        return slice(2, 2 + self.kept.shape[1])
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of every step's `batch` pictures that worker `rank` of `workers` draws, starting at picture `start`."""
+
+    batch: int
+    start: int = 0
+    rank: int = 0
+    workers: int = 1
+
+    @property
+    def count(self) -> int:
+        return self.batch // self.workers
+
+    def first(self, step: int) -> int:
+        return self.start + step * self.batch + self.rank * self.count
+
+
+class Packer:
+    """Draws pictures by number and packs them; the same numbers give the same batch."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        name = tokenizer.convert_tokens_to_ids
+        self.prefix, self.vision_end = [name(USER), name(VISION_START)], name(VISION_END)
+        self.assistant, self.end, self.pad = name(ASSISTANT), name(END), name(PAD)
+        self.slot_ids = tuple(
+            torch.tensor([word_id(tokenizer, word) for word in slot]) for slot in (FIRST_SLOT, SECOND_SLOT)
+        )
+        self.value = {token: value for value in COORDINATES for token in coordinate_ids(tokenizer, value)}
+        self.encode = functools.lru_cache(maxsize=200_000)(
+            lambda text: tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+        )
+
+    def draw(self, first: int, count: int, *, objects: int, questions: int) -> list[World]:
+        """`count` pictures from number `first` on: half scenes, half screens, one size, up to `objects` things."""
+        rng = random.Random(f"draw/{first}")
+        size = rng.choices(SIZES, (0.7, 0.15, 0.15))[0]
+        return [
+            scene(FIRST_TRAINING_SEED + seed, size, shapes=rng.randint(1, min(objects, 6)), questions=questions)
+            if seed % 2
+            else screen(FIRST_TRAINING_SEED + seed, size, widgets=rng.randint(1, min(objects, 7)), questions=questions)
+            for seed in range(first, first + count)
+        ]
+
+    def pack(self, worlds: list[World], keep: int, seed: int) -> Batch:
+        """`keep` visual tokens per row: cells of objects first, then others at random, in reading order."""
+        slots = torch.from_numpy(np.stack([world.cells for world in worlds], axis=1)).long()  # [2, b, rows, columns]
+        _, b, rows, columns = slots.shape
+        slots = slots.flatten(2)
+        cells = rows * columns
+        keep = min(keep, cells)
+        kept = self._keep(slots, keep, seed)
+        blocks = [[self._block(q.text, q.answer) for q in world.questions] for world in worlds]
+        width = max(sum(len(ids) for ids, _ in row) for row in blocks)
+        width += -width % ROUND
+        length = 3 + keep + width
+        ids = torch.full((b, length), self.pad)
+        ids[:, :2], ids[:, 2 + keep] = torch.tensor(self.prefix), self.vision_end
+        after = 2 + max(rows, columns)
+        positions = torch.zeros(3, b, length, dtype=torch.long)
+        positions[:, :, 1], positions[:, :, 2 + keep] = 1, after
+        positions[0, :, 2 : 2 + keep] = 2
+        positions[1, :, 2 : 2 + keep] = 2 + kept // columns
+        positions[2, :, 2 : 2 + keep] = 2 + kept % columns
+        labels, weights = torch.full((b, length), IGNORE), torch.zeros(b, length)
+        block = torch.zeros(b, length, dtype=torch.long)
+        spans = []
+        for i, row in enumerate(blocks):
+            at = 3 + keep
+            for number, (tokens, answer) in enumerate(row, start=1):
+                end = at + len(tokens)
+                ids[i, at:end] = torch.tensor(tokens)
+                positions[:, i, at:end] = after + 1 + torch.arange(len(tokens))
+                block[i, at:end] = number
+                labels[i, end - answer - 1 : end - 1] = ids[i, end - answer : end]
+                weights[i, end - answer - 1 : end - 1] = min(answer**-0.5, 2.4 / answer)
+                spans.append((i, slice(end - answer - 1, end - 1), worlds[i].questions[number - 1]))
+                at = end
+            block[i, at:] = -1
+        sees = (block[:, :, None] == block[:, None, :]) | (block == 0)[:, None, :]
+        sees &= torch.ones(length, length, dtype=torch.bool).tril()
+        mask = torch.zeros(b, 1, length, length, dtype=torch.bfloat16)
+        mask.masked_fill_(~sees[:, None], -1e4)
+        return Batch(worlds, ids, positions, mask, labels, weights, kept, slots, spans, (rows, columns))
+
+    def _block(self, text: str, answer: str) -> tuple[list[int], int]:
+        """Tokens of one question and its answer, and how many of them are to be predicted."""
+        reply = [*self.encode(answer), self.end]
+        return [*self.encode(text), self.assistant, *reply], len(reply)
+
+    def _keep(self, slots: torch.Tensor, keep: int, seed: int) -> torch.Tensor:
+        random = torch.Generator().manual_seed(seed)
+        background = SECOND_SLOT.index("background")
+        urgency = torch.rand(slots.shape[1:], generator=random)
+        urgency += (slots[0] >= 0).float() + 0.3 * (slots[1] != background).float()
+        return urgency.topk(keep, dim=1).indices.sort(dim=1).values
+
+
+def patches(worlds: list[World]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels as the stock image processor lays them out: [b·cells, 3·2·14·14] and grid [b, 3]."""
+    pixels = torch.from_numpy(np.stack([np.asarray(world.image) for world in worlds])).float()  # [b, H, W, 3]
+    pixels = (pixels / 255 - MEAN) / STD
+    b, height, width, _ = pixels.shape
+    rows, columns = height // CELL, width // CELL
+    tiles = pixels.view(b, rows, CELL, columns, CELL, 3).permute(0, 1, 3, 5, 2, 4)  # [b, r, c, 3, 14, 14]
+    flat = tiles[:, :, :, :, None].expand(-1, -1, -1, -1, 2, -1, -1).reshape(b * rows * columns, -1)
+    return flat, torch.tensor([[1, rows, columns]] * b)

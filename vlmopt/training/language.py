@@ -1,0 +1,133 @@
+"""Stage 2: teach the language model to answer from ideal visual tokens, without pixels.
+
+Visual tokens are the sums of word embeddings that stage 1 aims at, with noise and wrong words as a real tower makes.
+Most background cells are left out (the rest keep their true positions), which keeps rows short and makes the model
+robust to token removal. Two aids are used in training only: probes ask an early layer for every visual token's
+column and row, and one head of a middle layer is told to look, before an answer, at the object asked about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vlmopt.worlds.words import CELL, FIRST_SLOT, LARGEST, SECOND_SLOT
+
+from .architecture import HIDDEN
+from .data import IGNORE, Batch, Packer, Share
+from .loop import Marked, tally
+from .tower import cell_targets
+
+PROBED_LAYER = 1  # places are asked for after this decoder layer
+PROBE_WEIGHT = 0.5
+POINTING_LAYER, POINTING_HEAD = 3, 0  # this head looks at the object asked about
+POINTING_WEIGHT = 0.3
+WRONG_WORD = 0.02  # probability that a word of a cell is replaced
+
+
+class Reader(nn.Module):
+    """The language model with its probes; one forward gives the loss of packed questions."""
+
+    def __init__(self, model: Any, packer: Packer) -> None:
+        super().__init__()
+        self.language: Any = model.model.language_model
+        self.probe = nn.Linear(HIDDEN, 2 * (LARGEST // CELL))
+        self.packer = packer
+
+    @property
+    def table(self) -> torch.Tensor:
+        return self.language.embed_tokens.weight
+
+    def forward(self, batch: Batch, visual: torch.Tensor) -> Marked:
+        """visual [b, n, d] at the kept cells -> loss and hits per kind of question."""
+        embeds = self.table[batch.ids]
+        embeds = torch.cat([embeds[:, :2], visual.to(embeds.dtype), embeds[:, batch.visual.stop :]], dim=1)
+        seen: list[torch.Tensor] = []
+        looks: list[torch.Tensor] = []
+        handle = self.language.layers[PROBED_LAYER].register_forward_hook(lambda *args: seen.append(args[-1]))
+        self.language.layers[POINTING_LAYER].self_attn.watcher = lambda weights: looks.append(weights[:, POINTING_HEAD])
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = self.language(
+                inputs_embeds=embeds,
+                attention_mask={"full_attention": batch.mask},
+                position_ids=batch.positions,
+                use_cache=False,
+            ).last_hidden_state
+            asked = batch.labels != IGNORE
+            logits = F.linear(hidden[asked], self.table).float()
+            places = self.probe(F.rms_norm(seen[0][:, batch.visual], (HIDDEN,))).float()
+        handle.remove()
+        weights = batch.weights[asked]
+        losses = F.cross_entropy(logits, batch.labels[asked], reduction="none")
+        columns = batch.grid[1]
+        place = sum(
+            F.cross_entropy(part.flatten(0, 1), target.flatten())
+            for part, target in zip(places.chunk(2, dim=-1), (batch.kept % columns, batch.kept // columns), strict=True)
+        )
+        guesses = torch.full_like(batch.labels, IGNORE)
+        guesses[asked] = logits.detach().argmax(-1)
+        pointing, looked = self._pointing(batch, looks[0])
+        counts = tally(self._marks(batch, guesses)) | {"place": (place.item(), 1.0), "looked": (looked, 1.0)}
+        answers = (losses * weights).sum() / weights.sum()
+        return answers + PROBE_WEIGHT * place + POINTING_WEIGHT * pointing, counts
+
+    def _pointing(self, batch: Batch, weights: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """weights [b, s, s] of the pointing head -> loss, and the mean attention on the object asked about."""
+        places, cells = batch.targets()
+        rows = weights[places[:, 0], places[:, 1], batch.visual].float()
+        mass = (rows * cells).sum(-1)[cells.any(-1)]
+        return -(mass + 1e-4).log().mean(), mass.mean().item()
+
+    def _marks(self, batch: Batch, guesses: torch.Tensor) -> Iterator[tuple[str, bool]]:
+        """Teacher-forced marks: coordinates count when they fall into the box, everything else when all is right."""
+        for row, places, question in batch.spans:
+            guess = guesses[row, places].tolist()
+            if question.kind in ("click", "point") and question.box is not None:
+                x, y = self.packer.value.get(guess[1], -1), self.packer.value.get(guess[3], -1)
+                x0, y0, x1, y1 = question.box
+                yield question.kind, x0 <= x < x1 and y0 <= y < y1
+            else:
+                family = "s_" if batch.worlds[row].family == "screen" else ""
+                yield family + question.kind, guess == batch.labels[row, places].tolist()
+
+
+class LanguageStage:
+    """Work for `Loop`: symbolic pictures that grow from few objects and cells to full ones."""
+
+    def __init__(self, reader: Reader, packer: Packer, share: Share, steps: int) -> None:
+        self.reader, self.packer, self.share, self.steps = reader, packer, share, steps
+
+    def __call__(self, step: int) -> Marked:
+        grown = min(1.0, step / (0.5 * self.steps))
+        objects, questions = round(2 + 5 * grown), round(8 + 6 * grown)
+        first = self.share.first(step)
+        worlds = self.packer.draw(first, self.share.count, objects=objects, questions=questions)
+        batch = self.packer.pack(worlds, keep=32 + 16 * round(4 * grown), seed=first)
+        return self.reader(batch, self.symbolic(batch, first))
+
+    def symbolic(self, batch: Batch, seed: int) -> torch.Tensor:
+        """Ideal tokens of the kept cells with noise of norm 0.1 to 0.7 and a few wrong words: [b, n, d]."""
+        random = torch.Generator().manual_seed(seed)
+        slots = batch.slots.gather(2, batch.kept.expand(2, -1, -1)).clone()
+        self._fill_labels(batch, slots, random)
+        for slot, words in zip(slots, (FIRST_SLOT, SECOND_SLOT), strict=True):
+            wrong = (torch.rand(slot.shape, generator=random) < WRONG_WORD) & (slot >= 0)
+            slot[wrong] = torch.randint(len(words), (int(wrong.sum()),), generator=random)
+        tokens = cell_targets(slots, self.packer.slot_ids, self.reader.table)
+        noise = torch.randn(tokens.shape, generator=random) / tokens.shape[-1] ** 0.5
+        return tokens + noise * (0.1 + 0.6 * torch.rand(len(tokens), 1, 1, generator=random))
+
+    def _fill_labels(self, batch: Batch, slots: torch.Tensor, random: torch.Generator) -> None:
+        """Spread labels over a random part of their widgets' other cells, as a real tower may or may not do."""
+        columns, share = batch.grid[1], torch.rand(len(batch.worlds), generator=random)
+        spread = torch.rand(slots.shape[1:], generator=random) < share[:, None]
+        x, y = batch.kept % columns * CELL, batch.kept // columns * CELL
+        for row, world in enumerate(batch.worlds):
+            for thing in world.objects if world.family == "screen" else ():
+                x0, y0, x1, y1 = thing.box
+                inside = (x[row] >= x0) & (x[row] < x1) & (y[row] >= y0) & (y[row] < y1)
+                slots[0, row, inside & spread[row] & (slots[0, row] == -2)] = FIRST_SLOT.index(thing.name)

@@ -1,0 +1,116 @@
+"""Train the bundled checkpoint from scratch: `python -m vlmopt.training.worlds --out DIR`.
+
+The tower and the language model are trained apart, against the same frozen word embeddings, then together on rendered
+pictures. Every stage resumes from DIR, and the finished checkpoint is written to DIR/checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from .architecture import build_model
+from .data import Packer, Share
+from .export import export
+from .joint import JointStage
+from .language import LanguageStage, Reader
+from .loop import Loop, Schedule, restore
+from .tower import TowerStage
+from .vocabulary import build_tokenizer
+
+SEED = 0
+STAGES = ("tower", "language", "joint", "export")
+STEPS = {"tower": 2400, "language": 1000, "joint": 900}
+BATCH = {"tower": 16, "language": 32, "joint": 24}  # pictures a step, shared among the workers
+START = {"tower": 0, "language": 0, "joint": 1_000_000}  # number of a stage's first picture
+RATE = {"tower": 4e-3, "language": 4e-3, "joint": 2e-3}
+COOLDOWN = {"tower": 0.25, "language": 0.25, "joint": 0.8}
+AVERAGE = 0.995  # of the weights, in the joint stage
+
+
+class Trainer:
+    """One stage of one run, in this process."""
+
+    def __init__(self, out: Path, steps: dict[str, int], rank: int = 0, workers: int = 1) -> None:
+        self.out, self.steps, self.rank, self.workers = out, steps, rank, workers
+        self.tokenizer = build_tokenizer()
+        self.packer = Packer(self.tokenizer)
+        self.model = build_model(self.tokenizer, SEED)
+        self.reader = Reader(self.model, self.packer)
+
+    def tower(self) -> None:
+        stage = TowerStage(self.model, self.packer, self._share("tower"))
+        self._loop("tower", {"visual": self.model.model.visual}).run(stage)
+
+    def language(self) -> None:
+        stage = LanguageStage(self.reader, self.packer, self._share("language"), self.steps["language"])
+        self._loop("language", {"reader": self.reader}).run(stage)
+
+    def joint(self) -> None:
+        modules = {"visual": self.model.model.visual, "reader": self.reader}
+        restore(self.out / "tower.pt", modules)
+        restore(self.out / "language.pt", modules)
+        stage = JointStage(self.model, self.reader, self.packer, self._share("joint"), self.steps["joint"])
+        self._loop("joint", modules, AVERAGE).run(stage)
+
+    def export(self) -> None:
+        """Write what there is: the joint stage's average, or the two halves as they were before it."""
+        joint = self.out / "joint.pt"
+        for path in [joint] if joint.exists() else [self.out / "tower.pt", self.out / "language.pt"]:
+            restore(path, {"visual": self.model.model.visual, "reader": self.reader})
+        export(self.model, self.tokenizer, self.out / "checkpoint")
+
+    def _share(self, stage: str) -> Share:
+        return Share(BATCH[stage], START[stage], self.rank, self.workers)
+
+    def _loop(self, stage: str, modules: dict[str, torch.nn.Module], average: float = 0.0) -> Loop:
+        if self.workers > 1:
+            meeting = (self.out / f"{stage}.workers").absolute()
+            dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=self.rank, world_size=self.workers)
+        schedule = Schedule(self.steps[stage], RATE[stage], cooldown=COOLDOWN[stage])
+        return Loop(modules, self.out / f"{stage}.pt", schedule, average, leader=self.rank == 0)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one stage, or all of them in child processes of one thread each."""
+    parser = argparse.ArgumentParser(prog="vlmopt train-worlds", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="where the run keeps its state; run again to resume")
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each that share a stage")
+    parser.add_argument("--stage", choices=STAGES, help="only this stage; the default is all of them")
+    parser.add_argument("--rank", type=int, default=0, help="which of the workers this process is; only with --stage")
+    for stage, default in STEPS.items():
+        parser.add_argument(f"--{stage}-steps", type=int, default=default, help=f"optimizer steps, default {default}")
+    options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    steps = {stage: getattr(options, f"{stage}_steps") for stage in STEPS}
+    if options.stage:
+        torch.set_num_threads(1)
+        getattr(Trainer(options.out, steps, options.rank, options.workers), options.stage)()
+        return
+    common = ["--out", str(options.out), "--workers", str(options.workers)]
+    common += [word for stage in STEPS for word in (f"--{stage}-steps", str(steps[stage]))]
+    for stage in STAGES:
+        (options.out / f"{stage}.workers").unlink(missing_ok=True)
+        ranks = range(1 if stage == "export" else options.workers)
+        _together(common, [["--stage", stage, "--rank", str(rank)] for rank in ranks])
+
+
+def _together(common: list[str], jobs: list[list[str]]) -> None:
+    """Run jobs side by side; if one fails, stop the others."""
+    running = [subprocess.Popen([sys.executable, "-m", __spec__.name, *common, *job]) for job in jobs]
+    try:
+        failed = [process.wait() for process in running]
+    finally:
+        for process in running:
+            process.terminate()
+    if any(failed):
+        raise SystemExit(f"a stage failed (exit codes {failed}); run the same command again to resume")
+
+
+if __name__ == "__main__":
+    main()

@@ -24,7 +24,8 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/vlmopt run --image vlmopt/worlds/samples/screen.png --out demo-out
+	$(BIN)/vlmopt run --image vlmopt/worlds/samples/screen.png --question "Click Save." \
+		--policy attention-late-25 --out demo-out
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -23,7 +23,8 @@ from vlmopt.policy import FILE_NAME, Policy
 from vlmopt.presets import presets
 from vlmopt.version import __version__
 
-PRESETS = {"dense", "random-25", "uniform-25", "uniform-50", "resize-25", "attention-25", "pospad-30", "progressive"}
+PRESETS = {"dense", "random-25", "uniform-25", "uniform-50", "resize-25", "attention-25", "attention-late-25"}
+PRESETS |= {"pospad-30", "progressive"}
 
 
 FOREIGN = '''

@@ -71,7 +71,7 @@ def execute(options: argparse.Namespace) -> None:
         print(f"note: {note}")
     print(table(options.question, loaded, answers, measured))
     out.mkdir(parents=True, exist_ok=True)
-    for path in (*draw(visuals, measured, out, options.policy), save(out, options, loaded, visuals, answers, measured)):
+    for path in (*draw(visuals, measured, out), save(out, options, loaded, visuals, answers, measured)):
         print(f"wrote {path}")
 
 
@@ -192,9 +192,10 @@ def _row(label: str, both: Sequence[Measurement], read: Callable[[Measurement], 
     return f"{label:<26}{cell(dense):>22}{cell(other):>22}{ratio:>8}"
 
 
-def draw(visuals: Visuals, measured: dict[str, Measurement], out: Path, title: str) -> Sequence[Path]:
+def draw(visuals: Visuals, measured: dict[str, Measurement], out: Path) -> Sequence[Path]:
     """overlay.png, and scores.png where a method scored; nothing for a prompt without visual tokens."""
-    maps = measured["optimized"].report.maps(0)
+    report = measured["optimized"].report
+    maps, title = report.maps(0), summary(report.policy)
     if not maps:
         return ()
     paths = [out / "overlay.png"]

@@ -126,6 +126,11 @@ class Family:
             return dict(token_type_ids=kinds if self.name == "gemma3" else torch.zeros_like(kinds))
         return {}
 
+    def padded_with_text(self, rows: Sequence[Row]) -> list[Row]:
+        """The same prompts, their last text segment grown until all rows are equally long: no padding is left."""
+        lengths = [len(self._sequence(row, torch.Generator())[0]) for row in rows]
+        return [[*row[:-1], row[-1] + max(lengths) - n] for row, n in zip(rows, lengths, strict=True)]
+
     def segment(self, segment: Any, in_row: int) -> tuple[list[int], list[int]]:
         """Ids of an image or video and the visual tokens of each of its spans."""
         if isinstance(segment, Video):

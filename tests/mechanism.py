@@ -29,6 +29,7 @@ BATCHES: dict[str, tuple[list[list[Any]], str]] = {
     "one": ([[5, Image(0), 7]], "left"),
     "ragged": ([[5, Image(0), 7], [3, Image(1), Image(2), 6], [9]], "left"),
     "right": ([[5, Image(0), 7], [3, Image(1), Image(2), 6], [9]], "right"),
+    "unpadded": ([[5, Image(0), 7], [3, Image(1), Image(2), 6], [9]], ""),  # ragged only by what is dropped
 }
 
 
@@ -65,6 +66,8 @@ class Case:
     @property
     def batch(self) -> Batch:
         rows, side = BATCHES[self.prompts]
+        if not side:
+            return self.family.inputs(self.family.padded_with_text(rows))
         return self.family.inputs(rows, padding_side=side)
 
     @property

@@ -120,6 +120,25 @@ def test_crop_takes_text_and_refuses_the_pruned_prompt(cache):
     assert cache._vlmopt.columns(1, 9, torch.device("cpu"))[0].tolist() == [[0, 1, 4, 7, 8], [0, 2, 3, 6, 8]]
 
 
+def test_a_refused_crop_changes_nothing(cache):
+    """Stage 1 could be cut, stage 2 cannot: neither is."""
+    state = cache._vlmopt
+    state.index = {1: torch.arange(PROMPT).expand(B, -1), 2: KEPT.clone()}
+    state.valid = {1: None, 2: None}
+    with pytest.raises(ValueError, match="crop"):
+        cache.crop(-4)
+    assert (state.index[1].shape[1], state.index[2].shape[1], state.tail) == (PROMPT, 6, PROMPT)
+    assert physical(cache) == [10, 6, 6]
+
+
+def test_crop_of_nothing_reaches_the_layers(cache):
+    """Sliding layers that recorded their past for assisted decoding go back to their window in `crop(0)`."""
+    asked = []
+    cache.layers[1].crop = asked.append
+    cache.crop(0)
+    assert asked == [0]
+
+
 def test_crop_to_an_absolute_length_where_the_release_knows_it(cache):
     decode(cache, 3)
     cache.crop(11)

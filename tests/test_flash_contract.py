@@ -58,7 +58,7 @@ def _no_old_calls() -> None:
     CALLS.clear()
 
 
-@pytest.mark.parametrize("prompts", ["one", "ragged"])
+@pytest.mark.parametrize("prompts", ["one", "ragged", "unpadded"])
 @pytest.mark.parametrize("positions", ["keep", "pospad"])
 @pytest.mark.parametrize("schedule", ["pre", "mid", "progressive"])
 @pytest.mark.parametrize("name", FAMILY_NAMES)

@@ -10,7 +10,7 @@ import torch
 
 import vlmopt
 from tests.families import FAMILIES, GREEDY, MASKABLE
-from tests.mechanism import NEW_TOKENS, SCHEDULES, TOLERANCE, Case, answer, cell, check, forward, gap, generate
+from tests.mechanism import BATCHES, NEW_TOKENS, SCHEDULES, TOLERANCE, Case, answer, cell, check, forward, gap, generate
 from tests.reference import Removal, Stage
 
 CELLS = [
@@ -18,7 +18,7 @@ CELLS = [
     for family in MASKABLE
     for schedule in SCHEDULES
     for positions in family.positions[1:]
-    for prompts in ("one", "ragged", "right")
+    for prompts in BATCHES
     for attn in ("eager", "sdpa")
     if (attn == "sdpa" or prompts == "ragged") and (not family.extra or (attn, prompts) == ("sdpa", "ragged"))
 ]

@@ -79,7 +79,17 @@ def test_frames_tiles_and_unknown_grids() -> None:
     strip = overlay(white(), [visual_map([1, 2], None)])
     assert frames.width > 4 * (PANEL_WIDTH // 2)
     assert mosaic.height > 2 * (PANEL_WIDTH // 2)  # the picture and five tiles need a second row
-    assert strip.height < frames.height
+    assert cell(strip, 0, 0).min() == 255  # the picture itself, then the strip beside it
+    assert strip.width > PANEL_WIDTH
+
+
+def test_an_overview_and_its_single_detail_tile_share_the_picture() -> None:
+    every = list(range(16))
+    parts = [visual_map(every, (1, 4, 4)), visual_map(every, (1, 4, 4), kind="tile")]
+    sheet = np.asarray(overlay(Image.new("RGB", (64, 64), "red"), parts))
+    half = PANEL_WIDTH // 2
+    for left in (GAP, 2 * GAP + half):
+        assert tuple(sheet[GAP + half // 8, left + half // 8]) == (255, 0, 0)
 
 
 def test_several_images_take_their_own_maps() -> None:

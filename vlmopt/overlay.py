@@ -55,7 +55,7 @@ def overlay(
 
     Args:
         images: the pictures of the prompt in order, and of each video one frame per temporal cell. A grid without a
-            picture of its own (the tiles of a tiling family, say) is drawn on plain paper, an unknown grid as a strip.
+            picture of its own (one of several tiles, say) is drawn on plain paper, an unknown grid as a strip.
         maps: `report.maps(row)` of the sample.
         heat: colour the cells by their score instead of dimming the dropped ones, where there are scores.
         title: text after the counts in the legend.
@@ -67,16 +67,17 @@ def overlay(
     if not maps:
         raise ValueError("nothing to draw: the sample has no visual tokens")
     pictures = list(images) if isinstance(images, Sequence) else [images]
-    wanted = sum(_frames(m) for m in maps if m.kind != "tile" and m.grid is not None)
-    on_paper = len(pictures) != wanted
-    panels: list[Image.Image] = []
     width = PANEL_WIDTH if sum(_frames(m) for m in maps) == 1 else PANEL_WIDTH // 2
-    for part in maps:
-        for t in range(_frames(part)):
-            plain = on_paper or part.kind == "tile" or part.grid is None
-            panels.append(_panel(None if plain else pictures.pop(0), part, t, heat, width))
-    if on_paper and len(pictures) == 1 and len(panels) > 1:
-        panels.insert(0, _fit(pictures[0], panels[0].width))  # the whole picture beside its tiles
+    panels: list[Image.Image] = []
+    # A single tile beside the overview covers the whole picture too; several tiles have no pictures of their own.
+    for tiles in (False, True):
+        group = [m for m in maps if (m.kind == "tile") == tiles]
+        known = all(m.grid is not None for m in group)
+        matched = known and sum(_frames(m) for m in group) == len(pictures)
+        own = iter(pictures if matched else ())
+        if group and not matched and len(pictures) == 1:
+            panels.append(_fit(pictures[0], width))
+        panels += [_panel(next(own, None), part, t, heat, width) for part in group for t in range(_frames(part))]
     return _sheet(panels, _Legend.of(maps, heat, title), columns)
 
 

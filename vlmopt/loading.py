@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from .checkpoints import bundled, load_checkpoint
-from .media import optional_module
+from .checkpoints.processor import FAILURES, first_line, load_processor
 from .methods import near
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-FAILURES = (OSError, ValueError, ImportError, RuntimeError, KeyError, AttributeError, TypeError, SafetensorError)
 
 
 @dataclass(frozen=True)
@@ -65,12 +62,13 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto") -> Loaded:
     _check_kind(name, config)
     from transformers import AutoModelForImageTextToText
 
-    processor, notes = load_processor(name, config)
+    processor = load_processor(name)
     try:
         model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype)
     except FAILURES as error:
-        raise ValueError(f"the weights of {name} cannot be loaded: {_first_line(error)}") from error
-    return Loaded(name, model.eval().to(where), processor, notes)
+        raise ValueError(f"the weights of {name} cannot be loaded: {first_line(error)}") from error
+    said = ("torchvision is not installed: the processor was loaded for pictures alone",)
+    return Loaded(name, model.eval().to(where), processor, said if hasattr(processor, "pictures_only") else ())
 
 
 def check_device(device: str) -> torch.device:
@@ -80,55 +78,8 @@ def check_device(device: str) -> torch.device:
         wanted = torch.device(device)
         torch.empty(0, device=wanted)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device {device!r} cannot be used here: {_first_line(error)}") from None
+        raise ValueError(f"device {device!r} cannot be used here: {first_line(error)}") from None
     return wanted
-
-
-def load_processor(name: str, config: Any) -> tuple[Any, tuple[str, ...]]:
-    """(processor, notes). Without torchvision, a processor that owns a video processor is loaded for pictures alone."""
-    from transformers import AutoProcessor
-
-    torchvision, why = optional_module("torchvision")
-    if torchvision is None and importlib.util.find_spec("torchvision") is not None:
-        raise ValueError(
-            f"torchvision is installed but cannot be imported ({why}), and then no image processor of transformers "
-            "works: install the build that matches torch, or uninstall it (vlmopt does not need it)"
-        )
-    try:
-        processor = AutoProcessor.from_pretrained(name)
-        if hasattr(processor, "image_processor"):
-            return processor, ()
-        problem = f"only a {type(processor).__name__} came back"
-    except FAILURES as error:
-        problem = _first_line(error)
-    if torchvision is not None:
-        raise ValueError(f"the processor of {name} cannot be loaded: {problem}")
-    try:
-        processor = _without_video(config).from_pretrained(name)
-    except FAILURES as error:
-        raise ValueError(f"the processor of {name} cannot be loaded: {problem}; without video: {error}") from error
-    return processor, ("torchvision is not installed: processor loaded without its video part",)
-
-
-def _without_video(config: Any) -> Any:
-    """The stock processor class of a config, less its video processor."""
-    import transformers
-
-    stock = transformers.PROCESSOR_MAPPING[type(config)]
-
-    class Pictures(transformers.ProcessorMixin):
-        """Stands between the stock class and its base, and keeps the missing part from the base."""
-
-        def __init__(self, *parts: Any, **named: Any) -> None:
-            named.pop("video_processor", None)
-            super().__init__(*(part for part in parts if part is not None), **named)
-
-    def init(self: Any, image_processor: Any = None, tokenizer: Any = None, **rest: Any) -> None:
-        rest.pop("video_processor", None)
-        stock.__init__(self, image_processor=image_processor, tokenizer=tokenizer, **rest)
-
-    body = {"__init__": init, "attributes": ["image_processor", "tokenizer"], "__doc__": stock.__doc__}
-    return type(stock.__name__, (stock, Pictures), body)
 
 
 def _config(name: str) -> Any:
@@ -139,13 +90,13 @@ def _config(name: str) -> Any:
     except FAILURES as error:
         text = str(error)
         if Path(name).is_dir():
-            raise ValueError(f"{name}/config.json cannot be read: {_first_line(error)}") from error
+            raise ValueError(f"{name}/config.json cannot be read: {first_line(error)}") from error
         if "gated" in text or "401" in text:
             reason = "the Hub has no public model of that name (gated ones need `hf auth login`)"
         elif isinstance(error, OSError) and ("connect" in text or "offline" in text.lower()):
             reason = "the Hub cannot be reached and the model is not in its local cache"
         else:
-            reason = _first_line(error)
+            reason = first_line(error)
         raise ValueError(f"model {name!r} not found: it is not {_choices()}, no directory, and {reason}") from error
 
 
@@ -161,7 +112,3 @@ def _check_kind(name: str, config: Any) -> None:
 
 def _choices() -> str:
     return f"a bundled checkpoint ({', '.join(bundled()) or 'none'})"
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,15 +1,24 @@
-"""The processor of the bundled checkpoint.
+"""Processors with torchvision and without.
 
-The stock Qwen2.5-VL processor insists on a video processor, and that needs torchvision. `PaddleOCRVLProcessor` is the
-stock class with the same duties for pictures alone (same placeholders, same `mm_token_type_ids`), so a checkpoint that
-names it loads through `AutoProcessor` with torchvision or without, and with nothing registered.
+The stock processors that own a video processor (Qwen-VL, InternVL, LLaVA-OneVision, SmolVLM) insist on it, and it needs
+torchvision. `PaddleOCRVLProcessor` is the stock class with the duties of the Qwen2.5-VL one for pictures alone (same
+placeholders, same `mm_token_type_ids`), so the bundled checkpoint, which names it, loads through `AutoProcessor` with
+torchvision or without, and with nothing registered. The others are loaded for pictures alone where it is missing.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
-from transformers import AutoProcessor
+import transformers
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoProcessor
+
+from ..media import optional_module
+
+# What transformers and the Hub client raise for files that are missing, damaged or not to be had.
+FAILURES = (OSError, ValueError, ImportError, RuntimeError, KeyError, AttributeError, TypeError, SafetensorError)
 
 
 def build_processor(tokenizer: Any, chat_template: str, patch_size: int, merge_size: int) -> Any:
@@ -27,11 +36,52 @@ def build_processor(tokenizer: Any, chat_template: str, patch_size: int, merge_s
 
 
 def load_processor(source: str) -> Any:
-    """Load the processor of `source`; raises ValueError where only a bare tokenizer comes back."""
-    processor = AutoProcessor.from_pretrained(source)
-    if not hasattr(processor, "image_processor"):
+    """The processor of a directory or Hub id, without its video part where only that needs a missing torchvision.
+
+    Raises:
+        ValueError: it cannot be loaded, only a bare tokenizer comes back, or torchvision is installed but broken.
+    """
+    torchvision, why = optional_module("torchvision")
+    if torchvision is None and importlib.util.find_spec("torchvision") is not None:
         raise ValueError(
-            f"{source!r} gives a {type(processor).__name__} and no image processor with this transformers; "
-            "install a newer transformers, or torchvision if the checkpoint's processor handles video"
+            f"torchvision is installed but cannot be imported ({why}), and then no image processor of transformers "
+            "works: install the build that matches torch, or uninstall it (vlmopt does not need it)"
         )
-    return processor
+    try:
+        processor = AutoProcessor.from_pretrained(source)
+        if hasattr(processor, "image_processor"):
+            return processor
+        problem = f"only a {type(processor).__name__} came back"
+    except FAILURES as error:
+        problem = first_line(error)
+    if torchvision is None:
+        try:
+            return without_video(AutoConfig.from_pretrained(source)).from_pretrained(source)
+        except FAILURES as error:
+            problem += f"; for pictures alone: {first_line(error)}"
+    raise ValueError(f"no image processor can be loaded from {source}: {problem}")
+
+
+def without_video(config: Any) -> Any:
+    """The stock processor class of a config, less its video processor; marked by `pictures_only`."""
+    stock = transformers.PROCESSOR_MAPPING[type(config)]
+
+    class Pictures(transformers.ProcessorMixin):
+        """Stands between the stock class and its base, and keeps the missing part from the base."""
+
+        def __init__(self, *parts: Any, **named: Any) -> None:
+            named.pop("video_processor", None)
+            super().__init__(*(part for part in parts if part is not None), **named)
+
+    def init(self: Any, image_processor: Any = None, tokenizer: Any = None, **rest: Any) -> None:
+        rest.pop("video_processor", None)
+        stock.__init__(self, image_processor=image_processor, tokenizer=tokenizer, **rest)
+
+    body = {"__init__": init, "__doc__": stock.__doc__, "pictures_only": True}
+    body["attributes"] = ["image_processor", "tokenizer"]  # read by transformers 4
+    return type(stock.__name__, (stock, Pictures), body)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a message that says something."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

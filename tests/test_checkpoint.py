@@ -1,0 +1,135 @@
+"""The bundled checkpoint: loads offline through every door and answers questions about pictures it never saw."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import vlmopt
+from vlmopt.checkpoints import HERE, bundled, load_checkpoint
+from vlmopt.training.evaluate import answer_all, correct, one_of_each_kind, wilson
+
+DIRECTORY = HERE / "tiny-qwen"
+SAMPLES = Path(vlmopt.__file__).parent / "worlds" / "samples"
+FRESH = 700_000_000  # seed of the first picture here; neither training nor the model card's figures used it
+SAMPLE_ANSWERS = [
+    ("screen.png", "Is there a Save button?", "yes"),
+    ("screen.png", "Is there a Save link?", "no"),
+    ("screen.png", "What is Copy?", "checkbox"),
+    ("screen.png", "What is the title?", "Music"),
+    ("scene.png", "Is there a red circle?", "yes"),
+    ("scene.png", "Is there a green star?", "no"),
+    ("scene.png", "Is there a cyan star?", "yes"),
+    ("scene.png", "What colour is the triangle?", "red"),
+    ("scene.png", "Where is the orange star?", "top left"),
+]
+FLOORS = {"scene presence": 0.8, "scene colour": 0.8, "screen click": 0.75, "screen presence": 0.75}
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return load_checkpoint("tiny-qwen")
+
+
+def prompt(processor, text: str) -> str:
+    content = [{"type": "image"}, {"type": "text", "text": text}]
+    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+
+def ask(model, processor, name: str, question: str) -> str:
+    image = Image.open(SAMPLES / name).convert("RGB")
+    inputs = processor(text=[prompt(processor, question)], images=[image], return_tensors="pt")
+    out = model.generate(**inputs, max_new_tokens=24)
+    return processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+def test_is_bundled_and_small():
+    assert "tiny-qwen" in bundled()
+    assert sum(path.stat().st_size for path in DIRECTORY.glob("*.safetensors")) <= 16_000_000
+    assert not list(DIRECTORY.glob("*.bin"))
+
+
+def test_is_a_stock_model_in_full_precision(loaded):
+    model, _ = loaded
+    assert type(model).__name__ == "Qwen2_5_VLForConditionalGeneration"
+    assert type(model).__module__.startswith("transformers.")
+    assert not model.training
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert sum(parameter.numel() for parameter in model.parameters()) <= 8_000_000
+
+
+def test_processor_makes_256_visual_tokens(loaded):
+    model, processor = loaded
+    image = Image.open(SAMPLES / "scene.png").convert("RGB")
+    inputs = processor(text=[prompt(processor, "Is there a red circle?")], images=[image], return_tensors="pt")
+    assert int((inputs["input_ids"] == model.config.image_token_id).sum()) == 256
+    assert inputs["image_grid_thw"].tolist() == [[1, 16, 16]]
+    assert inputs["mm_token_type_ids"].sum() == 256
+
+
+@pytest.mark.parametrize(("name", "question", "expected"), SAMPLE_ANSWERS)
+def test_answers_about_the_sample_pictures(loaded, name, question, expected):
+    assert ask(*loaded, name, question) == expected
+
+
+def test_clicks_the_button_of_the_sample_screen(loaded):
+    x, y = map(int, ask(*loaded, "screen.png", "Click Save.").strip("()").split(","))
+    assert 28 <= x < 98
+    assert 70 <= y < 98
+
+
+def test_accuracy_on_fresh_pictures_stays_above_the_floor(loaded):
+    asked = [pair for pair in one_of_each_kind(40, FRESH) if f"{pair[0].family} {pair[1].kind}" in FLOORS]
+    asked.sort(key=lambda pair: pair[0].size)
+    marks: dict[str, list[bool]] = {}
+    for (world, question), answer in zip(asked, answer_all(*loaded, asked), strict=True):
+        marks.setdefault(f"{world.family} {question.kind}", []).append(correct(question, answer))
+    for name, floor in FLOORS.items():
+        assert sum(marks[name]) / len(marks[name]) >= floor, (name, marks[name])
+
+
+def test_auto_classes_give_the_same_answers(loaded):
+    model, processor = loaded
+    again, stock = AutoModelForImageTextToText.from_pretrained(DIRECTORY), AutoProcessor.from_pretrained(DIRECTORY)
+    assert hasattr(stock, "image_processor")
+    asked = [pair for pair in one_of_each_kind(2, FRESH) if pair[0].size == (224, 224)][:6]
+    assert answer_all(again.eval(), stock, asked) == answer_all(model, processor, asked)
+
+
+def test_loads_without_torchvision_and_network():
+    """In a fresh process where importing torchvision fails, as it does where it is not installed."""
+    code = (
+        "import sys, socket; sys.modules['torchvision'] = None\n"
+        "def refuse(*args, **kwargs): raise OSError('no network here')\n"
+        "socket.socket.connect = refuse\n"
+        "from transformers import AutoProcessor\n"
+        "from vlmopt.checkpoints import load_checkpoint\n"
+        "model, processor = load_checkpoint('tiny-qwen')\n"
+        f"assert type(AutoProcessor.from_pretrained({str(DIRECTORY)!r})) is type(processor)\n"
+        "assert hasattr(processor, 'image_processor')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_bare_tokenizer_is_refused(tmp_path, loaded):
+    _, processor = loaded
+    processor.tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    from vlmopt.checkpoints.processor import load_processor
+
+    with pytest.raises(ValueError, match="no image processor"):
+        load_processor(str(tmp_path))
+
+
+def test_wilson_interval():
+    low, high = wilson(90, 100)
+    assert low == pytest.approx(0.826, abs=1e-3)
+    assert high == pytest.approx(0.945, abs=1e-3)

@@ -182,6 +182,13 @@ def _count(n: int) -> Callable[[Any, int], list[int]]:
     return lambda size, in_row: [n]
 
 
+def _lfm2_cache_has_layers() -> bool:
+    """Up to some release after 5.0 LFM2 had a cache of its own kind, which cannot be pruned."""
+    from transformers.models.lfm2 import modeling_lfm2
+
+    return not hasattr(modeling_lfm2, "Lfm2HybridConvCache")
+
+
 _QWEN: dict[str, Any] = dict(
     images=((1, 8, 8), (1, 6, 10), (1, 4, 8)), spans=tiny.qwen_spans, framed=True, pixels=tiny.qwen_pixels,
     videos=((2, 4, 6), (3, 4, 4)), video_layout=tiny.qwen_video, frames=tiny.qwen_frames, rope="mrope",
@@ -219,7 +226,7 @@ FAMILIES = {
         Family("gemma4", "Gemma4", tiny.gemma4, tiny.gemma4_pixels, spans=_count(16), framed=True, centred_norms=True,
                prune_layers=(0, 1, 2), extra=True),
     )
-    if row.model_class is not None and (tiny.V5 or row.name != "lfm2_vl")  # its cache had no layers in transformers 4
+    if row.model_class is not None and (row.name != "lfm2_vl" or _lfm2_cache_has_layers())
 }
 MASKABLE = [f for f in FAMILIES.values() if not f.hybrid]  # a mask can remove a token
 HYBRID = [f for f in FAMILIES.values() if f.hybrid]

@@ -51,7 +51,7 @@ def test_half_precision_runs_in_its_own_dtype(name, dtype):
 
 
 @pytest.mark.parametrize("first", ["accelerate", "vlmopt"])
-@names
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "llava", "internvl"])
 def test_accelerate_hooks_in_either_order(name, first):
     """Weights that travel to the device of the moment: accelerate replaces `forward`, our hooks run around it."""
     from accelerate import cpu_offload

@@ -9,6 +9,7 @@ torchvision or without, and with nothing registered. The others are loaded for p
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from typing import Any
 
 import transformers
@@ -73,12 +74,24 @@ def without_video(config: Any) -> Any:
             named.pop("video_processor", None)
             super().__init__(*(part for part in parts if part is not None), **named)
 
-    def init(self: Any, image_processor: Any = None, tokenizer: Any = None, **rest: Any) -> None:
-        rest.pop("video_processor", None)
-        stock.__init__(self, image_processor=image_processor, tokenizer=tokenizer, **rest)
+    def init(self: Any, *parts: Any, **named: Any) -> None:
+        named.pop("video_processor", None)
+        stock.__init__(self, *parts, **named)
 
-    body = {"__init__": init, "__doc__": stock.__doc__, "pictures_only": True}
-    body["attributes"] = ["image_processor", "tokenizer"]  # read by transformers 4
+    def validate(processor_config: Any, valid_kwargs: Any) -> Any:
+        return stock.validate_init_kwargs(processor_config, valid_kwargs=[p.name for p in kept])
+
+    # Loading reads the parts off the signature, and the settings off the code object, which has none of the names here.
+    given = inspect.signature(stock.__init__)
+    kept = [parameter for name, parameter in given.parameters.items() if name != "video_processor"]
+    init.__signature__ = given.replace(parameters=kept)  # type: ignore[attr-defined]
+    body = {
+        "__init__": init,
+        "__doc__": stock.__doc__,
+        "validate_init_kwargs": staticmethod(validate),
+        "attributes": ["image_processor", "tokenizer"],  # read by transformers 4
+        "pictures_only": True,
+    }
     return type(stock.__name__, (stock, Pictures), body)
 
 

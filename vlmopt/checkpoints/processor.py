@@ -75,7 +75,7 @@ def without_video(config: Any) -> Any:
             super().__init__(*(part for part in parts if part is not None), **named)
 
     def init(self: Any, *parts: Any, **named: Any) -> None:
-        named.pop("video_processor", None)
+        named["video_processor"] = None  # some ask for it by position
         stock.__init__(self, *parts, **named)
 
     def validate(processor_config: Any, valid_kwargs: Any) -> Any:

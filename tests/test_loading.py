@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import transformers
-from transformers import AutoImageProcessor, AutoTokenizer
+from transformers import AutoImageProcessor, Qwen2TokenizerFast
 
 from tests.stock import save_checkpoint
 from vlmopt.checkpoints.processor import without_video
@@ -15,7 +15,7 @@ from vlmopt.checkpoints.processor import without_video
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     directory: Path = save_checkpoint(tmp_path_factory.mktemp("stock"))
-    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer = Qwen2TokenizerFast.from_pretrained(directory)
     for name in ("start_image", "end_image", "context_image", "video", "image"):
         setattr(tokenizer, f"{name}_token", "<|image_pad|>")
         setattr(tokenizer, f"{name}_token_id", 5)

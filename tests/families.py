@@ -18,7 +18,7 @@ import torch
 import transformers as hf
 from torch import Generator, Tensor, nn
 
-from tests import tiny
+from tests import tiny, tiny_qwen
 from tests.tiny import BOS, END, EOS, IMAGE, PAD, SPECIAL, START, TEXT_IDS, VIDEO
 
 LAYERS = 6
@@ -190,19 +190,19 @@ def _lfm2_cache_has_layers() -> bool:
 
 
 _QWEN: dict[str, Any] = dict(
-    images=((1, 8, 8), (1, 6, 10), (1, 4, 8)), spans=tiny.qwen_spans, framed=True, pixels=tiny.qwen_pixels,
-    videos=((2, 4, 6), (3, 4, 4)), video_layout=tiny.qwen_video, frames=tiny.qwen_frames, rope="mrope",
+    images=((1, 8, 8), (1, 6, 10), (1, 4, 8)), spans=tiny_qwen.qwen_spans, framed=True, pixels=tiny_qwen.qwen_pixels,
+    videos=((2, 4, 6), (3, 4, 4)), video_layout=tiny_qwen.qwen_video, frames=tiny_qwen.qwen_frames, rope="mrope",
 )
-_QWEN3 = dict(_QWEN, video_layout=tiny.qwen3_video)
+_QWEN3 = dict(_QWEN, video_layout=tiny_qwen.qwen3_video)
 _TILES: dict[str, Any] = dict(images=(1, 3, 2), pixels=tiny.idefics_pixels, layout=tiny.idefics_image,
                               spans=tiny.tile_spans)
 
 FAMILIES = {
     row.name: row
     for row in (
-        Family("qwen2_vl", "Qwen2VL", tiny.qwen2_vl, **_QWEN),
-        Family("qwen2_5_vl", "Qwen2_5_VL", tiny.qwen2_5_vl, **_QWEN),
-        Family("qwen3_vl", "Qwen3VL", tiny.qwen3_vl, **_QWEN3),
+        Family("qwen2_vl", "Qwen2VL", tiny_qwen.qwen2_vl, **_QWEN),
+        Family("qwen2_5_vl", "Qwen2_5_VL", tiny_qwen.qwen2_5_vl, **_QWEN),
+        Family("qwen3_vl", "Qwen3VL", tiny_qwen.qwen3_vl, **_QWEN3),
         Family("llava", "Llava", tiny.llava, tiny.square_pixels(56), spans=_count(16)),
         Family("llava_next", "LlavaNext", tiny.llava_next, tiny.tiled_pixels(28, 5),
                images=((56, 56), (28, 56), (56, 28)), spans=tiny.llava_next_spans),
@@ -220,7 +220,7 @@ FAMILIES = {
         Family("mistral3", "Mistral3", tiny.mistral3, tiny.mistral3_pixels, layout=tiny.mistral3_image,
                images=((112, 112), (56, 112), (84, 56)), extra=True),
         Family("fast_vlm", "FastVlm", tiny.fast_vlm, tiny.square_pixels(64), spans=_count(16), extra=True),
-        Family("qwen3_5", "Qwen3_5", tiny.qwen3_5, hybrid=True, centred_norms=True, extra=True, **_QWEN3),
+        Family("qwen3_5", "Qwen3_5", tiny_qwen.qwen3_5, hybrid=True, centred_norms=True, extra=True, **_QWEN3),
         Family("lfm2_vl", "Lfm2Vl", tiny.lfm2_vl, tiny.lfm2_pixels, images=((8, 8), (4, 8), (6, 6)),
                spans=tiny.lfm2_spans, hybrid=True, extra=True),
         Family("gemma4", "Gemma4", tiny.gemma4, tiny.gemma4_pixels, spans=_count(16), framed=True, centred_norms=True,

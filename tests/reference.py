@@ -1,9 +1,8 @@
-"""Independent oracles for token removal. They know nothing of the library under test.
+"""The independent oracle of token removal. It knows nothing of the library under test.
 
 `Reference` is the dense model with an attention written in plain torch: from a stage's layer on, no query may see the
 columns of the tokens which that stage dropped, neither in the prompt nor while decoding. Everything keeps its full
-length, so positions, masks and caches are the model's own. `compact_logits` is the opposite: it walks the decoder
-layer by layer with only the surviving rows, for models in which a mask cannot remove a token.
+length, so positions, masks and caches are the model's own. (`tests.compact` is the opposite.)
 """
 
 from __future__ import annotations
@@ -237,39 +236,3 @@ class Reference:
             extra = [self.decoder.config.layer_types[layer]] if typed else []
             out[name] = rotary(hidden, table, *extra)
         return out
-
-
-@torch.no_grad()
-def compact_logits(model: Any, inputs: dict[str, Tensor], removal: Removal, row: int = 0) -> Tensor:
-    """Logits [1, k, vocab] of the survivors of one row of a batch, by running each layer on the survivors alone."""
-    decoder: Any = decoder_of(model)
-    seen: list[dict[str, Any]] = []
-    hooks = [layer.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append({"hidden_states": args[0], **kwargs} if args else kwargs),
-        with_kwargs=True)
-        for layer in decoder.layers]
-    model(**inputs, use_cache=False)
-    for hook in hooks:
-        hook.remove()
-    here = inputs["attention_mask"][row].nonzero()[:, 0].tolist()
-    hidden = seen[0]["hidden_states"][row : row + 1, here]
-    for i, (layer, kw) in enumerate(zip(decoder.layers, seen, strict=True)):
-        fresh = hidden.clone()
-        for b, run in removal.runs.get(i, []):
-            if b == row:
-                local = [here.index(j) for j in run]
-                fresh[0, local[-1]] = marker_embedding(hidden[0], local, removal.stages[i].marker)
-        rows = removal.survivors[i]
-        stay = here if rows is None else rows[row]
-        hidden, here = fresh[:, [here.index(j) for j in stay]], stay
-        tables = {name: tuple(_one_row(t, row)[..., here, :] for t in kw[name]) for name in kw
-                  if name.startswith("position_embeddings")}
-        out = layer(hidden, attention_mask=None, past_key_values=None, **tables)
-        hidden = out[0] if isinstance(out, tuple) else out
-    norm = decoder.norm if hasattr(decoder, "norm") else decoder.embedding_norm
-    return model.lm_head(norm(hidden))
-
-
-def _one_row(table: Tensor, row: int) -> Tensor:
-    """table [..., B or 1, L, D] -> [..., 1, L, D]"""
-    return table if table.shape[-3] == 1 else table[..., row : row + 1, :, :]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import vlmopt
+from tests.compact import compact_logits
 from tests.families import FAMILIES, GREEDY, HYBRID, MASKABLE, Image, Video
 from tests.mechanism import (
     BATCHES,
@@ -26,7 +27,6 @@ from tests.mechanism import (
     generate,
     stored_lengths,
 )
-from tests.reference import compact_logits
 
 CELLS = [
     cell(family, schedule, "keep", prompts, attn)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.compact import compact_logits
 from tests.families import FAMILIES, GREEDY, HYBRID, LAYERS, MASKABLE, Batch, Image
-from tests.reference import Reference, Removal, Stage, compact_logits, decoder_of
+from tests.reference import Reference, Removal, Stage, decoder_of
 
 ROWS = [[5, Image(0), 7], [3, Image(1), Image(2), 6], [9]]
 

@@ -31,80 +31,8 @@ def _tower(size: int, **extra: Any) -> dict[str, Any]:
                 patch_size=14, **extra)
 
 
-def _noise(rng: Generator, *shape: int) -> Tensor:
+def noise(rng: Generator, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=rng)
-
-
-# ---------------------------------------------------------------- Qwen: size = (t, h, w) in patches before merging
-def _mrope(sections: list[int], interleaved: bool = False) -> dict[str, Any]:
-    rope: dict[str, Any] = dict(rope_type="default", mrope_section=sections)
-    if interleaved:
-        rope["mrope_interleaved"] = True
-    if V5:
-        return dict(rope_parameters=dict(rope, rope_theta=10000.0))
-    return dict(rope_scaling=dict(rope, type="mrope"), rope_theta=10000.0)
-
-
-def _qwen_ids() -> dict[str, int]:
-    return dict(image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=START, vision_end_token_id=END)
-
-
-def _qwen_tower(**extra: Any) -> dict[str, Any]:
-    return dict(hidden_size=32, num_heads=2, patch_size=14, spatial_merge_size=2, temporal_patch_size=2, **extra)
-
-
-def qwen2_vl() -> Any:
-    tower = dict(_qwen_tower(depth=2, embed_dim=32, mlp_ratio=2), hidden_size=64)
-    return hf.Qwen2VLConfig(text_config=dict(TEXT, **_mrope([2, 3, 3])), vision_config=tower, **_qwen_ids())
-
-
-def qwen2_5_vl() -> Any:
-    tower = _qwen_tower(depth=2, intermediate_size=48, out_hidden_size=64, fullatt_block_indexes=[1], window_size=56)
-    return hf.Qwen2_5_VLConfig(text_config=dict(TEXT, **_mrope([2, 3, 3])), vision_config=tower, **_qwen_ids())
-
-
-def qwen3_vl() -> Any:
-    tower = _qwen_tower(depth=3, intermediate_size=48, out_hidden_size=64, num_position_embeddings=64,
-                        deepstack_visual_indexes=[0, 1, 2])
-    text = dict(TEXT, head_dim=16, **_mrope([4, 2, 2], interleaved=True))
-    return hf.Qwen3VLConfig(text_config=text, vision_config=tower, **_qwen_ids())
-
-
-def qwen3_5() -> Any:
-    tower = _qwen_tower(depth=2, intermediate_size=48, out_hidden_size=64, num_position_embeddings=64)
-    rope = dict(rope_type="default", mrope_section=[1, 1, 0], rope_theta=10000.0, mrope_interleaved=True,
-                partial_rotary_factor=0.25)
-    text = dict(TEXT, head_dim=16, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8,
-                linear_value_head_dim=8, linear_conv_kernel_dim=4, rope_parameters=rope,
-                layer_types=["linear_attention", "full_attention"] * 3)
-    return hf.Qwen3_5Config(text_config=text, vision_config=tower, **_qwen_ids())
-
-
-def qwen_spans(size: tuple[int, int, int], in_row: int) -> list[int]:
-    return [size[0] * size[1] * size[2] // 4]
-
-
-def qwen_video(size: tuple[int, int, int]) -> list[int]:
-    return [START] + [VIDEO] * (size[0] * size[1] * size[2] // 4) + [END]
-
-
-def qwen3_video(size: tuple[int, int, int]) -> list[int]:
-    """One run per frame, each after a time stamp written as text."""
-    frame = [START] + [VIDEO] * (size[1] * size[2] // 4) + [END]
-    return [i for t in range(size[0]) for i in (20 + t, 7, *frame)]
-
-
-def _qwen_patches(rows: list[list[Any]], rng: Generator) -> tuple[Tensor, Tensor]:
-    grids = torch.tensor([size for row in rows for size in row])
-    return _noise(rng, int(grids.prod(1).sum()), 3 * 2 * 14 * 14), grids
-
-
-def qwen_pixels(rows: list[list[Any]], rng: Generator) -> dict[str, Tensor]:
-    return dict(zip(("pixel_values", "image_grid_thw"), _qwen_patches(rows, rng), strict=True))
-
-
-def qwen_frames(rows: list[list[Any]], rng: Generator) -> dict[str, Tensor]:
-    return dict(zip(("pixel_values_videos", "video_grid_thw"), _qwen_patches(rows, rng), strict=True))
 
 
 # ---------------------------------------------------------------- towers with one square input: size is unused
@@ -136,7 +64,7 @@ def fast_vlm() -> Any:
 
 def square_pixels(side: int) -> Any:
     def pixels(rows: list[list[Any]], rng: Generator) -> dict[str, Tensor]:
-        return dict(pixel_values=_noise(rng, sum(map(len, rows)), 3, side, side))
+        return dict(pixel_values=noise(rng, sum(map(len, rows)), 3, side, side))
 
     return pixels
 
@@ -172,13 +100,13 @@ def onevision_video(frames: int) -> list[int]:
 
 def onevision_frames(rows: list[list[Any]], rng: Generator) -> dict[str, Tensor]:
     frames = [size for row in rows for size in row]
-    return dict(pixel_values_videos=_noise(rng, len(frames), frames[0], 3, 42, 42))
+    return dict(pixel_values_videos=noise(rng, len(frames), frames[0], 3, 42, 42))
 
 
 def tiled_pixels(side: int, tiles: int) -> Any:
     def pixels(rows: list[list[Any]], rng: Generator) -> dict[str, Tensor]:
         sizes = [size for row in rows for size in row]
-        out = dict(pixel_values=_noise(rng, len(sizes), tiles, 3, side, side), image_sizes=torch.tensor(sizes))
+        out = dict(pixel_values=noise(rng, len(sizes), tiles, 3, side, side), image_sizes=torch.tensor(sizes))
         return dict(out, batch_num_images=torch.tensor([len(row) for row in rows])) if side == 42 else out
 
     return pixels
@@ -196,7 +124,7 @@ def tile_spans(tiles: int, in_row: int) -> list[int]:
 
 
 def internvl_pixels(rows: list[list[Any]], rng: Generator) -> dict[str, Tensor]:
-    return dict(pixel_values=_noise(rng, sum(map(sum, rows)), 3, 42, 42))
+    return dict(pixel_values=noise(rng, sum(map(sum, rows)), 3, 42, 42))
 
 
 def _idefics(prefix: str, module: Any) -> Any:
@@ -221,7 +149,7 @@ def idefics_image(tiles: int, in_row: int) -> list[int]:
 def idefics_pixels(rows: list[list[Any]], rng: Generator) -> dict[str, Tensor]:
     pixels = torch.zeros(len(rows), max(map(sum, rows)), 3, 42, 42)
     for row, tiles in zip(pixels, map(sum, rows), strict=True):
-        row[:tiles] = _noise(rng, tiles, 3, 42, 42)
+        row[:tiles] = noise(rng, tiles, 3, 42, 42)
     return dict(pixel_values=pixels, pixel_attention_mask=(pixels[:, :, 0] != 0))
 
 
@@ -240,7 +168,7 @@ def mistral3_image(size: tuple[int, int], in_row: int) -> list[int]:
 
 def mistral3_pixels(rows: list[list[Any]], rng: Generator) -> dict[str, Tensor]:
     sizes = torch.tensor([size for row in rows for size in row])
-    return dict(pixel_values=_noise(rng, len(sizes), 3, *sizes.amax(0).tolist()), image_sizes=sizes)
+    return dict(pixel_values=noise(rng, len(sizes), 3, *sizes.amax(0).tolist()), image_sizes=sizes)
 
 
 def lfm2_vl() -> Any:
@@ -259,7 +187,7 @@ def lfm2_spans(size: tuple[int, int], in_row: int) -> list[int]:
 def lfm2_pixels(rows: list[list[Any]], rng: Generator) -> dict[str, Tensor]:
     sizes = [size for row in rows for size in row]
     used = torch.tensor([[int(i < h * w) for i in range(64)] for h, w in sizes])
-    return dict(pixel_values=_noise(rng, len(sizes), 64, 3 * 14 * 14), spatial_shapes=torch.tensor(sizes),
+    return dict(pixel_values=noise(rng, len(sizes), 64, 3 * 14 * 14), spatial_shapes=torch.tensor(sizes),
                 pixel_attention_mask=used)
 
 
@@ -277,4 +205,4 @@ def gemma4() -> Any:
 
 def gemma4_pixels(rows: list[list[Any]], rng: Generator) -> dict[str, Tensor]:
     count, place = sum(map(len, rows)), torch.cartesian_prod(torch.arange(8), torch.arange(8)).flip(-1)
-    return dict(pixel_values=_noise(rng, count, 64, 3 * 14 * 14), image_position_ids=place.repeat(count, 1, 1))
+    return dict(pixel_values=noise(rng, count, 64, 3 * 14 * 14), image_position_ids=place.repeat(count, 1, 1))

@@ -60,22 +60,28 @@ class LogicalCache:
 
     def crop(self, max_length: int) -> None:
         """Remove the newest slots. Legal while they are text; a pruned prompt cannot be cut in the middle."""
+        if max_length == 0:  # nothing to remove, but sliding layers that recorded their past return to their window
+            super().crop(0)  # type: ignore[misc]
+            if not super().get_seq_length():  # type: ignore[misc]  # older releases: crop to length 0
+                self._vlmopt = CacheState(self._vlmopt.lease)
+            return
         relative = max_length - self.get_seq_length() if max_length > 0 else max_length
         if relative >= 0:
             return
         state, length = self._vlmopt, self.get_seq_length() + relative
         if length < state.tail:  # assisted decoding puts its candidates into the prefill
+            keep = {stage: index.shape[1] - (state.tail - length) for stage, index in state.index.items()}
             for stage, index in state.index.items():
-                keep = index.shape[1] - (state.tail - length)
                 expected = torch.arange(length, state.tail, device=index.device)
-                if keep < 0 or not bool((index[:, keep:] == expected).all()):
+                if keep[stage] < 0 or not bool((index[:, keep[stage] :] == expected).all()):
                     raise ValueError(
                         f"cannot crop a pruned cache to {length} tokens: the removed part holds dropped visual tokens. "
                         "Crop behind the last image, or start from a fresh cache."
                     )
+            for stage, index in state.index.items():
                 valid = state.valid[stage]
-                state.index[stage] = index[:, :keep]
-                state.valid[stage] = None if valid is None else valid[:, :keep]
+                state.index[stage] = index[:, : keep[stage]]
+                state.valid[stage] = None if valid is None else valid[:, : keep[stage]]
             state.tail = length
         super().crop(relative)  # type: ignore[misc]  # negative = relative in every version
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,8 +15,6 @@ from .outer import OuterArguments, build_context
 
 if TYPE_CHECKING:
     from .session import Session
-
-STATIC = "a static cache cannot shrink, so the call ran unpruned; use a dynamic cache (the default) to prune"
 
 
 class OpenStep:
@@ -46,10 +43,6 @@ class OpenStep:
         context = build_context(self.session, arguments, call.features, q)
         if arguments.embeds_only and q > 1:
             call.skip("pruning", "the call passed inputs_embeds without input_ids: visual tokens cannot be located")
-        if context is not None and self.session.selectors and compat.is_static(cache):
-            call.skip("pruning", STATIC)
-            warnings.warn(STATIC, stacklevel=2)
-            context = None
         positions = kwargs.get("position_ids")
         if positions is None:
             positions = torch.arange(past, past + q, device=embeds.device)[None]

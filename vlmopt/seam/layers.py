@@ -6,6 +6,7 @@ The decoder's loop hands every layer the same full-length tensors; they are gath
 from __future__ import annotations
 
 import inspect
+import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,11 @@ class LayerHook:
         """Run the selector of this boundary and gather the rows that stay."""
         assert step.context is not None
         assert self.selector is not None
+        if reason := compat.why_fixed(cache):
+            step.call.skip("pruning", reason)
+            warnings.warn(reason, stacklevel=2)
+            step.context = None
+            return hidden
         previous = step.rows.get(self.stage - 1)
         before = step.current(self.stage - 1)
         start = step.call.clock.now()
@@ -134,12 +140,12 @@ class LayerHook:
                 new, shift = repack_positions(positions, rows.log, rows.valid)
                 step.new_positions[self.stage] = new
                 step.new_shift[self.stage] = shift if old is None else shift + old
-        rotary, positions = self.session.anatomy.decoder.rotary_emb, step.new_positions[self.stage]
-        positions = positions[:, -hidden.shape[1] :]  # the loop may have kept the last rows only
-        make = lambda: rotary(hidden, positions, *self.rotary_kind)  # noqa: E731
-        given["position_embeddings"] = step.remember(
-            ("repack", self.stage, hidden.shape[1], *self.rotary_kind), None, make
-        )
+        positions = step.new_positions[self.stage][:, -hidden.shape[1] :]  # the loop may have kept the last rows only
+        for name in [n for n in given if n.startswith("position_embeddings") and given[n] is not None]:
+            decoder = self.session.anatomy.decoder
+            rotary = decoder.rotary_emb_local if name.endswith("_local") else decoder.rotary_emb  # gemma3 up to 4.57
+            key = ("repack", name, self.stage, hidden.shape[1], *self.rotary_kind)
+            given[name] = step.remember(key, None, partial(rotary, hidden, positions, *self.rotary_kind))
 
     def mask(
         self, step: Step, rows: Rows | None, hidden: Tensor, need: int, sliced: bool, mask: Tensor | None

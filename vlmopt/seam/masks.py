@@ -54,6 +54,8 @@ def gather_2d(mask: Tensor, columns: Tensor, valid: Tensor | None) -> Tensor:
 
 def recurrent_mask(mask: Tensor | None, rows: Tensor | None, valid: Tensor | None) -> Tensor | None:
     """Mask [B, W] of a recurrent layer from the logical one [B, L]: this chunk only, fillers zeroed."""
+    if mask is not None and mask.ndim != 2:  # 4.57 hands the causal mask to every layer
+        mask = None
     if mask is not None and rows is not None:
         mask = mask.gather(1, rows.to(mask.device))
     if valid is None:

@@ -94,6 +94,8 @@ class OuterHook:
             bound = dict(self.signature.bind_partial(module, *args, **kwargs).arguments)
             bound.update(bound.pop("kwargs", {}))
         call = self.session.open_forward_call(bound)
+        if any(name.startswith("pixel_values") and value is not None for name, value in bound.items()):
+            call.features.pieces.clear()  # this forward encodes by itself, in older releases at every uncached step
         mask = bound.get("attention_mask")
         ids = bound.get("input_ids")
         call.outer = OuterArguments(

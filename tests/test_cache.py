@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from vlmopt.seam import compat
 from vlmopt.seam.cache import LogicalCache, LogicalDynamicCache, adopt
 from vlmopt.seam.context import Lease
 
@@ -168,3 +169,12 @@ def test_a_copy_ends_with_the_lease_of_its_original(cache):
     for dead in (cache, twin):
         with pytest.raises(ValueError, match="restored"):
             decode(dead, 1)
+
+
+def test_caches_that_cannot_hold_a_length_per_layer_are_named():
+    class WithoutLayers:
+        pass
+
+    assert compat.why_fixed(DynamicCache()) is None
+    assert compat.why_fixed(None) is None
+    assert "WithoutLayers keeps no object per layer" in (compat.why_fixed(WithoutLayers()) or "")

@@ -30,7 +30,7 @@ def why_fixed(cache: Any) -> str | None:
     """Why keys of this cache cannot have a length of their own per layer, None if they can."""
     kind = type(cache).__name__
     if getattr(cache, "is_compileable", False) or "Static" in kind:
-        return f"static cache: {kind} cannot shrink, so the call ran unpruned; use a dynamic cache (the default) to prune"
+        return f"static cache: {kind} cannot shrink, so the call ran unpruned; use a dynamic one (the default)"
     if cache is not None and not hasattr(cache, "layers"):
         return (
             f"{kind} keeps no object per layer, so the call ran unpruned; upgrade transformers or pass use_cache=False"

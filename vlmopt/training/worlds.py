@@ -25,7 +25,7 @@ from .vocabulary import build_tokenizer
 
 SEED = 0
 STAGES = ("tower", "language", "joint", "export")
-STEPS = {"tower": 2400, "language": 1000, "joint": 900}
+STEPS = {"tower": 2400, "language": 1000, "joint": 500}
 BATCH = {"tower": 16, "language": 32, "joint": 24}  # pictures a step, shared among the workers
 START = {"tower": 0, "language": 0, "joint": 1_000_000}  # number of a stage's first picture
 RATE = {"tower": 4e-3, "language": 4e-3, "joint": 2e-3}

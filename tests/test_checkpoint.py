@@ -30,7 +30,7 @@ SAMPLE_ANSWERS = [
     ("scene.png", "What colour is the triangle?", "red"),
     ("scene.png", "Where is the orange star?", "top left"),
 ]
-FLOORS = {"scene presence": 0.8, "scene colour": 0.8, "screen click": 0.75, "screen presence": 0.75}
+FLOORS = {"scene presence": 0.85, "scene colour": 0.85, "screen click": 0.85, "screen presence": 0.85}
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ pictures. Every stage resumes from DIR, and the finished checkpoint is written t
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,9 @@ BATCH = {"tower": 16, "language": 32, "joint": 24}  # pictures a step, shared am
 START = {"tower": 0, "language": 0, "joint": 1_000_000}  # number of a stage's first picture
 RATE = {"tower": 4e-3, "language": 4e-3, "joint": 2e-3}
 COOLDOWN = {"tower": 0.25, "language": 0.25, "joint": 0.8}
+MODULE = "vlmopt.training.worlds"
+# Spares the page faults of large tensors, which glibc hands back to the system whenever they are freed.
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**33), "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_ARENA_MAX": "1"}
 AVERAGE = 0.995  # of the weights, in the joint stage
 
 
@@ -102,7 +106,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _together(common: list[str], jobs: list[list[str]]) -> None:
     """Run jobs side by side; if one fails, stop the others."""
-    running = [subprocess.Popen([sys.executable, "-m", __spec__.name, *common, *job]) for job in jobs]
+    environment = {**os.environ, **KEEP_MEMORY}
+    running = [subprocess.Popen([sys.executable, "-m", MODULE, *common, *job], env=environment) for job in jobs]
     try:
         failed = [process.wait() for process in running]
     finally:

@@ -54,7 +54,13 @@ def test_objects_do_not_overlap_and_cells_name_them():
                 for b in world.objects[:i]:
                     apart = (a.box[2] <= b.box[0], b.box[2] <= a.box[0], a.box[3] <= b.box[1], b.box[3] <= a.box[1])
                     assert any(apart)
-                inside = world.cells[:, a.box[1] // CELL : -(-a.box[3] // CELL), a.box[0] // CELL : -(-a.box[2] // CELL)]
+                left, top, right, bottom = (
+                    a.box[0] // CELL,
+                    a.box[1] // CELL,
+                    -(-a.box[2] // CELL),
+                    -(-a.box[3] // CELL),
+                )
+                inside = world.cells[:, top:bottom, left:right]
                 assert FIRST_SLOT.index(a.name) in inside[0]
                 assert SECOND_SLOT.index(a.sort) in inside[1]
             assert SECOND_SLOT.index(BACKGROUND) in world.cells[1]
@@ -111,7 +117,7 @@ def test_vocabulary_is_wide_enough():
     assert len(set(LABELS)) == len(LABELS)
     assert len(KINDS) >= 5
     assert len(SHAPES) >= 4
-    assert 6 <= len(COLOURS)
+    assert len(COLOURS) >= 6
 
 
 @pytest.mark.parametrize("size", [(225, 224), (224, 14), (2800, 224)])

@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from common import append
 from tqdm import tqdm
 
 import vlmopt
+from common import append
 from pruning import AttentionTopK, Random, Resize, Uniform
 from vlmopt.training.evaluate import answer_all, correct, one_of_each_kind, wilson
 

@@ -15,11 +15,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import append, interleaved, summary
-from pruning import Uniform
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 import vlmopt
+from common import append, interleaved, summary
+from pruning import Uniform
 
 KEEP = (0.5, 0.25, 0.1)
 IMAGE, START, END = 1000, 1001, 1002

@@ -25,7 +25,7 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 demo: $(VENV)/.installed
 	$(BIN)/vlmopt run --image vlmopt/worlds/samples/screen.png --question "Click Save." \
-		--policy attention-late-25 --out demo-out
+		--policy attention-25 --out demo-out
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -1,7 +1,8 @@
 """What does a dropped token cost? The bundled test organism under every control, on identical fresh pictures.
 
 Random and resize stand beside every method: one that does not beat them earns nothing. Figures of this small
-checkpoint say nothing about real models.
+checkpoint say nothing about real models. "layers" is the share of visual tokens averaged over decoder layers: methods
+that cut inside the LLM spend more than their keep ratio, and only rows with the same share are on one budget.
 
     python benchmarks/controls.py --pictures 200
 """
@@ -49,22 +50,23 @@ def main() -> None:
         key=lambda pair: (pair[0].size, pair[1].kind),
     )
     rows = []
-    print(f"{'policy':44s} {'tokens':>6s} " + " ".join(f"{kind:>22s}" for kind in KINDS))
+    print(f"{'policy':44s} {'layers':>6s} " + " ".join(f"{kind:>22s}" for kind in KINDS))
     for name, policy in tqdm(variants().items(), desc="policies", leave=False):
         with vlmopt.optimized(model, policy):
             answers = answer_all(model, processor, asked)
-            kept = vlmopt.report(model).samples[0]["layer_average"]
+            sample = vlmopt.report(model).samples[0]
+        share = sample["layer_average"] / sample["visual_tokens"]
         marks: dict[str, list[bool]] = {kind: [] for kind in KINDS}
         for (_, question), answer in zip(asked, answers, strict=True):
             marks[question.kind].append(correct(question, answer))
-        row = {"policy": name, "layer_average_tokens": kept}
+        row = {"policy": name, "layer_average": share}
         cells = []
         for kind, right in marks.items():
             low, high = wilson(sum(right), len(right))
             row[kind] = {"accuracy": sum(right) / len(right), "interval": [low, high], "of": len(right)}
             cells.append(f"{100 * sum(right) / len(right):5.1f} % ({100 * low:4.1f}-{100 * high:4.1f})".rjust(22))
         rows.append(row)
-        tqdm.write(f"{name:44s} {kept:6.1f} " + " ".join(cells))
+        tqdm.write(f"{name:44s} {100 * share:5.1f}% " + " ".join(cells))
     path = append("controls", {"checkpoint": options.checkpoint, "pictures": options.pictures, "rows": rows})
     print(f"appended to {path}")
 

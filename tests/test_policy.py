@@ -23,7 +23,7 @@ from vlmopt.policy import FILE_NAME, Policy
 from vlmopt.presets import presets
 from vlmopt.version import __version__
 
-PRESETS = {"dense", "random-25", "uniform-25", "uniform-50", "resize-25", "attention-25", "attention-late-25"}
+PRESETS = {"dense", "random-25", "uniform-25", "uniform-50", "resize-25", "attention-25"}
 PRESETS |= {"pospad-30", "progressive"}
 
 
@@ -184,7 +184,7 @@ def test_stored_sorted_and_frozen():
         (42, TypeError, "int"),
         (None, TypeError, "NoneType"),
         (Uniform, TypeError, "type"),
-        ("unform-25", ValueError, r"unform-25.*did you mean 'uniform-25'.*presets: attention-25, attention-late-25"),
+        ("unform-25", ValueError, r"unform-25.*did you mean 'uniform-25'.*presets: attention-25, dense"),
         ("", ValueError, "unknown preset"),
         ("no/such/file", ValueError, "no policy file"),
         ("policy.json", ValueError, "no policy file"),

@@ -16,7 +16,6 @@ def presets() -> dict[str, Policy]:
         "uniform-50": Policy(prune=(Uniform(keep_ratio=0.5),)),
         "resize-25": Policy(prune=(Resize(keep_ratio=0.25),)),
         "attention-25": Policy(prune=(AttentionTopK(keep_ratio=0.25, layer=2),)),
-        "attention-late-25": Policy(prune=(AttentionTopK(keep_ratio=0.25, layer=4),)),
         "pospad-30": Policy(prune=(AttentionTopK(keep_ratio=0.3, layer=2, positions="pospad"),)),
         "progressive": Policy(
             prune=(AttentionTopK(keep_ratio=0.5, layer=2), AttentionTopK(keep_ratio=0.25, layer=4)),

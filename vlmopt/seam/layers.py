@@ -59,9 +59,8 @@ class LayerHook:
         rows = step.rows.get(self.stage)
         if rows is None and step.state is None:
             return None
-        sliced = hidden.shape[1] != (
-            step.q if rows is None else rows.log.shape[1]
-        )  # the loop itself kept the last rows only
+        width = step.q if rows is None else rows.log.shape[1]
+        sliced = hidden.shape[1] != width  # the decoder's loop itself kept the last rows only
         if rows is not None and not sliced:
             self.gather_tables(step, rows, given)
         self.move_positions(step, rows, hidden, given)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
-import sys
 import types
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint
 
 import pytest
 
@@ -25,20 +23,6 @@ from vlmopt.version import __version__
 
 PRESETS = {"dense", "random-25", "uniform-25", "uniform-50", "resize-25", "attention-25"}
 PRESETS |= {"pospad-30", "progressive"}
-
-
-FOREIGN = '''
-import dataclasses
-import pruning
-
-@pruning.register("foreign_pick")
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Pick(pruning.Selector):
-    """Picks (arXiv 2401.00001)."""
-
-    def select(self, tokens):
-        return pruning.Selection(tokens.ordinal)
-'''
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,29 +50,6 @@ def extra(monkeypatch):
     """`Host` and `Gain` are registered for one test."""
     monkeypatch.setitem(pruning.base._methods, Host.name, Host)
     monkeypatch.setitem(attention_fix.base._methods, Gain.name, Gain)
-
-
-@pytest.fixture
-def offer(monkeypatch):
-    """Pretend that packages with entry points are installed; gives a function (name, value) -> EntryPoint."""
-    points: list[EntryPoint] = []
-    monkeypatch.setattr(methods, "entry_points", lambda group: [p for p in points if p.group == group])
-
-    def add(name, value):
-        points.append(EntryPoint(name, value, methods.GROUP))
-        return points[-1]
-
-    return add
-
-
-@pytest.fixture
-def plugin(tmp_path, monkeypatch):
-    """Put a foreign module on the path whose import registers a selector; gives the module's name."""
-    (tmp_path / "vlmopt_test_plugin.py").write_text(FOREIGN)
-    monkeypatch.syspath_prepend(tmp_path)
-    yield "vlmopt_test_plugin"
-    sys.modules.pop("vlmopt_test_plugin", None)
-    pruning.base._methods.pop("foreign_pick", None)
 
 
 # ---- presets and loading
@@ -327,71 +288,6 @@ def test_hub_offline_and_malformed():
     for name in ("user/none", "a/b/c/d", "bad name!"):
         with pytest.raises(ValueError, match="cannot be had from the Hub"):
             Policy.from_pretrained(name)
-
-
-# ---- methods by name
-
-
-def test_describe_feeds_forms_and_tables():
-    rows = {row["name"]: row for row in methods.describe()}
-    assert {"attention_topk", "random", "resize", "uniform"} <= set(rows)
-    top = rows["attention_topk"]
-    assert (top["kind"], top["paper"], top["reads"], top["package"]) == (
-        "selector",
-        "2403.06764",
-        "attention",
-        "pruning",
-    )
-    layer = next(s for s in top["settings"] if s["name"] == "layer")
-    assert (layer["default"], layer["min"], layer["kind"]) == (2, 1, "int")
-    json.dumps(list(rows.values()))
-
-
-def test_entry_points_are_loaded_on_demand(offer, plugin):
-    offer("foreign_pick", f"{plugin}:Pick")
-    assert Policy.load("uniform-25").prune[0].name == "uniform"
-    assert plugin not in sys.modules
-    pick = methods.find("foreign_pick")
-    assert pick.__module__ == plugin
-    assert methods.find("foreign_pick") is methods.methods()["foreign_pick"] is pick  # no conflict with itself
-    policy = Policy.load({"prune": [{"method": "foreign_pick", "keep_ratio": 0.5}]})
-    assert Policy.load(policy.to_dict()) == policy
-    assert next(r for r in methods.describe() if r["name"] == "foreign_pick")["paper"] == "2401.00001"
-
-
-def test_a_broken_entry_point_is_named_and_harms_no_other_method(offer):
-    offer("broken_pick", "vlmopt_no_such_module:Pick")
-    assert methods.find("uniform") is Uniform
-    with pytest.raises(ValueError, match=r"unknown method 'brokenpick' .did you mean 'broken_pick'"):
-        methods.find("brokenpick")
-    for ask in (methods.methods, methods.describe, lambda: methods.find("broken_pick")):
-        with pytest.raises(ValueError, match=r"broken_pick.*cannot be loaded: ModuleNotFoundError"):
-            ask()
-
-
-def test_entry_points_that_are_refused(offer, plugin):
-    offer("other_name", f"{plugin}:Pick")
-    with pytest.raises(ValueError, match="is registered as 'foreign_pick'"):
-        methods.find("other_name")
-    offer("a_module", "json:dumps")
-    with pytest.raises(ValueError, match=r"must name a pruning\.Selector"):
-        methods.find("a_module")
-
-
-def test_taken_names_are_refused(offer, extra, monkeypatch):
-    offer("uniform", "vlmopt_test_plugin:Pick")
-    with pytest.raises(ValueError, match=r"uniform.*taken by pruning.uniform.Uniform"):
-        methods.methods()
-    monkeypatch.setitem(attention_fix.base._methods, "uniform", Gain)
-    with pytest.raises(ValueError, match="taken twice"):
-        methods.methods()
-
-
-def test_two_packages_with_one_name(offer):
-    offer("same", "vlmopt_a:Pick")
-    offer("same", "vlmopt_b:Pick")
-    with pytest.raises(ValueError, match="taken by method 'same'"):
-        methods.find("same")
 
 
 def test_settings_of_other_kinds():

@@ -113,3 +113,33 @@ def test_tuple_outputs_and_hidden_states():
         assert gap(logits[expected.kept], expected.forward[expected.kept]) < 1e-4
         states = model(**batch(), output_hidden_states=True).hidden_states
     assert [h.shape[1] for h in states][1:-1] == expected.lengths[:-1]  # behind the embeddings: outputs of each layer
+
+
+class Wrapper(torch.nn.Module):
+    """What adapters such as PEFT's do: `generate` goes to the inner model, the wrapper's own forward never runs."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.config = inner, inner.config
+
+    def generate(self, *args, **kwargs):
+        return self.inner.generate(*args, **kwargs)
+
+
+def test_a_wrapper_around_the_model_is_looked_through():
+    case = Case(FAMILIES["qwen2_5_vl"], "progressive", prompts="ragged")
+    with case.optimized() as model:
+        expected = generate(model, case.batch).sequences
+    with vlmopt.optimized(Wrapper(case.model()), case.policy) as wrapped:
+        assert torch.equal(generate(wrapped, case.batch).sequences, expected)
+        report = vlmopt.report(wrapped)
+    assert report.ms["ttft"] is not None
+    assert report.ms["decode"] is not None
+
+
+def test_assisted_decoding_with_an_optimized_assistant():
+    case = Case(FAMILIES["qwen2_5_vl"], "pre")
+    with case.optimized() as model, Case(case.family, "mid").optimized() as assistant:
+        expected = generate(model, case.batch).sequences
+        out = generate(model, case.batch, assistant_model=assistant, return_dict_in_generate=False)
+        assert torch.equal(out, expected)

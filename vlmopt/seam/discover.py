@@ -19,6 +19,7 @@ class Anatomy:
 
     # transformers modules, whose attributes no type checker knows
     outer: Any  # merges visual features into the embeddings
+    head: Any  # turns the outer model's output into logits; below wrappers such as PEFT's
     decoder: Any  # owns `layers` and `embed_tokens`
     layers: list[Any]
     attentions: list[Any]  # per layer; None for recurrent layers
@@ -63,6 +64,7 @@ def discover(model: nn.Module) -> Anatomy:
     rope = getattr(decoder.config, "rope_parameters", None) or getattr(decoder.config, "rope_scaling", None) or {}
     return Anatomy(
         outer=outer,
+        head=next((m for m in model.modules() if any(child is outer for child in m.children())), outer),
         decoder=decoder,
         layers=layers,
         attentions=[attention_of(layer) for layer in layers],

@@ -60,7 +60,7 @@ class Session:
                 self.set_attribute(anatomy.outer, name, FeatureProbe(self, modality, getattr(anatomy.outer, name)))
         self.hook(anatomy.outer.register_forward_pre_hook(OuterHook(self), with_kwargs=True))
         self.hook(anatomy.outer.register_forward_hook(CloseForward(self), always_call=True))
-        self.hook(self.model.register_forward_hook(FirstToken(self)))
+        self.hook(anatomy.head.register_forward_hook(FirstToken(self)))
         self.hook(anatomy.decoder.register_forward_pre_hook(OpenStep(self), with_kwargs=True))
         self.hook(anatomy.decoder.register_forward_hook(CloseStep(self), with_kwargs=True, always_call=True))
         if not self.selectors:

@@ -29,7 +29,7 @@ _FAMILIES = (
     Family(
         "qwen3_vl",
         ("qwen3_vl", "qwen3_vl_moe"),
-        "Qwen/Qwen3-VL-2B-Instruct",
+        "Qwen/Qwen3-VL-4B-Instruct",
         "model.visual",
         "model.visual.merger",
         layouts.patch_grid,
@@ -38,7 +38,7 @@ _FAMILIES = (
     Family(
         "qwen3_5",
         ("qwen3_5", "qwen3_5_moe"),
-        "Qwen/Qwen3.5-4B",
+        "Qwen/Qwen3.5-27B",
         "model.visual",
         "model.visual.merger",
         layouts.patch_grid,
@@ -80,7 +80,7 @@ _FAMILIES = (
     Family(
         "smolvlm",
         ("smolvlm",),
-        "HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
+        "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
         "model.vision_model",
         "model.connector",
         layouts.tiles_of_sample,
@@ -101,7 +101,7 @@ _FAMILIES = (
     Family(
         "lfm2_vl",
         ("lfm2_vl",),
-        "LiquidAI/LFM2-VL-450M",
+        "LiquidAI/LFM2-VL-1.6B",
         "model.vision_tower",
         "model.multi_modal_projector",
         layouts.unfolded,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import statistics
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -40,12 +39,6 @@ def interleaved(variants: dict[str, Callable[[], float]], repeats: int, warmup: 
             if i >= warmup:
                 times[name].append(ms)
     return times
-
-
-def summary(values: list[float]) -> dict[str, float]:
-    """Median with p20 and p80."""
-    q = statistics.quantiles(values, n=5) if len(values) > 1 else values * 4
-    return {"median": statistics.median(values), "p20": q[0], "p80": q[3]}
 
 
 def append(name: str, record: dict[str, Any]) -> Path:

@@ -19,8 +19,11 @@ import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 import vlmopt
-from common import append, interleaved, summary
+from common import append, interleaved
 from pruning import Uniform
+from vlmopt.measure import Spread
+from vlmopt.prompt import image_prompt
+from vlmopt.worlds import screen
 
 KEEP = (0.5, 0.25, 0.1)
 IMAGE, START, END = 1000, 1001, 1002
@@ -64,13 +67,9 @@ def random_model() -> tuple[Any, dict[str, torch.Tensor]]:
 
 def bundled_model() -> tuple[Any, dict[str, torch.Tensor]]:
     """The shipped test organism on a generated screen."""
-    from vlmopt.worlds import screen
-
     model, processor = vlmopt.load_checkpoint("tiny-qwen")
     world = screen(seed=7)
-    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": world.questions[0].text}]}]
-    text = processor.apply_chat_template(messages, add_generation_prompt=True)
-    return model.eval(), dict(processor(text=[text], images=[world.image], return_tensors="pt"))
+    return model, image_prompt(processor, world.questions[0].text, [world.image])
 
 
 @torch.inference_mode()
@@ -138,7 +137,7 @@ def run(name: str, repeats: int, device: str) -> None:
         variants[f"keep {ratio}"] = lambda r=ratio: measured(model, inputs, Uniform(keep_ratio=r))
         variants[f"oracle {ratio}"] = ideal
     raw = interleaved(variants, repeats)
-    times = {key: summary(values) for key, values in raw.items()}
+    times = {key: Spread.of(values).to_dict() for key, values in raw.items()}
     parameters = sum(p.numel() for p in model.parameters())
     print(f"\n{name}: {parameters / 1e6:.1f} M parameters, {visual} visual of {length} prompt tokens, {repeats} rounds")
     print(

@@ -12,7 +12,7 @@ from pruning.base import AttentionRows
 from .families import families, family_of
 from .policy import Policy
 from .seam import compat
-from .seam.discover import Anatomy, discover
+from .seam.discover import Anatomy, discover, shared_key_source
 
 
 def check(model: nn.Module, policy: Policy) -> Anatomy:
@@ -20,8 +20,7 @@ def check(model: nn.Module, policy: Policy) -> Anatomy:
     compat.check_version()
     anatomy = discover(model)
     implementation = compat.implementation(anatomy.config)
-    active = [method for method in policy.prune if not method.neutral]
-    if active and implementation == "flex_attention":
+    if policy.active and implementation == "flex_attention":
         raise ValueError(
             "attn_implementation='flex_attention' is not supported: its block masks cannot be cut. "
             "Use 'sdpa', 'eager' or a flash implementation."
@@ -29,7 +28,7 @@ def check(model: nn.Module, policy: Policy) -> Anatomy:
     if policy.attention:
         names = ", ".join(method.name for method in policy.attention)
         raise ValueError(f"attention={names}: this release installs no corrections yet; leave attention empty")
-    for method in active:
+    for method in policy.active:
         check_selector(model, anatomy, method)
     return anatomy
 
@@ -40,14 +39,12 @@ def check_selector(model: Any, anatomy: Anatomy, method: Selector) -> None:
         raise ValueError(
             f"{name}: layer={method.layer} does not exist; {type(model).__name__} has layers 0..{depth - 1}"
         )
-    sources = [i for i in range(depth) if getattr(anatomy.attentions[i], "is_kv_shared_layer", False)]
-    if sources:
-        limit = min(last_own_layers(anatomy))
-        if method.layer > limit:
-            raise ValueError(
-                f"{name}: layer={method.layer} lies behind layer {limit}, whose keys later layers of "
-                f"{type(model).__name__} share; use layer <= {limit}"
-            )
+    shared = [s for i in range(depth) if (s := shared_key_source(anatomy.attentions, i)) is not None]
+    if shared and method.layer > min(shared):
+        raise ValueError(
+            f"{name}: layer={method.layer} lies behind layer {min(shared)}, whose keys later layers of "
+            f"{type(model).__name__} share; use layer <= {min(shared)}"
+        )
     if method.positions == "repack" and anatomy.mrope:
         raise ValueError(
             f"{name}: positions='repack' is undefined for the multi-axis positions of {type(model).__name__}; "
@@ -67,15 +64,6 @@ def check_selector(model: Any, anatomy: Anatomy, method: Selector) -> None:
     for need in method.needs:
         if isinstance(need, AttentionRows):
             check_attention_layer(model, anatomy, method, need.layer)
-
-
-def last_own_layers(anatomy: Anatomy) -> list[int]:
-    """Per layer type, the last layer with keys of its own (the source that KV-sharing layers reuse)."""
-    last: dict[str, int] = {}
-    for i, attention in enumerate(anatomy.attentions):
-        if attention is not None and not getattr(attention, "is_kv_shared_layer", False):
-            last[getattr(attention, "layer_type", "")] = i
-    return list(last.values())
 
 
 def check_attention_layer(model: nn.Module, anatomy: Anatomy, method: Selector, layer: int) -> None:

@@ -54,6 +54,11 @@ class Policy:
             raise ValueError(f"seed must be >= 0 and < 2**63, got {self.seed}")
         check_stages(self.prune)
 
+    @property
+    def active(self) -> list[Selector]:
+        """The selectors that can change something, by rising layer."""
+        return not_neutral(self.prune)
+
     @classmethod
     def load(cls, source: Any) -> Policy:
         """A policy from a preset name, a path (file, or directory with `vlmopt_policy.json`), dict, method, list of
@@ -195,6 +200,10 @@ def entries(key: str, given: Any, kind: type) -> tuple[Any, ...]:
     return tuple(given)
 
 
+def not_neutral(prune: Sequence[Selector]) -> list[Selector]:
+    return [method for method in prune if not method.neutral]
+
+
 def check_stages(prune: Sequence[Selector]) -> None:
     """Selectors, sorted by layer, that contradict each other."""
     for first, second in pairwise(prune):
@@ -202,7 +211,7 @@ def check_stages(prune: Sequence[Selector]) -> None:
             raise ValueError(
                 f"{first.label} and {second.label} both act before layer {first.layer}; one method per layer, move one"
             )
-    active = [method for method in prune if not method.neutral]
+    active = not_neutral(prune)
     for unit in ("keep_ratio", "keep_tokens"):
         budgets = [(getattr(method, unit), method) for method in active if getattr(method, unit) is not None]
         for (before, first), (after, second) in pairwise(budgets):

@@ -9,10 +9,8 @@ from typing import Any
 import torch
 from PIL import Image
 
+from .families import family_of
 from .frames import Video, video_inputs
-
-QWEN_VIDEO = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
-TIMESTAMPED = QWEN_VIDEO[2:]  # a time before every frame pair, each between its own start and end tokens
 
 
 def image_prompt(processor: Any, question: str, images: Sequence[Image.Image]) -> dict[str, Any]:
@@ -26,9 +24,9 @@ def video_prompt(processor: Any, model: Any, question: str, video: Video) -> dic
 
     Raises ValueError for a family whose frames only its own video processor can prepare, when that is missing.
     """
-    kind = model.config.model_type
+    kind, family = model.config.model_type, family_of(model.config)
     text = chat(processor, "video", 1, question)
-    if kind not in QWEN_VIDEO:
+    if not family.patch_grid:
         if getattr(processor, "video_processor", None) is None:
             raise ValueError(f"video for model_type={kind!r} needs its own video processor, and that torchvision")
         return dict(processor(text=[text], videos=[video.frames.byte()], return_tensors="pt"))
@@ -44,7 +42,7 @@ def video_prompt(processor: Any, model: Any, question: str, video: Video) -> dic
     t, h, w = pixels["video_grid_thw"][0].tolist()
     pad = processor.tokenizer.convert_ids_to_tokens(model.config.video_token_id)
     per_step = h * w // images.merge_size**2
-    if kind in TIMESTAMPED:
+    if family.frame_times:  # each pair between its own start and end tokens
         start, end = (
             processor.tokenizer.convert_ids_to_tokens(getattr(model.config, f"vision_{side}_token_id"))
             for side in ("start", "end")

@@ -59,6 +59,7 @@ class Report:
         device = next(session.model.parameters()).device
         batch = call.query_lengths[0][0] if call.query_lengths else 0
         ms = milliseconds(call)
+        shown = {row: maps(call, row) for row in range(batch)}
         decode = ms["decode"]
         return cls(
             family=session.family.name
@@ -69,7 +70,7 @@ class Report:
             dtype=str(next(session.model.parameters()).dtype).removeprefix("torch."),
             device=str(device),
             policy=session.policy.to_dict(),
-            samples=[sample(call, row) for row in range(batch)],
+            samples=[sample(call, row, shown[row]) for row in range(batch)],
             key_lengths=list(call.key_lengths),
             kv_cache_bytes=call.cache_bytes,
             ms=ms,
@@ -78,7 +79,7 @@ class Report:
             peak_memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
             applied=applied(call),
             skipped=skipped(call),
-            _maps={row: maps(call, row) for row in range(batch)},
+            _maps=shown,
         )
 
     def maps(self, row: int = 0) -> list[VisualMap]:
@@ -137,14 +138,15 @@ def cuts_of(call: Call, chunk: int) -> list[Cut]:
     return [cut for cut in call.cuts if cut.chunk == chunk]
 
 
-def sample(call: Call, row: int) -> dict[str, Any]:
+def sample(call: Call, row: int, shown: list[VisualMap]) -> dict[str, Any]:
     """Token counts of one sample in all four meanings: before, after the last cut, layer average, extras (markers)."""
     depth = len(call.session.stage_of)
-    items, stages = [], []
+    stages = []
     before_all = kept_all = markers_all = 0
     area = 0.0
     for number, context in enumerate(call.contexts):
-        total, left, last_layer, markers = int(context.visual[row].sum()), int(context.visual[row].sum()), 0, 0
+        total = left = int(context.visual[row].sum())
+        last_layer = markers = 0
         for cut in cuts_of(call, number):
             area += (left + markers) * (cut.layer - last_layer)
             left, last_layer = int(cut.keep[row].sum()), cut.layer
@@ -163,16 +165,16 @@ def sample(call: Call, row: int) -> dict[str, Any]:
             )
         area += (left + markers) * (depth - last_layer)
         before_all, kept_all, markers_all = before_all + total, kept_all + left, markers_all + markers
-        items += [
-            {
-                "item": m.item,
-                "kind": m.kind,
-                "grid": None if m.grid is None else list(m.grid),
-                "before": len(m.kept),
-                "after": int(m.kept.sum()),
-            }
-            for m in chunk_maps(call, number, row)
-        ]
+    items = [
+        {
+            "item": m.item,
+            "kind": m.kind,
+            "grid": None if m.grid is None else list(m.grid),
+            "before": len(m.kept),
+            "after": int(m.kept.sum()),
+        }
+        for m in shown
+    ]
     length = sum(q for _, q in call.query_lengths)
     return {
         "row": row,
@@ -194,11 +196,8 @@ def chunk_maps(call: Call, number: int, row: int) -> list[VisualMap]:
     context, cuts = call.contexts[number], cuts_of(call, number)
     out = []
     for span in (s for s in context.spans if s.row == row):
-        kept, markers, scores = (
-            torch.ones(len(span.index), dtype=torch.bool),
-            torch.zeros(len(span.index), dtype=torch.bool),
-            None,
-        )
+        kept, markers = torch.ones(len(span.index), dtype=torch.bool), torch.zeros(len(span.index), dtype=torch.bool)
+        scores = None
         for cut in cuts:
             kept = cut.keep[row, span.index].cpu()
             if cut.markers is not None:

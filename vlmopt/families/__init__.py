@@ -15,7 +15,7 @@ _FAMILIES = (
         "model.visual",
         "model.visual.merger",
         layouts.patch_grid,
-        True,
+        patch_grid=True,
     ),
     Family(
         "qwen2_5_vl",
@@ -24,7 +24,7 @@ _FAMILIES = (
         "model.visual",
         "model.visual.merger",
         layouts.patch_grid,
-        True,
+        patch_grid=True,
     ),
     Family(
         "qwen3_vl",
@@ -33,7 +33,8 @@ _FAMILIES = (
         "model.visual",
         "model.visual.merger",
         layouts.patch_grid,
-        True,
+        patch_grid=True,
+        frame_times=True,
     ),
     Family(
         "qwen3_5",
@@ -42,7 +43,8 @@ _FAMILIES = (
         "model.visual",
         "model.visual.merger",
         layouts.patch_grid,
-        True,
+        patch_grid=True,
+        frame_times=True,
     ),
     Family("llava", ("llava",), "llava-hf/llava-1.5-7b-hf", "model.vision_tower", "model.multi_modal_projector"),
     Family(

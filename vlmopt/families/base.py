@@ -58,4 +58,5 @@ class Family:
     projector: str
     layout: Layout = square
     patch_grid: bool = False  # pixels arrive as patches of any grid: pictures can be resized inside the model
+    frame_times: bool = False  # a time stamp stands in the prompt before every pair of video frames
     described: bool = True

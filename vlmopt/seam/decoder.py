@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from . import compat
 from .cache import LogicalCache
-from .context import CALL, STEP, Step
-from .outer import OuterArguments, build_context
+from .context import STEP, Step
+from .outer import OuterArguments, build_context, by_name
 
 if TYPE_CHECKING:
     from .session import Session
@@ -27,11 +27,11 @@ class OpenStep:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         STEP.set(None)
-        call = CALL.get()
-        if call is None or call.session is not self.session:
+        call = self.session.running_call()
+        if call is None:
             return
         if args:
-            kwargs = dict(self.signature.bind_partial(module, *args, **kwargs).arguments) | kwargs
+            kwargs = by_name(self.signature, module, *args, **kwargs)
         arguments, call.outer = call.outer or OuterArguments(None, None, False, False), None
         embeds = kwargs.get("inputs_embeds")
         if embeds is None:

@@ -46,7 +46,7 @@ def discover(model: nn.Module) -> Anatomy:
     )
     if decoder is None:
         raise ValueError(
-            f"{type(model).__name__} has no language decoder (a module with `layers` and `embed_tokens`); {hint(model)}"
+            f"{type(model).__name__} has no language decoder (a module with `layers` and `embed_tokens`); {hint()}"
         )
     outer = next((m for m in model.modules() if any(child is decoder for child in m.children())), None)
     ids = visual_ids(model)
@@ -58,7 +58,7 @@ def discover(model: nn.Module) -> Anatomy:
         )
         raise ValueError(
             f"{type(model).__name__} is not a vision-language model: found a decoder ({type(decoder).__name__}) but no "
-            f"{missing}; {hint(model)}"
+            f"{missing}; {hint()}"
         )
     layers: list[Any] = list(decoder.layers)  # type: ignore[arg-type]
     rope = getattr(decoder.config, "rope_parameters", None) or getattr(decoder.config, "rope_scaling", None) or {}
@@ -74,7 +74,7 @@ def discover(model: nn.Module) -> Anatomy:
     )
 
 
-def hint(model: nn.Module) -> str:
+def hint() -> str:
     from ..families import families
 
     return (

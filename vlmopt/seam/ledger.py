@@ -63,7 +63,6 @@ class Call:
     start: Any = None
     end: Any = None
     first_token: Any = None
-    finished: bool = False
     outer: OuterArguments | None = None
     features: Features = field(default_factory=Features)
     contexts: list[VisualContext] = field(default_factory=list)

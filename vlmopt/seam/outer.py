@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..families.base import Piece
 from . import resize
-from .context import CALL, VisualContext, VisualSpan
+from .context import VisualContext, VisualSpan
 
 if TYPE_CHECKING:
     from .session import Session
@@ -38,6 +38,13 @@ class Features:
     depth: int = 0  # a video function may call the image function
 
 
+def by_name(signature: inspect.Signature, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Arguments of a call by parameter name, those of a `**kwargs` among them."""
+    bound = dict(signature.bind_partial(*args, **kwargs).arguments)
+    rest = bound.pop("kwargs", {})
+    return bound | rest
+
+
 class FeatureProbe:
     """Stands in for a bound `get_image_features`; records lengths and grids, times the tower, resizes pixels."""
 
@@ -47,11 +54,10 @@ class FeatureProbe:
         self.__name__, self.__doc__ = MODALITIES[modality], original.__doc__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        call = CALL.get()
-        if call is None or call.session is not self.session or call.features.depth:
+        call = self.session.running_call()
+        if call is None or call.features.depth:
             return self.original(*args, **kwargs)
-        bound = dict(self.__signature__.bind_partial(*args, **kwargs).arguments)
-        bound.update(bound.pop("kwargs", {}))
+        bound = by_name(self.__signature__, *args, **kwargs)
         start = call.clock.now()
         call.features.depth += 1
         try:
@@ -89,11 +95,8 @@ class OuterHook:
         self.signature = inspect.signature(type(session.anatomy.outer).forward)
 
     def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        bound = kwargs
-        if args:
-            bound = dict(self.signature.bind_partial(module, *args, **kwargs).arguments)
-            bound.update(bound.pop("kwargs", {}))
-        call = self.session.open_forward_call(bound)
+        bound = by_name(self.signature, module, *args, **kwargs) if args else kwargs
+        call = self.session.open_forward_call()
         if any(name.startswith("pixel_values") and value is not None for name, value in bound.items()):
             call.features.pieces.clear()  # this forward encodes by itself, in older releases at every uncached step
         mask = bound.get("attention_mask")
@@ -141,7 +144,6 @@ def group(
     ids: Tensor, visual: Tensor, features: Features, modality_of: dict[int, str]
 ) -> tuple[list[VisualSpan] | None, int]:
     """Cut every row's visual positions by the encoder's pieces. (None, 1) when the two do not match."""
-    # one family shows frames of a video through image tokens: all pieces then serve the image ids
     pieces = {m: list(p) for m, p in features.pieces.items()}
     ids_by_modality = {
         m: visual & torch.isin(ids, ids.new_tensor([t for t, k in modality_of.items() if k == m])) for m in pieces

@@ -34,7 +34,7 @@ class Session:
         self.model: Any = model
         self.policy, self.anatomy = policy, anatomy
         self.family = family_of(model.config)
-        active: list[Selector] = [method for method in policy.prune if not method.neutral]
+        active: list[Selector] = policy.active
         self.selectors: dict[int, Selector] = {method.layer: method for method in active}
         self.stage_of = [sum(layer <= i for layer in self.selectors) for i in range(len(anatomy.layers))]
         self.repack = any(method.positions == "repack" for method in active)
@@ -96,17 +96,21 @@ class Session:
         call.start = call.clock.now()
         return call
 
-    def open_forward_call(self, arguments: dict[str, Any]) -> Call:
-        """The running `generate` of this session, or a new call for a bare forward."""
+    def running_call(self) -> Call | None:
+        """The call of this session that runs now in this context, None outside one."""
         call = CALL.get()
-        if call is None or call.session is not self or not call.by_generate:
+        return call if call is not None and call.session is self else None
+
+    def open_forward_call(self) -> Call:
+        """The running `generate` of this session, or a new call for a bare forward."""
+        call = self.running_call()
+        if call is None or not call.by_generate:
             call = self.new_call(by_generate=False)
             CALL.set(call)
         return call
 
     def finish(self, call: Call) -> None:
         call.end = call.clock.now()
-        call.finished = True
         self.last_call = call
 
 
@@ -156,8 +160,8 @@ class CloseForward:
         self.session = session
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        call = CALL.get()
-        if call is not None and call.session is self.session and not call.by_generate:
+        call = self.session.running_call()
+        if call is not None and not call.by_generate:
             CALL.set(None)
             if output is not None:
                 self.session.finish(call)
@@ -170,12 +174,6 @@ class FirstToken:
         self.session = session
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        call = CALL.get()
-        if (
-            call is not None
-            and call.session is self.session
-            and call.by_generate
-            and call.prompt_done
-            and call.first_token is None
-        ):
+        call = self.session.running_call()
+        if call is not None and call.by_generate and call.prompt_done and call.first_token is None:
             call.first_token = call.clock.now()

@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from vlmopt.checkpoints import load_checkpoint
+from vlmopt.prompt import chat
 from vlmopt.worlds import Question, World, scene, screen
 
 SIZES = ((224, 224), (224, 224), (280, 196), (196, 280))  # half of the pictures are square
@@ -24,14 +25,7 @@ def answer_all(model: Any, processor: Any, asked: Sequence[tuple[World, Question
     answers = []
     for start in tqdm(range(0, len(asked), batch), disable=len(asked) < 200):
         part = asked[start : start + batch]
-        prompts = [
-            processor.apply_chat_template(
-                [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question.text}]}],
-                add_generation_prompt=True,
-                tokenize=False,
-            )
-            for _, question in part
-        ]
+        prompts = [chat(processor, "image", 1, question.text) for _, question in part]
         inputs = processor(text=prompts, images=[[world.image] for world, _ in part], return_tensors="pt", padding=True)
         with torch.inference_mode():
             out = model.generate(**inputs, max_new_tokens=40, do_sample=False)

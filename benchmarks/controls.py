@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 import vlmopt
 from common import append
-from pruning import AttentionTopK, Random, Resize, Uniform
+from pruning import FastV, Random, Resize, Uniform
 from vlmopt.training.evaluate import answer_all, correct, one_of_each_kind, wilson
 
 KEEP = (0.5, 0.25, 0.1)
@@ -31,8 +31,8 @@ def variants() -> dict[str, Any]:
             f"random {ratio}": Random(keep_ratio=ratio),
             f"uniform {ratio}": Uniform(keep_ratio=ratio),
             f"resize {ratio}": Resize(keep_ratio=ratio),
-            f"attention_topk {ratio} at layer 2": AttentionTopK(keep_ratio=ratio, layer=2),
-            f"attention_topk {ratio} at layer 2, pospad": AttentionTopK(keep_ratio=ratio, layer=2, positions="pospad"),
+            f"fastv {ratio} at layer 2": FastV(keep_ratio=ratio, layer=2),
+            f"fastv {ratio} at layer 2, pospad": FastV(keep_ratio=ratio, layer=2, positions="pospad"),
         }
     return policies
 

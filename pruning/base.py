@@ -1,68 +1,31 @@
-"""The contract of a selector: what it may read (`VisualTokens`) and what it answers (`Selection`)."""
+"""The contract of a selector: settings, signals, and `pick`; budget, padding and segments are handled here once."""
 
 from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
-from .budget import kept_tokens
+from .budget import ALLOCATIONS, allocate, kept_tokens, segments
+from .join import join
+from .padding import PADDING, valid_cells
 from .settings import setting, validate
+from .signals import Pixels, Signal, VisualEmbeds
+from .tokens import Selection, VisualTokens
 
 POSITIONS = ("keep", "repack", "pospad")
 MARKERS = ("mean", "last")
 
 
-@dataclass(frozen=True)
-class Signal:
-    """Something a selector wants to read; captured once, shared by all methods."""
-
-
-@dataclass(frozen=True)
-class AttentionRows(Signal):
-    """Attention of the last `rows` real prompt rows of decoder layer `layer`.
-
-    Value: fp32 [h, rows, n], softmax over ALL keys, then sliced to the sample's current visual tokens.
-    """
-
-    layer: int
-    rows: int = 1
-
-
-@dataclass(frozen=True, eq=False)
-class VisualTokens:
-    """The visual tokens of one sample at one decoder-layer boundary, in sequence order; n of them are left."""
-
-    total: int  # N: visual tokens of the prompt before any pruning
-    ordinal: Tensor  # Long[n] index of each current token among the N
-    item: Tensor  # Long[n] running number of the span (image, tile, frame, video) inside the sample
-    coords: Tensor  # Long[n, 3] (t, y, x) in its span's merged grid; -1 where unknown or structural (newline tokens)
-    grids: tuple[tuple[int, int, int] | None, ...]  # per span (t, h, w) after merging; None if unknown
-    signals: Mapping[Signal, Tensor]
-    seed: int  # the policy's seed
-
-    def __len__(self) -> int:
-        return len(self.ordinal)
-
-
-@dataclass(frozen=True, eq=False)
-class Selection:
-    """Which of the current tokens stay."""
-
-    keep: Tensor  # Long[k], sorted, unique, indices into 0..n-1 of the current tokens
-    scores: Tensor | None = None  # fp32 [n], higher = keep
-    stats: Mapping[str, Any] = field(default_factory=dict)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Selector(ABC):
-    """Base of every selector: a budget, a place, a position policy, and `select`.
+    """Base of every selector: a budget and how it is shared, a place, a position policy, and `pick`.
 
     Raises:
         TypeError, ValueError: a setting of the wrong type or out of range, or not exactly one of the two budgets.
@@ -70,6 +33,8 @@ class Selector(ABC):
 
     name: ClassVar[str] = ""  # set by `register`
     reads: ClassVar[str] = "nothing"  # what the choice depends on, in words, for tables
+    asks_text: ClassVar[bool] = False  # the choice depends on the question, so a pruned cache is bound to it
+    adaptive: ClassVar[bool] = False  # the method itself decides how many stay; the budget is only a ceiling
     resizes_pixels: ClassVar[bool] = False
 
     keep_ratio: float | None = setting(
@@ -89,6 +54,24 @@ class Selector(ABC):
         "str",
         choices=MARKERS,
     )
+    padding: str = setting(
+        "keep",
+        "Padding as candidates: keep: like any token; square: never the mean-colour bars of square padding; "
+        "blank: nor any blank bars along the border (letterboxes).",
+        "str",
+        choices=PADDING,
+    )
+    allocation: str = setting(
+        "proportional",
+        "How segments share the budget: in proportion to their tokens, equally, one pool for all (global), by change "
+        "from frame to frame, by distinctiveness, or the first segment whole.",
+        "str",
+        choices=ALLOCATIONS,
+    )
+    segment: str = setting(
+        "image", "What a segment is: an image, tile or video; or every frame.", "str", choices=("image", "frame")
+    )
+    min_per_segment: int = setting(1, "Tokens every segment keeps at least, while the budget lasts.", "int", min=0)
 
     def __post_init__(self) -> None:
         validate(self, self.label)
@@ -104,40 +87,87 @@ class Selector(ABC):
         return self.name or type(self).__name__
 
     @property
+    def stages(self) -> tuple[Selector, ...]:
+        """The cuts this method makes, one selector each; several for a progressive method."""
+        return (self,)
+
+    @property
     def needs(self) -> frozenset[Signal]:
-        """Signals that must be captured before `select` can run."""
+        """Signals that `pick` reads."""
         return frozenset()
+
+    @property
+    def captures(self) -> frozenset[Signal]:
+        """Signals that must be captured before `select` can run: `needs`, and those of padding and allocation."""
+        extra: set[Signal] = set() if self.padding == "keep" else {Pixels()}
+        if self.allocation in ("temporal_change", "distinctiveness"):
+            extra.add(VisualEmbeds())
+        return self.needs | extra
 
     @property
     def neutral(self) -> bool:
         """True if this selector never touches anything."""
-        return self.keep_ratio == 1.0
+        return self.keep_ratio == 1.0 and self.padding == "keep"
 
     def budget(self, total: int) -> int:
         """Tokens that stay out of `total` original ones."""
         return kept_tokens(total, self.keep_ratio, self.keep_tokens)
 
     @abstractmethod
+    def pick(self, tokens: VisualTokens, k: int) -> Selection:
+        """Choose k of the n tokens of one segment, 1 <= k <= n; padding and structural tokens are already left out."""
+
     def select(self, tokens: VisualTokens) -> Selection:
-        """Choose min(budget(tokens.total), len(tokens)) of the current tokens of one sample."""
+        """Choose min(budget(tokens.total), valid tokens) of the current tokens of one sample.
+
+        Structural tokens (row separators) are never scored and come last, after every valid patch.
+        """
+        structural = tokens.structural
+        valid = valid_cells(tokens, self.padding)
+        content = (~structural if valid is None else valid & ~structural).nonzero()[:, 0]
+        k = min(self.budget(tokens.total), len(tokens) if valid is None else len(content) + int(structural.sum()))
+        parts: list[tuple[Tensor, Selection]] = []
+        if len(content):
+            pool = tokens if len(content) == len(tokens) else tokens.subset(content)
+            split = segments(pool, self.segment, self.allocation)
+            shares = allocate(pool, split, min(k, len(pool)), self.allocation, self.min_per_segment)
+            for index, share in zip(split, shares, strict=True):
+                if share:
+                    part = pool if len(index) == len(pool) else pool.subset(index)
+                    whole = share == len(index) and not self.adaptive
+                    every = torch.arange(len(index), device=index.device)
+                    parts.append((content[index], Selection(every) if whole else self.pick(part, share)))
+        rest = structural.nonzero()[:, 0][: max(k - len(content), 0)]
+        stats = {} if valid is None else {"padding": int((~valid & ~structural).sum())}
+        return join(parts, rest, len(tokens), stats)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreSelector(Selector):
     """A selector that ranks: override `score`, the highest stay, ties go to the lowest index."""
 
+    trend: ClassVar[bool] = False  # scores are attention inside the LLM, which rises towards late positions
+
     @abstractmethod
     def score(self, tokens: VisualTokens) -> Tensor:
         """fp32 [n], higher = keep."""
 
-    def select(self, tokens: VisualTokens) -> Selection:
-        scores = self.score(tokens).float()
-        if scores.shape != (len(tokens),) or not bool(torch.isfinite(scores).all()):
-            raise ValueError(
-                f"{self.label}: scores must be {len(tokens)} finite numbers, got shape {tuple(scores.shape)} "
-                f"with {int((~torch.isfinite(scores)).sum())} that are not; check the model's numerics (dtype)"
-            )
-        return Selection(top(scores, self.budget(tokens.total)), scores)
+    def pick(self, tokens: VisualTokens, k: int) -> Selection:
+        return self.take(tokens, k, finite(self.score(tokens).float(), len(tokens), self.label))
+
+    def take(self, tokens: VisualTokens, k: int, scores: Tensor) -> Selection:
+        """Choose by given scores fp32 [n], which may be corrected ones (see `Debias`)."""
+        return Selection(top(scores, k), scores)
+
+
+def finite(scores: Tensor, n: int, label: str) -> Tensor:
+    """The scores, or `ValueError` if they are not n finite numbers."""
+    if scores.shape != (n,) or not bool(torch.isfinite(scores).all()):
+        raise ValueError(
+            f"{label}: scores must be {n} finite numbers, got shape {tuple(scores.shape)} "
+            f"with {int((~torch.isfinite(scores)).sum())} that are not; check the model's numerics (dtype)"
+        )
+    return scores
 
 
 def top(scores: Tensor, k: int) -> Tensor:
@@ -161,9 +191,7 @@ def register(name: str) -> Callable[[Method], Method]:
         if not (isinstance(cls, type) and issubclass(cls, Selector)):
             raise TypeError(f"register({name!r}) decorates subclasses of pruning.Selector, got {cls!r}")
         if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
-            raise ValueError(
-                f"method name {name!r} must be lower case words joined by underscores, e.g. 'attention_topk'"
-            )
+            raise ValueError(f"method name {name!r} must be lower case words joined by underscores, e.g. 'div_prune'")
         if name in _methods:
             taken = _methods[name]
             raise ValueError(

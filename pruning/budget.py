@@ -5,6 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from .signals import VisualEmbeds
+from .tokens import VisualTokens
+
+ALLOCATIONS = ("proportional", "equal", "global", "temporal_change", "distinctiveness", "first_whole")
+
 
 def kept_tokens(total: int, keep_ratio: float | None, keep_tokens: int | None) -> int:
     """Budget for `total` >= 1 tokens: floor(ratio * total + 1/2) within 1..total, or min(keep_tokens, total)."""
@@ -15,23 +24,93 @@ def kept_tokens(total: int, keep_ratio: float | None, keep_tokens: int | None) -
 
 
 def share(counts: Sequence[int], budget: int) -> list[int]:
-    """Split `budget` in proportion to `counts`: largest remainders, at least 1 for each non-empty part while it lasts.
+    """Split `budget` in proportion to `counts`, at least 1 for each non-empty part while it lasts."""
+    return apportion(counts, budget, counts, 1)
 
-    Sums to min(budget, sum(counts)), no part exceeds its count, ties go to the earlier part.
+
+def apportion(weights: Sequence[float], budget: int, caps: Sequence[int], least: int) -> list[int]:
+    """Whole parts in proportion to `weights` >= 0: largest remainders, ties to the earlier part.
+
+    Sums to min(budget, sum(caps)); part i lies within min(least, caps[i])..caps[i]. Where the budget does not reach for
+    every minimum, heavier parts get theirs first.
     """
-    total = sum(counts)
-    if budget >= total:
-        return list(counts)
-    parts = [budget * c // total for c in counts]
-    open_parts = [i for i, c in enumerate(counts) if parts[i] < c]
-    by_remainder = sorted(open_parts, key=lambda i: (parts[i] > 0, -(budget * counts[i] % total), i))
-    for i in by_remainder[: budget - sum(parts)]:
-        parts[i] += 1
-    for i in (i for i, c in enumerate(counts) if c and not parts[i]):
-        richest = max(range(len(counts)), key=lambda j: parts[j])
-        if parts[richest] > 1:
-            parts[richest], parts[i] = parts[richest] - 1, 1
-    return parts
+    budget = min(budget, sum(caps))
+    floors = [min(least, cap) for cap in caps]
+    if sum(floors) >= budget:
+        parts = [0] * len(caps)
+        for i in sorted(range(len(caps)), key=lambda i: (-weights[i], i)):
+            parts[i] = min(floors[i], budget - sum(parts))
+        return parts
+    fixed: dict[int, int] = {i: 0 for i, cap in enumerate(caps) if not cap}
+    while True:  # parts that would leave their bounds are pinned to them, and the others share what is left
+        free = [i for i in range(len(caps)) if i not in fixed]
+        left, mass = budget - sum(fixed.values()), sum(weights[i] for i in free)
+        ideal = {i: left * weights[i] / mass if mass else left / len(free) for i in free}
+        over = {i: caps[i] for i in free if ideal[i] > caps[i]}
+        under = {i: floors[i] for i in free if ideal[i] < floors[i]}
+        if not over and not under:
+            break
+        excess = sum(ideal[i] - caps[i] for i in over) - sum(floors[i] - ideal[i] for i in under)
+        fixed |= over if excess >= 0 and over else under
+    whole = fixed | {i: math.floor(ideal[i] + 1e-9) for i in free}
+    remainders = sorted((i for i in free if whole[i] < caps[i]), key=lambda i: (round(whole[i] - ideal[i], 9), i))
+    for i in remainders[: budget - sum(whole.values())]:
+        whole[i] += 1
+    return [whole[i] for i in range(len(caps))]
+
+
+def segments(tokens: VisualTokens, kind: str, allocation: str) -> list[Tensor]:
+    """Places Long[m] of the tokens of each image (or tile, video) or of each frame; one pool for "global"."""
+    if allocation == "global" or (kind == "image" and len(tokens.grids) == 1):
+        return [torch.arange(len(tokens), device=tokens.item.device)]
+    of = tokens.item if kind == "image" else tokens.frame
+    sizes = of.unique(return_counts=True)[1].tolist()
+    return list(of.sort(stable=True).indices.split(sizes))
+
+
+def allocate(tokens: VisualTokens, split: Sequence[Tensor], k: int, allocation: str, least: int) -> list[int]:
+    """k tokens shared among the segments `split`; never by attention, whose recency would favour the last segment."""
+    sizes = [len(index) for index in split]
+    if len(split) == 1:
+        return [min(k, sizes[0])]
+    if allocation == "first_whole":
+        first = min(k, sizes[0])
+        return [first, *apportion(sizes[1:], k - first, sizes[1:], least)]
+    if allocation == "temporal_change":
+        change = temporal_change(tokens)
+        weights: Sequence[float] = [float(x) for x in torch.stack([change[index].sum() for index in split]).tolist()]
+    elif allocation == "distinctiveness":
+        weights = distinctiveness(tokens, split)
+    else:
+        weights = [1.0] * len(split) if allocation == "equal" else sizes
+    return apportion(weights, k, sizes, least)
+
+
+def temporal_change(tokens: VisualTokens) -> Tensor:
+    """fp32 [n]: 1 - cosine to the same cell one frame earlier; 2, the largest possible value, where there is none."""
+    embeds = normalize(tokens.signals[VisualEmbeds()].float(), dim=1)
+    t, y, x = tokens.coords.T
+    rows, columns = y.max() + 1, x.max() + 1
+    frames = t.max() + 1
+    key = ((tokens.item * frames + t) * rows + y) * columns + x
+    before = torch.where(t > 0, key - rows * columns, -1)
+    order = key.argsort(stable=True)
+    found = torch.searchsorted(key[order], before).clamp_max(len(key) - 1)
+    previous = order[found]
+    known = (key[previous] == before) & (tokens.coords >= 0).all(1)
+    return torch.where(known, 1 - (embeds * embeds[previous]).sum(1), 2.0)
+
+
+def distinctiveness(tokens: VisualTokens, split: Sequence[Tensor], temperature: float = 0.1) -> list[float]:
+    """Softmax over segments of how little a segment's mean resembles the mean of all, times the segment's size.
+
+    Video Compression Commander (VidCom2, arXiv 2505.14454), frame uniqueness.
+    """
+    embeds = tokens.signals[VisualEmbeds()].float()
+    means = normalize(torch.stack([embeds[index].mean(0) for index in split]), dim=1)
+    unlike = -means @ normalize(embeds.mean(0), dim=0)
+    sizes = torch.tensor([float(len(index)) for index in split], device=embeds.device)
+    return [float(x) for x in ((unlike / temperature).softmax(0) * sizes).tolist()]
 
 
 def strided(n: int, k: int) -> list[int]:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import ScoreSelector, VisualTokens, register
+from .base import ScoreSelector, register
+from .tokens import VisualTokens
 
 
 @register("random")
 @dataclass(frozen=True, kw_only=True)
 class Random(ScoreSelector):
-    """Uniform choice without replacement; the policy's seed alone decides.
+    """Uniform choice without replacement in every picture; the policy's seed alone decides.
 
     The lot is drawn over all visual tokens of the prompt, so a sample gets the same tokens alone and in a batch, and a
     deeper stage keeps a subset of an earlier one.

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from .base import Selection, Selector, VisualTokens, register
+from .base import Selector, register
 from .budget import kept_tokens, strided
 from .settings import setting
+from .tokens import Selection, VisualTokens
 
 
 @register("resize")
@@ -26,6 +27,7 @@ class Resize(Selector):
 
     reads = "pixels"
     resizes_pixels = True
+    adaptive = True  # the nearest grid may hold slightly fewer tokens
 
     layer: int = setting(0, "Always 0: the picture shrinks before the vision tower.", "int", min=0, max=0)
     positions: str = setting(
@@ -34,6 +36,9 @@ class Resize(Selector):
         "str",
         choices=("keep", "repack"),  # no pospad: the cells between were never encoded, a marker would say nothing
     )
+    padding: str = setting("keep", "Always keep: what the tower made stays.", "str", choices=("keep",))
+    allocation: str = setting("global", "Always global: pictures shrink alike.", "str", choices=("global",))
+    segment: str = setting("image", "Always image.", "str", choices=("image",))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,7 +52,8 @@ class Resize(Selector):
         """The smaller (h, w) of a span of t * h * w merged cells; frames stay."""
         return target_grid(h, w, max(kept_tokens(t * h * w, self.keep_ratio, None) // t, 1))
 
-    def select(self, tokens: VisualTokens) -> Selection:
+    def pick(self, tokens: VisualTokens, k: int) -> Selection:
+        """The cells whose features the tower really made; how many follows from the grids."""
         keep = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.item.device)
         for item in tokens.item.unique().tolist():
             mine, grid = tokens.item == item, tokens.grids[item]
@@ -57,7 +63,7 @@ class Resize(Selector):
             cells = grid_cells(h, w, *self.grid(*grid)).to(tokens.coords.device)
             keep |= mine & torch.isin(tokens.coords[:, 1] * w + tokens.coords[:, 2], cells)
         index = keep.nonzero()[:, 0]
-        return Selection(index, stats={"requested": self.budget(tokens.total), "actual": len(index)})
+        return Selection(index, stats={"requested": k, "actual": len(index)})
 
 
 def target_grid(h: int, w: int, budget: int) -> tuple[int, int]:

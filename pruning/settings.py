@@ -13,6 +13,8 @@ KINDS: dict[str, tuple[Any, str]] = {
     "int": (Integral, "a whole number"),
     "str": (str, "a string"),
     "bool": (bool, "True or False"),
+    "floats": (Real, "a list of numbers"),
+    "ints": (Integral, "a list of whole numbers"),
 }
 
 
@@ -31,8 +33,8 @@ def setting(
     Args:
         default: the default; None means that the setting may stay open.
         help: one sentence for people, with the unit.
-        kind: "float", "int", "str" or "bool".
-        min, max: inclusive bounds. above: exclusive lower bound.
+        kind: "float", "int", "str", "bool", or "floats" and "ints" for tuples of them.
+        min, max: inclusive bounds, of every entry. above: exclusive lower bound.
         choices: allowed strings.
     """
     given = {"help": help, "kind": kind, "min": min, "max": max, "above": above, "choices": choices}
@@ -48,7 +50,14 @@ def validate(owner: Any, label: str) -> None:
     """
     for f in fields(owner):
         if "kind" in f.metadata:
-            object.__setattr__(owner, f.name, checked(getattr(owner, f.name), f, label))
+            value = getattr(owner, f.name)
+            if f.metadata["kind"] in ("floats", "ints") and isinstance(value, (tuple, list)):
+                object.__setattr__(owner, f.name, tuple(checked(entry, f, label) for entry in value))
+            elif f.metadata["kind"] in ("floats", "ints"):
+                words = KINDS[f.metadata["kind"]][1]
+                raise TypeError(f"{label}: {f.name} must be {words}, got {value!r} of type {type(value).__name__}")
+            else:
+                object.__setattr__(owner, f.name, checked(value, f, label))
 
 
 def checked(value: Any, f: Field[Any], label: str) -> Any:
@@ -61,11 +70,11 @@ def checked(value: Any, f: Field[Any], label: str) -> Any:
         raise TypeError(
             f"{label}: {f.name} must be {words}{range_text(meta)}, got {value!r} of type {type(value).__name__}"
         )
-    if meta["kind"] == "float":
+    if meta["kind"] in ("float", "floats"):
         value = float(value)
-    elif meta["kind"] == "int":
+    elif meta["kind"] in ("int", "ints"):
         value = int(value)
-    if meta["kind"] in ("float", "int"):
+    if meta["kind"] not in ("str", "bool"):
         low, high, above = meta.get("min", -math.inf), meta.get("max", math.inf), meta.get("above", -math.inf)
         if not (low <= value <= high and value > above and math.isfinite(value)):
             raise ValueError(f"{label}: {f.name} must be {words}{range_text(meta)}, got {value!r}")

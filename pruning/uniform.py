@@ -8,8 +8,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .base import Selection, Selector, VisualTokens, register
+from .base import Selector, register
 from .budget import share, strided
+from .tokens import Selection, VisualTokens
 
 
 @register("uniform")
@@ -17,15 +18,14 @@ from .budget import share, strided
 class Uniform(Selector):
     """Evenly spread cells: a strided grid per picture where its grid is known, every so many tokens elsewhere.
 
-    The budget is shared between spans in proportion to their tokens and met exactly: rows of the strided grid may
-    differ by one cell. Structural tokens (row separators) come last, after all cells.
+    The budget is met exactly: rows of the strided grid may differ by one cell.
     """
 
     reads = "grid"
 
-    def select(self, tokens: VisualTokens) -> Selection:
+    def pick(self, tokens: VisualTokens, k: int) -> Selection:
         sizes = tokens.item.unique_consecutive(return_counts=True)[1].tolist()
-        parts = share(sizes, self.budget(tokens.total))
+        parts = share(sizes, k)
         coords = tokens.coords.cpu().split(sizes)
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
         keep = [spread(c, k) + start for c, k, start in zip(coords, parts, starts, strict=True)]
@@ -41,16 +41,8 @@ def spread(coords: Tensor, k: int) -> Tensor:
     Returns:
         Long[k], ascending.
     """
-    known = (coords >= 0).all(1)
-    cells = known.nonzero()[:, 0]
-    if not len(cells):
-        return torch.tensor(strided(len(coords), k), dtype=torch.long)
-    among = min(k, len(cells))
-    shape = lattice(coords[cells])
-    picks = strided(len(cells), among) if shape is None else strided_grid(shape, among)
-    rest = (~known).nonzero()[:, 0]
-    extra = rest[torch.tensor(strided(len(rest), k - among), dtype=torch.long)]
-    return torch.cat([cells[torch.tensor(picks, dtype=torch.long)], extra]).sort().values
+    shape = lattice(coords) if bool((coords >= 0).all()) else None
+    return torch.tensor(strided(len(coords), k) if shape is None else strided_grid(shape, k), dtype=torch.long)
 
 
 def lattice(coords: Tensor) -> tuple[int, int, int] | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import vlmopt
-from pruning.base import Selection, Selector, VisualTokens, register
+from pruning import Selection, Selector, VisualTokens, register
 from tests.families import FAMILIES, GREEDY, LAYERS, Batch, Family, Image
 from tests.reference import Reference, Removal, Stage
 
@@ -47,6 +47,9 @@ class DropByOrdinal(Selector):
 
     def select(self, tokens: VisualTokens) -> Selection:
         return Selection(keep=(~pattern(tokens.ordinal, tokens.total, self.digits)).nonzero()[:, 0])
+
+    def pick(self, tokens: VisualTokens, k: int) -> Selection:
+        raise NotImplementedError("the digits decide, row separators and all")
 
 
 @dataclass(frozen=True)

@@ -190,7 +190,7 @@ def test_traceback_is_shown_when_asked_for() -> None:
 def test_list_and_policy_show(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list"]) == 0
     shown = capsys.readouterr().out
-    for text in ("METHODS", "attention_topk", "keep_ratio", "PRESETS", "uniform-25", "FAMILIES", "qwen2_5_vl"):
+    for text in ("METHODS", "fastv", "keep_ratio", "PRESETS", "uniform-25", "FAMILIES", "qwen2_5_vl"):
         assert text in shown
     assert cli.main(["list", "presets", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["presets"]["dense"]["prune"] == []

@@ -82,7 +82,7 @@ def test_contract_and_answers(name, schedule, positions, prompts):
 @pytest.mark.parametrize("name", FAMILY_NAMES)
 def test_row_probe_under_flash(name, prompts):
     """The probed layer still delegates to the flash kernel under its own name, and selects what sdpa selects."""
-    case, policy = Case(FAMILIES[name], "mid", prompts=prompts), [pruning.AttentionTopK(keep_ratio=0.4, layer=2)]
+    case, policy = Case(FAMILIES[name], "mid", prompts=prompts), [pruning.FastV(keep_ratio=0.4, layer=2)]
     with vlmopt.optimized(with_flash(case.family.build()), policy) as model:
         flash = generate(model, case.batch)
     with vlmopt.optimized(case.model("sdpa"), policy) as model:

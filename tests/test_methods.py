@@ -24,8 +24,8 @@ import pruning
 class Pick(pruning.Selector):
     """Picks (arXiv 2401.00001)."""
 
-    def select(self, tokens):
-        return pruning.Selection(tokens.ordinal)
+    def pick(self, tokens, k):
+        return pruning.Selection(tokens.ordinal[:k])
 '''
 
 
@@ -54,8 +54,8 @@ def plugin(tmp_path, monkeypatch):
 
 def test_describe_feeds_forms_and_tables():
     rows = {row["name"]: row for row in methods.describe()}
-    assert {"attention_topk", "random", "resize", "uniform"} <= set(rows)
-    top = rows["attention_topk"]
+    assert {"fastv", "random", "resize", "uniform"} <= set(rows)
+    top = rows["fastv"]
     assert (top["kind"], top["paper"], top["reads"], top["package"]) == (
         "selector",
         "2403.06764",

@@ -13,7 +13,7 @@ import pytest
 import attention_fix
 import pruning
 from attention_fix import Correction
-from pruning import AttentionTopK, Random, Resize, Selection, Selector, Uniform
+from pruning import FastV, Random, Resize, Selection, Selector, Uniform
 from pruning.settings import setting
 from tests.selectors import SETTINGS
 from vlmopt import methods
@@ -33,7 +33,7 @@ class Host(Selector):
     host: Selector | None = None
     sizes: tuple[int, ...] = ()
 
-    def select(self, tokens):
+    def pick(self, tokens, k):
         return Selection(tokens.ordinal)
 
 
@@ -93,7 +93,7 @@ def test_json_holds_only_what_differs_from_the_defaults():
         "attention": [], "prefill": None, "seed": 3,
     }  # fmt: skip
     assert json.loads(policy.to_json()) == policy.to_dict()
-    assert methods.to_dict(AttentionTopK(keep_tokens=4)) == {"method": "attention_topk", "keep_tokens": 4}
+    assert methods.to_dict(FastV(keep_tokens=4)) == {"method": "fastv", "keep_tokens": 4}
 
 
 def test_dicts_may_be_partial():
@@ -215,7 +215,7 @@ def test_selectors_that_contradict_each_other(prune, match):
         [Random(keep_ratio=0.5), Uniform(keep_ratio=1.0, layer=2)],  # neutral: never acts
         [Random(keep_ratio=0.5, positions="pospad"), Uniform(keep_ratio=0.4, layer=2)],
         [Random(keep_ratio=0.5, positions="repack"), Uniform(keep_ratio=0.4, layer=2, positions="repack")],
-        [Resize(keep_ratio=0.5), AttentionTopK(keep_ratio=0.25, layer=3)],
+        [Resize(keep_ratio=0.5), FastV(keep_ratio=0.25, layer=3)],
     ],
 )
 def test_selectors_that_go_together(prune):

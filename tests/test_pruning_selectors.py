@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import pruning
-from pruning import AttentionRows, AttentionTopK, Random, Resize, Selection, Selector, Uniform, VisualTokens
+from pruning import AttentionRows, FastV, Random, Resize, Selection, Selector, Uniform, VisualTokens
 from pruning.base import ScoreSelector, register, top
 from tests.selectors import SELECTORS, SETTINGS
 
@@ -101,7 +101,7 @@ def test_budget_is_counted_in_original_tokens():
 
 
 def test_more_tokens_asked_than_there_are():
-    for cls in (Random, Uniform, AttentionTopK):
+    for cls in (Random, Uniform, FastV):
         method = cls(keep_tokens=1000)
         tokens = visual([(1, 3, 3)], method.needs)
         assert method.select(tokens).keep.tolist() == list(range(9))
@@ -181,8 +181,8 @@ def test_uniform_keeps_row_separators_last():
         assert int(newline[keep].sum()) == max(k - 16, 0)
 
 
-def test_attention_topk_takes_the_planted_tokens():
-    method = AttentionTopK(keep_tokens=3, layer=5)
+def test_fastv_takes_the_planted_tokens():
+    method = FastV(keep_tokens=3, layer=5)
     assert method.needs == {AttentionRows(4, rows=1)}
     rows = torch.full((2, 1, 36), 0.01)
     rows[0, 0, [4, 9]], rows[1, 0, [9, 30]] = 0.3, 0.2
@@ -195,7 +195,7 @@ def test_attention_topk_takes_the_planted_tokens():
 
 def test_ties_go_to_the_lowest_index():
     tokens = dataclasses.replace(visual([(1, 6, 6)]), signals={AttentionRows(1): torch.full((2, 1, 36), 0.5)})
-    assert AttentionTopK(keep_tokens=5).select(tokens).keep.tolist() == [0, 1, 2, 3, 4]
+    assert FastV(keep_tokens=5).select(tokens).keep.tolist() == [0, 1, 2, 3, 4]
     assert top(torch.tensor([1.0, 3, 2, 3, 2, 2]), 4).tolist() == [1, 2, 3, 4]
 
 
@@ -204,8 +204,8 @@ def test_scores_that_are_not_finite_are_refused(bad):
     rows = torch.rand(2, 1, 9)
     rows[0, 0, 3] = bad
     tokens = dataclasses.replace(visual([(1, 3, 3)]), signals={AttentionRows(1): rows})
-    with pytest.raises(ValueError, match=r"attention_topk.*finite"):
-        AttentionTopK(keep_tokens=5).select(tokens)
+    with pytest.raises(ValueError, match=r"fastv.*finite"):
+        FastV(keep_tokens=5).select(tokens)
 
 
 def test_the_base_classes_cannot_be_used_alone():
@@ -259,7 +259,7 @@ def test_settings_are_checked(settings, error, match):
 
 def test_settings_of_single_methods():
     with pytest.raises(ValueError, match=r"layer.*>= 1"):
-        AttentionTopK(keep_ratio=0.5, layer=0)
+        FastV(keep_ratio=0.5, layer=0)
     with pytest.raises(ValueError, match=r"layer.*<= 0"):
         Resize(keep_ratio=0.5, layer=1)
     with pytest.raises(ValueError, match="keep, repack"):

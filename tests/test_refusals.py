@@ -112,7 +112,7 @@ def test_resize_where_the_tower_takes_one_size(llava):
 @pytest.mark.skipif("qwen3_5" not in FAMILIES, reason="family not in this release")
 def test_attention_rows_of_a_recurrent_layer():
     model = copy.deepcopy(FAMILIES["qwen3_5"].build())
-    assert "[1, 3, 5]" in refuse(model, [pruning.AttentionTopK(keep_ratio=0.5, layer=1)], match="layer 0")
+    assert "[1, 3, 5]" in refuse(model, [pruning.FastV(keep_ratio=0.5, layer=1)], match="layer 0")
 
 
 @pytest.mark.skipif("gemma4" not in FAMILIES, reason="family not in this release")

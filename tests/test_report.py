@@ -97,7 +97,7 @@ def test_grids_of_pictures_and_videos(name):
 
 def test_times_are_measured():
     case = Case(FAMILIES["qwen2_5_vl"], "mid")
-    with vlmopt.optimized(case.model(), [pruning.AttentionTopK(keep_ratio=0.5, layer=2)]) as model:
+    with vlmopt.optimized(case.model(), [pruning.FastV(keep_ratio=0.5, layer=2)]) as model:
         generate(model, case.batch)
         ms = vlmopt.report(model).ms
         assert all(value > 0 for value in ms.values())

@@ -21,7 +21,7 @@ every_family = pytest.mark.parametrize("family", [pytest.param(f, id=f.name) for
 def probing(family, positions: str = "keep") -> vlmopt.Policy:
     """Cuts, markers and a row probe, so that every touch point is installed (a hybrid's layer 1 has attention)."""
     return vlmopt.Policy(prune=[DropByOrdinal(keep_ratio=0.7, positions=positions),
-                                pruning.AttentionTopK(keep_ratio=0.5, layer=2)])
+                                pruning.FastV(keep_ratio=0.5, layer=2)])
 
 
 @pytest.mark.parametrize("attn", ["eager", "sdpa"])

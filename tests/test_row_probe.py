@@ -14,11 +14,16 @@ from tests.mechanism import LOGITS, NEW_TOKENS, TOLERANCE, Case, forward, gap, g
 from tests.reference import Reference, Removal, Stage
 
 KEEP, LAYER = 0.4, 2
-POLICY = vlmopt.Policy(prune=[pruning.AttentionTopK(keep_ratio=KEEP, layer=LAYER)])
+POLICY = vlmopt.Policy(prune=[pruning.FastV(keep_ratio=KEEP, layer=LAYER, allocation="global")])
 probed = pytest.mark.parametrize("family", [pytest.param(f, id=f.name) for f in MASKABLE])
 
 
-def wanted_drop(family, batch) -> torch.Tensor:
+def newlines(report, row: int) -> torch.Tensor:
+    """Bool over the visual tokens of a row: separators of grid rows, which are never ranked."""
+    return torch.cat([(m.coords < 0).all(1) & (m.grid is not None) for m in report.maps(row)]).bool()
+
+
+def wanted_drop(family, batch, report) -> torch.Tensor:
     """Bool[B, L] from `output_attentions` of an eager copy: last real row, mean over heads, best tokens stay."""
     model = copy.deepcopy(family.build("eager"))
     with torch.no_grad():
@@ -27,7 +32,9 @@ def wanted_drop(family, batch) -> torch.Tensor:
     for row in range(len(batch.ids)):
         last = int(batch.real[row].nonzero()[-1])
         places = batch.visual[row].nonzero()[:, 0]
-        scores = attention[row, :, last].mean(0)[places]
+        if not len(places):
+            continue
+        scores = attention[row, :, last].mean(0)[places].masked_fill(newlines(report, row), -1.0)
         keep = int(KEEP * len(places) + 0.5)
         drop[row, places[scores.argsort(descending=True, stable=True)[keep:]]] = True
     return drop
@@ -39,11 +46,11 @@ def wanted_drop(family, batch) -> torch.Tensor:
 def test_selects_what_output_attentions_selects(family, attn, prompts):
     case = Case(family, "mid", prompts=prompts)
     batch = case.batch
-    drop = wanted_drop(family, batch)
-    removal = Removal(batch.real, batch.span, [Stage(LAYER, drop)], 6)
-    reference = Reference(family.build("eager")).remove(removal)
     with vlmopt.optimized(case.model(attn), POLICY) as model:
         logits = forward(model, batch)
+        drop = wanted_drop(family, batch, vlmopt.report(model))
+        removal = Removal(batch.real, batch.span, [Stage(LAYER, drop)], 6)
+        reference = Reference(family.build("eager")).remove(removal)
         for row in range(len(batch.ids)):
             kept = torch.cat([m.kept for m in vlmopt.report(model).maps(row)] or [torch.ones(0, dtype=torch.bool)])
             assert torch.equal(kept, ~drop[row, batch.visual[row]])
@@ -58,7 +65,7 @@ def test_selects_what_output_attentions_selects(family, attn, prompts):
 def test_probe_does_not_change_the_probed_layer():
     """A probe alone (its selector keeps everything) leaves every bit as it was."""
     case = Case(FAMILIES["qwen2_5_vl"], "mid", prompts="ragged")
-    policy = [pruning.AttentionTopK(keep_tokens=10_000, layer=LAYER)]
+    policy = [pruning.FastV(keep_tokens=10_000, layer=LAYER)]
     plain = generate(case.family.build(), case.batch)
     with vlmopt.optimized(case.model(), policy) as model:
         out = generate(model, case.batch)

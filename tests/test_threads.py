@@ -51,7 +51,7 @@ def test_one_model_runs_inside_the_generate_of_another():
 
 def test_threads_share_one_model():
     """Different prompts at the same time, with a row probe that would betray a shared scratch value."""
-    policy = vlmopt.Policy(prune=[pruning.Random(keep_ratio=0.8), pruning.AttentionTopK(keep_ratio=0.4, layer=2)])
+    policy = vlmopt.Policy(prune=[pruning.Random(keep_ratio=0.8), pruning.FastV(keep_ratio=0.4, layer=2)])
     rows = [[[5, Image(0), 7]], [[3, Image(0), 4, Image(0), 6]], [[5, Image(0), 7], [9]], [[12]]]
     batches = [LLAVA.inputs(r, seed=i) for i, r in enumerate(rows)]
     with vlmopt.optimized(copy.deepcopy(LLAVA.build()), policy) as model:

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-from pruning import Selector
-from pruning.base import AttentionRows
+from pruning import (
+    Activations,
+    AttentionRows,
+    LookAheadRows,
+    Pixels,
+    Projector,
+    Selector,
+    Signal,
+    VisionAttention,
+    VisionKeys,
+)
 
-from .families import families, family_of
+from .families import Family, families, family_of
 from .policy import Policy
 from .seam import compat
+from .seam.activations import last_linear
 from .seam.discover import Anatomy, discover, shared_key_source
+from .seam.encoder import blocks_of, part
 
 
 def check(model: nn.Module, policy: Policy) -> Anatomy:
@@ -56,17 +68,20 @@ def check_selector(model: Any, anatomy: Anatomy, method: Selector) -> None:
             "Use 'keep'."
         )
     if method.resizes_pixels and not family_of(model.config).patch_grid:
-        able = sorted(f.name for f in families().values() if f.patch_grid)
         raise ValueError(
             f"{name}: the vision tower of {model.config.model_type} takes one picture size, so resizing saves "
-            f"no tokens; works with: {', '.join(able)}"
+            f"no tokens; works with: {described(lambda f: f.patch_grid)}"
         )
-    for need in method.needs:
-        if isinstance(need, AttentionRows):
-            check_attention_layer(model, anatomy, method, need.layer)
+    for need in sorted(method.captures, key=repr):
+        CHECKS.get(type(need), nothing_to_check)(model, anatomy, method, need)
 
 
-def check_attention_layer(model: nn.Module, anatomy: Anatomy, method: Selector, layer: int) -> None:
+def nothing_to_check(model: nn.Module, anatomy: Anatomy, method: Selector, need: Any) -> None:
+    """Embeddings and hidden states exist in every model."""
+
+
+def check_attention_layer(model: nn.Module, anatomy: Anatomy, method: Selector, need: AttentionRows) -> None:
+    layer = need.layer
     with_attention = [i for i, attention in enumerate(anatomy.attentions) if attention is not None]
     if layer not in with_attention:
         raise ValueError(
@@ -78,3 +93,60 @@ def check_attention_layer(model: nn.Module, anatomy: Anatomy, method: Selector, 
             f"{method.name}: {type(anatomy.attentions[layer]).__name__} has its own attention code and cannot be read; "
             "use a selector without attention"
         )
+
+
+def check_activations(model: nn.Module, anatomy: Anatomy, method: Selector, need: Activations) -> None:
+    if last_linear(anatomy.layers[need.layer]) is None:
+        raise ValueError(
+            f"{method.name}: layer {need.layer} of {type(model).__name__} has no single gated feed-forward block "
+            "(experts?), so its neurons cannot be counted; use a selector that reads attention or embeddings"
+        )
+
+
+def check_projector(model: Any, anatomy: Anatomy, method: Selector, need: Any) -> None:
+    if not family_of(model.config).by_token:
+        raise ValueError(
+            f"{method.name}: in {model.config.model_type} visual tokens are no rows of a projector's output "
+            f"(pooled, scaled or undescribed); works with: {described(lambda f: f.by_token)}. "
+            "Use a selector that reads embeddings, e.g. div_prune"
+        )
+
+
+def check_tower(model: Any, anatomy: Anatomy, method: Selector, need: VisionAttention | VisionKeys) -> None:
+    check_projector(model, anatomy, method, need)
+    tower = part(anatomy.outer, family_of(model.config).vision_tower)
+    depth = len(blocks_of(tower))
+    if not -depth <= need.layer < depth:
+        raise ValueError(
+            f"{method.name}: block {need.layer} of the vision tower cannot be read; {type(tower).__name__} has "
+            f"{f'blocks {-depth}..{depth - 1}' if depth else 'no attention blocks'}"
+        )
+    whole = getattr(model.config.vision_config, "fullatt_block_indexes", None)
+    if whole is not None and need.layer % depth not in whole:
+        raise ValueError(
+            f"{method.name}: block {need.layer} of {type(tower).__name__} attends inside small windows only; "
+            f"blocks that see the whole picture: {', '.join(str(i) for i in whole)} of {depth}"
+        )
+
+
+def check_pixels(model: Any, anatomy: Anatomy, method: Selector, need: Pixels) -> None:
+    if family_of(model.config).cells is None:
+        raise ValueError(
+            f"{method.name}: padding={method.padding!r} needs the pixels under every token, which are not known for "
+            f"{model.config.model_type}; works with: {described(lambda f: f.cells is not None)}. Use padding='keep'"
+        )
+
+
+def described(able: Callable[[Family], bool]) -> str:
+    return ", ".join(sorted(f.name for f in families().values() if able(f)))
+
+
+CHECKS: dict[type[Signal], Callable[[Any, Anatomy, Selector, Any], None]] = {
+    AttentionRows: check_attention_layer,
+    LookAheadRows: check_attention_layer,
+    Activations: check_activations,
+    Projector: check_projector,
+    VisionAttention: check_tower,
+    VisionKeys: check_tower,
+    Pixels: check_pixels,
+}

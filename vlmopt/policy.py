@@ -56,8 +56,8 @@ class Policy:
 
     @property
     def active(self) -> list[Selector]:
-        """The selectors that can change something, by rising layer."""
-        return not_neutral(self.prune)
+        """Every cut that can change something, by rising layer; a progressive method makes several."""
+        return cuts(self.prune)
 
     @classmethod
     def load(cls, source: Any) -> Policy:
@@ -200,20 +200,23 @@ def entries(key: str, given: Any, kind: type) -> tuple[Any, ...]:
     return tuple(given)
 
 
-def not_neutral(prune: Sequence[Selector]) -> list[Selector]:
-    return [method for method in prune if not method.neutral]
+def cuts(prune: Sequence[Selector]) -> list[Selector]:
+    """All stages of the methods that can change something, by rising layer."""
+    stages = [stage for method in prune if not method.neutral for stage in method.stages]
+    return sorted(stages, key=lambda stage: stage.layer)
 
 
 def check_stages(prune: Sequence[Selector]) -> None:
-    """Selectors, sorted by layer, that contradict each other."""
-    for first, second in pairwise(prune):
+    """Selectors that contradict each other."""
+    stages = sorted((stage for method in prune for stage in method.stages), key=lambda stage: stage.layer)
+    for first, second in pairwise(stages):
         if first.layer == second.layer:
             raise ValueError(
                 f"{first.label} and {second.label} both act before layer {first.layer}; one method per layer, move one"
             )
-    active = not_neutral(prune)
+    active = cuts(prune)
     for unit in ("keep_ratio", "keep_tokens"):
-        budgets = [(getattr(method, unit), method) for method in active if getattr(method, unit) is not None]
+        budgets = [(getattr(stage, unit), stage) for stage in active if getattr(stage, unit) and not stage.adaptive]
         for (before, first), (after, second) in pairwise(budgets):
             if after > before:
                 raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pruning import AttentionTopK, Random, Resize, Uniform
+from pruning import FastV, Random, Resize, Uniform
 
 from .policy import Policy
 
@@ -15,9 +15,9 @@ def presets() -> dict[str, Policy]:
         "uniform-25": Policy(prune=(Uniform(keep_ratio=0.25),)),
         "uniform-50": Policy(prune=(Uniform(keep_ratio=0.5),)),
         "resize-25": Policy(prune=(Resize(keep_ratio=0.25),)),
-        "attention-25": Policy(prune=(AttentionTopK(keep_ratio=0.25, layer=2),)),
-        "pospad-30": Policy(prune=(AttentionTopK(keep_ratio=0.3, layer=2, positions="pospad"),)),
+        "attention-25": Policy(prune=(FastV(keep_ratio=0.25, layer=2),)),
+        "pospad-30": Policy(prune=(FastV(keep_ratio=0.3, layer=2, positions="pospad"),)),
         "progressive": Policy(
-            prune=(AttentionTopK(keep_ratio=0.5, layer=2), AttentionTopK(keep_ratio=0.25, layer=4)),
+            prune=(FastV(keep_ratio=0.5, layer=2), FastV(keep_ratio=0.25, layer=4)),
         ),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import layouts
+from . import layouts, patches
 from .base import Family, Piece
 
 _FAMILIES = (
@@ -15,6 +15,8 @@ _FAMILIES = (
         "model.visual",
         "model.visual.merger",
         layouts.patch_grid,
+        by_token=True,
+        cells=patches.patch_cells,
         patch_grid=True,
     ),
     Family(
@@ -24,6 +26,8 @@ _FAMILIES = (
         "model.visual",
         "model.visual.merger",
         layouts.patch_grid,
+        by_token=True,
+        cells=patches.patch_cells,
         patch_grid=True,
     ),
     Family(
@@ -33,6 +37,8 @@ _FAMILIES = (
         "model.visual",
         "model.visual.merger",
         layouts.patch_grid,
+        by_token=True,
+        cells=patches.patch_cells,
         patch_grid=True,
         frame_times=True,
     ),
@@ -43,10 +49,20 @@ _FAMILIES = (
         "model.visual",
         "model.visual.merger",
         layouts.patch_grid,
+        by_token=True,
+        cells=patches.patch_cells,
         patch_grid=True,
         frame_times=True,
     ),
-    Family("llava", ("llava",), "llava-hf/llava-1.5-7b-hf", "model.vision_tower", "model.multi_modal_projector"),
+    Family(
+        "llava",
+        ("llava",),
+        "llava-hf/llava-1.5-7b-hf",
+        "model.vision_tower",
+        "model.multi_modal_projector",
+        by_token=True,
+        cells=patches.square_cells,
+    ),
     Family(
         "llava_next",
         ("llava_next",),
@@ -54,6 +70,7 @@ _FAMILIES = (
         "model.vision_tower",
         "model.multi_modal_projector",
         layouts.any_resolution,
+        by_token=True,
     ),
     Family(
         "llava_onevision",
@@ -62,6 +79,7 @@ _FAMILIES = (
         "model.vision_tower",
         "model.multi_modal_projector",
         layouts.any_resolution,
+        by_token=True,
     ),
     Family(
         "internvl",
@@ -70,6 +88,9 @@ _FAMILIES = (
         "model.vision_tower",
         "model.multi_modal_projector",
         layouts.square_tiles,
+        by_token=True,
+        patches=patches.shuffled,
+        cells=patches.square_cells,
     ),
     Family(
         "idefics3",
@@ -87,10 +108,22 @@ _FAMILIES = (
         "model.connector",
         layouts.tiles_of_sample,
     ),
-    Family("gemma3", ("gemma3",), "google/gemma-3-4b-it", "model.vision_tower", "model.multi_modal_projector"),
+    Family(
+        "gemma3",
+        ("gemma3",),
+        "google/gemma-3-4b-it",
+        "model.vision_tower",
+        "model.multi_modal_projector",
+        cells=patches.square_cells,
+    ),
     Family("gemma4", ("gemma4",), "google/gemma-4-E2B-it", "model.vision_tower", "model.embed_vision"),
     Family(
-        "paligemma", ("paligemma",), "google/paligemma2-3b-mix-224", "model.vision_tower", "model.multi_modal_projector"
+        "paligemma",
+        ("paligemma",),
+        "google/paligemma2-3b-mix-224",
+        "model.vision_tower",
+        "model.multi_modal_projector",
+        cells=patches.square_cells,
     ),
     Family(
         "mistral3",

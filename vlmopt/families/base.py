@@ -23,6 +23,12 @@ class Piece:
     coords: Tensor  # Long[length, 3] (t, y, x); -1 where a token is no patch (newlines, unknown)
 
 
+Patches = Callable[[Any, Tensor], Tensor]
+"""(outer model, per-patch values [items, patches, c]) -> [..., c] in the order in which the projector takes patches."""
+
+Cells = Callable[[Tensor, Any], Tensor]
+"""(pixels as the feature function takes them, model config) -> [tokens, channels, values], tokens in item order."""
+
 Layout = Callable[[str, list[int], dict[str, Any], Any], list[Piece]]
 """(modality, token counts per encoder item, arguments of the feature function, model config) -> pieces."""
 
@@ -57,6 +63,9 @@ class Family:
     vision_tower: str  # attribute paths below the loaded model
     projector: str
     layout: Layout = square
+    by_token: bool = False  # every visual token is a row of the projector's output, made from p patches of its own
+    patches: Patches = lambda outer, values: values
+    cells: Cells | None = None  # pixels under every token; None where they cannot be told
     patch_grid: bool = False  # pixels arrive as patches of any grid: pictures can be resized inside the model
     frame_times: bool = False  # a time stamp stands in the prompt before every pair of video frames
     described: bool = True

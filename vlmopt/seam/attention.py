@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from attention_fix.rows import attention_rows
+from pruning.signals import TEXT, AttentionRows
 
 from .compat import implementation
 from .context import STEP, Step
+from .lookahead import Looked
 
 if TYPE_CHECKING:
     from .session import Session
@@ -42,18 +44,25 @@ class AttentionPlan:
     def __init__(self, session: Session, layer: int, base: Any) -> None:
         self.session, self.layer, self.base = session, layer, base
         self.rows = 0
+        self.text = False  # also the rows of the question
+
+    def count(self, step: Step) -> int:
+        """How many of the last rows are read in this step."""
+        return max(self.rows, longest_question(step)) if self.text else self.rows
 
 
 def vlmopt_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
     """Delegate to the base kernel; during a prefill that will be pruned, also read the rows selectors asked for."""
-    plan = cast("AttentionPlan", module._vlmopt_plan)
+    plan, step = cast("AttentionPlan", module._vlmopt_plan), STEP.get()
+    mine = step is not None and step.owner is plan.session and step.context is not None
+    if mine and step is not None and step.ahead is not None and step.ahead[0] == plan.layer:
+        raise Looked(probe_rows(module, step, step.ahead[1], query, key, attention_mask, **kwargs))
     out = base_function(module, plan.base)(BaseView(module, plan.base), query, key, value, attention_mask, **kwargs)
-    step = STEP.get()
-    if plan.rows and step is not None and step.owner is plan.session and step.context is not None:
+    if mine and step is not None and (count := plan.count(step)):
         start = step.call.clock.now()
-        step.scores[plan.layer] = probe_rows(module, step, plan, query, key, attention_mask, **kwargs)
+        step.scores["rows", plan.layer] = probe_rows(module, step, count, query, key, attention_mask, **kwargs)
         step.call.scoring.append((start, step.call.clock.now()))
     return out
 
@@ -67,17 +76,17 @@ def base_function(module: nn.Module, config: Any) -> Callable[..., tuple[Tensor,
 
 
 def probe_rows(
-    module: nn.Module, step: Step, plan: AttentionPlan, query: Tensor, key: Tensor, mask: Tensor | None, **kwargs: Any
+    module: nn.Module, step: Step, count: int, query: Tensor, key: Tensor, mask: Tensor | None, **kwargs: Any
 ) -> Tensor:
-    """Attention fp32 [B, H, R, L] of the last R prompt rows to logical places, softmax over all keys."""
-    last = last_prompt_rows(step, plan.rows)
+    """Attention fp32 [B, H, R, L] of the last R prompt rows to logical places, softmax over all keys; R <= count."""
+    last = last_prompt_rows(step, count)
     scaling = kwargs.get("scaling")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     softcap = kwargs.get("softcap")
     if last is None:
-        rows = query[:, :, -plan.rows :]
+        rows = query[:, :, -count:]
         if mask is not None and mask.ndim == 4:
-            mask = mask[:, :, -plan.rows :, : key.shape[2]]
+            mask = mask[:, :, -count:, : key.shape[2]]
     else:
         batch = torch.arange(query.shape[0], device=query.device)[:, None]
         rows = query.transpose(1, 2)[batch, last].transpose(1, 2)
@@ -85,6 +94,18 @@ def probe_rows(
     weights = attention_rows(rows, key, mask, scaling, softcap=softcap)[..., -query.shape[2] :]
     log = step.current(step.stage).log.to(weights.device)[:, None, None].expand_as(weights)
     return weights.new_zeros(*weights.shape[:3], step.q).scatter_(3, log, weights)
+
+
+def longest_question(step: Step) -> int:
+    """Rows between the last visual token and the end of the prompt, of the sample that has most of them."""
+
+    def longest() -> int:
+        assert step.context is not None
+        places = torch.arange(step.q, device=step.context.visual.device)
+        last = places.masked_fill(~step.context.visual, -1).amax(1)
+        return step.q - 1 - int(last[last >= 0].min())
+
+    return int(step.remember(("question",), None, longest))
 
 
 def last_prompt_rows(step: Step, count: int) -> Tensor | None:
@@ -120,8 +141,9 @@ def row_mask(mask: Tensor | None, last: Tensor, batch: Tensor, q: int, kv: int) 
     return causal if mask is None else causal & mask[:, None, None, -kv:].bool()
 
 
-def install(session: Session, layer: int, rows: int) -> AttentionPlan:
+def install(session: Session, need: AttentionRows) -> AttentionPlan:
     """Route one attention module through `vlmopt_attention`; the undo goes onto the session's stack."""
+    layer = need.layer
     module = session.anatomy.attentions[layer]
     assert module is not None
     if NAME not in ALL_ATTENTION_FUNCTIONS:
@@ -135,7 +157,9 @@ def install(session: Session, layer: int, rows: int) -> AttentionPlan:
         module._vlmopt_plan = plan
         module.config = clone
         session.undo.append(Uninstall(module, base))
-    plan.rows = max(plan.rows, rows)
+    if type(need) is AttentionRows:  # a look-ahead is started by the boundary, not by the layer's own run
+        plan.text |= need.rows == TEXT
+        plan.rows = max(plan.rows, 0 if need.rows == TEXT else int(need.rows))
     return plan
 
 

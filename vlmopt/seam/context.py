@@ -112,12 +112,17 @@ class Step:
     owner: object  # the session whose hooks act in this step
     fast: bool = False  # plain decode step: layer hooks have nothing to do
     rows: dict[int, Rows] = field(default_factory=dict)  # stage -> rows
-    scores: dict[int, Tensor] = field(default_factory=dict)  # layer -> row probe fp32 [B, H, R, L] over logical places
+    embeds: Tensor = field(default_factory=lambda: torch.empty(0))  # [B, L, d] what the decoder was given
+    # ("rows" | "ahead", layer) -> row probe fp32 [B, H, R, L] over logical places
+    scores: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    activations: dict[int, Tensor] = field(default_factory=dict)  # layer -> [B, W, m], until the cut behind it
     key_length: dict[int, int] = field(default_factory=dict)  # layer -> physical keys it attends to
     new_shift: dict[int, Tensor] = field(default_factory=dict)
     new_positions: dict[int, Tensor] = field(default_factory=dict)
     marker: Tensor | None = None  # Bool[B, L] logical places overwritten by PosPad markers
+    written: Tensor | None = None  # Bool[B, L] logical places that carry merged tokens
     stage: int = 0  # stage of the layer that runs now
+    ahead: tuple[int, int] | None = None  # (layer, rows) of a look-ahead that runs now
     memo: dict[Any, Any] = field(default_factory=dict)
 
     def remember(self, key: tuple[Any, ...], source: object, make: Callable[[], Any]) -> Any:

@@ -47,6 +47,7 @@ class OpenStep:
         if positions is None:
             positions = torch.arange(past, past + q, device=embeds.device)[None]
         step = Step(embeds.shape[0], q, past, embeds.device, context, state, positions, call, self.session)
+        step.embeds = embeds
         step.fast = (
             state is not None
             and context is None

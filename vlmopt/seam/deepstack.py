@@ -35,4 +35,6 @@ class DeepStack:
             here = here & rows.valid.to(where.device)
         if step.marker is not None:  # a marker stands for a run, not for the cell whose slot it took
             here = here & ~step.marker.to(where.device).gather(1, log)
+        if step.written is not None:  # nor is a merged token the patch whose slot it took
+            here = here & ~step.written.to(where.device).gather(1, log)
         return self.original(hidden_states, here, take_rows(spread, log)[here])

@@ -5,6 +5,7 @@ The decoder's loop hands every layer the same full-length tensors; they are gath
 
 from __future__ import annotations
 
+import copy
 import inspect
 import warnings
 from functools import partial
@@ -12,13 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from pruning import pack, repack_positions
+from pruning import TEXT, LookAheadRows, pack, repack_positions
 
 from . import compat, masks
+from .attention import longest_question
 from .cache import adopt
 from .context import STEP, Rows, Step
 from .discover import shared_key_source
-from .selection import choose, write_markers
+from .lookahead import look_ahead
+from .selection import choose, write_markers, write_merged
+from .signals import score_key
 
 if TYPE_CHECKING:
     from .session import Session
@@ -42,6 +46,12 @@ class LayerHook:
         by_type = rotary is not None and "layer_type" in inspect.signature(type(rotary).forward).parameters
         self.rotary_kind = (anatomy.layer_types[layer],) if by_type else ()
         self.key_source = shared_key_source(anatomy.attentions, layer)
+        captures = self.selector.captures if self.selector is not None else frozenset()
+        self.ahead = [need for need in captures if isinstance(need, LookAheadRows)]
+        self.before: LayerHook | None = None  # this layer as the stage before the cut would run it
+        if self.ahead:
+            self.before = copy.copy(self)
+            self.before.stage, self.before.selector = self.stage - 1, None
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         step = STEP.get()
@@ -54,7 +64,18 @@ class LayerHook:
         hidden = given.pop("hidden_states")
         cache = given.get("past_key_values", given.get("past_key_value"))
         if step.context is not None and self.selector is not None:
+            if self.ahead:
+                self.look(step, module, hidden, given, cache)
             hidden = self.cut(step, hidden, cache)
+        rows = self.prepare(step, hidden, given, cache)
+        if rows is None and step.state is None:
+            return None
+        if step.state is not None and cache is not None and rows is not None and self.key_source is None:
+            step.state.pending[self.layer] = step.q - rows.log.shape[1]
+        return (hidden,), given
+
+    def prepare(self, step: Step, hidden: Tensor, given: dict[str, Any], cache: Any) -> Rows | None:
+        """Make the layer's arguments those of this stage's rows, in place."""
         need = self.keys_needed(step, hidden, cache)
         rows = step.rows.get(self.stage)
         if rows is None and step.state is None:
@@ -65,9 +86,18 @@ class LayerHook:
             self.gather_tables(step, rows, given)
         self.move_positions(step, rows, hidden, given)
         given["attention_mask"] = self.mask(step, rows, hidden, need, sliced, given.get("attention_mask"))
-        if step.state is not None and cache is not None and rows is not None and self.key_source is None:
-            step.state.pending[self.layer] = step.q - rows.log.shape[1]
-        return (hidden,), given
+        return rows
+
+    def look(self, step: Step, module: nn.Module, hidden: Tensor, given: dict[str, Any], cache: Any) -> None:
+        """Rows of this very layer before its input is cut."""
+        assert self.before is not None
+        start, step.stage = step.call.clock.now(), self.stage - 1
+        given = dict(given)
+        self.before.prepare(step, hidden, given, cache)
+        count = max(longest_question(step) if need.rows == TEXT else int(need.rows) for need in self.ahead)
+        step.scores[score_key(self.ahead[0])] = look_ahead(step, module, self.layer, count, hidden, given)
+        step.stage = self.stage
+        step.call.scoring.append((start, step.call.clock.now()))
 
     def cut(self, step: Step, hidden: Tensor, cache: Any) -> Tensor:
         """Run the selector of this boundary and gather the rows that stay."""
@@ -81,7 +111,8 @@ class LayerHook:
         previous = step.rows.get(self.stage - 1)
         before = step.current(self.stage - 1)
         start = step.call.clock.now()
-        keep = choose(self.session, step, self.selector, before)
+        keep = choose(self.session, step, self.selector, before, hidden)
+        step.activations.clear()
         if keep is None:  # nothing to drop: the rows of the stage before go on
             step.call.scoring.append((start, step.call.clock.now()))
             if previous is not None:
@@ -92,6 +123,8 @@ class LayerHook:
             content = content & before.valid
         if step.context.attention_mask2d is not None:
             content = content & step.context.attention_mask2d.gather(1, before.log)
+        if keep.written:
+            hidden = write_merged(step, hidden, keep, before)
         if keep.dropped is not None:
             hidden, ends = write_markers(step, hidden, keep, self.selector.marker, before)
             content = content | ends

@@ -50,6 +50,8 @@ class Cut:
     requested: list[int]  # per row
     scores: list[Tensor | None]  # per row, fp32 over the offered tokens
     stats: list[dict[str, Any]]
+    origin: list[Tensor | None]  # per row, Long over the offered tokens: the one into which each was merged, or -1
+    written: Tensor | None = None  # Bool[B, L] places that carry merged tokens
 
 
 @dataclass
@@ -69,6 +71,7 @@ class Call:
     cuts: list[Cut] = field(default_factory=list)
     vision: list[tuple[Any, Any]] = field(default_factory=list)
     scoring: list[tuple[Any, Any]] = field(default_factory=list)
+    probing: list[tuple[Any, Any]] = field(default_factory=list)  # the share of scoring that ran inside the tower
     prefill: list[tuple[Any, Any]] = field(default_factory=list)
     decode_steps: int = 0
     new_tokens: int = 0

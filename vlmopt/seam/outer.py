@@ -13,11 +13,13 @@ from torch import Tensor
 from ..families.base import Piece
 from . import resize
 from .context import VisualContext, VisualSpan
+from .encoder import Encoded
 
 if TYPE_CHECKING:
     from .session import Session
 
 MODALITIES = {"image": "get_image_features", "video": "get_video_features"}
+PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
 
 @dataclass
@@ -35,7 +37,14 @@ class Features:
     """What the vision encoder returned in this call: the pieces of its output, per modality, in order."""
 
     pieces: dict[str, list[Piece]] = field(default_factory=dict)
+    encoded: Encoded = field(default_factory=Encoded)
+    pixels: list[Tensor] = field(default_factory=list)  # only where a method reads them
     depth: int = 0  # a video function may call the image function
+
+    def clear(self) -> None:
+        self.pieces.clear()
+        self.encoded.clear()
+        self.pixels.clear()
 
 
 def by_name(signature: inspect.Signature, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -60,6 +69,9 @@ class FeatureProbe:
         bound = by_name(self.__signature__, *args, **kwargs)
         start = call.clock.now()
         call.features.depth += 1
+        given = bound.get(PIXELS[self.modality], bound.get("pixel_values"))
+        if self.session.reads_pixels and given is not None:
+            call.features.pixels.append(given)
         try:
             plan = resize.plan_for(self.session, self.modality, bound)
             if plan is None:
@@ -98,7 +110,7 @@ class OuterHook:
         bound = by_name(self.signature, module, *args, **kwargs) if args else kwargs
         call = self.session.open_forward_call()
         if any(name.startswith("pixel_values") and value is not None for name, value in bound.items()):
-            call.features.pieces.clear()  # this forward encodes by itself, in older releases at every uncached step
+            call.features.clear()  # this forward encodes by itself, in older releases at every uncached step
         mask = bound.get("attention_mask")
         ids = bound.get("input_ids")
         call.outer = OuterArguments(

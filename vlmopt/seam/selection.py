@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from pruning import Selection, Selector, VisualTokens, run_ends, run_mean
-from pruning.base import AttentionRows, Signal
 
+from . import signals
 from .context import Rows, Step
 from .ledger import Cut
 
@@ -25,13 +25,29 @@ class Keep:
     content: Tensor  # Bool[B, W]: rows that stay (text always)
     dropped: Tensor | None  # Bool[B, W], only for PosPad
     span: Tensor  # Long[B, W]
+    written: list[tuple[int, Tensor, Tensor]]  # (row of the batch, physical places Long[e], embeds [e, d])
 
 
-def choose(session: Session, step: Step, selector: Selector, rows: Rows) -> Keep | None:
+@dataclass
+class Answers:
+    """What the selector said of every row of the batch, for the ledger."""
+
+    requested: list[int]
+    scores: list[Tensor | None]
+    stats: list[dict[str, Any]]
+    origin: list[Tensor | None]
+    written: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
+
+    @classmethod
+    def blank(cls, batch: int) -> Answers:
+        return cls([0] * batch, [None] * batch, [{} for _ in range(batch)], [None] * batch)
+
+
+def choose(session: Session, step: Step, selector: Selector, rows: Rows, hidden: Tensor) -> Keep | None:
     """Run `selector` on every sample; None when it keeps everything or cannot run in this chunk."""
     context, call = step.context, step.call
     assert context is not None
-    if reason := missing_signal(step, selector):
+    if reason := signals.missing(step, session, selector.captures, selector.asks_text):
         call.skip(f"{selector.name} at layer {selector.layer}", reason)
         return None
     visual = context.visual.gather(1, rows.log)
@@ -39,16 +55,13 @@ def choose(session: Session, step: Step, selector: Selector, rows: Rows) -> Keep
         visual = visual & ~step.marker.gather(1, rows.log)
     if rows.valid is not None:
         visual = visual & rows.valid
-    keep = ~visual
-    batch = visual.shape[0]
-    requested = [0] * batch
-    scores: list[Tensor | None] = [None] * batch
-    stats: list[dict[str, Any]] = [{} for _ in range(batch)]
-    for first in range(0, batch, context.expand):
+    keep, answers = ~visual, Answers.blank(visual.shape[0])
+    for first in range(0, visual.shape[0], context.expand):
         places = visual[first].nonzero()[:, 0]
         if not len(places):
             continue
-        tokens = visual_tokens(session, step, selector, rows, first, places)
+        at = signals.Place(session, step, first, places, rows.log[first, places], hidden)
+        tokens = visual_tokens(at, selector)
         result = checked(selector, selector.select(tokens), len(places))
         budget = selector.budget(tokens.total)
         if selector.keep_tokens is not None and selector.keep_tokens > tokens.total:
@@ -58,52 +71,35 @@ def choose(session: Session, step: Step, selector: Selector, rows: Rows) -> Keep
             )
         for row in range(first, first + context.expand):  # beams of one sample are identical
             keep[row, places[result.keep.to(places.device)]] = True
-            requested[row], scores[row], stats[row] = budget, result.scores, dict(result.stats)
-    everything = bool((keep | ~visual).all())
-    record(step, selector, rows, visual, keep, requested, scores, stats)
+            answers.requested[row], answers.scores[row], answers.stats[row] = budget, result.scores, dict(result.stats)
+            if result.written is not None:
+                answers.origin[row] = result.written.origin
+                answers.written.append((row, places[result.written.slots.to(places.device)], result.written.embeds))
+    everything = bool((keep | ~visual).all()) and not answers.written
+    record(step, selector, rows, visual, keep, answers)
     if everything:
         return None
     dropped = visual & ~keep if selector.positions == "pospad" else None
-    return Keep(keep, dropped, context.span.gather(1, rows.log))
+    return Keep(keep, dropped, context.span.gather(1, rows.log), answers.written)
 
 
-def missing_signal(step: Step, selector: Selector) -> str | None:
-    """Why `selector` cannot run in this chunk, None if it can."""
-    for need in selector.needs:
-        if isinstance(need, AttentionRows):
-            prompt = step.call.prompt_length
-            if prompt is not None and step.past + step.q < prompt:
-                return "chunked prefill: only the last chunk holds the question, earlier chunks are not cut"
-            if need.layer not in step.scores:
-                return f"no attention rows of layer {need.layer} in this step"
-    return None
-
-
-def visual_tokens(
-    session: Session, step: Step, selector: Selector, rows: Rows, row: int, places: Tensor
-) -> VisualTokens:
+def visual_tokens(at: signals.Place, selector: Selector) -> VisualTokens:
     """What a selector sees of one sample."""
-    context = step.context
+    context, row = at.step.context, at.row
     assert context is not None
-    logical = rows.log[row, places]
     spans = [span for span in context.spans if span.row == row]
-    coords = logical.new_full((step.q, 3), -1)
+    coords = at.logical.new_full((at.step.q, 3), -1)
     for span in spans:
         coords[span.index] = span.coords.to(coords.device)
-    signals: dict[Signal, Tensor] = {}
-    for need in selector.needs:
-        if isinstance(need, AttentionRows):
-            signals[need] = step.scores[need.layer][row, :, -need.rows :][
-                ..., logical.to(step.scores[need.layer].device)
-            ]
     return VisualTokens(
         total=int(context.visual[row].sum()),
-        ordinal=context.ordinal[row, logical],
-        item=context.span[row, logical],
-        coords=coords[logical],
+        ordinal=context.ordinal[row, at.logical],
+        item=context.span[row, at.logical],
+        coords=coords[at.logical],
         grids=tuple(span.grid for span in spans),
-        signals=signals,
-        seed=session.policy.seed,
+        signals={need: signals.read(need, at) for need in selector.captures},
+        seed=at.session.policy.seed,
+        lengths=tuple(len(span.index) for span in spans),
     )
 
 
@@ -117,7 +113,26 @@ def checked(selector: Selector, result: Selection, count: int) -> Selection:
         )
     if bool((keep.diff() <= 0).any()) or int(keep[0]) < 0 or int(keep[-1]) >= count:
         raise ValueError(f"{selector.name}: keep must be strictly increasing indices in 0..{count - 1}")
+    written = result.written
+    if written is not None and (
+        len(written.slots) != len(written.embeds) or not bool(torch.isin(written.slots, keep).all())
+    ):
+        raise ValueError(f"{selector.name}: every written slot must be kept and have one embedding")
     return result
+
+
+def write_merged(step: Step, hidden: Tensor, keep: Keep, rows: Rows) -> Tensor:
+    """Merged tokens take over the slots they were given; DeepStack adds nothing to them any more."""
+    assert step.context is not None
+    hidden = hidden.clone()
+    here = torch.zeros_like(keep.content)
+    for row, places, embeds in keep.written:
+        hidden[row, places.to(hidden.device)] = embeds.to(hidden)
+        here[row, places] = True
+    where = torch.zeros_like(step.context.visual).scatter(1, rows.log, here)
+    step.written = where if step.written is None else step.written | where
+    step.call.cuts[-1].written = where
+    return hidden
 
 
 def write_markers(step: Step, hidden: Tensor, keep: Keep, kind: str, rows: Rows) -> tuple[Tensor, Tensor]:
@@ -137,16 +152,7 @@ def write_markers(step: Step, hidden: Tensor, keep: Keep, kind: str, rows: Rows)
     return hidden, ends
 
 
-def record(
-    step: Step,
-    selector: Selector,
-    rows: Rows,
-    visual: Tensor,
-    keep: Tensor,
-    requested: list[int],
-    scores: list[Tensor | None],
-    stats: list[dict[str, Any]],
-) -> None:
+def record(step: Step, selector: Selector, rows: Rows, visual: Tensor, keep: Tensor, answers: Answers) -> None:
     """Book the cut in logical places."""
     context = step.context
     assert context is not None
@@ -159,8 +165,9 @@ def record(
             keep=blank.scatter(1, rows.log, visual & keep),
             before=blank.scatter(1, rows.log, visual),
             markers=None,
-            requested=requested,
-            scores=scores,
-            stats=stats,
+            requested=answers.requested,
+            scores=answers.scores,
+            stats=answers.stats,
+            origin=answers.origin,
         )
     )

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruning import Selector
-from pruning.base import AttentionRows
+from pruning import Activations, AttentionRows, Pixels, Projector, Selector, VisionAttention, VisionKeys
 
 from ..families import family_of
 from ..policy import Policy
-from . import attention
+from . import attention, encoder
+from .activations import ActivationHook, last_linear
 from .context import CALL, Lease
 from .decoder import CloseStep, OpenStep
 from .deepstack import DeepStack
@@ -39,6 +39,10 @@ class Session:
         self.stage_of = [sum(layer <= i for layer in self.selectors) for i in range(len(anatomy.layers))]
         self.repack = any(method.positions == "repack" for method in active)
         self.resizer: Any = next((method for method in active if method.resizes_pixels), None)
+        captures = {need for method in active for need in method.captures}
+        self.captures = sorted(captures, key=repr)  # a fixed order, so that two sessions install alike
+        self.reads_pixels = Pixels() in captures
+        self.tower_depth = 0
         self.lease = Lease()
         self.undo: list[Callable[[], None]] = []
         self.last_call: Call | None = None
@@ -71,10 +75,18 @@ class Session:
             self.set_attribute(
                 anatomy.decoder, "_deepstack_process", DeepStack(self, anatomy.decoder._deepstack_process)
             )
-        for method in self.selectors.values():
-            for need in method.needs:
-                if isinstance(need, AttentionRows):
-                    attention.install(self, need.layer, need.rows)
+        for need in self.captures:
+            if isinstance(need, AttentionRows):
+                attention.install(self, need)
+            elif isinstance(need, Activations):
+                linear = last_linear(anatomy.layers[need.layer])
+                assert linear is not None
+                self.hook(linear.register_forward_pre_hook(ActivationHook(self, need.layer)))
+            elif isinstance(need, (VisionAttention, VisionKeys)):
+                self.tower_depth = encoder.install(self, need)
+        if any(isinstance(need, (Projector, VisionAttention, VisionKeys)) for need in self.captures):
+            projector = encoder.part(anatomy.outer, self.family.projector)
+            self.hook(projector.register_forward_hook(encoder.ProjectorHook(self), with_kwargs=True))
 
     def set_attribute(self, module: nn.Module, name: str, value: Any) -> None:
         """An instance attribute over a class attribute (or over somebody else's instance attribute)."""

@@ -1,0 +1,50 @@
+"""FastV: keep what the last prompt token looks at, in the layer before the cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .base import ScoreSelector, register
+from .settings import setting
+from .signals import AttentionRows, Signal
+from .tokens import VisualTokens
+
+
+@register("fastv")
+@dataclass(frozen=True, kw_only=True)
+class FastV(ScoreSelector):
+    """Highest attention of the last prompt row in layer `layer - 1`, mean over heads.
+
+    An Image is Worth 1/2 Tokens After Layer 2 (FastV, arXiv 2403.06764). The paper speaks of all rows; its code reads
+    the last one, as here. Several pictures share the budget before the ranking, so that recency does not decide it.
+    """
+
+    reads = "attention"
+    asks_text = True
+    trend = True
+
+    layer: int = setting(
+        2, "Tokens leave before this decoder layer; the attention of the layer before it decides.", "int", min=1
+    )
+    paper_compat: bool = setting(
+        False, "As released: one pool for all pictures, halves rounded to the even number.", "bool"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.paper_compat:
+            object.__setattr__(self, "allocation", "global")
+
+    def budget(self, total: int) -> int:
+        if self.paper_compat and self.keep_ratio is not None:
+            return max(round(self.keep_ratio * total), 1)
+        return super().budget(total)
+
+    @property
+    def needs(self) -> frozenset[Signal]:
+        return frozenset({AttentionRows(self.layer - 1)})
+
+    def score(self, tokens: VisualTokens) -> Tensor:
+        return tokens.signals[AttentionRows(self.layer - 1)].float().mean((0, 1))  # [h, 1, n] -> [n]

@@ -1,0 +1,140 @@
+"""What a selector may ask to read. The middleware captures each signal once and shares it among the methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+TEXT: Literal["text"] = "text"
+
+
+@dataclass(frozen=True)
+class Signal:
+    """Something a selector wants to read."""
+
+    def subset(self, value: Any, index: Tensor) -> Any:
+        """The value when only the tokens `index` Long[m] are left; this base is for values without a token axis."""
+        return value
+
+
+@dataclass(frozen=True)
+class TokenSignal(Signal):
+    """A signal whose value is a tensor [n, ...] over the current visual tokens."""
+
+    def subset(self, value: Tensor, index: Tensor) -> Tensor:
+        return value[index]
+
+
+@dataclass(frozen=True)
+class AttentionRows(Signal):
+    """Attention of prompt rows in decoder layer `layer`: the last `rows` real ones, or "text".
+
+    Value: fp32 [h, R, n], softmax over ALL keys, then sliced to the sample's current visual tokens. rows="text" are the
+    real rows after the sample's last visual token (the question), those of `TextEmbeds`.
+    """
+
+    layer: int
+    rows: int | Literal["text"] = 1
+
+    def subset(self, value: Tensor, index: Tensor) -> Tensor:
+        return value[..., index]
+
+
+@dataclass(frozen=True)
+class LookAheadRows(AttentionRows):
+    """As `AttentionRows`, but of the very layer whose input is about to be cut, computed before the cut."""
+
+
+@dataclass(frozen=True)
+class VisualEmbeds(TokenSignal):
+    """[n, d]: what the LLM was given for each current visual token (projector output), in the model's dtype."""
+
+
+@dataclass(frozen=True)
+class TextEmbeds(Signal):
+    """[R, d]: input embeddings of the real text rows after the sample's last visual token (the question)."""
+
+
+@dataclass(frozen=True)
+class HiddenStates(TokenSignal):
+    """[n, d]: hidden states of the current visual tokens at this boundary; at layer 0 the input embeddings."""
+
+
+@dataclass(frozen=True)
+class Activations(TokenSignal):
+    """Gated feed-forward activations act(W_g x) * (W_u x) of decoder layer `layer`.
+
+    of="visual": [n, m] of the current visual tokens; of="text": [R, m] of all real text rows of the prompt.
+    """
+
+    layer: int
+    of: Literal["visual", "text"] = "visual"
+
+    def subset(self, value: Tensor, index: Tensor) -> Tensor:
+        return value[index] if self.of == "visual" else value
+
+
+@dataclass(frozen=True)
+class Pixels(TokenSignal):
+    """fp32 [n, c, v]: the v pixel values per channel under each current visual token, as the tower was given them.
+
+    NaN for structural tokens.
+    """
+
+
+@dataclass(frozen=True)
+class VisionAttention(TokenSignal):
+    """fp32 [n]: attention that a token's patches receive in block `layer` of the vision tower, mean over heads.
+
+    From the CLS row where the tower has a CLS token, else the mean over all rows; mean over the patches of a token;
+    0 for structural tokens. Negative layers count from the end.
+    """
+
+    layer: int = -2
+
+
+@dataclass(frozen=True)
+class VisionKeys(TokenSignal):
+    """fp32 [n, d_h]: keys of block `layer` of the vision tower, mean over heads and over the patches of a token."""
+
+    layer: int = -2
+
+
+@dataclass(frozen=True, eq=False)
+class TwoLayers:
+    """A projector of the form second(gelu(first(norm(x)))), for closed forms; weights as the module holds them.
+
+    `norm` acts on each patch (`per_patch`) or on the concatenation; None without one. `gelu` is the module's own
+    activation.
+    """
+
+    norm: nn.Module | None
+    per_patch: bool
+    first: nn.Linear
+    gelu: nn.Module
+    second: nn.Linear
+
+
+@dataclass(frozen=True, eq=False)
+class ProjectorCall:
+    """The projector, with what went in for each current visual token.
+
+    inputs: [n, p, d_v], the p patches of each token before any norm of the projector (p = 1 for LLaVA, 4 for a 2x2
+        merger); NaN rows for structural tokens. function: [k, p, d_v] -> [k, d], token by token, any dtype of the
+        weights. layers: its parts where it is an MLP with one hidden layer, else None.
+    """
+
+    inputs: Tensor
+    function: Callable[[Tensor], Tensor]
+    layers: TwoLayers | None
+
+
+@dataclass(frozen=True)
+class Projector(Signal):
+    """The module between vision tower and LLM and its inputs; value: `ProjectorCall`."""
+
+    def subset(self, value: ProjectorCall, index: Tensor) -> ProjectorCall:
+        return replace(value, inputs=value.inputs[index])

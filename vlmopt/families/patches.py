@@ -1,0 +1,42 @@
+"""From what the vision tower sees to visual tokens: pixels under a token, and the order of patches in the projector."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+
+def patch_cells(pixels: Tensor, config: Any) -> Tensor:
+    """Qwen-VL: pixels [P, C*T*p*p] come as patches, those of one merged cell together -> [P/m^2, C, m^2*T*p*p]."""
+    vision = config.vision_config
+    group, channels = vision.spatial_merge_size**2, getattr(vision, "in_channels", 3)
+    return pixels.view(-1, group, channels, pixels.shape[1] // channels).transpose(1, 2).flatten(2)
+
+
+def square_cells(pixels: Tensor, config: Any) -> Tensor:
+    """One square grid per picture or tile: [..., C, S, S] -> [B*g*g, C, (S/g)^2]; g from the tokens per picture."""
+    pixels = pixels.flatten(0, -4)
+    g = tokens_per_side(config)
+    b, c, side, _ = pixels.shape
+    p = side // g
+    cut = pixels[..., : g * p, : g * p].view(b, c, g, p, g, p)
+    return cut.permute(0, 2, 4, 1, 3, 5).reshape(b * g * g, c, p * p)
+
+
+def tokens_per_side(config: Any) -> int:
+    """Visual tokens along one side of a square picture."""
+    vision = config.vision_config
+    size, patch = vision.image_size, vision.patch_size
+    size, patch = (n if isinstance(n, int) else n[0] for n in (size, patch))
+    if getattr(config, "mm_tokens_per_image", None):  # pooled to a fixed number
+        return math.isqrt(config.mm_tokens_per_image)
+    return int(size // patch * getattr(config, "downsample_ratio", 1))
+
+
+def shuffled(outer: Any, values: Tensor) -> Tensor:
+    """InternVL: the model's own pixel shuffle decides which patches share a token: [B, P, c] -> [B, P/4, 4, c]."""
+    side, c = math.isqrt(values.shape[1]), values.shape[2]
+    grid = values.view(values.shape[0], side, side, c)
+    return outer.pixel_shuffle(grid, scale_factor=outer.config.downsample_ratio).reshape(values.shape[0], -1, 4, c)

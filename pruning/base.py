@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -108,6 +108,14 @@ class Selector(ABC):
     def neutral(self) -> bool:
         """True if this selector never touches anything."""
         return self.keep_ratio == 1.0 and self.padding == "keep"
+
+    @property
+    def source(self) -> str | None:
+        """Where numbers that were measured beforehand come from, for the report; None without any."""
+        return None
+
+    def check_model(self, model: Mapping[str, Any]) -> None:  # noqa: B027 (most methods bring no measured numbers)
+        """Raise `ValueError` if measured numbers do not belong to this model (model_type, hidden_size, layers, ...)."""
 
     def budget(self, total: int) -> int:
         """Tokens that stay out of `total` original ones."""

@@ -92,12 +92,13 @@ def temporal_change(tokens: VisualTokens) -> Tensor:
     t, y, x = tokens.coords.T
     rows, columns = y.max() + 1, x.max() + 1
     frames = t.max() + 1
-    key = ((tokens.item * frames + t) * rows + y) * columns + x
+    inside = (tokens.coords >= 0).all(1)
+    key = torch.where(inside, ((tokens.item * frames + t) * rows + y) * columns + x, -2)  # -2: nobody's predecessor
     before = torch.where(t > 0, key - rows * columns, -1)
     order = key.argsort(stable=True)
     found = torch.searchsorted(key[order], before).clamp_max(len(key) - 1)
     previous = order[found]
-    known = (key[previous] == before) & (tokens.coords >= 0).all(1)
+    known = (key[previous] == before) & inside
     return torch.where(known, 1 - (embeds * embeds[previous]).sum(1), 2.0)
 
 

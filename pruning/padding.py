@@ -34,17 +34,16 @@ def square_padding(width: int, height: int, grid: int, threshold: float = 0.5) -
 
 def coverage(offset: int, size: int, side: int, grid: int) -> Tensor:
     """fp64 [grid]: fraction of each of `grid` equal parts of 0..side that lies inside offset..offset + size."""
-    edges = torch.arange(grid + 1, dtype=torch.float64) * side / grid
-    inside = edges[1:].clamp_max(offset + size) - edges[:-1].clamp_min(offset)
-    return inside.clamp_min(0) * grid / side
+    edges = torch.arange(grid + 1) * side  # in pixels / grid: whole numbers, so that a full cell is exactly full
+    inside = edges[1:].clamp_max((offset + size) * grid) - edges[:-1].clamp_min(offset * grid)
+    return inside.clamp_min(0).double() / side
 
 
 def valid_cells(tokens: VisualTokens, padding: str) -> Tensor | None:
     """Bool[n], False on padding; None when padding is not looked for. A picture that is all padding counts as none.
 
     Args:
-        padding: "keep"; "square": cells of mean colour in bars along two opposite borders; "blank": cells without
-            contrast in bars along any border, too.
+        padding: "keep"; "square": cells of mean colour in bars along the borders; "blank": cells without contrast, too.
     """
     if padding == "keep":
         return None
@@ -55,15 +54,17 @@ def valid_cells(tokens: VisualTokens, padding: str) -> Tensor | None:
     bars = torch.zeros_like(plain)
     for axis in (1, 2):
         bars |= border_bars(tokens, plain, axis)
-    every = torch.ones_like(tokens.item).scatter_reduce(0, tokens.item, bars.long(), "amin", include_self=True)
+    whole = (bars | tokens.structural).long()
+    every = torch.ones_like(tokens.item).scatter_reduce(0, tokens.item, whole, "amin", include_self=True)
     return ~bars | (every[tokens.item] == 1)
 
 
 def border_bars(tokens: VisualTokens, plain: Tensor, axis: int) -> Tensor:
     """Bool[n]: tokens in rows (axis 1) or columns (axis 2) that are plain all along, connected to a border by such."""
+    placed = tokens.coords[:, axis] >= 0  # a row separator breaks no bar
     line = tokens.coords[:, axis].clamp_min(0)
     frame, width = tokens.frame, int(line.max()) + 1
     full = torch.ones(int(frame.max()) + 1, width, dtype=torch.long, device=line.device)  # a line with no token is none
-    full.view(-1).scatter_reduce_(0, frame * width + line, plain.long(), "amin", include_self=True)
+    full.view(-1).scatter_reduce_(0, frame * width + line, (plain | ~placed).long(), "amin", include_self=True)
     bars = full.cumprod(1) | full.flip(1).cumprod(1).flip(1)
-    return (bars[frame, line] == 1) & (tokens.coords[:, axis] >= 0)
+    return (bars[frame, line] == 1) & placed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -108,7 +108,7 @@ class TwoLayers:
     """A projector of the form second(gelu(first(norm(x)))), for closed forms; weights as the module holds them.
 
     `norm` acts on each patch (`per_patch`) or on the concatenation; None without one. `gelu` is the module's own
-    activation.
+    activation. `derived` holds what selectors computed from the weights, as long as these stay what they are.
     """
 
     norm: nn.Module | None
@@ -116,6 +116,13 @@ class TwoLayers:
     first: nn.Linear
     gelu: nn.Module
     second: nn.Linear
+    derived: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def derive(self, key: Any, make: Callable[[], Any]) -> Any:
+        """`make()`, once."""
+        if key not in self.derived:
+            self.derived[key] = make()
+        return self.derived[key]
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ import torch
 import vlmopt
 from pruning import Selector
 from tests.families import FAMILIES, Batch, Family, Image
-from tests.selectors import SETTINGS
+from tests.selectors import SETTINGS, with_ratio, works_on
 from vlmopt.families import families
 
 ROWS: list[list[Any]] = [[5, Image(0), 7], [3, Image(1), 4, Image(2), 6]]
@@ -26,7 +25,7 @@ def cells() -> list[Any]:
         pytest.param(family, method, id=f"{family.name}-{name}")
         for family in PROMISED
         for name, method in SETTINGS.items()
-        if not method.resizes_pixels or families()[family.name].patch_grid
+        if works_on(families()[family.name], method)
     ]
 
 
@@ -47,19 +46,26 @@ def test_a_method_keeps_its_promises(family: Family, method: Selector):
     assert logits.shape == dense.shape
     assert logits[batch.real].isfinite().all()
     for row, sample in enumerate(report.samples):
-        (stage,) = sample["stages"]
-        assert stage["before"] == sample["visual_tokens"] == int(batch.total[row])
-        budget = method.budget(sample["visual_tokens"])
-        assert stage["requested"] == budget
-        if method.resizes_pixels:  # the largest grid within the budget, and no picture vanishes
-            assert stage["after"] <= max(budget, len(sample["items"]))
-        else:
-            assert stage["after"] == budget
-        assert stage["markers"] == 0 or method.positions == "pospad"
+        left = sample["visual_tokens"]
+        assert left == int(batch.total[row])
+        for cut, stage in zip(method.stages, sample["stages"], strict=True):
+            budget = cut.budget(sample["visual_tokens"])
+            assert stage["layer"] == cut.layer
+            assert stage["before"] == left
+            assert stage["requested"] == budget
+            if cut.adaptive:  # at most the budget, and no picture vanishes
+                assert 0 < stage["after"] <= max(budget, len(sample["items"]))
+            else:
+                assert stage["after"] == min(budget, left)
+            assert stage["markers"] == 0 or cut.positions == "pospad"
+            left = stage["after"]
+        assert sample["visual_tokens_kept"] == left
 
     assert torch.equal(run(model, batch)[0], logits)
-    vlmopt.optimize(model, replace(method, keep_ratio=1.0, keep_tokens=None))
-    assert torch.equal(run(model, batch)[0], dense)
+    neutral = with_ratio(method, 1.0)
+    if neutral.neutral:  # adaptive methods have no ratio that switches them off
+        vlmopt.optimize(model, neutral)
+        assert torch.equal(run(model, batch)[0], dense)
     vlmopt.restore(model)
     with torch.no_grad():
         assert torch.equal(model(**batch()).logits, dense)

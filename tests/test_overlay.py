@@ -12,16 +12,22 @@ from vlmopt.report import VisualMap
 
 
 def visual_map(
-    kept: list[int], grid: tuple[int, int, int] | None, n: int = 16, kind: str = "image", markers: tuple[int, ...] = ()
+    kept: list[int],
+    grid: tuple[int, int, int] | None,
+    n: int = 16,
+    kind: str = "image",
+    markers: tuple[int, ...] = (),
+    merged: tuple[int, ...] = (),
 ) -> VisualMap:
     coords = torch.full((n, 3), -1)
     if grid is not None:
         cells = torch.cartesian_prod(*(torch.arange(side) for side in grid))
         coords[: len(cells)] = cells
-    flags, marked = torch.zeros(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool)
+    flags, marked, mixed = torch.zeros(3, n, dtype=torch.bool)
     flags[kept] = True
     marked[list(markers)] = True
-    return VisualMap(0, kind, grid, coords, flags, marked, torch.arange(n).float())
+    mixed[list(merged)] = True
+    return VisualMap(0, kind, grid, coords, flags, marked, mixed, torch.full((n,), -1), torch.arange(n).float())
 
 
 def cell(sheet: Image.Image, y: int, x: int, side: int = 4) -> np.ndarray:
@@ -47,6 +53,15 @@ def test_markers_are_dotted() -> None:
     sheet = overlay(white(), [visual_map([0], (1, 4, 4), markers=(5,))])
     middle = cell(sheet, 1, 1)
     assert tuple(middle[middle.shape[0] // 2, middle.shape[1] // 2]) == MARKER
+
+
+def test_merged_tokens_carry_a_square() -> None:
+    sheet = overlay(white(), [visual_map([0, 5], (1, 4, 4), merged=(5, 6))])
+    middle, gone = cell(sheet, 1, 1), cell(sheet, 1, 2)
+    corner = middle.shape[0] // 2 - middle.shape[0] // 6 + 1
+    assert tuple(middle[middle.shape[0] // 2, middle.shape[1] // 2]) == MARKER
+    assert tuple(middle[corner, corner]) == MARKER
+    assert tuple(gone[gone.shape[0] // 2, gone.shape[1] // 2]) != MARKER  # left at a later cut
 
 
 def test_heat_colours_by_rank_and_ignores_tokens_without_a_score() -> None:

@@ -9,9 +9,31 @@ import pytest
 import torch
 
 import pruning
-from pruning import AttentionRows, FastV, Random, Resize, Selection, Selector, Uniform, VisualTokens
-from pruning.base import ScoreSelector, register, top
-from tests.selectors import SELECTORS, SETTINGS
+from pruning import (
+    Activations,
+    AttentionRows,
+    FastV,
+    HiddenStates,
+    LookAheadRows,
+    Pixels,
+    Projector,
+    ProjectorCall,
+    Random,
+    Resize,
+    ScoreSelector,
+    Selection,
+    Selector,
+    TextEmbeds,
+    TwoLayers,
+    Uniform,
+    VisionAttention,
+    VisionKeys,
+    VisualEmbeds,
+    VisualTokens,
+    register,
+)
+from pruning.base import top
+from tests.selectors import SELECTORS, SETTINGS, with_ratio
 
 GRIDS = {
     "one": [(1, 8, 8)],
@@ -30,12 +52,44 @@ def cells(grid):
 
 
 def visual(grids, needs=(), seed=0, generator=None, keep=None) -> VisualTokens:
-    """Tokens of whole grids, or the subset `keep` of them."""
+    """Tokens of whole grids, or the subset `keep` of them, with random signals."""
     coords = torch.cat([cells(grid) for grid in grids])
-    item = torch.repeat_interleave(torch.arange(len(grids)), torch.tensor([math.prod(grid) for grid in grids]))
+    lengths = [math.prod(grid) for grid in grids]
+    item = torch.repeat_interleave(torch.arange(len(grids)), torch.tensor(lengths))
     index = torch.arange(len(coords)) if keep is None else keep
-    signals = {need: torch.rand(4, need.rows, len(index), generator=generator) for need in needs}
-    return VisualTokens(len(coords), index, item[index], coords[index], tuple(grids), signals, seed)
+    signals = random_signals(needs, len(index), generator)
+    return VisualTokens(
+        len(coords), index, item[index], coords[index], tuple(grids), signals, seed, tuple(lengths)
+    )
+
+
+def random_signals(needs, n, generator=None):
+    """Values of every kind for n tokens and a question of 5."""
+
+    def rand(*shape):
+        return torch.rand(*shape, generator=generator)
+
+    def projector():
+        layers = torch.nn.Linear(16, 24), torch.nn.GELU(), torch.nn.Linear(24, 12)
+        module = torch.nn.Sequential(torch.nn.Flatten(), *layers)
+        return ProjectorCall(rand(n, 2, 8), lambda x: module(x), TwoLayers(None, True, *layers))
+
+    def rows(need):
+        return rand(4, 5 if need.rows == "text" else need.rows, n)
+
+    make = {
+        AttentionRows: rows,
+        LookAheadRows: rows,
+        VisualEmbeds: lambda need: rand(n, 12) - 0.5,
+        TextEmbeds: lambda need: rand(5, 12) - 0.5,
+        HiddenStates: lambda need: rand(n, 12) - 0.5,
+        Activations: lambda need: rand(n if need.of == "visual" else 5, 32) - 0.5,
+        Pixels: lambda need: rand(n, 3, 16),
+        Projector: lambda need: projector(),
+        VisionAttention: lambda need: rand(n),
+        VisionKeys: lambda need: rand(n, 8) - 0.5,
+    }
+    return {need: make[type(need)](need) for need in needs}
 
 
 def without_coords(tokens: VisualTokens) -> VisualTokens:
@@ -53,29 +107,30 @@ def test_every_selector_has_a_row_in_the_table():
 @pytest.mark.parametrize("grids", GRIDS.values(), ids=GRIDS)
 @pytest.mark.parametrize("method", SETTINGS.values(), ids=SETTINGS)
 def test_keep_is_sorted_unique_exact_and_repeatable(method, grids):
-    tokens = visual(grids, method.needs)
+    tokens = visual(grids, method.captures)
     keep = method.select(tokens).keep
     assert keep.dtype == torch.long
     assert (keep.diff() > 0).all()
     assert keep[0] >= 0
     assert keep[-1] < len(tokens)
     if not method.resizes_pixels:
-        assert len(keep) == min(method.budget(tokens.total), len(tokens))
+        assert len(keep) <= min(method.budget(tokens.total), len(tokens))
+        assert method.adaptive or len(keep) == min(method.budget(tokens.total), len(tokens))
     assert torch.equal(keep, method.select(tokens).keep)
 
 
 @pytest.mark.parametrize("keep_ratio", [0.01, 0.1, 0.25, 1 / 3, 0.5, 0.77, 0.99, 1.0])
-@pytest.mark.parametrize("cls", [cls for cls in pruning.registry.values() if cls.__module__.startswith("pruning.")])
-def test_budget_in_all_ratios(cls, keep_ratio):
-    method = cls(keep_ratio=keep_ratio)
+@pytest.mark.parametrize("name", SELECTORS)
+def test_budget_in_all_ratios(name, keep_ratio):
+    method = with_ratio(SELECTORS[name][0], keep_ratio)
     for grids in GRIDS.values():
-        tokens = visual(grids, method.needs)
+        tokens = visual(grids, method.captures)
         kept = len(method.select(tokens).keep)
         want = min(max(math.floor(keep_ratio * tokens.total + 0.5), 1), tokens.total)
         assert method.budget(tokens.total) == want
         frames = sum(grid[0] for grid in grids)  # every frame of a resized video keeps at least one token
-        assert kept == want or (cls is Resize and 1 <= kept <= want + frames)
-        assert kept == tokens.total or keep_ratio < 1
+        assert kept == want or (method.adaptive and 1 <= kept <= want + frames * method.resizes_pixels)
+        assert kept == tokens.total or keep_ratio < 1 or method.adaptive
 
 
 @pytest.mark.parametrize("method", SETTINGS.values(), ids=SETTINGS)
@@ -86,8 +141,8 @@ def test_later_stages_see_a_subset(method):
         left = (torch.rand(total, generator=generator) < 0.6).nonzero()[:, 0]
         if not len(left):
             continue
-        tokens = visual(grids, method.needs, keep=left)
-        if not method.resizes_pixels:
+        tokens = visual(grids, method.captures, keep=left)
+        if not method.adaptive:
             assert len(method.select(tokens).keep) == min(method.budget(total), len(left))
         if not method.needs and not method.resizes_pixels:
             blind = without_coords(tokens)
@@ -285,4 +340,6 @@ def test_settings_explain_themselves():
     for cls in pruning.registry.values():
         if cls.__module__.startswith("pruning."):
             assert cls.__doc__
-            assert all({"help", "kind"} <= set(f.metadata) for f in dataclasses.fields(cls))
+            assert all("help" in f.metadata for f in dataclasses.fields(cls))
+            given = [f for f in dataclasses.fields(cls) if f.init and f.name not in ("host", "profile")]
+            assert all("kind" in f.metadata for f in given)

@@ -133,8 +133,11 @@ def test_look_ahead_changes_nothing_by_itself():
     for signals in ((), (LookAheadRows(LAYER),)):
         ear = Listen(keep_ratio=0.9, layer=LAYER, signals=signals)
         with vlmopt.optimized(copy.deepcopy(family.build("sdpa")), ear) as model:
-            outs.append(model.generate(**batch(), max_new_tokens=4, do_sample=False, output_logits=True,
-                                       return_dict_in_generate=True))
+            outs.append(
+                model.generate(
+                    **batch(), max_new_tokens=4, do_sample=False, output_logits=True, return_dict_in_generate=True
+                )
+            )
     assert torch.equal(outs[0].sequences, outs[1].sequences)
     assert all(torch.equal(a, b) for a, b in zip(outs[0].logits, outs[1].logits, strict=True))
     keys = [[layer.keys for layer in out.past_key_values.layers] for out in outs]

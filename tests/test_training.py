@@ -6,12 +6,24 @@ import pytest
 import torch
 
 from vlmopt.checkpoints import load_checkpoint
-from vlmopt.training.architecture import build_model
-from vlmopt.training.data import IGNORE, Packer, Share, patches
+from vlmopt.training.data import IGNORE, Packer, Share
+from vlmopt.training.language import LanguageStage, Reader
+from vlmopt.training.llava import LLAVA, padded
 from vlmopt.training.loop import Loop, Schedule
+from vlmopt.training.qwen import QWEN, patches
 from vlmopt.training.tower import TowerStage
 from vlmopt.training.vocabulary import build_tokenizer
 from vlmopt.training.worlds import main
+from vlmopt.worlds import screen
+from vlmopt.worlds.words import BACKGROUND, COORDINATES, SECOND_SLOT
+
+PIXELS = {"qwen": lambda world: patches([world])[0], "llava": lambda world: padded([world])}
+NAMED = {"qwen": QWEN, "llava": LLAVA}
+
+
+@pytest.fixture(params=NAMED)
+def architecture(request):
+    return NAMED[request.param]
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +31,9 @@ def tokenizer():
     return build_tokenizer()
 
 
-def test_tokenizer_is_the_one_shipped(tokenizer):
-    _, processor = load_checkpoint("tiny-qwen")
+@pytest.mark.parametrize("name", NAMED)
+def test_tokenizer_is_the_one_shipped(tokenizer, name):
+    _, processor = load_checkpoint(f"tiny-{name}")
     assert processor.tokenizer.get_vocab() == tokenizer.get_vocab()
 
 
@@ -29,31 +42,32 @@ def test_tokenizer_round_trips(tokenizer, text):
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-def test_packed_questions_are_what_a_single_prompt_is():
+@pytest.mark.parametrize(("name", "first"), [("qwen", 0), ("llava", 0), ("llava", 1), ("llava", 4), ("llava", 10)])
+def test_packed_questions_are_what_a_single_prompt_is(name, first):
     """Every block of a packed row gives the same logits as its question alone through the processor."""
-    model, processor = load_checkpoint("tiny-qwen")
-    packer = Packer(processor.tokenizer)
-    world = packer.draw(0, 1, objects=4, questions=3)[0]
+    architecture = NAMED[name]
+    model, processor = load_checkpoint(f"tiny-{name}")
+    packer = Packer(processor.tokenizer, architecture)
+    world = packer.draw(first, 1, objects=4, questions=3)[0]
     batch = packer.pack([world], keep=10_000, seed=0)
-    pixels, grid = patches([world])
     with torch.inference_mode():
-        tokens = model.model.visual(pixels, grid_thw=grid).pooler_output[None]
+        tokens, _ = architecture.see(model, [world])
         embeds = model.get_input_embeddings()(batch.ids)
         embeds[:, batch.visual] = tokens
-        mask = {"full_attention": batch.mask.to(embeds.dtype)}
+        mask = architecture.mask(batch.mask.to(embeds.dtype))
         packed = model.model.language_model(inputs_embeds=embeds, attention_mask=mask, position_ids=batch.positions)
         logits = model.lm_head(packed.last_hidden_state)[0]
         for _row, places, question in batch.spans:
             content = [{"type": "image"}, {"type": "text", "text": question.text}]
             prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
             inputs = processor(text=[prompt], images=[world.image], return_tensors="pt")
-            assert torch.equal(inputs["pixel_values"], pixels)
+            assert torch.equal(inputs["pixel_values"], PIXELS[name](world))
             alone = model(**inputs).logits[0, -1]
             torch.testing.assert_close(logits[places.start], alone, atol=2e-4, rtol=1e-4)
 
 
-def test_answers_are_the_labels(tokenizer):
-    packer = Packer(tokenizer)
+def test_answers_are_the_labels(tokenizer, architecture):
+    packer = Packer(tokenizer, architecture)
     worlds = packer.draw(0, 4, objects=5, questions=6)
     batch = packer.pack(worlds, keep=48, seed=0)
     assert batch.kept.shape == (4, 48)
@@ -64,11 +78,55 @@ def test_answers_are_the_labels(tokenizer):
         assert tokenizer.decode(labels[:-1]) == question.answer
 
 
-def test_an_interrupted_run_goes_on_unchanged(tokenizer, tmp_path):
+@pytest.mark.parametrize("size", [(224, 140), (112, 224), (224, 224)])
+def test_cells_of_a_padded_picture_stand_where_its_pixels_do(tokenizer, size):
+    """Places count from the picture's own corner, padding says nothing, and a box asked about covers its cells."""
+    packer = Packer(tokenizer, LLAVA)
+    world = screen(3, size, widgets=3)
+    batch = packer.pack([world], keep=10_000, seed=0)
+    x, y = (centres[0] for centres in batch.centres())
+    inside = (x >= 0) & (x < size[0]) & (y >= 0) & (y < size[1])
+    assert inside.sum() == size[0] * size[1] // 14**2
+    assert (batch.slots[:, 0, ~inside] == -2).all()
+    places = torch.tensor(COORDINATES)[batch.slots[2:, 0, inside]]
+    assert torch.equal(places, torch.stack([x, y])[:, inside])
+    square = padded([world])[0].sum(0).unfold(0, 14, 14).unfold(1, 14, 14).flatten(0, 1).flatten(1)
+    blank = square.amax(1) - square.amin(1) < 1e-4
+    assert blank[~inside].all()
+    object_cells = (batch.slots[1, 0] >= 0) & (batch.slots[1, 0] != SECOND_SLOT.index(BACKGROUND))
+    _, cells = batch.targets()
+    assert cells.any(-1).all()
+    assert (cells <= object_cells).all()
+
+
+def test_padding_is_not_kept_before_background(tokenizer):
+    packer = Packer(tokenizer, LLAVA)
+    worlds = [screen(seed, (224, 112), widgets=2) for seed in range(16)]
+    batch = packer.pack(worlds, keep=100, seed=0)
+    inside = LLAVA.inside(8, 16)
+    background = (batch.slots[1] == SECOND_SLOT.index(BACKGROUND)) & inside
+    kept = torch.zeros(len(worlds), 256, dtype=torch.bool).scatter(1, batch.kept, True)
+    objects = (batch.slots[0] >= 0) & inside
+    assert (kept | ~objects).all()
+    padding_share, background_share = kept[:, ~inside].float().mean(), kept[background].float().mean()
+    assert abs(padding_share - background_share) < 0.08
+
+
+def test_padding_is_noise_to_the_language_stage(tokenizer):
+    model = LLAVA.build(tokenizer, 0)
+    packer = Packer(tokenizer, LLAVA)
+    stage = LanguageStage(Reader(model, packer), packer, Share(1), 10)
+    batch = packer.pack([screen(3, (224, 112), widgets=3)], keep=10_000, seed=0)
+    tokens, inside = stage.symbolic(batch, seed=0)[0], LLAVA.inside(8, 16)
+    assert (tokens[~inside].norm(dim=-1) < 1).all()
+    assert (tokens[inside].norm(dim=-1) > 1).all()
+
+
+def test_an_interrupted_run_goes_on_unchanged(tokenizer, tmp_path, architecture):
     def train(path, stop_at=None):
-        model = build_model(tokenizer, 0)
-        stage = TowerStage(model, Packer(tokenizer), Share(2))
-        loop = Loop({"visual": model.model.visual}, path, Schedule(3, 1e-3), average=0.9)
+        model = architecture.build(tokenizer, 0)
+        stage = TowerStage(model, Packer(tokenizer, architecture), Share(2))
+        loop = Loop({"visual": architecture.visual(model)}, path, Schedule(3, 1e-3), average=0.9)
 
         def work(step):
             if step == stop_at:

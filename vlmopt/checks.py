@@ -42,7 +42,18 @@ def check(model: nn.Module, policy: Policy) -> Anatomy:
         raise ValueError(f"attention={names}: this release installs no corrections yet; leave attention empty")
     for method in policy.active:
         check_selector(model, anatomy, method)
+        method.check_model(model_facts(model, anatomy))
     return anatomy
+
+
+def model_facts(model: Any, anatomy: Anatomy) -> dict[str, Any]:
+    """What a calibration profile remembers of its model, and is compared with."""
+    return {
+        "model_type": model.config.model_type,
+        "hidden_size": anatomy.config.hidden_size,
+        "layers": len(anatomy.layers),
+        "name_or_path": model.config.name_or_path,
+    }
 
 
 def check_selector(model: Any, anatomy: Anatomy, method: Selector) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `vlmopt run | list | policy | worlds | train-worlds`."""
+"""The command line: `vlmopt run | calibrate | list | policy | worlds | train-worlds`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import sys
 
 import torch
 
-from .commands import listing, policy, run
+from .commands import calibrate, listing, policy, run
 from .version import __version__
 
-COMMANDS = (run, listing, policy)
+COMMANDS = (run, calibrate, listing, policy)
 # Commands with a parser of their own: name -> (module with `main(arguments)`, help). Imported when called.
 DELEGATED = {
     "worlds": ("vlmopt.worlds.__main__", "write generated pictures and their questions"),
-    "train-worlds": ("vlmopt.training.worlds", "train the bundled checkpoint from scratch"),
+    "train-worlds": ("vlmopt.training.worlds", "train a bundled checkpoint from scratch"),
 }
 
 

@@ -181,7 +181,7 @@ def encoded(value: Any) -> Any:
         return to_dict(value)
     if isinstance(value, (tuple, list)):
         return [encoded(v) for v in value]
-    return value
+    return value.to_dict() if hasattr(value, "to_dict") else value
 
 
 def decoded(value: Any) -> Any:

@@ -1,4 +1,5 @@
-"""Pictures of a selection: kept cells clear and outlined, dropped cells dimmed and hatched, markers dotted."""
+"""Pictures of a selection: kept cells clear and outlined, dropped cells dimmed and hatched, markers dotted, merged
+tokens with a square."""
 
 from __future__ import annotations
 
@@ -39,6 +40,8 @@ class Map(Protocol):
     def kept(self) -> Tensor: ...  # Bool[n]
     @property
     def markers(self) -> Tensor: ...  # Bool[n]
+    @property
+    def merged(self) -> Tensor: ...  # Bool[n]
     @property
     def scores(self) -> Tensor | None: ...  # fp32 [n]
 
@@ -97,9 +100,9 @@ def _panel(picture: Image.Image | None, part: Map, t: int, heat: bool, width: in
     _, h, w = part.grid
     here = (part.coords[:, 0] == t) & (part.coords[:, 1:] >= 0).all(1)
     y, x = part.coords[here, 1], part.coords[here, 2]
-    kept, marked = torch.zeros(h, w, dtype=torch.bool), torch.zeros(h, w, dtype=torch.bool)
+    kept, marked = torch.zeros(h, w, dtype=torch.bool), torch.zeros(h, w, dtype=torch.long)
     kept[y, x] = part.kept[here]
-    marked[y, x] = part.markers[here]
+    marked[y, x] = _marks(part)[here]
     scores = None
     if heat and part.scores is not None:
         scores = torch.full((h, w), float("nan"))
@@ -119,7 +122,7 @@ def _strip(part: Map, width: int) -> Image.Image:
     cell = max(4, width // across)
     base = Image.new("RGB", (across * cell, rows * cell), BLANK)
     fill = rows * across - n
-    kept, marked = (F.pad(flags.bool(), (0, fill)).view(rows, across).numpy() for flags in (part.kept, part.markers))
+    kept, marked = (F.pad(flags, (0, fill)).view(rows, across).numpy() for flags in (part.kept, _marks(part)))
     painted = _paint(base, kept, marked, None)
     if fill:
         unused = ((across - fill) * cell, (rows - 1) * cell, across * cell, rows * cell)
@@ -127,8 +130,13 @@ def _strip(part: Map, width: int) -> Image.Image:
     return painted
 
 
+def _marks(part: Map) -> Tensor:
+    """Long[n]: 1 for a marker, 2 for a merged token that stayed."""
+    return part.markers.long() + 2 * (part.merged & part.kept).long()
+
+
 def _paint(base: Image.Image, kept: np.ndarray, marked: np.ndarray, scores: np.ndarray | None) -> Image.Image:
-    """kept, marked: bool [h, w]; scores: [h, w] in 0-1, NaN where there is none."""
+    """kept: bool [h, w]; marked: int [h, w] of `_marks`; scores: [h, w] in 0-1, NaN where there is none."""
     h, w = kept.shape
     ch, cw = base.height // h, base.width // w
     pixels = np.asarray(base).astype(np.float64)
@@ -154,7 +162,8 @@ def _paint(base: Image.Image, kept: np.ndarray, marked: np.ndarray, scores: np.n
     r = max(2, min(ch, cw) // 6)
     for y, x in zip(*np.nonzero(marked), strict=True):
         cx, cy = x * cw + cw // 2, y * ch + ch // 2
-        draw.ellipse((cx - r, cy - r, cx + r, cy + r), fill=MARKER, outline=INK)
+        shape = draw.ellipse if marked[y, x] == 1 else draw.rectangle
+        shape((cx - r, cy - r, cx + r, cy + r), fill=MARKER, outline=INK)
     return image
 
 
@@ -174,14 +183,15 @@ def _colour(values: np.ndarray) -> np.ndarray:
 
 
 class _Legend:
-    def __init__(self, text: str, markers: int, heat: bool) -> None:
-        self.text, self.markers, self.heat = text, markers, heat
+    def __init__(self, text: str, markers: int, merged: int, heat: bool) -> None:
+        self.text, self.markers, self.merged, self.heat = text, markers, merged, heat
 
     @classmethod
     def of(cls, maps: Sequence[Map], heat: bool, title: str) -> _Legend:
         kept, total = sum(int(m.kept.sum()) for m in maps), sum(len(m.kept) for m in maps)
         text = f"kept {kept} of {total} tokens ({100 * kept / total:.0f} %)" + (f" · {title}" if title else "")
-        return cls(text, sum(int(m.markers.sum()) for m in maps), heat and any(m.scores is not None for m in maps))
+        markers, merged = (sum(int((_marks(m) == kind).sum()) for m in maps) for kind in (1, 2))
+        return cls(text, markers, merged, heat and any(m.scores is not None for m in maps))
 
     def draw(self, sheet: Image.Image, top: int) -> None:
         draw, x, y = ImageDraw.Draw(sheet), GAP, top
@@ -202,7 +212,10 @@ class _Legend:
             x = _label(draw, x + 19, y, "dropped", small)
         if self.markers:
             draw.ellipse((x + 2, y + 3, x + 12, y + 13), fill=MARKER, outline=INK)
-            _label(draw, x + 19, y, f"marker ({self.markers})", small)
+            x = _label(draw, x + 19, y, f"marker ({self.markers})", small)
+        if self.merged:
+            draw.rectangle((x + 2, y + 3, x + 12, y + 13), fill=MARKER, outline=INK)
+            _label(draw, x + 19, y, f"merged ({self.merged})", small)
 
 
 def _label(draw: ImageDraw.ImageDraw, x: int, y: int, text: str, font: Font) -> int:

@@ -7,23 +7,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from .accounting import VisualMap, maps, sample
 from .seam import compat
-from .seam.ledger import Call, Cut
-
-
-@dataclass(frozen=True)
-class VisualMap:
-    """What became of one image, tile or video of a sample, for pictures and tables."""
-
-    item: int
-    kind: str
-    grid: tuple[int, int, int] | None  # (t, h, w) after merging
-    coords: Tensor  # Long[n, 3] (t, y, x); -1 where a token is no patch
-    kept: Tensor  # Bool[n]
-    markers: Tensor  # Bool[n]: slots that carry a PosPad marker instead of their own content
-    scores: Tensor | None  # fp32 [n] of the last selector that scored; NaN where a token had left before
+from .seam.ledger import Call
 
 
 @dataclass(frozen=True)
@@ -94,14 +81,19 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"{self.family} · {self.attn_implementation} · {self.dtype} · {self.device}"]
-        lines.append(f"{'row':>3} {'prompt':>7} {'visual':>7} {'kept':>6} {'markers':>7} {'layer avg':>9}")
+        lines.append(
+            f"{'row':>3} {'prompt':>7} {'visual':>7} {'pre-LLM':>7} {'kept':>6} {'layer avg':>9} {'markers':>7} "
+            f"{'merged':>6} {'structural':>10}"
+        )
         for s in self.samples:
             lines.append(
-                f"{s['row']:>3} {s['prompt_tokens']:>7} {s['visual_tokens']:>7} {s['visual_tokens_kept']:>6} "
-                f"{s['markers']:>7} {s['layer_average']:>9.1f}"
+                f"{s['row']:>3} {s['prompt_tokens']:>7} {s['visual_tokens']:>7} {s['visual_tokens_pre_llm']:>7} "
+                f"{s['visual_tokens_kept']:>6} {s['layer_average']:>9.1f} {s['markers']:>7} {s['extras']['merged']:>6} "
+                f"{s['extras']['structural']:>10}"
             )
         lines += [
             f"applied  {a['method']} before layer {a['layer']} ({a['positions']}): {a['before']} -> {a['after']} tokens"
+            + (f"; {a['source']}" if a["source"] else "")
             for a in self.applied
         ]
         lines += [f"skipped  {s['what']}: {s['why']}" for s in self.skipped]
@@ -122,92 +114,16 @@ def milliseconds(call: Call) -> dict[str, float | None]:
     def total(marks: list[tuple[Any, Any]]) -> float:
         return sum(ms(start, end) for start, end in marks)
 
-    scoring = total(call.scoring)
+    scoring, probing = total(call.scoring), total(call.probing)
     first, end = call.first_token, call.end
     return {
-        "vision": total(call.vision) if call.vision else None,
-        "scoring": scoring if call.scoring else None,
+        "vision": total(call.vision) - probing if call.vision else None,
+        "scoring": scoring + probing if call.scoring or call.probing else None,
         "prefill": total(call.prefill) - scoring if call.prefill else None,
         "decode": ms(first, end) if first is not None and call.decode_steps else None,
         "ttft": ms(call.start, first) if first is not None else None,
         "total": ms(call.start, end) if end is not None else None,
     }
-
-
-def cuts_of(call: Call, chunk: int) -> list[Cut]:
-    return [cut for cut in call.cuts if cut.chunk == chunk]
-
-
-def sample(call: Call, row: int, shown: list[VisualMap]) -> dict[str, Any]:
-    """Token counts of one sample in all four meanings: before, after the last cut, layer average, extras (markers)."""
-    depth = len(call.session.stage_of)
-    stages = []
-    before_all = kept_all = markers_all = 0
-    area = 0.0
-    for number, context in enumerate(call.contexts):
-        total = left = int(context.visual[row].sum())
-        last_layer = markers = 0
-        for cut in cuts_of(call, number):
-            area += (left + markers) * (cut.layer - last_layer)
-            left, last_layer = int(cut.keep[row].sum()), cut.layer
-            new = 0 if cut.markers is None else int(cut.markers[row].sum())
-            markers += new
-            stages.append(
-                {
-                    "layer": cut.layer,
-                    "method": cut.method,
-                    "before": int(cut.before[row].sum()),
-                    "after": left,
-                    "markers": new,
-                    "requested": cut.requested[row],
-                    **cut.stats[row],
-                }
-            )
-        area += (left + markers) * (depth - last_layer)
-        before_all, kept_all, markers_all = before_all + total, kept_all + left, markers_all + markers
-    items = [
-        {
-            "item": m.item,
-            "kind": m.kind,
-            "grid": None if m.grid is None else list(m.grid),
-            "before": len(m.kept),
-            "after": int(m.kept.sum()),
-        }
-        for m in shown
-    ]
-    length = sum(q for _, q in call.query_lengths)
-    return {
-        "row": row,
-        "prompt_tokens": length if call.prompt_tokens is None else int(call.prompt_tokens[row]),
-        "visual_tokens": before_all,
-        "visual_tokens_kept": kept_all,
-        "markers": markers_all,
-        "layer_average": area / depth,
-        "items": items,
-        "stages": stages,
-    }
-
-
-def maps(call: Call, row: int) -> list[VisualMap]:
-    return [m for number in range(len(call.contexts)) for m in chunk_maps(call, number, row)]
-
-
-def chunk_maps(call: Call, number: int, row: int) -> list[VisualMap]:
-    context, cuts = call.contexts[number], cuts_of(call, number)
-    out = []
-    for span in (s for s in context.spans if s.row == row):
-        kept, markers = torch.ones(len(span.index), dtype=torch.bool), torch.zeros(len(span.index), dtype=torch.bool)
-        scores = None
-        for cut in cuts:
-            kept = cut.keep[row, span.index].cpu()
-            if cut.markers is not None:
-                markers |= cut.markers[row, span.index].cpu()
-            if (given := cut.scores[row]) is not None:
-                full = torch.full(context.visual.shape[1:], float("nan"))
-                full[cut.before[row].cpu()] = given.float().cpu()
-                scores = full[span.index.cpu()]
-        out.append(VisualMap(span.item, span.kind, span.grid, span.coords.cpu(), kept, markers, scores))
-    return out
 
 
 def applied(call: Call) -> list[dict[str, Any]]:
@@ -216,9 +132,8 @@ def applied(call: Call) -> list[dict[str, Any]]:
         cuts = [cut for cut in call.cuts if cut.layer == layer]
         if cuts:
             before, after = sum(int(c.before.sum()) for c in cuts), sum(int(c.keep.sum()) for c in cuts)
-            out.append(
-                {"method": method.name, "layer": layer, "positions": method.positions, "before": before, "after": after}
-            )
+            row = {"method": method.name, "layer": layer, "positions": method.positions}
+            out.append(row | {"before": before, "after": after, "source": method.source})
     return out
 
 

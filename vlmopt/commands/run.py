@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from ..calibration import Profile
 from ..frames import Video, load_video
 from ..loading import DTYPES, Loaded, check_device, check_name, load
 from ..measure import Measurement, Spread, measure
@@ -34,6 +35,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--question", required=True, metavar="TEXT")
     parser.add_argument("--model", default="tiny-qwen", help="bundled name, directory, or Hub id (default tiny-qwen)")
     parser.add_argument("--policy", default="uniform-50", help="preset name or policy file (default uniform-50)")
+    parser.add_argument(
+        "--profile", metavar="FILE", help="debias the policy's methods by what `vlmopt calibrate` found"
+    )
     parser.add_argument("--out", default="vlmopt-out", metavar="DIR", help="for overlay.png and result.json")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--dtype", default="auto", choices=DTYPES)
@@ -87,6 +91,8 @@ def check(options: argparse.Namespace) -> Policy:
     if options.fps is not None and not 0 < options.fps < float("inf"):
         raise ValueError(f"--fps must be a number above 0, got {options.fps}")
     policy = Policy.load(options.policy)
+    if options.profile:
+        policy = Profile.load(options.profile).apply(policy)
     if options.seed is not None:
         policy = Policy(policy.prune, policy.attention, policy.prefill, options.seed)
     for path in options.image:

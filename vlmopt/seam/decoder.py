@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from .context import STEP, Step
 from .outer import OuterArguments, build_context, by_name
 
 if TYPE_CHECKING:
+    from .ledger import Call
     from .session import Session
 
 
@@ -58,8 +60,22 @@ class OpenStep:
             and not state.shift
             and all(valid is None for valid in state.valid.values())
         )
+        if state is not None and past and not call.query_lengths and q > 1:
+            self.warn_about_question(call)
         call.open_step(step, arguments)
         STEP.set(step)
+
+
+    def warn_about_question(self, call: Call) -> None:
+        """A new turn over a cache that was pruned for an earlier question."""
+        bound = sorted({method.name for method in self.session.selectors.values() if method.asks_text})
+        if bound:
+            why = (
+                f"{', '.join(bound)} chose the cached visual tokens for an earlier question; for several turns use a "
+                "method that does not read the question (div_prune, zeroth_order, vision_zip, uniform), or a new cache"
+            )
+            call.skip("choosing anew for this turn", why)
+            warnings.warn(why, stacklevel=2)
 
 
 class CloseStep:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .session import Session
 
 NAME = "vlmopt_vision"
+NORMS = (nn.LayerNorm, nn.RMSNorm)  # and the RMS norms of transformers, which have a `variance_epsilon`
 ROWS_AT_ONCE = 1024  # query rows of a column mean; bounds its memory at heads x 1024 x patches
 
 
@@ -65,12 +66,14 @@ def two_layers(module: nn.Module, inputs: Tensor) -> TwoLayers | None:
         inputs: [k, p, d_v], patches as they enter.
     """
     parts = [m for m in module.modules() if not list(m.children())]
-    linears = [m for m in parts if isinstance(m, nn.Linear)]
+    linears = [m for m in parts if isinstance(m, nn.Linear) and m.weight.is_floating_point()]
     norms = [m for m in parts if m not in linears and any(True for _ in m.parameters())]
     activations = [m for m in parts if m not in linears and m not in norms and "gelu" in type(m).__name__.lower()]
     if len(linears) != 2 or len(norms) > 1 or len(activations) != 1:
         return None
     norm = norms[0] if norms else None
+    if norm is not None and not (isinstance(norm, NORMS) or hasattr(norm, "variance_epsilon")):
+        return None
     width = inputs.shape[-1] if norm is None else next(norm.parameters()).shape[-1]
     found = TwoLayers(norm, width == inputs.shape[-1], linears[0], activations[0], linears[1])
     rows = inputs[:2]

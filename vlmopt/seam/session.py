@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruning import Activations, AttentionRows, Pixels, Projector, Selector, VisionAttention, VisionKeys
+from pruning import Activations, AttentionRows, Pixels, Projector, Selector, TwoLayers, VisionAttention, VisionKeys
 
 from ..families import family_of
 from ..policy import Policy
@@ -43,6 +43,7 @@ class Session:
         self.captures = sorted(captures, key=repr)  # a fixed order, so that two sessions install alike
         self.reads_pixels = Pixels() in captures
         self.tower_depth = 0
+        self._layers: tuple[list[Any], TwoLayers | None] | None = None
         self.lease = Lease()
         self.undo: list[Callable[[], None]] = []
         self.last_call: Call | None = None
@@ -101,6 +102,13 @@ class Session:
         self.lease.alive = False
         while self.undo:
             self.undo.pop()()
+
+    def projector_layers(self, module: nn.Module, inputs: torch.Tensor) -> TwoLayers | None:
+        """The projector's parts, with what selectors derived from them, until a weight changes."""
+        stamp = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in module.parameters()]
+        if self._layers is None or self._layers[0] != stamp:
+            self._layers = (stamp, encoder.two_layers(module, inputs))
+        return self._layers[1]
 
     def new_call(self, *, by_generate: bool, prompt_length: int | None = None) -> Call:
         device = next(self.model.parameters()).device

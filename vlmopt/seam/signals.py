@@ -30,7 +30,7 @@ from pruning.signals import (
 )
 
 from .context import Step
-from .encoder import Encoded, part, two_layers
+from .encoder import Encoded, part
 
 if TYPE_CHECKING:
     from .session import Session
@@ -173,7 +173,7 @@ def projector(need: Projector, at: Place) -> ProjectorCall:
     def function(x: Tensor) -> Tensor:
         return module.forward(x.flatten(0, 1))
 
-    layers = at.step.remember(("two layers",), None, lambda: two_layers(module, grouped))
+    layers = session.projector_layers(module, grouped)
     return ProjectorCall(of_tokens(at, grouped, float("nan")), function, layers)
 
 

@@ -1,1 +1,1 @@
-"""Training of the bundled test checkpoint; nothing here is needed to use the library."""
+"""Training of the bundled test checkpoints; nothing here is needed to use the library."""

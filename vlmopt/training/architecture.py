@@ -1,87 +1,145 @@
-"""The bundled checkpoint's shape, a stock Qwen2.5-VL of about 4 M parameters, and a fast CPU attention to train it."""
+"""What the checkpoints share, what one of them has to say about itself, and a fast CPU attention for training."""
 
 from __future__ import annotations
 
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
-from transformers import (
-    AttentionInterface,
-    PreTrainedTokenizerFast,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-)
+from torch import nn
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedTokenizerFast
 
-from vlmopt.worlds.words import CELL
+from vlmopt.worlds import World
+from vlmopt.worlds.words import CELL, COORDINATES, LATTICE
 
-from .vocabulary import END, IMAGE, PAD, VIDEO, VISION_END, VISION_START, embedding_table
+from .vocabulary import embedding_table
 
-HIDDEN, LAYERS, HEADS, KEY_HEADS, FEED_FORWARD = 192, 6, 4, 2, 512
-TOWER_LAYERS, TOWER_FEED_FORWARD = 4, 384
-SECTIONS = (6, 8, 10)  # rotary pairs of a head for time, height, width
-THETA = 60.0  # low, so that a step of one cell turns even the width pairs by a usable angle
+HIDDEN, LAYERS, HEADS, FEED_FORWARD = 192, 6, 4, 512
+TOWER_FEED_FORWARD = 384
+MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
+STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
 
 
-def configuration(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
-    """Every tower block attends over the whole picture and merging is off: a 224×224 picture is 256 visual tokens."""
-    token_id = tokenizer.convert_tokens_to_ids
-    special = {"eos_token_id": token_id(END), "pad_token_id": token_id(PAD)}
-    text = dict(
-        vocab_size=len(tokenizer),
-        hidden_size=HIDDEN,
-        intermediate_size=FEED_FORWARD,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=KEY_HEADS,
-        max_position_embeddings=4096,
-        rope_parameters={"rope_type": "default", "rope_theta": THETA, "mrope_section": list(SECTIONS)},
-        bos_token_id=None,
-        tie_word_embeddings=True,
-        **special,
-    )
-    vision = {
-        "depth": TOWER_LAYERS,
-        "hidden_size": HIDDEN,
-        "intermediate_size": TOWER_FEED_FORWARD,
-        "num_heads": HEADS,
-        "patch_size": CELL,
-        "spatial_merge_size": 1,
-        "temporal_patch_size": 2,
-        "window_size": 16 * CELL,
-        "out_hidden_size": HIDDEN,
-        "fullatt_block_indexes": list(range(TOWER_LAYERS)),
-        "tokens_per_second": 2,
-    }
-    return Qwen2_5_VLConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_id=token_id(IMAGE),
-        video_token_id=token_id(VIDEO),
-        vision_start_token_id=token_id(VISION_START),
-        vision_end_token_id=token_id(VISION_END),
-        tie_word_embeddings=True,
-        **special,
-    )
+@dataclass(frozen=True)
+class Pointing:
+    """One attention head that is told to look, before an answer, at the object asked about."""
+
+    layer: int
+    head: int
+    weight: float = 0.3
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2_5_VLForConditionalGeneration:
-    """A fresh model with frozen word embeddings; heads start out attending to tokens that share their words."""
-    torch.manual_seed(seed)
-    AttentionInterface.register("training_bmm", bmm_attention)
-    model = Qwen2_5_VLForConditionalGeneration._from_config(
-        configuration(tokenizer), attn_implementation="training_bmm", dtype=torch.float32
-    )
-    with torch.no_grad():
-        embeddings = model.get_input_embeddings().weight
-        embeddings.copy_(embedding_table(tokenizer, HIDDEN, seed))
-        for layer in model.model.language_model.layers:
-            attention = layer.self_attn
-            attention.k_proj.weight.normal_(std=0.04)
-            copies = attention.k_proj.weight.view(KEY_HEADS, 1, -1, HIDDEN).expand(-1, HEADS // KEY_HEADS, -1, -1)
-            attention.q_proj.weight.copy_(copies.reshape(HIDDEN, HIDDEN))
-            attention.q_proj.weight.add_(0.02 * torch.randn(HIDDEN, HIDDEN))
-    embeddings.requires_grad_(False)
-    return model
+@dataclass(frozen=True)
+class Architecture(ABC):
+    """How a checkpoint differs from the others: its shape, its pictures, where its tokens stand, what they say.
+
+    Attributes:
+        sizes: picture sizes drawn in training, with their frequencies.
+        steps: optimizer steps of each stage.
+        rates: learning rate of each stage.
+        cooldowns: last fraction of each stage in which the rate falls to zero.
+        square: cells a side of the square that pictures are padded to; 0 where they are not.
+        places: whether a cell's token also says where the cell is, by a coordinate word for x and one for y.
+        probed_layer: the decoder layer after which probes ask for places, None where they are not needed.
+        pointing: the head that is told where to look, if any.
+    """
+
+    model_class: ClassVar[type]
+    key_heads: ClassVar[int]
+
+    sizes: Mapping[tuple[int, int], float]
+    steps: Mapping[str, int]
+    rates: Mapping[str, float]
+    cooldowns: Mapping[str, float]
+    square: int = 0
+    places: bool = False
+    probed_layer: int | None = None
+    pointing: Pointing | None = None
+
+    @abstractmethod
+    def configuration(self, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
+        """The model's configuration."""
+
+    @abstractmethod
+    def visual(self, model: Any) -> nn.Module:
+        """Everything between the pixels and the language model."""
+
+    @abstractmethod
+    def see(self, model: Any, worlds: list[World]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Visual tokens [b, cells, d] of pictures of one size, and a summary of each [b, d] where the tower has one."""
+
+    @abstractmethod
+    def positions(self, kept: torch.Tensor, rows: int, columns: int) -> tuple[torch.Tensor, int]:
+        """Positions [axes, b, n] of the kept cells [b, n], and the first position after the whole picture."""
+
+    @abstractmethod
+    def processor(self, tokenizer: PreTrainedTokenizerFast, chat_template: str) -> Any:
+        """The stock processor to ship."""
+
+    def build(self, tokenizer: PreTrainedTokenizerFast, seed: int) -> Any:
+        """A fresh model with frozen word embeddings; heads start out attending to tokens that share their words."""
+        torch.manual_seed(seed)
+        AttentionInterface.register("training_bmm", bmm_attention)
+        model = self.model_class._from_config(
+            self.configuration(tokenizer), attn_implementation="training_bmm", dtype=torch.float32
+        )
+        with torch.no_grad():
+            embeddings = model.get_input_embeddings().weight
+            embeddings.copy_(embedding_table(tokenizer, HIDDEN, seed))
+            for layer in model.model.language_model.layers:
+                attend_to_likes(layer.self_attn, self.key_heads)
+            self.prepare(model)
+        embeddings.requires_grad_(False)
+        return model
+
+    def mask(self, mask: torch.Tensor) -> Any:
+        """A ready additive mask [b, 1, s, s] in the form the language model takes it."""
+        return mask
+
+    def prepare(self, model: Any) -> None:  # noqa: B027
+        """Further initial values; nothing unless overridden."""
+
+    def corner(self, rows: int, columns: int) -> tuple[int, int]:
+        """Row and column of the grid's cell where a picture's first cell lies."""
+        return ((self.square - rows) // 2, (self.square - columns) // 2) if self.square else (0, 0)
+
+    def inside(self, rows: int, columns: int) -> torch.Tensor:
+        """Which cells of the grid a picture fills, bool [cells]."""
+        top, left = self.corner(rows, columns)
+        grid = torch.zeros(self.square or rows, self.square or columns, dtype=torch.bool)
+        grid[top : top + rows, left : left + columns] = True
+        return grid.flatten()
+
+    def slots(self, worlds: list[World]) -> torch.Tensor:
+        """The words true of each cell [slots, b, rows, columns] of the grid; −2, unspecified, wherever padding is."""
+        slots = np.stack([world.cells for world in worlds], axis=1)
+        rows, columns = slots.shape[2:]
+        if self.places:
+            y, x = np.mgrid[:rows, :columns].astype(slots.dtype) * (CELL // LATTICE)
+            assert COORDINATES[0] == CELL // 2  # so that 0 stands for the centre of the first cell
+            slots = np.concatenate([slots, np.broadcast_to(np.stack([x, y])[:, None], slots.shape)])
+        if self.square:
+            top, left = self.corner(rows, columns)
+            padding = ((0, 0), (0, 0), (top, self.square - rows - top), (left, self.square - columns - left))
+            slots = np.pad(slots, padding, constant_values=-2)
+        return torch.from_numpy(slots).long()
+
+
+def attend_to_likes(attention: Any, key_heads: int, spread: float = 0.04) -> None:
+    """Query and key weights that start out nearly equal, so that tokens attend to what resembles them."""
+    attention.k_proj.weight.normal_(std=spread)
+    copies = attention.k_proj.weight.view(key_heads, 1, -1, HIDDEN).expand(-1, HEADS // key_heads, -1, -1)
+    attention.q_proj.weight.copy_(copies.reshape(HIDDEN, HIDDEN))
+    attention.q_proj.weight.add_(spread / 2 * torch.randn(HIDDEN, HIDDEN))
+
+
+def pixel_values(worlds: list[World]) -> torch.Tensor:
+    """Normalised pixels [b, height, width, 3] as the stock image processors compute them."""
+    pixels = torch.from_numpy(np.stack([np.asarray(world.image) for world in worlds])).float()
+    return (pixels / 255 - MEAN) / STD
 
 
 def bmm_attention(

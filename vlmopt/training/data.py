@@ -10,19 +10,16 @@ import functools
 import random
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from vlmopt.worlds import Question, World, scene, screen
 from vlmopt.worlds.words import CELL, COORDINATES, FIRST_SLOT, SECOND_SLOT
 
+from .architecture import Architecture
 from .vocabulary import ASSISTANT, END, PAD, USER, VISION_END, VISION_START, coordinate_ids, word_id
 
-SIZES = ((224, 224), (280, 196), (196, 280))
 FIRST_TRAINING_SEED = 1_000_000_000  # smaller seeds are left to tests and measurements
-MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
-STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
 IGNORE = -100
 ROUND = 32  # text tokens; few distinct lengths let the matrix library reuse its compiled kernels
 
@@ -31,9 +28,10 @@ ROUND = 32  # text tokens; few distinct lengths let the matrix library reuse its
 class Batch:
     """`b` rows of one picture size; `n` kept visual tokens, `w` text tokens after them, `s = 3 + n + w`.
 
-    ids [b, s] (visual places hold padding) · positions [3, b, s] · mask [b, 1, s, s] additive · labels [b, s]: the
-    token to predict next · weights [b, s] · kept [b, n] indices into the grid · slots [2, b, cells] ·
-    spans: (row, places whose next token is the answer, question) · grid (rows, columns).
+    ids [b, s] (visual places hold padding) · positions [3, b, s] or [b, s] · mask [b, 1, s, s] additive · labels
+    [b, s]: the token to predict next · weights [b, s] · kept [b, n] indices into the grid · slots [2 or 4, b, cells] ·
+    spans: (row, places whose next token is the answer, question) · grid (rows, columns) · corner: the grid's row and
+    column where the pictures begin.
     """
 
     worlds: list[World]
@@ -46,6 +44,7 @@ class Batch:
     slots: torch.Tensor
     spans: list[tuple[int, slice, Question]]
     grid: tuple[int, int]
+    corner: tuple[int, int]
 
     def targets(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Where to look: places [m, 2] (row, place) and the cells of the box asked about, bool [m, n].
@@ -60,9 +59,13 @@ class Batch:
         ]
         places = torch.tensor([(row, place) for row, place, _ in pointed])
         x0, y0, x1, y1 = torch.tensor([box for *_, box in pointed]).T[..., None]
-        cells = self.kept[places[:, 0]]
-        x, y = (cells % self.grid[1]) * CELL + CELL // 2, (cells // self.grid[1]) * CELL + CELL // 2
+        x, y = (centres[places[:, 0]] for centres in self.centres())
         return places, (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
+
+    def centres(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """x and y of the kept cells' centres [b, n], in pixels of their picture."""
+        (top, left), columns = self.corner, self.grid[1]
+        return (self.kept % columns - left) * CELL + CELL // 2, (self.kept // columns - top) * CELL + CELL // 2
 
     @property
     def visual(self) -> slice:
@@ -89,13 +92,16 @@ class Share:
 class Packer:
     """Draws pictures by number and packs them; the same numbers give the same batch."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, architecture: Architecture) -> None:
+        self.architecture = architecture
         name = tokenizer.convert_tokens_to_ids
         self.prefix, self.vision_end = [name(USER), name(VISION_START)], name(VISION_END)
         self.assistant, self.end, self.pad = name(ASSISTANT), name(END), name(PAD)
         self.slot_ids = tuple(
             torch.tensor([word_id(tokenizer, word) for word in slot]) for slot in (FIRST_SLOT, SECOND_SLOT)
         )
+        if architecture.places:
+            self.slot_ids += tuple(torch.tensor([coordinate_ids(tokenizer, v) for v in COORDINATES]).unbind(1))
         self.value = {token: value for value in COORDINATES for token in coordinate_ids(tokenizer, value)}
         self.encode = functools.lru_cache(maxsize=200_000)(
             lambda text: tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -104,7 +110,8 @@ class Packer:
     def draw(self, first: int, count: int, *, objects: int, questions: int) -> list[World]:
         """`count` pictures from number `first` on: half scenes, half screens, one size, up to `objects` things."""
         rng = random.Random(f"draw/{first}")
-        size = rng.choices(SIZES, (0.7, 0.15, 0.15))[0]
+        sizes = self.architecture.sizes
+        size = rng.choices(list(sizes), list(sizes.values()))[0]
         return [
             scene(FIRST_TRAINING_SEED + seed, size, shapes=rng.randint(1, min(objects, 6)), questions=questions)
             if seed % 2
@@ -114,24 +121,23 @@ class Packer:
 
     def pack(self, worlds: list[World], keep: int, seed: int) -> Batch:
         """`keep` visual tokens per row: cells of objects first, then others at random, in reading order."""
-        slots = torch.from_numpy(np.stack([world.cells for world in worlds], axis=1)).long()  # [2, b, rows, columns]
+        picture = worlds[0].cells.shape[1:]
+        slots = self.architecture.slots(worlds)  # [2 or 4, b, rows, columns]
         _, b, rows, columns = slots.shape
         slots = slots.flatten(2)
         cells = rows * columns
         keep = min(keep, cells)
-        kept = self._keep(slots, keep, seed)
+        kept = self._keep(slots, self.architecture.inside(*picture), keep, seed)
         blocks = [[self._block(q.text, q.answer) for q in world.questions] for world in worlds]
         width = max(sum(len(ids) for ids, _ in row) for row in blocks)
         width += -width % ROUND
         length = 3 + keep + width
         ids = torch.full((b, length), self.pad)
         ids[:, :2], ids[:, 2 + keep] = torch.tensor(self.prefix), self.vision_end
-        after = 2 + max(rows, columns)
-        positions = torch.zeros(3, b, length, dtype=torch.long)
+        seen, after = self.architecture.positions(kept, rows, columns)
+        positions = torch.zeros(len(seen), b, length, dtype=torch.long)
         positions[:, :, 1], positions[:, :, 2 + keep] = 1, after
-        positions[0, :, 2 : 2 + keep] = 2
-        positions[1, :, 2 : 2 + keep] = 2 + kept // columns
-        positions[2, :, 2 : 2 + keep] = 2 + kept % columns
+        positions[:, :, 2 : 2 + keep] = seen
         labels, weights = torch.full((b, length), IGNORE), torch.zeros(b, length)
         block = torch.zeros(b, length, dtype=torch.long)
         spans = []
@@ -151,27 +157,18 @@ class Packer:
         sees &= torch.ones(length, length, dtype=torch.bool).tril()
         mask = torch.zeros(b, 1, length, length, dtype=torch.bfloat16)
         mask.masked_fill_(~sees[:, None], -1e4)
-        return Batch(worlds, ids, positions, mask, labels, weights, kept, slots, spans, (rows, columns))
+        corner = self.architecture.corner(*picture)
+        positions = positions.squeeze(0)  # a single axis has no dimension of its own
+        return Batch(worlds, ids, positions, mask, labels, weights, kept, slots, spans, (rows, columns), corner)
 
     def _block(self, text: str, answer: str) -> tuple[list[int], int]:
         """Tokens of one question and its answer, and how many of them are to be predicted."""
         reply = [*self.encode(answer), self.end]
         return [*self.encode(text), self.assistant, *reply], len(reply)
 
-    def _keep(self, slots: torch.Tensor, keep: int, seed: int) -> torch.Tensor:
+    def _keep(self, slots: torch.Tensor, inside: torch.Tensor, keep: int, seed: int) -> torch.Tensor:
         random = torch.Generator().manual_seed(seed)
         background = SECOND_SLOT.index("background")
         urgency = torch.rand(slots.shape[1:], generator=random)
-        urgency += (slots[0] >= 0).float() + 0.3 * (slots[1] != background).float()
+        urgency += (slots[0] >= 0).float() + 0.3 * ((slots[1] != background) & inside).float()
         return urgency.topk(keep, dim=1).indices.sort(dim=1).values
-
-
-def patches(worlds: list[World]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pixels as the stock image processor lays them out: [b·cells, 3·2·14·14] and grid [b, 3]."""
-    pixels = torch.from_numpy(np.stack([np.asarray(world.image) for world in worlds])).float()  # [b, H, W, 3]
-    pixels = (pixels / 255 - MEAN) / STD
-    b, height, width, _ = pixels.shape
-    rows, columns = height // CELL, width // CELL
-    tiles = pixels.view(b, rows, CELL, columns, CELL, 3).permute(0, 1, 3, 5, 2, 4)  # [b, r, c, 3, 14, 14]
-    flat = tiles[:, :, :, :, None].expand(-1, -1, -1, -1, 2, -1, -1).reshape(b * rows * columns, -1)
-    return flat, torch.tensor([[1, rows, columns]] * b)

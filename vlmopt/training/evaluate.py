@@ -17,6 +17,8 @@ from vlmopt.prompt import chat
 from vlmopt.worlds import Question, World, scene, screen
 
 SIZES = ((224, 224), (224, 224), (280, 196), (196, 280))  # half of the pictures are square
+# Pictures that a checkpoint pads to squares are asked about in shapes that need it, by model type.
+SIZES_OF = {"llava": ((224, 168), (168, 224), (224, 140), (140, 224), (224, 112), (112, 224))}
 FIRST_SEED = 500_000_000  # training pictures have seeds from 1 000 000 000 on
 
 
@@ -46,11 +48,13 @@ def correct(question: Question, answer: str) -> bool:
     return x0 <= x < x1 and y0 <= y < y1
 
 
-def one_of_each_kind(pictures: int, first_seed: int = FIRST_SEED) -> Iterator[tuple[World, Question]]:
-    """One question of every kind that fits from each of `pictures` scenes and as many screens."""
+def one_of_each_kind(
+    pictures: int, first_seed: int = FIRST_SEED, sizes: Sequence[tuple[int, int]] = SIZES
+) -> Iterator[tuple[World, Question]]:
+    """One question of every kind that fits from each of `pictures` scenes and as many screens, `sizes` in turn."""
     for number in range(pictures):
         for draw in (scene, screen):
-            world = draw(first_seed + number, SIZES[number % len(SIZES)], questions=40)
+            world = draw(first_seed + number, sizes[number % len(sizes)], questions=40)
             first = {}
             for question in world.questions:
                 first.setdefault(question.kind, question)
@@ -66,7 +70,8 @@ def wilson(right: int, of: int, z: float = 1.96) -> tuple[float, float]:
 
 def measure(model: Any, processor: Any, pictures: int, batch: int = 16) -> dict[str, dict[str, Any]]:
     """Marks by "family kind", and for presence also by right answer."""
-    asked = sorted(one_of_each_kind(pictures), key=lambda pair: (pair[0].size, pair[1].kind))
+    sizes = SIZES_OF.get(model.config.model_type, SIZES)
+    asked = sorted(one_of_each_kind(pictures, sizes=sizes), key=lambda pair: (pair[0].size, pair[1].kind))
     groups: dict[str, list[bool]] = {}
     for (world, question), answer in zip(asked, answer_all(model, processor, asked, batch), strict=True):
         names = [f"{world.family} {question.kind}"]

@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from vlmopt.checkpoints.processor import build_processor
-from vlmopt.worlds.words import CELL
-
+from .architecture import Architecture
 from .vocabulary import CHAT_TEMPLATE
 
 
-def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
+def export(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, architecture: Architecture, directory: Path
+) -> None:
     """Save model, tokenizer and processor; weights are stored in bfloat16 for size, and load as float32."""
     directory.mkdir(parents=True, exist_ok=True)
     model.generation_config.max_new_tokens = 64
@@ -22,4 +22,4 @@ def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, directory
     model.to(torch.bfloat16).save_pretrained(directory)
     model.config.dtype = torch.float32
     model.config.save_pretrained(directory)
-    build_processor(tokenizer, CHAT_TEMPLATE, CELL, 1).save_pretrained(directory)
+    architecture.processor(tokenizer, CHAT_TEMPLATE).save_pretrained(directory)

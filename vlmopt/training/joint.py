@@ -9,12 +9,10 @@ from __future__ import annotations
 import random
 from typing import Any
 
-import torch
-
-from .data import Packer, Share, patches
+from .data import Packer, Share
 from .language import Reader
 from .loop import Marked
-from .tower import dense_loss
+from .tower import look
 
 DENSE_WEIGHT = 0.3
 SHORT, FULL = 96, 10_000  # visual tokens kept; FULL is more than any picture has
@@ -25,18 +23,14 @@ class JointStage:
     """Work for `Loop`: batches of rendered pictures through the whole model."""
 
     def __init__(self, model: Any, reader: Reader, packer: Packer, share: Share, steps: int) -> None:
-        self.tower, self.reader, self.packer = model.model.visual, reader, packer
+        self.model, self.reader, self.packer = model, reader, packer
         self.share, self.steps = share, steps
 
     def __call__(self, step: int) -> Marked:
         first = self.share.first(step)
         worlds = self.packer.draw(first, self.share.count, objects=7, questions=14)
         batch = self.packer.pack(worlds, keep=self.keep(step), seed=first)
-        pixels, grid = patches(worlds)
-        with torch.autocast("cpu", torch.bfloat16):
-            tokens = self.tower(pixels, grid_thw=grid).pooler_output.float().view(*batch.slots.shape[1:], -1)
-        table = self.reader.table
-        cells, cell_counts = dense_loss(tokens, batch.slots, self.packer.slot_ids, table)
+        tokens, cells, cell_counts = look(self.model, self.packer, worlds)
         kept = tokens.gather(1, batch.kept[..., None].expand(-1, -1, tokens.shape[-1]))
         answers, counts = self.reader(batch, kept)
         return answers + DENSE_WEIGHT * cells, counts | cell_counts

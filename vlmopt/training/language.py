@@ -2,12 +2,14 @@
 
 Visual tokens are the sums of word embeddings that stage 1 aims at, with noise and wrong words as a real tower makes.
 Most background cells are left out (the rest keep their true positions), which keeps rows short and makes the model
-robust to token removal. Two aids are used in training only: probes ask an early layer for every visual token's
-column and row, and one head of a middle layer is told to look, before an answer, at the object asked about.
+robust to token removal. An architecture may name two aids, used in training only: probes ask an early layer for every
+visual token's column and row, and one head of a middle layer is told to look, before an answer, at the object asked
+about.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,10 +24,7 @@ from .data import IGNORE, Batch, Packer, Share
 from .loop import Marked, tally
 from .tower import cell_targets
 
-PROBED_LAYER = 1  # places are asked for after this decoder layer
 PROBE_WEIGHT = 0.5
-POINTING_LAYER, POINTING_HEAD = 3, 0  # this head looks at the object asked about
-POINTING_WEIGHT = 0.3
 WRONG_WORD = 0.02  # probability that a word of a cell is replaced
 
 
@@ -35,8 +34,9 @@ class Reader(nn.Module):
     def __init__(self, model: Any, packer: Packer) -> None:
         super().__init__()
         self.language: Any = model.model.language_model
-        self.probe = nn.Linear(HIDDEN, 2 * (LARGEST // CELL))
-        self.packer = packer
+        self.packer, self.aids = packer, packer.architecture
+        if self.aids.probed_layer is not None:
+            self.probe = nn.Linear(HIDDEN, 2 * (LARGEST // CELL))
 
     @property
     def table(self) -> torch.Tensor:
@@ -46,34 +46,53 @@ class Reader(nn.Module):
         """visual [b, n, d] at the kept cells -> loss and hits per kind of question."""
         embeds = self.table[batch.ids]
         embeds = torch.cat([embeds[:, :2], visual.to(embeds.dtype), embeds[:, batch.visual.stop :]], dim=1)
-        seen: list[torch.Tensor] = []
-        looks: list[torch.Tensor] = []
-        handle = self.language.layers[PROBED_LAYER].register_forward_hook(lambda *args: seen.append(args[-1]))
-        self.language.layers[POINTING_LAYER].self_attn.watcher = lambda weights: looks.append(weights[:, POINTING_HEAD])
-        with torch.autocast("cpu", torch.bfloat16):
+        seen: dict[str, torch.Tensor] = {}
+        with self._watch(seen), torch.autocast("cpu", torch.bfloat16):
             hidden = self.language(
                 inputs_embeds=embeds,
-                attention_mask={"full_attention": batch.mask},
+                attention_mask=self.aids.mask(batch.mask),
                 position_ids=batch.positions,
                 use_cache=False,
             ).last_hidden_state
             asked = batch.labels != IGNORE
             logits = F.linear(hidden[asked], self.table).float()
-            places = self.probe(F.rms_norm(seen[0][:, batch.visual], (HIDDEN,))).float()
-        handle.remove()
         weights = batch.weights[asked]
         losses = F.cross_entropy(logits, batch.labels[asked], reduction="none")
+        guesses = torch.full_like(batch.labels, IGNORE)
+        guesses[asked] = logits.detach().argmax(-1)
+        counts = tally(self._marks(batch, guesses))
+        loss = (losses * weights).sum() / weights.sum()
+        if "states" in seen:
+            place = self._placing(batch, seen["states"])
+            loss, counts["place"] = loss + PROBE_WEIGHT * place, (place.item(), 1.0)
+        if self.aids.pointing and "weights" in seen:
+            pointing, looked = self._pointing(batch, seen["weights"])
+            loss, counts["looked"] = loss + self.aids.pointing.weight * pointing, (looked, 1.0)
+        return loss, counts
+
+    @contextlib.contextmanager
+    def _watch(self, seen: dict[str, torch.Tensor]) -> Iterator[None]:
+        """Keep what the aids ask for: `states` after the probed layer [b, s, d], `weights` of one head [b, s, s]."""
+        with contextlib.ExitStack() as stack:
+            if self.aids.probed_layer is not None:
+                layer = self.language.layers[self.aids.probed_layer]
+                handle = layer.register_forward_hook(lambda *args: seen.update(states=args[-1]))
+                stack.callback(handle.remove)
+            if (pointing := self.aids.pointing) is not None:
+                attention = self.language.layers[pointing.layer].self_attn
+                attention.watcher = lambda weights: seen.update(weights=weights[:, pointing.head])
+                stack.callback(delattr, attention, "watcher")
+            yield
+
+    def _placing(self, batch: Batch, states: torch.Tensor) -> torch.Tensor:
+        """states [b, s, d] after the probed layer -> loss of the visual tokens' columns and rows."""
+        with torch.autocast("cpu", torch.bfloat16):
+            places = self.probe(F.rms_norm(states[:, batch.visual], (HIDDEN,))).float()
         columns = batch.grid[1]
-        place = sum(
+        return sum(
             F.cross_entropy(part.flatten(0, 1), target.flatten())
             for part, target in zip(places.chunk(2, dim=-1), (batch.kept % columns, batch.kept // columns), strict=True)
         )
-        guesses = torch.full_like(batch.labels, IGNORE)
-        guesses[asked] = logits.detach().argmax(-1)
-        pointing, looked = self._pointing(batch, looks[0])
-        counts = tally(self._marks(batch, guesses)) | {"place": (place.item(), 1.0), "looked": (looked, 1.0)}
-        answers = (losses * weights).sum() / weights.sum()
-        return answers + PROBE_WEIGHT * place + POINTING_WEIGHT * pointing, counts
 
     def _pointing(self, batch: Batch, weights: torch.Tensor) -> tuple[torch.Tensor, float]:
         """weights [b, s, s] of the pointing head -> loss, and the mean attention on the object asked about."""
@@ -112,9 +131,9 @@ class LanguageStage:
     def symbolic(self, batch: Batch, seed: int) -> torch.Tensor:
         """Ideal tokens of the kept cells with noise of norm 0.1 to 0.7 and a few wrong words: [b, n, d]."""
         random = torch.Generator().manual_seed(seed)
-        slots = batch.slots.gather(2, batch.kept.expand(2, -1, -1)).clone()
+        slots = batch.slots.gather(2, batch.kept.expand(len(batch.slots), -1, -1)).clone()
         self._fill_labels(batch, slots, random)
-        for slot, words in zip(slots, (FIRST_SLOT, SECOND_SLOT), strict=True):
+        for slot, words in zip(slots[:2], (FIRST_SLOT, SECOND_SLOT), strict=True):
             wrong = (torch.rand(slot.shape, generator=random) < WRONG_WORD) & (slot >= 0)
             slot[wrong] = torch.randint(len(words), (int(wrong.sum()),), generator=random)
         tokens = cell_targets(slots, self.packer.slot_ids, self.reader.table)
@@ -123,9 +142,9 @@ class LanguageStage:
 
     def _fill_labels(self, batch: Batch, slots: torch.Tensor, random: torch.Generator) -> None:
         """Spread labels over a random part of their widgets' other cells, as a real tower may or may not do."""
-        columns, share = batch.grid[1], torch.rand(len(batch.worlds), generator=random)
+        share = torch.rand(len(batch.worlds), generator=random)
         spread = torch.rand(slots.shape[1:], generator=random) < share[:, None]
-        x, y = batch.kept % columns * CELL, batch.kept // columns * CELL
+        x, y = batch.centres()
         for row, world in enumerate(batch.worlds):
             for thing in world.objects if world.family == "screen" else ():
                 x0, y0, x1, y1 = thing.box

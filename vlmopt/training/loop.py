@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 SAVE_EVERY = 120.0  # seconds
 LOG_EVERY = 25  # steps
+TABLE_RATE = 0.5  # rate of a CLIP tower's embeddings to the others'; at the full rate pixels drown the positions
 
 Counts = dict[str, tuple[float, float]]  # name -> (right, of)
 Marked = tuple[torch.Tensor, Counts]  # a loss and what was right
@@ -53,11 +54,15 @@ class Loop:
         self.path, self.schedule, self.leader = path, schedule, leader
         named = {f"{m}.{n}": p for m, module in modules.items() for n, p in module.named_parameters()}
         self.parameters = {name: p for name, p in named.items() if p.requires_grad}
-        matrices = [p for n, p in self.parameters.items() if p.ndim == 2 and "probe" not in n]
-        others = [p for n, p in self.parameters.items() if p.ndim != 2 or "probe" in n]
+        tables = [p for n, p in self.parameters.items() if "embedding" in n]
+        matrices = [p for n, p in self.parameters.items() if p.ndim == 2 and "probe" not in n and "embedding" not in n]
+        others = [p for n, p in self.parameters.items() if (p.ndim != 2 or "probe" in n) and "embedding" not in n]
+        groups = [{"params": others, "scale": 1.0}, {"params": tables, "scale": TABLE_RATE}]
         self.optimizers = [
             torch.optim.Muon(matrices, lr=schedule.rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(others, lr=schedule.rate, betas=(0.9, 0.98), weight_decay=0.0),
+            torch.optim.AdamW(
+                [group for group in groups if group["params"]], lr=schedule.rate, betas=(0.9, 0.98), weight_decay=0.0
+            ),
         ]
         self.decay, self.step = average, 0
         self.averages = {n: p.detach().clone() for n, p in self.parameters.items()} if average else {}
@@ -103,7 +108,7 @@ class Loop:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
-                group["lr"] = self.schedule(self.step)
+                group["lr"] = self.schedule(self.step) * group.get("scale", 1.0)
         loss.backward()
         if dist.is_initialized():
             self._share_gradients()

@@ -1,4 +1,4 @@
-"""The tokenizer and the frozen word embeddings of the bundled checkpoint.
+"""The tokenizer and the frozen word embeddings of the bundled checkpoints.
 
 Words that matter are one token each and get orthonormal embeddings, so that a visual token can be the sum of the words
 true of its cell and still be read back exactly. Coordinates get random Fourier features of their value (Rahimi & Recht,

@@ -1,4 +1,4 @@
-"""Train the bundled checkpoint from scratch: `python -m vlmopt.training.worlds --out DIR`.
+"""Train a bundled checkpoint from scratch: `python -m vlmopt.training.worlds --out DIR --architecture qwen|llava`.
 
 The tower and the language model are trained apart, against the same frozen word embeddings, then together on rendered
 pictures. Every stage resumes from DIR, and the finished checkpoint is written to DIR/checkpoint.
@@ -15,22 +15,22 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from .architecture import build_model
+from .architecture import Architecture
 from .data import Packer, Share
 from .export import export
 from .joint import JointStage
 from .language import LanguageStage, Reader
+from .llava import LLAVA
 from .loop import Loop, Schedule, restore
+from .qwen import QWEN
 from .tower import TowerStage
 from .vocabulary import build_tokenizer
 
 SEED = 0
+ARCHITECTURES: dict[str, Architecture] = {"qwen": QWEN, "llava": LLAVA}
 STAGES = ("tower", "language", "joint", "export")
-STEPS = {"tower": 2400, "language": 1000, "joint": 500}
 BATCH = {"tower": 16, "language": 32, "joint": 24}  # pictures a step, shared among the workers
 START = {"tower": 0, "language": 0, "joint": 1_000_000}  # number of a stage's first picture
-RATE = {"tower": 4e-3, "language": 4e-3, "joint": 2e-3}
-COOLDOWN = {"tower": 0.25, "language": 0.25, "joint": 0.8}
 MODULE = "vlmopt.training.worlds"
 # Spares the page faults of large tensors, which glibc hands back to the system whenever they are freed.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**33), "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_ARENA_MAX": "1"}
@@ -40,23 +40,26 @@ AVERAGE = 0.995  # of the weights, in the joint stage
 class Trainer:
     """One stage of one run, in this process."""
 
-    def __init__(self, out: Path, steps: dict[str, int], rank: int = 0, workers: int = 1) -> None:
-        self.out, self.steps, self.rank, self.workers = out, steps, rank, workers
+    def __init__(
+        self, out: Path, architecture: Architecture, steps: dict[str, int], rank: int = 0, workers: int = 1
+    ) -> None:
+        self.out, self.architecture, self.steps, self.rank, self.workers = out, architecture, steps, rank, workers
         self.tokenizer = build_tokenizer()
-        self.packer = Packer(self.tokenizer)
-        self.model = build_model(self.tokenizer, SEED)
+        self.packer = Packer(self.tokenizer, architecture)
+        self.model = architecture.build(self.tokenizer, SEED)
+        self.visual = architecture.visual(self.model)
         self.reader = Reader(self.model, self.packer)
 
     def tower(self) -> None:
         stage = TowerStage(self.model, self.packer, self._share("tower"))
-        self._loop("tower", {"visual": self.model.model.visual}).run(stage)
+        self._loop("tower", {"visual": self.visual}).run(stage)
 
     def language(self) -> None:
         stage = LanguageStage(self.reader, self.packer, self._share("language"), self.steps["language"])
         self._loop("language", {"reader": self.reader}).run(stage)
 
     def joint(self) -> None:
-        modules = {"visual": self.model.model.visual, "reader": self.reader}
+        modules = {"visual": self.visual, "reader": self.reader}
         restore(self.out / "tower.pt", modules)
         restore(self.out / "language.pt", modules)
         stage = JointStage(self.model, self.reader, self.packer, self._share("joint"), self.steps["joint"])
@@ -66,8 +69,8 @@ class Trainer:
         """Write what there is: the joint stage's average, or the two halves as they were before it."""
         joint = self.out / "joint.pt"
         for path in [joint] if joint.exists() else [self.out / "tower.pt", self.out / "language.pt"]:
-            restore(path, {"visual": self.model.model.visual, "reader": self.reader})
-        export(self.model, self.tokenizer, self.out / "checkpoint")
+            restore(path, {"visual": self.visual, "reader": self.reader})
+        export(self.model, self.tokenizer, self.architecture, self.out / "checkpoint")
 
     def _share(self, stage: str) -> Share:
         return Share(BATCH[stage], START[stage], self.rank, self.workers)
@@ -76,7 +79,8 @@ class Trainer:
         if self.workers > 1:
             meeting = (self.out / f"{stage}.workers").absolute()
             dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=self.rank, world_size=self.workers)
-        schedule = Schedule(self.steps[stage], RATE[stage], cooldown=COOLDOWN[stage])
+        rate, cooldown = self.architecture.rates[stage], self.architecture.cooldowns[stage]
+        schedule = Schedule(self.steps[stage], rate, cooldown=cooldown)
         return Loop(modules, self.out / f"{stage}.pt", schedule, average, leader=self.rank == 0)
 
 
@@ -87,17 +91,21 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each that share a stage")
     parser.add_argument("--stage", choices=STAGES, help="only this stage; the default is all of them")
     parser.add_argument("--rank", type=int, default=0, help="which of the workers this process is; only with --stage")
-    for stage, default in STEPS.items():
-        parser.add_argument(f"--{stage}-steps", type=int, default=default, help=f"optimizer steps, default {default}")
+    parser.add_argument("--architecture", choices=ARCHITECTURES, default="qwen", help="which checkpoint, default qwen")
+    for stage in QWEN.steps:
+        defaults = ", ".join(f"{architecture.steps[stage]} ({name})" for name, architecture in ARCHITECTURES.items())
+        parser.add_argument(f"--{stage}-steps", type=int, help=f"optimizer steps, default {defaults}")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    steps = {stage: getattr(options, f"{stage}_steps") for stage in STEPS}
+    architecture = ARCHITECTURES[options.architecture]
+    given = {stage: getattr(options, f"{stage}_steps") for stage in architecture.steps}
+    steps = {stage: default if given[stage] is None else given[stage] for stage, default in architecture.steps.items()}
     if options.stage:
         torch.set_num_threads(1)
-        getattr(Trainer(options.out, steps, options.rank, options.workers), options.stage)()
+        getattr(Trainer(options.out, architecture, steps, options.rank, options.workers), options.stage)()
         return
-    common = ["--out", str(options.out), "--workers", str(options.workers)]
-    common += [word for stage in STEPS for word in (f"--{stage}-steps", str(steps[stage]))]
+    common = ["--out", str(options.out), "--architecture", options.architecture, "--workers", str(options.workers)]
+    common += [word for stage, count in steps.items() for word in (f"--{stage}-steps", str(count))]
     for stage in STAGES:
         (options.out / f"{stage}.workers").unlink(missing_ok=True)
         ranks = range(1 if stage == "export" else options.workers)

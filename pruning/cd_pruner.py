@@ -1,0 +1,64 @@
+"""CDPruner: tokens that are unlike each other and like the question."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from .base import Selector, finite, register
+from .settings import setting
+from .signals import Signal, TextEmbeds, VisualEmbeds
+from .similarity import largest_volume, min_max
+from .tokens import Selection, VisualTokens
+
+
+@register("cd_pruner")
+@dataclass(frozen=True, kw_only=True)
+class CDPruner(Selector):
+    """Greedy mode of a determinantal point process with kernel L = diag(r) S diag(r), S the cosines of the embeddings.
+
+    Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in MLLMs (CDPruner, arXiv
+    2506.10967). The paper takes the relevance r from CLIP's image and text towers. Most models ship no text tower, so r
+    here is our adaptation: the mean cosine of a visual token to the input embeddings of the question, both in the space
+    of the LLM. The paper negates it, because in CLIP patches that show what the text names are the less similar ones to
+    it; nothing of the kind is known of a projector that was trained into the LLM's space, so ours keeps its sign. r is
+    stretched to 0..1 within a picture, not within a batch, so that a sample gets the same tokens alone and in a batch.
+    """
+
+    reads = "embeddings"
+    asks_text = True
+
+    layer: int = setting(0, "Always 0: tokens leave before the LLM.", "int", min=0, max=0)
+    relevance: str = setting(
+        "text",
+        "text: weight by likeness to the question (our stand-in for CLIP's text tower); none: diversity alone.",
+        "str",
+        choices=("text", "none"),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "asks_text", self.relevance == "text")
+
+    @property
+    def needs(self) -> frozenset[Signal]:
+        return frozenset({VisualEmbeds(), TextEmbeds()} if self.relevance == "text" else {VisualEmbeds()})
+
+    def pick(self, tokens: VisualTokens, k: int) -> Selection:
+        visual = tokens.signals[VisualEmbeds()]
+        if self.relevance == "none":
+            return Selection(largest_volume(visual, k).sort().values)
+        text = tokens.signals[TextEmbeds()]
+        if not len(text):
+            raise ValueError(
+                f"{self.label}: no text behind the last visual token; ask after the picture or set relevance='none'"
+            )
+        weights = finite(min_max(likeness(visual, text), offset=1e-6), len(tokens), self.label)
+        return Selection(largest_volume(visual, k, weights).sort().values, weights)
+
+
+def likeness(visual: Tensor, text: Tensor) -> Tensor:
+    """fp32 [n]: mean cosine of each row of `visual` [n, d] to the rows of `text` [R, d]."""
+    return normalize(visual.float(), dim=1) @ normalize(text.float(), dim=1).mean(0)

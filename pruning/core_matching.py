@@ -1,0 +1,101 @@
+"""CoreMatching: tokens that fire the neurons which the sentence needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .base import ScoreSelector, register, top
+from .settings import setting
+from .signals import Activations, Signal
+from .tokens import Selection, VisualTokens
+
+
+@register("core_matching")
+@dataclass(frozen=True, kw_only=True)
+class CoreMatching(ScoreSelector):
+    """Tokens whose positive neurons in layer `layer - 1` are most often core neurons of the text, down to the knee.
+
+    CoreMatching: A Co-adaptive Sparse Inference Framework with Token and Neuron Pruning for Comprehensive
+    Acceleration of Vision-Language Models (arXiv 2505.19235). Core neurons of a token are the fraction rho of its
+    positive activations that is highest, those of the sentence the fraction beta of all neurons that is most often
+    core; q_i = |positive(x_i) & core|; tokens above the knee of the sorted q stay, within min_ratio..max_ratio of the
+    tokens seen.
+    """
+
+    reads = "neurons"
+    asks_text = True
+    adaptive = True
+
+    keep_ratio: float | None = setting(
+        None, "Ceiling: largest fraction of visual tokens that stays; 1 without any ceiling.", "float", above=0, max=1
+    )
+    keep_tokens: int | None = setting(None, "Ceiling: largest number of visual tokens that stays.", "int", min=1)
+    layer: int = setting(
+        6, "Tokens leave before this decoder layer; the neurons of the layer before it decide.", "int", min=1
+    )
+    rho: float = setting(
+        0.6, "Fraction of a token's positive activations that makes its core.", "float", above=0, max=1
+    )
+    beta: float = setting(0.6, "Fraction of all neurons that makes the core of the sentence.", "float", above=0, max=1)
+    min_ratio: float = setting(
+        0.05, "Fraction of the tokens that stays at least, whatever the knee.", "float", min=0, max=1
+    )
+    max_ratio: float = setting(
+        0.5, "Fraction of the tokens that stays at most, whatever the knee.", "float", above=0, max=1
+    )
+    paper_compat: bool = setting(
+        False, "As written: the sentence's core counts visual tokens, too, not the text alone.", "bool"
+    )
+
+    def __post_init__(self) -> None:
+        if self.keep_ratio is None and self.keep_tokens is None:
+            object.__setattr__(self, "keep_ratio", 1.0)
+        super().__post_init__()
+        if self.min_ratio > self.max_ratio:
+            raise ValueError(f"{self.label}: min_ratio={self.min_ratio} exceeds max_ratio={self.max_ratio}")
+
+    @property
+    def neutral(self) -> bool:
+        return False  # keep_ratio is a ceiling
+
+    @property
+    def needs(self) -> frozenset[Signal]:
+        return frozenset({Activations(self.layer - 1, "visual"), Activations(self.layer - 1, "text")})
+
+    def score(self, tokens: VisualTokens) -> Tensor:
+        visual = tokens.signals[Activations(self.layer - 1, "visual")]
+        counts = core_counts(tokens.signals[Activations(self.layer - 1, "text")], self.rho)
+        if self.paper_compat:
+            counts = counts + core_counts(visual, self.rho)
+        core = torch.zeros_like(counts, dtype=torch.bool)
+        core[top(counts, max(int(self.beta * len(counts) + 0.5), 1))] = True
+        return ((visual > 0) & core & (counts > 0)).sum(1).float()
+
+    def take(self, tokens: VisualTokens, k: int, scores: Tensor) -> Selection:
+        least, most = (max(int(ratio * len(tokens) + 0.5), 1) for ratio in (self.min_ratio, self.max_ratio))
+        above = int(knee(scores.sort(descending=True).values))  # a count has to be known on the host
+        return Selection(top(scores, min(max(above, least), most, k)), scores, {"knee": above})
+
+
+def core_counts(activations: Tensor, rho: float) -> Tensor:
+    """Long[m]: how many of the rows [R, m] have each neuron among the highest fraction rho of their positive ones."""
+    counts = torch.zeros(activations.shape[1], dtype=torch.long, device=activations.device)
+    for part in activations.split(256):  # sorting takes several times the memory of what is sorted
+        positive = part > 0
+        count = (rho * positive.sum(1) + 0.5).long().clamp_min(1)
+        lowest = part.sort(descending=True).values.gather(1, count[:, None] - 1)
+        counts += (positive & (part >= lowest)).sum(0)
+    return counts
+
+
+def knee(values: Tensor) -> Tensor:
+    """Long[]: index of the point of the descending curve [n] that is farthest from the chord between its ends.
+
+    The first such point in a tie; 0 for a straight line.
+    """
+    x = torch.arange(len(values), device=values.device)
+    rise = values - values[0]
+    return (rise * x[-1] - rise[-1] * x).abs().argmax()

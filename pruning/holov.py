@@ -1,0 +1,72 @@
+"""HoloV: the budget follows attention from crop to crop, so that no single object takes it all."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from .base import Selector, finite, register, top
+from .budget import apportion
+from .settings import setting
+from .signals import Signal, VisionAttention, VisualEmbeds
+from .tokens import Selection, VisualTokens
+from .uniform import cuts
+
+VARIANCE = 0.09  # weight of the variance beside attention
+
+
+@register("holov")
+@dataclass(frozen=True, kw_only=True)
+class HoloV(Selector):
+    """Crops, contiguous in raster order, share the budget by their mean score; inside a crop the best stay.
+
+    Don't Just Chase "Highlighted Tokens" in MLLMs: Revisiting Visual Holistic Context Retention (HoloV, arXiv
+    2510.02912): score_i = a_i + 0.09 v_i, a the attention inside the vision tower, v_i the variance of the cosines of
+    token i to the others of its crop, scaled to the mean of a. Means over crops therefore follow attention alone, and
+    as released, ranking inside a crop does, too; here the score ranks, so that the variance decides something.
+    """
+
+    reads = "vision attention"
+
+    layer: int = setting(0, "Always 0: tokens leave before the LLM.", "int", min=0, max=0)
+    tower_layer: int = setting(
+        -2, "Block of the vision tower whose attention decides; negative counts from the end.", "int"
+    )
+    crops: int | None = setting(
+        None,
+        "Crops per picture; if not given 1.778 * tokens / budget (the paper on Qwen2.5-VL; on LLaVA 16).",
+        "int",
+        min=1,
+    )
+    paper_compat: bool = setting(False, "As released: attention alone ranks inside a crop.", "bool")
+
+    @property
+    def needs(self) -> frozenset[Signal]:
+        return frozenset({VisionAttention(self.tower_layer), VisualEmbeds()})
+
+    def pick(self, tokens: VisualTokens, k: int) -> Selection:
+        n = len(tokens)
+        attention = finite(tokens.signals[VisionAttention(self.tower_layer)].float(), n, self.label)
+        sizes = cuts(n, min(self.crops or max(math.floor(1.778 * n / k), 1), n))
+        crops = zip(attention.split(sizes), tokens.signals[VisualEmbeds()].split(sizes), strict=True)
+        scores = [holistic(a, embeds) for a, embeds in crops]
+        shares = apportion(torch.stack([s.mean() for s in scores]).tolist(), k, sizes, 0)
+        ranks = attention.split(sizes) if self.paper_compat else scores
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        keep = [top(rank, share) + start for rank, share, start in zip(ranks, shares, starts, strict=True)]
+        return Selection(torch.cat(keep), torch.cat(scores))
+
+
+def holistic(attention: Tensor, embeds: Tensor) -> Tensor:
+    """fp32 [m]: attention [m] of one crop plus 0.09 times the variance of cosines among embeds [m, d], at its scale."""
+    unit = normalize(embeds.float(), dim=1)
+    cosines, others = unit @ unit.T, max(len(unit) - 1, 1)
+    off = ~torch.eye(len(unit), dtype=torch.bool, device=unit.device)
+    mean = (cosines * off).sum(1, keepdim=True) / others
+    variance = ((cosines - mean).square() * off).sum(1) / others
+    scale = torch.where(variance.mean() > 0, attention.mean() / variance.mean().clamp_min(1e-12), 0.0)
+    return attention + VARIANCE * scale * variance

@@ -1,0 +1,156 @@
+"""Trends that were measured before: profiles of one's own models, and the published ones."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .settings import setting, validate
+from .tokens import VisualTokens
+from .trend import LIMITS, frame_place, grid_place, raster_place
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class DebiasProfile:
+    """Positional trend of a host's scores on one model: exp(sigma * x), what was measured, and on what.
+
+    Raises:
+        TypeError, ValueError: a value of the wrong type or out of range; a number of slopes that does not fit `axes`.
+    """
+
+    model: Mapping[str, Any] = field(hash=False)  # model_type, hidden_size, layers, name_or_path
+    host: str = setting(MISSING, "Registered name of the method whose scores were measured.", "str")
+    layer: int = setting(MISSING, "Layer before which the host cuts, at its first stage.", "int", min=0)
+    sigma: tuple[float, ...] = setting(MISSING, "Slope over the raster place, or over t, y and x.", "floats")
+    samples: int = setting(MISSING, "Number of samples averaged.", "int", min=1)
+    queries: str = setting(MISSING, "Prompt rows whose attention was read, in words.", "str")
+    head_reduction: str = setting(MISSING, "How heads were reduced, in words.", "str")
+    axes: str = setting("raster", "Coordinates of sigma.", "str", choices=("raster", "thw"))
+    across_frames: float | None = setting(
+        None, "Slope over the frames of a video; sigma is then the slope inside a frame. Raster only.", "float"
+    )
+    mu: float | None = setting(None, "Score at the first place; of no consequence for a ranking.", "float", above=0)
+
+    def __post_init__(self) -> None:
+        validate(self, "debias profile")
+        if not isinstance(self.model, Mapping):
+            raise TypeError(f"debias profile: model must be a dict of facts about the model, got {self.model!r}")
+        object.__setattr__(self, "model", dict(self.model))
+        wanted = 1 if self.axes == "raster" else 3
+        if len(self.sigma) != wanted:
+            raise ValueError(f"debias profile: axes={self.axes!r} takes {wanted} slopes in sigma, got {self.sigma!r}")
+        if self.across_frames is not None and self.axes != "raster":
+            raise ValueError("debias profile: across_frames is for axes='raster'; with 'thw' it is the first of sigma")
+
+    def check(self, host: str, layer: int, model: Mapping[str, Any] | None = None) -> None:
+        """Compare with where the profile is to be used; a model's `name_or_path` may differ, copies have others.
+
+        Raises:
+            ValueError: naming everything that differs.
+        """
+        pairs = [("host", self.host, host), ("layer", self.layer, layer)]
+        if model is not None:
+            pairs += [(key, value, model.get(key)) for key, value in self.model.items() if key != "name_or_path"]
+        differ = [f"{what} is {here!r}, the profile's is {own!r}" for what, own, here in pairs if own != here]
+        if differ:
+            raise ValueError(
+                f"this debias profile was measured elsewhere: {'; '.join(differ)}. Measure anew, or force it"
+            )
+
+    def log(self, tokens: VisualTokens) -> Tensor:
+        """fp32 [n]: logarithm of the trend, up to a constant; slopes beyond `LIMITS` are clipped."""
+        sigma = [min(max(value, LIMITS[0]), LIMITS[1]) for value in (*self.sigma, self.across_frames or 0.0)]
+        if self.axes == "thw":
+            t, y, x = grid_place(tokens).T
+            return sigma[0] * t + sigma[1] * y + sigma[2] * x
+        if self.across_frames is None:
+            return sigma[0] * raster_place(tokens)
+        return sigma[0] * frame_place(tokens) + sigma[1] * grid_place(tokens)[:, 0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, complete."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {"format": FORMAT, **values, "model": dict(self.model), "sigma": list(self.sigma)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> DebiasProfile:
+        """Inverse of `to_dict`.
+
+        Raises:
+            TypeError, ValueError: no dict, another format, unknown or missing keys, values out of range.
+        """
+        if not isinstance(data, Mapping):
+            raise TypeError(f"a debias profile must be a dict, got {data!r} of type {type(data).__name__}")
+        if data.get("format") != FORMAT:
+            raise ValueError(f"a debias profile must have 'format': {FORMAT}, got {data.get('format')!r}")
+        names = [f.name for f in fields(cls)]
+        unknown = sorted(str(key) for key in data if key != "format" and key not in names)
+        missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in data]
+        if unknown or missing:
+            raise ValueError(
+                f"debias profile: unknown keys {unknown}, missing keys {missing}; keys: {', '.join(names)}"
+            )
+        return cls(**{key: value for key, value in data.items() if key != "format"})
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write a JSON file; returns its path."""
+        file = Path(path)
+        file.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        return file
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> DebiasProfile:
+        """Read a file written by `save`.
+
+        Raises:
+            ValueError: the file cannot be read, or holds no valid profile.
+        """
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (OSError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} holds no debias profile: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A published trend: exp(sigma * x), or 1 + c1 * x + c2 * x^2 + c3 * x^3."""
+
+    host: str  # the method it was measured on
+    origin: str
+    sigma: float = 0.0
+    cubic: tuple[float, float, float] | None = None
+
+    def log(self, x: Tensor) -> Tensor:
+        """fp32 [n]: logarithm of the trend at places x [n] in 0..1."""
+        if self.cubic is None:
+            return self.sigma * x
+        first, second, third = self.cubic
+        return (x * (first + x * (second + x * third))).log1p()
+
+
+TABLE = "LLaVA-1.5 mean of 10 data sets, from the released weights"
+PRESETS = {
+    "paper_fastv": Preset(
+        host="fastv",
+        origin="LLaVA-1.5, released weights, the same for all data sets and not exponential",
+        cubic=(3.01519760e-3 * 576, -1.45979083e-5 * 576**2, 2.56911352e-8 * 576**3),
+    ),
+    "fastv_exponential": Preset(host="fastv", origin="LLaVA-1.5, exponential near the released weights", sigma=0.9),
+    "himap": Preset(host="himap", origin=TABLE, sigma=1.073),
+    "pyramid_drop": Preset(host="pyramid_drop", origin=TABLE, sigma=1.890),
+    "sparse_vlm": Preset(host="sparse_vlm", origin=TABLE, sigma=1.945),
+    "tokencarve": Preset(host="tokencarve", origin=TABLE, sigma=0.832),
+}
+
+
+def published(host: str) -> Preset | None:
+    """The first preset measured on the method `host`."""
+    return next((preset for preset in PRESETS.values() if preset.host == host), None)

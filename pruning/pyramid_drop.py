@@ -1,0 +1,107 @@
+"""PyramidDrop: several cuts on the way up, each by what the last prompt token looks at next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+from torch import Tensor
+
+from .base import ScoreSelector, Selector, register
+from .settings import setting, validate
+from .signals import LookAheadRows, Signal
+from .tokens import VisualTokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progressive(ScoreSelector):
+    """Base of methods that cut before several layers; with one layer it is its own only stage.
+
+    Raises:
+        ValueError: layers that do not rise, ratios that grow or do not fit to the layers, a budget in tokens.
+    """
+
+    layer: int = field(
+        default=1, init=False, metadata={"help": "The first of the layers before which tokens leave.", "kind": "int"}
+    )
+    layers: tuple[int, ...] = setting((), "Tokens leave before each of these decoder layers, in rising order.", "ints")
+    ratios: tuple[float, ...] = setting(
+        (),
+        "Fraction left after each cut, of all tokens; the last is keep_ratio. Empty: the method's own schedule.",
+        "floats",
+        above=0,
+        max=1,
+    )
+
+    def __post_init__(self) -> None:
+        validate(self, self.label)
+        if self.ratios and self.keep_ratio is None:
+            object.__setattr__(self, "keep_ratio", self.ratios[-1])
+        super().__post_init__()
+        if self.keep_tokens is not None:
+            raise ValueError(
+                f"{self.label}: keep_tokens={self.keep_tokens} cannot be shared by stages; give keep_ratio"
+            )
+        if not self.layers or any(after <= before for before, after in pairwise(self.layers)):
+            raise ValueError(f"{self.label}: layers must be one or more, in rising order, got {list(self.layers)}")
+        if self.ratios and (
+            len(self.ratios) != len(self.layers)
+            or self.ratios[-1] != self.keep_ratio
+            or any(after > before for before, after in pairwise(self.ratios))
+        ):
+            raise ValueError(
+                f"{self.label}: ratios must be {len(self.layers)} numbers that never grow and end with "
+                f"keep_ratio={self.keep_ratio}, got {list(self.ratios)}"
+            )
+        object.__setattr__(self, "layer", self.layers[0])
+
+    @property
+    def stages(self) -> tuple[Selector, ...]:
+        if len(self.layers) == 1:
+            return (self,)
+        ratios = self.ratios or self.schedule()
+        return tuple(
+            replace(self, layers=(layer,), ratios=(), keep_ratio=ratio)
+            for layer, ratio in zip(self.layers, ratios, strict=True)
+        )
+
+    def schedule(self) -> tuple[float, ...]:
+        """Fraction left after each cut where `ratios` does not say: every cut leaves the same part of its input."""
+        assert self.keep_ratio is not None
+        cuts = len(self.layers)
+        return (*(self.keep_ratio ** (i / cuts) for i in range(1, cuts)), self.keep_ratio)
+
+
+@register("pyramid_drop")
+@dataclass(frozen=True, kw_only=True)
+class PyramidDrop(Progressive):
+    """Before each of `layers`: highest attention of the last prompt row in that very layer, mean over heads.
+
+    PyramidDrop (arXiv 2410.17247). After cut i of S a fraction keep_ratio^(i/S) of all tokens is left, so 0.125 gives
+    the paper's 1/2, 1/4, 1/8. `select` of the whole makes the last cut at the first layer; `stages` are the cuts.
+    """
+
+    reads = "attention"
+    asks_text = True
+    trend = True
+
+    layers: tuple[int, ...] = setting(
+        (8, 16, 24),
+        "Tokens leave before each of these decoder layers, in rising order; the defaults are those for 32 layers.",
+        "ints",
+        min=1,
+    )
+    paper_compat: bool = setting(False, "As released: counts are truncated, not rounded.", "bool")
+
+    def budget(self, total: int) -> int:
+        if self.paper_compat:
+            assert self.keep_ratio is not None
+            return max(int(self.keep_ratio * total + 1e-9), 1)  # a root such as 0.125 ** (1 / 3) may end in ...9
+        return super().budget(total)
+
+    @property
+    def needs(self) -> frozenset[Signal]:
+        return frozenset({LookAheadRows(self.layer)})
+
+    def score(self, tokens: VisualTokens) -> Tensor:
+        return tokens.signals[LookAheadRows(self.layer)].float().mean((0, 1))  # [h, 1, n] -> [n]

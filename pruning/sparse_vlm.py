@@ -1,0 +1,157 @@
+"""SparseVLM: words that speak about the picture vote, in three layers; what falls out is merged."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from .base import register, top
+from .cluster import density_peaks
+from .pyramid_drop import Progressive
+from .settings import setting
+from .signals import TEXT, AttentionRows, HiddenStates, Signal, TextEmbeds, VisualEmbeds
+from .tokens import Selection, VisualTokens, Written
+
+# Tokens left of 576 after each of three cuts, as released for budgets "64", "96", "128" and "192"; and no cut at all.
+PUBLISHED = ((66, 30, 17), (238, 48, 26), (303, 110, 36), (300, 200, 110), (576, 576, 576))
+
+
+@register("sparse_vlm")
+@dataclass(frozen=True, kw_only=True)
+class SparseVLM(Progressive):
+    """Highest attention from the words that match the picture, in the layer before each cut; the next best merge.
+
+    SparseVLM: Visual Token Sparsification for Efficient VLM Inference (arXiv 2410.04417). Voters are the text rows
+    with R > mean(R), R = mean over visual tokens of softmax over text(V T^T), with the V that are left at the cut.
+    keep_ratio is what is left after the last cut: 110/576, 36/576, 26/576, 17/576 are the paper's "192", "128", "96",
+    "64". Three cuts follow its tables, geometrically interpolated; other numbers of cuts leave the same part at each.
+    Merged tokens lie in the slots of their clusters' centres. SparseVLM+ is recycle=False, heads=14, debiased.
+    """
+
+    reads = "attention"
+    asks_text = True
+    trend = True
+
+    layers: tuple[int, ...] = setting(
+        (3, 7, 16),
+        "Tokens leave before each of these decoder layers, in rising order; the attention of the layer before decides.",
+        "ints",
+        min=1,
+    )
+    count: str = setting(
+        "schedule",
+        "How many stay: schedule: the ratios; rank: n - rank_factor * (n - rank of the votes), at most those.",
+        "str",
+        choices=("schedule", "rank"),
+    )
+    rank_factor: float = setting(
+        1.0, "Part of the redundant tokens that leaves where the rank counts.", "float", above=0, max=1
+    )
+    heads: int | None = setting(
+        None, "Heads with the most attention on the picture that vote; all if not given.", "int", min=1
+    )
+    recycle: bool = setting(True, "Merge the best 30 % of what leaves into clusters; the budget includes them.", "bool")
+    paper_compat: bool = setting(False, "As released: merged tokens come on top of the budget.", "bool")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "adaptive", self.count == "rank" or (self.recycle and self.paper_compat))
+
+    def schedule(self) -> tuple[float, ...]:
+        assert self.keep_ratio is not None
+        return published(self.keep_ratio) if len(self.layers) == 3 else super().schedule()
+
+    @property
+    def neutral(self) -> bool:
+        return super().neutral and self.count == "schedule"
+
+    @property
+    def needs(self) -> frozenset[Signal]:
+        votes = {VisualEmbeds(), TextEmbeds(), AttentionRows(self.layer - 1, TEXT)}
+        return frozenset(votes | {HiddenStates()} if self.recycle else votes)
+
+    def score(self, tokens: VisualTokens) -> Tensor:
+        return self.votes(tokens).mean((0, 1))
+
+    def votes(self, tokens: VisualTokens) -> Tensor:
+        """fp32 [h', R, n]: attention of the voting heads, voters' rows scaled to a mean over voters, others 0.
+
+        Raises:
+            ValueError: no text behind the last visual token.
+        """
+        text, rows = tokens.signals[TextEmbeds()], tokens.signals[AttentionRows(self.layer - 1, TEXT)].float()
+        if not len(text):
+            raise ValueError(
+                f"{self.label}: no text behind the last visual token, so nothing votes; ask after the picture"
+            )
+        voters = raters(tokens.signals[VisualEmbeds()], text)
+        votes = rows * (voters * len(text) / voters.sum())[:, None]
+        if self.heads is not None and self.heads < len(votes):
+            votes = votes[top(votes.sum((1, 2)), self.heads)]
+        return votes
+
+    def take(self, tokens: VisualTokens, k: int, scores: Tensor) -> Selection:
+        n = len(tokens)
+        if self.count == "rank":
+            rank = int(torch.linalg.matrix_rank(self.votes(tokens).mean(0)))  # a count has to be known on the host
+            k = min(k, max(n - math.floor(self.rank_factor * (n - rank)), 1))
+        merged = 0
+        if self.recycle and k < n:
+            merged = recycled(n - k)[1] if self.paper_compat else room(n, k)
+        if not merged:
+            return Selection(top(scores, k), scores)
+        best = k if self.paper_compat else k - merged
+        order = scores.sort(descending=True, stable=True).indices
+        rest = order[best : best + recycled(n - best)[0]].sort().values
+        written = merge(tokens.signals[HiddenStates()], rest, merged)
+        keep = torch.cat([order[:best], written.slots]).sort().values
+        return Selection(keep, scores, {"merged": merged}, written)
+
+
+def published(ratio: float) -> tuple[float, ...]:
+    """What is left after each of three cuts that end at `ratio`, geometrically interpolated between the tables."""
+    rows = [[count / 576 for count in row] for row in PUBLISHED]
+    if ratio <= rows[0][-1]:
+        return (*(x * ratio / rows[0][-1] for x in rows[0][:-1]), ratio)
+    low, high = next((low, high) for low, high in pairwise(rows) if ratio <= high[-1])
+    w = math.log(ratio / low[-1]) / math.log(high[-1] / low[-1])
+    return (*(a ** (1 - w) * b**w for a, b in zip(low[:-1], high[:-1], strict=True)), ratio)
+
+
+def raters(visual: Tensor, text: Tensor) -> Tensor:
+    """Bool[R]: rows of `text` [R, d] to which the tokens of `visual` [n, d] correspond more than on average.
+
+    All rows where none stands out.
+    """
+    relevance = (visual.float() @ text.float().T).softmax(1).mean(0)
+    above = relevance > relevance.mean()
+    return above | ~above.any()
+
+
+def recycled(removed: int) -> tuple[int, int]:
+    """How many of `removed` >= 1 tokens are merged, and into how many."""
+    taken = 3 * removed // 10 + 1
+    return taken, taken // 10 + 1
+
+
+def room(n: int, k: int) -> int:
+    """Merged tokens among the k < n that stay, so that they are as many as the others call for; one stays unmerged."""
+    merged = 0
+    while merged < (wanted := min(recycled(n - k + merged)[1], k - 1)):
+        merged = wanted
+    return merged
+
+
+def merge(hidden: Tensor, rest: Tensor, count: int) -> Written:
+    """The tokens `rest` Long[m] of `hidden` [n, d] in `count` clusters, each the mean of its members, at its centre."""
+    states = hidden[rest]
+    centres, cluster = density_peaks(states, count)
+    means = torch.zeros(count, hidden.shape[1], device=hidden.device).index_add_(0, cluster, states.float())
+    means /= cluster.bincount(minlength=count)[:, None]
+    slots = rest[centres]
+    origin = torch.full((len(hidden),), -1, device=hidden.device).scatter(0, rest, slots[cluster])
+    return Written(slots, means.to(hidden.dtype), origin)

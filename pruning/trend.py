@@ -1,0 +1,130 @@
+"""The part of an attention score that depends on position alone: how it is fitted, and where it can be known.
+
+Attention Debiasing for Token Pruning in Vision Language Models (arXiv 2508.17807): a_i = b_i * content_i with
+b(x) = mu * exp(sigma * x), x in 0..1 the place of a token in its picture. sigma > 0 favours late tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .tokens import VisualTokens
+
+LIMITS = (-0.5, 3.0)  # slopes outside are no positional trend, and dividing by one would blow up an end of the picture
+BINS = 16
+ROUNDS = 3  # of alternating fits; one is enough on a full grid
+
+
+def fit_exponential(mean_scores: Tensor) -> tuple[float, float]:
+    """(mu, sigma) of mu * exp(sigma * i / L), least squares on the scores themselves (not on their logarithm).
+
+    Args:
+        mean_scores: [L], scores >= 0 averaged over many samples, or how often each place was selected.
+
+    Raises:
+        ValueError: no vector, not finite, or fewer than two positive scores.
+    """
+    scores = mean_scores.detach().double().cpu()
+    if scores.ndim != 1 or not bool(scores.isfinite().all()) or int((scores > 0).sum()) < 2:
+        raise ValueError(
+            f"mean_scores must be a vector of finite numbers, two of them > 0 at least, got {tuple(scores.shape)}"
+        )
+    scale = scores.clamp_min(0).mean()
+    target = scores / scale
+    x = torch.arange(len(scores), dtype=torch.float64) / len(scores)
+    design = torch.stack([torch.ones_like(x), x], 1)
+    some = target > 0
+    best = torch.linalg.lstsq(design[some], target[some].log()[:, None]).solution[:, 0]  # log mu, sigma
+    for _ in range(20):  # Gauss-Newton; a step that does not help is halved
+        values = (design @ best).exp()
+        step = torch.linalg.lstsq(values[:, None] * design, (target - values)[:, None]).solution[:, 0]
+        trials = (best + step / 2**halving for halving in range(10))
+        better = next((trial for trial in trials if misfit(trial, design, target) < misfit(best, design, target)), None)
+        if better is None:
+            break
+        best = better
+    return float(best[0].exp() * scale), float(best[1])
+
+
+def misfit(parameters: Tensor, design: Tensor, target: Tensor) -> Tensor:
+    """0-dim: sum of squared differences."""
+    return (target - (design @ parameters).exp()).square().sum()
+
+
+def fit_robust(scores: Tensor, x: Tensor) -> Tensor:
+    """Slope sigma of log score over x by medians in bins and Theil-Sen, so that salient objects do not drag it.
+
+    Args:
+        scores: fp32 [n]; those that are not positive are ignored. x: fp32 [n] in 0..1.
+
+    Returns:
+        0-dim tensor within `LIMITS`; 0 without two places to compare. Nothing is synchronised.
+    """
+    return slope(logarithm(scores), x).clamp(*LIMITS)
+
+
+def fit_axes(scores: Tensor, coords: Tensor) -> Tensor:
+    """Slopes along t, y and x at once; an axis without extent gets 0.
+
+    Args:
+        scores: fp32 [n]; those that are not positive are ignored. coords: fp32 [n, 3], each in 0..1.
+
+    Returns:
+        [3], each within `LIMITS`. Nothing is synchronised.
+    """
+    logs = logarithm(scores)
+    sigma = torch.zeros(coords.shape[1], device=coords.device)
+    for _ in range(ROUNDS):
+        for axis in range(len(sigma)):
+            rest = logs - coords @ sigma + coords[:, axis] * sigma[axis]
+            sigma[axis] = slope(rest, coords[:, axis]).clamp(*LIMITS)
+    return sigma
+
+
+def logarithm(scores: Tensor) -> Tensor:
+    """fp32 [n]: NaN where a score is not positive."""
+    return torch.where(scores > 0, scores, float("nan")).float().log()
+
+
+def slope(y: Tensor, x: Tensor) -> Tensor:
+    """0-dim: Theil-Sen slope of the medians of y and x in equal bins of x; NaNs in y are ignored."""
+    bins = (x * BINS).long().clamp(0, BINS - 1)
+    here = (bins == torch.arange(BINS, device=x.device)[:, None]) & ~y.isnan()
+    middle_x, middle_y = (torch.where(here, v, float("nan")).nanquantile(0.5, dim=1) for v in (x, y))
+    run = middle_x - middle_x[:, None]  # NaN for empty bins, not positive for pairs in the wrong order
+    rises = torch.where(run > 0, (middle_y - middle_y[:, None]) / run, float("nan"))
+    return rises.flatten().nanquantile(0.5).nan_to_num(0.0)
+
+
+def rope_kernel(distance: Tensor, base: float, head_dim: int) -> Tensor:
+    """fp32, shape of `distance`: rotary product of two all-ones vectors, (2 / sqrt(d)) * sum_j cos(distance * theta_j).
+
+    theta_j = base**(-2j / d). SparseVLM (arXiv 2410.04417), gravity correction. Not monotone, and negative far away.
+    """
+    powers = torch.arange(0, head_dim, 2, device=distance.device, dtype=torch.float32) / head_dim
+    return (distance.float()[..., None] * base**-powers).cos().sum(-1) * (2 / head_dim**0.5)
+
+
+def rope_trend(distance: Tensor, base: float, head_dim: int) -> Tensor:
+    """`rope_kernel`, not below a tenth of its value at 0: safe to divide by; base 1e4 goes below first at 721."""
+    return rope_kernel(distance, base, head_dim).clamp_min(0.1 * head_dim**0.5)
+
+
+def raster_place(tokens: VisualTokens) -> Tensor:
+    """fp32 [n] in 0..1: index of each token in its own span (picture, tile, video) by the length of that."""
+    lengths = torch.tensor(tokens.lengths or (tokens.total,), device=tokens.item.device)
+    return tokens.place / lengths[tokens.item if tokens.lengths else torch.zeros_like(tokens.item)]
+
+
+def grid_place(tokens: VisualTokens) -> Tensor:
+    """fp32 [n, 3] in 0..1: frame, row and column by the extents of the token's grid; 0 where they are unknown."""
+    extents = torch.tensor([grid or (1, 1, 1) for grid in tokens.grids], device=tokens.item.device)
+    return tokens.coords.clamp_min(0) / extents[tokens.item]
+
+
+def frame_place(tokens: VisualTokens) -> Tensor:
+    """fp32 [n] in 0..1: raster place inside the token's frame; the place in the span where the grid is unknown."""
+    rows = torch.tensor([grid[1] if grid else 1 for grid in tokens.grids], device=tokens.item.device)
+    _, y, x = grid_place(tokens).T
+    return torch.where((tokens.coords >= 0).all(1), y + x / rows[tokens.item], raster_place(tokens))

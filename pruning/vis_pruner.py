@@ -1,0 +1,67 @@
+"""VisPruner: the most attended tokens, and of the others those that repeat each other least."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from .base import ScoreSelector, register
+from .settings import setting
+from .signals import Signal, VisionAttention, VisualEmbeds
+from .tokens import Selection, VisualTokens
+
+BATCH = 8  # tokens that leave per round
+
+
+@register("vis_pruner")
+@dataclass(frozen=True, kw_only=True)
+class VisPruner(ScoreSelector):
+    """`important` of the budget by attention inside the vision tower, the other part by thinning out look-alikes.
+
+    Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs (VisPruner, arXiv
+    2412.01818): the remaining tokens, most attended first, are split into even and odd places; the 8 even ones with the
+    highest cosine to any odd one leave, the others are joined to the odd ones, and so on until the budget is met. The
+    paper compares features of the vision tower, this class what the LLM is given.
+    """
+
+    reads = "vision attention"
+
+    layer: int = setting(0, "Always 0: tokens leave before the LLM.", "int", min=0, max=0)
+    tower_layer: int = setting(
+        -2, "Block of the vision tower whose attention decides; negative counts from the end.", "int"
+    )
+    important: float = setting(
+        0.5, "Fraction of the budget that goes to the most attended tokens.", "float", min=0, max=1
+    )
+
+    @property
+    def needs(self) -> frozenset[Signal]:
+        return frozenset({VisionAttention(self.tower_layer), VisualEmbeds()})
+
+    def score(self, tokens: VisualTokens) -> Tensor:
+        return tokens.signals[VisionAttention(self.tower_layer)].float()
+
+    def take(self, tokens: VisualTokens, k: int, scores: Tensor) -> Selection:
+        order = scores.sort(descending=True, stable=True).indices
+        attended = math.floor(k * self.important)
+        rest = order[attended:]
+        diverse = rest[thin_out(tokens.signals[VisualEmbeds()][rest], k - attended)]
+        return Selection(torch.cat([order[:attended], diverse]).sort().values, scores)
+
+
+def thin_out(features: Tensor, quota: int) -> Tensor:
+    """Places Long[quota] among features [m, d] that are left when look-alikes leave, `BATCH` a round; O(m^2) memory."""
+    unit = normalize(features.float(), dim=1)
+    cosines = unit @ unit.T
+    left = torch.arange(len(unit) if quota else 0, device=unit.device)
+    while len(left) > quota:
+        even, odd = left[::2], left[1::2]
+        leave = min(BATCH, len(left) - quota, len(even))
+        closest = cosines[even][:, odd].amax(1)
+        stay = closest.sort(stable=True).indices[: len(even) - leave].sort().values
+        left = torch.cat([even[stay], odd])
+    return left

@@ -1,0 +1,77 @@
+"""ZipVL: as many tokens as it takes to hold most of the attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .base import ScoreSelector, register, top
+from .settings import setting
+from .signals import AttentionRows, Signal
+from .tokens import Selection, VisualTokens
+
+
+@register("zipvl")
+@dataclass(frozen=True, kw_only=True)
+class ZipVL(ScoreSelector):
+    """The tokens most looked at by the last rows, as many as hold a fraction tau of the attention in layer `layer - 1`.
+
+    ZipVL: Efficient Large Vision-Language Models with Dynamic Token Sparsification (arXiv 2410.08584). With
+    c_j = sum_q A_qj, the count is min{p : the p largest c_j sum to >= tau * sum c}; the choice goes by c_j / number of
+    rows that see j. Here visual columns alone are counted, so text that swallows attention does not matter, the rows
+    are the last ones, not random ones, too, and one layer decides; give several of these for several cuts.
+    """
+
+    reads = "attention"
+    asks_text = True
+    trend = True
+    adaptive = True
+
+    keep_ratio: float | None = setting(
+        None, "Ceiling: largest fraction of visual tokens that stays; 1 without any ceiling.", "float", above=0, max=1
+    )
+    keep_tokens: int | None = setting(None, "Ceiling: largest number of visual tokens that stays.", "int", min=1)
+    layer: int = setting(
+        2, "Tokens leave before this decoder layer; the attention of the layer before it decides.", "int", min=1
+    )
+    tau: float = setting(0.975, "Fraction of the attention on visual tokens that has to stay.", "float", above=0, max=1)
+    rows: int = setting(64, "Prompt rows at the end whose attention is read.", "int", min=1)
+
+    def __post_init__(self) -> None:
+        if self.keep_ratio is None and self.keep_tokens is None:
+            object.__setattr__(self, "keep_ratio", 1.0)
+        super().__post_init__()
+
+    @property
+    def neutral(self) -> bool:
+        return super().neutral and self.tau == 1
+
+    @property
+    def needs(self) -> frozenset[Signal]:
+        return frozenset({AttentionRows(self.layer - 1, self.rows)})
+
+    def attention(self, tokens: VisualTokens) -> Tensor:
+        """fp32 [R, n], mean over heads."""
+        return tokens.signals[AttentionRows(self.layer - 1, self.rows)].float().mean(0)
+
+    def score(self, tokens: VisualTokens) -> Tensor:
+        return per_row(self.attention(tokens))
+
+    def take(self, tokens: VisualTokens, k: int, scores: Tensor) -> Selection:
+        wanted = mass_count(self.attention(tokens).sum(0), self.tau)
+        return Selection(top(scores, min(wanted, k)), scores, {"wanted": wanted})
+
+
+def per_row(attention: Tensor) -> Tensor:
+    """fp32 [n]: attention [R, n] that each column gets from a row that can see it (a masked entry is exactly 0)."""
+    return attention.sum(0) / (attention > 0).sum(0).clamp_min(1)
+
+
+def mass_count(mass: Tensor, tau: float) -> int:
+    """The fewest of n >= 1 masses >= 0 that sum to at least tau of all; all of them for tau = 1."""
+    if tau == 1:
+        return len(mass)
+    held = mass.sort(descending=True).values.cumsum(0)
+    short = held < (tau - 1e-6) * held[-1]  # 1e-6: sums in fp32 that should be equal
+    return min(int(short.sum()) + 1, len(mass))  # a count has to be known on the host

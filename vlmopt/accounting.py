@@ -1,0 +1,135 @@
+"""Token accounting of one sample, in all the meanings that "tokens" has in the literature, and maps for pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .seam.ledger import Call, Cut
+
+
+@dataclass(frozen=True)
+class VisualMap:
+    """What became of one image, tile or video of a sample, for pictures and tables."""
+
+    item: int
+    kind: str
+    grid: tuple[int, int, int] | None  # (t, h, w) after merging
+    coords: Tensor  # Long[n, 3] (t, y, x); -1 where a token is no patch
+    kept: Tensor  # Bool[n]
+    markers: Tensor  # Bool[n]: slots that carry a PosPad marker instead of their own content
+    merged: Tensor  # Bool[n]: slots that carry the mixture of several tokens
+    merged_into: Tensor  # Long[n]: number of the slot, among the sample's visual tokens, a token was merged into; or -1
+    scores: Tensor | None  # fp32 [n] of the last selector that scored; NaN where a token was no candidate
+
+
+def sample(call: Call, row: int, shown: list[VisualMap]) -> dict[str, Any]:
+    """Token counts of one sample.
+
+    visual_tokens: N of the prompt. visual_tokens_pre_llm: entering layer 0. visual_tokens_kept: left after the last
+    cut. layer_average: mean over the decoder layers, markers included. extras: what of the rest is no plain patch.
+    """
+    depth = len(call.session.stage_of)
+    stages: list[dict[str, Any]] = []
+    total = dict.fromkeys(("all", "pre_llm", "kept", "markers", "merged", "structural"), 0)
+    area = 0.0
+    for number, context in enumerate(call.contexts):
+        left = int(context.visual[row].sum())
+        last_layer = markers = 0
+        total["all"] += left
+        pre_llm = left
+        for cut in cuts_of(call, number):
+            area += (left + markers) * (cut.layer - last_layer)
+            left, last_layer = int(cut.keep[row].sum()), cut.layer
+            new = count(cut.markers, row)
+            markers += new
+            pre_llm = left + markers if cut.layer == 0 else pre_llm
+            stages.append(
+                {
+                    "layer": cut.layer,
+                    "method": cut.method,
+                    "before": int(cut.before[row].sum()),
+                    "after": left,
+                    "markers": new,
+                    "merged": count(cut.written, row),
+                    "requested": cut.requested[row],
+                    **cut.stats[row],
+                }
+            )
+        area += (left + markers) * (depth - last_layer)
+        total["pre_llm"] += pre_llm
+        total["kept"] += left
+        total["markers"] += markers
+    for m in shown:
+        total["merged"] += int((m.merged & m.kept).sum())
+        total["structural"] += 0 if m.grid is None else int(((m.coords < 0).all(1) & m.kept).sum())
+    length = sum(q for _, q in call.query_lengths)
+    return {
+        "row": row,
+        "prompt_tokens": length if call.prompt_tokens is None else int(call.prompt_tokens[row]),
+        "visual_tokens": total["all"],
+        "visual_tokens_pre_llm": total["pre_llm"],
+        "visual_tokens_kept": total["kept"],
+        "markers": total["markers"],
+        "layer_average": area / depth,
+        "extras": {name: total[name] for name in ("markers", "merged", "structural")},
+        "items": [item(m) for m in shown],
+        "stages": stages,
+    }
+
+
+def item(m: VisualMap) -> dict[str, Any]:
+    return {
+        "item": m.item,
+        "kind": m.kind,
+        "grid": None if m.grid is None else list(m.grid),
+        "before": len(m.kept),
+        "after": int(m.kept.sum()),
+    }
+
+
+def count(places: Tensor | None, row: int) -> int:
+    return 0 if places is None else int(places[row].sum())
+
+
+def cuts_of(call: Call, chunk: int) -> list[Cut]:
+    return [cut for cut in call.cuts if cut.chunk == chunk]
+
+
+def maps(call: Call, row: int) -> list[VisualMap]:
+    return [m for number in range(len(call.contexts)) for m in chunk_maps(call, number, row)]
+
+
+def chunk_maps(call: Call, number: int, row: int) -> list[VisualMap]:
+    context, cuts = call.contexts[number], cuts_of(call, number)
+    out = []
+    for span in (s for s in context.spans if s.row == row):
+        n = len(span.index)
+        kept, markers, merged = torch.ones(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool), torch.zeros(n).bool()
+        into, scores = torch.full((n,), -1), None
+        for cut in cuts:
+            kept = cut.keep[row, span.index].cpu()
+            if cut.markers is not None:
+                markers |= cut.markers[row, span.index].cpu()
+            if cut.written is not None:
+                merged |= cut.written[row, span.index].cpu()
+            if (origin := cut.origin[row]) is not None:
+                into = torch.maximum(into, merged_into(cut, row, origin, context.ordinal[row])[span.index.cpu()])
+            if (given := cut.scores[row]) is not None:
+                full = torch.full(context.visual.shape[1:], float("nan"))
+                full[cut.before[row].cpu()] = given.float().cpu()
+                scores = full[span.index.cpu()]
+        out.append(VisualMap(span.item, span.kind, span.grid, span.coords.cpu(), kept, markers, merged, into, scores))
+    return out
+
+
+def merged_into(cut: Cut, row: int, origin: Tensor, ordinal: Tensor) -> Tensor:
+    """Long[L] over logical places: number, among the sample's visual tokens, of the slot a token went into; or -1."""
+    offered = cut.before[row].cpu().nonzero()[:, 0]
+    origin = origin.cpu()
+    full = torch.full((cut.before.shape[1],), -1)
+    full[offered] = torch.where(origin >= 0, ordinal.cpu()[offered[origin.clamp_min(0)]], -1)
+    return full

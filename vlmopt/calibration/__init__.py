@@ -1,0 +1,8 @@
+"""Calibration: one pass over pictures, one profile file with what was measured on this model."""
+
+from __future__ import annotations
+
+from .collect import MISSING, Collector, default_hosts
+from .profile import Profile
+
+__all__ = ["MISSING", "Collector", "Profile", "default_hosts"]

@@ -9,7 +9,7 @@ help:
 	@echo "make demo   ask the bundled checkpoint about the bundled screenshot, dense and pruned (writes demo-out/)"
 	@echo "make test   ruff, mypy and the whole test suite"
 	@echo "make lint   ruff and mypy only"
-	@echo "make train  train the bundled checkpoint from scratch (resumable)"
+	@echo "make train  train the bundled checkpoints from scratch (resumable)"
 
 # The stamps make a second call start at once; they are renewed when the pins or the package data change.
 $(VENV)/bin/python:
@@ -36,7 +36,8 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 train: $(VENV)/.installed
-	$(BIN)/vlmopt train-worlds --out runs/tiny-qwen
+	$(BIN)/vlmopt train-worlds --architecture qwen --out runs/tiny-qwen
+	$(BIN)/vlmopt train-worlds --architecture llava --out runs/tiny-llava
 
 clean:
 	rm -rf $(VENV) build demo-out *.egg-info .pytest_cache .mypy_cache .ruff_cache

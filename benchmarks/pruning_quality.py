@@ -2,9 +2,10 @@
 
 Random and resize stand beside every method: one that does not beat them earns nothing (a tower of one picture size, as
 in LLaVA-1.5, cannot be resized). "layers" is the share of visual tokens averaged over the decoder layers: methods that
-cut inside the LLM pay for all tokens below their cut, so only rows with the same share are on one budget. "padding" is the share of kept tokens that show padding, known from the size of
-the picture. "slope" is the bias of the selection: sigma of exp(sigma * x) fitted to how often a token at raster place x
-was kept; 0 means that position decides nothing. Figures of the small bundled checkpoints say nothing about real models.
+cut inside the LLM pay for all tokens below their cut, so only rows with the same share are on one budget. "padding" is
+the share of kept tokens that show padding, known from the size of the picture. "slope" is the bias of the selection:
+sigma of exp(sigma * x) fitted to how often a token at raster place x was kept; 0 means that position decides nothing.
+Figures of the small bundled checkpoints say nothing about real models.
 
     python benchmarks/pruning_quality.py --checkpoint tiny-llava --questions 520
     python benchmarks/pruning_quality.py --tables          # Markdown of the last run of each checkpoint
@@ -13,8 +14,10 @@ was kept; 0 means that position decides nothing. Figures of the small bundled ch
 from __future__ import annotations
 
 import argparse
+import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -31,12 +34,15 @@ from pruning import (
     DivPrune,
     FastV,
     HoloV,
+    Projector,
     PyramidDrop,
     Random,
     Resize,
     Selector,
     SparseVLM,
     Uniform,
+    VisionAttention,
+    VisionKeys,
     VisionZip,
     VisPruner,
     ZeroOrder,
@@ -44,11 +50,12 @@ from pruning import (
 from pruning.padding import square_padding
 from pruning.trend import fit_exponential
 from vlmopt.calibration import Profile
+from vlmopt.families import family_of
 from vlmopt.prompt import chat
 from vlmopt.training.evaluate import SIZES, SIZES_OF, correct, one_of_each_kind, wilson
 from vlmopt.worlds import Question, World
 
-KEEP = (0.5, 0.33, 0.22, 0.11, 0.056)
+KEEP = (0.22, 0.11, 0.5, 0.33, 0.056)
 SHORT = ("presence", "colour", "shape", "count", "where", "point", "click", "widget", "label", "title")
 FIRST_SEED = 610_000_000  # training uses 1e9 and up, calibration 4e8, the model cards 5e8
 LAYER = 2  # FastV, SparseVLM: the papers' K; heads of later layers were taught to look at the object asked about
@@ -167,10 +174,35 @@ def prepared(processor: Any, asked: Sequence[tuple[World, Question]]) -> list[Pr
     return out
 
 
+@contextmanager
+def remembered(tower: Any, store: dict[int, Any], policy: Any) -> Iterator[None]:
+    """The tower's output from its first run on the same pixels, for methods that read nothing inside it."""
+    inside = (Projector, VisionAttention, VisionKeys)
+    if isinstance(policy, Selector) and (policy.resizes_pixels or any(isinstance(n, inside) for n in policy.captures)):
+        yield
+        return
+    original = tower.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        pixels = args[0] if args else kwargs["pixel_values"]
+        if pixels.data_ptr() not in store:
+            store[pixels.data_ptr()] = original(*args, **kwargs)
+        return copy.copy(store[pixels.data_ptr()])
+
+    tower.forward = forward
+    try:
+        yield
+    finally:
+        del tower.forward
+
+
 @torch.inference_mode()
-def measure(model: Any, processor: Any, prompts: Sequence[Prompts], policy: Any, pads: bool) -> Tally:
+def measure(
+    model: Any, processor: Any, prompts: Sequence[Prompts], policy: Any, pads: bool, store: dict[int, Any]
+) -> Tally:
     tally = Tally()
-    with vlmopt.optimized(model, policy):
+    tower = model.get_submodule(family_of(model.config).vision_tower)
+    with vlmopt.optimized(model, policy), remembered(tower, store, policy):
         for batch in prompts:
             out = model.generate(**batch.inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
             new = out[:, batch.inputs["input_ids"].shape[1] :]
@@ -184,24 +216,26 @@ def run(options: argparse.Namespace) -> None:
     pads = bool(getattr(processor.image_processor, "do_pad", False))
     profile = Profile.load(options.profile) if options.profile else None
     prompts = prepared(processor, questions(options.questions, model.config.model_type))
-    plan = [("dense", 1.0, "dense")]
-    for keep_ratio in options.keep:
-        plan += [(name, keep_ratio, method) for name, method in variants(keep_ratio, pads, profile).items()]
+    plan: dict[float, dict[str, Any]] = {1.0: {"dense": "dense"}}
+    plan |= {keep_ratio: variants(keep_ratio, pads, profile) for keep_ratio in options.keep}
     if options.only:
-        plan = [entry for entry in plan if entry[0] in options.only]
-    rows = []
-    for name, keep_ratio, policy in tqdm(plan[options.part :: options.parts], desc=options.checkpoint):
-        rows.append(measure(model, processor, prompts, policy, pads).row(name, keep_ratio, pads))
-        tqdm.write(line(rows[-1]))
-    record = {
-        "checkpoint": options.checkpoint,
-        "profile": None if profile is None else profile.data,
-        "layer": LAYER,
-        "layers": LAYERS,
-        "part": [options.part, options.parts],
-        "rows": rows,
-    }
-    print(f"appended to {append('pruning_quality', record)}")
+        plan = {keep: {n: m for n, m in cells.items() if n in options.only} for keep, cells in plan.items()}
+    store: dict[int, Any] = {}
+    with tqdm(total=sum(map(len, plan.values())), desc=options.checkpoint) as bar:
+        for keep_ratio, cells in plan.items():
+            rows = []
+            for name, policy in cells.items():
+                tally = measure(model, processor, prompts, policy, pads, store)
+                rows.append(tally.row(name, keep_ratio, pads))
+                bar.write(line(rows[-1]))
+                bar.update()
+            record = {
+                "checkpoint": options.checkpoint,
+                "profile": None if profile is None else profile.data,
+                "cuts": {"fastv, sparse_vlm": LAYER, "pyramid_drop": LAYERS},
+                "rows": rows,
+            }
+            append("pruning_quality", record)  # budget by budget, so that an interrupted run leaves what it has
 
 
 def line(row: dict[str, Any]) -> str:
@@ -252,8 +286,6 @@ def main() -> None:
     parser.add_argument("--keep", type=float, nargs="+", default=list(KEEP))
     parser.add_argument("--profile", help="written by `vlmopt calibrate`; without it there are no '+ trend' rows")
     parser.add_argument("--only", nargs="+", help="names of variants")
-    parser.add_argument("--part", type=int, default=0, help="with --parts N: every N-th variant, from this one on")
-    parser.add_argument("--parts", type=int, default=1)
     parser.add_argument("--tables", action="store_true", help="print Markdown of what was measured, and stop")
     options = parser.parse_args()
     if options.tables:

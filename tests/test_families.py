@@ -59,3 +59,13 @@ def test_newline_tokens_are_no_cells():
     assert detail.grid == (1, 3, 4)
     assert detail.coords.view(3, 5, 3)[:, 4].eq(-1).all()
     assert detail.coords.view(3, 5, 3)[:, :4].ge(0).all()
+
+
+@pytest.mark.parametrize("returned", [2 * 9, 2 * 9 + 1], ids=["newline appended afterwards", "newline inside"])
+def test_frames_of_a_video_end_with_one_newline(returned):
+    config = SimpleNamespace(vision_config=SimpleNamespace(image_size=28, patch_size=14))
+    (piece,) = layouts.any_resolution("video", [returned], {"pixel_values": torch.zeros(1, 2, 3, 28, 28)}, config)
+    assert piece.length == 2 * 9 + 1
+    assert piece.grid == (2, 3, 3)
+    assert piece.coords[-1].eq(-1).all()
+    assert piece.coords[:-1].ge(0).all()

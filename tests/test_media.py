@@ -163,9 +163,22 @@ def test_own_reader_says_why_it_ran(clip: Path, monkeypatch: pytest.MonkeyPatch)
     assert "qwen-vl-utils cannot be used (no qwen_vl_utils)" in video.notes[0]
 
 
+@pytest.mark.parametrize("error", [KeyError("video_fps"), AssertionError("max_pixels"), RuntimeError("no decoder")])
+def test_own_reader_takes_over_when_the_other_one_fails(clip: Path, monkeypatch: pytest.MonkeyPatch, error) -> None:
+    def fetch_video(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    other = types.SimpleNamespace(vision_process=types.SimpleNamespace(fetch_video=fetch_video))
+    monkeypatch.setattr("vlmopt.frames.optional_module", lambda name: (other, ""))
+    video = load_video(clip)
+    assert video.reader == "opencv"
+    assert type(error).__name__ in video.notes[0]
+
+
 def test_pyav_reads_what_opencv_cannot(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = decode.optional_module
     monkeypatch.setattr(decode, "optional_module", lambda name: (None, "broken") if name == "cv2" else real(name))
+    monkeypatch.setattr("vlmopt.frames.optional_module", lambda name: (None, f"no {name}"))
     video = load_video(clip)
     assert video.reader == "pyav"
     assert "opencv: broken" in video.notes[-1]

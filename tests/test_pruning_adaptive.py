@@ -10,7 +10,7 @@ import torch
 from pruning import Activations, AttentionRows, VisualTokens
 from pruning.core_matching import CoreMatching, core_counts, knee
 from pruning.zipvl import ZipVL, mass_count, per_row
-from tests.test_pruning_selectors import visual
+from tests.visual import visual
 
 MASS = torch.tensor([0.5, 0.3, 0.1, 0.05, 0.03, 0.02])
 

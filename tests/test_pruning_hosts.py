@@ -11,7 +11,7 @@ from pruning import TEXT, AttentionRows, FastV, HiddenStates, LookAheadRows, Tex
 from pruning.cluster import density_peaks
 from pruning.pyramid_drop import PyramidDrop
 from pruning.sparse_vlm import SparseVLM, raters, recycled, room
-from tests.test_pruning_selectors import visual
+from tests.visual import visual
 
 
 def with_signals(method, grids=((1, 24, 24),), heads=4, words=6, width=8, seed=0) -> VisualTokens:

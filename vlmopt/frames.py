@@ -155,7 +155,7 @@ def _with_qwen_vl_utils(file: Path, request: dict[str, Any], factor: int) -> tup
             return_video_sample_fps=True,
             return_video_metadata=True,
         )
-    except (RuntimeError, ImportError, AttributeError, OSError, ValueError) as error:
+    except (RuntimeError, ImportError, AttributeError, OSError, ValueError, KeyError, AssertionError) as error:
         return None, f"{type(error).__name__}: {error}"
     indices = tuple(int(i) for i in about["frames_indices"])
     return Video(frames.float(), float(about["fps"]), float(sample_fps), indices, "qwen-vl-utils"), ""

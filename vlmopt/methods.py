@@ -92,7 +92,7 @@ def describe() -> list[dict[str, Any]]:
 
 def row(cls: type[Method]) -> dict[str, Any]:
     doc = cls.__doc__ or ""
-    paper = re.search(r"arXiv[: ]\s*(\d{4}\.\d{4,5})", doc)
+    paper = re.search(r"arXiv[:\s]\s*(\d{4}\.\d{4,5})", doc)
     return {
         "name": cls.name,
         "kind": kind_of(cls),

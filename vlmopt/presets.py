@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pruning import FastV, Random, Resize, Uniform
+from pruning import EVS, Debias, DivPrune, FastV, Random, Resize, Uniform, ZeroOrder
 
 from .policy import Policy
 
@@ -16,6 +16,10 @@ def presets() -> dict[str, Policy]:
         "uniform-50": Policy(prune=(Uniform(keep_ratio=0.5),)),
         "resize-25": Policy(prune=(Resize(keep_ratio=0.25),)),
         "attention-25": Policy(prune=(FastV(keep_ratio=0.25, layer=2),)),
+        "debiased-25": Policy(prune=(Debias(FastV(keep_ratio=0.25, layer=2), fit="per_sample"),)),
+        "diverse-25": Policy(prune=(DivPrune(keep_ratio=0.25),)),
+        "zeroth-order-25": Policy(prune=(ZeroOrder(keep_ratio=0.25),)),
+        "video-25": Policy(prune=(EVS(keep_ratio=0.25),)),
         "pospad-30": Policy(prune=(FastV(keep_ratio=0.3, layer=2, positions="pospad"),)),
         "progressive": Policy(
             prune=(FastV(keep_ratio=0.5, layer=2), FastV(keep_ratio=0.25, layer=4)),

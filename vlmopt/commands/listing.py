@@ -32,11 +32,14 @@ def execute(options: argparse.Namespace) -> None:
 
 def summary(policy: dict[str, Any]) -> str:
     """A policy's dict form in one line: `uniform(keep_ratio=0.25)`."""
-    methods = [
-        f"{m['method']}({', '.join(f'{k}={v}' for k, v in m.items() if k != 'method')})"
-        for m in (*policy["prune"], *policy["attention"])
-    ]
-    return " + ".join(methods) or "nothing is changed, only measured"
+    return " + ".join(map(call, (*policy["prune"], *policy["attention"]))) or "nothing is changed, only measured"
+
+
+def call(method: dict[str, Any]) -> str:
+    """A method's dict form as it would be written in Python; what is nested in it, too."""
+    settings = {k: call(v) if isinstance(v, dict) and "method" in v else v for k, v in method.items() if k != "method"}
+    shown = (f"{k}=..." if isinstance(v, dict) else f"{k}={v}" for k, v in settings.items())  # a whole profile
+    return f"{method['method']}({', '.join(shown)})"
 
 
 def _families() -> dict[str, Any]:
@@ -61,7 +64,7 @@ def _show_methods(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _show_presets(rows: dict[str, dict[str, Any]]) -> list[str]:
-    return [f"  {name:<14} {summary(policy)}" for name, policy in rows.items()]
+    return [f"  {name:<16} {summary(policy)}" for name, policy in rows.items()]
 
 
 def _show_families(rows: dict[str, dict[str, Any]]) -> list[str]:

@@ -61,14 +61,14 @@ def with_newlines(n: int, grid: Grid, newlines: int) -> Piece:
 
 
 def video_with_newline(n: int, arguments: dict[str, Any]) -> Piece:
-    """LLaVA-OneVision video: square pooled frames, one newline at the end."""
+    """LLaVA-OneVision video: square pooled frames, one newline at the end; older releases append it afterwards."""
     pixels = arguments.get("pixel_values_videos", arguments.get("pixel_values"))
     frames = pixels.shape[1] if pixels is not None and pixels.ndim == 5 else 1
-    side = math.isqrt(max((n - 1) // frames, 0))
-    if frames * side * side != n - 1 or not side:
+    side = math.isqrt(n // frames)
+    if not side or n - frames * side * side not in (0, 1):
         return plain(n, "video", None)
     cells = torch.cartesian_prod(torch.arange(frames), torch.arange(side), torch.arange(side))
-    return Piece(n, "video", (frames, side, side), torch.cat([cells, torch.full((1, 3), -1)]))
+    return Piece(len(cells) + 1, "video", (frames, side, side), torch.cat([cells, torch.full((1, 3), -1)]))
 
 
 def square_tiles(modality: str, lengths: list[int], arguments: dict[str, Any], config: Any) -> list[Piece]:

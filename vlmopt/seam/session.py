@@ -131,6 +131,7 @@ class Session:
 
     def finish(self, call: Call) -> None:
         call.end = call.clock.now()
+        call.features.clear()  # the report needs none of the encoder's tensors
         self.last_call = call
 
 

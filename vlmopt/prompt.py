@@ -60,6 +60,27 @@ def video_prompt(processor: Any, model: Any, question: str, video: Video) -> dic
     return inputs
 
 
+def as_seen(processor: Any, image: Image.Image) -> Image.Image:
+    """The part of a picture that the tower gets, and what is put around it: the grid of tokens lies on that.
+
+    LLaVA-1.5 pads to a square with the mean colour (`do_pad`), or crops the middle of the resized picture.
+    """
+    how = processor.image_processor
+    if getattr(how, "do_pad", False) and hasattr(how, "pad_to_square"):
+        side = max(image.size)
+        square = Image.new("RGB", (side, side), tuple(int(255 * mean) for mean in how.image_mean))
+        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+        image = square
+    short, crop = dict(getattr(how, "size", None) or {}).get("shortest_edge"), getattr(how, "crop_size", None)
+    if getattr(how, "do_center_crop", False) and short and crop:
+        scale = min(image.size) / short
+        wanted = [round(dict(crop)[side] * scale) for side in ("width", "height")]
+        width, height = (min(part, whole) for part, whole in zip(wanted, image.size, strict=True))
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height))
+    return image
+
+
 def chat(processor: Any, kind: str, count: int, question: str) -> str:
     """The prompt text; a processor without a chat template gets its placeholders and the question on one line each."""
     template = getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)

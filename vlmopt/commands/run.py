@@ -21,7 +21,7 @@ from ..media import check_file, load_image
 from ..optimize import optimized
 from ..overlay import overlay
 from ..policy import Policy
-from ..prompt import image_prompt, video_prompt
+from ..prompt import as_seen, image_prompt, video_prompt
 from ..version import __version__
 from .listing import summary
 
@@ -67,15 +67,17 @@ def execute(options: argparse.Namespace) -> None:
     with optimized(loaded.model, policy):
         pass  # a policy that cannot work on this model is refused here, before anything is measured
     visuals = Visuals(tuple(picture.image for picture in pictures), None, tuple(notes))
+    drawn = tuple(as_seen(loaded.processor, image) for image in visuals.images)
     if options.video:
         visuals = read_video(options.video, options.fps, loaded)
+        drawn = visuals.images
     measured = ask(loaded, visuals, options, policy)
     answers = {name: decode(loaded, m) for name, m in measured.items()}
     for note in (*loaded.notes, *visuals.notes):
         print(f"note: {note}")
     print(table(options.question, loaded, answers, measured))
     out.mkdir(parents=True, exist_ok=True)
-    for path in (*draw(visuals, measured, out), save(out, options, loaded, visuals, answers, measured)):
+    for path in (*draw(drawn, measured, out), save(out, options, loaded, visuals, answers, measured)):
         print(f"wrote {path}")
 
 
@@ -171,6 +173,7 @@ def table(question: str, loaded: Loaded, answers: dict[str, str], measured: dict
     ]
     lines += [
         f"applied  {a['method']} before layer {a['layer']} ({a['positions']}): {a['before']} -> {a['after']} tokens"
+        + (f"; {a['source']}" if a["source"] else "")
         for a in report.applied
     ]
     lines += [f"skipped  {s['what']}: {s['why']}" for s in report.skipped]
@@ -198,17 +201,17 @@ def _row(label: str, both: Sequence[Measurement], read: Callable[[Measurement], 
     return f"{label:<26}{cell(dense):>22}{cell(other):>22}{ratio:>8}"
 
 
-def draw(visuals: Visuals, measured: dict[str, Measurement], out: Path) -> Sequence[Path]:
+def draw(images: Sequence[Image.Image], measured: dict[str, Measurement], out: Path) -> Sequence[Path]:
     """overlay.png, and scores.png where a method scored; nothing for a prompt without visual tokens."""
     report = measured["optimized"].report
     maps, title = report.maps(0), summary(report.policy)
     if not maps:
         return ()
     paths = [out / "overlay.png"]
-    overlay(visuals.images, maps, title=title).save(paths[0])
+    overlay(images, maps, title=title).save(paths[0])
     if any(m.scores is not None for m in maps):
         paths.append(out / "scores.png")
-        overlay(visuals.images, maps, title=title, heat=True).save(paths[1])
+        overlay(images, maps, title=title, heat=True).save(paths[1])
     return paths
 
 

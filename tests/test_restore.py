@@ -11,8 +11,9 @@ import torch
 
 import pruning
 import vlmopt
-from tests.families import FAMILIES, GREEDY
+from tests.families import FAMILIES, GREEDY, Image
 from tests.mechanism import Case, DropByOrdinal, forward, generate
+from tests.selectors import SETTINGS
 from tests.snapshot import differences, snapshot
 
 every_family = pytest.mark.parametrize("family", [pytest.param(f, id=f.name) for f in FAMILIES.values()])
@@ -158,3 +159,19 @@ def test_nothing_keeps_a_restored_model_alive():
     del model
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.parametrize("method", SETTINGS.values(), ids=SETTINGS)
+def test_every_method_leaves_nothing_behind(method):
+    """Hooks on projector, tower, feed-forward blocks and attention modules included; also after a failed forward."""
+    family = FAMILIES["qwen2_5_vl"]
+    model, batch = copy.deepcopy(family.build()), family.inputs([[5, Image(0), 7]])
+    forward(model, batch)
+    before = snapshot(model)
+    vlmopt.optimize(model, method)
+    assert differences(before, snapshot(model))
+    forward(model, batch)
+    with pytest.raises((RuntimeError, ValueError)):
+        model(**{**batch(), "pixel_values": torch.zeros(3, 5)})
+    vlmopt.restore(model)
+    assert differences(before, snapshot(model)) == []

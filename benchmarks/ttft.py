@@ -176,7 +176,7 @@ def run(name: str, repeats: int, device: str) -> None:
 
 @torch.inference_mode()
 def scoring_ms(model: Any, inputs: dict[str, Any], method: Any) -> float:
-    """Milliseconds that choosing took in one forward, probes included."""
+    """Milliseconds that choosing took in the first forward with a method, probes and derived matrices included."""
     with vlmopt.optimized(model, method):
         model(**inputs, use_cache=True, logits_to_keep=1)
         return vlmopt.report(model).ms["scoring"] or 0.0

@@ -47,7 +47,7 @@ def choose(session: Session, step: Step, selector: Selector, rows: Rows, hidden:
     """Run `selector` on every sample; None when it keeps everything or cannot run in this chunk."""
     context, call = step.context, step.call
     assert context is not None
-    if reason := signals.missing(step, session, selector.captures, selector.asks_text):
+    if reason := signals.missing(step, selector.captures, selector.asks_text):
         call.skip(f"{selector.name} at layer {selector.layer}", reason)
         return None
     visual = context.visual.gather(1, rows.log)

@@ -55,7 +55,7 @@ def read(need: Signal, at: Place) -> Any:
     return READERS[type(need)](need, at)
 
 
-def missing(step: Step, session: Session, needs: frozenset[Signal], asks_text: bool) -> str | None:
+def missing(step: Step, needs: frozenset[Signal], asks_text: bool) -> str | None:
     """Why these signals cannot be had in this chunk, None if they can."""
     prompt, text = step.call.prompt_length, asks_text or any(isinstance(n, (AttentionRows, TextEmbeds)) for n in needs)
     if text and prompt is not None and step.past + step.q < prompt:
@@ -83,7 +83,7 @@ def score_key(need: AttentionRows) -> tuple[str, int]:
 def attention_rows(need: AttentionRows, at: Place) -> Tensor:
     scores = at.step.scores[score_key(need)]
     rows = len(text_places(at)) if need.rows == TEXT else need.rows
-    return scores[at.row, :, -rows:][..., at.logical.to(scores.device)]
+    return scores[at.row, :, scores.shape[2] - rows :][..., at.logical.to(scores.device)]
 
 
 def text_places(at: Place) -> Tensor:
@@ -94,14 +94,10 @@ def text_places(at: Place) -> Tensor:
 def text_rows(step: Step, row: int) -> Tensor:
     assert step.context is not None
     end = min(step.q, (step.call.prompt_length or step.past + step.q) - step.past)  # candidates of a helper come after
-    real = (
-        torch.ones_like(step.context.visual[row])
-        if step.context.attention_mask2d is None
-        else (step.context.attention_mask2d[row])
-    )
-    last = step.context.visual[row].nonzero()[-1, 0]
-    places = torch.arange(step.q, device=real.device)
-    return (real & (places > last) & (places < end)).nonzero()[:, 0]
+    visual, mask = step.context.visual[row], step.context.attention_mask2d
+    places = torch.arange(step.q, device=visual.device)
+    text = (places > visual.nonzero()[-1, 0]) & (places < end)
+    return (text if mask is None else text & mask[row]).nonzero()[:, 0]
 
 
 def visual_embeds(need: Signal, at: Place) -> Tensor:

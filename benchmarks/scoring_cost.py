@@ -3,8 +3,9 @@
 Models have the shapes of LLaVA-1.5-7B (576 visual tokens) and Qwen2.5-VL-7B (1 024) with random weights. Where memory
 forbids all layers, a few are built and the dense prefill is scaled to the full depth; scoring is not scaled, since a
 selector acts once (PyramidDrop and SparseVLM: at each of their cuts, here one). ZeroOrder derives matrices from the
-projector's weights at the first prompt and keeps them; its rows are those of later prompts where they do not say otherwise. Prefill is the decoder's, without the
-vision tower; everything is read from `vlmopt.report`. "greedy" shows the part that grows with the number kept.
+projector's weights at the first prompt and keeps them; its rows are those of later prompts where they do not say
+otherwise. Prefill is the decoder's, without the vision tower; everything is read from `vlmopt.report`. "greedy" shows
+the part that grows with the number kept.
 
     python benchmarks/scoring_cost.py                                        # 2 layers of each shape
     python benchmarks/scoring_cost.py --device cuda --dtype bfloat16 --layers 32 --tower-layers 24

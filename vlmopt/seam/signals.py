@@ -83,7 +83,7 @@ def score_key(need: AttentionRows) -> tuple[str, int]:
 def attention_rows(need: AttentionRows, at: Place) -> Tensor:
     scores = at.step.scores[score_key(need)]
     rows = len(text_places(at)) if need.rows == TEXT else need.rows
-    return scores[at.row, :, scores.shape[2] - rows :][..., at.logical.to(scores.device)]
+    return scores[at.row, :, max(scores.shape[2] - rows, 0) :][..., at.logical.to(scores.device)]
 
 
 def text_places(at: Place) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .base import ScoreSelector, register
+from .released import OnePool
 from .settings import setting
 from .signals import AttentionRows, Signal
 from .tokens import VisualTokens
@@ -14,7 +15,7 @@ from .tokens import VisualTokens
 
 @register("fastv")
 @dataclass(frozen=True, kw_only=True)
-class FastV(ScoreSelector):
+class FastV(OnePool, ScoreSelector):
     """Highest attention of the last prompt row in layer `layer - 1`, mean over heads.
 
     An Image is Worth 1/2 Tokens After Layer 2 (FastV, arXiv 2403.06764). The paper speaks of all rows; its code reads
@@ -28,19 +29,6 @@ class FastV(ScoreSelector):
     layer: int = setting(
         2, "Tokens leave before this decoder layer; the attention of the layer before it decides.", "int", min=1
     )
-    paper_compat: bool = setting(
-        False, "As released: one pool for all pictures, halves rounded to the even number.", "bool"
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.paper_compat:
-            object.__setattr__(self, "allocation", "global")
-
-    def budget(self, total: int) -> int:
-        if self.paper_compat and self.keep_ratio is not None:
-            return max(round(self.keep_ratio * total), 1)
-        return super().budget(total)
 
     @property
     def needs(self) -> frozenset[Signal]:

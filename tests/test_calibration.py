@@ -50,7 +50,7 @@ def test_axes_are_told_apart():
     assert sums.grid_fit() == pytest.approx((0.0, 0.9, -0.3), abs=0.06)
 
 
-@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "internvl", "gemma3"])
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if not family.extra])
 def test_scores_are_those_of_the_hosts_and_nothing_is_dropped(name):
     family = FAMILIES[name]
     model, batch = copy.deepcopy(family.build()), family.inputs([[5, Image(0), 7]])
@@ -66,6 +66,8 @@ def test_scores_are_those_of_the_hosts_and_nothing_is_dropped(name):
     assert [(p.host, p.layer, p.axes) for p in profiles[::2]] == [
         ("fastv", 2, "raster"), ("pyramid_drop", 2, "raster"), ("sparse_vlm", 3, "raster")]  # fmt: skip
     assert all(p.model["layers"] == 6 and p.samples == 2 for p in profiles)
+    if name in ("llava_next", "llava_onevision"):  # row separators are no part of the trend
+        return
     with torch.no_grad():
         attention = copy.deepcopy(family.build("eager"))(**batch(), output_attentions=True).attentions[1]
     scores = attention[0, :, -1].mean(0)[batch.visual[0]]

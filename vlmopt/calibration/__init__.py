@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .collect import MISSING, Collector, default_hosts
+from .collect import MISSING, Collector, default_hosts, key
 from .profile import Profile
 
-__all__ = ["MISSING", "Collector", "Profile", "default_hosts"]
+__all__ = ["MISSING", "Collector", "Profile", "default_hosts", "key"]

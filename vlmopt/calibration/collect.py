@@ -83,9 +83,9 @@ class Listener(Selector):
         return frozenset().union(*(host.captures for host in self.hosts))
 
     def select(self, tokens: VisualTokens) -> Selection:
-        patches = (~tokens.structural).nonzero()[:, 0]
+        patches = tokens.subset((~tokens.structural).nonzero()[:, 0])
         for host in self.hosts:
-            self.sums[key(host)].add(tokens.subset(patches), host.score(tokens.subset(patches)).float())
+            self.sums[key(host)].add(patches, host.score(patches).float())
         return Selection(torch.arange(len(tokens), device=tokens.ordinal.device))
 
     def pick(self, tokens: VisualTokens, k: int) -> Selection:

@@ -52,7 +52,7 @@ class Profile:
         """The policy with every host that has a trend debiased by what was measured; the rest is unchanged."""
         prune = [
             Debias(method, fit="offline", profile=self.trend(method))
-            if isinstance(method, ScoreSelector) and method.trend and not isinstance(method, Debias)
+            if isinstance(method, ScoreSelector) and method.trend
             else method
             for method in policy.prune
         ]

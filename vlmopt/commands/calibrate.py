@@ -13,8 +13,7 @@ from tqdm import tqdm
 
 from pruning import ScoreSelector
 
-from ..calibration import Collector, Profile, default_hosts
-from ..checks import model_facts
+from ..calibration import Collector, Profile, default_hosts, key
 from ..loading import DTYPES, Loaded, check_device, check_name, load
 from ..media import load_image
 from ..methods import find
@@ -51,14 +50,13 @@ def execute(options: argparse.Namespace) -> None:
     check_device(options.device)
     check_name(options.model)
     loaded = load(options.model, device=options.device, dtype=options.dtype)
-    anatomy = discover(loaded.model)
-    hosts = hosts or default_hosts(len(anatomy.layers))
+    hosts = hosts or default_hosts(len(discover(loaded.model).layers))
     part = Path(f"{options.out}.part")
     request = {
         "model": options.model,
         "images": options.images,
         "question": options.question,
-        "hosts": [f"{h.name}:{h.layer}" for h in hosts],
+        "hosts": [key(h) for h in hosts],
     }
     state = stored(part, request)
     collector = Collector(loaded.model, hosts, state)
@@ -75,8 +73,8 @@ def execute(options: argparse.Namespace) -> None:
             save_state(part, request, seen, collector)
     bar.close()
     save_state(part, request, seen, collector)
-    facts = model_facts(loaded.model, anatomy) | {"name_or_path": loaded.name}
-    profile = Profile(facts, described(options, collector.done), tuple(collector.profiles(loaded.name)))
+    trends = tuple(collector.profiles(loaded.name))
+    profile = Profile(trends[0].model, described(options, collector.done), trends)
     profile.save(options.out)
     part.unlink(missing_ok=True)
     print(table(profile, loaded))

@@ -1,46 +1,170 @@
-"""The contract of a correction of attention: settings in a frozen dataclass, known under a name."""
+"""The contract of a correction: settings, the layers it acts in, what it must be told, and its one edit."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import ClassVar, TypeVar
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from method_kit import Registry, setting, validate
+
+from .layers import check_layers, layer_numbers
+
+
+@dataclass(frozen=True)
+class Residual:
+    """The residual stream that enters each of the correction's layers, of every token of the prompt."""
+
+
+@dataclass(frozen=True)
+class Tower:
+    """Attention that each patch received in one block of the vision tower (negative: from the end)."""
+
+    block: int
+
+
+@dataclass(frozen=True)
+class TextOnly:
+    """Head outputs of the last prompt row when the pictures are left out of the prompt."""
+
+
+Need = Residual | Tower | TextOnly
+
+
+@dataclass(frozen=True, eq=False)
+class RowView:
+    """What is known of R query rows and K keys of one layer; masks of one sample in a batch of B.
+
+    `allowed` is broadcast; everything else is per sample. Keys are those that the layer stores: after pruning fewer
+    than the prompt had, padding and unfilled slots of a static cache among them.
+    """
+
+    layer: int
+    depth: int  # decoder layers of the model
+    allowed: Tensor  # Bool[B or 1, 1 or H, R, K]: the row may attend to the key
+    rows: Tensor  # Bool[B, R]: rows that may be edited
+    image: Tensor  # Bool[B, K]: real visual tokens
+    span: Tensor  # Long[B, K]: running number of the picture, -1 elsewhere
+    system: Tensor  # Bool[B, K]: real text before the first visual token
+    generated: Tensor  # Bool[B, K]: tokens that `generate` produced
+    marks: Mapping[str, Tensor] = field(default_factory=dict)  # Bool[B, K] by name, from `mark` and `choose`
 
 
 @dataclass(frozen=True, kw_only=True)
-class Correction:
-    """Base of every correction; registered with `register`."""
+class Correction(ABC):
+    """Base of every correction; registered with `register`.
+
+    Raises:
+        TypeError, ValueError: a setting of the wrong type or out of range.
+    """
 
     name: ClassVar[str] = ""  # set by `register`
     reads: ClassVar[str] = "attention"  # what the change depends on, in words, for tables
+    group: ClassVar[str] = ""  # a policy may hold one correction of a group
+
+    layers: str = setting(
+        "2:",
+        "Decoder layers, as indices and slices with a comma between: '2:-1' is all but the first two and the last, "
+        "'1,-44%:' layer 1 and the last 44 %.",
+        "str",
+    )
+
+    def __post_init__(self) -> None:
+        validate(self, self.name or type(self).__name__)
+        check_layers(self.layers, self.name or type(self).__name__)
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What has to be captured for it."""
+        return frozenset()
+
+    @property
+    @abstractmethod
+    def neutral(self) -> bool:
+        """True if these settings change nothing."""
+
+    @property
+    def source(self) -> str | None:
+        """Where numbers that were measured beforehand come from, for the report; None without any."""
+        return None
+
+    def at(self, depth: int) -> frozenset[int]:
+        """Layers of a model with `depth` decoder layers in which it acts.
+
+        Raises:
+            ValueError: a layer that does not exist.
+        """
+        return layer_numbers(self.layers, depth, self.name)
+
+    def check_model(self, model: Mapping[str, Any]) -> None:  # noqa: B027 (most corrections bring no measured numbers)
+        """Raise `ValueError` if measured numbers do not belong to this model.
+
+        Args:
+            model: model_type, hidden_size, layers, num_heads, num_kv_heads, head_dim, name_or_path.
+        """
+
+    def mark(self, hidden: Tensor) -> dict[str, Tensor]:
+        """Named Bool[B, W] of the tokens whose residual stream is `hidden` [B, W, D]; asked if it needs `Residual`."""
+        raise NotImplementedError
+
+    def choose(self, tower: Mapping[int, Tensor]) -> dict[str, Tensor]:
+        """Named Bool[n] of one picture's n tokens from fp32 [n] per tower block; asked if it needs `Tower`."""
+        raise NotImplementedError
 
 
-_methods: dict[str, type[Correction]] = {}
-registry: Mapping[str, type[Correction]] = MappingProxyType(_methods)
-Method = TypeVar("Method", bound=type[Correction])
+@dataclass(frozen=True, kw_only=True)
+class RowCorrection(Correction):
+    """A correction of attention rows: override `edit`.
 
-
-def register(name: str) -> Callable[[Method], Method]:
-    """Class decorator: make a correction known under `name` (lower case, digits, underscores).
-
-    Raises:
-        ValueError: the name is malformed or taken. TypeError: the class is no `Correction`.
+    `stage` says what is edited: "logits", after scaling, soft-capping and mask, or "weights", after the softmax.
+    `rows` says which rows: "text", every text row that may see a visual key, or "last", rows that predict a token.
     """
 
-    def add(cls: Method) -> Method:
-        if not (isinstance(cls, type) and issubclass(cls, Correction)):
-            raise TypeError(f"register({name!r}) decorates subclasses of attention_fix.Correction, got {cls!r}")
-        if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
-            raise ValueError(f"method name {name!r} must be lower case words joined by underscores, e.g. 'visual_sink'")
-        if name in _methods:
-            taken = _methods[name]
-            raise ValueError(
-                f"method name {name!r} is taken by {taken.__module__}.{taken.__qualname__}; choose another"
-            )
-        cls.name = name
-        _methods[name] = cls
-        return cls
+    stage: ClassVar[str] = "weights"
+    rows: ClassVar[str] = "text"
 
-    return add
+    passthrough: str = setting(
+        "exact",
+        "While decoding: exact: run the model's kernel, then overwrite what was edited, so that all else keeps its "
+        "bits; fast: the explicit rows replace the kernel, and unedited heads equal it to rounding.",
+        "str",
+        choices=("exact", "fast"),
+    )
+
+    @abstractmethod
+    def edit(self, values: Tensor, view: RowView) -> tuple[Tensor, Tensor]:
+        """(edited values fp32 [B, H, R, K], edited Bool[B, H, R]); never in place.
+
+        Logits of keys that are not allowed are the finite minimum, their weights exactly 0. Rows and heads that are
+        not marked as edited keep the kernel's output, whatever stands in the first tensor.
+        """
+
+    def measure(self, values: Tensor, view: RowView) -> dict[str, Tensor]:
+        """Named scalars about the rows before the edit, for the report; asked for prompts only."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadCorrection(Correction):
+    """A correction of head outputs before the output projection, in rows that predict a token: override `gain`."""
+
+    def gain(self, heads: Tensor, text_only: Tensor | None, layer: int) -> Tensor:
+        """fp32 [B, H], 1 = unchanged; asked once per prompt, then the same for every generated token.
+
+        Args:
+            heads: [B, H, D] outputs of the last prompt row. text_only: the same without pictures, if it needs that.
+        """
+        raise NotImplementedError
+
+
+registry: Registry[Correction] = Registry(Correction)  # type: ignore[type-abstract]
+register = registry.register
+
+
+def no_rows(values: Tensor) -> Tensor:
+    """Bool[B, H, R], all False."""
+    return torch.zeros(values.shape[:3], dtype=torch.bool, device=values.device)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from method_kit import Registry, setting, validate
+
 from .budget import ALLOCATIONS, allocate, kept_tokens, segments
 from .join import join
 from .padding import PADDING, valid_cells
-from .settings import setting, validate
 from .signals import Pixels, Signal, VisualEmbeds
 from .tokens import Selection, VisualTokens
 
@@ -183,30 +182,5 @@ def top(scores: Tensor, k: int) -> Tensor:
     return scores.sort(descending=True, stable=True).indices[:k].sort().values
 
 
-_methods: dict[str, type[Selector]] = {}
-registry: Mapping[str, type[Selector]] = MappingProxyType(_methods)
-Method = TypeVar("Method", bound=type[Selector])
-
-
-def register(name: str) -> Callable[[Method], Method]:
-    """Class decorator: make a selector known under `name` (lower case, digits, underscores).
-
-    Raises:
-        ValueError: the name is malformed or taken. TypeError: the class is no `Selector`.
-    """
-
-    def add(cls: Method) -> Method:
-        if not (isinstance(cls, type) and issubclass(cls, Selector)):
-            raise TypeError(f"register({name!r}) decorates subclasses of pruning.Selector, got {cls!r}")
-        if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
-            raise ValueError(f"method name {name!r} must be lower case words joined by underscores, e.g. 'div_prune'")
-        if name in _methods:
-            taken = _methods[name]
-            raise ValueError(
-                f"method name {name!r} is taken by {taken.__module__}.{taken.__qualname__}; choose another"
-            )
-        cls.name = name
-        _methods[name] = cls
-        return cls
-
-    return add
+registry: Registry[Selector] = Registry(Selector)  # type: ignore[type-abstract]
+register = registry.register

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from method_kit.settings import setting
+
 from .base import Selector, finite, register
-from .settings import setting
 from .signals import Signal, TextEmbeds, VisualEmbeds
 from .similarity import largest_volume, min_max
 from .tokens import Selection, VisualTokens

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from method_kit.settings import setting
+
 from .base import Selector, finite, register
 from .greedy import farthest
-from .settings import setting
 from .signals import Projector, Signal, VisualEmbeds
 from .similarity import largest_volume, min_max
 from .tokens import Selection, VisualTokens

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from method_kit.settings import setting
+
 from .base import ScoreSelector, register, top
-from .settings import setting
 from .signals import Activations, Signal
 from .tokens import Selection, VisualTokens
 

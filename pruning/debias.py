@@ -8,9 +8,10 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from method_kit.settings import setting
+
 from .base import ScoreSelector, Selector, register
 from .profile import PRESETS, DebiasProfile, published
-from .settings import setting
 from .signals import Signal
 from .tokens import Selection, VisualTokens
 from .trend import fit_axes, fit_robust, grid_place, raster_place, rope_trend

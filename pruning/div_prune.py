@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from method_kit.settings import setting
+
 from .base import register
 from .greedy import farthest
 from .released import OnePool
-from .settings import setting
 from .signals import Signal, VisualEmbeds
 from .tokens import Selection, VisualTokens
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from method_kit.settings import setting
+
 from .base import ScoreSelector, register
 from .budget import ALLOCATIONS, temporal_change
-from .settings import setting
 from .signals import Signal, VisualEmbeds
 from .tokens import Selection, VisualTokens
 from .uniform import spread

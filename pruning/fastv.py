@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from method_kit.settings import setting
+
 from .base import ScoreSelector, register
 from .released import OnePool
-from .settings import setting
 from .signals import AttentionRows, Signal
 from .tokens import VisualTokens
 

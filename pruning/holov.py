@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from method_kit.settings import setting
+
 from .base import Selector, finite, register, top
 from .budget import apportion
-from .settings import setting
 from .signals import Signal, VisionAttention, VisualEmbeds
 from .tokens import Selection, VisualTokens
 from .uniform import cuts

@@ -7,8 +7,9 @@ from itertools import pairwise
 
 from torch import Tensor
 
+from method_kit.settings import setting, validate
+
 from .base import ScoreSelector, Selector, register
-from .settings import setting, validate
 from .signals import LookAheadRows, Signal
 from .tokens import VisualTokens
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from method_kit.settings import setting
+
 from .base import Selector
-from .settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from method_kit.settings import setting
+
 from .base import Selector, register
 from .budget import kept_tokens, strided
-from .settings import setting
 from .tokens import Selection, VisualTokens
 
 

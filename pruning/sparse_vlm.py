@@ -9,10 +9,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from method_kit.settings import setting
+
 from .base import register, top
 from .cluster import density_peaks
 from .pyramid_drop import Progressive
-from .settings import setting
 from .signals import TEXT, AttentionRows, HiddenStates, Signal, TextEmbeds, VisualEmbeds
 from .tokens import Selection, VisualTokens, Written
 

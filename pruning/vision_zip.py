@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from method_kit.settings import setting
+
 from .base import ScoreSelector, register
-from .settings import setting
 from .signals import Projector, ProjectorCall, Signal, VisionAttention, VisionKeys
 from .tokens import Selection, VisualTokens, Written
 

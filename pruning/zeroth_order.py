@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from method_kit.settings import setting
+
 from .base import Selector, finite, register, top
 from .greedy import farthest
 from .sensitivity import (
@@ -20,7 +22,6 @@ from .sensitivity import (
     low_rank,
     relative_steps,
 )
-from .settings import setting
 from .signals import Projector, ProjectorCall, Signal, VisualEmbeds
 from .tokens import Selection, VisualTokens
 

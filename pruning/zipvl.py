@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from method_kit.settings import setting
+
 from .base import ScoreSelector, register, top
-from .settings import setting
 from .signals import AttentionRows, Signal
 from .tokens import Selection, VisualTokens
 

@@ -49,7 +49,7 @@ def plugin(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     yield "vlmopt_test_plugin"
     sys.modules.pop("vlmopt_test_plugin", None)
-    pruning.base._methods.pop("foreign_pick", None)
+    pruning.registry._methods.pop("foreign_pick", None)
 
 
 def test_describe_feeds_forms_and_tables():
@@ -102,7 +102,7 @@ def test_taken_names_are_refused(offer, monkeypatch):
     offer("uniform", "vlmopt_test_plugin:Pick")
     with pytest.raises(ValueError, match=r"uniform.*taken by pruning.uniform.Uniform"):
         methods.methods()
-    monkeypatch.setitem(attention_fix.base._methods, "uniform", Correction)
+    monkeypatch.setitem(attention_fix.registry._methods, "uniform", Correction)
     with pytest.raises(ValueError, match="taken twice"):
         methods.methods()
 

@@ -14,11 +14,12 @@ import pytest
 import vlmopt
 
 ROOT = Path(vlmopt.__file__).parents[1]
-PACKAGES = {"vlmopt", "pruning", "attention_fix", "apps"}
+PACKAGES = {"vlmopt", "pruning", "attention_fix", "method_kit", "apps"}
 ALLOWED = {
-    "pruning": {"pruning"},
-    "attention_fix": {"attention_fix"},
-    "vlmopt": {"vlmopt", "pruning", "attention_fix"},
+    "method_kit": set(),
+    "pruning": {"pruning", "method_kit"},
+    "attention_fix": {"attention_fix", "method_kit"},
+    "vlmopt": {"vlmopt", "pruning", "attention_fix", "method_kit"},
     "apps": {"apps", "vlmopt"},
 }
 

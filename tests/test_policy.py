@@ -13,8 +13,8 @@ import pytest
 import attention_fix
 import pruning
 from attention_fix import Correction
+from method_kit.settings import setting
 from pruning import FastV, Random, Resize, Selection, Selector, Uniform
-from pruning.settings import setting
 from tests.selectors import SETTINGS
 from vlmopt import methods
 from vlmopt.policy import FILE_NAME, Policy
@@ -44,12 +44,16 @@ class Gain(Correction):
     name = "test_gain"
     gain: float = 1.0
 
+    @property
+    def neutral(self):
+        return self.gain == 1.0
+
 
 @pytest.fixture
 def extra(monkeypatch):
     """`Host` and `Gain` are registered for one test."""
-    monkeypatch.setitem(pruning.base._methods, Host.name, Host)
-    monkeypatch.setitem(attention_fix.base._methods, Gain.name, Gain)
+    monkeypatch.setitem(pruning.registry._methods, Host.name, Host)
+    monkeypatch.setitem(attention_fix.registry._methods, Gain.name, Gain)
 
 
 # ---- presets and loading

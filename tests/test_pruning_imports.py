@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("package", ["pruning", "attention_fix"])
+@pytest.mark.parametrize("package", ["method_kit", "pruning", "attention_fix"])
 def test_only_torch_and_the_standard_library(package):
     files = sorted((ROOT / package).rglob("*.py"))
     assert files
@@ -22,4 +22,4 @@ def test_only_torch_and_the_standard_library(package):
                 names = [node.module]
             for name in names:
                 top = name.split(".")[0]
-                assert top == "torch" or top in sys.stdlib_module_names, f"{path.name} imports {name}"
+                assert top in ("torch", "method_kit") or top in sys.stdlib_module_names, f"{path.name} imports {name}"

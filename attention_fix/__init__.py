@@ -1,5 +1,7 @@
 """How attention, heads or logits are corrected: pure tensor algorithms that know torch only."""
 
+from .adaptive_generated_text import AdaptiveGeneratedText
+from .attention_fusion import AttentionFusion
 from .base import (
     Correction,
     HeadCorrection,
@@ -12,18 +14,47 @@ from .base import (
     register,
     registry,
 )
+from .edited import correct_rows
+from .gain import scale_heads
+from .generated_text import GeneratedText
+from .guidance import guide
+from .head_gain import HeadGain
+from .head_guided import HeadGuided
+from .iat_profile import IATProfile
+from .image_boost import ImageBoost
+from .informed_tokens import InformedTokens
+from .profile import HeadProfile, SinkProfile
 from .rows import attention_rows
+from .vision_heads import VisionHeads
+from .visual_sink import VisualSink
+from .watchdog import repetitive
 
 __all__ = [
+    "AdaptiveGeneratedText",
+    "AttentionFusion",
     "Correction",
+    "GeneratedText",
     "HeadCorrection",
+    "HeadGain",
+    "HeadGuided",
+    "HeadProfile",
+    "IATProfile",
+    "ImageBoost",
+    "InformedTokens",
     "Need",
     "Residual",
     "RowCorrection",
     "RowView",
+    "SinkProfile",
     "TextOnly",
     "Tower",
+    "VisionHeads",
+    "VisualSink",
     "attention_rows",
+    "correct_rows",
+    "guide",
     "register",
     "registry",
+    "repetitive",
+    "scale_heads",
 ]

@@ -107,6 +107,15 @@ class Correction(ABC):
             model: model_type, hidden_size, layers, num_heads, num_kv_heads, head_dim, name_or_path.
         """
 
+    def for_model(self, model: Mapping[str, Any]) -> Correction:
+        """This correction with what is known of the model (see `check_model`) filled in.
+
+        Raises:
+            ValueError: something has to be known and is not, or was measured on another model.
+        """
+        self.check_model(model)
+        return self
+
     def mark(self, hidden: Tensor) -> dict[str, Tensor]:
         """Named Bool[B, W] of the tokens whose residual stream is `hidden` [B, W, D]; asked if it needs `Residual`."""
         raise NotImplementedError

@@ -31,25 +31,45 @@ def attention_rows(
     Raises:
         ValueError: shapes that do not fit, or `first_row` with a mask that already says which row is which.
     """
+    logits, allowed = masked_logits(query.float(), key.float(), mask, scaling, softcap, first_row)
+    return masked_softmax(logits, allowed)
+
+
+def masked_logits(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    softcap: float | None = None,
+    first_row: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Logits [B, H, R, W] in the dtype of the inputs, the finite minimum where blocked, and what is allowed, broadcast.
+
+    Arguments and errors as for `attention_rows`; query and key are of one dtype, fp32 or fp64.
+    """
     batch, heads, rows, dim = query.shape
     kv_heads, width = key.shape[1], key.shape[2]
     if heads % kv_heads or (key.shape[0], key.shape[3]) != (batch, dim):
         raise ValueError(f"query {tuple(query.shape)} and key {tuple(key.shape)} do not fit")
     allowed, bias = read_mask(mask, (batch, heads, rows, width), first_row, key.device)
-    grouped = query.float().reshape(batch, kv_heads, -1, dim)  # [B, Hkv, G*R, D]
-    logits = (grouped @ key.float().transpose(-1, -2)).view(batch, heads, rows, width) * scaling
+    grouped = query.reshape(batch, kv_heads, -1, dim)  # [B, Hkv, G*R, D]
+    logits = (grouped @ key.transpose(-1, -2)).view(batch, heads, rows, width) * scaling
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     if bias is not None:
-        logits = logits + bias
-    logits = logits.masked_fill(~allowed, torch.finfo(torch.float32).min)
+        logits = logits + bias.to(logits.dtype)
+    return logits.masked_fill(~allowed, torch.finfo(logits.dtype).min), allowed
+
+
+def masked_softmax(logits: Tensor, allowed: Tensor) -> Tensor:
+    """Weights that are exactly 0 where blocked; a row without any allowed key is 0."""
     return logits.softmax(-1).masked_fill(~allowed, 0.0)
 
 
 def read_mask(
     mask: Tensor | None, shape: tuple[int, int, int, int], first_row: int | None, device: torch.device
 ) -> tuple[Tensor, Tensor | None]:
-    """(allowed Bool, bias fp32 or None), both broadcast against `shape` [B, H, R, W]."""
+    """(allowed Bool, bias or None), both broadcast against `shape` [B, H, R, W]."""
     batch, heads, rows, width = shape
     if mask is not None and mask.ndim == 4:
         fits = mask.shape[0] in (1, batch) and mask.shape[1] in (1, heads) and tuple(mask.shape[2:]) == (rows, width)
@@ -59,7 +79,7 @@ def read_mask(
             raise ValueError(f"first_row={first_row} has no meaning with a 4-D mask; pass None")
         if mask.dtype == torch.bool:
             return mask, None
-        return mask > BLOCKED, mask.float()
+        return mask > BLOCKED, mask
     start = width - rows if first_row is None else first_row
     causal = torch.arange(width, device=device) <= torch.arange(start, start + rows, device=device)[:, None]
     if mask is None:

@@ -37,7 +37,7 @@ class Registry(Mapping[str, type[Kind]], Generic[Kind]):
                 raise ValueError(
                     f"method name {name!r} is taken by {taken.__module__}.{taken.__qualname__}; choose another"
                 )
-            cls.name = name
+            cls.name = name  # type: ignore[attr-defined]
             self._methods[name] = cls
             return cls
 

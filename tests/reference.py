@@ -112,15 +112,18 @@ def decoder_of(model: nn.Module) -> nn.Module:
 def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
                scaling: float | None = None, **kwargs: Any) -> tuple[Tensor, None]:
     assert kwargs.get("softcap") is None
+    oracle, layer = module.masked_reference, module.layer_idx
     group, kv = query.shape[1] // key.shape[1], key.shape[2]
     key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
     scores = (query @ key.transpose(-1, -2)).float() * scaling
     if attention_mask is not None:
         scores = scores + attention_mask[..., :kv]
-    gone = module.masked_reference.forbidden(module.layer_idx, query.shape[0], kv)
+    gone = oracle.forbidden(layer, query.shape[0], kv)
     if gone is not None:
         scores = scores + NEVER * gone[:, None, None, :].float()
-    return (scores.softmax(-1).to(value.dtype) @ value).transpose(1, 2).contiguous(), None
+    weights = oracle.weights(layer, oracle.logits(layer, scores).softmax(-1))
+    out = (weights.to(value.dtype) @ value).transpose(1, 2).contiguous()
+    return oracle.heads(layer, out), None
 
 
 class Reference:
@@ -156,6 +159,18 @@ class Reference:
     def generate(self, inputs: dict[str, Any], **kwargs: Any) -> Any:
         """A cache without config keeps everything, in sliding layers too, so that columns stay logical."""
         return self.model.generate(**{"past_key_values": DynamicCache(), **inputs, **kwargs})
+
+    def logits(self, layer: int, scores: Tensor) -> Tensor:
+        """Masked logits [B, H, q, kv] of a layer; for oracles that edit them."""
+        return scores
+
+    def weights(self, layer: int, weights: Tensor) -> Tensor:
+        """Attention [B, H, q, kv] of a layer; for oracles that edit it."""
+        return weights
+
+    def heads(self, layer: int, out: Tensor) -> Tensor:
+        """Head outputs [B, q, H, D] of a layer; for oracles that edit them."""
+        return out
 
     def forbidden(self, layer: int, batch: int, columns: int) -> Tensor | None:
         """Bool[batch, columns]; beams and several returns repeat the rows of the prompt."""

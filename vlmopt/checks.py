@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from attention_fix import Correction, Tower
 from pruning import (
     Activations,
     AttentionRows,
@@ -20,9 +21,11 @@ from pruning import (
 )
 
 from .families import Family, families, family_of
+from .methods import Method
 from .policy import Policy
 from .seam import compat
 from .seam.activations import last_linear
+from .seam.corrections import why_not
 from .seam.discover import Anatomy, discover, shared_key_source
 from .seam.encoder import blocks_of, part
 
@@ -32,17 +35,17 @@ def check(model: nn.Module, policy: Policy) -> Anatomy:
     compat.check_version()
     anatomy = discover(model)
     implementation = compat.implementation(anatomy.config)
-    if policy.active and implementation == "flex_attention":
+    if (policy.active or policy.corrections) and implementation == "flex_attention":
         raise ValueError(
             "attn_implementation='flex_attention' is not supported: its block masks cannot be cut. "
             "Use 'sdpa', 'eager' or a flash implementation."
         )
-    if policy.attention:
-        names = ", ".join(method.name for method in policy.attention)
-        raise ValueError(f"attention={names}: this release installs no corrections yet; leave attention empty")
+    facts = model_facts(model, anatomy)
     for method in policy.active:
         check_selector(model, anatomy, method)
-        method.check_model(model_facts(model, anatomy))
+        method.check_model(facts)
+    for correction in policy.corrections:
+        check_correction(model, anatomy, correction)
     return anatomy
 
 
@@ -52,8 +55,30 @@ def model_facts(model: Any, anatomy: Anatomy) -> dict[str, Any]:
         "model_type": model.config.model_type,
         "hidden_size": anatomy.config.hidden_size,
         "layers": len(anatomy.layers),
+        "num_heads": anatomy.config.num_attention_heads,
+        "num_kv_heads": getattr(anatomy.config, "num_key_value_heads", None) or anatomy.config.num_attention_heads,
+        "head_dim": getattr(anatomy.config, "head_dim", None)
+        or anatomy.config.hidden_size // anatomy.config.num_attention_heads,
         "name_or_path": model.config.name_or_path,
     }
+
+
+def check_correction(model: nn.Module, anatomy: Anatomy, correction: Correction) -> None:
+    layers = sorted(correction.at(len(anatomy.layers)))
+    if not layers:
+        raise ValueError(
+            f"{correction.name}: layers={correction.layers!r} names none of the {len(anatomy.layers)} layers of "
+            f"{type(model).__name__}"
+        )
+    reasons = [why_not(anatomy.attentions[layer]) for layer in layers]
+    if None not in reasons:
+        raise ValueError(
+            f"{correction.name}: no layer of layers={correction.layers!r} can be corrected in {type(model).__name__}: "
+            f"{'; '.join(sorted({str(reason) for reason in reasons}))}"
+        )
+    for need in sorted(correction.needs, key=repr):
+        if isinstance(need, Tower):
+            check_tower(model, anatomy, correction, VisionAttention(need.block))
 
 
 def check_selector(model: Any, anatomy: Anatomy, method: Selector) -> None:
@@ -114,7 +139,7 @@ def check_activations(model: nn.Module, anatomy: Anatomy, method: Selector, need
         )
 
 
-def check_projector(model: Any, anatomy: Anatomy, method: Selector, need: Any) -> None:
+def check_projector(model: Any, anatomy: Anatomy, method: Method, need: Any) -> None:
     if not family_of(model.config).by_token:
         raise ValueError(
             f"{method.name}: in {model.config.model_type} visual tokens are no rows of a projector's output "
@@ -123,7 +148,7 @@ def check_projector(model: Any, anatomy: Anatomy, method: Selector, need: Any) -
         )
 
 
-def check_tower(model: Any, anatomy: Anatomy, method: Selector, need: VisionAttention | VisionKeys) -> None:
+def check_tower(model: Any, anatomy: Anatomy, method: Method, need: VisionAttention | VisionKeys) -> None:
     check_projector(model, anatomy, method, need)
     tower = part(anatomy.outer, family_of(model.config).vision_tower)
     depth = len(blocks_of(tower))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from torch import nn
 
-from .checks import check
+from .checks import check, model_facts
 from .policy import Policy
 from .report import Report
 from .seam.session import ATTRIBUTE, Session
@@ -31,6 +32,8 @@ def optimize(model: Model, policy: Any) -> Model:
     """
     loaded = Policy.load(policy)
     anatomy = check(model, loaded)
+    facts = model_facts(model, anatomy)
+    loaded = replace(loaded, attention=[c if c.neutral else c.for_model(facts) for c in loaded.attention])
     restore(model)
     Session(model, loaded, anatomy).install()
     return model

@@ -53,6 +53,12 @@ class Policy:
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be >= 0 and < 2**63, got {self.seed}")
         check_stages(self.prune)
+        check_corrections(self.attention)
+
+    @property
+    def corrections(self) -> list[Correction]:
+        """Every correction that can change something, in the policy's order."""
+        return [correction for correction in self.attention if not correction.neutral]
 
     @property
     def active(self) -> list[Selector]:
@@ -226,6 +232,18 @@ def check_stages(prune: Sequence[Selector]) -> None:
     policies = sorted({method.positions for method in active})
     if "repack" in policies and len(policies) > 1:
         raise ValueError(f"positions='repack' cannot be mixed with {policies}: renumber at every stage or at none")
+
+
+def check_corrections(attention: Sequence[Correction]) -> None:
+    """Corrections that contradict each other."""
+    for i, first in enumerate(attention):
+        for second in attention[i + 1 :]:
+            if first.name == second.name:
+                raise ValueError(f"{first.name} is given twice; give it once, its `layers` may name several ranges")
+            if first.group and first.group == second.group:
+                raise ValueError(
+                    f"{first.name} and {second.name} are both a kind of {first.group}, at most one acts; leave one out"
+                )
 
 
 def named(name: str) -> Policy:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from .accounting import VisualMap, maps, sample
+from .corrected import corrected
+from .corrected import lines as corrected_lines
 from .seam import compat
 from .seam.ledger import Call
 
@@ -37,6 +39,9 @@ class Report:
     peak_memory_bytes: int | None
     applied: list[dict[str, Any]]
     skipped: list[dict[str, str]]
+    corrections: list[dict[str, Any]]
+    repeating: list[int] | None  # samples whose text repeats itself; None where nothing watches
+    token_divergence: list[list[float]] | None  # T-VHD per sample and generated token; None where nothing traces it
     _maps: dict[int, list[VisualMap]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -66,6 +71,9 @@ class Report:
             peak_memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
             applied=applied(call),
             skipped=skipped(call),
+            corrections=corrected(call),
+            repeating=None if call.tripped is None else call.tripped.nonzero()[:, 0].tolist(),
+            token_divergence=torch.stack(call.divergence, 1).tolist() if call.divergence else None,
             _maps=shown,
         )
 
@@ -96,6 +104,9 @@ class Report:
             + (f"; {a['source']}" if a["source"] else "")
             for a in self.applied
         ]
+        lines += corrected_lines(self.corrections)
+        if self.repeating:
+            lines.append(f"warning  the text repeats itself in samples {', '.join(map(str, self.repeating))}")
         lines += [f"skipped  {s['what']}: {s['why']}" for s in self.skipped]
         lines.append("keys     " + runs_of(self.key_lengths) + f"  ({self.kv_cache_bytes / 2**20:.2f} MiB)")
         lines.append(
@@ -140,6 +151,11 @@ def applied(call: Call) -> list[dict[str, Any]]:
 def skipped(call: Call) -> list[dict[str, str]]:
     out = [{"what": what, "why": why} for what, why in call.skipped.items()]
     out += [{"what": m.name, "why": "neutral setting (keep_ratio=1.0)"} for m in call.session.policy.prune if m.neutral]
+    out += [{"what": c.name, "why": "neutral setting"} for c in call.session.policy.attention if c.neutral]
+    if (corrections := call.session.corrections) is not None:
+        out += [{"what": what, "why": why} for what, why in corrections.skipped().items()]
+        if not call.contexts and not call.records and "corrections" not in call.skipped:
+            out.append({"what": "corrections", "why": "the prompt brought no visual tokens"})
     if call.session.selectors and not call.contexts and "pruning" not in call.skipped:
         out.append({"what": "pruning", "why": "the prompt brought no visual tokens"})
     return out

@@ -23,6 +23,7 @@ from .context import STEP, Step
 from .lookahead import Looked
 
 if TYPE_CHECKING:
+    from .correct import LayerCorrections
     from .session import Session
 
 NAME = "vlmopt"
@@ -39,12 +40,14 @@ class BaseView:
 
 
 class AttentionPlan:
-    """What happens in one attention module: today, which of its rows are read."""
+    """What happens in one attention module: which of its rows are read, corrected, and how its prefill is computed."""
 
     def __init__(self, session: Session, layer: int, base: Any) -> None:
         self.session, self.layer, self.base = session, layer, base
         self.rows = 0
         self.text = False  # also the rows of the question
+        self.corrections: LayerCorrections | None = None
+        self.captures = False  # head outputs of the stream without pictures
 
     def count(self, step: Step) -> int:
         """How many of the last rows are read in this step."""
@@ -54,17 +57,29 @@ class AttentionPlan:
 def vlmopt_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """Delegate to the base kernel; during a prefill that will be pruned, also read the rows selectors asked for."""
+    """Delegate to the base kernel; read the rows that selectors asked for, and correct those that corrections name."""
     plan, step = cast("AttentionPlan", module._vlmopt_plan), STEP.get()
-    mine = step is not None and step.owner is plan.session and step.context is not None
-    if mine and step is not None and step.ahead is not None and step.ahead[0] == plan.layer:
+    given = (query, key, value, attention_mask)
+    base = base_function(module, plan.base)
+    if step is None or step.owner is not plan.session:
+        return base(BaseView(module, plan.base), *given, **kwargs)
+    reads = step.context is not None and step.captured is None
+    if reads and step.ahead is not None and step.ahead[0] == plan.layer:
         raise Looked(probe_rows(module, step, step.ahead[1], query, key, attention_mask, **kwargs))
-    out = base_function(module, plan.base)(BaseView(module, plan.base), query, key, value, attention_mask, **kwargs)
-    if mine and step is not None and (count := plan.count(step)):
+    edits = plan.corrections
+    if edits is not None and edits.replaces_kernel(step, query):
+        return edits.run(step, None, *given, **kwargs), None
+    out, weights = base(BaseView(module, plan.base), *given, **kwargs)
+    if reads and (count := plan.count(step)):
         start = step.call.clock.now()
         step.scores["rows", plan.layer] = probe_rows(module, step, count, query, key, attention_mask, **kwargs)
         step.call.scoring.append((start, step.call.clock.now()))
-    return out
+    if edits is not None and edits.active(step):
+        out = edits.run(step, out, *given, **kwargs)
+    elif plan.captures and step.captured is not None:
+        assert step.captured_rows is not None
+        step.captured[plan.layer] = out[torch.arange(len(out), device=out.device), step.captured_rows.to(out.device)]
+    return out, weights
 
 
 def base_function(module: nn.Module, config: Any) -> Callable[..., tuple[Tensor, Tensor | None]]:
@@ -141,9 +156,8 @@ def row_mask(mask: Tensor | None, last: Tensor, batch: Tensor, q: int, kv: int) 
     return causal if mask is None else causal & mask[:, None, None, -kv:].bool()
 
 
-def install(session: Session, need: AttentionRows) -> AttentionPlan:
-    """Route one attention module through `vlmopt_attention`; the undo goes onto the session's stack."""
-    layer = need.layer
+def plan_of(session: Session, layer: int) -> AttentionPlan:
+    """Route one attention module through `vlmopt_attention` (once); the undo goes onto the session's stack."""
     module = session.anatomy.attentions[layer]
     assert module is not None
     if NAME not in ALL_ATTENTION_FUNCTIONS:
@@ -157,10 +171,15 @@ def install(session: Session, need: AttentionRows) -> AttentionPlan:
         module._vlmopt_plan = plan
         module.config = clone
         session.undo.append(Uninstall(module, base))
+    return plan
+
+
+def install(session: Session, need: AttentionRows) -> None:
+    """Read rows of one attention module."""
+    plan = plan_of(session, need.layer)
     if type(need) is AttentionRows:  # a look-ahead is started by the boundary, not by the layer's own run
         plan.text |= need.rows == TEXT
         plan.rows = max(plan.rows, 0 if need.rows == TEXT else int(need.rows))
-    return plan
 
 
 class Uninstall:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from .ledger import Call
+    from .marks import Marks
 
 
 @dataclass
@@ -123,7 +124,29 @@ class Step:
     written: Tensor | None = None  # Bool[B, L] logical places that carry merged tokens
     stage: int = 0  # stage of the layer that runs now
     ahead: tuple[int, int] | None = None  # (layer, rows) of a look-ahead that runs now
+    padding: Tensor | None = None  # Bool[B, q] of this chunk, False at padding; None when every token is real
+    marks: Marks | None = None  # what corrections know of the sequence; None when none is installed
+    tripped: Tensor | None = None  # Bool[B] samples whose text repeats itself, where a method watches
+    divergence: list[Tensor] = field(default_factory=list)  # fp32 [B, H] per traced layer of this step
+    captured: dict[int, Tensor] | None = None  # layer -> head outputs [B, H, D], in a pass without pictures
+    captured_rows: Tensor | None = None  # Long[B] rows whose head outputs are captured
     memo: dict[Any, Any] = field(default_factory=dict)
+
+    def real(self) -> Tensor:
+        """Bool[B, q]: not padding."""
+        if self.padding is not None:
+            return self.padding
+        return torch.ones(self.batch, self.q, dtype=torch.bool, device=self.device)
+
+    def stored(self, stage: int) -> int:
+        """Key slots of a layer of `stage`, those of this step among them."""
+        if stage in self.rows:
+            columns, _ = self.columns(stage)
+            assert columns is not None
+            return columns.shape[1]
+        if self.state is None or stage not in self.state.index:
+            return self.past + self.q
+        return self.state.index[stage].shape[1] + self.past + self.q - self.state.tail
 
     def remember(self, key: tuple[Any, ...], source: object, make: Callable[[], Any]) -> Any:
         """`make()` once per (key, source object): the decoder's loop passes the same tensors to every layer."""

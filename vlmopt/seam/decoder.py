@@ -63,8 +63,9 @@ class OpenStep:
         if state is not None and past and not call.query_lengths and q > 1:
             self.warn_about_question(call)
         call.open_step(step, arguments)
+        if self.session.corrections is not None:
+            self.session.corrections.open(step, arguments, kwargs, cache)
         STEP.set(step)
-
 
     def warn_about_question(self, call: Call) -> None:
         """A new turn over a cache that was pruned for an earlier question."""
@@ -95,7 +96,10 @@ class CloseStep:
             commit(step, max(self.session.stage_of))
             output = restore_length(step, self.session.stage_of[-1], output)
         cache = kwargs.get("past_key_values")
-        step.call.close_step(step, cache if cache is not None else getattr(output, "past_key_values", None))
+        cache = cache if cache is not None else getattr(output, "past_key_values", None)
+        if self.session.corrections is not None:
+            self.session.corrections.close(step, cache)
+        step.call.close_step(step, cache)
         return output
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from .compat import layer_types
 
 IMAGE_IDS = ("image_token_id", "image_token_index")
 VIDEO_IDS = ("video_token_id", "video_token_index")
+DELIMITERS = re.compile(r"((vision|image|video)_(start|end|break|newline)|boi|eoi|bov|eov)_token_(id|index)")
 
 
 @dataclass
@@ -24,6 +26,7 @@ class Anatomy:
     layers: list[Any]
     attentions: list[Any]  # per layer; None for recurrent layers
     visual_ids: dict[int, str]  # token id -> "image" | "video"
+    delimiters: frozenset[int]  # ids of tokens that frame pictures
     layer_types: list[str]
     mrope: bool
 
@@ -69,6 +72,7 @@ def discover(model: nn.Module) -> Anatomy:
         layers=layers,
         attentions=[attention_of(layer) for layer in layers],
         visual_ids=ids,
+        delimiters=delimiters(model),
         layer_types=layer_types(decoder.config),
         mrope="mrope_section" in rope,
     )
@@ -100,6 +104,12 @@ def visual_ids(model: nn.Module) -> dict[int, str]:
             if token is not None:
                 ids[int(token)] = modality
     return ids
+
+
+def delimiters(model: nn.Module) -> frozenset[int]:
+    """Ids of the tokens that frame pictures, as far as the config names them."""
+    values = {name: value for name, value in vars(getattr(model, "config", None)).items() if DELIMITERS.fullmatch(name)}
+    return frozenset(int(value) for value in values.values() if isinstance(value, int))
 
 
 def shared_key_source(attentions: list[nn.Module | None], layer: int) -> int | None:

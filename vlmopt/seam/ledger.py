@@ -14,6 +14,8 @@ from .context import Step, VisualContext
 from .outer import Features, OuterArguments
 
 if TYPE_CHECKING:
+    from .correct import Record
+    from .marks import Marks
     from .session import Session
 
 
@@ -62,6 +64,7 @@ class Call:
     clock: Clock
     by_generate: bool
     prompt_length: int | None = None
+    prompt_mask: Tensor | None = None  # Bool[B, L] that `generate` was given; with static caches models see 4-D ones
     start: Any = None
     end: Any = None
     first_token: Any = None
@@ -82,6 +85,11 @@ class Call:
     cache_bytes: int = 0
     prompt_tokens: Tensor | None = None  # Long[B]
     skipped: dict[str, str] = field(default_factory=dict)  # what -> why, once each
+    records: dict[tuple[str, int], Record] = field(default_factory=dict)  # (correction, layer) -> what it did
+    marks: Marks | None = None  # of the pass that ran last
+    sinks: dict[int, Tensor] = field(default_factory=dict)  # layer -> Bool[B, n] over logical places, from `marks`
+    tripped: Tensor | None = None  # Bool[B] samples whose text began to repeat itself
+    divergence: list[Tensor] = field(default_factory=list)  # fp32 [B] per generated token, where a method traces it
 
     def open_step(self, step: Step, arguments: OuterArguments) -> None:
         """A decoder forward begins; prefills are marked, decode steps only counted."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from attention_fix import Correction
 from pruning import Activations, AttentionRows, Pixels, Projector, Selector, TwoLayers, VisionAttention, VisionKeys
 
 from ..families import family_of
@@ -17,9 +18,12 @@ from ..policy import Policy
 from . import attention, encoder
 from .activations import ActivationHook, last_linear
 from .context import CALL, Lease
+from .correct import Record
+from .corrections import Corrections
 from .decoder import CloseStep, OpenStep
 from .deepstack import DeepStack
 from .discover import Anatomy
+from .guidance import guided
 from .layers import LayerHook
 from .ledger import Call, Clock
 from .outer import MODALITIES, FeatureProbe, OuterHook
@@ -39,7 +43,9 @@ class Session:
         self.stage_of = [sum(layer <= i for layer in self.selectors) for i in range(len(anatomy.layers))]
         self.repack = any(method.positions == "repack" for method in active)
         self.resizer: Any = next((method for method in active if method.resizes_pixels), None)
+        self.corrections = Corrections(self) if policy.corrections else None
         captures = {need for method in active for need in method.captures}
+        captures |= self.corrections.signals() if self.corrections is not None else set()
         self.captures = sorted(captures, key=repr)  # a fixed order, so that two sessions install alike
         self.reads_pixels = Pixels() in captures
         self.tower_depth = 0
@@ -68,14 +74,15 @@ class Session:
         self.hook(anatomy.head.register_forward_hook(FirstToken(self)))
         self.hook(anatomy.decoder.register_forward_pre_hook(OpenStep(self), with_kwargs=True))
         self.hook(anatomy.decoder.register_forward_hook(CloseStep(self), with_kwargs=True, always_call=True))
-        if not self.selectors:
-            return
-        for i, layer in enumerate(anatomy.layers):
-            self.hook(layer.register_forward_pre_hook(LayerHook(self, i), with_kwargs=True))
-        if hasattr(anatomy.decoder, "_deepstack_process"):
-            self.set_attribute(
-                anatomy.decoder, "_deepstack_process", DeepStack(self, anatomy.decoder._deepstack_process)
-            )
+        if self.selectors:
+            for i, layer in enumerate(anatomy.layers):
+                self.hook(layer.register_forward_pre_hook(LayerHook(self, i), with_kwargs=True))
+            if hasattr(anatomy.decoder, "_deepstack_process"):
+                self.set_attribute(
+                    anatomy.decoder, "_deepstack_process", DeepStack(self, anatomy.decoder._deepstack_process)
+                )
+        if self.corrections is not None:
+            self.corrections.install()  # behind the hooks that cut: they see what is left
         for need in self.captures:
             if isinstance(need, AttentionRows):
                 attention.install(self, need)
@@ -129,9 +136,17 @@ class Session:
             CALL.set(call)
         return call
 
+    def record(self, call: Call, correction: Correction, layer: int) -> Record:
+        """Where a correction takes down what it does in a layer during a call."""
+        return call.records.setdefault((correction.name, layer), Record())
+
     def finish(self, call: Call) -> None:
         call.end = call.clock.now()
         call.features.clear()  # the report needs none of the encoder's tensors
+        if call.marks is not None:
+            tables = call.marks.tables.items()
+            call.sinks = {layer: table for (name, layer), table in tables if name == "sink" and layer is not None}
+            call.marks = None
         self.last_call = call
 
 
@@ -163,6 +178,10 @@ class Generate:
         ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
         length = ids.shape[1] if isinstance(ids, torch.Tensor) and ids.ndim == 2 else None
         call = session.new_call(by_generate=True, prompt_length=length)
+        mask = kwargs.get("attention_mask")
+        call.prompt_mask = mask.bool() if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
+        if session.corrections is not None and session.corrections.guided:
+            kwargs["logits_processor"] = guided(session, kwargs)
         token: Token[Call | None] = CALL.set(call)
         try:
             out = self.original(*args, **kwargs)

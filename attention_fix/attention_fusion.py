@@ -1,0 +1,52 @@
+"""VAF: in the middle layers text attends more to the pictures and less to the system prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from method_kit import setting
+
+from .base import RowCorrection, RowView, no_rows, register
+from .boost import IMAGE_BOOST
+from .watchdog import Watched
+
+
+@register("attention_fusion")
+@dataclass(frozen=True, kw_only=True)
+class AttentionFusion(Watched, RowCorrection):
+    """Scales logits in text rows: (1 + enhance) z on visual keys, (1 - suppress) z on the system prompt (VAF).
+
+    ClearSight: Visual Signal Enhancement for Object Hallucination Mitigation in Multimodal Large Language Models (arXiv
+    2503.13107). As published a negative logit moves the wrong way: visual keys with z < 0 lose attention.
+    """
+
+    stage: ClassVar[str] = "logits"
+    rows: ClassVar[str] = "text"
+    group: ClassVar[str] = IMAGE_BOOST
+
+    layers: str = setting("28%:47%", "Decoder layers, as indices and slices; the paper's are 9..14 of 32.", "str")
+    enhance: float = setting(0.15, "How much logits of visual keys grow, as a fraction.", "float", min=0, max=1)
+    suppress: float = setting(
+        0.05, "How much logits of the system prompt shrink, as a fraction.", "float", min=0, max=1
+    )
+    sign_safe: bool = setting(
+        False, "z + enhance |z| and z - suppress |z|, which mean the same for either sign of z.", "bool"
+    )
+
+    @property
+    def neutral(self) -> bool:
+        return self.enhance == 0 == self.suppress
+
+    def edit(self, values: Tensor, view: RowView) -> tuple[Tensor, Tensor]:
+        if self.neutral:
+            return values, no_rows(values)
+        size = values.abs() if self.sign_safe else values
+        image = view.image[:, None, None, :] & view.allowed
+        system = view.system[:, None, None, :] & view.allowed
+        values = torch.where(image, values + self.enhance * size, values)
+        values = torch.where(system, values - self.suppress * size, values)
+        return values, image.any(-1).expand(values.shape[:3])  # without pictures the system prompt is left alone

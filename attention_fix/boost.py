@@ -1,0 +1,88 @@
+"""What boosts of attention logits share: z + alpha |z| on chosen keys."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .base import RowCorrection, no_rows
+from .guidance import Guided
+from .measured import OnDevice, read_profile
+from .profile import HeadProfile
+from .watchdog import Watched
+
+IMAGE_BOOST = "image boost"
+TEXT_BOOST = "text boost"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Boost(Watched, Guided, RowCorrection):
+    """Base of boosts of visual keys that come with guidance, in rows that predict a token."""
+
+    stage: ClassVar[str] = "logits"
+    rows: ClassVar[str] = "last"
+    group: ClassVar[str] = IMAGE_BOOST
+
+    head_gain: HeadProfile | None = field(
+        default=None,
+        metadata={
+            "help": "A measured profile of heads, or its dict form: heads that look at pictures least get no boost, "
+            "those that look most all of it. Our own extension; without it all heads are alike, as in the paper."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        read_profile(self, "head_gain", HeadProfile)
+
+    @property
+    @abstractmethod
+    def boosts(self) -> bool:
+        """True if these settings boost any key."""
+
+    @property
+    def neutral(self) -> bool:
+        return not self.boosts and self.gamma == 1
+
+    @property
+    def source(self) -> str | None:
+        return None if self.head_gain is None else self.head_gain.source
+
+    def check_model(self, model: Mapping[str, Any]) -> None:
+        if self.head_gain is not None:
+            self.head_gain.check(model)
+
+    @cached_property
+    def kappa(self) -> OnDevice | None:
+        """fp32 [layers, heads] in 0..1, what each head gets of the boost; None: all of it."""
+        return None if self.head_gain is None else OnDevice(self.head_gain.gain_map())
+
+    def per_head(self, strength: float, values: Tensor, layer: int) -> float | Tensor:
+        """The strength in one layer: one number, or fp32 [H] on the device of `values`."""
+        return strength if self.kappa is None or strength == 0 else strength * self.kappa[values.device][layer]
+
+
+def boosted(logits: Tensor, alpha: float | Tensor, keys: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+    """z + alpha |z| on keys that are chosen and may be seen; a negative z moves towards 0, beyond it if alpha > 1.
+
+    Args:
+        logits: [B, H, R, K], scaled and masked. alpha: one number, or [H], one per head.
+        keys: Bool[B, K]. allowed: Bool[B or 1, H or 1, R, K].
+
+    Returns:
+        [B, H, R, K], and Bool[B, H, R]: rows that see a chosen key, in heads whose alpha is not 0.
+    """
+    if not isinstance(alpha, Tensor) and alpha == 0:
+        return logits, no_rows(logits)
+    chosen = keys[:, None, None, :] & allowed
+    changed = chosen.any(-1).expand(logits.shape[:3])
+    if isinstance(alpha, Tensor):
+        changed = changed & (alpha != 0)[:, None]
+        alpha = alpha[:, None, None].to(logits.dtype)
+    return torch.where(chosen, logits + alpha * logits.abs(), logits), changed

@@ -1,0 +1,116 @@
+"""Attention of a few rows with corrections in it: logits, edits, softmax, edits, product with the values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .base import RowCorrection, RowView, no_rows
+from .rows import masked_logits, masked_softmax
+
+STAGES = ("logits", "weights")
+BUFFERS = 5  # tensors of the size of the logits that are alive at once, those of an edit among them
+
+Edit = tuple[RowCorrection, RowView]
+Observe = Callable[[RowCorrection, Tensor, RowView, Tensor], None]
+
+
+def correct_rows(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    edits: Sequence[Edit],
+    *,
+    softcap: float | None = None,
+    first_row: int | None = None,
+    budget: int = 64 * 2**20,
+    observe: Observe | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Attention output of R query rows after `edits`, and which rows and heads they changed.
+
+    Rows go through in pieces, so that tensors of the size of the logits take at most `budget` bytes together (one row
+    at least); keys and values are never repeated. fp64 inputs are computed in fp64, all others in fp32. An edit reaches
+    no further than its view's `rows`, and opens no key that the mask closes.
+
+    Args:
+        query: [B, H, R, D], key: [B, Hkv, K, D] and value: [B, Hkv, K, Dv], rotated, H a multiple of Hkv.
+        mask, softcap, first_row: as for `attention_rows`.
+        edits: corrections with what they are told of all R rows, in the order in which they act: logits, then weights.
+        observe: called piece by piece with a correction, the values before its edit, its view, and what it edited.
+
+    Returns:
+        [B, R, H, Dv] in the dtype of `value`, Bool[B, H, R].
+
+    Raises:
+        ValueError: shapes that do not fit, a budget below 1, edits of logits after edits of weights.
+    """
+    batch, heads, rows, _ = query.shape
+    width = key.shape[2]
+    check(edits, (batch, heads, rows, width), budget)
+    if value.shape[:3] != key.shape[:3]:
+        raise ValueError(f"key {tuple(key.shape)} and value {tuple(value.shape)} do not fit")
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    key, spread = key.to(dtype), value.to(dtype)
+    size = max(budget // (BUFFERS * batch * heads * width * dtype.itemsize), 1)
+    start = width - rows if first_row is None else first_row
+    outputs, changes = [], []
+    for low in range(0, max(rows, 1), size):
+        high = min(low + size, rows)
+        whole = mask is None or mask.ndim != 4  # such a mask says nothing of rows
+        piece = mask if whole else mask[:, :, low:high]  # type: ignore[index]
+        first = start + low if whole else first_row
+        values, allowed = masked_logits(query[:, :, low:high].to(dtype), key, piece, scaling, softcap, first)
+        views = [(correction, part(view, low, high)) for correction, view in edits]
+        values, early = apply("logits", values, views, observe)
+        if any(correction.stage == "logits" for correction, _ in edits):
+            values = values.masked_fill(~allowed, torch.finfo(dtype).min)
+        values = masked_softmax(values, allowed)
+        values, late = apply("weights", values, views, observe)
+        grouped = values.reshape(batch, key.shape[1], -1, width)  # [B, Hkv, G*R, K]
+        product = (grouped @ spread).view(batch, heads, high - low, value.shape[3])
+        outputs.append(product.transpose(1, 2).to(value.dtype))
+        changes.append(early | late)
+    return torch.cat(outputs, 1), torch.cat(changes, 2)
+
+
+def apply(stage: str, values: Tensor, edits: Sequence[Edit], observe: Observe | None) -> tuple[Tensor, Tensor]:
+    """Values after the edits of one stage, and Bool[B, H, R] of the rows that they changed."""
+    changed = no_rows(values)
+    for correction, view in edits:
+        if correction.stage == stage:
+            after, edited = correction.edit(values, view)
+            edited = edited & view.rows[:, None]
+            if observe is not None:
+                observe(correction, values, view, edited)
+            values = torch.where(edited[..., None], after, values)
+            changed = changed | edited
+    return values, changed
+
+
+def part(view: RowView, start: int, stop: int) -> RowView:
+    """The view of its rows start..stop, exclusive."""
+    return replace(view, allowed=view.allowed[:, :, start:stop], rows=view.rows[:, start:stop])
+
+
+def check(edits: Sequence[Edit], shape: tuple[int, int, int, int], budget: int) -> None:
+    """Raise `ValueError` if edits are out of order, are told of other rows or keys, or may use no memory."""
+    batch, heads, rows, width = shape
+    if budget < 1:
+        raise ValueError(f"budget={budget} must be at least 1 byte")
+    stages = [correction.stage for correction, _ in edits]
+    if stages != sorted(stages, key=STAGES.index):
+        names = ", ".join(f"{correction.name} ({correction.stage})" for correction, _ in edits)
+        raise ValueError(f"edits of logits come before edits of weights, got {names}")
+    for correction, view in edits:
+        allowed = tuple(view.allowed.shape)
+        fits = allowed[0] in (1, batch) and allowed[1] in (1, heads) and allowed[2:] == (rows, width)
+        if not fits or tuple(view.rows.shape) != (batch, rows):
+            raise ValueError(
+                f"{correction.name}: a view of allowed {allowed} and rows {tuple(view.rows.shape)} does not fit "
+                f"attention {shape} [B, H, R, K]"
+            )

@@ -1,0 +1,191 @@
+"""What was measured on one model: in which dimensions its sinks stand out, and which heads look at pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from method_kit import setting, validate
+
+FORMAT = 1
+CRITERIA = ("visual_mass", "nonsink_mass", "divergence")
+
+Kind = TypeVar("Kind", bound="ModelProfile")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelProfile:
+    """Base: facts about the model that was measured, comparison with another one, and the dict form.
+
+    Raises:
+        TypeError, ValueError: a value of the wrong type or out of range; facts that are missing.
+    """
+
+    label: ClassVar[str] = "profile"
+    facts: ClassVar[tuple[str, ...]] = ()  # whole numbers that `model` must hold
+
+    model: Mapping[str, Any] = field(hash=False)  # model_type, hidden_size, layers, num_heads, ..., name_or_path
+    samples: int = setting(MISSING, "Number of prompts averaged.", "int", min=1)
+
+    def __post_init__(self) -> None:
+        validate(self, self.label)
+        if not isinstance(self.model, Mapping):
+            raise TypeError(f"{self.label}: model must be a dict of facts about the model, got {self.model!r}")
+        object.__setattr__(self, "model", dict(self.model))
+        missing = [name for name in self.facts if not isinstance(self.model.get(name), int)]
+        if missing:
+            raise ValueError(f"{self.label}: model must hold {', '.join(missing)} as whole numbers, got {self.model!r}")
+
+    @property
+    def source(self) -> str:
+        """Where the numbers come from, in words."""
+        name = self.model.get("name_or_path") or self.model.get("model_type") or "a model without a name"
+        return f"{self.label} of {name}, {self.samples} samples"
+
+    def check(self, model: Mapping[str, Any]) -> None:
+        """Compare with the model of its use; `name_or_path` may differ, copies have others.
+
+        Raises:
+            ValueError: naming everything that differs.
+        """
+        pairs = [(key, value, model.get(key)) for key, value in self.model.items() if key != "name_or_path"]
+        differ = [f"{what} is {here!r}, the profile's is {own!r}" for what, own, here in pairs if own != here]
+        if differ:
+            raise ValueError(f"this {self.label} was measured on another model: {'; '.join(differ)}. Measure anew")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, complete."""
+        return {"format": FORMAT, **{f.name: plain(getattr(self, f.name)) for f in fields(self)}}
+
+    @classmethod
+    def from_dict(cls: type[Kind], data: Mapping[str, Any]) -> Kind:
+        """Inverse of `to_dict`.
+
+        Raises:
+            TypeError, ValueError: no dict, another format, unknown or missing keys, values out of range.
+        """
+        if not isinstance(data, Mapping):
+            raise TypeError(f"a {cls.label} must be a dict, got {data!r} of type {type(data).__name__}")
+        if data.get("format") != FORMAT:
+            raise ValueError(f"a {cls.label} must have 'format': {FORMAT}, got {data.get('format')!r}")
+        names = [f.name for f in fields(cls)]
+        needed = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
+        unknown = sorted(str(key) for key in data if key != "format" and key not in names)
+        missing = [name for name in needed if name not in data]
+        if unknown or missing:
+            raise ValueError(f"{cls.label}: unknown keys {unknown}, missing keys {missing}; keys: {', '.join(names)}")
+        return cls(**{key: value for key, value in data.items() if key != "format"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SinkProfile(ModelProfile):
+    """Hidden dimensions in which the sinks of a model stand out, and from which value on a token is one.
+
+    Raises:
+        TypeError, ValueError: as the base; a dimension, threshold or layer that the model cannot have.
+    """
+
+    label: ClassVar[str] = "sink profile"
+    facts: ClassVar[tuple[str, ...]] = ("hidden_size", "layers")
+
+    dims: tuple[int, ...] = setting(MISSING, "Sink dimensions of the residual stream.", "ints", min=0)
+    tau: float = setting(MISSING, "A token is a sink from this |x_c| / rms(x) on.", "float", above=0)
+    band: tuple[int, ...] = setting(
+        MISSING, "First layer with massive activations, first without again.", "ints", min=0
+    )
+    first_layer: int = setting(MISSING, "First layer whose image tokens hold sinks.", "int", min=0)
+    stats: Mapping[str, Any] = field(default_factory=dict, hash=False)  # what else was found, JSON-ready
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.stats, Mapping):
+            raise TypeError(f"{self.label}: stats must be a dict, got {self.stats!r}")
+        object.__setattr__(self, "stats", dict(self.stats))
+        check_dims(self.dims, self.tau, self.model["hidden_size"], self.label)
+        depth = self.model["layers"]
+        if len(self.band) != 2 or not self.band[0] < self.band[1] <= depth:
+            raise ValueError(f"{self.label}: band={self.band!r} must be two layers, rising, within 0..{depth}")
+        if self.first_layer >= depth:
+            raise ValueError(f"{self.label}: first_layer={self.first_layer} must be in 0..{depth - 1}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadProfile(ModelProfile):
+    """How much each head looks at pictures: means over text rows, by [layer][head].
+
+    Raises:
+        TypeError, ValueError: as the base; tables that do not fit the model, or hold other numbers than they may.
+    """
+
+    label: ClassVar[str] = "head profile"
+    facts: ClassVar[tuple[str, ...]] = ("layers", "num_heads")
+
+    visual_mass: tuple[tuple[float, ...], ...]  # attention mass on visual keys, 0..1
+    nonsink_mass: tuple[tuple[float, ...], ...]  # the same without visual sinks, 0..1
+    divergence: tuple[tuple[float, ...], ...]  # distance of the head's output from that without pictures, >= 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        shape = self.model["layers"], self.model["num_heads"]
+        for name in CRITERIA:
+            high = None if name == "divergence" else 1.0
+            object.__setattr__(self, name, table(getattr(self, name), shape, high, f"{self.label}: {name}"))
+
+    def gain_map(self, criterion: str = "visual_mass") -> Tensor:
+        """fp32 [layers, heads] in 0..1, what each head gets of a gain.
+
+        Linear from 0 at the median of all heads of the model to 1 at their 90th percentile.
+
+        Args:
+            criterion: "visual_mass", "nonsink_mass" or "divergence".
+
+        Raises:
+            ValueError: another criterion.
+        """
+        if criterion not in CRITERIA:
+            raise ValueError(f"criterion={criterion!r} must be one of {', '.join(CRITERIA)}")
+        scores = torch.tensor(getattr(self, criterion), dtype=torch.float64)
+        low, high = scores.quantile(0.5), scores.quantile(0.9)
+        if high == low:  # most heads are alike: those above stand out whatever the distance
+            return (scores > low).float()
+        return ((scores - low) / (high - low)).clamp(0, 1).float()
+
+
+def check_dims(dims: Sequence[int], tau: float | None, hidden_size: int, label: str) -> None:
+    """Raise `ValueError` for dimensions that do not exist, or a threshold that no token can reach."""
+    if not dims or len(set(dims)) != len(dims) or max(dims) >= hidden_size:
+        raise ValueError(
+            f"{label}: dims={tuple(dims)!r} must be distinct numbers in 0..{hidden_size - 1}, one at least"
+        )
+    if tau is not None and not tau < hidden_size**0.5:
+        raise ValueError(
+            f"{label}: tau={tau} is never reached, |x_c| / rms(x) is at most sqrt({hidden_size}) = "
+            f"{hidden_size**0.5:.1f}; take about {0.3125 * hidden_size**0.5:.1f}"
+        )
+
+
+def table(rows: Any, shape: tuple[int, int], high: float | None, label: str) -> tuple[tuple[float, ...], ...]:
+    """Rows of finite numbers from 0 to `high`, as tuples of plain floats."""
+    try:
+        numbers = tuple(tuple(float(value) for value in row) for row in rows)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{label} must be numbers by [layer][head], got {rows!r}") from error
+    if len(numbers) != shape[0] or any(len(row) != shape[1] for row in numbers):
+        lengths = sorted({len(row) for row in numbers})
+        raise ValueError(f"{label} must be {shape[0]} layers of {shape[1]} heads, got {len(numbers)} of {lengths}")
+    top = float("inf") if high is None else high + 1e-6  # a mean of fp32 sums may round beyond 1
+    wrong = [value for row in numbers for value in row if not (0 <= value <= top and value < float("inf"))]
+    if wrong:
+        raise ValueError(f"{label} must be >= 0{'' if high is None else f' and <= {high}'}, got {wrong[0]!r}")
+    return numbers
+
+
+def plain(value: Any) -> Any:
+    """Tuples as lists, mappings as dicts, all the way down."""
+    if isinstance(value, Mapping):
+        return {key: plain(entry) for key, entry in value.items()}
+    return [plain(entry) for entry in value] if isinstance(value, (tuple, list)) else value

@@ -1,0 +1,140 @@
+"""VHR: heads whose output depends on the picture count more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from method_kit import setting
+
+from .base import HeadCorrection, Need, TextOnly, register
+from .measured import OnDevice, read_profile
+from .profile import HeadProfile
+
+
+@register("vision_heads")
+@dataclass(frozen=True, kw_only=True)
+class VisionHeads(HeadCorrection):
+    """Multiplies the outputs of the more picture-dependent half of the heads by `strength` (VHR).
+
+    Cracking the Code of Hallucination in LVLMs with Vision-aware Head Divergence (arXiv 2412.13949). A head's
+    divergence (VHD) is the distance of its output with the pictures to that without, in the last row of the prompt;
+    the choice then holds for the whole answer. Where the paper is silent: the text-only stream is not strengthened, the
+    standard deviation is the unbiased one, and on ties with the lower median a head is left alone. Tested by its
+    authors on 7B models without grouped queries only.
+
+    Raises:
+        ValueError: mode="static" without a profile, or a profile in another mode.
+    """
+
+    reads = "head outputs with and without pictures"
+
+    layers: str = setting(
+        "1,-44%:", "Decoder layers, as indices and slices; the paper's are 1 and the last 14 of 32.", "str"
+    )
+    strength: float = setting(
+        1.5, "Factor of the chosen heads; the paper's is 2, for LLaVA-1.5; 4 breaks the text.", "float", above=0, max=4
+    )
+    outliers: bool = setting(
+        True,
+        "Leave out heads that diverge by more than a standard deviation above the mean and are as active without "
+        "pictures: they react to the missing picture, not to the picture.",
+        "bool",
+    )
+    mode: str = setting(
+        "text_first",
+        "text_first: the prompt runs once without pictures, and heads are chosen for it; static: heads that a profile "
+        "names, for every prompt the same, which the paper finds weaker.",
+        "str",
+        choices=("text_first", "static"),
+    )
+    profile: HeadProfile | None = field(
+        default=None, metadata={"help": "static: the measured mean divergence of heads, or its dict form."}
+    )
+    trace: bool = setting(
+        False,
+        "Report the divergence of every generated token, which is low before hallucinated words; a second stream "
+        "without pictures doubles decoding.",
+        "bool",
+    )
+    trace_heads: int = setting(4, "Heads per layer that the trace sums up, the most divergent ones.", "int", min=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        read_profile(self, "profile", HeadProfile)
+        if (self.profile is not None) != (self.mode == "static"):
+            raise ValueError(f"{self.name}: mode='static' needs a profile, mode='text_first' has no use for one")
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset({TextOnly()}) if self.mode == "text_first" else frozenset()
+
+    @property
+    def neutral(self) -> bool:
+        return self.strength == 1 and not self.trace
+
+    @property
+    def source(self) -> str | None:
+        return None if self.profile is None else self.profile.source
+
+    def check_model(self, model: Mapping[str, Any]) -> None:
+        if self.profile is not None:
+            self.profile.check(model)
+
+    @cached_property
+    def chosen(self) -> OnDevice:
+        """Bool[layers, heads] that the profile names."""
+        assert self.profile is not None
+        return OnDevice(above_median(torch.tensor(self.profile.divergence)))
+
+    def gain(self, heads: Tensor, text_only: Tensor | None, layer: int) -> Tensor:
+        if self.mode == "static":
+            selected = self.chosen[heads.device][layer].expand(heads.shape[:2])
+        else:
+            assert text_only is not None
+            activity = text_only.float().square().sum(-1)
+            selected = select_heads(head_divergence(heads, text_only), activity, self.outliers)
+        return torch.ones(selected.shape, device=heads.device).masked_fill(selected, self.strength)
+
+
+def head_divergence(heads: Tensor, text_only: Tensor) -> Tensor:
+    """VHD: Euclidean distance of head outputs [..., D] with and without pictures, in fp32."""
+    return torch.linalg.vector_norm(heads.float() - text_only.float(), dim=-1)
+
+
+def select_heads(divergence: Tensor, activity: Tensor, outliers: bool = True) -> Tensor:
+    """Heads of one layer that are to be strengthened: divergence above the lower median.
+
+    Args:
+        divergence: fp32 [B, H], VHD. activity: fp32 [B, H], squared norm of the output without pictures.
+        outliers: first set divergence to 0 where it and activity exceed mean + unbiased standard deviation.
+
+    Returns:
+        Bool[B, H]; floor(H / 2) heads if all values differ, none if they are all equal.
+    """
+    if outliers:
+        divergence = divergence.masked_fill(extreme(divergence) & extreme(activity), 0.0)
+    return above_median(divergence)
+
+
+def above_median(values: Tensor) -> Tensor:
+    """Bool[..., H]: strictly above the lower median of the last axis."""
+    middle = (values.shape[-1] - 1) // 2
+    return values > values.sort(-1).values[..., middle, None]  # `median` along an axis is not deterministic on GPUs
+
+
+def extreme(values: Tensor) -> Tensor:
+    """Bool[B, H]: above mean + unbiased standard deviation over heads; never with a single head."""
+    away = values - values.mean(-1, keepdim=True)
+    variance = away.square().sum(-1, keepdim=True) / max(values.shape[-1] - 1, 1)  # `std` warns of a single head
+    return away > variance.sqrt()
+
+
+def token_divergence(divergence: Sequence[Tensor], top_k: int) -> Tensor:
+    """T-VHD: sum over layers of the `top_k` largest VHD of each, [B] from one [B, H] per layer."""
+    return torch.stack([layer.topk(min(top_k, layer.shape[-1])).values.sum(-1) for layer in divergence]).sum(0)

@@ -1,0 +1,192 @@
+"""VAR: attention that visual sinks get for nothing goes to the other visual tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from method_kit import setting
+
+from .base import Need, Residual, RowCorrection, RowView, no_rows, register
+from .measured import read_profile
+from .profile import SinkProfile, check_dims
+from .redistribution import gate
+from .sinks import auto_tau, published, published_dims, sink_mask, sink_scores
+
+
+class Masses(NamedTuple):
+    """Attention of each row [B, H, R] on sets of keys, the sets, and where the gate is open."""
+
+    sets: Tensor  # [B, 3, K], 0 or 1: all sinks, visual sinks, other visual keys
+    sink: Tensor
+    visual_sink: Tensor
+    nonsink: Tensor
+    open: Tensor  # Bool
+
+
+@register("visual_sink")
+@dataclass(frozen=True, kw_only=True)
+class VisualSink(RowCorrection):
+    """Takes a fraction from all sinks and gives it to the other visual tokens, in heads that look at those.
+
+    See What You Are Told: Visual Attention Sink in Large Multimodal Models (arXiv 2503.03321; VAR). A token of the
+    prompt is a sink where max over `dims` of |x_c| / rms(x) >= tau. In a row and head with attention m_I >= 0.2 on the
+    picture, of which at least `min_nonsink_ratio` is on other tokens than sinks, those get
+    a_j (1 + recycle m_S / m_VN) and sinks (1 - recycle) a_j: rows still sum to 1. The released code counts `recycle`
+    and `min_nonsink_ratio` the other way round, 1 - p and 1 - rho; these are the paper's. A row that sees no visual
+    sink, or hardly any other visual token, is left alone.
+
+    Raises:
+        TypeError, ValueError: also a profile next to dims or tau.
+    """
+
+    reads = "attention, residual stream"
+
+    layers: str = setting(
+        "2:-1", "Decoder layers, as indices and slices; the first two inputs have no sinks yet.", "str"
+    )
+    recycle: float = setting(0.6, "Fraction of every sink's attention that is given away; p.", "float", min=0, max=1)
+    min_nonsink_ratio: float = setting(
+        0.5,
+        "Share of the picture's attention that must lie on other tokens than sinks; rho. 0.5 for descriptions, 0.8 for "
+        "questions with short answers.",
+        "float",
+        min=0,
+        max=1,
+    )
+    min_visual_mass: float = setting(0.2, "Attention that a head must pay to the picture.", "float", min=0, max=1)
+    min_nonsink_tokens: int = setting(
+        8, "Visual tokens other than sinks that a row must see; pruning may leave hardly any.", "int", min=1
+    )
+    dims: tuple[int, ...] = setting((), "Sink dimensions; empty: the published ones of the model.", "ints", min=0)
+    tau: float | None = setting(
+        None, "A token is a sink from this |x_c| / rms(x) on; none: 0.3125 sqrt(hidden size).", "float", above=0
+    )
+    profile: SinkProfile | None = field(
+        default=None, metadata={"help": "Measured dims and tau of this model, or their dict form; instead of both."}
+    )
+    scope: str = setting(
+        "all",
+        "Where attention of visual sinks goes: all: to all pictures; per_image: to their own, and that of textual "
+        "sinks to each by its attention.",
+        "str",
+        choices=("all", "per_image"),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        read_profile(self, "profile", SinkProfile)
+        if self.profile is not None and (self.dims or self.tau is not None):
+            raise ValueError(
+                f"{self.name}: a profile holds dims and tau, got dims={self.dims!r} and tau={self.tau!r} as well; give "
+                "one or the other"
+            )
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset() if self.neutral else frozenset({Residual()})
+
+    @property
+    def neutral(self) -> bool:
+        return self.recycle == 0
+
+    @property
+    def source(self) -> str | None:
+        return None if self.profile is None else self.profile.source
+
+    def check_model(self, model: Mapping[str, Any]) -> None:
+        if self.profile is not None:
+            self.profile.check(model)
+        elif dims := self.dims or published_dims(model):
+            check_dims(dims, self.tau, model["hidden_size"], self.name)
+        elif not self.neutral:
+            hint = ""
+            if row := published(model):
+                hint = f" (unverified for {row.name}: {' or '.join(str(dims) for dims in (row.dims, *row.others))})"
+            raise ValueError(
+                f"{self.name}: no sink dimensions are published for {model.get('name_or_path') or dict(model)!r}; "
+                f"measure a profile, or give dims{hint}"
+            )
+
+    def fitted(self, model: Mapping[str, Any]) -> VisualSink:
+        """The same with the published dimensions of a model, where none are set and some are known."""
+        known = None if self.dims or self.profile is not None else published_dims(model)
+        return self if known is None else replace(self, dims=known)
+
+    def mark(self, hidden: Tensor) -> dict[str, Tensor]:
+        dims, tau = (self.dims, self.tau) if self.profile is None else (self.profile.dims, self.profile.tau)
+        if not dims:
+            raise ValueError(f"{self.name}: no sink dimensions; give dims or a profile, or take those of `fitted`")
+        tau = auto_tau(hidden.shape[-1]) if tau is None else tau
+        return {"sink": sink_mask(sink_scores(hidden, dims), tau)}
+
+    def edit(self, values: Tensor, view: RowView) -> tuple[Tensor, Tensor]:
+        sink = view.marks.get("sink")
+        if sink is None or self.neutral:
+            return values, no_rows(values)
+        found = self.weigh(values, view, sink)
+        gain = self.shared(found) if self.scope == "all" else self.by_picture(values, view.span, found)
+        gain = gain.where(found.open[..., None], 1.0)  # finite, so that 0 * gain is 0
+        nonsink = found.sets[:, 2]
+        base = torch.ones_like(nonsink).masked_fill_(sink, 1 - self.recycle) - nonsink
+        return values * torch.addcmul(base[:, None, None], gain, nonsink[:, None, None]), found.open
+
+    def weigh(self, values: Tensor, view: RowView, sink: Tensor) -> Masses:
+        """Masses by one product with [K, 3] indicators: half the time of masked sums."""
+        visual_sink = sink & view.image
+        sets = torch.stack([sink, visual_sink, view.image ^ visual_sink], 1).to(values.dtype)
+        mass = (values.flatten(1, 2) @ sets.mT).view(*values.shape[:3], 3)
+        reach = view.allowed.to(values.dtype).flatten(1, 2) @ sets[:, 1:].mT
+        reach = reach.view(len(values), -1, values.shape[2], 2)  # counted by row, or later pictures would reach back
+        sinks, visual_sinks, nonsinks = mass.unbind(-1)
+        wide_open = gate(visual_sinks, nonsinks, self.min_nonsink_ratio, self.min_visual_mass)
+        seen = (reach[..., 0] > 0) & (reach[..., 1] >= self.min_nonsink_tokens)
+        return Masses(sets, sinks, visual_sinks, nonsinks, wide_open & seen)
+
+    def shared(self, found: Masses) -> Tensor:
+        """Factor of every visual key but sinks, [B, H, R, 1]."""
+        return (1 + self.recycle * found.sink / found.nonsink)[..., None]
+
+    def by_picture(self, values: Tensor, span: Tensor, found: Masses) -> Tensor:
+        """Factor [B, H, R, K]; a picture whose tokens are all sinks gives to all pictures, like textual sinks."""
+        place = ranks(span)[:, None, None].expand_as(values)
+        own, nonsink = (
+            torch.zeros_like(values).scatter_add_(-1, place, values * keys[:, None, None])
+            for keys in found.sets[:, 1:].unbind(1)
+        )
+        empty = nonsink <= torch.finfo(values.dtype).tiny
+        own.masked_fill_(empty, 0.0)
+        pool = (found.sink - own.sum(-1)) / found.nonsink
+        own.div_(nonsink.masked_fill_(empty, 1.0))
+        return own.gather(-1, place).add_(pool[..., None]).mul_(self.recycle).add_(1.0)
+
+    def measure(self, values: Tensor, view: RowView) -> dict[str, Tensor]:
+        """Sinks and visual sinks per sample; means over editable rows and heads: gate open, m_I, attention moved."""
+        sink = view.marks.get("sink")
+        if sink is None:
+            return {}
+        found = self.weigh(values, view, sink & view.allowed.any(2).any(1))
+        rows = view.rows[:, None].to(values.dtype)
+        total = rows.sum().clamp_min(1) * values.shape[1]
+
+        def mean(x: Tensor) -> Tensor:
+            return (x * rows).sum() / total
+
+        return {
+            "sinks": found.sets[:, 0].sum(1).mean(),
+            "visual_sinks": found.sets[:, 1].sum(1).mean(),
+            "gates_open": mean(found.open),
+            "visual_mass": mean(found.visual_sink + found.nonsink),
+            "moved_mass": mean(self.recycle * found.sink * found.open),
+        }
+
+
+def ranks(span: Tensor) -> Tensor:
+    """Long[B, K]: numbers of pictures without gaps, so that they are below K whatever was pruned."""
+    ordered, index = span.sort(-1)
+    steps = torch.nn.functional.pad(ordered.diff(dim=-1) != 0, (1, 0)).cumsum(-1)
+    return torch.zeros_like(span).scatter_(-1, index, steps)

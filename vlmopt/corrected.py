@@ -1,0 +1,81 @@
+"""What corrections did in one call, from the tensors that they left behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from .seam.correct import Record
+from .seam.ledger import Call
+
+
+def corrected(call: Call) -> list[dict[str, Any]]:
+    """One entry per correction that ran.
+
+    `layers` has one entry per layer: `rows` text rows of the prompts that it might edit, `edited` the share of (row,
+    head) pairs that it changed, the same of generated rows, `heads` how many heads of each sample got another gain, and
+    what the method measured. None where nothing of the kind happened.
+    """
+    session = call.session
+    if session.corrections is None:
+        return []
+    out = []
+    for correction in session.corrections.active:
+        found = {layer: record for (name, layer), record in call.records.items() if name == correction.name}
+        if found:
+            layers = [{"layer": layer} | of_layer(record) for layer, record in sorted(found.items())]
+            out.append({"method": correction.name, "source": correction.source, "layers": layers})
+    return out
+
+
+def of_layer(record: Record) -> dict[str, Any]:
+    gain = record.gain
+    return {
+        "rows": 0 if record.rows is None else int(record.rows.sum()),
+        "edited": share(record.edited, record.rows),
+        "generated_rows": record.steps * (0 if record.generated is None else len(record.generated)),
+        "generated_edited": share(record.generated, record.steps),
+        "heads": None if gain is None else [int(n) for n in (gain != 1).sum(1)],
+        "gain": None if gain is None else [[round(float(g), 4) for g in row] for row in gain],
+        **averaged(record.measured),
+    }
+
+
+def share(edited: Tensor | None, rows: Tensor | int | None) -> float | None:
+    """Fraction of the offered (row, head) pairs that were edited; `rows` per sample."""
+    if edited is None or rows is None:
+        return None
+    offered = float(rows.sum() if isinstance(rows, Tensor) else rows * len(edited)) * edited.shape[1]
+    return float(edited.sum()) / offered if offered else None
+
+
+def averaged(measured: list[tuple[int, dict[str, Tensor]]]) -> dict[str, float]:
+    """Mean of every scalar over the pieces in which rows went through, weighted by their rows."""
+    total = sum(rows for rows, _ in measured)
+    names = measured[0][1] if measured else ()
+    return {name: sum(rows * float(values[name]) for rows, values in measured) / max(total, 1) for name in names}
+
+
+def lines(entries: list[dict[str, Any]]) -> list[str]:
+    """The entries as lines of the report's table."""
+    out = []
+    for entry in entries:
+        layers = entry["layers"]
+        text = f"applied  {entry['method']} in {len(layers)} layers"
+        for key, words in (("edited", "of prompt"), ("generated_edited", "of generated")):
+            values = [layer[key] for layer in layers if layer[key] is not None]
+            if values:
+                text += f"; {100 * sum(values) / len(values):.1f} % {words} rows and heads edited"
+        if any(layer["heads"] for layer in layers):
+            counts = [n for layer in layers for n in layer["heads"] or ()]
+            text += f"; {sum(counts) / len(counts):.1f} heads per layer scaled"
+        names = sorted({name for layer in layers for name in layer} - FIXED)
+        for name in names:
+            values = [layer[name] for layer in layers if name in layer]
+            text += f"; {name} {sum(values) / len(values):.3g}"
+        out.append(text + (f"; {entry['source']}" if entry["source"] else ""))
+    return out
+
+
+FIXED = {"layer", "rows", "edited", "generated_rows", "generated_edited", "heads", "gain"}

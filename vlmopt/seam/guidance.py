@@ -1,0 +1,52 @@
+"""Guidance away from what the language model says without the pictures, as an ordinary logits processor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from attention_fix import guide
+
+from .context import CALL
+
+if TYPE_CHECKING:
+    from .session import Session
+
+
+class Guidance(LogitsProcessor):
+    """Works on the logits of every step, greedy or sampled; samples without a picture stay as they are."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        call, corrections = CALL.get(), self.session.corrections
+        if call is None or call.marks is None or call.marks.stream is None or corrections is None:
+            return scores
+        without = call.marks.stream.logits
+        if without is None or corrections.guided is None:
+            return scores
+        method = corrections.guided
+        out = guide(scores, without.to(scores.device), method.gamma, method.cutoff).to(scores.dtype)
+        return torch.where(call.marks.seen.to(scores.device)[:, None], out, scores)
+
+
+def guided(session: Session, kwargs: dict[str, Any]) -> LogitsProcessorList:
+    """The processors of a `generate` call with guidance behind them.
+
+    Raises:
+        ValueError: beams or assisted decoding, whose second stream would have to be reordered or rolled back.
+    """
+    config = kwargs.get("generation_config") or session.model.generation_config
+    beams = kwargs.get("num_beams", getattr(config, "num_beams", 1)) or 1
+    assisted = kwargs.get("assistant_model") is not None or kwargs.get("prompt_lookup_num_tokens") is not None
+    if beams > 1 or assisted:
+        name = session.corrections.guided.name if session.corrections else "guidance"
+        raise ValueError(
+            f"{name}: gamma > 1 needs one sequence per sample and step; use num_beams=1 without assisted decoding, or "
+            "gamma=1"
+        )
+    return LogitsProcessorList([*(kwargs.get("logits_processor") or []), Guidance(session)])

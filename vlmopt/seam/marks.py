@@ -1,0 +1,111 @@
+"""What corrections remember of the tokens that one cache holds: flags over logical places, gains, the text stream.
+
+Made for every new cache (or uncached forward), kept on the cache, copied with it: nothing outlives what it describes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+if TYPE_CHECKING:
+    from .context import Step
+
+ATTRIBUTE = "_vlmopt_marks"
+ROOM = 256  # slots by which the physical copy of a table grows, so that decoding pads rarely
+
+Name = tuple[str, int | None]  # what is flagged, and in which layer where that matters
+
+
+@dataclass
+class Marks:
+    """Tables are [B, n] over the first n logical places; what lies behind them is unflagged."""
+
+    batch: int
+    length: int = 0  # logical places of prompts seen so far
+    has_image: bool = False
+    pictures: int = 0  # running number of the next picture
+    seen: Tensor = field(default_factory=lambda: torch.empty(0))  # Bool[B]: the sample has shown a picture
+    tables: dict[Name, Tensor] = field(default_factory=dict)
+    gains: dict[int, Tensor] = field(default_factory=dict)  # layer -> fp32 [B, H]
+    stream: Any = None  # the picture-free twin of the sequence, where a method wants one
+    generated: list[Tensor] = field(default_factory=list)  # Long[B, 1] per decode step, where a method watches them
+    spread: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)  # physical copies and what they came from
+
+    def open(self, step: Step) -> None:
+        """Take note of a prompt chunk: where its pictures and its system prompt are."""
+        self.cut(step.past)
+        device, context = step.device, step.context
+        if not len(self.seen):
+            self.seen = torch.zeros(self.batch, dtype=torch.bool, device=device)
+        real = step.real()
+        before = self.seen[:, None]
+        if context is not None:
+            visual = context.visual.to(device) & real
+            started = visual.long().cumsum(1) > 0
+            self.append("image", None, visual, step.past)
+            self.append("span", None, (context.span.to(device) + self.pictures).masked_fill(~visual, -1), step.past)
+            self.append("system", None, real & ~started & ~before, step.past)
+            self.pictures += int(context.span.max()) + 1
+            self.seen = self.seen | visual.any(1)
+            self.has_image = self.has_image or bool(visual.any())
+        else:
+            self.append("system", None, real & ~before, step.past)
+        self.length = step.past + step.q
+
+    def append(self, name: str, layer: int | None, values: Tensor, past: int) -> None:
+        """Values [B, q] of the places from `past` on."""
+        filler = -1 if name == "span" else 0
+        table = self.tables.get((name, layer))
+        table = values.new_full((values.shape[0], 0), filler) if table is None else table.to(values.device)
+        table = pad(table[:, :past], (0, max(past - table.shape[1], 0)), value=filler)
+        self.tables[name, layer] = torch.cat([table, values], 1)
+
+    def cut(self, length: int) -> None:
+        """Forget places from `length` on: the cache was cropped."""
+        if length < self.length:
+            self.tables = {name: table[:, :length] for name, table in self.tables.items()}
+            self.length = length
+
+    def of_keys(self, step: Step, stage: int, width: int, name: str, layer: int | None = None) -> Tensor:
+        """The table over the last `width` key slots that a layer of `stage` sees, [B, width], made once per prompt."""
+        total = step.stored(stage)
+        start = max(total - width, 0)  # a sliding layer returns its last keys only, a static cache unfilled slots too
+        table = self.tables.get((name, layer))
+        if table is None:
+            kind = torch.long if name == "span" else torch.bool
+            return torch.full((step.batch, width), -1 if name == "span" else 0, dtype=kind, device=step.device)
+        key = (name, layer, stage)
+        source, full = self.spread.get(key, (None, table))
+        if source is not table:
+            full = self.physical(step, stage, table, -1 if name == "span" else 0)
+        if full.shape[1] < start + width:
+            full = pad(full, (0, start + width - full.shape[1] + ROOM), value=-1 if name == "span" else 0)
+        self.spread[key] = (table, full)
+        full = full[:, start : start + width]
+        return full if full.shape[0] == step.batch else full.repeat_interleave(step.batch // full.shape[0], 0)
+
+    def physical(self, step: Step, stage: int, table: Tensor, filler: int) -> Tensor:
+        columns, _ = step.columns(stage)
+        if columns is None:
+            return table
+        columns = columns.to(table.device)
+        known = columns < table.shape[1]
+        return table.gather(1, columns.clamp_max(table.shape[1] - 1)).masked_fill(~known, filler)
+
+
+def marks_of(cache: Any, batch: int, past: int) -> Marks | None:
+    """The marks on a cache; new ones at the start of a sequence; None where the cache was filled without any."""
+    found: Marks | None = getattr(cache, ATTRIBUTE, None) if past else None
+    if found is not None:
+        return found if batch % found.batch == 0 else None
+    return None if past else Marks(batch)
+
+
+def keep_marks(cache: Any, marks: Marks | None) -> None:
+    if cache is not None and marks is not None:
+        setattr(cache, ATTRIBUTE, marks)

@@ -4,6 +4,7 @@ from .adaptive_generated_text import AdaptiveGeneratedText
 from .attention_fusion import AttentionFusion
 from .base import (
     Correction,
+    Diagnosis,
     HeadCorrection,
     Need,
     Residual,
@@ -25,6 +26,7 @@ from .image_boost import ImageBoost
 from .informed_tokens import InformedTokens
 from .profile import HeadProfile, SinkProfile
 from .rows import attention_rows
+from .sink_diagnosis import SinkDiagnosis
 from .vision_heads import VisionHeads
 from .visual_sink import VisualSink
 from .watchdog import repetitive
@@ -33,6 +35,7 @@ __all__ = [
     "AdaptiveGeneratedText",
     "AttentionFusion",
     "Correction",
+    "Diagnosis",
     "GeneratedText",
     "HeadCorrection",
     "HeadGain",
@@ -45,6 +48,7 @@ __all__ = [
     "Residual",
     "RowCorrection",
     "RowView",
+    "SinkDiagnosis",
     "SinkProfile",
     "TextOnly",
     "Tower",

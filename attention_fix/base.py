@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -92,6 +92,16 @@ class Correction(ABC):
         """Where numbers that were measured beforehand come from, for the report; None without any."""
         return None
 
+    @property
+    def idle(self) -> str | None:
+        """Why there is nothing to do on the model for which it was measured; it is neutral then. None otherwise."""
+        return None
+
+    @property
+    def caution(self) -> str | None:
+        """A warning to show whoever uses these settings; None without one."""
+        return None if self.idle is None else f"{self.name} changes nothing: {self.idle}"
+
     def at(self, depth: int) -> frozenset[int]:
         """Layers of a model with `depth` decoder layers in which it acts.
 
@@ -167,6 +177,33 @@ class HeadCorrection(Correction):
         Args:
             heads: [B, H, D] outputs of the last prompt row. text_only: the same without pictures, if it needs that.
         """
+        raise NotImplementedError
+
+
+class Listening(Protocol):
+    """What a diagnosis gathers from one prompt, layer by layer."""
+
+    def add(self, hidden: Tensor) -> None:
+        """Take in the residual stream behind the next decoder layer, [B, N, D]; 0 where a token was dropped."""
+
+    def found(self, image: Tensor, names: Sequence[Mapping[int, str]]) -> list[dict[str, Any]]:
+        """JSON-ready findings, one per sample, with a line for tables as "summary".
+
+        Args:
+            image: Bool[B, N], visual tokens. names: per sample, what visual tokens are called, by place.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis(Correction):
+    """Changes nothing, but listens to the residual stream of prompts behind every decoder layer: override `listen`."""
+
+    @property
+    def neutral(self) -> bool:
+        return False  # it would not be installed
+
+    def listen(self, valid: Tensor) -> Listening:
+        """Begin with a prompt; valid Bool[B, N] is False for padding."""
         raise NotImplementedError
 
 

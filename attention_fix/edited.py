@@ -64,23 +64,24 @@ def correct_rows(
         whole = mask is None or mask.ndim != 4  # such a mask says nothing of rows
         piece = mask if whole else mask[:, :, low:high]  # type: ignore[index]
         first = start + low if whole else first_row
-        values, allowed = masked_logits(query[:, :, low:high].to(dtype), key, piece, scaling, softcap, first)
+        values, blocked = masked_logits(query[:, :, low:high].to(dtype), key, piece, scaling, softcap, first)
         views = [(correction, part(view, low, high)) for correction, view in edits]
-        values, early = apply("logits", values, views, observe)
+        values, changed = apply("logits", values, no_rows(values), views, observe)
         if any(correction.stage == "logits" for correction, _ in edits):
-            values = values.masked_fill(~allowed, torch.finfo(dtype).min)
-        values = masked_softmax(values, allowed)
-        values, late = apply("weights", values, views, observe)
+            values = values.masked_fill(blocked, torch.finfo(dtype).min)
+        values = masked_softmax(values, blocked)
+        values, changed = apply("weights", values, changed, views, observe)
         grouped = values.reshape(batch, key.shape[1], -1, width)  # [B, Hkv, G*R, K]
         product = (grouped @ spread).view(batch, heads, high - low, value.shape[3])
         outputs.append(product.transpose(1, 2).to(value.dtype))
-        changes.append(early | late)
-    return torch.cat(outputs, 1), torch.cat(changes, 2)
+        changes.append(changed)
+    return joined(outputs, 1), joined(changes, 2)
 
 
-def apply(stage: str, values: Tensor, edits: Sequence[Edit], observe: Observe | None) -> tuple[Tensor, Tensor]:
-    """Values after the edits of one stage, and Bool[B, H, R] of the rows that they changed."""
-    changed = no_rows(values)
+def apply(
+    stage: str, values: Tensor, changed: Tensor, edits: Sequence[Edit], observe: Observe | None
+) -> tuple[Tensor, Tensor]:
+    """Values after the edits of one stage, and Bool[B, H, R] of the rows that were changed so far."""
     for correction, view in edits:
         if correction.stage == stage:
             after, edited = correction.edit(values, view)
@@ -94,7 +95,13 @@ def apply(stage: str, values: Tensor, edits: Sequence[Edit], observe: Observe | 
 
 def part(view: RowView, start: int, stop: int) -> RowView:
     """The view of its rows start..stop, exclusive."""
+    if stop - start == view.rows.shape[1]:
+        return view
     return replace(view, allowed=view.allowed[:, :, start:stop], rows=view.rows[:, start:stop])
+
+
+def joined(pieces: Sequence[Tensor], dim: int) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(tuple(pieces), dim)
 
 
 def check(edits: Sequence[Edit], shape: tuple[int, int, int, int], budget: int) -> None:

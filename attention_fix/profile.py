@@ -30,12 +30,16 @@ class ModelProfile:
 
     model: Mapping[str, Any] = field(hash=False)  # model_type, hidden_size, layers, num_heads, ..., name_or_path
     samples: int = setting(MISSING, "Number of prompts averaged.", "int", min=1)
+    stats: Mapping[str, Any] = field(default_factory=dict, hash=False)  # what else was found, JSON-ready
 
     def __post_init__(self) -> None:
         validate(self, self.label)
         if not isinstance(self.model, Mapping):
             raise TypeError(f"{self.label}: model must be a dict of facts about the model, got {self.model!r}")
-        object.__setattr__(self, "model", dict(self.model))
+        if not isinstance(self.stats, Mapping):
+            raise TypeError(f"{self.label}: stats must be a dict, got {self.stats!r}")
+        for name in ("model", "stats"):
+            object.__setattr__(self, name, dict(getattr(self, name)))
         missing = [name for name in self.facts if not isinstance(self.model.get(name), int)]
         if missing:
             raise ValueError(f"{self.label}: model must hold {', '.join(missing)} as whole numbers, got {self.model!r}")
@@ -85,8 +89,12 @@ class ModelProfile:
 class SinkProfile(ModelProfile):
     """Hidden dimensions in which the sinks of a model stand out, and from which value on a token is one.
 
+    Without `dims`, `band` and `first_layer` it says that the model was measured and has no sinks among its visual
+    tokens; "reason" in `stats` says why.
+
     Raises:
-        TypeError, ValueError: as the base; a dimension, threshold or layer that the model cannot have.
+        TypeError, ValueError: as the base; a dimension, threshold or layer that the model cannot have, layers without
+            dimensions or dimensions without layers.
     """
 
     label: ClassVar[str] = "sink profile"
@@ -94,23 +102,26 @@ class SinkProfile(ModelProfile):
 
     dims: tuple[int, ...] = setting(MISSING, "Sink dimensions of the residual stream.", "ints", min=0)
     tau: float = setting(MISSING, "A token is a sink from this |x_c| / rms(x) on.", "float", above=0)
-    band: tuple[int, ...] = setting(
-        MISSING, "First layer with massive activations, first without again.", "ints", min=0
-    )
-    first_layer: int = setting(MISSING, "First layer whose image tokens hold sinks.", "int", min=0)
-    stats: Mapping[str, Any] = field(default_factory=dict, hash=False)  # what else was found, JSON-ready
+    band: tuple[int, ...] = setting((), "First layer with massive activations, first without again.", "ints", min=0)
+    first_layer: int | None = setting(None, "First layer whose image tokens hold sinks.", "int", min=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.stats, Mapping):
-            raise TypeError(f"{self.label}: stats must be a dict, got {self.stats!r}")
-        object.__setattr__(self, "stats", dict(self.stats))
-        check_dims(self.dims, self.tau, self.model["hidden_size"], self.label)
+        if not self.dims and (self.band or self.first_layer is not None):
+            raise ValueError(f"{self.label}: without dims there is no band or first_layer, got {self.band!r}")
+        check_dims(self.dims, self.tau, self.model["hidden_size"], self.label, none=True)
+        if not self.dims:
+            return
         depth = self.model["layers"]
         if len(self.band) != 2 or not self.band[0] < self.band[1] <= depth:
             raise ValueError(f"{self.label}: band={self.band!r} must be two layers, rising, within 0..{depth}")
-        if self.first_layer >= depth:
+        if self.first_layer is None or self.first_layer >= depth:
             raise ValueError(f"{self.label}: first_layer={self.first_layer} must be in 0..{depth - 1}")
+
+    @property
+    def nothing(self) -> str | None:
+        """Why there are no sinks; None if there are."""
+        return None if self.dims else str(self.stats.get("reason", "none were found"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,9 +166,9 @@ class HeadProfile(ModelProfile):
         return ((scores - low) / (high - low)).clamp(0, 1).float()
 
 
-def check_dims(dims: Sequence[int], tau: float | None, hidden_size: int, label: str) -> None:
-    """Raise `ValueError` for dimensions that do not exist, or a threshold that no token can reach."""
-    if not dims or len(set(dims)) != len(dims) or max(dims) >= hidden_size:
+def check_dims(dims: Sequence[int], tau: float | None, hidden_size: int, label: str, *, none: bool = False) -> None:
+    """Raise `ValueError` for dimensions that do not exist, a threshold that no token can reach, or no dimension."""
+    if not (dims or none) or len(set(dims)) != len(dims) or max(dims, default=0) >= hidden_size:
         raise ValueError(
             f"{label}: dims={tuple(dims)!r} must be distinct numbers in 0..{hidden_size - 1}, one at least"
         )

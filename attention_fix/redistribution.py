@@ -11,11 +11,13 @@ from torch import Tensor
 from .merge import Part, masses, remix
 
 
+FLOOR = 1e-12  # above 0, so that a quotient by m_VN stays finite
+
+
 def gate(visual_sink: Tensor, nonsink: Tensor, min_nonsink_ratio: float, min_visual_mass: float) -> Tensor:
-    """Where attention may move: m_I >= min_visual_mass, m_VN / m_I >= min_nonsink_ratio, m_VN > 0."""
+    """Where attention may move: m_I >= min_visual_mass and m_VN / m_I >= min_nonsink_ratio, both at least `FLOOR`."""
     visual = visual_sink + nonsink
-    enough = (visual >= min_visual_mass) & (nonsink / visual >= min_nonsink_ratio)  # 0 / 0 is not enough
-    return enough & (nonsink > torch.finfo(nonsink.dtype).tiny)  # a quotient by less could overflow
+    return (visual >= max(min_visual_mass, FLOOR)) & (nonsink / visual >= max(min_nonsink_ratio, FLOOR))
 
 
 def redistribute(
@@ -64,7 +66,7 @@ def redistribute_merge(
     """
     lses = [lse for _, lse in (rest, nonsink, sink)]
     _, m_nonsink, m_sink = masses(lses)
-    m_visual_sink = m_sink * (visual_sink_lse - sink[1]).exp().nan_to_num(0.0)  # no sink at all: -inf less -inf
+    m_visual_sink = m_sink * (visual_sink_lse - sink[1]).exp()  # NaN without any sink, which opens no gate
     wide_open = gate(m_visual_sink, m_nonsink, min_nonsink_ratio, min_visual_mass) & (m_visual_sink > 0)
     more = (1 + recycle * m_sink / m_nonsink).where(wide_open, 1.0)
     less = torch.ones_like(more).masked_fill(wide_open, 1 - recycle)

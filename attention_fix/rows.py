@@ -31,8 +31,7 @@ def attention_rows(
     Raises:
         ValueError: shapes that do not fit, or `first_row` with a mask that already says which row is which.
     """
-    logits, allowed = masked_logits(query.float(), key.float(), mask, scaling, softcap, first_row)
-    return masked_softmax(logits, allowed)
+    return masked_softmax(*masked_logits(query.float(), key.float(), mask, scaling, softcap, first_row))
 
 
 def masked_logits(
@@ -43,7 +42,7 @@ def masked_logits(
     softcap: float | None = None,
     first_row: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Logits [B, H, R, W] in the dtype of the inputs, the finite minimum where blocked, and what is allowed, broadcast.
+    """Logits [B, H, R, W] in the dtype of the inputs, the finite minimum where blocked, and what is blocked, broadcast.
 
     Arguments and errors as for `attention_rows`; query and key are of one dtype, fp32 or fp64.
     """
@@ -58,12 +57,13 @@ def masked_logits(
         logits = softcap * torch.tanh(logits / softcap)
     if bias is not None:
         logits = logits + bias.to(logits.dtype)
-    return logits.masked_fill(~allowed, torch.finfo(logits.dtype).min), allowed
+    blocked = ~allowed
+    return logits.masked_fill(blocked, torch.finfo(logits.dtype).min), blocked
 
 
-def masked_softmax(logits: Tensor, allowed: Tensor) -> Tensor:
-    """Weights that are exactly 0 where blocked; a row without any allowed key is 0."""
-    return logits.softmax(-1).masked_fill(~allowed, 0.0)
+def masked_softmax(logits: Tensor, blocked: Tensor) -> Tensor:
+    """Weights that are exactly 0 where blocked; a row without any other key is 0."""
+    return logits.softmax(-1).masked_fill(blocked, 0.0)
 
 
 def read_mask(

@@ -93,7 +93,7 @@ class SinkTrace:
         layer = torch.arange(depth, device=norms.device)[:, None]
         place = torch.arange(norms.shape[2], device=norms.device)
         inside = (layer >= begin) & (layer < end)  # [L, B]
-        alike = (cosine.abs() > ALIKE) & inside[..., None] & (place > first) & self.valid
+        alike = (cosine.abs() > ALIKE) & inside[..., None] & (place > first)
         lifetime = alike.sum(0)
         start = alike.long().argmax(0).masked_fill(lifetime == 0, -1)
         return SinkLives(cosine, first[:, 0], torch.stack([begin, end], 1), start, lifetime)

@@ -129,11 +129,14 @@ class VisualSink(RowCorrection):
         if sink is None or self.neutral:
             return values, no_rows(values)
         found = self.weigh(values, view, sink)
-        gain = self.shared(found) if self.scope == "all" else self.by_picture(values, view.span, found)
-        gain = gain.where(found.open[..., None], 1.0)  # finite, so that 0 * gain is 0
+        if self.scope == "all":
+            share = (found.sink / found.nonsink)[..., None]
+        else:
+            share = share_by_picture(values, view.span, found)
         nonsink = found.sets[:, 2]
-        base = torch.ones_like(nonsink).masked_fill_(sink, 1 - self.recycle) - nonsink
-        return values * torch.addcmul(base[:, None, None], gain, nonsink[:, None, None]), found.open
+        base = torch.ones_like(nonsink).masked_fill_(sink, 1 - self.recycle)
+        factor = torch.addcmul(base[:, None, None], share, nonsink[:, None, None], value=self.recycle)
+        return values * factor, found.open
 
     def weigh(self, values: Tensor, view: RowView, sink: Tensor) -> Masses:
         """Masses by one product with [K, 3] indicators: half the time of masked sums."""
@@ -146,23 +149,6 @@ class VisualSink(RowCorrection):
         wide_open = gate(visual_sinks, nonsinks, self.min_nonsink_ratio, self.min_visual_mass)
         seen = (reach[..., 0] > 0) & (reach[..., 1] >= self.min_nonsink_tokens)
         return Masses(sets, sinks, visual_sinks, nonsinks, wide_open & seen)
-
-    def shared(self, found: Masses) -> Tensor:
-        """Factor of every visual key but sinks, [B, H, R, 1]."""
-        return (1 + self.recycle * found.sink / found.nonsink)[..., None]
-
-    def by_picture(self, values: Tensor, span: Tensor, found: Masses) -> Tensor:
-        """Factor [B, H, R, K]; a picture whose tokens are all sinks gives to all pictures, like textual sinks."""
-        place = ranks(span)[:, None, None].expand_as(values)
-        own, nonsink = (
-            torch.zeros_like(values).scatter_add_(-1, place, values * keys[:, None, None])
-            for keys in found.sets[:, 1:].unbind(1)
-        )
-        empty = nonsink <= torch.finfo(values.dtype).tiny
-        own.masked_fill_(empty, 0.0)
-        pool = (found.sink - own.sum(-1)) / found.nonsink
-        own.div_(nonsink.masked_fill_(empty, 1.0))
-        return own.gather(-1, place).add_(pool[..., None]).mul_(self.recycle).add_(1.0)
 
     def measure(self, values: Tensor, view: RowView) -> dict[str, Tensor]:
         """Sinks and visual sinks per sample; means over editable rows and heads: gate open, m_I, attention moved."""
@@ -183,6 +169,23 @@ class VisualSink(RowCorrection):
             "visual_mass": mean(found.visual_sink + found.nonsink),
             "moved_mass": mean(self.recycle * found.sink * found.open),
         }
+
+
+def share_by_picture(values: Tensor, span: Tensor, found: Masses) -> Tensor:
+    """Attention of sinks for each visual key but sinks, as a fraction of its own: [B, H, R, K].
+
+    A picture whose tokens are all sinks gives to all pictures, like textual sinks.
+    """
+    place = ranks(span)[:, None, None].expand_as(values)
+    own, nonsink = (
+        torch.zeros_like(values).scatter_add_(-1, place, values * keys[:, None, None])
+        for keys in found.sets[:, 1:].unbind(1)
+    )
+    empty = nonsink <= torch.finfo(values.dtype).tiny
+    own.masked_fill_(empty, 0.0)
+    pool = (found.sink - own.sum(-1)) / found.nonsink
+    own.div_(nonsink.masked_fill_(empty, 1.0))
+    return own.gather(-1, place).add_(pool[..., None])
 
 
 def ranks(span: Tensor) -> Tensor:

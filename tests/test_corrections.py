@@ -168,7 +168,8 @@ def test_fast_decoding_equals_exact(name, passthrough):
 
 
 @pytest.mark.parametrize("method", [
-    replace(VAR, recycle=0.0), ImageBoost(alpha=0.0), VisionHeads(strength=1.0), AttentionFusion(enhance=0.0, suppress=0.0),
+    replace(VAR, recycle=0.0), ImageBoost(alpha=0.0), VisionHeads(strength=1.0),
+    AttentionFusion(enhance=0.0, suppress=0.0),
 ], ids=lambda m: m.name)  # fmt: skip
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "internvl"])
 def test_neutral_settings_keep_every_bit(family, method):

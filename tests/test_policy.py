@@ -176,7 +176,7 @@ def test_stored_sorted_and_frozen():
         ({"prune": [{"method": "random", "keep_ratio": [0.5]}]}, TypeError, "keep_ratio"),
         ({"prune": [{"method": "random"}]}, ValueError, "exactly one"),
         ({"attention": [{"method": "random", "keep_ratio": 0.5}]}, TypeError, "attention may hold Corrections"),
-        ({"prefill": {"method": "grid"}}, ValueError, "prefill"),
+        ({"prefill": {"method": "random", "keep_ratio": 0.5}}, TypeError, "prefill"),
         ({"seed": -1}, ValueError, "seed"),
         ({"seed": True}, TypeError, "seed"),
         ({"seed": 1.0}, TypeError, "seed"),

@@ -35,7 +35,7 @@ def check(model: nn.Module, policy: Policy) -> Anatomy:
     compat.check_version()
     anatomy = discover(model)
     implementation = compat.implementation(anatomy.config)
-    if (policy.active or policy.corrections) and implementation == "flex_attention":
+    if (policy.active or policy.corrections or policy.prefill) and implementation == "flex_attention":
         raise ValueError(
             "attn_implementation='flex_attention' is not supported: its block masks cannot be cut. "
             "Use 'sdpa', 'eager' or a flash implementation."
@@ -44,6 +44,13 @@ def check(model: nn.Module, policy: Policy) -> Anatomy:
     for method in policy.active:
         check_selector(model, anatomy, method)
         method.check_model(facts)
+    if policy.prefill is not None:
+        policy.prefill.check_model(facts)
+        if policy.prefill.dense_layers >= len(anatomy.layers):
+            raise ValueError(
+                f"prefill: dense_layers={policy.prefill.dense_layers} leaves none of the {len(anatomy.layers)} layers "
+                f"of {type(model).__name__}; use fewer"
+            )
     for correction in policy.corrections:
         check_correction(model, anatomy, correction)
     return anatomy

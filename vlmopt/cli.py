@@ -1,4 +1,4 @@
-"""The command line: `vlmopt run | calibrate | list | policy | worlds | train-worlds`."""
+"""The command line: `vlmopt run | eval | calibrate | list | policy | worlds | train-worlds`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import sys
 import torch
 
 from .commands import calibrate, listing, policy, run
+from .commands import eval as evaluation
 from .version import __version__
 
-COMMANDS = (run, calibrate, listing, policy)
+COMMANDS = (run, evaluation, calibrate, listing, policy)
 # Commands with a parser of their own: name -> (module with `main(arguments)`, help). Imported when called.
 DELEGATED = {
     "worlds": ("vlmopt.worlds.__main__", "write generated pictures and their questions"),

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from attention_fix import Correction, Diagnosis
 
 from .seam.correct import Record
 from .seam.ledger import Call
@@ -15,7 +18,7 @@ def corrected(call: Call) -> list[dict[str, Any]]:
 
     `layers` has one entry per layer: `rows` text rows of the prompts that it might edit, `edited` the share of (row,
     head) pairs that it changed, the same of generated rows, `heads` how many heads of each sample got another gain, and
-    what the method measured. None where nothing of the kind happened.
+    what the method measured. None where nothing of the kind happened. `found` is what a diagnosis found in each sample.
     """
     session = call.session
     if session.corrections is None:
@@ -24,9 +27,35 @@ def corrected(call: Call) -> list[dict[str, Any]]:
     for correction in session.corrections.active:
         found = {layer: record for (name, layer), record in call.records.items() if name == correction.name}
         if found:
-            layers = [{"layer": layer} | of_layer(record) for layer, record in sorted(found.items())]
-            out.append({"method": correction.name, "source": correction.source, "layers": layers})
+            edits = {} if isinstance(correction, Diagnosis) else found
+            layers = [{"layer": layer} | of_layer(record) for layer, record in sorted(edits.items())]
+            entry = {"method": correction.name, "source": correction.source, "layers": layers}
+            out.append(entry | {"found": heard(call, correction)})
     return out
+
+
+def heard(call: Call, correction: Correction) -> list[dict[str, Any]]:
+    """Findings of a diagnosis, one per sample of the batch; empty for any other correction."""
+    record = call.records.get((correction.name, 0))
+    if record is None or record.listening is None:
+        return []
+    batch, width = call.query_lengths[-1]
+    names: list[dict[int, str]] = [{} for _ in range(batch)]
+    image = torch.zeros(batch, width, dtype=torch.bool)
+    for context in call.contexts:  # a single one: prompts that come in parts are not diagnosed
+        image = context.visual
+        for span in context.spans:
+            coords = zip(span.index.tolist(), span.coords.tolist(), strict=True)
+            names[span.row] |= {place: coordinates(span.kind, span.item, cell) for place, cell in coords}
+    return record.listening.found(image, names)
+
+
+def coordinates(kind: str, item: int, cell: list[int]) -> str:
+    """ "image 0 (row 3, column 4)", with the frame of a video; without any where a token is no patch."""
+    frame, row, column = cell
+    if min(cell) < 0:
+        return f"{kind} {item}"
+    return f"{kind} {item} (" + (f"frame {frame}, " if kind == "video" else "") + f"row {row}, column {column})"
 
 
 def of_layer(record: Record) -> dict[str, Any]:
@@ -62,6 +91,9 @@ def lines(entries: list[dict[str, Any]]) -> list[str]:
     out = []
     for entry in entries:
         layers = entry["layers"]
+        out += [f"found    {entry['method']}, sample {b}: {found['summary']}" for b, found in enumerate(entry["found"])]
+        if not layers:
+            continue
         text = f"applied  {entry['method']} in {len(layers)} layers"
         for key, words in (("edited", "of prompt"), ("generated_edited", "of generated")):
             values = [layer[key] for layer in layers if layer[key] is not None]

@@ -1,4 +1,4 @@
-"""All methods by name: of `pruning`, of `attention_fix`, and of installed packages (entry points "vlmopt.methods").
+"""All methods by name: selectors, corrections, patterns, and installed ones (entry points "vlmopt.methods").
 
 A package adds a method by an entry point whose name is the method's registered name and whose object is the class.
 Entry points are loaded when their method is asked for, never at import; a name found in a file is never imported.
@@ -18,8 +18,12 @@ import pruning
 from attention_fix import Correction
 from pruning import Selector
 
+from .kernels import patterns
+from .kernels.patterns import Pattern
+
 GROUP = "vlmopt.methods"
-Method: TypeAlias = Selector | Correction
+Method: TypeAlias = Selector | Correction | Pattern
+BASES = (Selector, Correction, Pattern)
 
 
 def methods() -> dict[str, type[Method]]:
@@ -84,8 +88,8 @@ def to_dict(method: Method) -> dict[str, Any]:
 def describe() -> list[dict[str, Any]]:
     """One row per method for lists, forms and command lines.
 
-    {"name", "kind": "selector" | "correction", "summary", "paper": arXiv id or None, "reads", "package", "settings":
-    [{"name", "default", "help", "kind", "min", "max", "above", "choices"}, ...]}; bounds only where they exist.
+    {"name", "kind": "selector" | "correction" | "pattern", "summary", "paper": arXiv id or None, "reads", "package",
+    "settings": [{"name", "default", "help", "kind", "min", "max", "above", "choices"}, ...]}; bounds where they exist.
     """
     return [row(cls) for cls in methods().values()]
 
@@ -105,19 +109,26 @@ def row(cls: type[Method]) -> dict[str, Any]:
 
 
 def kind_of(cls: type[Method]) -> str:
-    return "selector" if issubclass(cls, Selector) else "correction"
+    return next(base.__name__.lower() for base in BASES if issubclass(cls, base))
 
 
 def registered() -> dict[str, type[Method]]:
     """Classes whose modules are imported.
 
     Raises:
-        ValueError: a selector and a correction bear the same name.
+        ValueError: methods of different kinds bear the same name.
     """
-    both = sorted(pruning.registry.keys() & attention_fix.registry.keys())
-    if both:
-        raise ValueError(f"method names {both} are taken twice, by a selector and by a correction; rename one")
-    return {**pruning.registry, **attention_fix.registry}
+    found: dict[str, type[Method]] = {}
+    kinds: tuple[Mapping[str, type[Method]], ...] = (pruning.registry, attention_fix.registry, patterns.registry)
+    for kind in kinds:
+        for name, cls in kind.items():
+            if name in found:
+                raise ValueError(
+                    f"method name {name!r} is taken twice, by a {kind_of(found[name])} and by a {kind_of(cls)}; "
+                    "rename one"
+                )
+            found[name] = cls
+    return found
 
 
 def plugins() -> dict[str, EntryPoint]:
@@ -147,8 +158,11 @@ def load(point: EntryPoint) -> type[Method]:
         cls = point.load()
     except Exception as error:  # whatever a foreign module does on import
         raise ValueError(f"{origin(point)} cannot be loaded: {type(error).__name__}: {error}") from error
-    if not (isinstance(cls, type) and issubclass(cls, (Selector, Correction))):
-        raise ValueError(f"{origin(point)} must name a pruning.Selector or attention_fix.Correction class, got {cls!r}")
+    if not (isinstance(cls, type) and issubclass(cls, BASES)):
+        raise ValueError(
+            f"{origin(point)} must name a pruning.Selector, attention_fix.Correction or vlmopt.kernels.Pattern class, "
+            f"got {cls!r}"
+        )
     if registered().get(point.name) is not cls:
         raise ValueError(
             f"{origin(point)} must name the class registered as {point.name!r}; "
@@ -177,7 +191,7 @@ def default_of(f: Field[Any]) -> Any:
 
 
 def encoded(value: Any) -> Any:
-    if isinstance(value, (Selector, Correction)):
+    if isinstance(value, BASES):
         return to_dict(value)
     if isinstance(value, (tuple, list)):
         return [encoded(v) for v in value]

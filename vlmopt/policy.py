@@ -14,6 +14,8 @@ from attention_fix import Correction
 from pruning import Selector
 
 from . import methods
+from .kernels.patterns import Pattern
+from .prefill import SparsePrefill
 from .version import __version__
 
 FORMAT = 1
@@ -28,7 +30,7 @@ class Policy:
     Args:
         prune: selectors, at most one per decoder layer; stored sorted by layer.
         attention: corrections.
-        prefill: sparse prefill; None until a pattern exists.
+        prefill: sparse prefill of long prompts: `SparsePrefill`, a pattern for all heads, their dict form, or None.
         seed: >= 0.
 
     Raises:
@@ -37,17 +39,14 @@ class Policy:
 
     prune: Sequence[Selector] = ()
     attention: Sequence[Correction] = ()
-    prefill: None = None
+    prefill: SparsePrefill | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         prune = entries("prune", self.prune, Selector)
         object.__setattr__(self, "prune", tuple(sorted(prune, key=lambda method: method.layer)))
         object.__setattr__(self, "attention", entries("attention", self.attention, Correction))
-        if self.prefill is not None:
-            raise ValueError(
-                f"prefill={self.prefill!r}: no sparse prefill pattern exists in vlmopt {__version__}; use None"
-            )
+        object.__setattr__(self, "prefill", prefill_of(self.prefill))
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise TypeError(f"seed must be a whole number >= 0, got {self.seed!r} of type {type(self.seed).__name__}")
         if not 0 <= self.seed < 2**63:
@@ -75,7 +74,7 @@ class Policy:
         """
         if isinstance(source, Policy):
             return source
-        if isinstance(source, (Selector, Correction)):
+        if isinstance(source, (Selector, Correction, Pattern, SparsePrefill)):
             return cls.of([source])
         if isinstance(source, Mapping):
             return cls.of([methods.build(source)]) if "method" in source else cls.from_dict(source)
@@ -92,13 +91,18 @@ class Policy:
 
     @classmethod
     def of(cls, items: Sequence[Any]) -> Policy:
-        """A policy from selectors and corrections in any order."""
+        """A policy from selectors, corrections and at most one pattern in any order."""
         for item in items:
-            if not isinstance(item, (Selector, Correction)):
+            if not isinstance(item, (Selector, Correction, Pattern, SparsePrefill)):
                 raise TypeError(
-                    f"a list of methods may hold selectors and corrections, got {item!r} of type {type(item).__name__}"
+                    f"a list of methods may hold selectors, corrections and a pattern, got {item!r} of type "
+                    f"{type(item).__name__}"
                 )
+        prefill = [item for item in items if isinstance(item, (Pattern, SparsePrefill))]
+        if len(prefill) > 1:
+            raise ValueError(f"a policy has one pattern for the prefill, got {len(prefill)}: {prefill!r}")
         return cls(
+            prefill=prefill_of(prefill[0] if prefill else None),
             prune=tuple(item for item in items if isinstance(item, Selector)),
             attention=tuple(item for item in items if isinstance(item, Correction)),
         )
@@ -131,7 +135,7 @@ class Policy:
             "vlmopt": __version__,
             "prune": [methods.to_dict(method) for method in self.prune],
             "attention": [methods.to_dict(method) for method in self.attention],
-            "prefill": self.prefill,
+            "prefill": None if self.prefill is None else self.prefill.to_dict(),
             "seed": self.seed,
         }
 
@@ -232,6 +236,20 @@ def check_stages(prune: Sequence[Selector]) -> None:
     policies = sorted({method.positions for method in active})
     if "repack" in policies and len(policies) > 1:
         raise ValueError(f"positions='repack' cannot be mixed with {policies}: renumber at every stage or at none")
+
+
+def prefill_of(given: Any) -> SparsePrefill | None:
+    """Sparse prefill from a pattern, `SparsePrefill`, the dict form of either, or None."""
+    if given is None or isinstance(given, SparsePrefill):
+        return given
+    if isinstance(given, Mapping):
+        return SparsePrefill.from_dict(given)
+    if isinstance(given, Pattern):
+        return SparsePrefill(pattern=given)
+    raise TypeError(
+        f"prefill must be a pattern such as MinP(), SparsePrefill, or their dict form, got {given!r} of type "
+        f"{type(given).__name__}"
+    )
 
 
 def check_corrections(attention: Sequence[Correction]) -> None:

@@ -13,6 +13,8 @@ from .corrected import corrected
 from .corrected import lines as corrected_lines
 from .seam import compat
 from .seam.ledger import Call
+from .sparsity import lines as sparse_lines
+from .sparsity import sparse_layers
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Report:
     applied: list[dict[str, Any]]
     skipped: list[dict[str, str]]
     corrections: list[dict[str, Any]]
+    prefill: list[dict[str, Any]]  # layers whose prompt attention was sparse
     repeating: list[int] | None  # samples whose text repeats itself; None where nothing watches
     token_divergence: list[list[float]] | None  # T-VHD per sample and generated token; None where nothing traces it
     _maps: dict[int, list[VisualMap]] = field(default_factory=dict, repr=False, compare=False)
@@ -72,6 +75,7 @@ class Report:
             applied=applied(call),
             skipped=skipped(call),
             corrections=corrected(call),
+            prefill=sparse_layers(call),
             repeating=None if call.tripped is None else call.tripped.nonzero()[:, 0].tolist(),
             token_divergence=torch.stack(call.divergence, 1).tolist() if call.divergence else None,
             _maps=shown,
@@ -104,10 +108,10 @@ class Report:
             + (f"; {a['source']}" if a["source"] else "")
             for a in self.applied
         ]
-        lines += corrected_lines(self.corrections)
+        lines += corrected_lines(self.corrections) + sparse_lines(self.prefill)
         if self.repeating:
             lines.append(f"warning  the text repeats itself in samples {', '.join(map(str, self.repeating))}")
-        lines += [f"skipped  {s['what']}: {s['why']}" for s in self.skipped]
+        lines += [f"skipped  {s['what']}: {s['why']}" for s in joined(self.skipped)]
         lines.append("keys     " + runs_of(self.key_lengths) + f"  ({self.kv_cache_bytes / 2**20:.2f} MiB)")
         lines.append(
             "time     " + "  ".join(f"{name} {value:.1f} ms" for name, value in self.ms.items() if value is not None)
@@ -154,11 +158,23 @@ def skipped(call: Call) -> list[dict[str, str]]:
     out += [{"what": c.name, "why": "neutral setting"} for c in call.session.policy.attention if c.neutral]
     if (corrections := call.session.corrections) is not None:
         out += [{"what": what, "why": why} for what, why in corrections.skipped().items()]
-        if not call.contexts and not call.records and "corrections" not in call.skipped:
+        if corrections.active and not call.contexts and not call.records and "corrections" not in call.skipped:
             out.append({"what": "corrections", "why": "the prompt brought no visual tokens"})
     if call.session.selectors and not call.contexts and "pruning" not in call.skipped:
         out.append({"what": "pruning", "why": "the prompt brought no visual tokens"})
     return out
+
+
+def joined(skipped: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Entries "... in layer N" with the same reason as one."""
+    out: dict[tuple[str, str], list[str]] = {}
+    for entry in skipped:
+        what, found, layer = entry["what"].partition(" in layer ")
+        out.setdefault((what if found else entry["what"], entry["why"]), []).extend([layer] if found else [])
+    return [
+        {"what": f"{what} in layer{'s' if len(layers) > 1 else ''} {', '.join(layers)}" if layers else what, "why": why}
+        for (what, why), layers in out.items()
+    ]
 
 
 def runs_of(lengths: list[int]) -> str:

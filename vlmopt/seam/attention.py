@@ -25,6 +25,7 @@ from .lookahead import Looked
 if TYPE_CHECKING:
     from .correct import LayerCorrections
     from .session import Session
+    from .sparse import SparseLayer
 
 NAME = "vlmopt"
 
@@ -47,6 +48,7 @@ class AttentionPlan:
         self.rows = 0
         self.text = False  # also the rows of the question
         self.corrections: LayerCorrections | None = None
+        self.sparse: SparseLayer | None = None
         self.captures = False  # head outputs of the stream without pictures
 
     def count(self, step: Step) -> int:
@@ -69,7 +71,10 @@ def vlmopt_attention(
     edits = plan.corrections
     if edits is not None and edits.replaces_kernel(step, query):
         return edits.run(step, None, *given, **kwargs), None
-    out, weights = base(BaseView(module, plan.base), *given, **kwargs)
+    weights = None
+    out = None if plan.sparse is None else plan.sparse.run(step, *given, **kwargs)
+    if out is None:
+        out, weights = base(BaseView(module, plan.base), *given, **kwargs)
     if reads and (count := plan.count(step)):
         start = step.call.clock.now()
         step.scores["rows", plan.layer] = probe_rows(module, step, count, query, key, attention_mask, **kwargs)
@@ -154,6 +159,17 @@ def row_mask(mask: Tensor | None, last: Tensor, batch: Tensor, q: int, kv: int) 
     columns = torch.arange(kv, device=last.device)
     causal = columns <= (last + (kv - q))[:, None, :, None]
     return causal if mask is None else causal & mask[:, None, None, -kv:].bool()
+
+
+def why_not(module: Any) -> str | None:
+    """Why the softmax of a layer cannot be replaced, None if it can."""
+    if module is None:
+        return "the layer has no attention"
+    if not hasattr(module, "config"):
+        return f"{type(module).__name__} has its own attention code"
+    if getattr(module, "sinks", None) is not None:
+        return "its softmax has learned sink logits"
+    return None
 
 
 def plan_of(session: Session, layer: int) -> AttentionPlan:

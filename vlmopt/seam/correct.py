@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from attention_fix import Correction, HeadCorrection, RowCorrection, RowView, correct_rows, scale_heads
+from attention_fix.base import Listening
 from attention_fix.rows import read_mask
 from attention_fix.vision_heads import head_divergence
 
@@ -37,6 +38,7 @@ class Record:
     generated: Tensor | None = None  # [B, H] the same of generated rows
     measured: list[tuple[int, dict[str, Tensor]]] = field(default_factory=list)  # (rows, scalars)
     gain: Tensor | None = None  # fp32 [B, H]
+    listening: Listening | None = None  # what a diagnosis heard; in the record of layer 0
 
 
 class LayerCorrections:

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from attention_fix import Correction, HeadCorrection, Residual, TextOnly, Tower, repetitive
+from attention_fix import Correction, Diagnosis, HeadCorrection, Residual, TextOnly, Tower, repetitive
 from attention_fix.vision_heads import token_divergence
 from pruning.signals import VisionAttention
 
-from . import attention
+from . import attention, diagnosis
 from .context import STEP, Step
 from .correct import LayerCorrections
-from .editable import decoding, last_row_passes
+from .editable import decoding, last_row_passes, prompt_places
 from .marks import keep_marks, marks_of
 from .outer import OuterArguments
 from .signals import Place, read
@@ -35,9 +35,11 @@ class Corrections:
         self.session = session
         depth = len(session.anatomy.layers)
         self.active: list[Correction] = session.policy.corrections
-        at = {c.name: c.at(depth) for c in self.active}
+        self.diagnoses = [c for c in self.active if isinstance(c, Diagnosis)]
+        self.editing = [c for c in self.active if not isinstance(c, Diagnosis)]
+        at = {c.name: c.at(depth) for c in self.editing}
         self.layers = {
-            layer: [c for c in self.active if layer in at[c.name]]
+            layer: [c for c in self.editing if layer in at[c.name]]
             for layer in sorted(frozenset().union(*at.values()))
             if why_not(session.anatomy.attentions[layer]) is None
         }
@@ -60,6 +62,8 @@ class Corrections:
             if marking:
                 hook = ResidualHook(session, layer, marking)
                 session.hook(session.anatomy.layers[layer].register_forward_pre_hook(hook, with_kwargs=True))
+        for correction in self.diagnoses:
+            diagnosis.install(session, correction)
 
     def signals(self) -> set[VisionAttention]:
         """What has to be read inside the vision tower."""
@@ -68,7 +72,7 @@ class Corrections:
     def skipped(self) -> dict[str, str]:
         """Layers a correction asks for and cannot have, with the reason."""
         anatomy, found = self.session.anatomy, {}
-        for correction in self.active:
+        for correction in self.editing:
             for layer in sorted(correction.at(len(anatomy.layers))):
                 if (reason := why_not(anatomy.attentions[layer])) is not None:
                     found[f"{correction.name} in layer {layer}"] = reason
@@ -163,12 +167,8 @@ def padding(step: Step, mask: Tensor | None) -> Tensor | None:
 
 def why_not(module: Any) -> str | None:
     """Why attention of a module cannot be corrected, None if it can."""
-    if module is None:
-        return "the layer has no attention"
-    if not hasattr(module, "config"):
-        return f"{type(module).__name__} has its own attention code"
-    if getattr(module, "sinks", None) is not None:
-        return "its softmax has learned sink logits"
+    if (reason := attention.why_not(module)) is not None:
+        return reason
     q, heads = getattr(module, "q_proj", None), getattr(module.config, "num_attention_heads", 0)
     if q is not None and hasattr(module, "head_dim") and q.out_features == 2 * heads * module.head_dim:
         return "its attention output is gated"
@@ -190,9 +190,7 @@ class ResidualHook:
         hidden = args[0] if args else kwargs["hidden_states"]
         rows = step.current(self.session.stage_of[self.layer])
         logical = rows.log[:, -hidden.shape[1] :].to(hidden.device)
-        prompt = step.real().to(hidden.device)
-        if (end := step.call.prompt_length) is not None:
-            prompt = prompt & (torch.arange(step.q, device=hidden.device) < end - step.past)
+        prompt = prompt_places(step, hidden.device)
         real = prompt.gather(1, logical)
         if rows.valid is not None:
             real = real & rows.valid[:, -hidden.shape[1] :].to(hidden.device)

@@ -34,6 +34,12 @@ def last_row_passes(step: Step) -> bool:
     return not decoding(step) and (end is None or step.past + step.q >= end)
 
 
+def prompt_places(step: Step, device: torch.device) -> Tensor:
+    """Bool[B, q]: places of this step that are real and belong to the prompt."""
+    real, end = step.real().to(device), step.call.prompt_length
+    return real if end is None else real & (torch.arange(step.q, device=device) < end - step.past)
+
+
 def editable(step: Step, stage: int, width: int) -> Editable:
     """Rows of this step that corrections may edit, among the last `width` physical ones of a stage; once per step."""
     return step.remember(("editable", stage, width), None, lambda: find_rows(step, stage, width))

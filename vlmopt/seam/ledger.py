@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .correct import Record
     from .marks import Marks
     from .session import Session
+    from .sparse import Ran
 
 
 class Clock:
@@ -85,6 +86,7 @@ class Call:
     cache_bytes: int = 0
     prompt_tokens: Tensor | None = None  # Long[B]
     skipped: dict[str, str] = field(default_factory=dict)  # what -> why, once each
+    sparse: dict[int, list[Ran]] = field(default_factory=dict)  # layer -> its sparse prefills, chunk by chunk
     records: dict[tuple[str, int], Record] = field(default_factory=dict)  # (correction, layer) -> what it did
     marks: Marks | None = None  # of the pass that ran last
     sinks: dict[int, Tensor] = field(default_factory=dict)  # layer -> Bool[B, n] over logical places, from `marks`

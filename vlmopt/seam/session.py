@@ -15,7 +15,7 @@ from pruning import Activations, AttentionRows, Pixels, Projector, Selector, Two
 
 from ..families import family_of
 from ..policy import Policy
-from . import attention, encoder
+from . import attention, encoder, sparse
 from .activations import ActivationHook, last_linear
 from .context import CALL, Lease
 from .correct import Record
@@ -43,7 +43,8 @@ class Session:
         self.stage_of = [sum(layer <= i for layer in self.selectors) for i in range(len(anatomy.layers))]
         self.repack = any(method.positions == "repack" for method in active)
         self.resizer: Any = next((method for method in active if method.resizes_pixels), None)
-        self.corrections = Corrections(self) if policy.corrections else None
+        self.sparse = policy.prefill if policy.prefill is not None and not policy.prefill.neutral else None
+        self.corrections = Corrections(self) if policy.corrections or self.sparse else None  # also keeps the marks
         captures = {need for method in active for need in method.captures}
         captures |= self.corrections.signals() if self.corrections is not None else set()
         self.captures = sorted(captures, key=repr)  # a fixed order, so that two sessions install alike
@@ -81,6 +82,8 @@ class Session:
                 self.set_attribute(
                     anatomy.decoder, "_deepstack_process", DeepStack(self, anatomy.decoder._deepstack_process)
                 )
+        if self.sparse is not None:
+            sparse.install(self, self.sparse)
         if self.corrections is not None:
             self.corrections.install()  # behind the hooks that cut: they see what is left
         for need in self.captures:

@@ -1,0 +1,132 @@
+"""Which pattern computes which head: what an offline search found on one model, as a file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import methods
+from .kernels.patterns import Pattern
+
+SCHEMA = 1
+FACTS = ("model_type", "hidden_size", "layers", "num_heads", "num_kv_heads", "head_dim")
+KEYS = ("schema", "model", "calibration", "patterns", "layers", "errors", "time_ratios")
+
+
+@dataclass(frozen=True)
+class HeadPatterns:
+    """A pattern for every layer and query head of one model; positions are never stored, they are found per prompt.
+
+    Args:
+        model: model_type, hidden_size, layers, num_heads, num_kv_heads, head_dim, and name_or_path for people.
+        patterns: the different patterns in use.
+        layers: per layer the number, in `patterns`, of every head's pattern; None for a dense layer.
+        errors: per layer and head, ||O - O_dense||_1 / ||O_dense||_1 on the calibration prompts; None where dense.
+        time_ratios: per pattern, measured time over that of the reference candidate.
+        calibration: samples, tokens, device, date, objective.
+
+    Raises:
+        TypeError, ValueError: shapes that do not fit the model, numbers of patterns that do not exist.
+    """
+
+    model: Mapping[str, Any] = field(hash=False)
+    patterns: tuple[Pattern, ...]
+    layers: tuple[tuple[int, ...] | None, ...]
+    errors: tuple[tuple[float, ...] | None, ...] = ()
+    time_ratios: tuple[float, ...] = ()
+    calibration: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        missing = [name for name in FACTS if name not in self.model]
+        if missing:
+            raise ValueError(f"head patterns: facts about the model are missing: {', '.join(missing)}")
+        for value in self.patterns:
+            if not isinstance(value, Pattern):
+                raise TypeError(f"head patterns: {value!r} of type {type(value).__name__} is no pattern")
+        depth, heads = self.model["layers"], self.model["num_heads"]
+        if len(self.layers) != depth:
+            raise ValueError(f"head patterns: {len(self.layers)} layers for a model of {depth}")
+        for number, row in enumerate(self.layers):
+            if row is not None and (len(row) != heads or not all(0 <= i < len(self.patterns) for i in row)):
+                raise ValueError(
+                    f"head patterns: layer {number} must name one of {len(self.patterns)} patterns for each of {heads} "
+                    f"heads, got {row!r}"
+                )
+
+    def groups(self, layer: int) -> list[tuple[Pattern, Tensor]]:
+        """The patterns of a layer with the query heads Long[H] of each; empty where it is dense."""
+        row = self.layers[layer]
+        if row is None:
+            return []
+        chosen = torch.tensor(row)
+        return [(self.patterns[i], (chosen == i).nonzero()[:, 0]) for i in sorted(set(row))]
+
+    def check(self, model: Mapping[str, Any]) -> None:
+        """Compare with the model of its use; `name_or_path` may differ, copies have others.
+
+        Raises:
+            ValueError: naming everything that differs.
+        """
+        pairs = [(name, self.model[name], model.get(name)) for name in FACTS]
+        differ = [f"{name} is {here!r}, theirs is {own!r}" for name, own, here in pairs if own != here]
+        if differ:
+            raise ValueError(f"these head patterns were found on another model: {'; '.join(differ)}. Search anew")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "schema": SCHEMA,
+            "model": dict(self.model),
+            "calibration": dict(self.calibration),
+            "patterns": [methods.to_dict(p) for p in self.patterns],
+            "layers": [None if row is None else list(row) for row in self.layers],
+            "errors": [None if row is None else list(row) for row in self.errors],
+            "time_ratios": list(self.time_ratios),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> HeadPatterns:
+        """Inverse of `to_dict`.
+
+        Raises:
+            TypeError, ValueError: no dict, another schema, unknown or missing keys, values that do not fit.
+        """
+        if not isinstance(data, Mapping):
+            raise TypeError(f"head patterns must be a dict, got {data!r} of type {type(data).__name__}")
+        if data.get("schema") != SCHEMA:
+            raise ValueError(f"head patterns must have 'schema': {SCHEMA}, got {data.get('schema')!r}")
+        if set(data) != set(KEYS):
+            raise ValueError(
+                f"head patterns: unknown keys {sorted(set(data) - set(KEYS))}, missing keys "
+                f"{sorted(set(KEYS) - set(data))}"
+            )
+        rows = {key: tuple(None if row is None else tuple(row) for row in data[key]) for key in ("layers", "errors")}
+        patterns: tuple[Any, ...] = tuple(methods.build(entry) for entry in data["patterns"])
+        ratios, calibration = tuple(data["time_ratios"]), data["calibration"]
+        return cls(data["model"], patterns, time_ratios=ratios, calibration=calibration, **rows)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write a JSON file; returns its path."""
+        file = Path(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        return file
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> HeadPatterns:
+        """Read a file written by `save`.
+
+        Raises:
+            ValueError: the file cannot be read, or holds no valid head patterns.
+        """
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (OSError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} cannot be read as head patterns: {error}") from error

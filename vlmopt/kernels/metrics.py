@@ -1,0 +1,144 @@
+"""What a plan of launches keeps and what it loses: recall, density and output error, per head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from .patterns.base import Prefill
+from .patterns.blocks import products
+from .sparse_attention import run_plan
+from .sparse_attention.index import Keys, Launch, tile_count
+from .yardsticks import causal_cells
+
+LOGITS = 2**26  # of dense rows at a time
+CHANNELS = 64  # blocks counted at a time
+
+
+@dataclass(frozen=True)
+class Density:
+    """What is kept as a share of the causal triangle, 0-1; fp32 [H] each, over all samples."""
+
+    blocks: Tensor  # blocks with at least one kept cell
+    cells: Tensor  # pairs of a row and a key that it reads; a pooled key is one key
+
+
+def recall(prefill: Prefill, launches: Sequence[Launch], rows: Tensor | None = None, backend: str = "auto") -> Tensor:
+    """fp32 [B, H, R]: share of the dense attention that `rows` Long[B, R] (default: all) keep; NaN for padding.
+
+    exp(log-sum-exp of the kept logits - that of all of them): exact, whatever the plan is made of. Pooled keys (PSA)
+    are no part of the dense attention; with them it is the ratio of the two normalisers, which may pass 1.
+    """
+    if rows is None:
+        rows = torch.arange(prefill.rows, device=prefill.device).expand(prefill.batch, -1)
+    v = prefill.k if prefill.v is None else prefill.v
+    kept = attend(prefill, prefill.q, prefill.k, v, launches, backend)[1]
+    kept = kept.gather(2, rows[:, None].expand(-1, kept.shape[1], -1))
+    share = (kept - dense_lse(prefill, rows)).exp()
+    return share.masked_fill(~prefill.real.gather(1, rows)[:, None], torch.nan)
+
+
+def recall_summary(values: Tensor) -> dict[str, Tensor]:
+    """What `recall` returns, over samples and rows: mean, p5 (5th percentile) and min, fp32 [H] each."""
+    flat = values.transpose(0, 1).flatten(1)
+    lowest = flat.masked_fill(flat.isnan(), torch.inf).amin(1)
+    return {"mean": flat.nanmean(1), "p5": flat.nanquantile(0.05, dim=1), "min": lowest}
+
+
+def sample_rows(prefill: Prefill, random: int = 512, last: int = 64, seed: int = 0) -> Tensor:
+    """Long[B, R]: the last rows of every sample and `random` others (with replacement); all rows where they are few."""
+    if prefill.rows <= random + last:
+        return torch.arange(prefill.rows, device=prefill.device).expand(prefill.batch, -1)
+    first = (prefill.key_first - prefill.offset).clamp_min(0)[:, None]
+    drawn = torch.rand(prefill.batch, random, generator=torch.Generator().manual_seed(seed)).to(prefill.device)
+    rows = first + (drawn * (prefill.row_end[:, None] - first)).long()
+    tail = prefill.row_end[:, None] - 1 - torch.arange(last, device=prefill.device)
+    return torch.cat([rows, torch.maximum(tail, first)], 1)
+
+
+def density(
+    prefill: Prefill, launches: Sequence[Launch], tile: int = 64, run: int = 64, backend: str = "auto"
+) -> Density:
+    """Shares of blocks (of tile x run cells) and of cells of the causal triangle, not of the square."""
+    kept, every = kept_cells(prefill, launches, tile, run, backend), causal_cells(prefill, tile, run)
+    over = (0, 2, 3)
+    return Density(
+        blocks=(kept > 0).sum(over) / (every > 0).sum(over), cells=kept.double().sum(over).div(every.sum(over)).float()
+    )
+
+
+def kept_cells(
+    prefill: Prefill,
+    launches: Sequence[Launch],
+    tile: int = 64,
+    run: int = 64,
+    backend: str = "auto",
+    rows: Tensor | None = None,
+    keys: Tensor | None = None,
+) -> Tensor:
+    """fp32 [B, H, T, N]: pairs of a row and a key that it reads, in each block of the map.
+
+    To a query of zeros all keys weigh the same: e^LSE is their number, and values that say which block a key lies in
+    add up to the share of every block. Orders, merges and pooled keys are counted as they are run.
+
+    Args:
+        rows, keys: Long[slots] and Long[W], slot -> row or key: the order of the map, default natural.
+    """
+    heads, count = prefill.k.shape[1], tile_count(prefill.width, run)
+    q = prefill.q.new_zeros(*prefill.q.shape[:3], CHANNELS, dtype=torch.float32)
+    natural = torch.arange(prefill.width, device=q.device)
+    block = (natural if keys is None else keys.argsort()) // run
+    block = pad(block, (0, run * count + prefill.rows), value=count)  # positions beyond the keys, of pooled padding
+    parts = []
+    for first in range(0, count, CHANNELS):
+        own = torch.arange(first, first + CHANNELS, device=q.device)
+
+        def marks(position: Tensor, own: Tensor = own) -> Tensor:
+            return (block[position][..., None] == own).float().expand(prefill.batch, heads, -1, -1)
+
+        plan = list(launches)
+        for i, launch in enumerate(launches):
+            if launch.k is not None:
+                position = None if launch.keys is None else launch.keys.key_position
+                v = marks(natural if position is None else position)
+                plan[i] = replace(launch, k=torch.zeros_like(v), v=v, keys=Keys(position))
+        v = marks(natural)
+        out, lse = attend(prefill, q, torch.zeros_like(v), v, plan, backend)
+        cells = out * lse.exp()[..., None]
+        cells = cells if rows is None else cells[:, :, rows]
+        parts.append(pad(cells, (0, 0, 0, -cells.shape[2] % tile)).unflatten(2, (-1, tile)).sum(3))
+    return torch.cat(parts, 3)[..., :count].round()
+
+
+def output_error(out: Tensor, exact: Tensor) -> Tensor:
+    """fp32 [...]: |out - exact| / |exact| in the Euclidean norm over the last two axes (rows and channels)."""
+    difference = torch.linalg.vector_norm(out.float() - exact.float(), dim=(-2, -1))
+    return difference / torch.linalg.vector_norm(exact.float(), dim=(-2, -1))
+
+
+def dense_lse(prefill: Prefill, rows: Tensor) -> Tensor:
+    """fp32 [B, H, R]: log-sum-exp of all visible logits of `rows` Long[B, R]; -inf for padding."""
+    key = torch.arange(prefill.width, device=prefill.device)
+    parts = []
+    for some in rows.split(max(1, LOGITS // (prefill.batch * len(prefill.heads) * prefill.width)), 1):
+        queries = prefill.q.take_along_dim(some[:, None, :, None], 2)[:, prefill.heads]
+        last = prefill.position.gather(1, some).masked_fill(~prefill.real.gather(1, some), -1)[..., None]
+        seen = (key <= last) & (key >= prefill.key_first[:, None, None])
+        logits = products(prefill, queries.float(), prefill.k.float()) * prefill.scale
+        parts.append(logits.masked_fill_(~seen[:, None], -torch.inf).logsumexp(-1))
+    return torch.cat(parts, 2)
+
+
+def attend(
+    prefill: Prefill, q: Tensor, k: Tensor, v: Tensor, launches: Sequence[Launch], backend: str
+) -> tuple[Tensor, Tensor]:
+    """Output [B, H, Sq, D] and LSE [B, H, Sq] of a plan for `prefill.heads`, with q, k, v in place of the prefill's."""
+    out, lse = run_plan(
+        q, k, v, launches, scale=prefill.scale, q_len=prefill.q_len, k_len=prefill.k_len, k_start=prefill.k_start,
+        return_lse=True, backend=backend,
+    )  # fmt: skip
+    return out[:, prefill.heads], lse[:, prefill.heads]

@@ -1,0 +1,108 @@
+"""Tables of an index in CSR form: made from masks, glued together along tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..sparse_attention.index import SparseIndex, tile_count
+
+if TYPE_CHECKING:
+    from .base import Prefill
+
+Columns = tuple[Tensor, Tensor]  # col_ptr, col_idx
+ENTRIES = 2**25  # entries of a mask at a time
+
+
+def offsets(counts: Tensor) -> Tensor:
+    """Long[B, H, T + 1]: where the entries of each tile start and end, if tile (b, h, t) has counts[b, h, t]."""
+    ends = counts.flatten().cumsum(0).view(counts.shape)
+    return torch.cat([ends - counts, ends[..., -1:]], -1)
+
+
+def csr(keep: Tensor, values: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The kept entries of every tile.
+
+    Args:
+        keep: Bool[B, H, T, N].
+        values: what is kept, broadcast to `keep`; default 0..N-1.
+
+    Returns:
+        Long[B, H, T + 1] offsets and Int[nnz] values, in order inside a tile.
+    """
+    if values is None:
+        values = torch.arange(keep.shape[-1], device=keep.device)
+    return offsets(keep.sum(-1)), values.int().expand(keep.shape).masked_select(keep)
+
+
+def glue(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """One table out of the (offsets, values) of successive ranges of tiles."""
+    if len(parts) == 1:
+        return parts[0]
+    ptr = offsets(torch.cat([p.diff(dim=-1) for p, _ in parts], -1))
+    glued = torch.empty(sum(len(v) for _, v in parts), dtype=parts[0][1].dtype, device=ptr.device)
+    tile = 0
+    for p, values in parts:
+        tiles = p.shape[-1] - 1
+        shift = ptr[..., tile] - p[..., 0]  # the tiles of a part stay neighbours in each (b, h)
+        where = torch.arange(len(values), device=ptr.device)
+        glued[where + shift.flatten().repeat_interleave((p[..., -1] - p[..., 0]).flatten())] = values
+        tile += tiles
+    return ptr, glued
+
+
+def by_tiles(tiles: int, entries: int, build: Callable[[slice], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """One table of `tiles` tiles, built for a few tiles at a time where their masks have `entries` entries each."""
+    step = max(1, ENTRIES // max(entries, 1))
+    return glue([build(slice(t, min(t + step, tiles))) for t in range(0, tiles, step)])
+
+
+def runs(keep: Tensor, starts: Tensor, full: Tensor, full_first: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """`run_ptr`, `run_start` and `run_full` of the kept runs Bool[B, H, T, N].
+
+    Args:
+        starts: first slots, broadcast to `keep`.
+        full: Bool, broadcast to `keep`: every row of the tile sees the whole run.
+        full_first: in every tile the full runs come before the others already.
+    """
+    whole = keep & full
+    if full_first:
+        ptr, start = csr(keep, starts)
+    else:
+        twice = starts.expand(*starts.shape[:-1], keep.shape[-1])
+        ptr, start = csr(torch.cat([whole, keep & ~full], -1), torch.cat([twice, twice], -1))
+    return ptr, start, whole.sum(-1).int()
+
+
+def blocks_to_index(
+    keep: Tensor, tile: int, run: int, prefill: Prefill, columns: Columns | None = None, full: Tensor | None = None
+) -> SparseIndex:
+    """The index that keeps whole blocks of `run` keys, block n from key n * run on, for rows in natural order.
+
+    Args:
+        keep: Bool[B, H, T, N]; nothing that it names is left out, so it should name no block above the diagonal.
+        columns: offsets and slots of single keys, disjoint from the blocks.
+        full: Bool, broadcast to `keep`: blocks that every row of the tile sees whole; default by natural positions.
+
+    Raises:
+        ValueError: `keep` does not have a tile for every `tile` rows, or its heads are not those of the prefill.
+    """
+    tiles = tile_count(prefill.rows, tile)
+    if keep.shape[:3] != (prefill.batch, len(prefill.heads), tiles):
+        raise ValueError(
+            f"keep must be [{prefill.batch}, {len(prefill.heads)}, {tiles}, N] for tiles of {tile} rows, "
+            f"got {list(keep.shape)}"
+        )
+    start = torch.arange(keep.shape[-1], device=keep.device) * run
+    prefix = full is None and prefill.k_start is None
+    if full is None:
+        first = torch.arange(tiles, device=keep.device) * tile + prefill.offset[:, None]
+        inside = start + run - 1 <= first[:, None, :, None]
+        full = inside & (start >= prefill.key_first[:, None, None, None])
+    run_ptr, run_start, run_full = runs(keep, start, full, full_first=prefix)
+    col_ptr, col_idx = columns or (None, None)
+    heads = None if prefill.all_heads else prefill.heads
+    return SparseIndex(tile, run, run_ptr, run_start, run_full, col_ptr, col_idx, heads=heads)

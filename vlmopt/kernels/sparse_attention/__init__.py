@@ -1,0 +1,17 @@
+"""Attention over the keys that an index keeps: one primitive for every sparse pattern, several back-ends."""
+
+from .backends import BACKENDS, chosen_backend, sparse_attention
+from .index import Keys, Launch, SparseIndex
+from .merge import run_plan
+from .validity import check_index
+
+__all__ = [
+    "BACKENDS",
+    "Keys",
+    "Launch",
+    "SparseIndex",
+    "check_index",
+    "chosen_backend",
+    "run_plan",
+    "sparse_attention",
+]

@@ -1,0 +1,86 @@
+"""A plan: several launches for one layer, put together by their log-sum-exps where they meet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .backends import sparse_attention
+from .index import Keys, Launch
+
+MERGED = 1 << 24  # elements at a time
+
+
+def run_plan(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    launches: Sequence[Launch],
+    *,
+    scale: float | None = None,
+    q_len: Tensor | None = None,
+    k_len: Tensor | None = None,
+    k_start: Tensor | None = None,
+    keys: Keys | None = None,
+    softcap: float | None = None,
+    return_lse: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """One softmax over the keys of all launches; for arguments see `sparse_attention`.
+
+    The key sets of the launches of a row must be disjoint. Launches may cover different heads and rows; log-sum-exps
+    are made only where launches share heads or the caller asks. `keys` are those of launches without k of their own.
+
+    Returns:
+        [B, Hq, Sq, D] in the dtype of q, and fp32 [B, Hq, Sq] with `return_lse`; 0 and -inf for rows and heads that no
+        launch covers.
+
+    Raises:
+        ValueError: as `sparse_attention`.
+    """
+    every = list(range(q.shape[1]))
+    covered = [every if launch.index.heads is None else launch.index.heads.tolist() for launch in launches]
+    weigh = return_lse or len({h for heads in covered for h in heads}) < sum(map(len, covered))
+
+    def run(launch: Launch) -> tuple[Tensor, Tensor | None]:
+        own = {"k": k, "v": v, "keys": launch.keys or keys, "k_len": k_len}
+        if launch.k is not None and launch.v is not None:
+            real = torch.full((len(k),), k.shape[2], device=k.device) if k_len is None else k_len
+            own = {"k": launch.k, "v": launch.v, "keys": launch.keys, "k_len": real}
+        result = sparse_attention(
+            q, index=launch.index, scale=scale, causal_shift=launch.causal_shift, key_min=launch.key_min,
+            row_step=launch.row_step, q_len=q_len, k_start=k_start, softcap=softcap, return_lse=weigh, backend=backend,
+            **own,
+        )  # fmt: skip
+        return result if isinstance(result, tuple) else (result, None)
+
+    if len(launches) == 1 and covered[0] == every:
+        out, lse = run(launches[0])
+        return out if lse is None or not return_lse else (out, lse)
+    out = q.new_zeros(q.shape[0], q.shape[2], q.shape[1], q.shape[3]).transpose(1, 2)
+    total = q.new_full(q.shape[:3], -torch.inf, dtype=torch.float32)
+    written: set[int] = set()
+    for launch, heads in zip(launches, covered, strict=True):
+        part, lse = run(launch)
+        at = torch.tensor(heads, device=q.device)
+        if lse is None or written.isdisjoint(heads):
+            out.index_copy_(1, at, part)
+            if lse is not None:
+                total.index_copy_(1, at, lse)
+        else:
+            step = max(1, MERGED // (part[:, :, 0].numel()))
+            for some in (slice(i, i + step) for i in range(0, q.shape[2], step)):
+                merged = merge(out[:, at, some], total[:, at, some], part[:, :, some], lse[:, :, some])
+                out[:, at, some], total[:, at, some] = merged
+        written |= set(heads)
+    return (out, total) if return_lse else out
+
+
+def merge(a: Tensor, lse_a: Tensor, b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs [..., D] and log-sum-exps [...] of one softmax over both key sets; where both are -inf, 0 and -inf."""
+    lse = torch.logaddexp(lse_a, lse_b)
+    finite = lse.clamp_min(torch.finfo(lse.dtype).min)  # -inf - -inf would be NaN
+    weight_a, weight_b = ((x - finite).exp()[..., None] for x in (lse_a, lse_b))
+    return (a * weight_a + b * weight_b).to(a.dtype), lse

@@ -1,0 +1,148 @@
+"""The oracle: an index written out as a boolean mask by plain logic, and softmax over it in fp64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .index import Keys, SparseIndex
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """Where rows and keys of one call lie; fields as the arguments of `sparse_attention`."""
+
+    rows: int  # Sq
+    width: int  # W
+    query_heads: int
+    key_heads: int
+    causal_shift: int = 0
+    key_min: int | Tensor = 0
+    row_step: int = 1
+    q_len: Tensor | None = None
+    k_len: Tensor | None = None
+    k_start: Tensor | None = None
+    key_position: Tensor | None = None
+
+    def positions(self, b: int) -> tuple[Tensor, Tensor, int]:
+        """Position of every row of a sample, the last one that it sees (-1: padding), and the first."""
+        real_q = self.rows if self.q_len is None else int(self.q_len[b])
+        real_k = self.width if self.k_len is None else int(self.k_len[b])
+        start = 0 if self.k_start is None else int(self.k_start[b])
+        row = torch.arange(self.rows)
+        at = row + real_k - real_q
+        last = row // self.row_step * self.row_step + real_k - real_q - self.causal_shift
+        least = int(self.key_min[b]) if isinstance(self.key_min, Tensor) else self.key_min
+        return at, last.masked_fill((row >= real_q) | (at < start), -1), max(least, start)
+
+    def key_positions(self, b: int, key_head: int) -> Tensor:
+        return torch.arange(self.width) if self.key_position is None else of(self.key_position, b, key_head).cpu()
+
+    def heads(self, index: SparseIndex) -> Iterator[tuple[int, int, int]]:
+        """Number in the output, table and key head of every query head that an index covers."""
+        covered = range(self.query_heads) if index.heads is None else index.heads.tolist()
+        for number, head in enumerate(covered):
+            yield number, number * index.covered // len(covered), head * self.key_heads // self.query_heads
+
+
+def expand(index: SparseIndex, **geometry: object) -> Tensor:
+    """Bool[B, H, rows, width]: which keys each row sees. Loops over rows: for tests and small reports.
+
+    Args:
+        geometry: fields of `Geometry`.
+    """
+    shape = Geometry(**geometry)  # type: ignore[arg-type]
+    count = shape.query_heads if index.heads is None else len(index.heads)
+    mask = torch.zeros(index.batch, count, shape.rows, shape.width, dtype=torch.bool)
+    for b in range(index.batch):
+        at, last, least = shape.positions(b)
+        for number, table, key_head in shape.heads(index):
+            position = shape.key_positions(b, key_head)
+            for slot, row in enumerate(slot_rows(index, b, table, shape.rows)):
+                if row < 0 or last[row] < 0:
+                    continue
+                kept = torch.zeros(shape.width + 1, dtype=torch.bool)
+                for named in named_keys(index, b, table, key_head, slot // index.tile, shape.width):
+                    kept[named] = True  # -1 is the one more
+                kept = kept[:-1] | on_slash(index, b, table, at[row] - position)
+                mask[b, number, row] = kept & (position >= least) & (position <= last[row])
+    return mask.to(index.run_ptr.device)
+
+
+def of(x: Tensor, b: int, h: int) -> Tensor:
+    """Row of x [B, 1 | H, n]."""
+    return x[b, h if x.shape[1] > 1 else 0]
+
+
+def slot_rows(index: SparseIndex, b: int, table: int, rows: int) -> list[int]:
+    """Row of every slot, -1 for none."""
+    return list(range(rows)) if index.q_order is None else of(index.q_order, b, table).tolist()
+
+
+def slot_keys(index: SparseIndex, b: int, key_head: int, width: int) -> Tensor:
+    """Key of every slot, -1 for none."""
+    return torch.arange(width) if index.k_order is None else of(index.k_order, b, key_head).cpu().long()
+
+
+def named_keys(index: SparseIndex, b: int, table: int, key_head: int, t: int, width: int) -> tuple[Tensor, Tensor]:
+    """Keys of a tile: those that runs and columns name, and those of the grid; -1 for a slot without a key."""
+    slots = slot_keys(index, b, key_head, width)
+    listed: list[int] = []
+    for start in index.run_start[index.run_ptr[b, table, t] : index.run_ptr[b, table, t + 1]].tolist():
+        listed += range(start, min(start + index.run, len(slots)))
+    if index.col_ptr is not None and index.col_idx is not None:
+        listed += index.col_idx[index.col_ptr[b, table, t] : index.col_ptr[b, table, t + 1]].tolist()
+    lines = slots[:0]
+    if index.grid is not None and index.grid[b, table, 2]:
+        lines = slots[int(index.grid[b, table, 1]) :: int(index.grid[b, table, 0])]
+    return slots[torch.tensor(listed, dtype=torch.long)], lines
+
+
+def on_slash(index: SparseIndex, b: int, table: int, distance: Tensor) -> Tensor:
+    """Whether keys at such distances from a row are kept for it."""
+    if index.slash is None or index.slash[b, table, 0] == 0:
+        return torch.zeros_like(distance, dtype=torch.bool)
+    stride, delta = index.slash[b, table].tolist()
+    return (distance - delta) % stride == 0
+
+
+def reference_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    index: SparseIndex,
+    *,
+    scale: float | None = None,
+    causal_shift: int = 0,
+    key_min: int | Tensor = 0,
+    row_step: int = 1,
+    q_len: Tensor | None = None,
+    k_len: Tensor | None = None,
+    k_start: Tensor | None = None,
+    keys: Keys | None = None,
+    softcap: float | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`sparse_attention` by the book. Memory: several times B * H * Sq * W * 8 bytes."""
+    heads = torch.arange(q.shape[1], device=q.device) if index.heads is None else index.heads
+    key_head = heads // (q.shape[1] // k.shape[1])
+    keys = keys or Keys()
+    mask = expand(
+        index, rows=q.shape[2], width=k.shape[2], query_heads=q.shape[1], key_heads=k.shape[1],
+        causal_shift=causal_shift, key_min=key_min, row_step=row_step, q_len=q_len, k_len=k_len, k_start=k_start,
+        key_position=keys.key_position,
+    )  # fmt: skip
+    logits = q[:, heads].double() @ k[:, key_head].double().transpose(-1, -2)
+    logits = logits * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    if keys.bias is not None:
+        logits = logits + keys.bias.double().expand(-1, k.shape[1], -1)[:, key_head, None]
+    logits = logits.masked_fill(~mask, -torch.inf)
+    lse = logits.logsumexp(-1)  # [B, H, Sq]
+    weights = (logits - lse[..., None]).exp().masked_fill(~mask, 0)  # where nothing is seen, -inf - -inf is NaN
+    out = (weights @ v[:, key_head].double()).to(q.dtype)
+    return (out, lse.float()) if return_lse else out

@@ -1,0 +1,83 @@
+"""What a choice of blocks is measured against, at its density: the best there is, blind chance, a fixed shape."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .patterns.base import Prefill, blocks_to_index, tile_span
+from .patterns.blocks import block_grid, by_block, ranked, spread
+from .patterns.probe import probe_rows
+from .sparse_attention.index import Launch, tile_count
+
+KINDS = ("oracle", "random", "a_shape")
+WEIGHTS = 2**25  # dense weights at a time
+
+
+def yardstick(kind: str, prefill: Prefill, cells: Tensor, tile: int = 64, run: int = 64, seed: int = 0) -> list[Launch]:
+    """A plan of whole blocks that keeps `cells` fp32 [B, H] pairs of row and key, give or take one block per head.
+
+    "oracle": the blocks that hold most of the dense attention, in order, over the whole map; no choice of blocks has a
+    better mean recall. It computes all of the dense attention. "random": the sink, the diagonal, then others at random.
+    "a_shape": the sink, then by distance from the diagonal.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    grid = block_grid(prefill, tile, run)
+    shape = (prefill.batch, len(prefill.heads), *grid.visible.shape[2:])
+    if kind == "oracle":
+        scores, first = block_mass(prefill, tile, run), torch.zeros_like(grid.first)
+    elif kind == "random":
+        scores = torch.rand(shape, generator=torch.Generator().manual_seed(seed)).to(prefill.device)
+        first = grid.forced
+    elif kind == "a_shape":
+        position = torch.arange(shape[3], device=prefill.device) * run
+        scores = (position - tile_span(prefill, tile)[0][:, None, :, None]).float().expand(shape)
+        first = grid.first
+    else:
+        raise ValueError(f"a yardstick is one of {', '.join(KINDS)}; got {kind!r}")
+    return best_blocks(prefill, scores, first, cells, tile, run)
+
+
+def best_blocks(prefill: Prefill, scores: Tensor, first: Tensor, cells: Tensor, tile: int, run: int) -> list[Launch]:
+    """The plan of the best blocks of each head's map by scores fp32 [B, H, T, N], blocks `first` Bool before all.
+
+    As many as come nearest to `cells` fp32 [B, H] pairs of row and key.
+    """
+    visible = block_grid(prefill, tile, run).visible
+    sizes, seen, first = (
+        x.expand_as(scores).flatten(2) for x in (causal_cells(prefill, tile, run), visible, first & visible)
+    )
+    order = ranked(scores.flatten(2).masked_fill(~seen, -torch.inf), first)
+    sizes = sizes.gather(-1, order)
+    chosen = sizes.cumsum(-1) - sizes / 2 <= cells[..., None]
+    keep = (spread(order, chosen) & seen).view_as(scores)
+    return [Launch(blocks_to_index(keep, tile, run, prefill))]
+
+
+def block_mass(prefill: Prefill, tile: int, run: int) -> Tensor:
+    """fp32 [B, H, T, N]: the dense attention inside each block, summed over the rows of the tile."""
+    step = max(1, WEIGHTS // (prefill.batch * len(prefill.heads) * prefill.width * tile)) * tile
+    parts = []
+    for start in range(0, prefill.rows, step):
+        rows = torch.arange(start, min(start + step, prefill.rows), device=prefill.device)
+        weights = by_block(probe_rows(prefill, rows=rows.expand(prefill.batch, -1)), run)
+        parts.append(by_block(weights.mT, tile).mT)
+    return torch.cat(parts, 2)
+
+
+def causal_cells(prefill: Prefill, tile: int, run: int) -> Tensor:
+    """Long[B, 1, T, N]: pairs of a row and a key that it sees, in each block."""
+    low, high = (edge[:, None, :, None] for edge in tile_span(prefill, tile))
+    start = torch.arange(tile_count(prefill.width, run), device=low.device) * run
+    begin = torch.maximum(start, prefill.key_first[:, None, None, None])
+    length = (torch.minimum(start + run, prefill.key_end[:, None, None, None]) - begin).clamp_min(0)
+
+    def up_to(position: Tensor) -> Tensor:
+        """Cells of all rows up to `position`: a triangle, then whole rows."""
+        rows = (position + 1 - begin).clamp_min(0)
+        corner = torch.minimum(rows, length)
+        return corner * (corner + 1) // 2 + (rows - corner) * length
+
+    return (up_to(high) - up_to(low - 1)) * (high >= low)

@@ -36,7 +36,7 @@ class Record:
     edited: Tensor | None = None  # [B, H] rows of prompts in which a head was changed
     steps: int = 0  # generated rows offered
     generated: Tensor | None = None  # [B, H] the same of generated rows
-    measured: list[tuple[int, dict[str, Tensor]]] = field(default_factory=list)  # (rows, scalars)
+    measured: list[tuple[Tensor, dict[str, Tensor]]] = field(default_factory=list)  # (rows, scalars)
     gain: Tensor | None = None  # fp32 [B, H]
     listening: Listening | None = None  # what a diagnosis heard; in the record of layer 0
 
@@ -177,7 +177,7 @@ class Watch:
         total = edited.sum(2)
         if self.prompt:
             offered = view.rows.sum(1)
-            record.measured.append((view.rows.shape[1], correction.measure(values, view)))
+            record.measured.append((offered.sum(), correction.measure(values, view)))
             record.rows = offered if record.rows is None else record.rows + offered
             record.edited = total if record.edited is None else record.edited + total
         else:

@@ -1,4 +1,4 @@
-"""What runs beside a call: the stream without pictures, guidance, the trace of heads, the watchdog, the tower's choice."""
+"""What runs beside a call: the stream without pictures, guidance, the trace of heads, the watchdog, the tower."""
 
 from __future__ import annotations
 
@@ -73,9 +73,10 @@ def test_guidance_is_that_of_two_separate_models(name):
 @pytest.mark.parametrize("setting", [{"num_beams": 2}, {"prompt_lookup_num_tokens": 2}])
 def test_guidance_refuses_beams_and_assistants(setting):
     family = FAMILIES["llava"]
-    with vlmopt.optimized(copy.deepcopy(family.build("sdpa")), ImageBoost(gamma=1.1)) as model:
-        with pytest.raises(ValueError, match="num_beams=1"):
-            model.generate(**family.inputs([[5, Image(0), 7]])(), max_new_tokens=2, do_sample=False, **setting)
+    batch = family.inputs([[5, Image(0), 7]])
+    model = vlmopt.optimize(copy.deepcopy(family.build("sdpa")), ImageBoost(gamma=1.1))
+    with pytest.raises(ValueError, match="num_beams=1"):
+        model.generate(**batch(), max_new_tokens=2, do_sample=False, **setting)
 
 
 def test_guidance_leaves_text_only_samples_alone():
@@ -151,12 +152,13 @@ def test_the_tower_chooses_for_informed_tokens():
 
 
 def test_the_watchdog_marks_and_stops():
-    """A model that repeats itself is marked; with "stop" the boost ends there, so later tokens are those of no boost."""
+    """A model that repeats itself is marked; with "stop" the boost ends there, as the report counts."""
     family = FAMILIES["llava"]
     batch = family.inputs([[5, Image(0), 7]])
     loop = {"max_new_tokens": 60, "do_sample": False, "suppress_tokens": [i for i in range(400) if i not in (20, 21)]}
     for watchdog in ("mark", "stop"):
-        with vlmopt.optimized(copy.deepcopy(family.build("sdpa")), ImageBoost(layers="0:", watchdog=watchdog)) as model:
+        method = ImageBoost(layers="0:", watchdog=watchdog)
+        with vlmopt.optimized(copy.deepcopy(family.build("sdpa")), method) as model:
             model.generate(**batch(), **loop)
             report = vlmopt.report(model)
             assert report.repeating == [0]

@@ -86,12 +86,17 @@ class LayerCorrections:
         scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
         chosen = query if rows.index is None else query[:, :, rows.index]
         shape = (query.shape[0], query.shape[1], query.shape[2], key.shape[2])
-        mask = rows_of_mask(mask, rows.index, shape, key.device, kwargs.get("sliding_window"))
-        allowed, _ = read_mask(mask, (*shape[:2], chosen.shape[2], shape[3]), None, key.device)
+        window = kwargs.get("sliding_window")
+
+        def masks() -> tuple[Tensor, Tensor]:
+            own = rows_of_mask(mask, rows.index, shape, key.device, window)
+            return own, read_mask(own, (*shape[:2], chosen.shape[2], shape[3]), None, key.device)[0]
+
+        own, allowed = step.remember(("row masks", self.stage, shape, window, key.device), mask, masks)
         edits = [(c, self.view(step, c, rows, allowed, key.shape[2])) for c in self.rows]
         watch = Watch(self.session, step, self.layer)
         fixed, edited = correct_rows(
-            chosen, key, value, mask, scaling, edits, softcap=kwargs.get("softcap"), observe=watch
+            chosen, key, value, own, scaling, edits, softcap=kwargs.get("softcap"), observe=watch
         )
         if out is None:
             return fixed

@@ -92,7 +92,7 @@ def rows_of_mask(
     shape: tuple[int, int, int, int],
     device: torch.device,
     window: int | None,
-) -> Tensor | None:
+) -> Tensor:
     """The mask of the chosen query rows, 4-D: the model's own, or the causal one that its absence stands for."""
     batch, _, rows, width = shape
     if mask is not None and mask.ndim == 4:

@@ -69,7 +69,7 @@ class SparseLayer:
             return None
         clock, scale = step.call.clock, kw.get("scaling")
         scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
-        lengths = {"q_len": layout.q_len, "k_len": layout.k_len, "k_start": layout.k_start}
+        lengths: dict[str, Any] = {"q_len": layout.q_len, "k_len": layout.k_len, "k_start": layout.k_start}
         start = clock.now()
         launches = [
             launch
@@ -77,9 +77,8 @@ class SparseLayer:
             for launch in pattern.build(self.prefill(step, query, key, value, scale, heads, lengths))
         ]
         built = clock.now()
-        out = run_plan(
-            query, key, value, launches, scale=scale, softcap=kw.get("softcap"), backend=self.method.backend, **lengths
-        )
+        softcap, backend = kw.get("softcap"), self.method.backend
+        out: Any = run_plan(query, key, value, launches, scale=scale, softcap=softcap, backend=backend, **lengths)
         out = out.transpose(1, 2)
         rows = self.dense_rows(step, query.shape[2])
         if rows is not None:
@@ -87,7 +86,7 @@ class SparseLayer:
         end = clock.now()
         step.call.sparse.setdefault(self.layer, []).append(
             Ran(
-                chosen_backend(query, launches, self.method.backend),
+                chosen_backend(query, launches, backend),
                 {pattern.name: len(heads) for pattern, heads in self.groups},
                 key.shape[2],
                 work(launches, query, key),

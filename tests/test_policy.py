@@ -22,6 +22,7 @@ from vlmopt.presets import presets
 from vlmopt.version import __version__
 
 PRESETS = {"dense", "random-25", "uniform-25", "uniform-50", "resize-25", "attention-25"}
+PRESETS |= {"safe", "describe", "boost", "truer-25", "long-video"}
 PRESETS |= {"pospad-30", "progressive", "debiased-25", "diverse-25", "zeroth-order-25", "video-25"}
 
 
@@ -149,7 +150,7 @@ def test_stored_sorted_and_frozen():
         (42, TypeError, "int"),
         (None, TypeError, "NoneType"),
         (Uniform, TypeError, "type"),
-        ("unform-25", ValueError, r"unform-25.*did you mean 'uniform-25'.*presets: attention-25, debiased-25"),
+        ("unform-25", ValueError, r"unform-25.*did you mean 'uniform-25'.*presets: attention-25, boost, debiased-25"),
         ("", ValueError, "unknown preset"),
         ("no/such/file", ValueError, "no policy file"),
         ("policy.json", ValueError, "no policy file"),

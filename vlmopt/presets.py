@@ -1,14 +1,21 @@
-"""Ready-made policies: the controls every table needs, and a few to start from."""
+"""Ready-made policies: the controls every table needs, and a few to start from; no paper evaluates the combinations."""
 
 from __future__ import annotations
 
+from attention_fix import ImageBoost, VisionHeads, VisualSink
 from pruning import EVS, Debias, DivPrune, FastV, Random, Resize, Uniform, ZeroOrder
 
+from .kernels.patterns import MinP
 from .policy import Policy
 
 
 def presets() -> dict[str, Policy]:
-    """Policies by name; the number is the percentage of visual tokens that stays."""
+    """Policies by name; a number is the percentage of visual tokens that stays.
+
+    `safe`, `describe` and `truer-25` redistribute visual sinks: they need a model whose sink dimensions are published,
+    or a profile (`Profile.apply`).
+    """
+    describe = (VisualSink(), VisionHeads())
     return {
         "dense": Policy(),
         "random-25": Policy(prune=(Random(keep_ratio=0.25),)),
@@ -24,4 +31,9 @@ def presets() -> dict[str, Policy]:
         "progressive": Policy(
             prune=(FastV(keep_ratio=0.5, layer=2), FastV(keep_ratio=0.25, layer=4)),
         ),
+        "safe": Policy(attention=(VisualSink(min_nonsink_ratio=0.8),)),
+        "describe": Policy(attention=describe),
+        "boost": Policy(attention=(ImageBoost(watchdog="mark"),)),
+        "truer-25": Policy(prune=(Debias(FastV(keep_ratio=0.25, layer=2), fit="per_sample"),), attention=describe),
+        "long-video": Policy(prefill=MinP()),
     }

@@ -32,7 +32,12 @@ def execute(options: argparse.Namespace) -> None:
 
 def summary(policy: dict[str, Any]) -> str:
     """A policy's dict form in one line: `uniform(keep_ratio=0.25)`."""
-    return " + ".join(map(call, (*policy["prune"], *policy["attention"]))) or "nothing is changed, only measured"
+    prefill, sparse = policy["prefill"], []
+    if prefill is not None:
+        pattern = prefill.get("pattern", {"method": "min_p"})
+        sparse = ["sparse prefill by " + ("a pattern per head" if "heads" in prefill else call(pattern))]
+    methods = [call(method) for method in (*policy["prune"], *policy["attention"])]
+    return " + ".join(methods + sparse) or "nothing is changed, only measured"
 
 
 def call(method: dict[str, Any]) -> str:

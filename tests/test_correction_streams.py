@@ -181,6 +181,26 @@ def test_everything_is_taken_back():
     assert torch.equal(plain, logits(model, batch()))
 
 
+def test_copies_of_a_cache_go_their_own_way():
+    """A prompt's cache is copied for two continuations: streams and flags are copied with it, the model is not."""
+    family = FAMILIES["llava"]
+    batch = family.inputs([[5, Image(0), 7]])
+    policy = [VisionHeads(layers="0:", trace=True), ImageBoost(gamma=1.2)]
+    with vlmopt.optimized(copy.deepcopy(family.build("sdpa")), policy) as model, torch.no_grad():
+        first = model.generate(**batch(), max_new_tokens=3, return_dict_in_generate=True, **GREEDY)
+        copies = [copy.deepcopy(first.past_key_values) for _ in range(2)]
+        assert all(c._vlmopt_marks.stream.session.model is model for c in copies)
+        ends = []
+        for cache, ids in zip(copies, ([7, 8, 9], [10, 11]), strict=True):
+            turn = torch.cat([first.sequences, torch.tensor([ids])], 1)
+            fresh = model.generate(turn, past_key_values=cache, max_new_tokens=3, output_scores=True,
+                                   return_dict_in_generate=True, **GREEDY)  # fmt: skip
+            ends.append(torch.stack(fresh.scores))
+        lengths = [c._vlmopt_marks.stream.cache.get_seq_length() for c in copies]
+    assert lengths[0] == lengths[1] + 1
+    assert not torch.equal(ends[0], ends[1])
+
+
 def test_two_turns_select_heads_anew():
     family = FAMILIES["llava"]
     batch = family.inputs([[5, Image(0), 7]])

@@ -155,6 +155,8 @@ class Corrections:
 
 def padding(step: Step, mask: Tensor | None) -> Tensor | None:
     """Bool[B, q] of this chunk's real places; None when all are."""
+    if step.q == 1:
+        return None
     if mask is None and step.call.prompt_mask is not None:
         given = step.call.prompt_mask
         mask = pad(given, (0, max(step.past + step.q - given.shape[1], 0)), value=True)[:, : step.past + step.q]
@@ -162,7 +164,7 @@ def padding(step: Step, mask: Tensor | None) -> Tensor | None:
     if mask is None or mask.shape[1] < step.q or len(mask) != step.batch:
         return None
     mask = mask[:, -step.q :].bool().to(step.device)
-    return None if step.q == 1 or bool(mask.all()) else mask
+    return None if bool(mask.all()) else mask
 
 
 def why_not(module: Any) -> str | None:

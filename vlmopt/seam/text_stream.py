@@ -6,6 +6,7 @@ family's picture delimiters are left out, positions are contiguous, on M-RoPE mo
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,13 @@ class TextStream:
     cache: Any = None
     real: Tensor | None = None  # Bool[B, T] of the rows in the cache
     position: Tensor | None = None  # Long[B] of the last row
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TextStream:
+        """A copied cache gets a stream of its own, over the same session and the same embeddings."""
+        twin = copy.copy(self)
+        twin.parts, twin.heads = list(self.parts), dict(self.heads)
+        twin.cache = copy.deepcopy(self.cache, memo)
+        return twin
 
     def take(self, step: Step, ids: Tensor | None, given: dict[str, Any]) -> None:
         """Take down the text of this step."""

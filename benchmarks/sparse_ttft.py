@@ -66,7 +66,7 @@ def video_model(frames: int) -> tuple[Any, dict[str, torch.Tensor]]:
 
 def ttft(model: Any, inputs: dict[str, Any], pattern: Any, found: dict[str, Any], name: str) -> float:
     """Milliseconds from the call to the first logits, without the vision tower."""
-    prefill = None if pattern is None else SparsePrefill(pattern=pattern, min_len=1, dense_layers=0)
+    prefill = None if pattern is None else SparsePrefill(pattern=pattern, min_len=1, dense_layers=0, max_work=10)
     with vlmopt.optimized(model, Policy(prefill=prefill)):
         model.generate(**inputs, max_new_tokens=1, do_sample=False)
         report = vlmopt.report(model)

@@ -18,7 +18,7 @@ from vlmopt.prefill import SparsePrefill
 
 EVERYTHING = MinP(tau=1e-30, tile=16, run=16)  # every visible key is within ln(1e30) of the best
 SOME = AShape(sink=16, local=16, tile=16, run=16)
-FULL = SparsePrefill(pattern=EVERYTHING, min_len=1, dense_layers=0, dense_text=0)
+FULL = SparsePrefill(pattern=EVERYTHING, min_len=1, dense_layers=0, dense_text=0, max_work=100)
 FEW = replace(FULL, pattern=SOME)
 LONG = [[60, Image(0), 30], [50, Image(1), 60]]  # tokens that a sink and a window of one tile cannot cover
 REQUIRED = [f for f in FAMILIES.values() if not f.extra]
@@ -150,6 +150,18 @@ def test_what_stays_dense_is_reported():
     assert not report.prefill
     assert all("min_len=10000" in entry["why"] for entry in report.skipped)
     assert str(report).count("min_len") == 1, "one line for all layers"
+
+
+def test_too_much_work_is_left_to_the_dense_kernel():
+    family = FAMILIES["llava"]
+    batch, model = prompts(family, "one"), copy.deepcopy(family.build("sdpa"))
+    plain = run(model, batch)
+    with vlmopt.optimized(model, Policy(prefill=replace(FULL, max_work=0.5))):
+        out = run(model, batch)
+        report = vlmopt.report(model)
+    assert torch.equal(torch.stack(out.logits), torch.stack(plain.logits))
+    assert not report.prefill
+    assert all("max_work=0.5" in entry["why"] for entry in report.skipped)
 
 
 def test_frame_and_row_strides_reach_the_patterns(monkeypatch):

@@ -42,6 +42,9 @@ class SparsePrefill:
     dense_text: int = setting(
         2048, "Text rows are computed densely if a prompt has at most so many; 0: never.", "int", min=0
     )
+    max_work: float = setting(
+        0.6, "Share of the causal cells above which a layer is computed densely after all.", "float", above=0
+    )
     backend: str = setting("auto", "What computes it; auto: triton on CUDA, gather elsewhere.", "str", choices=BACKENDS)
     recall_rows: int = setting(
         0, "Rows per layer whose kept share of the dense attention is measured for the report; 0: none.", "int", min=0

@@ -121,13 +121,12 @@ def output_error(out: Tensor, exact: Tensor) -> Tensor:
 
 
 def dense_lse(prefill: Prefill, rows: Tensor) -> Tensor:
-    """fp32 [B, H, R]: log-sum-exp of all visible logits of `rows` Long[B, R]; -inf for padding."""
+    """fp32 [B, H, R]: log-sum-exp of all visible logits of the real ones among `rows` Long[B, R]."""
     key = torch.arange(prefill.width, device=prefill.device)
     parts = []
     for some in rows.split(max(1, LOGITS // (prefill.batch * len(prefill.heads) * prefill.width)), 1):
         queries = prefill.q.take_along_dim(some[:, None, :, None], 2)[:, prefill.heads]
-        last = prefill.position.gather(1, some).masked_fill(~prefill.real.gather(1, some), -1)[..., None]
-        seen = (key <= last) & (key >= prefill.key_first[:, None, None])
+        seen = (key <= prefill.position.gather(1, some)[..., None]) & (key >= prefill.key_first[:, None, None])
         logits = products(prefill, queries.float(), prefill.k.float()) * prefill.scale
         parts.append(logits.masked_fill_(~seen[:, None], -torch.inf).logsumexp(-1))
     return torch.cat(parts, 2)

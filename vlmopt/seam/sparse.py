@@ -76,6 +76,12 @@ class SparseLayer:
             for pattern, heads in self.groups
             for launch in pattern.build(self.prefill(step, query, key, value, scale, heads, lengths))
         ]
+        share = work(launches, query, key)
+        if float(share) > self.method.max_work:  # gathering so many keys is slower than the dense kernel
+            kept = f"{100 * float(share):.0f} % of the cells are more than max_work={self.method.max_work:g}"
+            step.call.skip(f"sparse prefill in layer {self.layer}", kept)
+            step.call.scoring.append((start, clock.now()))
+            return None
         built = clock.now()
         softcap, backend = kw.get("softcap"), self.method.backend
         out: Any = run_plan(query, key, value, launches, scale=scale, softcap=softcap, backend=backend, **lengths)
@@ -89,7 +95,7 @@ class SparseLayer:
                 chosen_backend(query, launches, backend),
                 {pattern.name: len(heads) for pattern, heads in self.groups},
                 key.shape[2],
-                work(launches, query, key),
+                share,
                 (start, built),
                 (built, end),
                 0 if rows is None else len(rows),

@@ -6,26 +6,38 @@ from .a_shape import AShape
 from .base import Pattern, Prefill, register, registry
 from .boundary_2d import Boundary2D
 from .dense import DensePattern
+from .flex_prefill import FlexPrefill
 from .grid import GridSparse
 from .min_p import MinP
+from .minference_blocks import MInferenceBlocks
+from .pbs_attn import PBSAttn
+from .proxy_attn import ProxyAttn
+from .psa import PSA
 from .q_boundary import QBoundary
 from .tri_shape import TriShape
 from .vertical_slash import VerticalSlash
 from .view import View, ViewPattern
+from .x_attention import XAttention
 
 __all__ = [
+    "PSA",
     "AShape",
     "Boundary2D",
     "DensePattern",
+    "FlexPrefill",
     "GridSparse",
+    "MInferenceBlocks",
     "MinP",
+    "PBSAttn",
     "Pattern",
     "Prefill",
+    "ProxyAttn",
     "QBoundary",
     "TriShape",
     "VerticalSlash",
     "View",
     "ViewPattern",
+    "XAttention",
     "register",
     "registry",
 ]

@@ -35,7 +35,7 @@ def block_table(view: View, keep: Tensor, tile: int, run: int) -> tuple[Tensor, 
 
 
 def block_launch(view: View, keep: Tensor, tile: int, run: int) -> Launch:
-    """The launch of blocks Bool[B, 1, T, N] that all heads share."""
+    """The launch of blocks Bool[B, 1, T, N] that all heads share; of all rows, with one table per key head."""
     prefill = view.prefill
-    tables = prefill.k.shape[1] if prefill.all_heads else len(prefill.heads)
+    tables = prefill.k.shape[1] if prefill.all_heads and view.rows is None else len(prefill.heads)
     return Launch(view.index(tile, run, block_table(view, keep.expand(-1, tables, -1, -1), tile, run)))

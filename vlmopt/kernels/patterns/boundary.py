@@ -52,14 +52,30 @@ def gathered(mask: Tensor) -> Tensor:
 
 
 def join_rows(launches: list[Launch]) -> list[Launch]:
-    """The launches with those in one that differ in their rows only: no rows meet, so nothing need be merged."""
-    joined: dict[tuple[object, ...], list[SparseIndex]] = {}
+    """The launches over all keys, with those in one that differ in their rows only: so nothing need be merged."""
+    alike: dict[tuple[int, ...], list[SparseIndex]] = {}
     rest = []
     for launch in launches:
         index = launch.index
-        limits = launch.causal_shift or launch.row_step > 1 or launch.key_min is not 0  # noqa: F632
-        if limits or index.grid is not None or index.q_order is None or index.q_order.shape[1] > 1:
-            rest.append(launch)
+        if index.grid is None and index.q_order is not None and index.q_order.shape[1] == 1:
+            alike.setdefault((index.tile, index.run, index.covered, id(index.heads)), []).append(index)
         else:
-            joined.setdefault((index.tile, index.run, index.covered, id(index.heads)), []).append(index)
-    return [Launch(_stacked(parts)) for parts in joined.values()] + rest
+            rest.append(launch)
+    return [Launch(stacked(parts)) for parts in alike.values()] + rest
+
+
+def stacked(parts: list[SparseIndex]) -> SparseIndex:
+    """One index with the tiles of all parts, which share sizes and heads and have neither grid nor slash."""
+    orders = [tiled(index.q_order, index.tile, -1).flatten(2) for index in parts if index.q_order is not None]
+    none = parts[0].run_start.new_zeros(0)
+    columns = [
+        (index.run_ptr * 0, none) if index.col_ptr is None or index.col_idx is None else (index.col_ptr, index.col_idx)
+        for index in parts
+    ]
+    run_ptr, run_start = glue([(index.run_ptr, index.run_start) for index in parts])
+    col_ptr, col_idx = glue(columns)
+    full = torch.cat([index.run_full for index in parts], -1)
+    q_order = torch.cat(orders, -1)
+    return SparseIndex(
+        parts[0].tile, parts[0].run, run_ptr, run_start, full, col_ptr, col_idx, q_order, heads=parts[0].heads
+    )

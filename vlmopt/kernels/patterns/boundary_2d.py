@@ -49,10 +49,12 @@ class Boundary2D(Pattern):
         given: ViewPattern | None = getattr(self, f"{rows}_{keys}")
         if given is not None:
             return given
-        size = {"tile": self.tile, "run": self.run}
-        if rows == keys:
-            return DensePattern(**size) if rows == "text" else GridSparse(**size)
-        return DensePattern(**size) if count < self.dense_below else VerticalSlash(**size)
+        kind: type[ViewPattern] = VerticalSlash
+        if rows == keys == "vision":
+            kind = GridSparse
+        elif rows == keys or count < self.dense_below:
+            kind = DensePattern
+        return kind(tile=self.tile, run=self.run)
 
     def build(self, prefill: Prefill) -> list[Launch]:
         rows, keys = slots_of(prefill, self.name)

@@ -91,8 +91,11 @@ class GridSparse(ViewPattern):
         )
 
     def launches(self, view: View, grids: Grids) -> list[Launch]:
-        """Window, lines and whole rows. Diagonals need rows class by class, whose windows would join to one long
-        stretch; so the window is a launch of its own, and the lines end where it begins."""
+        """Window, lines and whole rows.
+
+        Diagonals need rows class by class, whose windows would join to one long stretch; so where there are any, the
+        window is a launch of its own, and the lines end where it begins.
+        """
         local = self.local or max(128, view.prefill.frame or 0)
         grids = replace(
             grids,
@@ -100,8 +103,9 @@ class GridSparse(ViewPattern):
             columns=grids.columns if self.columns else torch.zeros_like(grids.columns),
         )
         size = {"tile": self.tile, "run": self.run}
-        out = [near(view, grids, columns=not self.diagonals, sink=self.sink, local=local, **size)]
-        if self.diagonals:
+        apart = self.diagonals and bool(grids.diagonals.any())
+        out = [near(view, grids, columns=not apart, sink=self.sink, local=local, **size)]
+        if apart:
             out.append(lines(view, grids, sink=self.sink, local=local, **size))
         if self.rows:
             out.append(full_rows(view, grids, **size))

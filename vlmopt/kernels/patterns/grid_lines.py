@@ -127,4 +127,3 @@ def in_place(view: View) -> tuple[View, Tensor]:
         return natural, natural.real
     member = torch.zeros(*view.rows.shape[:1], view.prefill.rows + 1, dtype=torch.bool, device=view.rows.device)
     return natural, member.scatter_(1, view.rows.where(view.real, view.prefill.rows), True)[:, :-1]
-

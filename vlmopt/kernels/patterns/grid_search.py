@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,8 +30,8 @@ class Grids:
 
     def on(self, heads: Tensor) -> Grids:
         """The same for some of the heads, Long[H']."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Grids(**{name: x if x is None else x[..., heads] for name, x in values.items()})
+        names = ("stride", "phase", "delta", "columns", "diagonals", "strength")
+        return replace(self, **{name: getattr(self, name)[..., heads] for name in names})
 
 
 def search(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import max_pool1d, pad
 
 from method_kit import setting
 
@@ -41,13 +41,13 @@ class MinP(ViewPattern):
         return [Launch(view.index(self.tile, self.run, table, self.columns(view)))]
 
     def columns(self, view: View) -> Columns:
-        """Offsets and key slots of the single keys; an eighth of the tiles at a time: few score the future."""
+        """Offsets and key slots of the single keys; a quarter of the tiles at a time, so few score the future."""
         prefill = view.prefill
         low, high = view.span(self.tile)
-        begin = -(-(view.first + self.sink) // self.run) * self.run if self.sink else view.first  # the sink's blocks end
+        begin = -(-(view.first + self.sink) // self.run) * self.run if self.sink else view.first  # after the sink
         end = torch.where(high < 0, 0, low // self.run * self.run)  # where the tile's own blocks begin
         tiles = low.shape[1]
-        step = max(1, min(ENTRIES // (prefill.batch * len(prefill.heads) * view.width), -(-tiles // 8)))
+        step = max(1, min(ENTRIES // (prefill.batch * len(prefill.heads) * view.width), -(-tiles // 4)))
         parts = []
         for t in range(0, tiles, step):
             seen = prefill.width - prefill.rows + (t + step) * self.tile if view.unpadded else view.width
@@ -63,9 +63,11 @@ class MinP(ViewPattern):
         if first is not None:
             padding = torch.arange(n, device=scores.device) < first[:, None, None, None]
             scores = scores.masked_fill(padding, -torch.inf)
-        groups = pad(scores, (0, -n % (KEYS * GROUP)), value=-torch.inf).unflatten(-1, (-1, GROUP, KEYS))
-        least = groups.amax(-1).cummax(-1).values + math.log(self.tau)
-        return (groups >= least[..., None]).flatten(-3)[..., :n]
+        short = -n % (KEYS * GROUP)
+        groups = pad(scores, (0, short), value=-torch.inf) if short else scores
+        best = max_pool1d(groups.flatten(0, 2), KEYS).view(*scores.shape[:3], -1, GROUP).cummax(-1).values
+        least = (best + math.log(self.tau)).flatten(-2)[..., None]
+        return (groups.unflatten(-1, (-1, KEYS)) >= least).flatten(-2)[..., :n]
 
 
 def mean_scores(view: View, tile: int, tiles: slice, keys: int) -> Tensor:

@@ -85,7 +85,7 @@ def key_order(prefill: Prefill, segment: int, probe: int) -> Tensor:
 def pool_ordered(prefill: Prefill, order: Tensor, segment: int, run: int) -> Tensor:
     """fp32 [B, Hk, N, D]: mean of the real keys in each `run` slots; 0 behind the last whole segment, which none needs.
 
-    By a product with 0 and 1 inside every segment, since a copy of all keys in the new order takes several times as long.
+    By a product with 0 and 1 inside every segment: a copy of all keys in the new order takes several times as long.
     """
     count, parts = prefill.width // segment, segment // run
     whole = count * segment

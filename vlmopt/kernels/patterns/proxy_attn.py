@@ -78,7 +78,7 @@ def proxy_scores(prefill: Prefill, tile: int, run: int, stride: int, groups: int
     for start, stop, limit in chunks(prefill, tile, prefill.batch * groups * tile // stride**2):
         rows = slice(start * tile, min(stop * tile, prefill.rows), stride)
         count = tile_count(limit, stride)
-        logits = (mean_head(prefill.q[:, :, rows], groups) @ keys[:, :, :count].mT).float() * prefill.scale
+        logits = (mean_head(prefill.q[:, :, rows], groups) * prefill.scale @ keys[:, :, :count].mT).float()
         seen = inside[:, None, :count] & (key[:count] <= prefill.position[:, rows, None])
         seen &= prefill.real[:, rows, None]
         weights = logits.masked_fill_(~seen[:, None], -torch.inf).softmax(-1).nan_to_num_(0)

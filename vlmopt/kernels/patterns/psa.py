@@ -100,7 +100,7 @@ class PSA(Pattern):
         share = antidiagonal_share(prefill, self.tile, self.block, self.stride)
         order, before = before_in_order(share, grid.forced)
         place = before / share.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        reach = torch.tensor([inf if share >= 1 else share for share in self.energy], device=place.device)
+        reach = torch.tensor([inf if end >= 1 else end for end in self.energy], device=place.device)
         level = torch.tensor([*LEVELS, 0], device=place.device)[torch.bucketize(place, reach, right=True)]
         likeness = {stand: self.likeness[LEVELS.index(stand) - 1] for stand in self.levels[1:]}
         coarsest = coarsest_level(prefill, self.block, likeness)[:, prefill.key_heads, None]  # [B, H, 1, N]

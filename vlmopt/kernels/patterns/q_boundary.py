@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..sparse_attention.index import Launch
 from .base import Pattern, Prefill, register
-from .boundary import CLASSES, check_parts, slots_of
+from .boundary import CLASSES, check_parts, join_rows, slots_of
 from .dense import DensePattern
 from .vertical_slash import VerticalSlash
 from .view import View, ViewPattern
@@ -47,4 +47,4 @@ class QBoundary(Pattern):
         if len(present) == 1:
             return self.part(CLASSES[present[0]]).build(prefill)
         views = [(CLASSES[i], View(prefill, rows=rows[i], consecutive=False)) for i in present]
-        return [launch for name, view in views for launch in self.part(name).select(view)]
+        return join_rows([launch for name, view in views for launch in self.part(name).select(view)])

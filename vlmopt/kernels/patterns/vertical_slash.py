@@ -51,11 +51,14 @@ class VerticalSlash(ViewPattern):
     def _tabulate(self, view: View, singles: Tensor, slashes: Tensor) -> Launch:
         """Runs and columns of every tile from key slots Long[B, H, C], ascending, and distances Bool[B, H, N]."""
         low, high = view.span(self.tile)
-        starts = cover(slash_places(slashes, self.tile), self.run).contiguous()
+        places = slash_places(slashes, self.tile)
+        starts = cover(places, self.run)
+        before = torch.full((*places.shape[:2], places.shape[2] + 1), -self.run, device=places.device)
+        latest = before.scatter_(-1, starts, starts).cummax(-1).values  # the run that starts last up to each place
         entries = starts.shape[-1] + singles.shape[-1] + (0 if view.consecutive else view.width // self.run)
         step = max(1, ENTRIES // (singles.shape[0] * singles.shape[1] * entries))
         parts = [
-            self._some_tiles(view, singles, slashes, starts, low[:, t : t + step], high[:, t : t + step])
+            self._some_tiles(view, singles, slashes, starts, latest, low[:, t : t + step], high[:, t : t + step])
             for t in range(0, low.shape[1], step)
         ]
         table = glue([(ptr, start) for ptr, start, _, _ in parts])
@@ -63,16 +66,15 @@ class VerticalSlash(ViewPattern):
         return Launch(view.index(self.tile, self.run, (*table, full), glue([columns for *_, columns in parts])))
 
     def _some_tiles(
-        self, view: View, singles: Tensor, slashes: Tensor, starts: Tensor, low: Tensor, high: Tensor
+        self, view: View, singles: Tensor, slashes: Tensor, starts: Tensor, latest: Tensor, low: Tensor, high: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
         n, run, first = view.width, self.run, view.first[:, None, None, None]
         lowest, highest = low[:, None, :, None], high[:, None, :, None]
         begin = starts[:, :, None] + (lowest - n)
         keep = (begin >= 0) & (begin <= highest) & (begin + run > first)
         place = singles[:, :, None] - (lowest - n)  # [B, H, T, C]
-        hit = (torch.searchsorted(starts, place.flatten(2), right=True) - 1).clamp_min(0)
-        nearest = starts.gather(-1, hit).view(place.shape)
-        inside = (place >= nearest) & (place < nearest + run) & (nearest + (lowest - n) >= 0)
+        nearest = latest.gather(-1, place.flatten(2).clamp_max(latest.shape[-1] - 1)).view(place.shape)
+        inside = (place < nearest + run) & (nearest + (lowest - n) >= 0)
         if not view.consecutive:  # rows too far apart for runs as long as the tile
             apart = highest - lowest >= self.tile
             blocks = slash_blocks(slashes, low, high, run)

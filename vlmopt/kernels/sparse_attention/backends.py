@@ -7,7 +7,6 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .index import Keys, Launch, SparseIndex, tile_count
@@ -49,8 +48,8 @@ def sparse_attention(
         k_start: Long[B], first real key of left-padded samples; rows before it are padding.
         keys: positions and biases of keys that stand for several; then give k_len, since W does not count positions.
         softcap: c of c * tanh(scaled / c).
-        backend: "reference", "gather" (any device), "flex" (aligned blocks), "triton" (CUDA), "fa4" (Hopper, blocks), or
-            "auto": triton on CUDA where it can, else gather.
+        backend: "reference"; "gather" for any device; "flex" for aligned blocks; "triton" for CUDA; "fa4" for large
+            aligned blocks on Hopper; "auto": triton on CUDA where it can, else gather.
 
     Returns:
         [B, H, Sq, D] in the dtype of q, H = len(index.heads) or Hq; with `return_lse` also the natural log-sum-exps,
@@ -102,9 +101,7 @@ def _check(
 ) -> None:
     """What can be told without reading values, so that no device is waited for."""
     if k.shape != v.shape or q.ndim != 4 or k.ndim != 4 or (len(q), q.shape[3]) != (len(k), k.shape[3]):
-        raise ValueError(
-            f"q must be [B, Hq, Sq, D], k and v [B, Hk, W, D], got {[tuple(x.shape) for x in (q, k, v)]}"
-        )
+        raise ValueError(f"q must be [B, Hq, Sq, D], k and v [B, Hk, W, D], got {[tuple(x.shape) for x in (q, k, v)]}")
     (batch, heads, rows, _), (_, key_heads, width, _) = q.shape, k.shape
     if heads % key_heads:
         raise ValueError(f"{heads} query heads do not share {key_heads} key heads evenly")
@@ -120,18 +117,23 @@ def _check(
     slots = rows if index.q_order is None else index.q_order.shape[-1]
     if index.tiles != tile_count(slots, index.tile):
         raise ValueError(f"{slots} query slots make {tile_count(slots, index.tile)} tiles, the index has {index.tiles}")
-    optional = {
+    keys = keys or Keys()
+    optional: dict[str, tuple[Tensor | None, tuple[int, ...], int | None]] = {
         "q_order": (index.q_order, (1, index.covered), None),
         "k_order": (index.k_order, (1, key_heads), None),
         "grid": (index.grid, (index.covered,), 3),
         "slash": (index.slash, (index.covered,), 2),
-        "keys.key_position": (keys and keys.key_position, (1, key_heads), width),
-        "keys.bias": (keys and keys.bias, (1, key_heads), width),
+        "keys.key_position": (keys.key_position, (1, key_heads), width),
+        "keys.bias": (keys.bias, (1, key_heads), width),
     }
-    for name, (x, seconds, last) in optional.items():
-        if x is not None and (len(x) != batch or x.shape[1] not in seconds or last not in (None, x.shape[2])):
-            raise ValueError(f"{name} must be [{batch}, {' | '.join(map(str, seconds))}, {last or 'slots'}], got {tuple(x.shape)}")
+    for name, (table, seconds, last) in optional.items():
+        if table is None:
+            continue
+        if len(table) != batch or table.shape[1] not in seconds or last not in (None, table.shape[2]):
+            raise ValueError(
+                f"{name} must be [{batch}, {' | '.join(map(str, seconds))}, {last or 'slots'}], got {tuple(table.shape)}"
+            )
     if causal_shift < 0 or row_step < 1:
         raise ValueError(f"causal_shift must be >= 0 and row_step >= 1, got {causal_shift} and {row_step}")
-    if index.slash is not None and keys is not None and keys.key_position is not None:
+    if index.slash is not None and keys.key_position is not None:
         raise ValueError("slash needs keys whose positions are their indices; leave out keys.key_position")

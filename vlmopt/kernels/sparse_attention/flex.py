@@ -1,4 +1,4 @@
-"""FlexAttention for indices that are blocks of keys, in order: torch's compiled kernels, on CPU and GPU."""
+"""FlexAttention for indices of aligned blocks: torch's own kernels, compiled on first use (a minute on CPU)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,89 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention import flex_attention as flex
 
 from .index import Keys, SparseIndex, tile_count
 
 
-def flex_attention_ ...
+def refusal(q: Tensor, index: SparseIndex, keys: Keys | None, softcap: float | None, return_lse: bool) -> str:
+    """Why this back-end cannot run such a call, in words; empty if it can."""
+    for name in ("col_idx", "q_order", "k_order", "grid", "slash", "heads"):
+        if getattr(index, name) is not None:
+            return f"flex knows blocks of keys for all heads, in order, not {name}; use backend='gather' or 'triton'"
+    if keys is not None or softcap is not None:
+        return "flex knows neither keys that stand for several nor a softcap; use backend='gather' or 'triton'"
+    if return_lse and not q.is_cuda:
+        return "flex returns no log-sum-exp on CPU; use backend='gather'"
+    if bool((index.run_start % index.run != 0).any()):
+        return f"flex needs runs that start at multiples of {index.run}; use backend='gather' or 'triton'"
+    return ""
+
+
+def flex_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    index: SparseIndex,
+    *,
+    scale: float | None = None,
+    causal_shift: int = 0,
+    key_min: int | Tensor = 0,
+    row_step: int = 1,
+    q_len: Tensor | None = None,
+    k_len: Tensor | None = None,
+    k_start: Tensor | None = None,
+    keys: Keys | None = None,
+    softcap: float | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`sparse_attention` for blocks.
+
+    Raises:
+        ValueError: what `refusal` names.
+    """
+    if reason := refusal(q, index, keys, softcap, return_lse):
+        raise ValueError(reason)
+    none = torch.zeros(len(q), dtype=torch.long, device=q.device)
+    q_len = none + q.shape[2] if q_len is None else q_len
+    offset = (none + k.shape[2] if k_len is None else k_len) - q_len
+    start = none if k_start is None else k_start
+    least = torch.maximum(start, none + key_min)
+    row = torch.arange(q.shape[2], device=q.device)
+    padding = (row >= q_len[:, None]) | (row + offset[:, None] < start[:, None])
+    last = (row // row_step * row_step + (offset - causal_shift)[:, None]).masked_fill(padding, -1)  # [B, Sq]
+
+    def seen(b: Tensor, h: Tensor, row: Tensor, key: Tensor) -> Tensor:
+        return (key >= least[b]) & (key <= last[b, row])
+
+    result = _compiled()(
+        q, k, v, block_mask=_blocks(index, q, k, seen), scale=scale, enable_gqa=q.shape[1] != k.shape[1],
+        return_lse=return_lse,
+    )  # fmt: skip
+    out, lse = result if return_lse else (result, None)
+    out = out.masked_fill(padding[:, None, :, None], 0)  # it may have met full blocks
+    return out if lse is None else (out, lse.masked_fill(padding[:, None], -torch.inf))
+
+
+@functools.cache
+def _compiled() -> Callable[..., Any]:
+    return torch.compile(flex.flex_attention)
+
+
+def _blocks(index: SparseIndex, q: Tensor, k: Tensor, seen: Callable[..., Tensor]) -> flex.BlockMask:
+    """Full and masked blocks of every tile, from the table of runs; never from the mask itself."""
+    count, columns = index.run_ptr.diff(dim=-1).flatten(), tile_count(k.shape[2], index.run)
+    tile = torch.arange(len(count), device=q.device).repeat_interleave(count)
+    number = torch.arange(len(tile), device=q.device) - (count.cumsum(0) - count)[tile]
+    block = index.run_start[index.run_ptr[..., :-1].flatten()[tile] + number].long() // index.run
+    full = number < index.run_full.flatten()[tile]
+    tables = []
+    for which in (~full, full):
+        keep = torch.zeros(len(count), columns + 1, dtype=torch.int32, device=q.device)  # one more: behind the last key
+        keep[tile[which], block[which].clamp_max(columns)] = 1
+        keep = keep[:, :-1].view(*index.run_full.shape, columns).repeat_interleave(q.shape[1] // index.covered, 1)
+        order = torch.argsort(keep, dim=-1, descending=True, stable=True).int()
+        tables.append((keep.sum(-1, dtype=torch.int32), order))
+    return flex.BlockMask.from_kv_blocks(
+        *tables[0], *tables[1], BLOCK_SIZE=(index.tile, index.run), mask_mod=seen, seq_lengths=(q.shape[2], k.shape[2])
+    )

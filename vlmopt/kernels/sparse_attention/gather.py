@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .index import Keys, SparseIndex
-from .lists import KeyLists, Kept, Rows
+from .lists import Kept, KeyLists, Rows
 from .merge import merge
 
 SCORES = 1 << 19  # scores per thread at a time: 2 MB
@@ -39,100 +39,122 @@ def gather_attention(
     softcap: float | None = None,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """`sparse_attention` on any device. Keys that no row of a tile sees are not read, so they may hold NaN."""
+    """`sparse_attention` on any device. Keys that no row of a tile sees are not read, so they may hold NaN.
+
+    Returns:
+        [B, H, Sq, D] in the dtype of q; with `return_lse` also fp32 [B, H, Sq].
+
+    Raises:
+        ValueError: a gradient is asked for, or slashes meet a grid of reordered keys.
+    """
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        raise ValueError("gather has no backward pass; call it under torch.no_grad(), or use backend='reference'")
+    if index.slash is not None and index.grid is not None and index.k_order is not None:
+        raise ValueError(
+            "gather cannot tell which slash keys lie on a grid of reordered keys; list the grid as columns"
+        )
     lists = KeyLists(q, k, v, index, keys or Keys(), causal_shift, key_min, row_step, q_len, k_len, k_start)
-    softmax = _Softmax(q, k, v, q.shape[-1] ** -0.5 if scale is None else scale, softcap)
+    call = _Call(q, k, v, q.shape[-1] ** -0.5 if scale is None else scale, softcap)
     out = q.new_zeros(lists.end + 1, q.shape[-1])  # the last row takes what is none, and is cut off
     lse = q.new_full((lists.end + 1,), -torch.inf, dtype=torch.float32) if return_lse else None
     for tiles in lists.alike():
         rows = lists.rows(tiles)
-        softmax(rows, lists.keys_of(tiles, rows), out, lse)
-    shape = (q.shape[0], q.shape[2], lists.heads.numel())
-    result = out[: lists.end].view(*shape, -1).transpose(1, 2)
-    return result if lse is None else (result, lse[: lists.end].view(shape).transpose(1, 2))
+        _Tiles(call, rows, lists.keys_of(tiles, rows)).attend(out, lse)
+    shape = (q.shape[0], lists.heads.numel(), q.shape[2])
+    result = out[: lists.end].view(*shape, -1)
+    return result if lse is None else (result, lse[: lists.end].view(shape))
 
 
-class _Softmax:
-    """Attention of tiles whose keys are known; keeps its memory, as fresh pages cost more than what is done on them."""
+class _Call:
+    """What all tiles share, and memory that is used again: fresh pages cost more than what is done on them."""
 
     def __init__(self, q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None) -> None:
         self.q, self.k, self.v, self.scale, self.softcap = _table(q), _table(k), _table(v), scale, softcap
         self.exact = torch.promote_types(q.dtype, torch.float32)
         self.memory: dict[str, Tensor] = {}
 
-    def __call__(self, rows: Rows, kept: Kept, out: Tensor, lse: Tensor | None) -> None:
-        """Rows that see something are written to `out` [*, D] and `lse` [*]."""
-        count, height, n = *rows.at.shape, kept.position.shape[1]
-        width = min(n, WIDTH)
-        step = max(1, SCORES * torch.get_num_threads() // (height * width))
-        weigh = lse is not None or n > width or kept.classes is not None
-        none = len(out) - 1
-        seeing = rows.target.where(rows.limit >= kept.position.amin(1, keepdim=True), none)
-        masks = [
-            (part, self._cap(rows.limit[:1], kept.position[:1, part]).clone() if alike else None)
-            for part, alike in kept.masked
-        ]
-        for first in range(0, count, step):
-            g = slice(first, first + step)
-            q = self._take("q", self.q, rows.at[g])
-            for at in range(0, n, width):
-                w = slice(at, min(at + width, n))
-                scores = self._scores(q, self._take("k", self.k, kept.at_k[g, w]), rows.limit[g], kept, masks, g, w)
-                weights = torch.softmax(scores, -1, out=self._room("weights", scores.shape))
-                part = self._room("part" if at else "first part", q.shape)
-                torch.bmm(weights, self._take("v", self.v, kept.at_v[g, w]), out=part)
-                if weigh:
-                    share = scores.amax(-1) - weights.amax(-1).log()  # log-sum-exp: log w = s - it, where w is greatest
-                    result, mass = merge(result, mass, part, share) if at else (part, share)
-                else:
-                    result = part
-            target = seeing[g].where(mass > UNSEEN, none) if weigh else seeing[g]
-            out.index_copy_(0, target.flatten(), result.flatten(0, 1).to(out.dtype))
-            if lse is not None:
-                lse.index_copy_(0, target.flatten(), mass.flatten().float())
-
-    def _scores(
-        self, q: Tensor, k: Tensor, limit: Tensor, kept: Kept, masks: list[tuple[slice, Tensor | None]], g: slice, w: slice
-    ) -> Tensor:
-        """[g, R, w] of tiles g and keys w, masked."""
-        scores = self._room("scores", (*q.shape[:2], k.shape[1]))
-        scores.baddbmm_(q, k.transpose(1, 2), beta=0, alpha=self.scale)
-        if self.softcap is not None:
-            scores.div_(self.softcap).tanh_().mul_(self.softcap)
-        if kept.bias is not None:
-            scores += kept.bias[g, None, w]
-        for part, cap in masks:
-            inner, outer = _overlap(part, w)
-            seen = scores[..., inner]
-            if cap is None:
-                cap = self._cap(limit, kept.position[g, outer])
-            else:
-                cap = cap[..., outer.start - part.start : outer.stop - part.start]
-            torch.minimum(seen, cap, out=seen)
-        if kept.classes is not None:
-            part, mine, theirs = kept.classes
-            inner, outer = _overlap(part, w)
-            other = mine[g, :, None] != theirs[g, None, outer.start - part.start : outer.stop - part.start]
-            scores[..., inner].masked_fill_(other, 2 * UNSEEN)
-        return scores
-
-    def _cap(self, limit: Tensor, position: Tensor) -> Tensor:
-        """[G, R, n]: above every score where position [G, n] <= limit [G, R], else below UNSEEN."""
-        high, place = ((x.to(self.exact) + y) * UNIT for x, y in ((limit, 0.5), (position, 0)))
-        return torch.sub(high[..., None], place[:, None], out=self._room("cap", (*limit.shape, position.shape[1])))
-
-    def _take(self, name: str, table: Tensor, at: Tensor) -> Tensor:
-        """[G, n, D] in fp32 or better: rows of a table that start at elements `at` [G, n]."""
-        found = torch.index_select(table, 0, at.flatten(), out=self._room(name, (at.numel(), table.shape[1]), table.dtype))
-        if table.dtype != self.exact:
-            found = self._room(name + " exact", found.shape).copy_(found)
-        return found.view(*at.shape, -1)
-
-    def _room(self, name: str, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+    def room(self, name: str, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+        """Memory with anything in it, valid until the next call with this name."""
         size = math.prod(shape)
         if name not in self.memory or self.memory[name].numel() < size:
             self.memory[name] = self.q.new_empty(size, dtype=dtype or self.exact)
         return self.memory[name][:size].view(shape)
+
+    def take(self, name: str, at: Tensor) -> Tensor:
+        """[G, n, D], exact: rows of q, k or v that start at elements `at` [G, n]."""
+        table: Tensor = getattr(self, name)
+        found = self.room(name, (at.numel(), table.shape[1]), table.dtype)
+        torch.index_select(table, 0, at.flatten(), out=found)
+        if found.dtype != self.exact:
+            found = self.room(f"exact {name}", found.shape).copy_(found)
+        return found.view(*at.shape, -1)
+
+
+class _Tiles:
+    """Tiles that read about as many keys."""
+
+    def __init__(self, call: _Call, rows: Rows, kept: Kept) -> None:
+        self.call, self.rows, self.kept = call, rows, kept
+        self.caps = [  # of masks that all tiles share
+            self._cap(slice(0, 1), part).clone() if same else None for part, same in kept.masked
+        ]
+
+    def attend(self, out: Tensor, lse: Tensor | None) -> None:
+        """Write the rows that see something to `out` [*, D] and `lse` [*]."""
+        rows, kept, none = self.rows, self.kept, len(out) - 1
+        (count, height), n = rows.at.shape, kept.at_k.shape[1]
+        width = min(n, WIDTH)
+        step = max(1, SCORES * torch.get_num_threads() // (height * width))
+        weigh = lse is not None or n > width or kept.classes is not None
+        seeing = rows.target
+        if not kept.sure:
+            seeing = seeing.where(rows.limit >= kept.position.amin(1, keepdim=True), none)
+        for g in (slice(i, i + step) for i in range(0, count, step)):
+            q = self.call.take("q", rows.at[g])
+            result, mass = self._part(q, g, slice(0, width), weigh)
+            for w in (slice(i, min(i + width, n)) for i in range(width, n, width)):
+                result, mass = merge(result, mass, *self._part(q, g, w, weigh))
+            target = seeing[g] if kept.classes is None else seeing[g].where(mass > UNSEEN, none)
+            out.index_copy_(0, target.flatten(), result.flatten(0, 1).to(out.dtype))
+            if lse is not None:
+                lse.index_copy_(0, target.flatten(), mass.flatten().float())
+
+    def _part(self, q: Tensor, g: slice, w: slice, weigh: bool) -> tuple[Tensor, Tensor]:
+        """Output [g, R, D] of tiles g over keys w, and log-sum-exps [g, R] if they are to be weighed."""
+        call, kept = self.call, self.kept
+        k = call.take("k", kept.at_k[g, w])
+        scores = call.room("scores", (*q.shape[:2], k.shape[1]))
+        scores.baddbmm_(q, k.transpose(1, 2), beta=0, alpha=call.scale)
+        if call.softcap is not None:
+            scores.div_(call.softcap).tanh_().mul_(call.softcap)
+        if kept.bias is not None:
+            scores += kept.bias[g, None, w]
+        self._mask(scores, g, w)
+        weights = torch.softmax(scores, -1, out=call.room("weights", scores.shape))
+        part = call.room("part" if w.start else "first part", q.shape)
+        torch.bmm(weights, call.take("v", kept.at_v[g, w]), out=part)
+        if not weigh:
+            return part, part[..., 0]
+        return part, scores.amax(-1) - weights.amax(-1).log()  # a score less the log of its weight, the best known one
+
+    def _mask(self, scores: Tensor, g: slice, w: slice) -> None:
+        """Push scores of keys that a row does not see below UNSEEN; -inf would make NaN of rows that see nothing."""
+        for (part, _), cap in zip(self.kept.masked, self.caps, strict=True):
+            inner, outer = _overlap(part, w)
+            seen = scores[..., inner]
+            cap = self._cap(g, outer) if cap is None else cap[..., outer.start - part.start : outer.stop - part.start]
+            torch.minimum(seen, cap, out=seen)
+        if self.kept.classes is not None:
+            part, mine, theirs = self.kept.classes
+            inner, outer = _overlap(part, w)
+            other = mine[g, :, None] != theirs[g, None, outer.start - part.start : outer.stop - part.start]
+            scores[..., inner].masked_fill_(other, 2 * UNSEEN)
+
+    def _cap(self, g: slice, w: slice) -> Tensor:
+        """[g, R, w]: above every score where a row of tiles g sees a key of w, else below UNSEEN."""
+        limit, position = self.rows.limit[g], self.kept.position[g, w.start - self.kept.sure : w.stop - self.kept.sure]
+        high, place = ((x.to(self.call.exact) + y) * UNIT for x, y in ((limit, 0.5), (position, 0)))
+        return torch.sub(high[..., None], place[:, None], out=self.call.room("cap", (*limit.shape, position.shape[1])))
 
 
 def _table(x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ class SparseIndex:
     q_order: Tensor | None = None  # Int[B, 1 | H, slots]: slot -> query row, -1 empty; a row at most once, maybe never
     k_order: Tensor | None = None  # Int[B, 1 | Hk, slots]: slot -> key, -1 empty
     grid: Tensor | None = None  # Int[B, H, 3]: stride, phase, enabled; slots phase + n * stride
-    slash: Tensor | None = None  # Int[B, H, 2]: stride (0 = off), delta; keys with (pos(i) - pos(j) - delta) % stride = 0
+    slash: Tensor | None = None  # Int[B, H, 2]: stride (0 off), delta; (pos(i) - pos(j) - delta) % stride = 0
     heads: Tensor | None = None  # Long[H]: the query heads covered; None = all of them
 
     @property
@@ -49,8 +50,9 @@ class SparseIndex:
 
     def to(self, device: torch.device | str) -> SparseIndex:
         """The same index on another device."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return SparseIndex(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()})
+        values = ((f.name, getattr(self, f.name)) for f in fields(self))
+        moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in values}
+        return SparseIndex(**moved)
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ class Rows:
     """Query slots of G tiles; where several heads share a table, R = heads * tile, else R = tile."""
 
     at: Tensor  # Long[G, R]: element of q at which the row starts; anywhere in q where there is no row
-    target: Tensor  # Long[G, R]: row of the output as [B * Sq * heads, D]; its end where there is no row
+    target: Tensor  # Long[G, R]: row of the output as [B * heads * Sq, D]; its end where there is no row
     limit: Tensor  # Long[G, R]: last position seen; -1 where there is no row
     place: Tensor  # Long[G, R]: position
 
@@ -32,8 +32,9 @@ class Kept:
 
     at_k: Tensor  # Long[G, n]: element of k at which the key starts
     at_v: Tensor
-    position: Tensor  # Long[G, n]; FAR where there is no key: another one is read in its place
-    bias: Tensor | None  # [G, n]
+    sure: int  # the first keys, of n, that all rows see
+    position: Tensor  # Long[G, n - sure] of the others; FAR where there is no key: another one is read in its place
+    bias: Tensor | None  # [G, n]; then sure = 0
     masked: list[tuple[slice, bool]]  # of n: keys that some rows do not see; whether the mask is that of every tile
     classes: tuple[slice, Tensor, Tensor] | None  # of n: keys whose class only rows of that class see; both classes
 
@@ -108,52 +109,61 @@ class KeyLists:
 
     def rows(self, tiles: Tensor) -> Rows:
         b, h, t = self._where(tiles)
-        row, limit, place = (x[b, h if x.shape[1] > 1 else 0, t] for x in (self.row, self.limit, self.place))
-        shared = self.heads.shape[1]  # heads one below the other
-        row, limit, place = (x.repeat(1, shared) for x in (row, limit, place))
-        head, number = (
-            x[h].repeat_interleave(row.shape[1] // shared, 1) for x in (self.heads, self.numbers)
-        )
-        s = self.q.stride()
-        at = b[:, None] * s[0] + head * s[1] + row.clamp_min(0) * s[2]
-        target = (b[:, None] * self.q.shape[2] + row) * self.heads.numel() + number
-        return Rows(at, target.masked_fill(limit < 0, self.end), limit, place)
+        row, limit, place = (x[b, h if x.shape[1] > 1 else 0, t][:, None] for x in (self.row, self.limit, self.place))
+        head, number, b = self.heads[h][..., None], self.numbers[h][..., None], b[:, None, None]
+        s, each = self.q.stride(), self.heads.numel() * self.q.shape[2]
+        at = (b * s[0] + head * s[1]) + row.clamp_min(0) * s[2]  # [G, heads that share the table, tile]
+        target = (b * each + number * self.q.shape[2] + row).masked_fill(limit < 0, self.end)
+        limit, place = (x.expand_as(at).flatten(1) for x in (limit, place))
+        return Rows(at.flatten(1), target.flatten(1), limit, place)
 
     def keys_of(self, tiles: Tensor, rows: Rows) -> Kept:
         """Keys of `tiles`, whose rows these are."""
-        limit = rows.limit
-        b, h, t = self._where(tiles)
-        head = self.key_head[h]
-        named = [self._runs(b, h, t), self._columns(b, h, t), self._grid(b, h, t), self._diagonals(b, h, t)]
+        limit, run, (b, h, t) = rows.limit, self.index.run, self._where(tiles)
+        head, first = self.key_head[h], self.first[b, None]
+        least = limit.masked_fill(limit < 0, FAR).amin(1, keepdim=True)  # all rows see keys up to here
+        starts = _entries(self.index.run_start, self.index.run_ptr[b, h, t], self.runs[b, h, t])
+        sure = 0  # runs that all rows of all tiles see, at little cost; run_full need not be trusted
+        if self.plain and self.keys.bias is None:
+            sure = _leading((starts >= first) & (starts + run <= (least + 1).clamp_max(self.slots)))
+        within = torch.arange(run, device=b.device)
+        listed = (starts[:, sure:, None] + within).flatten(1)
+        named = [listed, self._columns(b, h, t), self._grid(b, h, t), self._diagonals(b, h, t)]
         position, key = self._locate(b, head, torch.cat(named[:3], 1), named[3])
-        dead = (position < self.first[b, None]) | (position > limit.amax(1, keepdim=True))
+        dead = (position < first) | (position > limit.amax(1, keepdim=True))
         if self.keys.bias is not None:
             dead |= _pick(self.keys.bias, b, head, key) == -torch.inf
         position = position.masked_fill(dead, FAR)
-        # Padding may hold NaN, and 0 * NaN is NaN: in place of what no row sees, read what some row sees.
-        key = key.where(~dead, key.gather(1, position.argmin(1, keepdim=True)))
+        if position.shape[1]:  # padding may hold NaN, and 0 * NaN is NaN: where no row sees, read what some row sees
+            key = key.where(~dead, key.gather(1, position.argmin(1, keepdim=True)))
         bias = None if self.keys.bias is None else _pick(self.keys.bias, b, head, key)
-        seen = (position <= limit.masked_fill(limit < 0, FAR).amin(1, keepdim=True)).all(0)  # [n], by all rows
         masked, at = [], 0
         for part in named:
             end = at + part.shape[1]
-            at += int(seen[at:end].long().cumprod(0).sum())  # what all see comes first: run_full need not be trusted
+            at += _leading(position[:, at:end] <= least)
             if at < end:
-                masked.append((slice(at, end), _alike(limit, limit) and _alike(position[:, at:end], limit)))
+                same = _alike(limit, limit) and _alike(position[:, at:end], limit)
+                masked.append((slice(sure * run + at, sure * run + end), same))
             at = end
-        classes = None
-        if named[3].shape[1] and bool((self.residues[b, h, t] > 1).any()):  # else all rows of a tile see the same ones
-            stride, delta = self.index.slash[b, h].long()[..., None].unbind(1)
-            stride, part = stride.clamp_min(1), slice(at - named[3].shape[1], at)
-            classes = (part, (rows.place - delta) % stride, position[:, part] % stride)
-        at_k, at_v = (b[:, None] * s[0] + head[:, None] * s[1] + key * s[2] for s in (self.k.stride(), self.v.stride()))
-        return Kept(at_k, at_v, position, bias, masked, classes)
+        classes: tuple[slice, Tensor, Tensor] | None = None
+        slash = self.index.slash
+        if slash is not None and bool((self.residues[b, h, t] > 1).any()):  # else all rows of a tile see the same ones
+            stride, delta = slash[b, h].long()[..., None].unbind(1)
+            stride, theirs = stride.clamp_min(1), position[:, at - named[3].shape[1] :]
+            crossing = slice(sure * run + at - theirs.shape[1], sure * run + at)
+            classes = (crossing, (rows.place - delta) % stride, theirs % stride)
+        at_k, at_v = (
+            torch.cat(((base[..., None] + (starts[:, :sure, None] + within) * s[2]).flatten(1), base + key * s[2]), 1)
+            for s in (self.k.stride(), self.v.stride())
+            for base in [(b * s[0] + head * s[1])[:, None]]
+        )
+        return Kept(at_k, at_v, sure * run, position, bias, masked, classes)
 
     def _locate(self, b: Tensor, head: Tensor, slots: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Position of slots and of keys, FAR where there is none, and their keys, [G, n]."""
         if self.plain:
             position = torch.cat((slots, keys), 1)
-            return position, position.clamp_max(self.slots - 1)
+            return position.where(position < self.slots, FAR), position.clamp_max(self.slots - 1)
         if self.index.k_order is not None:
             key = _pick(self.index.k_order, b, head, slots.clamp_max(self.slots - 1)).long()
             slots = key.where((slots < self.slots) & (key >= 0), FAR)
@@ -161,11 +171,6 @@ class KeyLists:
         inside = key.clamp_max(self.k.shape[2] - 1)
         position = inside if self.keys.key_position is None else _pick(self.keys.key_position, b, head, inside)
         return position.where(key < self.k.shape[2], FAR), inside
-
-    def _runs(self, b: Tensor, h: Tensor, t: Tensor) -> Tensor:
-        """Slots of runs [G, n]; FAR where a tile has fewer than others."""
-        starts = _entries(self.index.run_start, self.index.run_ptr[b, h, t], self.runs[b, h, t])
-        return (starts[..., None] + torch.arange(self.index.run, device=b.device)).flatten(1)
 
     def _columns(self, b: Tensor, h: Tensor, t: Tensor) -> Tensor:
         if self.index.col_ptr is None or self.index.col_idx is None:
@@ -218,6 +223,11 @@ def _entries(values: Tensor, start: Tensor, count: Tensor) -> Tensor:
     n = torch.arange(int(count.max()), device=start.device)
     at = (start[:, None] + n).clamp_max(len(values) - 1)
     return torch.where(n < count[:, None], values[at].long(), FAR)
+
+
+def _leading(seen: Tensor) -> int:
+    """How many columns of Bool[G, n] come first that are true for all."""
+    return int(seen.all(0).long().cumprod(0).sum())
 
 
 def _alike(position: Tensor, limit: Tensor) -> bool:

@@ -45,14 +45,14 @@ def run_plan(
     weigh = return_lse or len({h for heads in covered for h in heads}) < sum(map(len, covered))
 
     def run(launch: Launch) -> tuple[Tensor, Tensor | None]:
-        own = {"k": k, "v": v, "keys": launch.keys or keys, "k_len": k_len}
+        own_k, own_v, stand, real = k, v, launch.keys or keys, k_len
         if launch.k is not None and launch.v is not None:
+            own_k, own_v, stand = launch.k, launch.v, launch.keys
             real = torch.full((len(k),), k.shape[2], device=k.device) if k_len is None else k_len
-            own = {"k": launch.k, "v": launch.v, "keys": launch.keys, "k_len": real}
         result = sparse_attention(
-            q, index=launch.index, scale=scale, causal_shift=launch.causal_shift, key_min=launch.key_min,
-            row_step=launch.row_step, q_len=q_len, k_start=k_start, softcap=softcap, return_lse=weigh, backend=backend,
-            **own,
+            q, own_k, own_v, launch.index, scale=scale, causal_shift=launch.causal_shift, key_min=launch.key_min,
+            row_step=launch.row_step, q_len=q_len, k_len=real, k_start=k_start, keys=stand, softcap=softcap,
+            return_lse=weigh, backend=backend,
         )  # fmt: skip
         return result if isinstance(result, tuple) else (result, None)
 

@@ -49,7 +49,7 @@ class Geometry:
 
 
 def expand(index: SparseIndex, **geometry: object) -> Tensor:
-    """Bool[B, H, rows, width]: which keys each row sees. Loops over rows: for tests and small reports.
+    """Bool[B, H, rows, width]: which keys each row sees. Loops over tiles: for tests and small reports.
 
     Args:
         geometry: fields of `Geometry`.
@@ -61,14 +61,14 @@ def expand(index: SparseIndex, **geometry: object) -> Tensor:
         at, last, least = shape.positions(b)
         for number, table, key_head in shape.heads(index):
             position = shape.key_positions(b, key_head)
-            for slot, row in enumerate(slot_rows(index, b, table, shape.rows)):
-                if row < 0 or last[row] < 0:
-                    continue
+            order = slot_rows(index, b, table, shape.rows)
+            for t, rows in enumerate(order.split(index.tile)):
+                rows = rows[rows >= 0]
                 kept = torch.zeros(shape.width + 1, dtype=torch.bool)
-                for named in named_keys(index, b, table, key_head, slot // index.tile, shape.width):
+                for named in named_keys(index, b, table, key_head, t, shape.width):
                     kept[named] = True  # -1 is the one more
-                kept = kept[:-1] | on_slash(index, b, table, at[row] - position)
-                mask[b, number, row] = kept & (position >= least) & (position <= last[row])
+                own = kept[:-1] | on_slash(index, b, table, at[rows, None] - position)
+                mask[b, number, rows] = own & (position >= least) & (position <= last[rows, None])
     return mask.to(index.run_ptr.device)
 
 
@@ -77,9 +77,9 @@ def of(x: Tensor, b: int, h: int) -> Tensor:
     return x[b, h if x.shape[1] > 1 else 0]
 
 
-def slot_rows(index: SparseIndex, b: int, table: int, rows: int) -> list[int]:
+def slot_rows(index: SparseIndex, b: int, table: int, rows: int) -> Tensor:
     """Row of every slot, -1 for none."""
-    return list(range(rows)) if index.q_order is None else of(index.q_order, b, table).tolist()
+    return torch.arange(rows) if index.q_order is None else of(index.q_order, b, table).cpu().long()
 
 
 def slot_keys(index: SparseIndex, b: int, key_head: int, width: int) -> Tensor:

@@ -15,6 +15,7 @@ from .index import Keys, SparseIndex
 from .triton_kernel import sparse_kernel
 
 LOG2E = math.log2(math.e)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 SIZES = (16, 32, 64, 128, 256)  # of tiles and runs
 HEADS = {16: (16, 0), 32: (32, 0), 64: (64, 0), 80: (64, 16), 96: (64, 32), 128: (128, 0)}  # split, not padded
 
@@ -27,10 +28,11 @@ CONFIGS = [
 
 
 def _fitting(configs: list[Any], named: dict[str, Any], **more: Any) -> list[Any]:
-    """Blocks no longer than a run, the smallest for short runs alone; warps enough to hold the tile's sums, no more."""
-    tile, run, low = more["TILE"], more["RUN"], min(more["RUN"], 32)
+    """Blocks no longer than a run, small ones where nothing else fits; warps enough to hold the sums of a tile."""
+    tile, run = more["TILE"], more["RUN"]
+    least = min(run, 32 if named["q"].dtype is torch.float32 else 64)
     warps = [8] * (tile >= 128) + [4] * (tile * more["BODY"] <= 64 * 128)
-    return [c for c in configs if low <= c.kwargs["BLOCK"] <= run and c.num_warps in warps]
+    return [c for c in configs if least <= c.kwargs["BLOCK"] <= run and c.num_warps in warps]
 
 
 @functools.cache
@@ -48,9 +50,10 @@ def refusal(q: Tensor, index: SparseIndex, keys: Keys | None = None) -> str:
     if interpreted and q.dtype is torch.bfloat16:
         return "Triton's interpreter multiplies bfloat16 wrongly; use float32 or float16, or a GPU"
     if torch.is_grad_enabled() and q.requires_grad:
-        return "triton has no backward pass; call it under torch.no_grad(), or use backend='gather'"
-    if q.shape[-1] not in HEADS:
-        return f"triton knows head sizes {sorted(HEADS)}, got {q.shape[-1]}; use backend='gather'"
+        return "triton has no backward pass; call it under torch.no_grad(), or use backend='reference'"
+    if q.dtype not in DTYPES or q.shape[-1] not in HEADS:
+        known = f"{', '.join(map(str, DTYPES))} with heads of {sorted(HEADS)} channels"
+        return f"triton knows {known}, got {q.dtype} and {q.shape[-1]}; use backend='gather'"
     if index.tile not in SIZES or index.run not in SIZES:
         return f"triton needs tile and run in {SIZES}, got {index.tile} and {index.run}"
     if index.slash is not None and keys is not None and keys.key_position is not None:
@@ -101,8 +104,8 @@ def triton_attention(
         return (out, lse) if lse is not None else out
 
     q_order, k_order = _spread(index.q_order, index.covered), _spread(index.k_order, k_heads)
-    position = _spread(keys and keys.key_position, k_heads)
-    bias = _spread(keys and keys.bias, k_heads)
+    keys = keys or Keys()
+    position, bias = _spread(keys.key_position, k_heads), _spread(keys.bias, k_heads)
     key_min, k_first = (0, key_min) if isinstance(key_min, Tensor) else (key_min, None)
     lists = (index.run_ptr, index.run_start, index.run_full, index.col_ptr, index.col_idx)
     per_head = (index.grid, index.slash, index.heads)
@@ -142,4 +145,4 @@ def _spread(table: Tensor | None, heads: int) -> Tensor | None:
 
 
 def _strides(table: Tensor | None) -> tuple[int, int]:
-    return (0, 0) if table is None else table.stride()[:2]
+    return (0, 0) if table is None else (table.stride(0), table.stride(1))

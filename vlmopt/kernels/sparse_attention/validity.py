@@ -31,12 +31,11 @@ def check_index(index: SparseIndex, **geometry: object) -> None:
         at, last, least = shape.positions(b)
         for _, table, key_head in shape.heads(index):
             position = shape.key_positions(b, key_head)
-            rows = slot_rows(index, b, table, shape.rows)
-            for t in range(index.tiles):
-                tile = torch.tensor([r for r in rows[t * index.tile : (t + 1) * index.tile] if r >= 0]).long()
-                tile = tile[last[tile] >= 0]
-                if len(tile):
-                    _tile(index, b, table, key_head, t, shape.width, position, at[tile], last[tile], least)
+            for t, rows in enumerate(slot_rows(index, b, table, shape.rows).split(index.tile)):
+                rows = rows[rows >= 0]
+                rows = rows[last[rows] >= 0]
+                if len(rows):
+                    _tile(index, b, table, key_head, t, shape.width, position, at[rows], last[rows], least)
 
 
 def _pointers(name: str, offsets: Tensor, values: Tensor) -> None:

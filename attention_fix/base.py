@@ -118,7 +118,11 @@ class Correction(ABC):
         """
 
     def for_model(self, model: Mapping[str, Any]) -> Correction:
-        """This correction with what is known of the model (see `check_model`) filled in.
+        """This correction with what is known of the model filled in.
+
+        Args:
+            model: as for `check_model`, and whole_blocks, the blocks of a vision tower with windows that see the whole
+                picture (None: all do).
 
         Raises:
             ValueError: something has to be known and is not, or was measured on another model.

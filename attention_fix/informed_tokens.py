@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,8 +47,15 @@ class InformedTokens(Boost):
         min=0,
         max=1,
     )
-    local_block: int = setting(0, "Block of the vision tower that shows objects; negative counts from the end.", "int")
-    summary_block: int = setting(-2, "Block of the vision tower that sums up; negative counts from the end.", "int")
+    local_block: int = setting(
+        0,
+        "Block of the vision tower that shows objects; negative counts from the end. In a tower with windows the "
+        "default stands for the first block that sees the whole picture.",
+        "int",
+    )
+    summary_block: int = setting(
+        -2, "Block that sums up; with windows the default stands for the last that sees the whole picture.", "int"
+    )
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -57,9 +65,18 @@ class InformedTokens(Boost):
     def boosts(self) -> bool:
         return self.alpha != 0 or self.beta != 0
 
+    def for_model(self, model: Mapping[str, Any]) -> InformedTokens:
+        """The same; in a tower with windows the default blocks become the first and last that see the whole picture."""
+        self.check_model(model)
+        whole = model.get("whole_blocks")
+        if not whole:
+            return self
+        defaults = {f.name: f.default for f in fields(self)}
+        ends = {"local_block": min(whole), "summary_block": max(whole)}
+        return replace(self, **{name: end for name, end in ends.items() if getattr(self, name) == defaults[name]})
+
     @property
     def caution(self) -> str | None:
-        """A warning to show whoever uses these settings; None without one."""
         if self.alpha <= CLIFF:
             return None
         return (

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from .merge import Part, masses, remix
 
-
 FLOOR = 1e-12  # above 0, so that a quotient by m_VN stays finite
 
 

@@ -1,4 +1,4 @@
-"""Where attention sinks are: which tokens are like the first one and for how long, and which stand out as VAR has it."""
+"""Where attention sinks are: which tokens are like the first one and for how long, and which stand out in VAR's way."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ AGREE = 0.5  # share of visual sinks that are like the first token, below which 
 class SinkDiagnosis(SinkSettings, Diagnosis):
     """Changes nothing and reports sinks: primary and secondary ones by their likeness to the first token, visual ones.
 
-    On the Existence and Behavior of Secondary Attention Sinks (arXiv 2512.22213): tokens whose stream has |cosine| > 0.9
-    with that of the first token, primary where that holds for most of the depth, secondary for more than 4 layers.
+    On the Existence and Behavior of Secondary Attention Sinks (arXiv 2512.22213): tokens whose stream has |cosine| >
+    0.9 with that of the first token, primary where that holds for most of the depth, secondary for more than 4 layers.
     Visual sinks are those of `visual_sink`, where dimensions are given, measured or published. The two rules share
     nothing, so that their overlap tells whether the dimensions are right.
     """
@@ -54,9 +54,7 @@ class SinkFindings:
     def found(self, image: Tensor, names: Sequence[Mapping[int, str]]) -> list[dict[str, Any]]:
         lives = self.trace.lives()
         visual = self.visual(lives, image)
-        return [
-            self.sample(lives, b, None if visual is None else visual[:, b], name) for b, name in enumerate(names)
-        ]
+        return [self.sample(lives, b, None if visual is None else visual[:, b], name) for b, name in enumerate(names)]
 
     def visual(self, lives: SinkLives, image: Tensor) -> Tensor | None:
         """Bool[L, B, N]: visual sinks, by the layer behind which they stand out; None if nothing is known of them."""
@@ -64,8 +62,9 @@ class SinkFindings:
             return None if self.diagnosis.profile is None else torch.zeros_like(lives.cosine, dtype=torch.bool)
         depth = len(lives.cosine)
         searched = self.diagnosis.at(depth)
-        asked = torch.tensor([layer + 1 in searched for layer in range(depth)], device=image.device)
-        return torch.stack(self.standing) & image & asked[:, None, None]
+        standing = torch.stack(self.standing)
+        asked = torch.tensor([layer + 1 in searched for layer in range(depth)], device=standing.device)
+        return standing & image.to(standing.device) & asked[:, None, None]
 
     def sample(self, lives: SinkLives, b: int, visual: Tensor | None, names: Mapping[int, str]) -> dict[str, Any]:
         first, (begin, end) = int(lives.first_token[b]), lives.band[b].tolist()

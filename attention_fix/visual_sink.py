@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -12,10 +12,9 @@ from torch import Tensor
 from method_kit import setting
 
 from .base import Need, Residual, RowCorrection, RowView, no_rows, register
-from .measured import read_profile
-from .profile import SinkProfile, check_dims
 from .redistribution import gate
-from .sinks import auto_tau, published, published_dims, sink_mask, sink_scores
+from .sink_settings import SinkSettings
+from .sinks import published, published_dims
 
 
 class Masses(NamedTuple):
@@ -30,7 +29,7 @@ class Masses(NamedTuple):
 
 @register("visual_sink")
 @dataclass(frozen=True, kw_only=True)
-class VisualSink(RowCorrection):
+class VisualSink(SinkSettings, RowCorrection):
     """Takes a fraction from all sinks and gives it to the other visual tokens, in heads that look at those.
 
     See What You Are Told: Visual Attention Sink in Large Multimodal Models (arXiv 2503.03321; VAR). A token of the
@@ -40,8 +39,7 @@ class VisualSink(RowCorrection):
     and `min_nonsink_ratio` the other way round, 1 - p and 1 - rho; these are the paper's. A row that sees no visual
     sink, or hardly any other visual token, is left alone.
 
-    Raises:
-        TypeError, ValueError: also a profile next to dims or tau.
+    A profile that says that a model has no sinks leaves nothing to do; reports then say so, and `caution`.
     """
 
     reads = "attention, residual stream"
@@ -62,13 +60,6 @@ class VisualSink(RowCorrection):
     min_nonsink_tokens: int = setting(
         8, "Visual tokens other than sinks that a row must see; pruning may leave hardly any.", "int", min=1
     )
-    dims: tuple[int, ...] = setting((), "Sink dimensions; empty: the published ones of the model.", "ints", min=0)
-    tau: float | None = setting(
-        None, "A token is a sink from this |x_c| / rms(x) on; none: 0.3125 sqrt(hidden size).", "float", above=0
-    )
-    profile: SinkProfile | None = field(
-        default=None, metadata={"help": "Measured dims and tau of this model, or their dict form; instead of both."}
-    )
     scope: str = setting(
         "all",
         "Where attention of visual sinks goes: all: to all pictures; per_image: to their own, and that of textual "
@@ -77,52 +68,33 @@ class VisualSink(RowCorrection):
         choices=("all", "per_image"),
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        read_profile(self, "profile", SinkProfile)
-        if self.profile is not None and (self.dims or self.tau is not None):
-            raise ValueError(
-                f"{self.name}: a profile holds dims and tau, got dims={self.dims!r} and tau={self.tau!r} as well; give "
-                "one or the other"
-            )
-
     @property
     def needs(self) -> frozenset[Need]:
         return frozenset() if self.neutral else frozenset({Residual()})
 
     @property
     def neutral(self) -> bool:
-        return self.recycle == 0
+        return self.recycle == 0 or self.idle is not None
 
     @property
-    def source(self) -> str | None:
-        return None if self.profile is None else self.profile.source
+    def idle(self) -> str | None:
+        if self.profile is None or self.profile.nothing is None:
+            return None
+        return f"the model has no visual sinks ({self.profile.nothing}; {self.profile.source})"
 
     def check_model(self, model: Mapping[str, Any]) -> None:
-        if self.profile is not None:
-            self.profile.check(model)
-        elif dims := self.dims or published_dims(model):
-            check_dims(dims, self.tau, model["hidden_size"], self.name)
-        elif not self.neutral:
+        super().check_model(model)
+        if self.profile is None and not (self.dims or published_dims(model) or self.neutral):
             hint = ""
             if row := published(model):
                 hint = f" (unverified for {row.name}: {' or '.join(str(dims) for dims in (row.dims, *row.others))})"
             raise ValueError(
                 f"{self.name}: no sink dimensions are published for {model.get('name_or_path') or dict(model)!r}; "
-                f"measure a profile, or give dims{hint}"
+                f"measure them with `vlmopt calibrate` and give its profile, or give dims{hint}"
             )
 
-    def fitted(self, model: Mapping[str, Any]) -> VisualSink:
-        """The same with the published dimensions of a model, where none are set and some are known."""
-        known = None if self.dims or self.profile is not None else published_dims(model)
-        return self if known is None else replace(self, dims=known)
-
     def mark(self, hidden: Tensor) -> dict[str, Tensor]:
-        dims, tau = (self.dims, self.tau) if self.profile is None else (self.profile.dims, self.profile.tau)
-        if not dims:
-            raise ValueError(f"{self.name}: no sink dimensions; give dims or a profile, or take those of `fitted`")
-        tau = auto_tau(hidden.shape[-1]) if tau is None else tau
-        return {"sink": sink_mask(sink_scores(hidden, dims), tau)}
+        return {"sink": self.sinks(hidden)}
 
     def edit(self, values: Tensor, view: RowView) -> tuple[Tensor, Tensor]:
         sink = view.marks.get("sink")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from attention_fix import Correction, Tower
+from attention_fix import Correction, Diagnosis, Tower
 from pruning import (
     Activations,
     AttentionRows,
@@ -30,8 +31,8 @@ from .seam.discover import Anatomy, discover, shared_key_source
 from .seam.encoder import blocks_of, part
 
 
-def check(model: nn.Module, policy: Policy) -> Anatomy:
-    """Anatomy of `model`, or `ValueError`/`TypeError` naming what does not fit."""
+def check(model: nn.Module, policy: Policy) -> tuple[Anatomy, Policy]:
+    """Anatomy of `model` and the policy fitted to it, or `ValueError`/`TypeError` naming what does not fit."""
     compat.check_version()
     anatomy = discover(model)
     implementation = compat.implementation(anatomy.config)
@@ -51,9 +52,12 @@ def check(model: nn.Module, policy: Policy) -> Anatomy:
                 f"prefill: dense_layers={policy.prefill.dense_layers} leaves none of the {len(anatomy.layers)} layers "
                 f"of {type(model).__name__}; use fewer"
             )
+    known = facts | {"whole_blocks": whole_blocks(model)}
+    fitted = [c if c.neutral and c.idle is None else c.for_model(known) for c in policy.attention]
+    policy = replace(policy, attention=fitted)
     for correction in policy.corrections:
         check_correction(model, anatomy, correction)
-    return anatomy
+    return anatomy, policy
 
 
 def model_facts(model: Any, anatomy: Anatomy) -> dict[str, Any]:
@@ -70,6 +74,12 @@ def model_facts(model: Any, anatomy: Anatomy) -> dict[str, Any]:
     }
 
 
+def whole_blocks(model: Any) -> tuple[int, ...] | None:
+    """Blocks of a vision tower with windows that see the whole picture; None where all do."""
+    blocks = getattr(getattr(model.config, "vision_config", None), "fullatt_block_indexes", None)
+    return None if blocks is None else tuple(sorted(blocks))
+
+
 def check_correction(model: nn.Module, anatomy: Anatomy, correction: Correction) -> None:
     layers = sorted(correction.at(len(anatomy.layers)))
     if not layers:
@@ -77,6 +87,8 @@ def check_correction(model: nn.Module, anatomy: Anatomy, correction: Correction)
             f"{correction.name}: layers={correction.layers!r} names none of the {len(anatomy.layers)} layers of "
             f"{type(model).__name__}"
         )
+    if isinstance(correction, Diagnosis):
+        return  # listens outside attention
     reasons = [why_not(anatomy.attentions[layer]) for layer in layers]
     if None not in reasons:
         raise ValueError(
@@ -164,7 +176,7 @@ def check_tower(model: Any, anatomy: Anatomy, method: Method, need: VisionAttent
             f"{method.name}: block {need.layer} of the vision tower cannot be read; {type(tower).__name__} has "
             f"{f'blocks {-depth}..{depth - 1}' if depth else 'no attention blocks'}"
         )
-    whole = getattr(model.config.vision_config, "fullatt_block_indexes", None)
+    whole = whole_blocks(model)
     if whole is not None and need.layer % depth not in whole:
         raise ValueError(
             f"{method.name}: block {need.layer} of {type(tower).__name__} attends inside small windows only; "

@@ -79,11 +79,12 @@ def share(edited: Tensor | None, rows: Tensor | int | None) -> float | None:
     return float(edited.sum()) / offered if offered else None
 
 
-def averaged(measured: list[tuple[int, dict[str, Tensor]]]) -> dict[str, float]:
+def averaged(measured: list[tuple[Tensor, dict[str, Tensor]]]) -> dict[str, float]:
     """Mean of every scalar over the pieces in which rows went through, weighted by their rows."""
-    total = sum(rows for rows, _ in measured)
+    weights = [float(rows) for rows, _ in measured]
     names = measured[0][1] if measured else ()
-    return {name: sum(rows * float(values[name]) for rows, values in measured) / max(total, 1) for name in names}
+    pairs = [(weight, values) for weight, (_, values) in zip(weights, measured, strict=True)]
+    return {name: sum(w * float(values[name]) for w, values in pairs) / max(sum(weights), 1) for name in names}
 
 
 def lines(entries: list[dict[str, Any]]) -> list[str]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from torch import nn
 
-from .checks import check, model_facts
+from .checks import check
 from .policy import Policy
 from .report import Report
 from .seam.session import ATTRIBUTE, Session
@@ -30,12 +30,11 @@ def optimize(model: Model, policy: Any) -> Model:
     Raises:
         ValueError, TypeError: the policy is invalid or cannot work on this model. Nothing has been changed then.
     """
-    loaded = Policy.load(policy)
-    anatomy = check(model, loaded)
-    facts = model_facts(model, anatomy)
-    loaded = replace(loaded, attention=[c if c.neutral else c.for_model(facts) for c in loaded.attention])
+    anatomy, fitted = check(model, Policy.load(policy))
+    for caution in [c.caution for c in fitted.attention if c.caution is not None]:
+        warnings.warn(caution, stacklevel=2)
     restore(model)
-    Session(model, loaded, anatomy).install()
+    Session(model, fitted, anatomy).install()
     return model
 
 

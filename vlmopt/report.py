@@ -155,10 +155,12 @@ def applied(call: Call) -> list[dict[str, Any]]:
 def skipped(call: Call) -> list[dict[str, str]]:
     out = [{"what": what, "why": why} for what, why in call.skipped.items()]
     out += [{"what": m.name, "why": "neutral setting (keep_ratio=1.0)"} for m in call.session.policy.prune if m.neutral]
-    out += [{"what": c.name, "why": "neutral setting"} for c in call.session.policy.attention if c.neutral]
+    out += [{"what": c.name, "why": c.idle or "neutral setting"} for c in call.session.policy.attention if c.neutral]
     if (corrections := call.session.corrections) is not None:
         out += [{"what": what, "why": why} for what, why in corrections.skipped().items()]
-        if corrections.active and not call.contexts and not call.records and "corrections" not in call.skipped:
+        ran = {name for name, _ in call.records}
+        missed = corrections.editing and not ran.intersection(c.name for c in corrections.editing)
+        if missed and not call.contexts and "corrections" not in call.skipped:
             out.append({"what": "corrections", "why": "the prompt brought no visual tokens"})
     if call.session.selectors and not call.contexts and "pruning" not in call.skipped:
         out.append({"what": "pruning", "why": "the prompt brought no visual tokens"})

@@ -22,6 +22,7 @@ from ..checks import model_facts
 from ..optimize import optimized
 from ..policy import Policy
 from ..seam.discover import discover
+from .heads import HeadSums
 
 RASTER, FRAMES, SIDE = 64, 8, 16  # bins of the place in the sequence; of frames; of rows and columns
 MISSING = "no picture reached the selectors: the prompts hold no visual tokens, or the model cannot be read"
@@ -106,28 +107,35 @@ def default_hosts(depth: int) -> list[ScoreSelector]:
 
 
 class Collector:
-    """Adds up host scores over pictures; `state()` can be written to a file and given back to go on.
+    """Adds up host scores, and what heads look at, over pictures; `state()` can be written to a file to go on later.
 
     Args:
         model: a loaded vision-language model. hosts: methods whose scores have a trend; only their first stage counts.
+        state: of an earlier collector. heads: sums of what heads look at, filled in the same passes.
 
     Raises:
-        ValueError, TypeError: a host that cannot work on this model, or whose scores have no trend.
+        ValueError, TypeError: a host that cannot work on this model, or whose scores have no trend; nothing to measure.
     """
 
     def __init__(
-        self, model: nn.Module, hosts: Sequence[ScoreSelector], state: Mapping[str, Any] | None = None
+        self,
+        model: nn.Module,
+        hosts: Sequence[ScoreSelector],
+        state: Mapping[str, Any] | None = None,
+        heads: HeadSums | None = None,
     ) -> None:
-        self.model = model
+        self.model, self.heads = model, heads
         self.hosts = [cast("ScoreSelector", host.stages[0]) for host in hosts]
         for host in self.hosts:
             if not isinstance(host, ScoreSelector) or not host.trend:
                 raise ValueError(f"{host.name}: its scores are no attention inside the LLM, so there is no trend")
         names = [key(host) for host in self.hosts]
-        if len(set(names)) < len(names) or not names:
+        if len(set(names)) < len(names) or not (names or heads):
             raise ValueError(f"give one or more hosts, each once; got {', '.join(names) or 'none'}")
         stored = state["hosts"] if state else {}
         self.sums = {name: Sums.of(stored[name]) if name in stored else Sums() for name in names}
+        if heads is not None and state:
+            heads.load(state["heads"])
         layers = sorted({host.layer for host in self.hosts})
         self.policy = Policy(
             prune=[
@@ -138,7 +146,8 @@ class Collector:
                     sums=self.sums,
                 )
                 for layer in layers
-            ]
+            ],
+            attention=[] if heads is None else heads.corrections,
         )
         with optimized(model, self.policy):
             pass
@@ -146,7 +155,7 @@ class Collector:
     @property
     def done(self) -> int:
         """Samples seen so far."""
-        return min(sums.samples for sums in self.sums.values())
+        return min(part.samples for part in (*self.sums.values(), self.heads) if part is not None)
 
     @torch.inference_mode()
     def add(self, inputs: Mapping[str, Any]) -> None:
@@ -155,10 +164,13 @@ class Collector:
         moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
         with optimized(self.model, self.policy):
             self.model(**moved, use_cache=False)
+        if self.heads is not None:
+            self.heads.finish()
 
     def state(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {"hosts": {name: sums.state() for name, sums in self.sums.items()}}
+        heads = {} if self.heads is None else {"heads": self.heads.state()}
+        return {"hosts": {name: sums.state() for name, sums in self.sums.items()}, **heads}
 
     def profiles(self, name: str) -> list[DebiasProfile]:
         """What was measured: per host the raster trend, and that along frames, rows and columns.

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from attention_fix import Correction, HeadProfile, SinkProfile, VisualSink
 from pruning import Debias, ScoreSelector
 from pruning.profile import DebiasProfile
 
 from ..policy import Policy
 from ..version import __version__
 
-FORMAT = 1
-KEYS = ("format", "vlmopt", "model", "data", "debias")
+FORMAT = 2
+KEYS = {  # by format
+    1: ("format", "vlmopt", "model", "data", "debias"),
+    2: ("format", "vlmopt", "model", "data", "debias", "sinks", "heads", "prefill"),
+}
 
 
 @dataclass(frozen=True)
@@ -26,11 +30,16 @@ class Profile:
     Args:
         model: facts about the model (model_type, hidden_size, layers, name_or_path).
         data: what was shown to it, in words. debias: positional trends of attention scores.
+        sinks: hidden dimensions of its attention sinks, or that it has none; None: not measured.
+        heads: how much each head looks at pictures. prefill: which pattern suits each head, JSON-ready.
     """
 
     model: Mapping[str, Any]
     data: str
     debias: tuple[DebiasProfile, ...] = ()
+    sinks: SinkProfile | None = None
+    heads: HeadProfile | None = None
+    prefill: Mapping[str, Any] | None = None
 
     def trend(self, host: ScoreSelector, axes: str = "raster") -> DebiasProfile:
         """The trend of a host's scores at its first layer.
@@ -49,14 +58,24 @@ class Profile:
         )
 
     def apply(self, policy: Policy) -> Policy:
-        """The policy with every host that has a trend debiased by what was measured; the rest is unchanged."""
+        """The policy with what was measured filled in; the rest is unchanged.
+
+        Every host that has a trend is debiased (unless no trend at all was measured), and `visual_sink` without dims or
+        a profile of its own gets the measured ones.
+        """
         prune = [
             Debias(method, fit="offline", profile=self.trend(method))
-            if isinstance(method, ScoreSelector) and method.trend
+            if isinstance(method, ScoreSelector) and method.trend and self.debias
             else method
             for method in policy.prune
         ]
-        return Policy(prune, policy.attention, policy.prefill, policy.seed)
+        return replace(policy, prune=prune, attention=[self.filled(method) for method in policy.attention])
+
+    def filled(self, method: Correction) -> Correction:
+        """A correction with the measured sinks, where it lacks them; a tau of its own stays."""
+        if not isinstance(method, VisualSink) or method.dims or method.profile is not None or self.sinks is None:
+            return method
+        return replace(method, profile=replace(self.sinks, tau=method.tau or self.sinks.tau), tau=None)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -66,6 +85,9 @@ class Profile:
             "model": dict(self.model),
             "data": self.data,
             "debias": [profile.to_dict() for profile in self.debias],
+            "sinks": None if self.sinks is None else self.sinks.to_dict(),
+            "heads": None if self.heads is None else self.heads.to_dict(),
+            "prefill": None if self.prefill is None else dict(self.prefill),
         }
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -80,18 +102,27 @@ class Profile:
         """Read a file written by `save`.
 
         Raises:
-            ValueError: the file cannot be read, or is no profile of this format.
+            ValueError: the file cannot be read, or is no profile of this format or an earlier one.
         """
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(f"{path} cannot be read as a profile: {error}") from error
-        if not isinstance(data, dict) or data.get("format") != FORMAT or set(data) != set(KEYS):
+        version = data.get("format") if isinstance(data, dict) else None
+        if not isinstance(version, int) or set(data) != set(KEYS.get(version, ())):
             raise ValueError(
-                f"{path} is no profile of format {FORMAT} with the keys {', '.join(KEYS)}; "
+                f"{path} is no profile of format {FORMAT} with the keys {', '.join(KEYS[FORMAT])}; "
                 "write one with `vlmopt calibrate`"
             )
+        sinks, heads = data.get("sinks"), data.get("heads")
         try:
-            return cls(data["model"], data["data"], tuple(DebiasProfile.from_dict(entry) for entry in data["debias"]))
+            return cls(
+                model=data["model"],
+                data=data["data"],
+                debias=tuple(DebiasProfile.from_dict(entry) for entry in data["debias"]),
+                sinks=None if sinks is None else SinkProfile.from_dict(sinks),
+                heads=None if heads is None else HeadProfile.from_dict(heads),
+                prefill=data.get("prefill"),
+            )
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from error

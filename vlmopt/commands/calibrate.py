@@ -1,19 +1,21 @@
-"""`vlmopt calibrate`: measure the positional trend of attention scores on one's own pictures."""
+"""`vlmopt calibrate`: measure on one's own pictures what pruning and corrections must know of a model."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
 
+from attention_fix import HeadProfile, SinkProfile
 from pruning import ScoreSelector
 
-from ..calibration import Collector, Profile, default_hosts, key
+from ..calibration import PARTS, Calibration, Profile, default_hosts, key
+from ..calibration.sinks import readable_layers
 from ..loading import DTYPES, Loaded, check_device, check_name, load
 from ..media import load_image
 from ..methods import find
@@ -21,7 +23,7 @@ from ..prompt import image_prompt
 from ..seam.discover import discover
 
 NAME = "calibrate"
-HELP = "measure the positional trend of attention scores, for debiased pruning"
+HELP = "measure trends of attention, attention sinks and heads, for debiased pruning and corrections"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 FIRST_SEED = 400_000_000  # of generated pictures; apart from those of training, tests and measurements
 SAVE_EVERY = 20  # samples
@@ -35,6 +37,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--host", action="append", default=[], metavar="NAME:LAYER",
         help="method and the layer before which it cuts; may be repeated (default: all at their usual layers)",
     )  # fmt: skip
+    parser.add_argument(
+        "--only", action="append", default=[], choices=PARTS,
+        help="measure this part; may be repeated (default: all; heads takes sinks along)",
+    )  # fmt: skip
     parser.add_argument("--samples", type=int, default=200, metavar="N", help="pictures at most (default 200)")
     parser.add_argument("--question", default="Describe the image.", help="asked of every picture of a directory")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
@@ -47,38 +53,49 @@ def execute(options: argparse.Namespace) -> None:
         raise ValueError(f"--samples must be 1 or more, got {options.samples}")
     files = [] if options.images == "worlds" else pictures_in(Path(options.images))
     hosts = [host(text) for text in options.host]
+    if hosts and options.only and "debias" not in options.only:
+        raise ValueError("--host names what --only debias measures; leave it out, or add --only debias")
     check_device(options.device)
     check_name(options.model)
     loaded = load(options.model, device=options.device, dtype=options.dtype)
     hosts = hosts or default_hosts(len(discover(loaded.model).layers))
+    parts = options.only or able(loaded)
     part = Path(f"{options.out}.part")
     request = {
         "model": options.model,
         "images": options.images,
         "question": options.question,
         "hosts": [key(h) for h in hosts],
+        "parts": sorted(parts),
     }
-    state = stored(part, request)
-    collector = Collector(loaded.model, hosts, state)
-    seen = start = int(state["seen"]) if state else 0
-    total = options.samples if options.images == "worlds" else min(options.samples, len(files))
-    if start:
-        print(f"going on after {start} pictures ({part})")
-    bar = tqdm(total=total, initial=min(start, total), desc="calibrating", unit="picture")
-    for image, question in pictures(files, loaded, options, start, total):
-        collector.add(image_prompt(loaded.processor, question, [image]))
-        seen += 1
-        bar.update()
-        if seen % SAVE_EVERY == 0:
-            save_state(part, request, seen, collector)
+    run = Calibration(loaded.model, hosts, parts, stored(part, request))
+    first, total = run.pictures(options.samples if options.images == "worlds" else min(options.samples, len(files)))
+    if begun := run.looked + run.seen:
+        print(f"going on after {begun} pictures ({part})")
+    bar = tqdm(total=first + total, initial=min(begun, first + total), desc="calibrating", unit="picture")
+    for show, start, end in ((run.look, run.looked, first), (run.add, run.seen, total)):
+        for image, question in pictures(files, loaded, options, start, end):
+            show(image_prompt(loaded.processor, question, [image]))
+            bar.update()
+            if (run.looked + run.seen) % SAVE_EVERY == 0:
+                save_state(part, request, run)
     bar.close()
-    save_state(part, request, seen, collector)
-    trends = tuple(collector.profiles(loaded.name))
-    profile = Profile(trends[0].model, described(options, collector.done), trends)
+    save_state(part, request, run)
+    profile = run.profile(loaded.name, described(options, max(run.looked, run.seen)))
     profile.save(options.out)
     part.unlink(missing_ok=True)
     print(table(profile, loaded))
     print(f"wrote {options.out}")
+
+
+def able(loaded: Loaded) -> Collection[str]:
+    """Every part, or what can be measured where attention cannot be read."""
+    try:
+        readable_layers(loaded.model)
+    except ValueError as error:
+        print(f"note: sinks and heads are not measured: {error}")
+        return ("debias",)
+    return PARTS
 
 
 def host(text: str) -> ScoreSelector:
@@ -135,11 +152,11 @@ def stored(part: Path, request: dict[str, Any]) -> dict[str, Any] | None:
     return dict(state)
 
 
-def save_state(part: Path, request: dict[str, Any], seen: int, collector: Collector) -> None:
+def save_state(part: Path, request: dict[str, Any], run: Calibration) -> None:
     """Write to a neighbour first, so that a kill leaves a whole file."""
     part.parent.mkdir(parents=True, exist_ok=True)
     fresh = part.with_suffix(".new")
-    fresh.write_text(json.dumps({"request": request, "seen": seen, **collector.state()}), encoding="utf-8")
+    fresh.write_text(json.dumps({"request": request, **run.state()}), encoding="utf-8")
     fresh.replace(part)
 
 
@@ -151,10 +168,49 @@ def described(options: argparse.Namespace, samples: int) -> str:
 
 def table(profile: Profile, loaded: Loaded) -> str:
     """sigma > 0: late places (below, right, later frames) get more attention; exp(sigma) times as much at the end."""
-    lines = [f"{loaded.name}: {profile.data}", f"{'host':<14} {'layer':>5} {'sigma':>7} {'  t, y, x':<22} samples"]
+    lines = [f"{loaded.name}: {profile.data}"]
     raster = [p for p in profile.debias if p.axes == "raster"]
     axes = {(p.host, p.layer): p.sigma for p in profile.debias if p.axes == "thw"}
+    if raster:
+        lines.append(f"{'host':<14} {'layer':>5} {'sigma':>7} {'  t, y, x':<22} samples")
     for p in raster:
         parts = ", ".join(f"{value:+.2f}" for value in axes[p.host, p.layer])
         lines.append(f"{p.host:<14} {p.layer:>5} {p.sigma[0]:>+7.3f}   {parts:<20} {p.samples}")
+    if profile.sinks is not None:
+        lines += sink_lines(profile.sinks)
+    if profile.heads is not None:
+        lines += head_lines(profile.heads)
     return "\n".join(lines)
+
+
+def sink_lines(sinks: SinkProfile) -> list[str]:
+    stats = sinks.stats
+    if sinks.nothing is not None:
+        text = f"sinks    none: {sinks.nothing}"
+    else:
+        held = [stats["per_image"][str(layer)] for layer in stats["layers"]]
+        ratios = [stats["attention_ratio"][str(layer)] for layer in stats["layers"]]
+        text = (
+            f"sinks    dims {', '.join(map(str, sinks.dims))} of the {stats['origin']}, massive before layers "
+            f"{sinks.band[0]} to {sinks.band[1] - 1} (by {stats['band_by']}), tau {sinks.tau:.1f}\n"
+            f"         visual sinks before {len(held)} layers from {sinks.first_layer} on: {sum(held) / len(held):.1f} "
+            f"per picture, {sum(ratios) / len(ratios):.1f} times the attention of other tokens, |cosine| "
+            f"{stats['cosine']:.2f}"
+        )
+    return [f"{text}; {sinks.samples} pictures", *(f"warning  sinks: {doubt}" for doubt in stats["warnings"])]
+
+
+def head_lines(heads: HeadProfile) -> list[str]:
+    stats = heads.stats
+    masses = [mass for layer in stats["layers"] for mass in heads.visual_mass[layer]]
+    text = (
+        f"heads    {min(masses):.2f} to {max(masses):.2f} of their attention on the picture, mean "
+        f"{sum(masses) / len(masses):.2f}; {len(stats['looking'])} of {len(masses)} look at it in most rows"
+    )
+    out = [f"{text}; {heads.samples} pictures"]
+    if (rank := stats["rank_correlation"]) is not None:
+        out.append(f"         rank correlation of attention and divergence {rank:.2f}")
+    if "agreement" in stats:
+        same = ", ".join(f"{name} {value:.2f}" for name, value in stats["agreement"].items())
+        out.append(f"         same heads in two halves of the pictures (Jaccard index): {same}")
+    return out + [f"warning  heads: {doubt}" for doubt in stats["warnings"]]

@@ -6,7 +6,7 @@ import argparse
 import json
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ from PIL import Image
 
 from ..calibration import Profile
 from ..frames import Video, load_video
+from ..head_patterns import HeadPatterns
 from ..loading import DTYPES, Loaded, check_device, check_name, load
 from ..measure import Measurement, Spread, measure
 from ..media import check_file, load_image
 from ..optimize import optimized
 from ..overlay import overlay
 from ..policy import Policy
+from ..prefill import SparsePrefill
 from ..prompt import as_seen, image_prompt, video_prompt
 from ..version import __version__
 from .listing import summary
@@ -36,7 +38,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="tiny-qwen", help="bundled name, directory, or Hub id (default tiny-qwen)")
     parser.add_argument("--policy", default="uniform-50", help="preset name or policy file (default uniform-50)")
     parser.add_argument(
-        "--profile", metavar="FILE", help="debias the policy's methods by what `vlmopt calibrate` found"
+        "--profile",
+        metavar="FILE",
+        help="debias the policy's methods by what `vlmopt calibrate` found, and give its sinks to visual_sink",
+    )
+    parser.add_argument(
+        "--patterns", metavar="FILE", help="sparse prefill with what `vlmopt search-patterns` found for every head"
     )
     parser.add_argument("--out", default="vlmopt-out", metavar="DIR", help="for overlay.png and result.json")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
@@ -95,6 +102,9 @@ def check(options: argparse.Namespace) -> Policy:
     policy = Policy.load(options.policy)
     if options.profile:
         policy = Profile.load(options.profile).apply(policy)
+    if options.patterns:
+        prefill = replace(policy.prefill or SparsePrefill(), pattern=None, heads=HeadPatterns.load(options.patterns))
+        policy = replace(policy, prefill=prefill)
     if options.seed is not None:
         policy = Policy(policy.prune, policy.attention, policy.prefill, options.seed)
     for path in options.image:

@@ -1,0 +1,102 @@
+"""One calibration of one model: a first look for sinks at a few pictures, then trends and heads over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from attention_fix import SinkProfile
+from pruning import ScoreSelector
+
+from ..checks import model_facts
+from ..seam.discover import discover
+from .collect import MISSING, Collector
+from .heads import HeadSums
+from .profile import Profile
+from .sinks import PROMPTS, SinkCollector, readable_layers
+
+PARTS = ("debias", "sinks", "heads")
+
+
+class Calibration:
+    """Measures what `parts` name; `state()` can be written to a file and given back to go on.
+
+    Which tokens are sinks is known only after the first look, and has to be before attention on the others can be
+    added up; so the first pictures are shown twice, and no attention is ever stored.
+
+    Args:
+        model: a loaded vision-language model. hosts: methods whose scores have a trend, for the part "debias".
+        parts: of `PARTS`; "heads" takes "sinks" along.
+
+    Raises:
+        ValueError, TypeError: a part or host that cannot work on this model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        hosts: Sequence[ScoreSelector],
+        parts: Collection[str] = PARTS,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        anatomy, state = discover(model), state or {}
+        self.facts = model_facts(model, anatomy)
+        self.looked, self.seen = int(state.get("looked", 0)), int(state.get("seen", 0))
+        wanted = set(parts)
+        if not wanted or not wanted <= set(PARTS):
+            raise ValueError(f"parts must be some of {', '.join(PARTS)}, got {', '.join(parts) or 'none'}")
+        self.sinks = SinkCollector(model, state.get("sinks")) if wanted & {"sinks", "heads"} else None
+        size = len(anatomy.layers), self.facts["num_heads"]
+        self.heads = HeadSums(*size, readable_layers(model)) if "heads" in wanted else None
+        trends = hosts if "debias" in wanted else ()
+        self.collector = Collector(model, trends, state.get("sums"), self.heads) if wanted != {"sinks"} else None
+
+    def pictures(self, total: int) -> tuple[int, int]:
+        """How many of `total` pictures are shown in the first look, and afterwards."""
+        return (min(PROMPTS, total) if self.sinks else 0), (total if self.collector else 0)
+
+    def look(self, inputs: Mapping[str, Any]) -> None:
+        """One prompt of the first look."""
+        assert self.sinks is not None
+        self.sinks.add(inputs)
+        self.looked += 1
+
+    def add(self, inputs: Mapping[str, Any]) -> None:
+        """One prompt after the first look."""
+        assert self.collector is not None
+        if self.heads is not None and not self.heads.tau:
+            found = self.sink_profile("")
+            self.heads.dims, self.heads.tau = found.dims, found.tau
+        self.collector.add(inputs)
+        self.seen += 1
+
+    def sink_profile(self, name: str) -> SinkProfile:
+        assert self.sinks is not None
+        if not self.sinks.done:
+            raise ValueError(MISSING)
+        return self.sinks.profile(name)
+
+    def state(self) -> dict[str, Any]:
+        """JSON-ready."""
+        parts = {"sinks": self.sinks, "sums": self.collector}
+        states = {name: part.state() for name, part in parts.items() if part is not None}
+        return {"looked": self.looked, "seen": self.seen, **states}
+
+    def profile(self, name: str, data: str) -> Profile:
+        """Everything that was measured.
+
+        Args:
+            name: what the model is called. data: what was shown to it, in words.
+
+        Raises:
+            ValueError: no picture was seen.
+        """
+        facts = self.facts | {"name_or_path": name}
+        sinks = None if self.sinks is None else self.sink_profile(name)
+        if self.collector is not None and not self.collector.done:
+            raise ValueError(MISSING)
+        trends = () if self.collector is None else tuple(self.collector.profiles(name))
+        heads = None if self.heads is None else self.heads.profile(facts)
+        return Profile(facts, data, trends, sinks, heads)

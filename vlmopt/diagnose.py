@@ -1,0 +1,87 @@
+"""Attention sinks of one prompt on one model, as a table: what `sink_diagnosis` finds, with the tokens' names."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attention_fix import SinkDiagnosis, SinkProfile
+
+from .optimize import optimized, report
+
+LISTED = 20  # tokens of a sample in a table
+
+
+@dataclass(frozen=True)
+class SinkReport:
+    """Sinks by sample. `str()` is a table of those that last longest, `to_dict()` is complete and JSON-ready.
+
+    Every sample holds `first_token`, its `band` of massive activations, `tokens` (place, what, kind: primary, secondary
+    or None, first_layer and lifetime of the likeness to the first token, visual_sink_layers), secondary `levels`, and
+    `visual`: sinks per layer by VAR's rule, and `overlap`, the share of them inside the band that is like the first
+    token; below 0.5 the dimensions are in doubt. `visual` is None where no dimensions are known.
+    """
+
+    layers: int
+    samples: tuple[dict[str, Any], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"layers": self.layers, "samples": copy.deepcopy(list(self.samples))}
+
+    def __str__(self) -> str:
+        return "\n\n".join("\n".join(self.table(row)) for row in range(len(self.samples)))
+
+    def table(self, row: int) -> list[str]:
+        """Lines about one sample."""
+        sample = self.samples[row]
+        tokens = sorted(sample["tokens"], key=lambda t: (-t["lifetime"], -t["visual_sink_layers"], t["place"]))
+        out = [f"sample {row}: {sample['summary']}"]
+        if tokens:
+            out.append(f"{'place':>7} {'token':<32} {'kind':<10} {'like the first in':<18} visual sink in")
+        for token in tokens[:LISTED]:
+            first, lifetime, visual = token["first_layer"], token["lifetime"], token["visual_sink_layers"]
+            alike = f"{lifetime} layers from {first}" if lifetime else "-"
+            seen = f"{visual} layers" if visual else "-"
+            out.append(f"{token['place']:>7} {token['what']:<32} {token['kind'] or '-':<10} {alike:<18} {seen}")
+        if len(tokens) > LISTED:
+            out.append(f"{len(tokens) - LISTED} more")
+        return out
+
+
+@torch.inference_mode()
+def diagnose_sinks(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    *,
+    profile: SinkProfile | None = None,
+    dims: tuple[int, ...] = (),
+    tau: float | None = None,
+    tokenizer: Any = None,
+) -> SinkReport:
+    """Run a prompt through the unpruned, uncorrected model and list its attention sinks.
+
+    Args:
+        model: a loaded vision-language model; a policy that is installed is put back afterwards.
+        inputs: what `model(**inputs)` takes, any batch. tokenizer: names text tokens, which are numbers otherwise.
+        profile, dims, tau: which hidden dimensions visual sinks stand out in, as for `visual_sink`; the published
+            ones of the model without any.
+
+    Raises:
+        ValueError, TypeError: as `optimize`, and for dimensions that do not fit the model.
+    """
+    device = next(model.parameters()).device
+    moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+    with optimized(model, SinkDiagnosis(profile=profile, dims=dims, tau=tau)):
+        model(**moved, use_cache=False)
+        found = report(model)
+    (entry,) = found.corrections
+    for ids, sample in zip(inputs["input_ids"].tolist(), entry["found"], strict=True):
+        for token in (t for t in sample["tokens"] if t["what"] == "text"):
+            number = ids[token["place"]]
+            token["what"] = f"token {number}" if tokenizer is None else repr(tokenizer.decode([number]))
+    return SinkReport(len(found.key_lengths), tuple(entry["found"]))

@@ -39,7 +39,7 @@ def test_the_quickstart_runs(
 
 def test_methods_presets_and_commands_exist() -> None:
     table = TEXT.split("## Methods")[1].split("## Families")[0]
-    ours = {row["name"] for row in describe() if row["package"] in ("pruning", "attention_fix")}
+    ours = {row["name"] for row in describe() if row["package"] in ("pruning", "attention_fix", "vlmopt")}
     assert set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == ours
     for preset in re.findall(r"(?:--policy|policy show) ([\w-]+-\d+)", TEXT):
         assert preset in vlmopt.presets()

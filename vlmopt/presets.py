@@ -7,6 +7,7 @@ from pruning import EVS, Debias, DivPrune, FastV, Random, Resize, Uniform, ZeroO
 
 from .kernels.patterns import MinP
 from .policy import Policy
+from .prefill import SparsePrefill
 
 
 def presets() -> dict[str, Policy]:
@@ -35,5 +36,5 @@ def presets() -> dict[str, Policy]:
         "describe": Policy(attention=describe),
         "boost": Policy(attention=(ImageBoost(watchdog="mark"),)),
         "truer-25": Policy(prune=(Debias(FastV(keep_ratio=0.25, layer=2), fit="per_sample"),), attention=describe),
-        "long-video": Policy(prefill=MinP()),
+        "long-video": Policy(prefill=SparsePrefill(pattern=MinP())),
     }

@@ -1,0 +1,111 @@
+"""How sure a figure is: intervals of fractions and of ratios of sums, and of the difference of two methods."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+RESAMPLES = 10_000
+CHUNK = 500  # resamples at a time
+
+
+class Interval(NamedTuple):
+    """A figure with the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class McNemar(NamedTuple):
+    """Items that only the first or only the second got right, and the exact two-sided probability of such a split."""
+
+    only_first: int
+    only_second: int
+    p: float
+
+
+def wilson(right: int, of: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval of a fraction (Wilson, 1927)."""
+    if of < 1 or not 0 <= right <= of:
+        raise ValueError(f"{right} of {of} is no fraction: `of` must be 1 or more, `right` from 0 to `of`")
+    p, n = right / of, float(of)
+    middle, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, (middle - spread) / (1 + z * z / n)), min(1.0, (middle + spread) / (1 + z * z / n))
+
+
+def ratio_interval(
+    numerators: Sequence[float] | np.ndarray,
+    denominators: Sequence[float] | np.ndarray,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """Sum of `numerators` by sum of `denominators`, both [n], one entry per picture, resampled over pictures.
+
+    Accuracy, precision, recall, F1 = 2TP / (2TP + FP + FN) and CHAIR are all such ratios. Percentile bootstrap.
+    """
+    pairs = _columns(numerators, denominators)
+    values = _resampled(pairs, resamples, seed)
+    return Interval(float(_ratio(pairs.sum(0))[0]), *_ends(values[:, 0]))
+
+
+def mean_interval(values: Sequence[float] | np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """Mean of [n] with its percentile bootstrap interval."""
+    return ratio_interval(values, np.ones(len(values)), resamples=resamples, seed=seed)
+
+
+def paired_difference(
+    first: tuple[np.ndarray, np.ndarray],
+    second: tuple[np.ndarray, np.ndarray],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """Ratio of `second` less that of `first`, each (numerators [n], denominators [n]) on the same n pictures."""
+    pairs = _columns(*first, *second)
+    values = _resampled(pairs, resamples, seed)
+    before, after = _ratio(pairs.sum(0))
+    return Interval(float(after - before), *_ends(values[:, 1] - values[:, 0]))
+
+
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
+    """Exact test of two methods' marks on the same items (McNemar, 1947); p is 1 where they never differ."""
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} and {len(second)} marks: both methods need the same items")
+    only_first = sum(a and not b for a, b in zip(first, second, strict=True))
+    only_second = sum(b and not a for a, b in zip(first, second, strict=True))
+    differ, fewer = only_first + only_second, min(only_first, only_second)
+    tail = sum(math.comb(differ, k) for k in range(fewer + 1)) / 2**differ
+    return McNemar(only_first, only_second, min(1.0, 2 * tail))
+
+
+def _columns(*columns: Sequence[float] | np.ndarray) -> np.ndarray:
+    arrays = [np.asarray(column, dtype=np.float64) for column in columns]
+    if len({array.shape for array in arrays}) != 1 or arrays[0].ndim != 1 or not len(arrays[0]):
+        raise ValueError(f"shapes {[a.shape for a in arrays]}: one entry per picture, the same in every column")
+    return np.stack(arrays, axis=1)
+
+
+def _ratio(sums: np.ndarray) -> np.ndarray:
+    """sums [..., 2 * m], numerator and denominator in turn -> [..., m]; 0 without a denominator."""
+    top, bottom = sums[..., ::2], sums[..., 1::2]
+    return np.divide(top, bottom, out=np.zeros_like(top), where=bottom != 0)
+
+
+def _resampled(pairs: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """pairs [n, 2 * m] -> ratios of resampled sums [resamples, m]."""
+    rng, n = np.random.default_rng(seed), len(pairs)
+    parts = []
+    for start in range(0, resamples, CHUNK):
+        times = rng.multinomial(n, np.full(n, 1 / n), size=min(CHUNK, resamples - start))
+        parts.append(_ratio(times @ pairs))
+    return np.concatenate(parts)
+
+
+def _ends(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.percentile(values, (2.5, 97.5))
+    return float(low), float(high)

@@ -1,0 +1,99 @@
+"""From a caption to the objects it names: tokens, singulars, pairs of words that mean one thing, synonyms."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+REFERENCE_SHA256 = "b685537b36fe21b791c87151b96a991ceb582edff19f3da204dcc7a7905502f2"
+IRREGULAR = {
+    "men": "man", "women": "woman", "people": "person", "children": "child", "mice": "mouse", "knives": "knife",
+    "geese": "goose", "calves": "calf", "loaves": "loaf", "feet": "foot", "teeth": "tooth", "oxen": "ox",
+    "policemen": "policeman", "firemen": "fireman", "buses": "bus", "busses": "bus",
+}  # fmt: skip
+UNCHANGED = frozenset({"bus", "glass", "skis", "scissors", "species", "tennis", "cattle", "sheep", "grass", "dress"})
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """Names of objects and how text spells them.
+
+    Attributes:
+        names: singular word or merged phrase -> canonical name.
+        pairs: two adjacent singular words -> the phrase or word that stands for both (which may name nothing).
+        source: which table this is, for the head of a report.
+        exclusions: words dropped where another one was named too, word -> that other one.
+    """
+
+    names: Mapping[str, str]
+    pairs: Mapping[tuple[str, str], str]
+    source: str
+    exclusions: Mapping[str, str] = field(default_factory=dict)
+
+    def mentions(self, caption: str) -> list[str]:
+        """Canonical names in the order of the caption, repetitions kept."""
+        words = merge(tuple(map(singular, tokens(caption))), self.pairs)
+        dropped = {word for word, other in self.exclusions.items() if other in words}
+        return [self.names[word] for word in words if word in self.names and word not in dropped]
+
+
+def tokens(text: str) -> list[str]:
+    """Lower-case words, with hyphens and apostrophes inside them; punctuation is left out."""
+    return re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", text.lower())
+
+
+def singular(word: str) -> str:
+    """The singular of an English noun, by rules of our own (neither `pattern` nor WordNet)."""
+    if word in IRREGULAR:
+        return IRREGULAR[word]
+    if word in UNCHANGED or len(word) < 4 or not word.endswith("s") or word.endswith(("ss", "us", "is")):
+        return word
+    if word.endswith("ies"):
+        return word[:-3] + "y" if len(word) > 5 else word[:-1]
+    if word.endswith(("ches", "shes", "sses", "xes", "zes", "oes")):
+        return word[:-2]
+    return word[:-1]
+
+
+def merge(words: tuple[str, ...], pairs: Mapping[tuple[str, str], str]) -> list[str]:
+    """One scan from left to right in which listed pairs win over single words."""
+    merged, at = [], 0
+    while at < len(words):
+        found = pairs.get((words[at], words[at + 1])) if at + 1 < len(words) else None
+        merged.append(words[at] if found is None else found)
+        at += 1 if found is None else 2
+    return merged
+
+
+def phrases(names: Iterable[str], source: str) -> Lexicon:
+    """The lexicon of a closed set of names of one or two words, each meaning itself."""
+    names = tuple(names)
+    split = [tuple(name.split()) for name in names]
+    long = [" ".join(words) for words in split if len(words) > 2]
+    if long:
+        raise ValueError(f"names have one or two words, got {long}")
+    pairs = {(words[0], words[1]): " ".join(words) for words in split if len(words) == 2}
+    return Lexicon({name: name for name in names}, pairs, source)
+
+
+def load_synonyms(path: str | Path) -> Lexicon:
+    """CHAIR's table from a file of one's own: a line per object, the canonical name first, then synonyms.
+
+    Entries are split at ", " and kept as they are, so that those of the reference table which can never match do not
+    start to. Pairs of words and exclusions are those of `coco_lexicon`.
+
+    Raises:
+        ValueError: the file holds no names.
+    """
+    from .coco import EXCLUSIONS, PAIRS
+
+    content = Path(path).read_bytes()
+    rows = [line.rstrip("\r").split(", ") for line in content.decode("utf-8").split("\n") if line.strip()]
+    if not rows:
+        raise ValueError(f"{str(path)!r} holds no names: expected lines such as 'couch, sofa'")
+    known = hashlib.sha256(content).hexdigest() == REFERENCE_SHA256
+    source = "reference table" if known else f"{Path(path).name}, not the reference table"
+    return Lexicon({word: row[0] for row in rows for word in row}, PAIRS, source, EXCLUSIONS)

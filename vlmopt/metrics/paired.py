@@ -1,0 +1,83 @@
+"""Many figures at once, and those of two methods on the same pictures: how far apart, and how likely by chance."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .intervals import CHUNK, RESAMPLES, Interval, _ends, _ratio, _resampled
+
+MANY = 1_000  # pictures from which the intervals are narrow enough for fewer resamples
+FEWER = 2_000
+EQUAL = 1e-12  # rounding of sums in another order
+
+
+class Comparison(NamedTuple):
+    """The second method's ratio less the first's, and the two-sided probability of one as large by chance."""
+
+    difference: Interval
+    p: float
+
+
+def estimate(table: np.ndarray, *, resamples: int | None = None, seed: int = 0) -> list[Interval]:
+    """Ratios of sums with percentile bootstrap intervals over pictures, all metrics on the same resamples.
+
+    Args:
+        table: [pictures, metrics, 2], numerator and denominator.
+
+    Raises:
+        ValueError: another shape, or no pictures.
+    """
+    table, resamples = _checked(table, 2, resamples)
+    flat = table.reshape(len(table), -1)
+    drawn = _resampled(flat, resamples, seed)
+    return [Interval(float(value), *_ends(drawn[:, m])) for m, value in enumerate(_ratio(flat.sum(0)))]
+
+
+def compare(table: np.ndarray, *, resamples: int | None = None, seed: int = 0) -> list[Comparison]:
+    """Differences of ratios of sums, with percentile bootstrap intervals over pictures.
+
+    The test is the paired permutation test: without a difference the two methods' sums of any picture might as well be
+    exchanged (Good, "Permutation, Parametric and Bootstrap Tests of Hypotheses", 2005). Both take the questions about
+    one picture together, which McNemar's test does not.
+
+    Args:
+        table: [pictures, metrics, 4], numerator and denominator of the first method, then of the second.
+        resamples: of both; `RESAMPLES`, or fewer where there are many pictures.
+
+    Raises:
+        ValueError: another shape, or no pictures.
+    """
+    table, resamples = _checked(table, 4, resamples)
+    flat = table.reshape(len(table), -1)
+    observed = _ratio(flat.sum(0)).reshape(-1, 2)
+    drawn = _resampled(flat, resamples, seed).reshape(resamples, -1, 2)
+    p = _permuted(table, observed, resamples, seed)
+    return [
+        Comparison(Interval(float(after - before), *_ends(drawn[:, m, 1] - drawn[:, m, 0])), float(p[m]))
+        for m, (before, after) in enumerate(observed)
+    ]
+
+
+def _checked(table: np.ndarray, columns: int, resamples: int | None) -> tuple[np.ndarray, int]:
+    table = np.asarray(table, dtype=np.float64)
+    if table.ndim != 3 or table.shape[2] != columns or not len(table):
+        raise ValueError(
+            f"table has shape {table.shape}, expected [pictures, metrics, {columns}] with at least one picture"
+        )
+    return table, resamples or (RESAMPLES if len(table) <= MANY else FEWER)
+
+
+def _permuted(table: np.ndarray, observed: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """[metrics]: how often exchanging the methods picture by picture gives as large a difference."""
+    first, second = table[..., :2].sum(0), table[..., 2:].sum(0)  # [metrics, 2]
+    exchange = (table[..., 2:] - table[..., :2]).reshape(len(table), -1)
+    distance = np.abs(observed[:, 1] - observed[:, 0]) - EQUAL
+    rng, as_large = np.random.default_rng(seed), np.zeros(len(observed))
+    for start in range(0, resamples, CHUNK):
+        swapped = rng.integers(0, 2, (min(CHUNK, resamples - start), len(table))).astype(np.float64) @ exchange
+        moved = swapped.reshape(len(swapped), -1, 2)
+        a, b = (_ratio(sums.reshape(len(sums), -1)) for sums in (first + moved, second - moved))
+        as_large += (np.abs(b - a) >= distance).sum(0)
+    return (as_large + 1) / (resamples + 1)

@@ -1,0 +1,100 @@
+"""POPE: is an object there? Parsers and the five figures, "yes" being positive.
+
+Li et al., "Evaluating Object Hallucination in Large Vision-Language Models", arXiv 2305.10355.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+PARSERS: tuple[str, ...] = ("reference", "contractions", "strict")
+DENIALS = frozenset({"No", "no", "not"})
+
+
+@dataclass(frozen=True)
+class Pope:
+    """Fractions from 0 to 1; a ratio without a denominator is 0. `yes_ratio` is the share of *predicted* "yes"."""
+
+    accuracy: float
+    precision: float
+    recall: float
+    f1: float
+    yes_ratio: float
+    unparsable: float = 0.0
+
+
+def is_yes(answer: str, parser: str = "reference") -> bool | None:
+    """What an answer says.
+
+    Args:
+        answer: the model's words.
+        parser: "reference" reads up to the first full stop and takes "No", "no" or "not" among the words for no and
+            everything else for yes, also an empty answer; "contractions" takes words with "n't" for no too;
+            "strict" wants the first word made of letters to be yes or no, in any case.
+
+    Returns:
+        True for yes, False for no, None where "strict" finds neither.
+
+    Raises:
+        ValueError: unknown parser.
+    """
+    if parser not in PARSERS:
+        raise ValueError(f"parser {parser!r} is unknown: choose from {', '.join(PARSERS)}")
+    if parser == "strict":
+        first = re.search(r"[^\W\d_]+", answer)
+        return {"yes": True, "no": False}.get(first.group().lower()) if first else None
+    words = answer.split(".")[0].replace(",", "").split(" ")
+    return not any(word in DENIALS or (parser == "contractions" and "n't" in word) for word in words)
+
+
+def pope_scores(labels: Sequence[bool], said: Sequence[bool | None]) -> Pope:
+    """Figures of one split: `labels` says whether "yes" is right, `said` what was answered.
+
+    An answer of None is wrong whatever the label: it says neither yes nor no, and counts as unparsable.
+    """
+    if len(labels) != len(said) or not labels:
+        raise ValueError(f"{len(labels)} labels and {len(said)} answers: as many are needed of both, and at least one")
+    pairs = list(zip(labels, said, strict=True))
+    right_yes, right_no = (sum(label is answer is verdict for label, answer in pairs) for verdict in (True, False))
+    yes, positives = sum(answer is True for answer in said), sum(labels)
+    return Pope(
+        accuracy=(right_yes + right_no) / len(pairs),
+        precision=right_yes / yes if yes else 0.0,
+        recall=right_yes / positives if positives else 0.0,
+        f1=2 * right_yes / (yes + positives) if yes + positives else 0.0,
+        yes_ratio=yes / len(pairs),
+        unparsable=sum(answer is None for answer in said) / len(pairs),
+    )
+
+
+def pope_fractions(
+    labels: Sequence[bool], said: Sequence[bool | None], images: Sequence[int]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The five figures as (numerators, denominators) [pictures], for intervals over pictures, not questions."""
+    _, image = np.unique(np.asarray(images), return_inverse=True)
+    truth, yes = np.array(labels, dtype=bool), np.array([answer is True for answer in said])
+    right = np.array([label is answer for label, answer in zip(labels, said, strict=True)])
+
+    def per_image(marks: np.ndarray) -> np.ndarray:
+        return np.bincount(image, weights=marks)
+
+    hits = per_image(truth & yes)
+    return {
+        "accuracy": (per_image(right), per_image(np.ones(len(truth)))),
+        "precision": (hits, per_image(yes)),
+        "recall": (hits, per_image(truth)),
+        "f1": (2 * hits, per_image(yes) + per_image(truth)),
+        "yes_ratio": (per_image(yes), per_image(np.ones(len(truth)))),
+    }
+
+
+def mean_of_splits(splits: Mapping[str, Pope]) -> Pope:
+    """The mean of every figure over splits; papers about LLaVA quote its `f1`."""
+    if not splits:
+        raise ValueError("no splits to average: give at least one")
+    rows = [asdict(scores) for scores in splits.values()]
+    return Pope(**{name: sum(row[name] for row in rows) / len(rows) for name in rows[0]})

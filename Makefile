@@ -23,6 +23,13 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
 	touch $@
 
+# The harness without the half hundred packages that it declares and this plug-in never touches.
+$(VENV)/.installed-lmms: $(VENV)/.installed-test
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt lmms-eval
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt aiohttp datasets evaluate loguru pytz sacrebleu \
+		tenacity pytablewriter
+	touch $@
+
 demo: $(VENV)/.installed
 	$(BIN)/vlmopt run --image vlmopt/worlds/samples/screen.png --question "Click Save." \
 		--policy attention-25 --out demo-out
@@ -32,7 +39,7 @@ lint: $(VENV)/.installed-test
 	$(BIN)/mypy
 
 # One thread per worker: two workers with a thread pool each slow one another down.
-test: lint
+test: lint $(VENV)/.installed-lmms
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 train: $(VENV)/.installed

@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def shared_copy(model: Any) -> Any:
-    """A copy of the modules over the same weights, so that variants do not push one another out of the cache's reach."""
+    """A copy of the modules over the same weights, so that variants do not push one another out of the caches."""
     import copy
 
     memo = {id(p): p for p in model.parameters()} | {id(b): b for b in model.buffers()}

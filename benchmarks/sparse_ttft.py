@@ -100,15 +100,16 @@ def main() -> None:
     tokens = inputs["input_ids"].shape[1]
     share = attention_share(model, tokens)
     print(f"\n{decoder / 1e6:.0f} M parameters, {tokens} tokens, attention {100 * share:.0f} % of the dense FLOPs")
-    print(f"{'':>28} {'ms p50':>9} {'p20':>9} {'p80':>9} {'speed-up':>9} {'FLOP limit':>10} {'cells':>7} {'index ms':>9}")
+    columns = ("p20", "p80", "speed-up", "FLOP limit", "cells", "index ms")
+    print(f"{'':>28} {'ms p50':>9}" + "".join(f" {c:>10}" for c in columns))
     rows = []
     for name, t in times.items():
         row = {"pattern": name, **t, **found[name], "speedup": dense / t["median"]}
         row["flop_limit"] = 1 / (1 - share * (1 - row["work"]))
         rows.append(row)
         print(
-            f"{name:>28} {t['median']:>9.0f} {t['p20']:>9.0f} {t['p80']:>9.0f} {row['speedup']:>8.2f}x "
-            f"{row['flop_limit']:>9.2f}x {100 * row['work']:>5.1f} % {row['index_ms']:>9.0f}"
+            f"{name:>28} {t['median']:>9.0f} {t['p20']:>10.0f} {t['p80']:>10.0f} {row['speedup']:>9.2f}x "
+            f"{row['flop_limit']:>9.2f}x {100 * row['work']:>8.1f} % {row['index_ms']:>10.0f}"
         )
     record = {"parameters": decoder, "tokens": tokens, "attention_share": share, "repeats": args.repeats}
     print(f"appended to {append('sparse_ttft', {**record, 'rows': rows})}")

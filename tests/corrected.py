@@ -94,9 +94,9 @@ class Corrected(Reference):
                 first = int(visual.nonzero()[0])
 
                 def keys(prompt: Tensor) -> Tensor:
-                    full = torch.zeros(max(width, length), dtype=torch.bool)  # noqa: B023
+                    full = torch.zeros(max(width, length), dtype=torch.bool)
                     full[:length] = prompt
-                    return full[:width]  # noqa: B023
+                    return full[:width]
 
                 here = self.here(layer)[sample]
                 sink = self.sinks[layer][sample] if layer in self.sinks else torch.zeros_like(here)

@@ -208,3 +208,40 @@ def test_version_and_help_run_as_a_program() -> None:
 def test_worlds_is_delegated(tmp_path: Path) -> None:
     assert cli.main(["worlds", "--out", str(tmp_path), "--count", "1"]) == 0
     assert list(tmp_path.glob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "give --out DIR"),
+        (["--out", "run", "--report", "run"], "give --out DIR"),
+        (["--out", "run"], "give --data"),
+        (["--report", "nowhere"], "nowhere is no run directory"),
+        (["--out", "run", "--data", "nowhere.jsonl"], "data not found: nowhere.jsonl"),
+        (["--out", "run", "--data", "worlds", "--policy", "uniform-26"], "did you mean 'uniform-25'"),
+        (["--out", "run", "--data", "worlds", "--batch-size", "0"], "--batch-size must be 1 or more"),
+    ],
+)
+def test_eval_refuses_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["eval", *options]) == 2
+    shown = capsys.readouterr().err.splitlines()
+    assert said in shown[-1]
+    assert shown[-1].startswith("vlmopt: error: ")
+
+
+def test_eval_makes_a_report_and_makes_it_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    asked = ["--data", "worlds", "--limit", "4", "--policy", "uniform-50", "--device", "cpu", "--max-new-tokens", "4"]
+    assert cli.main(["eval", *asked, "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "uniform-50" in shown
+    report = Path(shown.strip().rpartition("wrote ")[2])
+    assert report.is_file()
+    report.unlink()
+    (out / "summary.json").unlink()
+    assert cli.main(["eval", "--report", str(out)]) == 0
+    assert report.is_file()
+    assert (out / "summary.json").is_file()

@@ -1,4 +1,4 @@
-"""The command line: `vlmopt run | eval | calibrate | list | policy | worlds | train-worlds`."""
+"""The command line: `vlmopt run | eval | calibrate | search-patterns | show-pattern | list | policy | worlds | ...`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import sys
 
 import torch
 
-from .commands import calibrate, listing, policy, run
+from .commands import calibrate, listing, policy, run, search_patterns, show_pattern
 from .commands import eval as evaluation
 from .version import __version__
 
-COMMANDS = (run, evaluation, calibrate, listing, policy)
+COMMANDS = (run, evaluation, calibrate, search_patterns, show_pattern, listing, policy)
 # Commands with a parser of their own: name -> (module with `main(arguments)`, help). Imported when called.
 DELEGATED = {
     "worlds": ("vlmopt.worlds.__main__", "write generated pictures and their questions"),

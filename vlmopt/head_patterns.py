@@ -29,8 +29,8 @@ class HeadPatterns:
         patterns: the different patterns in use.
         layers: per layer the number, in `patterns`, of every head's pattern; None for a dense layer.
         errors: per layer and head, ||O - O_dense||_1 / ||O_dense||_1 on the calibration prompts; None where dense.
-        time_ratios: per pattern, measured time over that of the reference candidate.
-        calibration: samples, tokens, device, date, objective.
+        time_ratios: per pattern, cost over that of the reference candidate, mean of its heads.
+        calibration: samples, tokens, device, date, objective, match (times or flops are alike).
 
     Raises:
         TypeError, ValueError: shapes that do not fit the model, numbers of patterns that do not exist.
@@ -121,12 +121,17 @@ class HeadPatterns:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> HeadPatterns:
-        """Read a file written by `save`.
+        """Read a file written by `save`, or a profile of `vlmopt calibrate` that holds head patterns.
 
         Raises:
             ValueError: the file cannot be read, or holds no valid head patterns.
         """
         try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            if isinstance(data, dict) and "prefill" in data:
+                data = data["prefill"]
+                if data is None:
+                    raise ValueError("this profile holds none; add them with `vlmopt search-patterns --into`")
+            return cls.from_dict(data)
         except (OSError, TypeError, ValueError) as error:
             raise ValueError(f"{path} cannot be read as head patterns: {error}") from error

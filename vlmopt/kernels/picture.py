@@ -7,16 +7,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
 from .metrics import kept_cells, recall, sample_rows
 from .patterns.base import Prefill, blocks_to_index
 from .patterns.blocks import block_grid
+from .sheet import Panel, sheet
 from .sparse_attention.index import Launch
-
-HIDDEN, SKIPPED, TOUCHED, WHOLE = (232, 232, 236), (255, 255, 255), (166, 200, 236), (8, 48, 107)
-EDGE, CAPTION = 12, 20  # pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,30 +35,54 @@ def draw_head(
     sample: int = 0,
     tile: int = 64,
     run: int = 64,
+    detail: int = 1,
     size: int = 512,
+    title: str = "",
     backend: str = "auto",
 ) -> Image.Image:
-    """RGB image of what one query head reads; rows downwards, keys to the right, `size` pixels a side.
+    """RGB image of what one query head reads; rows downwards, keys to the right, maps of `size` pixels a side.
 
-    Grey: hidden by the causal limit or padding. White: left out. Blue: read, the darker the more of the block. A plan
-    that rearranges rows or keys gets a second panel in that order (`own_layout`). Captions give the share of the causal
-    blocks and cells that are read, and the mean recall of up to 576 rows.
+    Grey: hidden by the causal limit or padding. White: left out. Blue: read, the darker the more. A plan that
+    rearranges rows or keys gets a second panel in that order (`own_layout`). Captions give the blocks that are touched,
+    also as a share of the causal ones in natural order, the share of pairs that are read, and the mean recall of up to
+    576 rows.
+
+    Args:
+        tile, run: rows and keys of the blocks that are counted. detail: parts that a block's sides are drawn in.
+
+    Raises:
+        ValueError: `detail` does not divide `tile` and `run`.
     """
+    if detail < 1 or tile % detail or run % detail:
+        raise ValueError(f"detail must divide {tile} and {run}, got {detail}")
     one = replace(prefill, heads=torch.tensor([head], device=prefill.device))
     kept_share = float(recall(one, launches, sample_rows(one), backend)[sample].nanmean())
-    layouts: list[Layout] = [Layout("natural order", list(launches))]
+    layouts: list[Layout] = [Layout("in natural order", list(launches))]
     layouts += own_layout(prefill, launches, head, sample)
-    everything = every_block(one, tile, run)
-    panels: list[Image.Image] = []
+    fine = tile // detail, run // detail
+    everything = every_block(one, *fine)
+    panels: list[Panel] = []
+    causal = 0
     for layout in layouts:
         kept, visible = (
-            kept_cells(one, plan, tile, run, backend, layout.rows, layout.keys)[sample, 0].cpu().numpy()
+            kept_cells(one, plan, *fine, backend, layout.rows, layout.keys)[sample, 0].cpu().numpy()
             for plan in (layout.plan, everything)
         )
-        blocks, cells = (kept > 0).sum() / (visible > 0).sum(), kept.sum() / visible.sum()
-        caption = f"{layout.title}: {blocks:.1%} of blocks, {cells:.1%} of cells"
-        panels.append(panel(kept, visible, caption if panels else f"{caption}, recall {kept_share:.3f}", size))
-    return side_by_side(panels)
+        blocks, causal = int((coarse(kept, detail) > 0).sum()), causal or int((coarse(visible, detail) > 0).sum())
+        pairs = kept.sum() / visible.sum()
+        caption = f"{blocks} blocks, {blocks / causal:.1%} of the causal ones; {pairs:.1%} of all pairs"
+        if not panels:
+            caption += f"; recall {kept_share:.3f}"
+        axes = ("row", "key") if layout.rows is None and layout.keys is None else ("row, in this order", "key")
+        panels.append(Panel(kept, visible, prefill.rows, prefill.width, layout.title, caption, axes))
+    return sheet(panels, title, size)
+
+
+def coarse(cells: np.ndarray, detail: int) -> np.ndarray:
+    """[T, N] sums over detail x detail neighbours."""
+    tall, wide = (-length % detail for length in cells.shape)
+    padded = np.pad(cells, ((0, tall), (0, wide)))
+    return padded.reshape(padded.shape[0] // detail, detail, -1, detail).sum((1, 3))
 
 
 def every_block(prefill: Prefill, tile: int, run: int) -> list[Launch]:
@@ -98,11 +120,11 @@ def own_layout(prefill: Prefill, launches: Sequence[Launch], head: int, sample: 
     if stride:
         of_keys = torch.arange(prefill.width, device=prefill.device)
         places = (class_major(position, stride, phase) for position in (prefill.position[sample], of_keys))
-        return [Layout("repeating lines, class by class", lines, *places)]
+        return [Layout("repeating lines alone, class by class", lines, *places)]
     if not rows and not keys:
         return []
     orders = joined(rows, prefill.rows, prefill.device), joined(keys, prefill.width, prefill.device)
-    return [Layout("own order", list(launches), *orders)]
+    return [Layout("in the order of computing", list(launches), *orders)]
 
 
 def class_of(launch: Launch, sample: int, table: int) -> tuple[int, int]:
@@ -122,27 +144,3 @@ def joined(parts: Iterable[Tensor], length: int, device: torch.device) -> Tensor
     """All of 0..length-1: what the parts name, in their order, then the rest; None without parts."""
     named = [int(i) for part in parts for i in part.tolist()]
     return torch.tensor(list(dict.fromkeys([*named, *range(length)])), device=device) if named else None
-
-
-def panel(kept: np.ndarray, visible: np.ndarray, caption: str, size: int) -> Image.Image:
-    """A map [T, N] of kept among visible cells, `size` pixels a side, over its caption."""
-    filled = np.divide(kept, visible, out=np.zeros_like(kept), where=visible > 0)[..., None]
-    colours = np.array(TOUCHED) + filled * (np.array(WHOLE) - np.array(TOUCHED))
-    colours = np.where(filled > 0, colours, SKIPPED)
-    colours = np.where(visible[..., None] > 0, colours, HIDDEN)
-    blocks = Image.fromarray(colours.round().astype(np.uint8))
-    finer = Image.Resampling.NEAREST if max(kept.shape) <= size else Image.Resampling.BOX
-    image = Image.new("RGB", (size, size + CAPTION), SKIPPED)
-    image.paste(blocks.resize((size, size), finer))
-    draw = ImageDraw.Draw(image)
-    draw.rectangle((0, 0, size - 1, size - 1), outline=HIDDEN)
-    draw.text((0, size + 4), caption, fill=(0, 0, 0))
-    return image
-
-
-def side_by_side(panels: Sequence[Image.Image]) -> Image.Image:
-    width, height = panels[0].size
-    image = Image.new("RGB", (EDGE + (width + EDGE) * len(panels), height + 2 * EDGE), SKIPPED)
-    for i, part in enumerate(panels):
-        image.paste(part, (EDGE + i * (width + EDGE), EDGE))
-    return image

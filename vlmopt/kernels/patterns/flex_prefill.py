@@ -26,7 +26,8 @@ class FlexPrefill(Pattern):
     query-aware head ranks all blocks of its map at once, so that some rows may get little. Differences to the released
     code: coverage is counted in blocks, not in tokens that are then divided by 128; a slash is scored by the distance
     between blocks that its cells really have, so an offset between two multiples of `run` brings in both blocks that it
-    crosses.
+    crosses; a block weighs in the prediction by the pairs of row and key that the probe sees of it, else the causal
+    limit inside the last blocks looks like an error of the means.
     """
 
     reads = "attention of the last rows; mean queries and keys of blocks"
@@ -47,11 +48,11 @@ class FlexPrefill(Pattern):
     def build(self, prefill: Prefill) -> list[Launch]:
         grid = block_grid(prefill, self.tile, self.run)
         keys = pool_keys(prefill, self.run)[:, prefill.key_heads].mT * prefill.scale  # [B, H, D, N]
-        vertical, slash, mean = self.last_rows(prefill)
-        ever, sink = grid.visible.any(2), grid.first.any(2)  # [B, 1, N]
-        predicted = (mean @ keys)[:, :, 0].masked_fill(~ever, -torch.inf).softmax(-1)
+        vertical, slash, mean, seen = self.last_rows(prefill)
+        predicted = ((mean @ keys)[:, :, 0] + seen.log()).softmax(-1)
         aware = jensen_shannon(predicted, vertical)[..., None] < self.divergence  # [B, H, 1]
 
+        ever, sink = grid.visible.any(2), grid.first.any(2)  # [B, 1, N]
         least = tile_count(self.min_budget, self.run)
         near = torch.arange(slash.shape[-1], device=slash.device) == 0
         columns = by_rank(vertical, least, ever, sink) | ~aware & by_mass(vertical, self.coverage, ever, sink)
@@ -64,8 +65,9 @@ class FlexPrefill(Pattern):
         keep |= (aware & by_mass(share, self.coverage, *whole)).view_as(keep)
         return [Launch(blocks_to_index(keep, self.tile, self.run, prefill))]
 
-    def last_rows(self, prefill: Prefill) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the probe: attention by block [B, H, N] and by distance [B, H, N + 1], mean query [B, H, 1, D]."""
+    def last_rows(self, prefill: Prefill) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of the probe, fp32: attention by block [B, H, N] and by distance [B, H, N + 1], mean query [B, H, 1, D], and
+        pairs of a row and a key that it sees, by block [B, 1, N]."""
         view = View(prefill)
         last, position = view.last(self.probe)  # Long[B, R], -1 where a sample has fewer rows
         real = (last >= 0)[:, None, :, None]
@@ -73,7 +75,9 @@ class FlexPrefill(Pattern):
         weights = probe_rows(prefill, self.probe)  # [B, H, R, W]
         lines = by_block(weights.sum(2), self.run), by_distance(offset_mass(weights, position), self.run)
         vertical, slash = (mass / real.sum(2).clamp_min(1) for mass in lines)  # each row has a mass of 1
-        return vertical, slash, mean
+        key = torch.arange(prefill.width, device=last.device)
+        pairs = (key <= position[..., None]) & (key >= prefill.key_first[:, None, None])
+        return vertical, slash, mean, by_block(pairs.sum(1, keepdim=True), self.run).float()
 
 
 def by_distance(mass: Tensor, run: int) -> Tensor:

@@ -130,9 +130,8 @@ def _check(
         if table is None:
             continue
         if len(table) != batch or table.shape[1] not in seconds or last not in (None, table.shape[2]):
-            raise ValueError(
-                f"{name} must be [{batch}, {' | '.join(map(str, seconds))}, {last or 'slots'}], got {tuple(table.shape)}"
-            )
+            second = " | ".join(map(str, seconds))
+            raise ValueError(f"{name} must be [{batch}, {second}, {last or 'slots'}], got {tuple(table.shape)}")
     if causal_shift < 0 or row_step < 1:
         raise ValueError(f"causal_shift must be >= 0 and row_step >= 1, got {causal_shift} and {row_step}")
     if index.slash is not None and keys.key_position is not None:

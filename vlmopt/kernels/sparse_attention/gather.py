@@ -7,7 +7,6 @@ fp32 (fp64 for fp64 inputs), made in pieces that stay in a core's cache. Runs on
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,8 +15,8 @@ from .index import Keys, SparseIndex
 from .lists import Kept, KeyLists, Rows
 from .merge import merge
 
-SCORES = 1 << 19  # scores per thread at a time: 2 MB
-WIDTH = 1 << 11  # keys per softmax; longer lists are merged by their log-sum-exps
+SCORES = 1 << 18  # scores per thread at a time: 1 MB
+WIDTH = 1 << 12  # keys per softmax; longer lists are merged by their log-sum-exps
 UNIT = 2.0**100  # of masks: scores are capped by (limit - position + 1/2) units; fp32 holds that exactly up to 2^23
 UNSEEN = -1e29  # what is masked scores lower
 
@@ -72,13 +71,16 @@ class _Call:
         self.q, self.k, self.v, self.scale, self.softcap = _table(q), _table(k), _table(v), scale, softcap
         self.exact = torch.promote_types(q.dtype, torch.float32)
         self.memory: dict[str, Tensor] = {}
+        self.views: dict[tuple[str, tuple[int, ...]], Tensor] = {}
 
-    def room(self, name: str, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+    def room(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
         """Memory with anything in it, valid until the next call with this name."""
-        size = math.prod(shape)
-        if name not in self.memory or self.memory[name].numel() < size:
-            self.memory[name] = self.q.new_empty(size, dtype=dtype or self.exact)
-        return self.memory[name][:size].view(shape)
+        if (name, shape) not in self.views:
+            size = math.prod(shape)
+            if name not in self.memory or self.memory[name].numel() < size:
+                self.memory[name] = self.q.new_empty(size, dtype=dtype or self.exact)
+            self.views[name, shape] = self.memory[name][:size].view(shape)
+        return self.views[name, shape]
 
     def take(self, name: str, at: Tensor) -> Tensor:
         """[G, n, D], exact: rows of q, k or v that start at elements `at` [G, n]."""

@@ -128,17 +128,19 @@ class KeyLists:
             sure = _leading((starts >= first) & (starts + run <= (least + 1).clamp_max(self.slots)))
         within = torch.arange(run, device=b.device)
         listed = (starts[:, sure:, None] + within).flatten(1)
-        named = [listed, self._columns(b, h, t), self._grid(b, h, t), self._diagonals(b, h, t)]
-        position, key = self._locate(b, head, torch.cat(named[:3], 1), named[3])
+        named = [x for x in (listed, self._columns(b, h, t), self._grid(b, h, t)) if x is not None]
+        crossing = self._diagonals(b, h, t)
+        position, key = self._locate(b, head, named[0] if len(named) == 1 else torch.cat(named, 1), crossing)
         dead = (position < first) | (position > limit.amax(1, keepdim=True))
         if self.keys.bias is not None:
             dead |= _pick(self.keys.bias, b, head, key) == -torch.inf
         position = position.masked_fill(dead, FAR)
         if position.shape[1]:  # padding may hold NaN, and 0 * NaN is NaN: where no row sees, read what some row sees
-            key = key.where(~dead, key.gather(1, position.argmin(1, keepdim=True)))
+            instead = starts[:, :1] if sure else key.gather(1, position.argmin(1, keepdim=True))
+            key = key.where(~dead, instead)
         bias = None if self.keys.bias is None else _pick(self.keys.bias, b, head, key)
         masked, at = [], 0
-        for part in named:
+        for part in named if crossing is None else (*named, crossing):
             end = at + part.shape[1]
             at += _leading(position[:, at:end] <= least)
             if at < end:
@@ -147,48 +149,51 @@ class KeyLists:
             at = end
         classes: tuple[slice, Tensor, Tensor] | None = None
         slash = self.index.slash
-        if slash is not None and bool((self.residues[b, h, t] > 1).any()):  # else all rows of a tile see the same ones
-            stride, delta = slash[b, h].long()[..., None].unbind(1)
-            stride, theirs = stride.clamp_min(1), position[:, at - named[3].shape[1] :]
-            crossing = slice(sure * run + at - theirs.shape[1], sure * run + at)
-            classes = (crossing, (rows.place - delta) % stride, theirs % stride)
-        at_k, at_v = (
-            torch.cat(((base[..., None] + (starts[:, :sure, None] + within) * s[2]).flatten(1), base + key * s[2]), 1)
-            for s in (self.k.stride(), self.v.stride())
-            for base in [(b * s[0] + head * s[1])[:, None]]
-        )
+        if slash is not None and crossing is not None and bool((self.residues[b, h, t] > 1).any()):
+            stride, delta = slash[b, h].long()[..., None].unbind(1)  # where there is one class, all rows see its keys
+            stride, theirs = stride.clamp_min(1), position[:, at - crossing.shape[1] :]
+            where = slice(sure * run + at - theirs.shape[1], sure * run + at)
+            classes = (where, (rows.place - delta) % stride, theirs % stride)
+        whole = (starts[:, :sure, None] + within).flatten(1)
+
+        def at_key(s: tuple[int, ...]) -> Tensor:
+            base = (b * s[0] + head * s[1])[:, None]
+            return torch.cat((base + whole * s[2], base + key * s[2]), 1)
+
+        at_k = at_key(self.k.stride())
+        at_v = at_k if self.v.stride() == self.k.stride() else at_key(self.v.stride())
         return Kept(at_k, at_v, sure * run, position, bias, masked, classes)
 
-    def _locate(self, b: Tensor, head: Tensor, slots: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    def _locate(self, b: Tensor, head: Tensor, slots: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
         """Position of slots and of keys, FAR where there is none, and their keys, [G, n]."""
         if self.plain:
-            position = torch.cat((slots, keys), 1)
+            position = slots if keys is None else torch.cat((slots, keys), 1)
             return position.where(position < self.slots, FAR), position.clamp_max(self.slots - 1)
         if self.index.k_order is not None:
             key = _pick(self.index.k_order, b, head, slots.clamp_max(self.slots - 1)).long()
             slots = key.where((slots < self.slots) & (key >= 0), FAR)
-        key = torch.cat((slots, keys), 1)
+        key = slots if keys is None else torch.cat((slots, keys), 1)
         inside = key.clamp_max(self.k.shape[2] - 1)
         position = inside if self.keys.key_position is None else _pick(self.keys.key_position, b, head, inside)
         return position.where(key < self.k.shape[2], FAR), inside
 
-    def _columns(self, b: Tensor, h: Tensor, t: Tensor) -> Tensor:
+    def _columns(self, b: Tensor, h: Tensor, t: Tensor) -> Tensor | None:
         if self.index.col_ptr is None or self.index.col_idx is None:
-            return b.new_empty(len(b), 0)
+            return None
         return _entries(self.index.col_idx, self.index.col_ptr[b, h, t], self.columns[b, h, t])
 
-    def _grid(self, b: Tensor, h: Tensor, t: Tensor) -> Tensor:
+    def _grid(self, b: Tensor, h: Tensor, t: Tensor) -> Tensor | None:
         if self.index.grid is None:
-            return b.new_empty(len(b), 0)
+            return None
         stride, phase, _ = self.index.grid[b, h].long()[..., None].unbind(1)
         count = self.grids[b, h, t][:, None]
         n = torch.arange(int(count.max()), device=b.device)
         return torch.where(n < count, phase + (self.grid_from[b, h, t][:, None] + n) * stride, FAR)
 
-    def _diagonals(self, b: Tensor, h: Tensor, t: Tensor) -> Tensor:
+    def _diagonals(self, b: Tensor, h: Tensor, t: Tensor) -> Tensor | None:
         """Keys of slashes [G, n], those on the grid left out."""
         if self.index.slash is None or not (count := self.slashes[b, h, t]).any():
-            return b.new_empty(len(b), 0)
+            return None
         slash = self.index.slash[b, h].long()
         wide = torch.zeros_like(h) if self.limit.shape[1] == 1 else h
         residues = self._residues(self.place[b, wide, t], self.limit[b, wide, t], slash[:, None])

@@ -1,0 +1,96 @@
+"""Boxes in the conventions of data sets, and whether a convention can be right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from .data import Box, Sample
+
+# Corners or corner and size, in pixels or as fractions of the picture.
+CONVENTIONS = ("xyxy", "xywh", "xyxy-unit", "xywh-unit")
+KNOWN = "ScreenSpot and ScreenSpot-v2: xywh; ScreenSpot-Pro: xyxy; copies on the Hub often: xyxy-unit"
+SLACK = 1.0  # pixels that an annotation may stick out
+TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+ORIENTATION = 0x0112
+
+
+def convention(name: str | None, where: str) -> str:
+    """The convention that the user named.
+
+    Raises:
+        ValueError: none, or an unknown one.
+    """
+    if name not in CONVENTIONS:
+        said = "say how" if name is None else f"--boxes {name!r} is unknown; say how"
+        raise ValueError(f"{where} has boxes: {said} they are written, --boxes {' | '.join(CONVENTIONS)} ({KNOWN})")
+    return name
+
+
+def four_numbers(value: Any) -> list[float] | None:
+    """The numbers of a raw box, or None if these are no four numbers."""
+    if isinstance(value, (list, tuple)) and len(value) == 4 and all(type(v) in (int, float) for v in value):
+        return [float(v) for v in value]
+    return None
+
+
+def corners(raw: Sequence[float], kind: str, size: tuple[int, int]) -> Box:
+    """x0, y0, x1, y1 in pixels of a picture of `size` (width, height)."""
+    x, y, a, b = raw
+    if kind.endswith("unit"):
+        x, y, a, b = x * size[0], y * size[1], a * size[0], b * size[1]
+    return (x, y, x + a, y + b) if kind.startswith("xywh") else (x, y, a, b)
+
+
+def inside(box: Box, size: tuple[int, int]) -> bool:
+    """A box of at least one pixel that lies in the picture; fractions taken for pixels would be smaller."""
+    x0, y0, x1, y1 = box
+    apart = x1 - x0 >= 1 and y1 - y0 >= 1
+    return apart and min(x0, y0) >= -SLACK and x1 <= size[0] + SLACK and y1 <= size[1] + SLACK
+
+
+def picture_size(path: str | Path) -> tuple[int, int] | None:
+    """(width, height) as seen upright, from the head of the file; None where it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(ORIENTATION) in TURNED
+            return image.size[::-1] if turned else image.size
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError):
+        return None  # the runner opens it once more and records why that fails
+
+
+def with_boxes(samples: Sequence[Sample], raw: Sequence[Sequence[float] | None], kind: str, run: Path) -> list[Sample]:
+    """Samples with their boxes in pixels; those whose box misses the picture get an `error`.
+
+    Args:
+        samples: with one image each where there is a box.
+        raw: the boxes as written, None where there is none.
+
+    Raises:
+        ValueError: another convention fits more of the pictures.
+    """
+    sizes = [picture_size(run / s.images[0]) if box and s.images else None for s, box in zip(samples, raw, strict=True)]
+    known = [(box, size) for box, size in zip(raw, sizes, strict=True) if box and size]
+    fits = {name: sum(inside(corners(box, name, size), size) for box, size in known) for name in CONVENTIONS}
+    best = max(CONVENTIONS, key=lambda name: (fits[name], name == kind))
+    if fits[best] > fits[kind]:
+        box, (width, height) = next((b, s) for b, s in known if not inside(corners(b, kind, s), s))
+        raise ValueError(
+            f"--boxes {kind} cannot be right: {len(known) - fits[kind]} of {len(known)} boxes would be empty or reach "
+            f"outside their pictures (e.g. {list(box)} in {width}x{height} pixels), with --boxes {best} "
+            f"{len(known) - fits[best]}"
+        )
+    return [_with_box(*row, kind) for row in zip(samples, raw, sizes, strict=True)]
+
+
+def _with_box(sample: Sample, raw: Sequence[float] | None, size: tuple[int, int] | None, kind: str) -> Sample:
+    if raw is None or size is None:  # without a size the picture is missing or damaged, and nothing will be asked
+        return sample
+    box = corners(raw, kind, size)
+    if box[0] < box[2] and box[1] < box[3] and box[0] < size[0] and box[1] < size[1] and min(box[2:]) > 0:
+        return replace(sample, box=box)
+    return replace(sample, error=f"the box {list(raw)} ({kind}) misses the picture of {size[0]}x{size[1]} pixels")

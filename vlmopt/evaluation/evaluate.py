@@ -1,0 +1,211 @@
+"""The whole run: load, refuse, ask, merge; in one process or many, from the start or from where it stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints import HERE, bundled, load_checkpoint
+from ..checkpoints.processor import FAILURES, first_line
+from ..loading import Loaded, _config, check_device, check_name, load
+from ..metrics.clicks import UNITS, UNITS_OF
+from ..metrics.pope import PARSERS
+from ..optimize import optimized
+from ..policy import Policy
+from .data import Data, Source, load_data
+from .environment import environment
+from .generation import decoding
+from .processes import Processes, locked, processes
+from .prompts import POINT_PROMPTS, Asking
+from .recording import Recorder, maps_left
+from .records import FORMAT, consolidate, write_whole
+from .request import named_policies, settle
+from .runner import Runner
+from .scoring import Marking
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the user asked for.
+
+    Attributes:
+        model, device, dtype: as for `vlmopt.loading.load`; `device_map` "auto" spreads one replica over all devices.
+        source: the data; its `run` is the run directory.
+        policies: presets and files; dense is always added.
+        prompt: template; None for that of the data.
+        max_new_tokens: None for what the kind of a sample needs.
+        seed: of the policies; None for their own. Intervals and the choice of samples take `source.seed`.
+        parser: of yes and no; units: of clicks, None for what the model's type was taught.
+        maps: kept-token maps to save per policy.
+        retry_errors: ask once more what failed before.
+    """
+
+    model: str
+    source: Source
+    policies: Sequence[str]
+    device: str = "auto"
+    device_map: str | None = None
+    dtype: str = "auto"
+    batch_size: int = 8
+    prompt: str | None = None
+    max_new_tokens: int | None = None
+    seed: int | None = None
+    parser: str = "reference"
+    units: str | None = None
+    maps: int = 64
+    retry_errors: bool = False
+
+
+def evaluate(settings: Settings) -> Path | None:
+    """Run, or go on with, an evaluation; returns the run directory in the first process, None in the others.
+
+    Raises:
+        ValueError, TypeError: something that cannot be right, before anything is asked; or a policy that fails on every
+            sample. OSError: a file cannot be read or written. What was answered is saved in every case.
+    """
+    policies = check(settings)
+    run = settings.source.run
+    with processes(check_device(settings.device)) as team, ExitStack() as held:
+        if team.count > 1 and settings.device_map:
+            raise ValueError(
+                f"--device-map {settings.device_map} spreads one replica over all devices, and {team.count} processes "
+                "would need one each: start one process, or leave --device-map out"
+            )
+        run.mkdir(parents=True, exist_ok=True)
+        source = replace(settings.source, model_type=model_type(settings.model))
+        if team.main:
+            held.enter_context(locked(run, team))
+            data = load_data(source)
+        loaded = load_model(settings, team)
+        for policy in policies.values():
+            with optimized(loaded.model, policy):
+                pass  # what cannot work on this model is refused here
+        if team.main:
+            runner = runner_of(settings, loaded, data, policies, team)
+            settle(run, request(settings, loaded, data, runner))
+            consolidate(run, list(policies), without_errors=settings.retry_errors)
+            note_environment(run, environment(loaded, team.count))
+            for note in (*loaded.notes, *data.notes):
+                print(f"note: {note}")
+        team.wait()
+        if not team.main:  # pictures that the run generates are there now, and the directory is in order
+            team.check_shared(run)
+            held.enter_context(locked(run, team))
+            runner = runner_of(settings, loaded, load_data(source), policies, team)
+        runner.go()
+        team.wait()
+        if not team.main:
+            return None
+        consolidate(run, list(policies))
+    return run
+
+
+def check(settings: Settings) -> dict[str, Policy]:
+    """The policies, after everything that the settings alone can tell.
+
+    Raises:
+        ValueError, TypeError: what is wrong with them.
+    """
+    for name, value, least in (
+        ("batch-size", settings.batch_size, 1),
+        ("max-new-tokens", settings.max_new_tokens, 1),
+        ("maps", settings.maps, 0),
+        ("seed", settings.source.seed, 0),
+    ):
+        if value is not None and value < least:
+            raise ValueError(f"--{name} must be {least} or more, got {value}")
+    for name, choice, choices in (("parser", settings.parser, PARSERS), ("points", settings.units, UNITS)):
+        if choice is not None and choice not in choices:
+            raise ValueError(f"--{name} {choice!r} is unknown: choose from {', '.join(choices)}")
+    if settings.prompt is not None and not settings.prompt.strip():
+        raise ValueError("--prompt is empty; give some text, with {question} where the sample's own goes")
+    if settings.device_map not in (None, "auto"):
+        raise ValueError(f"--device-map {settings.device_map!r} is unknown: auto, or leave it out")
+    if settings.source.run.exists() and not settings.source.run.is_dir():
+        raise ValueError(f"--out {settings.source.run} is a file; give a directory")
+    check_name(settings.model)
+    return named_policies(list(settings.policies), settings.seed)
+
+
+def load_model(settings: Settings, team: Processes) -> Loaded:
+    """The model on this process's device, or spread over all of them.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
+    if settings.device_map is None:
+        return load(settings.model, device=str(team.device), dtype=settings.dtype)
+    try:
+        model, processor = load_checkpoint(settings.model, dtype=settings.dtype, device_map=settings.device_map)
+    except FAILURES as error:
+        raise ValueError(f"{settings.model} cannot be spread over the devices: {first_line(error)}") from error
+    return Loaded(settings.model, model, processor)
+
+
+def model_type(name: str) -> str:
+    """The type of a model, from its config alone: data that cannot be right is refused before the weights are loaded.
+
+    Raises:
+        ValueError: no such model.
+    """
+    return str(_config(str(HERE / name) if name in bundled() else name).model_type)
+
+
+def runner_of(settings: Settings, loaded: Loaded, data: Data, policies: dict[str, Policy], team: Processes) -> Runner:
+    """This process's share of the work."""
+    units = settings.units or UNITS_OF.get(loaded.model.config.model_type, "pixels")
+    prompt = settings.prompt or (POINT_PROMPTS[units] if data.format == "screenspot" else data.prompt)
+    run = settings.source.run
+    asking = Asking(loaded=loaded, run=run, prompt=prompt, max_new_tokens=settings.max_new_tokens)
+    recorder = Recorder(
+        asking=asking,
+        marking=Marking(parser=settings.parser, units=units, lexicon=data.lexicon, stops=data.stops),
+        place={sample.id: number for number, sample in enumerate(data.samples)},
+        maps=maps_left(run, policies, settings.maps, team.count),
+    )
+    return Runner(
+        data=data,
+        asking=asking,
+        recorder=recorder,
+        policies=policies,
+        batch_size=settings.batch_size,
+        rank=team.rank,
+        count=team.count,
+    )
+
+
+def request(settings: Settings, loaded: Loaded, data: Data, runner: Runner) -> dict[str, Any]:
+    """run.json: everything that decides the answers and their marks."""
+    limits = sorted({(sample.kind, runner.asking.limit(sample)) for sample in data.samples})
+    return {
+        "format": FORMAT,
+        "model": settings.model,
+        "dtype": str(next(loaded.model.parameters()).dtype).removeprefix("torch."),
+        "data": list(settings.source.data),
+        "data_format": data.format,
+        "digest": data.digest,
+        "samples": len(data.samples),
+        "limit": settings.source.limit,
+        "seed": settings.source.seed,
+        "batch_size": settings.batch_size,
+        "prompt": runner.asking.prompt,
+        "decoding": {**decoding(loaded.model), "max_new_tokens": dict(limits)},
+        "parser": runner.recorder.marking.described(),
+        "notes": list(data.notes),
+        "policies": {
+            name: {key: value for key, value in policy.to_dict().items() if key != "vlmopt"}
+            for name, policy in runner.policies.items()
+        },
+    }
+
+
+def note_environment(run: Path, facts: dict[str, Any]) -> None:
+    """environment.json: the facts of this start, and the dates and commands of all of them."""
+    path = run / "environment.json"
+    earlier = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.exists() else []
+    start = {name: facts[name] for name in ("date", "command", "processes", "platform", "vlmopt", "commit")}
+    write_whole(path, json.dumps({**facts, "starts": [*earlier, start]}, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,85 @@
+"""CHAIR on COCO: captions against annotation files that the user has (arXiv 1809.02156)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ...metrics import coco_lexicon, load_synonyms
+from ..data import Data, Sample, Source
+from .files import Entry, files
+
+NAME = "chair"
+HELP = "COCO annotation files (instances_*.json captions_*.json)"
+QUESTION = "Please describe this image in detail."
+
+
+def recognises(entries: Sequence[Entry]) -> bool:
+    return len(entries) == 1 and isinstance(entries[0][1].get("images"), list)
+
+
+def read(source: Source) -> Data:
+    """One caption for each picture of the first file; the truth comes from all files.
+
+    An object is there if an instance annotation of any file says so, or a reference caption names it.
+
+    Raises:
+        ValueError: not the structure of COCO, or a category that the lexicon does not know.
+    """
+    lexicon = load_synonyms(source.synonyms) if source.synonyms else coco_lexicon()
+    known = set(lexicon.names.values())
+    pictures: list[dict[str, Any]] = []
+    truth: dict[int, dict[str, None]] = {}  # a set that keeps its order
+    described: set[int] = set()
+    paths = files(source)
+    for path in paths:
+        coco = _coco(path)
+        pictures = pictures or coco["images"]
+        names = {c["id"]: c["name"] for c in coco.get("categories", ())}
+        if strange := sorted(set(names.values()) - known):
+            raise ValueError(
+                f"{path}: the lexicon ({lexicon.source}) does not know the categories {strange[:5]}; CHAIR is defined "
+                "on COCO's 80 objects, give a table of your own with --synonyms"
+            )
+        for note in coco["annotations"]:
+            there = truth.setdefault(note["image_id"], {})
+            if "caption" in note:
+                described.add(note["image_id"])
+                there |= dict.fromkeys(lexicon.mentions(note["caption"]))
+            else:
+                there[names[note["category_id"]]] = None
+    samples = tuple(
+        Sample(
+            id=str(picture["id"]),
+            question=QUESTION,
+            kind="caption",
+            images=(source.picture(picture["file_name"], paths[0]),),
+            objects=tuple(truth.get(picture["id"], {})),
+            picture=str(picture["id"]),
+        )
+        for picture in pictures
+    )
+    bare = sum(picture["id"] not in described for picture in pictures)
+    note = f"{bare} of {len(pictures)} pictures have no reference captions, whose objects CHAIR counts as there too"
+    return Data(format=NAME, samples=samples, lexicon=lexicon, notes=(note,) if bare else ())
+
+
+def _coco(path: Path) -> dict[str, Any]:
+    try:
+        coco = json.loads(path.read_text(encoding="utf-8"))
+        images, annotations = coco["images"], coco["annotations"]
+        whole = all({"id", "file_name"} <= set(row) for row in images) and all(
+            "image_id" in row and ("caption" in row or "category_id" in row) for row in annotations
+        )
+        if whole and {row["category_id"] for row in annotations if "caption" not in row} <= {
+            row["id"] for row in coco.get("categories", ()) if "name" in row
+        }:
+            return dict(coco)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no COCO annotation file: {type(error).__name__}: {error}") from error
+    raise ValueError(
+        f"{path} is no COCO annotation file: images need id and file_name, annotations image_id and either caption or "
+        "a category_id that is listed under categories"
+    )

@@ -1,0 +1,94 @@
+"""Reading JSON and JSON lines, with the line or the number of what is wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from ...media import check_file
+from ...methods import near
+from ..data import Data, Source
+
+Entry = tuple[str, dict[str, Any]]  # where it stands, for messages, and what it says
+Reader = Callable[[Source], Data]
+SUFFIXES = (".json", ".jsonl")
+
+
+def files(source: Source) -> list[Path]:
+    """The files of a source; a directory stands for the JSON files in it.
+
+    Raises:
+        ValueError: a directory without any. OSError: no such file.
+    """
+    found: list[Path] = []
+    for name in source.data:
+        path = Path(name)
+        inside = sorted(file for file in path.glob("*") if file.suffix in SUFFIXES) if path.is_dir() else []
+        if path.is_dir() and not inside:
+            raise ValueError(f"{path} holds no .json or .jsonl file")
+        found += inside or [check_file(path, "data")]
+    return found
+
+
+def load(path: Path) -> list[Entry]:
+    """The entries of a JSON list, of one JSON object, or of JSON lines.
+
+    Raises:
+        ValueError: no JSON, or entries that are no objects; names the line or the number.
+    """
+    text = path.read_text(encoding="utf-8-sig")
+    try:
+        whole = json.loads(text)
+        values = whole if isinstance(whole, list) else [whole]
+        rows = [(f"{path}, entry {number}", value) for number, value in enumerate(values, start=1)]
+    except ValueError as error:
+        if path.suffix == ".json" and text.lstrip().startswith("["):
+            raise ValueError(f"{path} is no valid JSON: {error}") from error
+        rows = [row for number, line in enumerate(text.splitlines(), start=1) for row in _line(path, number, line)]
+    for where, value in rows:
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} is a {type(value).__name__}, expected an object with fields")
+    return rows
+
+
+def _line(path: Path, number: int, line: str) -> list[tuple[str, Any]]:
+    if not line.strip():
+        return []
+    try:
+        return [(f"{path}, line {number}", json.loads(line))]
+    except ValueError as error:
+        raise ValueError(f"{path}, line {number}, is no valid JSON: {error}") from error
+
+
+def need(entry: Mapping[str, Any], name: str, where: str, kind: type | tuple[type, ...] = str) -> Any:
+    """A field that must be there.
+
+    Raises:
+        ValueError: missing, empty, or of another type.
+    """
+    value = entry.get(name)
+    if value is None or value == "":
+        raise ValueError(f"{where}: the field {name!r} is missing or empty; there are {', '.join(map(repr, entry))}")
+    if not isinstance(value, kind) or isinstance(value, bool):
+        names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+        raise ValueError(f"{where}: {name} is {value!r}, expected {names}")
+    return value
+
+
+def refuse_unknown(entry: Mapping[str, Any], known: Collection[str], where: str) -> None:
+    """
+    Raises:
+        ValueError: a field that means nothing here, most often a slip of the pen.
+    """
+    for name in entry:
+        if name not in known:
+            raise ValueError(
+                f"{where}: unknown field {name!r}{near(name, list(known))}; the fields are {', '.join(known)}"
+            )
+
+
+def rest(entry: Mapping[str, Any], used: Collection[str]) -> dict[str, Any]:
+    """Further fields of a public data set, for the record."""
+    return {name: value for name, value in entry.items() if name not in used}

@@ -1,0 +1,147 @@
+"""Generated pictures by name: no file, no network, exact truth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from ...metrics import phrases
+from ...training.evaluate import SIZES, SIZES_OF, one_of_each_kind
+from ...worlds import Question, World
+from ...worlds.hallucination import DEGRADATIONS, DESCRIBE, HabitWorld, class_of, classes, hallucination
+from ...worlds.polling import SPLITS, pope
+from ..data import Data, Sample, Source
+from .files import Entry
+from .manifest import WORLD_KINDS
+
+NAME = "worlds"
+HELP = "generated pictures: worlds, worlds:scene, worlds:screen, worlds:pope or worlds:captions, no file"
+FIRST_SEED = 640_000_000  # training uses 1e9 and up, calibration 4e8, benchmarks and model cards 5e8 to 6.2e8
+SEEDS = 1_000_000  # pictures of one --seed
+SAMPLES = 200  # without --limit
+COMPANY = 0.5  # how often the partner that habit expects is there; 0.85 in training
+FEWEST = 8  # pictures from which POPE has enough names to deny
+
+
+def is_name(name: str) -> bool:
+    return name == NAME or name.startswith(f"{NAME}:")
+
+
+def recognises(entries: Sequence[Entry]) -> bool:
+    return False
+
+
+def read(source: Source) -> Data:
+    """Questions of every kind about scenes and screens; POPE about scenes of habit, or captions of them.
+
+    Raises:
+        ValueError: unknown worlds.
+    """
+    name = " ".join(source.data)
+    maker = {
+        NAME: plain,
+        f"{NAME}:scene": plain,
+        f"{NAME}:screen": plain,
+        f"{NAME}:pope": polled,
+        f"{NAME}:captions": captions,
+    }.get(name)
+    if maker is None:
+        raise ValueError(f"--data {name!r} is unknown; {HELP}")
+    samples = islice(maker(source, name.partition(":")[2]), source.limit or SAMPLES)
+    lexicon = phrases(classes(), "colours and shapes of the generated pictures")
+    return Data(format=NAME, samples=tuple(samples), lexicon=lexicon, stops=",")
+
+
+def plain(source: Source, family: str) -> Iterator[Sample]:
+    """One question of each kind about each picture."""
+    count = source.limit or SAMPLES
+    asked = one_of_each_kind(count, first_seed(source), SIZES_OF.get(source.model_type, SIZES))
+    number = -1
+    before: World | None = None
+    for world, question in asked:
+        if family in ("", world.family):
+            number += world is not before
+            before = world
+            yield sample(source, world, f"{world.family}-{source.seed}-{number:06d}", question)
+
+
+def sample(source: Source, world: World, name: str, question: Question) -> Sample:
+    kind = "caption" if question.text == DESCRIBE else WORLD_KINDS[question.kind]
+    box = question.box if kind == "click" else None
+    return Sample(
+        id=f"{name}/{question.kind}",
+        question=question.text,
+        kind=kind,
+        images=(drawn(source, world, name),),
+        answer=question.answer,
+        category=f"{world.family} {question.kind}",
+        box=None if box is None else (box[0], box[1], box[2] - 1, box[3] - 1),  # edges included
+        objects=tuple(map(class_of, world.objects)) if kind == "caption" else None,
+        picture=name,
+    )
+
+
+def polled(source: Source, _: str) -> Iterator[Sample]:
+    """POPE's three splits about the same pictures, one picture after the other."""
+    count = source.limit or SAMPLES
+    worlds = habits(source, max(FEWEST, -(-count // 18)))  # six questions in each of three splits
+    polls = {split: iter(pope(worlds, split, seed=source.seed)) for split in SPLITS}
+    for index, world in enumerate(worlds):
+        name = f"habit-{source.seed}-{index:06d}"
+        picture = drawn(source, world, name)
+        for split in SPLITS:
+            for number, poll in enumerate(islice(polls[split], 6)):
+                yield Sample(
+                    id=f"{split}/{name}/{number}",
+                    question=poll.text,
+                    kind="yes_no",
+                    images=(picture,),
+                    answer=poll.label,
+                    category=split,
+                    picture=name,
+                    extra={"groups": [world.degradation]},
+                )
+
+
+def captions(source: Source, _: str) -> Iterator[Sample]:
+    for index, world in enumerate(habits(source, source.limit or SAMPLES)):
+        name = f"habit-{source.seed}-{index:06d}"
+        yield Sample(
+            id=name,
+            question=DESCRIBE,
+            kind="caption",
+            images=(drawn(source, world, name),),
+            category=world.degradation,
+            objects=tuple(world.classes),
+            picture=name,
+        )
+
+
+def habits(source: Source, count: int) -> list[HabitWorld]:
+    """Scenes of habit, degradations and the sizes that suit the model in turn."""
+    sizes = SIZES_OF.get(source.model_type, SIZES)
+    return [
+        hallucination(
+            first_seed(source) + number,
+            sizes[number // len(DEGRADATIONS) % len(sizes)],
+            degradation=DEGRADATIONS[number % len(DEGRADATIONS)],
+            company=COMPANY,
+        )
+        for number in range(count)
+    ]
+
+
+def first_seed(source: Source) -> int:
+    return FIRST_SEED + SEEDS * source.seed
+
+
+def drawn(source: Source, world: World, name: str) -> str:
+    """Save a picture, whole or not at all, unless an earlier run did; returns its path relative to the run."""
+    path = Path("pictures") / f"{name}.png"
+    if not (source.run / path).exists():
+        (source.run / path).parent.mkdir(parents=True, exist_ok=True)
+        fresh = (source.run / path).with_suffix(".new")
+        world.image.save(fresh, format="PNG")
+        fresh.replace(source.run / path)
+    return path.as_posix()

@@ -1,0 +1,160 @@
+"""From samples to batches of model inputs: mixed sizes, ragged prompts, padding on the left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ..frames import load_video
+from ..loading import Loaded
+from ..media import load_image
+from ..metrics.answers import LETTERS
+from ..prompt import chat, video_prompt
+from .data import NEW_TOKENS, Sample
+
+# What a model is told about coordinates where the data brings an instruction alone, by the units of its answers.
+POINT_PROMPTS = {
+    "pixels": 'Where is this in the picture: "{question}"? Answer with the point (x, y) in pixels, and nothing else.',
+    "unit": 'Where is this in the picture: "{question}"? Answer with the point (x, y) as fractions from 0 to 1, and '
+    "nothing else.",
+    "thousand": 'Where is this in the picture: "{question}"? Answer with the point (x, y) on a scale from 0 to 1000, '
+    "and nothing else.",
+}
+POINT_PROMPTS["resized"] = POINT_PROMPTS["pixels"]
+CHOOSE = "Answer with the option's letter from the given choices directly."
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples that are asked in one call, and the model inputs, on the CPU; sizes are (width, height)."""
+
+    samples: tuple[Sample, ...]
+    inputs: dict[str, Any] = field(repr=False)
+    new_tokens: int
+    sizes: tuple[tuple[int, int] | None, ...]
+    resized: tuple[tuple[int, int] | None, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(v.numel() * v.element_size() for v in self.inputs.values() if isinstance(v, torch.Tensor))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """How samples become prompts.
+
+    Attributes:
+        prompt: template; {question} stands for the sample's own, a template without it is asked of every sample.
+        max_new_tokens: None for what the kind of a sample needs.
+        run: pictures of samples may lie relative to it.
+    """
+
+    loaded: Loaded
+    run: Path
+    prompt: str = "{question}"
+    max_new_tokens: int | None = None
+
+    def limit(self, sample: Sample) -> int:
+        return self.max_new_tokens or NEW_TOKENS[sample.kind]
+
+    def question(self, sample: Sample) -> str:
+        """The words put to the model; the choices of a multiple choice get letters."""
+        text = self.prompt.replace("{question}", sample.question)
+        options = [f"{letter}. {words}" for letter, words in zip(LETTERS, sample.choices, strict=False)]
+        return "\n".join([text, *options, CHOOSE]) if options else text
+
+    def plan(self, samples: Sequence[Sample], size: int) -> list[list[Sample]]:
+        """Samples in batches, in their order; together go those with pictures and one limit of new tokens.
+
+        A video is alone. The plan depends on nothing but the samples, so that every policy and every start of a run has
+        the same batches.
+        """
+        groups: dict[tuple[int, bool], list[Sample]] = {}
+        found: list[list[Sample]] = []
+        for sample in samples:
+            if sample.video is not None:
+                found.append([sample])
+                continue
+            group = groups.setdefault((self.limit(sample), bool(sample.images)), [])
+            group.append(sample)
+            if len(group) == size:
+                found.append(groups.pop((self.limit(sample), bool(sample.images))))
+        found += groups.values()
+        place = {sample.id: number for number, sample in enumerate(samples)}
+        return sorted(found, key=lambda batch: place[batch[0].id])
+
+    def prepare(self, samples: Sequence[Sample]) -> Iterator[Batch | tuple[Sample, str]]:
+        """One batch, or more where a sample spoils it: such a one comes back with what is wrong."""
+        good, pictures = [], {}
+        for sample in samples:
+            try:
+                pictures[sample.id] = self.pictures(sample)
+                good.append(sample)
+            except (OSError, ValueError) as error:
+                yield sample, str(error)
+        if good:
+            yield from self._batch(good, pictures)
+
+    def pictures(self, sample: Sample) -> list[Image.Image]:
+        return [load_image(self.run / path).image for path in sample.images]
+
+    def _batch(
+        self, samples: Sequence[Sample], pictures: Mapping[str, list[Image.Image]]
+    ) -> Iterator[Batch | tuple[Sample, str]]:
+        images = [pictures[sample.id] for sample in samples]
+        try:
+            inputs = self._inputs(samples, images)
+        except Exception as error:  # processors raise whatever their arithmetic meets in an odd picture
+            if len(samples) == 1:
+                yield samples[0], f"{type(error).__name__}: {error}"
+                return
+            middle = len(samples) // 2
+        else:
+            yield Batch(
+                tuple(samples),
+                inputs,
+                self.limit(samples[0]),
+                tuple(own[0].size if own else None for own in images),
+                self._resized(inputs, [len(own) for own in images]),
+            )
+            return
+        yield from self._batch(samples[:middle], pictures)
+        yield from self._batch(samples[middle:], pictures)
+
+    def _inputs(self, samples: Sequence[Sample], images: Sequence[Sequence[Image.Image]]) -> dict[str, Any]:
+        processor = self.loaded.processor
+        if samples[0].video is not None:
+            sizes = processor.image_processor
+            video = load_video(
+                self.run / samples[0].video,
+                patch_size=getattr(sizes, "patch_size", 14),
+                merge_size=getattr(sizes, "merge_size", 2),
+            )
+            return video_prompt(processor, self.loaded.model, self.question(samples[0]), video)
+        text = [chat(processor, "image", len(own), self.question(s)) for s, own in zip(samples, images, strict=True)]
+        pictures = [list(own) for own in images] if images[0] else None
+        return dict(processor(text=text, images=pictures, return_tensors="pt", padding=True, padding_side="left"))
+
+    def _resized(self, inputs: Mapping[str, Any], counts: Sequence[int]) -> tuple[tuple[int, int] | None, ...]:
+        """The size of each sample's first picture behind the processor, where that says so (Qwen-VL)."""
+        grids, patch = inputs.get("image_grid_thw"), getattr(self.loaded.processor.image_processor, "patch_size", None)
+        if grids is None or patch is None or len(grids) != sum(counts):
+            return (None,) * len(counts)
+        firsts = [sum(counts[:number]) for number in range(len(counts))]
+        sizes = [(int(w) * patch, int(h) * patch) for _, h, w in grids.tolist()]
+        return tuple(sizes[first] if count else None for first, count in zip(firsts, counts, strict=True))
+
+
+def placed(inputs: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Inputs on a device, pixels in the model's dtype."""
+    return {
+        name: value.to(device=device, dtype=dtype if name.startswith("pixel") and value.is_floating_point() else None)
+        if isinstance(value, torch.Tensor)
+        else value
+        for name, value in inputs.items()
+    }

@@ -1,0 +1,227 @@
+"""What a report tells, read from a run directory: figures in the units that people read, and the order of things."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..records import DENSE, FORMAT, Record, read
+
+# Metric -> title, unit. Fractions are shown in percent, in the order of this table.
+TITLES = {
+    "accuracy": ("Accuracy", "%"),
+    "f1": ("F1", "%"),
+    "precision": ("Precision", "%"),
+    "recall": ("Recall", "%"),
+    "yes_ratio": ("Share of “yes”", "%"),
+    "anls": ("ANLS", "%"),
+    "chair_s": ("CHAIR, captions", "%"),
+    "chair_i": ("CHAIR, objects", "%"),
+    "chair_unique_i": ("CHAIR, objects once", "%"),
+    "chair_recall": ("Objects found", "%"),
+    "chair_precision": ("Objects that are there", "%"),
+    "chair_f1": ("F1 of objects", "%"),
+    "agreement": ("Agreement with dense", "%"),
+    "length": ("Length", "words"),
+    "distinct_1": ("Different words", "%"),
+    "distinct_4": ("Different runs of 4 words", "%"),
+    "repeated": ("Answers that repeat themselves", "%"),
+    "unended": ("Answers without an end", "%"),
+    "cut_off": ("Answers cut off", "%"),
+    "unparsable": ("Unreadable answers", "%"),
+}
+# Metrics with plots and with a table per category.
+HEADLINES = ("accuracy", "f1", "anls", "chair_s", "chair_i", "chair_recall", "agreement")
+
+
+LEVEL = 0.05  # of the paired test; a bootstrap alone is too sure of itself where pictures are few
+
+
+class Metric(NamedTuple):
+    """`better`: 1 where more is better, -1 where less is, 0 where neither is."""
+
+    name: str
+    title: str
+    unit: str
+    better: int
+
+    @property
+    def scale(self) -> float:
+        return 100.0 if self.unit == "%" else 1.0
+
+    @property
+    def direction(self) -> str:
+        return {1: "more is better", -1: "less is better", 0: "neither more nor less is better"}[self.better]
+
+
+class Figure(NamedTuple):
+    """A figure in its unit with the ends of its interval; `p` of a difference from dense."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    p: float | None = None
+
+    def reading(self, better: int) -> str:
+        """A difference in words: only what the interval and the test agree on is called one."""
+        if not better:
+            return ""
+        if self.low <= 0 <= self.high or (self.p is not None and self.p >= LEVEL):
+            return "no clear difference"
+        return "better" if self.value * better > 0 else "worse"
+
+
+class Place(NamedTuple):
+    """Where a policy lies on an axis, with the spread over batches where there is one."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Axis(NamedTuple):
+    """What accuracy is paid with: `part` and `name` say where the summary has it."""
+
+    name: str
+    part: str
+    title: str
+    unit: str
+
+
+AXES = (
+    Axis("kept", "tokens", "Visual tokens kept after the last cut", "tokens"),
+    Axis("layer_average", "tokens", "Visual tokens, mean over the layers", "tokens"),
+    Axis("ttft_ms", "latency", "Time to the first token", "ms"),
+    Axis("total_ms", "latency", "Time of the whole answer", "ms"),
+)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A run directory as the report sees it."""
+
+    run: Path
+    summary: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    records: Sequence[Record]
+
+    @classmethod
+    def load(cls, run: Path) -> Facts:
+        """Read a run directory.
+
+        Raises:
+            ValueError: no summary.json there, or one of another version.
+        """
+        path = run / "summary.json"
+        if not path.exists():
+            raise ValueError(f"{run} has no summary.json: give the directory of a run, as in vlmopt eval --report DIR")
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        if summary.get("format") != FORMAT:
+            raise ValueError(f"{path} has format {summary.get('format')}, this version reads {FORMAT}")
+        facts = run / "environment.json"
+        environment = json.loads(facts.read_text(encoding="utf-8")) if facts.exists() else {}
+        return cls(run, summary, environment, sorted(read(run), key=lambda record: record.index))
+
+    @property
+    def policies(self) -> list[str]:
+        return list(self.summary["policies"])
+
+    @property
+    def title(self) -> str:
+        return f"{self.summary['model']} on {' '.join(Path(name).name for name in self.summary['data'])}"
+
+    @property
+    def metrics(self) -> list[Metric]:
+        """Everything that this run measured; the headline first."""
+        found = {name for one in self.summary["policies"].values() for name in one["metrics"]}
+        if any(one["agreement_with_dense"] for one in self.summary["policies"].values()):
+            found.add("agreement")
+        known = [*(name for name in TITLES if name in found), *sorted(found - set(TITLES))]
+        first = self.summary["primary"]
+        return [self._metric(name) for name in sorted(known, key=lambda name: name != first)]
+
+    @property
+    def headlines(self) -> list[Metric]:
+        """Those with plots; something is always among them if anything was measured."""
+        metrics = self.metrics
+        return [metric for metric in metrics if metric.name in HEADLINES] or metrics[:1]
+
+    @property
+    def categories(self) -> list[str]:
+        return list(dict.fromkeys(name for one in self.summary["policies"].values() for name in one["by_category"]))
+
+    def figure(self, policy: str, metric: Metric, category: str | None = None) -> Figure | None:
+        if metric.name == "agreement":
+            found = self.summary["policies"][policy]["agreement_with_dense"] if category is None else None
+        else:
+            found = self._part(policy, category).get("metrics", {}).get(metric.name)
+        return None if found is None else _figure(found, "value", metric)
+
+    def difference(self, policy: str, metric: Metric, category: str | None = None) -> Figure | None:
+        """From dense, on the samples that both answered; None for dense itself."""
+        found = self._part(policy, category).get("versus_dense", {}).get(metric.name)
+        return None if found is None else _figure(found, "difference", metric)
+
+    def place(self, policy: str, axis: Axis) -> Place | None:
+        found = self.summary["policies"][policy][axis.part][axis.name]
+        if found is None:
+            return None
+        if isinstance(found, dict):
+            return Place(found["median"], found["p20"], found["p80"])
+        return Place(found, found, found)
+
+    def kept_share(self, policy: str) -> float | None:
+        """Percent of the visual tokens."""
+        tokens = self.summary["policies"][policy]["tokens"]
+        return 100 * tokens["kept"] / tokens["visual"] if tokens["kept"] is not None and tokens["visual"] else None
+
+    def speedup(self, policy: str, name: str = "ttft_ms") -> float | None:
+        """How many times as fast as dense."""
+        own, dense = (self.summary["policies"][one]["latency"][name] for one in (policy, DENSE))
+        return dense["median"] / own["median"] if own and dense and own["median"] else None
+
+    def style(self, policy: str) -> int:
+        """Number of a policy's colour and marker; dense is 0."""
+        return self.policies.index(policy)
+
+    def _part(self, policy: str, category: str | None) -> Mapping[str, Any]:
+        one: Mapping[str, Any] = self.summary["policies"][policy]
+        return one if category is None else one["by_category"].get(category, {})
+
+    def _metric(self, name: str) -> Metric:
+        title, unit = TITLES.get(name, (name.replace("_", " "), ""))
+        better = -1 if name in self.summary["less"] else 0 if name in self.summary["neutral"] else 1
+        return Metric(name, title, unit, better)
+
+
+def _figure(found: Mapping[str, Any], name: str, metric: Metric) -> Figure:
+    value, low, high = (metric.scale * found[part] for part in (name, "low", "high"))
+    return Figure(value, low, high, found["n"], found.get("p"))
+
+
+def number(value: float | None, digits: int = 1, sign: bool = False) -> str:
+    """For people: a real minus sign, a dash for nothing."""
+    if value is None:
+        return "–"
+    text = f"{value:+,.{digits}f}" if sign else f"{value:,.{digits}f}"
+    if float(text.replace(",", "")) == 0:
+        text = f"{0:.{digits}f}"  # no sign before a rounded zero
+    return text.replace("-", "−")
+
+
+def count(value: float | None) -> str:
+    """Whole numbers without decimals."""
+    return number(value, 0 if value is not None and value == round(value) else 1)
+
+
+def milliseconds(value: float | None) -> str:
+    """Three digits at least, no decimals from 100 on."""
+    return number(value, 0 if value is not None and value >= 100 else 1)
+
+
+def probability(p: float | None) -> str:
+    return "" if p is None else "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"

@@ -1,0 +1,238 @@
+"""The plots: what a metric costs in tokens or in time, and where the time goes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+from .draw import Box, Dot, Line, Scene, Text, text_width
+from .facts import AXES, Axis, Facts, Figure, Metric, Place, milliseconds, number
+from .labels import Named, Rect, labels
+from .palette import look
+
+STAGES = ("vision", "scoring", "prefill", "decode")
+STAGE_TITLES = {
+    "vision": "vision tower",
+    "scoring": "scoring",
+    "prefill": "prefill",
+    "decode": "decode",
+    "other": "other",
+}
+WIDE, NARROW = (560.0, 380.0), (342.0, 330.0)
+PICTURE = (760.0, 460.0)
+CLOSE, STEP = 4.0, 10.0  # points nearer than this, in units of a drawing, stand this far apart
+
+
+class Point(NamedTuple):
+    policy: str
+    place: Place
+    figure: Figure
+
+
+def points(facts: Facts, metric: Metric, axis: Axis) -> list[Point]:
+    """Policies that have both."""
+    found = []
+    for policy in facts.policies:
+        place, figure = facts.place(policy, axis), facts.figure(policy, metric)
+        if place and figure:
+            found.append(Point(policy, place, figure))
+    return found
+
+
+def front(points: Sequence[Point], better: int) -> list[Point]:
+    """The points that no other beats: as cheap or cheaper and as good or better, and not the same in both.
+
+    Args:
+        points: less of `place` is better.
+        better: 1 if more of `figure` is better, -1 if less is.
+
+    Returns:
+        By rising cost and so by rising worth.
+    """
+
+    def beats(a: Point, b: Point) -> bool:
+        cost, worth = b.place.value - a.place.value, better * (a.figure.value - b.figure.value)
+        return cost >= 0 and worth >= 0 and (cost > 0 or worth > 0)
+
+    stay = [point for point in points if not any(beats(other, point) for other in points)]
+    return sorted(stay, key=lambda point: (point.place.value, better * point.figure.value))
+
+
+def ticks(low: float, high: float, count: int) -> list[float]:
+    """Round numbers inside, about `count` of them."""
+    step = 10 ** math.floor(math.log10((high - low) / count))
+    step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= count)
+    return [step * n for n in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def tick(value: float, step: float) -> str:
+    return number(value, max(0, -math.floor(math.log10(step) + 1e-9)))
+
+
+def span(values: Sequence[float], *, zero: bool) -> tuple[float, float]:
+    """Room for values with some air; from 0 if `zero` and they do not lie far from it."""
+    low, high = min(values), max(values)
+    air = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
+    return (0.0 if zero and 0 <= low < 0.6 * high else low - air), high + air
+
+
+def tradeoff(facts: Facts, metric: Metric, axis: Axis, size: tuple[float, float] = WIDE) -> Scene:
+    """A metric over what it costs: points with 95 % intervals, the Pareto front, names."""
+    width, height = size
+    scene = Scene(width, height, f"{metric.title} versus {axis.title[0].lower()}{axis.title[1:]}")
+    found = points(facts, metric, axis)
+    if not found:
+        scene.told = "Nothing to show."
+        scene.marks.append(Text(x=width / 2, y=height / 2, text="nothing measured", anchor="middle"))
+        return scene
+    frame = Rect(50, 34, width - 14, height - 46)
+    lows, highs = [p.figure.low for p in found], [p.figure.high for p in found]
+    y0, y1 = span([*lows, *highs], zero=False)
+    if metric.unit == "%":
+        y0, y1 = max(y0, -2.0), min(y1, 102.0)
+    x0, x1 = span([v for p in found for v in (p.place.low, p.place.high)], zero=True)
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return (
+            frame.x0 + (x - x0) / (x1 - x0) * (frame.x1 - frame.x0),
+            frame.y1 - (y - y0) / (y1 - y0) * (frame.y1 - frame.y0),
+        )
+
+    across, up = ticks(x0, x1, 4 if width < 450 else 6), ticks(y0, y1, 5)
+    for value in up:
+        y = at(x0, value)[1]
+        scene.marks.append(Line(points=[(frame.x0, y), (frame.x1, y)], ink="grid"))
+        scene.marks.append(Text(x=frame.x0 - 7, y=y + 4, text=tick(value, up[1] - up[0]), anchor="end"))
+    for value in across:
+        x = at(value, y0)[0]
+        scene.marks.append(Line(points=[(x, frame.y1), (x, frame.y1 + 4)], ink="mute"))
+        scene.marks.append(Text(x=x, y=frame.y1 + 18, text=tick(value, across[1] - across[0]), anchor="middle"))
+    scene.marks.append(Line(points=[(frame.x0, frame.y1), (frame.x1, frame.y1)], ink="mute"))
+    scene.marks.append(Text(x=frame.x1, y=height - 8, text=f"{axis.title}, {axis.unit}", anchor="end"))
+    hint = metric.direction if metric.better else ""
+    unit = f", {metric.unit}" if metric.unit else ""
+    scene.marks.append(Text(x=4, y=16, text=metric.title + unit, ink="ink", size=13, bold=True))
+    scene.marks.append(Text(x=frame.x1, y=16, text=hint, anchor="end"))
+
+    best = front(found, metric.better) if metric.better else []
+    scene.told = "; ".join(told(p, metric, axis) for p in found)
+    steps: list[Rect] = []
+    if best:
+        stairs = [at(best[0].place.value, best[0].figure.value)]
+        for p in best[1:]:
+            x, y = at(p.place.value, p.figure.value)
+            stairs += [(x, stairs[-1][1]), (x, y)]
+        ground = frame.y1 if metric.better > 0 else frame.y0
+        stairs = [(stairs[0][0], ground), *stairs, (frame.x1, stairs[-1][1])]
+        scene.marks.append(Line(points=[*stairs, (frame.x1, ground)], ink="area", fill=True))
+        scene.marks.append(Line(points=stairs, ink="front", width=1.6, dashed=True))
+        steps = [thin(*a, *b) for a, b in pairwise(stairs)]
+        scene.told += ". Pareto front: " + ", ".join(p.policy for p in best)
+    dots, names = [], []
+    for p, x in zip(found, apart([at(p.place.value, y0)[0] for p in found]), strict=True):
+        ink, shape = look(facts.style(p.policy))
+        y = at(x0, p.figure.value)[1]
+        top, bottom = at(x0, p.figure.high)[1], at(x0, p.figure.low)[1]
+        left, right = at(p.place.low, y0)[0], at(p.place.high, y0)[0]
+        bars = [(x, top, x, bottom)] + ([(left, y, right, y)] if right > left else [])
+        note = " On the Pareto front." if p in best else ""
+        tip = told(p, metric, axis) + "." + note
+        dots.append(Dot(x=x, y=y, ink=ink, shape=shape, hollow=bool(best) and p not in best, bars=tuple(bars), tip=tip))
+        names.append(Named(x, y, p.policy, ink, tuple(thin(*bar) for bar in bars)))
+    scene.marks += [*dots, *labels(names, Rect(frame.x0, frame.y0 - 10, frame.x1, frame.y1), steps)]
+    return scene
+
+
+def thin(x0: float, y0: float, x1: float, y1: float) -> Rect:
+    """What a line covers."""
+    return Rect(min(x0, x1) - 1, min(y0, y1) - 1, max(x0, x1) + 1, max(y0, y1) + 1)
+
+
+def apart(places: Sequence[float]) -> list[float]:
+    """Points that lie over one another, `CLOSE` in x, side by side around their middle."""
+    groups: list[list[int]] = []
+    for index in sorted(range(len(places)), key=places.__getitem__):
+        if groups and places[index] - places[groups[-1][-1]] < CLOSE:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    moved = list(places)
+    for group in groups:
+        if len(group) > 1:
+            middle = (places[group[0]] + places[group[-1]]) / 2
+            for rank, index in enumerate(group):
+                moved[index] = middle + STEP * (rank - (len(group) - 1) / 2)
+    return moved
+
+
+def told(p: Point, metric: Metric, axis: Axis) -> str:
+    unit = "" if not metric.unit else " %" if metric.unit == "%" else f" {metric.unit}"
+    figure = f"{number(p.figure.value)}{unit} (95 %: {number(p.figure.low)} to {number(p.figure.high)})"
+    if axis.unit != "ms":
+        return f"{p.policy}: {metric.title} {figure}; {number(p.place.value)} {axis.unit}"
+    spread = f"{milliseconds(p.place.low)} to {milliseconds(p.place.high)}"
+    return f"{p.policy}: {metric.title} {figure}; {milliseconds(p.place.value)} ms (p20 to p80: {spread})"
+
+
+def stage_times(facts: Facts, policy: str, whole: bool) -> dict[str, float]:
+    """Milliseconds per stage, medians over batches; "other" is what they leave of the median of the whole."""
+    latency = facts.summary["policies"][policy]["latency"]
+    names = STAGES if whole else STAGES[:-1]
+    times = {name: latency[f"{name}_ms"]["median"] for name in names if latency[f"{name}_ms"]}
+    total = latency["total_ms" if whole else "ttft_ms"]
+    if total:
+        times["other"] = max(0.0, total["median"] - sum(times.values()))
+    return times
+
+
+def stages(facts: Facts, *, whole: bool, width: float = WIDE[0]) -> Scene:
+    """One bar per policy, a piece per stage, to the first token or to the end of the answer."""
+    what = "of the whole answer" if whole else "to the first token"
+    times = {policy: stage_times(facts, policy, whole) for policy in facts.policies}
+    scene = Scene(width, 0, f"Time {what} by stage")
+    scene.marks.append(Text(x=4, y=16, text=f"Time {what}, ms", ink="ink", size=13, bold=True))
+    longest = max((sum(parts.values()) for parts in times.values()), default=0.0)
+    x, top, row = 4.0, 29.0, 40.0
+    for name in dict.fromkeys(stage for stage in (*STAGES, "other") if any(one.get(stage) for one in times.values())):
+        if x + 15 + text_width(STAGE_TITLES[name], 12) > width:
+            x, top = 4.0, top + 18
+        scene.marks.append(Box(x=x, y=top, width=11, height=11, ink=name))
+        scene.marks.append(Text(x=x + 15, y=top + 10, text=STAGE_TITLES[name]))
+        x += 29 + text_width(STAGE_TITLES[name], 12)
+    top += 27
+    scene.height = top + row * len(times) + 6
+    described = []
+    for number_, (policy, parts) in enumerate(times.items()):
+        y, x = top + row * number_, 4.0
+        latency = facts.summary["policies"][policy]["latency"]["total_ms" if whole else "ttft_ms"]
+        total = latency["median"] if latency else sum(parts.values())
+        written = f"{milliseconds(total)} ms" if parts else "not measured"
+        scene.marks.append(Text(x=4, y=y + 12, text=policy, ink="ink"))
+        scene.marks.append(Text(x=width - 4, y=y + 12, text=written, ink="ink", anchor="end"))
+        scene.marks.append(Box(x=4, y=y + 18, width=width - 8, height=14, ink="grid"))
+        for name, value in parts.items():
+            long = value / longest * (width - 8) if longest else 0.0
+            if long > 0.2:
+                share = f"{100 * value / total:.0f} % of {milliseconds(total)} ms"
+                tip = f"{policy}: {STAGE_TITLES[name]} {milliseconds(value)} ms; {share}"
+                scene.marks.append(Box(x=x, y=y + 18, width=long, height=14, ink=name, tip=tip))
+            x += long
+        pieces = ", ".join(f"{STAGE_TITLES[name]} {milliseconds(value)}" for name, value in parts.items())
+        described.append(f"{policy}: {written} ({pieces})" if parts else f"{policy}: {written}")
+    scene.told = "; ".join(described)
+    return scene
+
+
+def pictures(facts: Facts) -> dict[str, Scene]:
+    """What is saved as PNG: the headline metric against tokens and time, and the stages."""
+    drawn = {}
+    if facts.headlines:
+        metric = facts.headlines[0]
+        for axis, name in ((AXES[0], "kept-tokens"), (AXES[2], "first-token")):
+            drawn[f"{metric.name}-versus-{name}".replace("_", "-")] = tradeoff(facts, metric, axis, PICTURE)
+    return drawn | {
+        "stages-first-token": stages(facts, whole=False, width=PICTURE[0]),
+        "stages-answer": stages(facts, whole=True, width=PICTURE[0]),
+    }

@@ -1,0 +1,60 @@
+"""Pictures inside the page: the sample's own with its clicks, and what a policy kept of it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw
+
+from ...overlay import GAP, overlay
+from ..maps import load_maps
+from ..records import Record
+from .facts import Facts
+from .markup import Markup, tag
+from .palette import LIGHT, look
+
+SIDE = 480  # pixels of a picture
+LEGEND = 48 + GAP  # height of the legend below an overlay, which the page has once for all
+
+
+def kept_picture(facts: Facts, record: Record) -> Image.Image:
+    """What was kept, on the picture as the tower sees it, or on paper where there is none."""
+    images = []
+    if record.seen:
+        with Image.open(facts.run / record.seen) as opened:
+            images = [opened.convert("RGB")]
+    drawn = overlay(images, load_maps(facts.run / str(record.map)))
+    return drawn.crop((GAP, GAP, drawn.width - GAP, drawn.height - LEGEND))
+
+
+def clicks(image: Image.Image, facts: Facts, dense: Record, others: Sequence[Record]) -> Image.Image:
+    """A copy with the target box and where every policy clicked."""
+    image, box = image.convert("RGB"), dense.extra.get("box")
+    if not box:
+        return image
+    scale = min(1.0, SIDE / max(image.size))
+    image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+    draw = ImageDraw.Draw(image)
+    draw.rectangle([side * scale for side in box], outline=LIGHT["paper"], width=4)
+    draw.rectangle([side * scale for side in box], outline=LIGHT["front"], width=2)
+    for record in (dense, *others):
+        point = record.extra.get("point")
+        if point:
+            x, y = (max(0.0, min(part * scale, side - 1)) for part, side in zip(point, image.size, strict=True))
+            ink = LIGHT[look(facts.style(record.policy))[0]]
+            draw.ellipse((x - 7, y - 7, x + 7, y + 7), outline=LIGHT["paper"], width=5)
+            draw.ellipse((x - 6, y - 6, x + 6, y + 6), outline=ink, width=3)
+    return image
+
+
+def embedded(image: Image.Image, alt: str) -> Markup:
+    """An element that holds the picture itself."""
+    small = image.convert("RGB")
+    small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    packed = io.BytesIO()
+    small.save(packed, "WEBP", quality=80)
+    source = f"data:image/webp;base64,{base64.b64encode(packed.getvalue()).decode()}"
+    picture = tag("img", src=source, alt=alt, width=str(small.width), height=str(small.height), decoding="async")
+    return tag("button", picture, css="zoom", type="button", title="enlarge")

@@ -1,0 +1,126 @@
+"""Marks of single answers, by kind; the figures of a run are sums of them (`summary`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..metrics import Lexicon, chair, is_yes, text_state
+from ..metrics.answers import anls, choice, exact, right_choice
+from ..metrics.chair import COUNTS
+from ..metrics.clicks import hits, in_pixels, point
+from ..metrics.lexicon import tokens
+from .data import Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Marking:
+    """How answers are read.
+
+    Attributes:
+        parser: of yes and no (`metrics.pope.PARSERS`).
+        units: of points (`metrics.clicks.UNITS`).
+        lexicon: of captions; None if there are none with known objects.
+        stops: marks between the sentences of captions.
+    """
+
+    parser: str = "reference"
+    units: str = "pixels"
+    lexicon: Lexicon | None = None
+    stops: str = ".!?"
+
+    def described(self) -> dict[str, str]:
+        """In words, for the summary."""
+        return {
+            "yes_no": self.parser,
+            "click": f"{self.units}; the middle of a box; edges included",
+            "exact": "small letters, single spaces, no full stop at the end",
+            "choice": "letter, else words",
+            "anls": "small letters, single spaces, 0 below one half",
+            "caption": self.lexicon.source if self.lexicon else "no known objects",
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """An answer and what is needed to read it: sizes are (width, height)."""
+
+    text: str
+    ended: bool = True
+    size: tuple[int, int] | None = None
+    resized: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Mark:
+    """`correct`: see `Record`. `extra` goes into the record's."""
+
+    correct: bool | float | None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def grade(sample: Sample, said: Said | None, marking: Marking) -> Mark:
+    """Mark an answer; None is a policy's failure, and wrong wherever something can be right."""
+    return _GRADES[sample.kind](sample, said, marking)
+
+
+def _yes_no(sample: Sample, said: Said | None, marking: Marking) -> Mark:
+    """`yes`: what the parser read; `unparsable`: the first word is neither yes nor no."""
+    if said is None:
+        return Mark(False, {"yes": None, "unparsable": True})
+    yes = is_yes(said.text, marking.parser)
+    return Mark(yes is (sample.answer == "yes"), {"yes": yes, "unparsable": is_yes(said.text, "strict") is None})
+
+
+def _click(sample: Sample, said: Said | None, marking: Marking) -> Mark:
+    place = None if said is None else point(said.text)
+    if said is None or place is None or said.size is None:
+        return Mark(False, {"unparsable": True})
+    x, y = in_pixels(place, marking.units, said.size, said.resized)
+    return Mark(sample.box is not None and hits((x, y), sample.box), {"unparsable": False}, {"point": [x, y]})
+
+
+def _choice(sample: Sample, said: Said | None, marking: Marking) -> Mark:
+    chosen = None if said is None else choice(said.text, sample.choices)
+    right = right_choice(sample.references, sample.choices)
+    return Mark(chosen == right, {"unparsable": chosen is None}, {"chosen": chosen})
+
+
+def _exact(sample: Sample, said: Said | None, marking: Marking) -> Mark:
+    return Mark(said is not None and exact(said.text, sample.references))
+
+
+def _anls(sample: Sample, said: Said | None, marking: Marking) -> Mark:
+    return Mark(0.0 if said is None else anls(said.text, sample.references))
+
+
+def _caption(sample: Sample, said: Said | None, marking: Marking) -> Mark:
+    """Counts of `metrics.chair.Chair` where the objects are known, and the state of the text."""
+    if said is None:
+        return Mark(None)
+    metrics: dict[str, Any] = {"words": len(tokens(said.text)), "cut_off": not said.ended}
+    state, words = text_state([said.text], stops=marking.stops), metrics["words"]
+    metrics |= {"distinct_1": state.distinct_1 if words >= 1 else None}
+    metrics |= {"distinct_4": state.distinct_4 if words >= 4 else None, "repeated": state.repeated == 1.0}
+    if "." in marking.stops:  # a bare list has no last mark
+        metrics["unended"] = state.unended == 1.0
+    if sample.objects is not None and marking.lexicon is not None:
+        marks = chair([said.text], [sample.objects], marking.lexicon)
+        metrics |= {name: int(getattr(marks, name)[0]) for name in COUNTS}
+    return Mark(None, metrics)
+
+
+def _open(sample: Sample, said: Said | None, marking: Marking) -> Mark:
+    return Mark(None)
+
+
+_GRADES = {
+    "yes_no": _yes_no,
+    "click": _click,
+    "choice": _choice,
+    "exact": _exact,
+    "anls": _anls,
+    "caption": _caption,
+    "open": _open,
+}

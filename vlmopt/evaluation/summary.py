@@ -1,0 +1,140 @@
+"""summary.json: the figures of a run, from its records alone.
+
+format, complete, samples, model, dtype, data, data_format, digest, decoding, prompt, parser, seed, limit,
+batch_size, notes
+primary     the headline metric; `less` and `neutral` name those of which less, or nothing, is better
+policies    name -> {
+    policy          as JSON
+    n, errors       records, and those of them with an error
+    metrics         metric -> {value, low, high, n}; 95 % intervals over pictures
+    by_category     category or group -> {n, errors, metrics, versus_dense}
+    mean_of_splits  of yes/no questions in several categories: the mean of each figure of POPE
+    versus_dense    metric -> {difference, low, high, p, n}; empty for dense
+    agreement_with_dense   {value, low, high, n}
+    latency         {ttft_ms, decode_ms, prefill_ms, vision_ms, scoring_ms, total_ms, decode_tokens_per_s:
+                    {median, p20, p80} or null; peak_memory_bytes, calls, batch}: of whole batches
+    tokens          {prompt, visual, kept, layer_average, new}: means over samples
+}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from ..measure import Spread
+from ..metrics import mean_of_splits, pope_scores
+from .figures import LESS, NEUTRAL, PRIMARY, figures
+from .records import DENSE, FORMAT, Record, read, write_whole
+from .request import load_request
+
+STAGES = ("vision", "scoring", "prefill", "ttft", "decode", "total")
+
+
+def summarize(run: Path) -> dict[str, Any]:
+    """Compute the figures of a run directory, finished or not, and write summary.json.
+
+    Raises:
+        ValueError: no run directory.
+    """
+    request = load_request(run)
+    by_policy: dict[str, list[Record]] = {name: [] for name in request["policies"]}
+    for record in read(run):
+        by_policy[record.policy].append(record)
+    for records in by_policy.values():
+        records.sort(key=lambda record: record.index)
+    if not by_policy[DENSE]:
+        raise ValueError(f"{run} holds no answers yet: start the run again")
+    dense = {record.id: record for record in by_policy[DENSE]}
+    policies = {
+        name: summary_of(records, dense, request["seed"]) | {"policy": request["policies"][name]}
+        for name, records in by_policy.items()
+        if records
+    }
+    metrics = {name for one in policies.values() for name in one["metrics"]}
+    summary = {
+        "format": FORMAT,
+        "complete": all(len(records) == request["samples"] for records in by_policy.values()),
+        **{name: value for name, value in request.items() if name not in ("format", "policies")},
+        "primary": next((name for name in PRIMARY if name in metrics), None),
+        "less": sorted(metrics & LESS),
+        "neutral": sorted(metrics & NEUTRAL),
+        "policies": policies,
+    }
+    write_whole(run / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    return summary
+
+
+def summary_of(records: Sequence[Record], dense: Mapping[str, Record], seed: int) -> dict[str, Any]:
+    """The entry of one policy."""
+    values, differences = figures(records, dense, seed=seed)
+    agreement = values.pop("agreement", None)
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        for name in dict.fromkeys((record.category, *record.extra.get("groups", ()))):
+            groups.setdefault(name, []).append(record)
+    by_category = {}
+    for name, members in groups.items():
+        if name:
+            own, versus = figures(members, dense, seed=seed)
+            own.pop("agreement", None)
+            by_category[name] = {**counts(members), "metrics": own, "versus_dense": versus}
+    return {
+        **counts(records),
+        "metrics": values,
+        "by_category": by_category,
+        "mean_of_splits": pope_mean(records),
+        "versus_dense": differences,
+        "agreement_with_dense": agreement,
+        "latency": latency(records),
+        "tokens": tokens(records),
+    }
+
+
+def counts(records: Sequence[Record]) -> dict[str, int]:
+    return {"n": len(records), "errors": sum(record.error is not None for record in records)}
+
+
+def pope_mean(records: Sequence[Record]) -> dict[str, float] | None:
+    """POPE's figures are quoted per split or as their mean; None where there is one category or none."""
+    splits: dict[str, list[Record]] = {}
+    for record in records:
+        if record.kind == "yes_no" and record.correct is not None:
+            splits.setdefault(record.category, []).append(record)
+    if len(splits) < 2:
+        return None
+    scores = {
+        name: pope_scores([r.answer == "yes" for r in rows], [r.metrics["yes"] for r in rows])
+        for name, rows in splits.items()
+    }
+    return {name: value for name, value in asdict(mean_of_splits(scores)).items() if name != "unparsable"}
+
+
+def latency(records: Sequence[Record]) -> dict[str, Any]:
+    """Medians over batches: every batch counts once, however many samples it had."""
+    calls = {record.call: record for record in records if record.ms is not None}.values()
+
+    def spread(values: Sequence[float | None]) -> dict[str, float] | None:
+        known = [value for value in values if value is not None]
+        return Spread.of(known).to_dict() if known else None
+
+    peaks = [record.memory_bytes for record in records if record.memory_bytes is not None]
+    return {
+        **{f"{stage}_ms": spread([call.ms.get(stage) if call.ms else None for call in calls]) for stage in STAGES},
+        "decode_tokens_per_s": spread([call.decode_tokens_per_s for call in calls]),
+        "peak_memory_bytes": max(peaks, default=None),
+        "calls": len(calls),
+        "batch": max((call.batch for call in calls), default=0),
+    }
+
+
+def tokens(records: Sequence[Record]) -> dict[str, float | None]:
+    known = [record.tokens for record in records if record.tokens]
+    new = [record.new_tokens for record in records if record.new_tokens is not None]
+    means = {name: fmean(row[name] for row in known) if known else None for name in ("prompt", "visual", "kept")}
+    average = fmean(row["layer_average"] for row in known) if known else None
+    return {**means, "layer_average": average, "new": fmean(new) if new else None}

@@ -1,0 +1,87 @@
+"""Queries, keys and values of every layer of a prompt, shown one layer at a time while the model runs as it is."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels.patterns import AShape, Prefill
+from ..optimize import optimized, report, session_of
+from ..policy import Policy
+from ..prefill import SparsePrefill
+from ..seam.attention import plan_of
+from ..seam.context import Step
+from ..seam.editable import decoding
+from ..seam.sparse import SparseLayer
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """One layer's prefill."""
+
+    layer: int
+    prefill: Prefill  # of all query heads, with values
+    softcap: float | None
+
+
+class Watcher(SparseLayer):
+    """In the place of a layer's sparse prefill: shows it, and leaves the layer dense."""
+
+    show: Callable[[Shown], None]
+
+    def run(self, step: Step, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kw: Any) -> None:
+        if decoding(step) or step.captured is not None:
+            return
+        layout = self.layout(step, query, key, mask, **kw)
+        if isinstance(layout, str):
+            step.call.skip(f"layer {self.layer}", layout)
+            return
+        scale = kw.get("scaling")
+        scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+        lengths = {"q_len": layout.q_len, "k_len": layout.k_len, "k_start": layout.k_start}
+        heads = torch.arange(query.shape[1])
+        given = self.prefill(step, query, key, value, scale, heads, lengths)
+        self.show(Shown(self.layer, given, kw.get("softcap")))
+
+
+@torch.inference_mode()
+def watch(
+    model: nn.Module, inputs: Mapping[str, Any], show: Callable[[Shown], None], dense_layers: int = 0
+) -> list[str]:
+    """Run a prompt through a model and call `show` in every layer from `dense_layers` on; results are the model's own.
+
+    Returns:
+        Why layers could not be shown, in words (sliding windows, masks that are not causal); empty if all could.
+
+    Raises:
+        ValueError: the model cannot be optimized at all, or has no layer number `dense_layers`.
+    """
+    method = SparsePrefill(pattern=AShape(), min_len=1, dense_layers=dense_layers)
+    with optimized(model, Policy(prefill=method)):
+        session = session_of(model)
+        assert session is not None
+        for layer, module in enumerate(session.anatomy.attentions):
+            if module is not None and hasattr(module, "_vlmopt_plan") and plan_of(session, layer).sparse is not None:
+                watcher = Watcher(session, layer, method)
+                watcher.show = show
+                plan_of(session, layer).sparse = watcher
+        few = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+        model(**placed(inputs, model), **few, use_cache=False)
+        return sorted({entry["why"] for entry in report(model).skipped})
+
+
+def placed(inputs: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """The inputs on the device of the model, pixels in its dtype."""
+    first = next(model.parameters())
+    out = {}
+    for name, value in inputs.items():
+        if isinstance(value, Tensor):
+            pixels = name.startswith("pixel") and value.is_floating_point()
+            value = value.to(first.device, first.dtype if pixels else value.dtype)
+        out[name] = value
+    return out

@@ -27,7 +27,7 @@ from vlmopt.evaluation.report.gallery import CARDS, changed, chosen, differing
 from vlmopt.evaluation.report.labels import Named, Rect, labels
 from vlmopt.evaluation.report.markup import tag
 from vlmopt.evaluation.report.palette import DARK, LIGHT
-from vlmopt.evaluation.report.plots import CLOSE, PICTURE, STEP, Point, apart, front, stages, ticks, tradeoff
+from vlmopt.evaluation.report.plots import CLOSE, PICTURE, ROOM, STEP, Point, apart, front, stages, ticks, tradeoff
 from vlmopt.evaluation.summary import summarize
 from vlmopt.worlds import scene
 
@@ -306,6 +306,9 @@ def test_points_of_one_place_stand_side_by_side() -> None:
     assert apart([10.0, 50.0, 10.0]) == [10 - STEP / 2, 50.0, 10 + STEP / 2]
     assert apart([10.0, 10.0 + CLOSE]) == [10.0, 10.0 + CLOSE]
     assert apart([]) == []
+    many = apart([50.0] * 15)
+    assert many == sorted(many)
+    assert (many[0], many[-1]) == (50 - ROOM / 2, 50 + ROOM / 2)
 
 
 def test_ticks_are_round() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,11 +12,13 @@ from vlmopt.training.data import IGNORE, Packer, Share
 from vlmopt.training.language import LanguageStage, Reader
 from vlmopt.training.llava import LLAVA, padded
 from vlmopt.training.loop import Loop, Schedule
+from vlmopt.training.prior import PriorStage
 from vlmopt.training.qwen import QWEN, patches
 from vlmopt.training.tower import TowerStage
 from vlmopt.training.vocabulary import build_tokenizer
-from vlmopt.training.worlds import main
+from vlmopt.training.worlds import Trainer, main
 from vlmopt.worlds import screen
+from vlmopt.worlds.hallucination import DEGRADATIONS, HabitWorld
 from vlmopt.worlds.words import BACKGROUND, COORDINATES, SECOND_SLOT
 
 PIXELS = {"qwen": lambda world: patches([world])[0], "llava": lambda world: padded([world])}
@@ -146,6 +150,40 @@ def test_an_interrupted_run_goes_on_unchanged(tokenizer, tmp_path, architecture)
     for name, parameter in whole.parameters.items():
         torch.testing.assert_close(parts.parameters[name], parameter, atol=1e-6, rtol=1e-4)
         torch.testing.assert_close(parts.averages[name], whole.averages[name], atol=1e-6, rtol=1e-4)
+
+
+def test_prior_stage_draws_habits_and_leaves_the_tower_alone(tokenizer, architecture):
+    """Half of the pictures are scenes of habit in all degradations; gradients reach the language model only."""
+    model = architecture.build(tokenizer, 0)
+    packer = Packer(tokenizer, replace(architecture, probed_layer=None))
+    stage = PriorStage(model, Reader(model, packer), packer, Share(8))
+    worlds = stage.draw(8)
+    habits = [world.degradation for world in worlds if isinstance(world, HabitWorld)]
+    assert sorted(habits) == sorted(DEGRADATIONS)
+    assert {world.size for world in worlds} == {worlds[0].size}
+    assert [world.image.tobytes() for world in stage.draw(8)] == [world.image.tobytes() for world in worlds]
+    loss, counts = PriorStage(model, stage.reader, packer, Share(2))(0)
+    loss.backward()
+    assert {"h_presence", "h_describe"} <= set(counts)
+    assert all(parameter.grad is None for parameter in architecture.visual(model).parameters())
+    assert model.model.language_model.layers[0].mlp.up_proj.weight.grad.abs().sum() > 0
+
+
+def test_export_takes_the_language_model_of_the_last_stage(tmp_path):
+    trainer = Trainer(tmp_path, QWEN, dict(QWEN.steps))
+    modules = {"visual": trainer.visual, "reader": trainer.reader}
+    for stage, value in (("joint", 0.25), ("prior", 0.5)):
+        state = {
+            f"{module}.{name}": torch.full_like(parameter, value)
+            for module in (modules if stage == "joint" else ["reader"])
+            for name, parameter in modules[module].named_parameters()
+            if parameter.requires_grad and "probe" not in name
+        }
+        torch.save({"parameters": state, "averages": {}}, tmp_path / f"{stage}.pt")
+    trainer.export()
+    model, _ = load_checkpoint(tmp_path / "checkpoint")
+    assert (model.model.language_model.norm.weight == 0.5).all()
+    assert (next(model.model.visual.parameters()) == 0.25).all()
 
 
 def test_unknown_stage_is_refused(tmp_path, capsys):

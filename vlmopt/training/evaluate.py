@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from vlmopt.checkpoints import load_checkpoint
+from vlmopt.metrics import wilson
 from vlmopt.prompt import chat
 from vlmopt.worlds import Question, World, scene, screen
 
@@ -59,13 +59,6 @@ def one_of_each_kind(
             for question in world.questions:
                 first.setdefault(question.kind, question)
             yield from ((world, question) for question in first.values())
-
-
-def wilson(right: int, of: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a fraction (Wilson, 1927)."""
-    p, n = right / of, float(of)
-    middle, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, (middle - spread) / (1 + z * z / n)), min(1.0, (middle + spread) / (1 + z * z / n))
 
 
 def measure(model: Any, processor: Any, pictures: int, batch: int = 16) -> dict[str, dict[str, Any]]:

@@ -110,7 +110,7 @@ class Reader(nn.Module):
                 x0, y0, x1, y1 = question.box
                 yield question.kind, x0 <= x < x1 and y0 <= y < y1
             else:
-                family = "s_" if batch.worlds[row].family == "screen" else ""
+                family = {"scene": "", "screen": "s_"}.get(batch.worlds[row].family, "h_")
                 yield family + question.kind, guess == batch.labels[row, places].tolist()
 
 

@@ -169,9 +169,9 @@ def padded(worlds: list[World]) -> torch.Tensor:
 LLAVA = Llava(
     # The long side is always 224, and what is missing on the short one an even number of whole cells.
     sizes={(224, 224): 0.28} | {size: 0.12 for short in (168, 140, 112) for size in ((224, short), (short, 224))},
-    steps={"tower": 3400, "language": 900, "joint": 500},
-    rates={"tower": 2e-3, "language": 4e-3, "joint": 1e-3},
-    cooldowns={"tower": 0.45, "language": 0.25, "joint": 0.8},
+    steps={"tower": 3400, "language": 900, "joint": 500, "prior": 400},
+    rates={"tower": 2e-3, "language": 4e-3, "joint": 1e-3, "prior": 1e-3},
+    cooldowns={"tower": 0.45, "language": 0.25, "joint": 0.8, "prior": 0.8},
     square=SQUARE,
     places=True,
     pointing=Pointing(layer=2, head=0),

@@ -1,7 +1,8 @@
 """Train a bundled checkpoint from scratch: `python -m vlmopt.training.worlds --out DIR --architecture qwen|llava`.
 
 The tower and the language model are trained apart, against the same frozen word embeddings, then together on rendered
-pictures. Every stage resumes from DIR, and the finished checkpoint is written to DIR/checkpoint.
+pictures; last, the language model learns what usually goes together. Every stage resumes from DIR, and the finished
+checkpoint is written to DIR/checkpoint.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,19 +24,20 @@ from .joint import JointStage
 from .language import LanguageStage, Reader
 from .llava import LLAVA
 from .loop import Loop, Schedule, restore
+from .prior import PriorStage
 from .qwen import QWEN
 from .tower import TowerStage
 from .vocabulary import build_tokenizer
 
 SEED = 0
 ARCHITECTURES: dict[str, Architecture] = {"qwen": QWEN, "llava": LLAVA}
-STAGES = ("tower", "language", "joint", "export")
-BATCH = {"tower": 16, "language": 32, "joint": 24}  # pictures a step, shared among the workers
-START = {"tower": 0, "language": 0, "joint": 1_000_000}  # number of a stage's first picture
+STAGES = ("tower", "language", "joint", "prior", "export")
+BATCH = {"tower": 16, "language": 32, "joint": 24, "prior": 24}  # pictures a step, shared among the workers
+START = {"tower": 0, "language": 0, "joint": 1_000_000, "prior": 2_000_000}  # number of a stage's first picture
 MODULE = "vlmopt.training.worlds"
 # Spares the page faults of large tensors, which glibc hands back to the system whenever they are freed.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**33), "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_ARENA_MAX": "1"}
-AVERAGE = 0.995  # of the weights, in the joint stage
+AVERAGE = {"joint": 0.995, "prior": 0.98}  # of the weights
 
 
 class Trainer:
@@ -63,25 +66,35 @@ class Trainer:
         restore(self.out / "tower.pt", modules)
         restore(self.out / "language.pt", modules)
         stage = JointStage(self.model, self.reader, self.packer, self._share("joint"), self.steps["joint"])
-        self._loop("joint", modules, AVERAGE).run(stage)
+        self._loop("joint", modules).run(stage)
+
+    def prior(self) -> None:
+        """Only the language model learns, without the probes: places it knows by now."""
+        restore(self.out / "joint.pt", {"visual": self.visual, "reader": self.reader})
+        packer = Packer(self.tokenizer, replace(self.architecture, probed_layer=None))
+        reader = Reader(self.model, packer)
+        stage = PriorStage(self.model, reader, packer, self._share("prior"))
+        self._loop("prior", {"reader": reader}).run(stage)
 
     def export(self) -> None:
-        """Write what there is: the joint stage's average, or the two halves as they were before it."""
+        """Write what there is: the averages of the joint stage and the one after it, or the halves from before."""
         joint = self.out / "joint.pt"
         for path in [joint] if joint.exists() else [self.out / "tower.pt", self.out / "language.pt"]:
             restore(path, {"visual": self.visual, "reader": self.reader})
+        if (self.out / "prior.pt").exists():
+            restore(self.out / "prior.pt", {"reader": self.reader})
         export(self.model, self.tokenizer, self.architecture, self.out / "checkpoint")
 
     def _share(self, stage: str) -> Share:
         return Share(BATCH[stage], START[stage], self.rank, self.workers)
 
-    def _loop(self, stage: str, modules: dict[str, torch.nn.Module], average: float = 0.0) -> Loop:
+    def _loop(self, stage: str, modules: dict[str, torch.nn.Module]) -> Loop:
         if self.workers > 1:
             meeting = (self.out / f"{stage}.workers").absolute()
             dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=self.rank, world_size=self.workers)
         rate, cooldown = self.architecture.rates[stage], self.architecture.cooldowns[stage]
         schedule = Schedule(self.steps[stage], rate, cooldown=cooldown)
-        return Loop(modules, self.out / f"{stage}.pt", schedule, average, leader=self.rank == 0)
+        return Loop(modules, self.out / f"{stage}.pt", schedule, AVERAGE.get(stage, 0.0), leader=self.rank == 0)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -22,7 +22,7 @@ STAGE_TITLES = {
 }
 WIDE, NARROW = (560.0, 380.0), (342.0, 330.0)
 PICTURE = (760.0, 460.0)
-CLOSE, STEP = 4.0, 10.0  # points nearer than this, in units of a drawing, stand this far apart
+CLOSE, STEP, ROOM = 4.0, 10.0, 28.0  # points nearer than this stand so far apart, but all together in no more than this
 
 
 class Point(NamedTuple):
@@ -162,8 +162,9 @@ def apart(places: Sequence[float]) -> list[float]:
     for group in groups:
         if len(group) > 1:
             middle = (places[group[0]] + places[group[-1]]) / 2
+            step = min(STEP, ROOM / (len(group) - 1))
             for rank, index in enumerate(group):
-                moved[index] = middle + STEP * (rank - (len(group) - 1) / 2)
+                moved[index] = middle + step * (rank - (len(group) - 1) / 2)
     return moved
 
 

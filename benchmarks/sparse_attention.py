@@ -65,6 +65,12 @@ def layer(length: int, d: int, options: argparse.Namespace) -> Prefill:
     return Prefill(q, k, d**-0.5, torch.arange(options.heads, device=q.device), v=v)
 
 
+def least_density(length: int) -> float:
+    """Share of causal blocks that are the first or the diagonal one."""
+    tiles = -(-length // BLOCK)
+    return (2 * tiles - 1) / (tiles * (tiles + 1) / 2)
+
+
 def random_blocks(prefill: Prefill, density: float) -> tuple[SparseIndex, float]:
     """An index of about that density (of causal blocks), different per head, and its exact density."""
     tiles = -(-prefill.rows // BLOCK)
@@ -86,6 +92,8 @@ def speed(length: int, d: int, threads: int, options: argparse.Namespace) -> dic
     calls = {"dense": Clocked(lambda: scaled_dot_product_attention(q, k, v, is_causal=True))}
     exact: dict[str, float] = {}
     for density in options.densities:
+        if density < least_density(length):
+            continue  # nothing but the first and the diagonal blocks would be left
         index, exact[str(density)] = random_blocks(prefill, density)
         calls[str(density)] = Clocked(lambda i=index: sparse_attention(q, k, v, i, backend=options.backend))
     times = interleaved(calls, options.repeats)

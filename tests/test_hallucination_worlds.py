@@ -202,6 +202,12 @@ def test_adversarial_denies_what_goes_most_often_with_the_object_asked_about():
     assert absent("adversarial", 3)[1] == "dog"  # the second object of that picture is the cat
 
 
+def test_every_round_asks_what_goes_with_its_own_object():
+    images = [["cat", "dog", "bird"], ["cat", "fox", "ant"], ["dog", "eel", "bee"], ["bird", "owl", "elk"]]
+    polls = poll(images, "adversarial")[:6]
+    assert [item.name for item in polls] == ["cat", "fox", "dog", "eel", "bird", "owl"]
+
+
 def test_a_round_without_company_left_asks_a_random_name():
     """Nothing absent ever goes with owl, bee or elk."""
     assert len(set(absent("adversarial", 4))) == 3

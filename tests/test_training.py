@@ -153,16 +153,16 @@ def test_an_interrupted_run_goes_on_unchanged(tokenizer, tmp_path, architecture)
 
 
 def test_prior_stage_draws_habits_and_leaves_the_tower_alone(tokenizer, architecture):
-    """Half of the pictures are scenes of habit in all degradations; gradients reach the language model only."""
+    """A third of the pictures are scenes of habit, degradations alike; gradients reach the language model only."""
     model = architecture.build(tokenizer, 0)
     packer = Packer(tokenizer, replace(architecture, probed_layer=None))
-    stage = PriorStage(model, Reader(model, packer), packer, Share(8))
-    worlds = stage.draw(8)
+    stage = PriorStage(model, Reader(model, packer), packer, Share(12))
+    worlds = stage.draw(12)
     habits = [world.degradation for world in worlds if isinstance(world, HabitWorld)]
     assert sorted(habits) == sorted(DEGRADATIONS)
     assert {world.size for world in worlds} == {worlds[0].size}
-    assert [world.image.tobytes() for world in stage.draw(8)] == [world.image.tobytes() for world in worlds]
-    loss, counts = PriorStage(model, stage.reader, packer, Share(2))(0)
+    assert [world.image.tobytes() for world in stage.draw(12)] == [world.image.tobytes() for world in worlds]
+    loss, counts = PriorStage(model, stage.reader, packer, Share(3))(0)
     loss.backward()
     assert {"h_presence", "h_describe"} <= set(counts)
     assert all(parameter.grad is None for parameter in architecture.visual(model).parameters())

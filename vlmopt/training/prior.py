@@ -21,7 +21,7 @@ from .language import Reader
 from .loop import Marked
 
 PRUNED = 0.5  # fraction of batches that are short of visual tokens
-HABIT = 1 / 2  # fraction of the pictures that are scenes of habit, all degradations alike
+HABIT = 1 / 3  # fraction of the pictures that are scenes of habit, all degradations alike
 
 
 class PriorStage:

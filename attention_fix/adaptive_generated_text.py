@@ -66,7 +66,7 @@ class AdaptiveGeneratedText(Watched, RowCorrection):
         return OnDevice((1 + self.alpha * (torch.tensor(self.profile.ratios) - 1)).clamp(min=0))
 
     def edit(self, values: Tensor, view: RowView) -> tuple[Tensor, Tensor]:
-        keys = view.generated[:, None, None, :] & view.allowed
+        keys = view.sees(view.generated)
         count = keys.sum(-1)  # [B, 1 or H, R]
         mass = (values * keys).sum(-1)  # [B, H, R]
         attended = (mass / count.clamp(min=1)).sum(1, keepdim=True)

@@ -45,8 +45,8 @@ class AttentionFusion(Watched, RowCorrection):
         if self.neutral:
             return values, no_rows(values)
         size = values.abs() if self.sign_safe else values
-        image = view.image[:, None, None, :] & view.allowed
-        system = view.system[:, None, None, :] & view.allowed
+        image = view.sees(view.image)
+        system = view.sees(view.system)
         values = torch.where(image, values + self.enhance * size, values)
         values = torch.where(system, values - self.suppress * size, values)
         return values, image.any(-1).expand(values.shape[:3])  # without pictures the system prompt is left alone

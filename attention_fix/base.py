@@ -45,13 +45,19 @@ class RowView:
 
     layer: int
     depth: int  # decoder layers of the model
-    allowed: Tensor  # Bool[B or 1, 1 or H, R, K]: the row may attend to the key
+    allowed: Tensor | None  # Bool[B or 1, 1 or H, R, K]: the row may attend to the key; None: every row to all keys
     rows: Tensor  # Bool[B, R]: rows that may be edited
     image: Tensor  # Bool[B, K]: real visual tokens
     span: Tensor  # Long[B, K]: running number of the picture, -1 elsewhere
     system: Tensor  # Bool[B, K]: real text before the first visual token
     generated: Tensor  # Bool[B, K]: tokens that `generate` produced
     marks: Mapping[str, Tensor] = field(default_factory=dict)  # Bool[B, K] by name, from `mark` and `choose`
+    sets: Tensor | None = None  # [B, n, K] from the correction's own `sets`, where they were made before
+
+    def sees(self, keys: Tensor) -> Tensor:
+        """Which of `keys` Bool[B, K] a row may attend to: Bool[B, 1 or H, 1 or R, K]."""
+        keys = keys[:, None, None, :]
+        return keys if self.allowed is None else keys & self.allowed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +171,10 @@ class RowCorrection(Correction):
         Logits of keys that are not allowed are the finite minimum, their weights exactly 0. Rows and heads that are
         not marked as edited keep the kernel's output, whatever stands in the first tensor.
         """
+
+    def sets(self, image: Tensor, marks: Mapping[str, Tensor]) -> Tensor | None:
+        """fp32 [B, n, K], key by key, from Bool[B, K] tables of the prompt: made once, then found in `RowView.sets`."""
+        return None
 
     def measure(self, values: Tensor, view: RowView) -> dict[str, Tensor]:
         """Named scalars about the rows before the edit, for the report; asked for prompts only."""

@@ -68,19 +68,18 @@ class Boost(Watched, Guided, RowCorrection):
         return strength if self.kappa is None or strength == 0 else strength * self.kappa[values.device][layer]
 
 
-def boosted(logits: Tensor, alpha: float | Tensor, keys: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
-    """z + alpha |z| on keys that are chosen and may be seen; a negative z moves towards 0, beyond it if alpha > 1.
+def boosted(logits: Tensor, alpha: float | Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """z + alpha |z| on chosen keys; a negative z moves towards 0, beyond it if alpha > 1.
 
     Args:
         logits: [B, H, R, K], scaled and masked. alpha: one number, or [H], one per head.
-        keys: Bool[B, K]. allowed: Bool[B or 1, H or 1, R, K].
+        chosen: Bool[B, H or 1, R or 1, K], keys that a row sees.
 
     Returns:
         [B, H, R, K], and Bool[B, H, R]: rows that see a chosen key, in heads whose alpha is not 0.
     """
     if not isinstance(alpha, Tensor) and alpha == 0:
         return logits, no_rows(logits)
-    chosen = keys[:, None, None, :] & allowed
     changed = chosen.any(-1).expand(logits.shape[:3])
     if isinstance(alpha, Tensor):
         changed = changed & (alpha != 0)[:, None]

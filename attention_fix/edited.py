@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .base import RowCorrection, RowView, no_rows
-from .rows import masked_logits, masked_softmax
+from .rows import masked_logits, masked_softmax, sees_all
 
 STAGES = ("logits", "weights")
 BUFFERS = 5  # tensors of the size of the logits that are alive at once, those of an edit among them
@@ -63,24 +63,24 @@ def correct_rows(
         high = min(low + size, rows)
         whole = mask is None or mask.ndim != 4  # such a mask says nothing of rows
         piece = mask if whole else mask[:, :, low:high]  # type: ignore[index]
-        first = start + low if whole else first_row
+        first = start + low if whole and not sees_all(rows, mask, first_row) else first_row
         values, blocked = masked_logits(query[:, :, low:high].to(dtype), key, piece, scaling, softcap, first)
         views = [(correction, part(view, low, high)) for correction, view in edits]
-        values, changed = apply("logits", values, no_rows(values), views, observe)
-        if any(correction.stage == "logits" for correction, _ in edits):
+        values, changed = apply("logits", values, None, views, observe)
+        if blocked is not None and any(correction.stage == "logits" for correction, _ in edits):
             values = values.masked_fill(blocked, torch.finfo(dtype).min)
         values = masked_softmax(values, blocked)
         values, changed = apply("weights", values, changed, views, observe)
         grouped = values.reshape(batch, key.shape[1], -1, width)  # [B, Hkv, G*R, K]
         product = (grouped @ spread).view(batch, heads, high - low, value.shape[3])
         outputs.append(product.transpose(1, 2).to(value.dtype))
-        changes.append(changed)
+        changes.append(no_rows(values) if changed is None else changed)
     return joined(outputs, 1), joined(changes, 2)
 
 
 def apply(
-    stage: str, values: Tensor, changed: Tensor, edits: Sequence[Edit], observe: Observe | None
-) -> tuple[Tensor, Tensor]:
+    stage: str, values: Tensor, changed: Tensor | None, edits: Sequence[Edit], observe: Observe | None
+) -> tuple[Tensor, Tensor | None]:
     """Values after the edits of one stage, and Bool[B, H, R] of the rows that were changed so far."""
     for correction, view in edits:
         if correction.stage == stage:
@@ -89,7 +89,7 @@ def apply(
             if observe is not None:
                 observe(correction, values, view, edited)
             values = torch.where(edited[..., None], after, values)
-            changed = changed | edited
+            changed = edited if changed is None else changed | edited
     return values, changed
 
 
@@ -97,7 +97,8 @@ def part(view: RowView, start: int, stop: int) -> RowView:
     """The view of its rows start..stop, exclusive."""
     if stop - start == view.rows.shape[1]:
         return view
-    return replace(view, allowed=view.allowed[:, :, start:stop], rows=view.rows[:, start:stop])
+    allowed = None if view.allowed is None else view.allowed[:, :, start:stop]
+    return replace(view, allowed=allowed, rows=view.rows[:, start:stop])
 
 
 def joined(pieces: Sequence[Tensor], dim: int) -> Tensor:
@@ -114,9 +115,9 @@ def check(edits: Sequence[Edit], shape: tuple[int, int, int, int], budget: int) 
         names = ", ".join(f"{correction.name} ({correction.stage})" for correction, _ in edits)
         raise ValueError(f"edits of logits come before edits of weights, got {names}")
     for correction, view in edits:
-        allowed = tuple(view.allowed.shape)
+        allowed = (1, 1, rows, width) if view.allowed is None else tuple(view.allowed.shape)
         fits = allowed[0] in (1, batch) and allowed[1] in (1, heads) and allowed[2:] == (rows, width)
-        if not fits or tuple(view.rows.shape) != (batch, rows):
+        if not fits or tuple(view.rows.shape) != (batch, rows) or view.image.shape[-1] != width:
             raise ValueError(
                 f"{correction.name}: a view of allowed {allowed} and rows {tuple(view.rows.shape)} does not fit "
                 f"attention {shape} [B, H, R, K]"

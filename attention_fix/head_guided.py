@@ -38,7 +38,7 @@ class HeadGuided(Watched, RowCorrection):
     def edit(self, values: Tensor, view: RowView) -> tuple[Tensor, Tensor]:
         if self.neutral:
             return values, no_rows(values)
-        chosen = (view.image[:, None, None, :] & view.allowed).expand_as(values)
+        chosen = view.sees(view.image).expand_as(values)
         total = values.abs().masked_fill(~chosen, 0.0).sum(1, keepdim=True)
         mean = total / chosen.sum(1, keepdim=True).clamp(min=1)
         return torch.where(chosen, values + self.alpha * mean, values), chosen.any(-1)

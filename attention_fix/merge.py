@@ -44,7 +44,8 @@ def partition_attention(
     logits, blocked = masked_logits(query.to(dtype), key.to(dtype), mask, scaling, softcap, first_row)
     if tuple(keys.shape) != (batch, key.shape[2]):
         raise ValueError(f"keys {tuple(keys.shape)} must be [B, K] = {(batch, key.shape[2])}")
-    logits = logits.masked_fill(blocked | ~keys[:, None, None], -torch.inf)
+    outside = ~keys[:, None, None]
+    logits = logits.masked_fill(outside if blocked is None else blocked | outside, -torch.inf)
     lse = logits.logsumexp(-1)
     weights = (logits - finite(lse)[..., None]).exp().view(batch, key.shape[1], -1, key.shape[2])
     return (weights @ value.to(dtype)).view(batch, heads, rows, -1), lse

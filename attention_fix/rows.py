@@ -34,6 +34,11 @@ def attention_rows(
     return masked_softmax(*masked_logits(query.float(), key.float(), mask, scaling, softcap, first_row))
 
 
+def sees_all(rows: int, mask: Tensor | None, first_row: int | None) -> bool:
+    """Whether there is nothing to mask: one row, the last, behind keys that are all real."""
+    return rows == 1 and mask is None and first_row is None
+
+
 def masked_logits(
     query: Tensor,
     key: Tensor,
@@ -41,8 +46,9 @@ def masked_logits(
     scaling: float,
     softcap: float | None = None,
     first_row: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Logits [B, H, R, W] in the dtype of the inputs, the finite minimum where blocked, and what is blocked, broadcast.
+) -> tuple[Tensor, Tensor | None]:
+    """Logits [B, H, R, W] in the dtype of the inputs, the finite minimum where blocked, and what is blocked, broadcast,
+    or None where nothing is.
 
     Arguments and errors as for `attention_rows`; query and key are of one dtype, fp32 or fp64.
     """
@@ -50,20 +56,24 @@ def masked_logits(
     kv_heads, width = key.shape[1], key.shape[2]
     if heads % kv_heads or (key.shape[0], key.shape[3]) != (batch, dim):
         raise ValueError(f"query {tuple(query.shape)} and key {tuple(key.shape)} do not fit")
-    allowed, bias = read_mask(mask, (batch, heads, rows, width), first_row, key.device)
-    grouped = query.reshape(batch, kv_heads, -1, dim)  # [B, Hkv, G*R, D]
-    logits = (grouped @ key.transpose(-1, -2)).view(batch, heads, rows, width) * scaling
+    grouped = query.reshape(batch, kv_heads, -1, dim) * scaling  # [B, Hkv, G*R, D]
+    product = (key @ grouped.mT).mT if rows == 1 else grouped @ key.mT  # one row: half the time on CPUs
+    logits = product.reshape(batch, heads, rows, width)
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
+    if sees_all(rows, mask, first_row):
+        return logits, None
+    allowed, bias = read_mask(mask, (batch, heads, rows, width), first_row, key.device)
     if bias is not None:
         logits = logits + bias.to(logits.dtype)
     blocked = ~allowed
     return logits.masked_fill(blocked, torch.finfo(logits.dtype).min), blocked
 
 
-def masked_softmax(logits: Tensor, blocked: Tensor) -> Tensor:
+def masked_softmax(logits: Tensor, blocked: Tensor | None) -> Tensor:
     """Weights that are exactly 0 where blocked; a row without any other key is 0."""
-    return logits.softmax(-1).masked_fill(blocked, 0.0)
+    weights = logits.softmax(-1)
+    return weights if blocked is None else weights.masked_fill(blocked, 0.0)
 
 
 def read_mask(

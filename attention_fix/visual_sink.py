@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ from .sinks import published, published_dims
 class Masses(NamedTuple):
     """Attention of each row [B, H, R] on sets of keys, the sets, and where the gate is open."""
 
-    sets: Tensor  # [B, 3, K], 0 or 1: all sinks, visual sinks, other visual keys
+    sets: Tensor  # [B, 4, K], see `VisualSink.sets`
     sink: Tensor
     visual_sink: Tensor
     nonsink: Tensor
@@ -105,18 +105,30 @@ class VisualSink(SinkSettings, RowCorrection):
             share = (found.sink / found.nonsink)[..., None]
         else:
             share = share_by_picture(values, view.span, found)
-        nonsink = found.sets[:, 2]
-        base = torch.ones_like(nonsink).masked_fill_(sink, 1 - self.recycle)
-        factor = torch.addcmul(base[:, None, None], share, nonsink[:, None, None], value=self.recycle)
-        return values * factor, found.open
+        nonsink, minus_sink = (keys[:, None, None] for keys in found.sets[:, 2:].unbind(1))
+        change = torch.addcmul(minus_sink, share, nonsink)
+        return torch.addcmul(values, values, change, value=self.recycle), found.open
+
+    def sets(self, image: Tensor, marks: Mapping[str, Tensor]) -> Tensor | None:
+        """0 or 1: all sinks, visual sinks, other visual keys; then minus all sinks, for the edit."""
+        sink = marks.get("sink")
+        if sink is None:
+            return None
+        visual_sink = sink & image
+        keys = torch.stack([sink, visual_sink, image ^ visual_sink], 1).float()
+        return torch.cat([keys, -keys[:, :1]], 1)
 
     def weigh(self, values: Tensor, view: RowView, sink: Tensor) -> Masses:
         """Masses by one product with [K, 3] indicators: half the time of masked sums."""
-        visual_sink = sink & view.image
-        sets = torch.stack([sink, visual_sink, view.image ^ visual_sink], 1).to(values.dtype)
-        mass = (values.flatten(1, 2) @ sets.mT).view(*values.shape[:3], 3)
-        reach = view.allowed.to(values.dtype).flatten(1, 2) @ sets[:, 1:].mT
-        reach = reach.view(len(values), -1, values.shape[2], 2)  # counted by row, or later pictures would reach back
+        sets = view.sets if view.sets is not None else self.sets(view.image, {"sink": sink})
+        assert sets is not None
+        sets = sets.to(values.dtype)
+        mass = (values.flatten(1, 2) @ sets[:, :3].mT).view(*values.shape[:3], 3)
+        if view.allowed is None:
+            reach = sets[:, None, None, 1:3].sum(-1)
+        else:  # counted by row, or later pictures would reach back
+            reach = view.allowed.to(values.dtype).flatten(1, 2) @ sets[:, 1:3].mT
+            reach = reach.view(len(values), -1, values.shape[2], 2)
         sinks, visual_sinks, nonsinks = mass.unbind(-1)
         wide_open = gate(visual_sinks, nonsinks, self.min_nonsink_ratio, self.min_visual_mass)
         seen = (reach[..., 0] > 0) & (reach[..., 1] >= self.min_nonsink_tokens)
@@ -127,7 +139,8 @@ class VisualSink(SinkSettings, RowCorrection):
         sink = view.marks.get("sink")
         if sink is None:
             return {}
-        found = self.weigh(values, view, sink & view.allowed.any(2).any(1))
+        visible = sink if view.allowed is None else sink & view.allowed.any(2).any(1)
+        found = self.weigh(values, replace(view, sets=None), visible)
         rows = view.rows[:, None].to(values.dtype)
         total = rows.sum().clamp_min(1) * values.shape[1]
 
@@ -151,7 +164,7 @@ def share_by_picture(values: Tensor, span: Tensor, found: Masses) -> Tensor:
     place = ranks(span)[:, None, None].expand_as(values)
     own, nonsink = (
         torch.zeros_like(values).scatter_add_(-1, place, values * keys[:, None, None])
-        for keys in found.sets[:, 1:].unbind(1)
+        for keys in found.sets[:, 1:3].unbind(1)
     )
     empty = nonsink <= torch.finfo(values.dtype).tiny
     own.masked_fill_(empty, 0.0)

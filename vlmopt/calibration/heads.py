@@ -58,7 +58,7 @@ class HeadSums:
         sink = view.marks["sink"][0] & image if "sink" in view.marks else torch.zeros_like(image)
         nonsink = weights[..., image & ~sink]
         mass, rest = weights[..., image].sum(-1), nonsink.sum(-1)  # [H, R]
-        seen = view.allowed[0][:, chosen][..., image & ~sink].sum(-1)
+        seen = view.sees(view.image & ~sink)[0].expand(-1, len(chosen), -1)[:, chosen].sum(-1)
         found = {
             "visual_mass": mass,
             "nonsink_mass": rest,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from attention_fix import Correction, HeadCorrection, RowCorrection, RowView, correct_rows, scale_heads
 from attention_fix.base import Listening
-from attention_fix.rows import read_mask
+from attention_fix.rows import read_mask, sees_all
 from attention_fix.vision_heads import head_divergence
 
 from .context import Step
@@ -92,8 +92,11 @@ class LayerCorrections:
             own = rows_of_mask(mask, rows.index, shape, key.device, window)
             return own, read_mask(own, (*shape[:2], chosen.shape[2], shape[3]), None, key.device)[0]
 
-        own, allowed = step.remember(("row masks", self.stage, shape, window, key.device), mask, masks)
-        edits = [(c, self.view(step, c, rows, allowed, key.shape[2])) for c in self.rows]
+        if sees_all(query.shape[2], mask, None) and (window is None or key.shape[2] <= window):
+            own = allowed = None  # the usual step of decoding
+        else:
+            own, allowed = step.remember(("row masks", self.stage, shape, window, key.device), mask, masks)
+        edits = [(c, self.view(step, c, rows, allowed, key)) for c in self.rows]
         watch = Watch(self.session, step, self.layer)
         fixed, edited = correct_rows(
             chosen, key, value, own, scaling, edits, softcap=kwargs.get("softcap"), observe=watch
@@ -107,18 +110,16 @@ class LayerCorrections:
         out[:, rows.index] = torch.where(where, fixed, out[:, rows.index])
         return out
 
-    def view(self, step: Step, correction: RowCorrection, rows: Editable, allowed: Tensor, width: int) -> RowView:
+    def view(
+        self, step: Step, correction: RowCorrection, rows: Editable, allowed: Tensor | None, key: Tensor
+    ) -> RowView:
         """What the correction may know of the rows and keys of this step."""
         marks = step.marks
         assert marks is not None
-        device = allowed.device
+        width, device = key.shape[2], key.device
 
         def of_keys(name: str, layer: int | None = None) -> Tensor:
             return marks.of_keys(step, self.stage, width, name, layer).to(device)
-
-        def made() -> dict[str, Tensor]:
-            tables = [(name, layer) for name, layer in marks.tables if name in MARKED and layer in (None, self.layer)]
-            return {name: of_keys(name, layer) for name, layer in tables}
 
         shared = step.remember(("keys", self.stage, width, device), None, lambda: {
             "image": of_keys("image"), "span": of_keys("span"), "system": of_keys("system"),
@@ -127,21 +128,33 @@ class LayerCorrections:
         may = rows.kinds[correction.rows].to(device)
         if step.tripped is not None and getattr(correction, "watchdog", "off") == "stop":
             may = may & ~step.tripped.to(device)[:, None]
-        return RowView(self.layer, len(self.session.stage_of), allowed, may, marks=made(), **shared)
+        named = {name: (name, layer) for name, layer in marks.tables if name in MARKED and layer in (None, self.layer)}
+        sets = marks.sets(step, self.stage, width, correction, named)
+        return RowView(
+            self.layer,
+            len(self.session.stage_of),
+            allowed,
+            may,
+            marks={name: of_keys(*table) for name, table in named.items()},
+            sets=None if sets is None else sets.to(device),
+            **shared,
+        )
 
     def scale(self, step: Step, out: Tensor) -> Tensor:
         """Head gains on rows that predict a token; chosen when the prompt's last row passes, kept from then on."""
         marks = step.marks
         assert marks is not None
-        rows = editable(step, self.stage, out.shape[1])
         last = None  # while decoding, every row
-        if rows.index is not None:
+        if decoding(step):
+            if self.traced:
+                self.trace(step, out[:, -1])
+        else:
+            rows = editable(step, self.stage, out.shape[1])
+            assert rows.index is not None
             last = torch.zeros(out.shape[:2], dtype=torch.bool, device=out.device)
             last.index_copy_(1, rows.index.to(out.device), rows.kinds["last"].to(out.device))
-        if last is not None and last_row_passes(step):
-            self.choose(step, out, last)
-        elif last is None and self.traced:
-            self.trace(step, out[:, -1])
+            if last_row_passes(step):
+                self.choose(step, out, last)
         gain = marks.gains.get(self.layer)
         return out if gain is None else scale_heads(out, gain.to(out.device), last)
 
@@ -179,12 +192,12 @@ class Watch:
 
     def __call__(self, correction: RowCorrection, values: Tensor, view: RowView, edited: Tensor) -> None:
         record = self.session.record(self.step.call, correction, self.layer)
-        total = edited.sum(2)
+        total = edited[:, :, 0] if edited.shape[2] == 1 else edited.sum(2)
         if self.prompt:
             offered = view.rows.sum(1)
             record.measured.append((offered.sum(), correction.measure(values, view)))
             record.rows = offered if record.rows is None else record.rows + offered
-            record.edited = total if record.edited is None else record.edited + total
+            record.edited = total.long() if record.edited is None else record.edited + total
         else:
             record.steps += view.rows.shape[1]
-            record.generated = total if record.generated is None else record.generated + total
+            record.generated = total.long() if record.generated is None else record.generated.add_(total)

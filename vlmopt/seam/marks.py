@@ -5,6 +5,7 @@ Made for every new cache (or uncached forward), kept on the cache, copied with i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 if TYPE_CHECKING:
+    from attention_fix import RowCorrection
+
     from .context import Step
 
 ATTRIBUTE = "_vlmopt_marks"
@@ -35,6 +38,7 @@ class Marks:
     stream: Any = None  # the picture-free twin of the sequence, where a method wants one
     generated: list[Tensor] = field(default_factory=list)  # Long[B, 1] per decode step, where a method watches them
     spread: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)  # physical copies and what they came from
+    derived: dict[Any, tuple[list[Tensor], Tensor | None]] = field(default_factory=dict)  # the same of `sets`
 
     def open(self, step: Step) -> None:
         """Take note of a prompt chunk: where its pictures and its system prompt are."""
@@ -73,21 +77,42 @@ class Marks:
 
     def of_keys(self, step: Step, stage: int, width: int, name: str, layer: int | None = None) -> Tensor:
         """The table over the last `width` key slots that a layer of `stage` sees, [B, width], made once per prompt."""
-        total = step.stored(stage)
-        start = max(total - width, 0)  # a sliding layer returns its last keys only, a static cache unfilled slots too
         table = self.tables.get((name, layer))
         if table is None:
             kind = torch.long if name == "span" else torch.bool
             return torch.full((step.batch, width), -1 if name == "span" else 0, dtype=kind, device=step.device)
-        key = (name, layer, stage)
-        source, full = self.spread.get(key, (None, table))
+        start = first_key(step, stage, width)
+        return for_batch(self.slots(step, stage, start + width, name, layer)[:, start : start + width], step.batch)
+
+    def slots(self, step: Step, stage: int, count: int, name: str, layer: int | None) -> Tensor:
+        """A table over at least `count` physical slots of a stage; the same tensor until it has to grow."""
+        table, filler = self.tables[name, layer], -1 if name == "span" else 0
+        source, full = self.spread.get((name, layer, stage), (None, table))
         if source is not table:
-            full = self.physical(step, stage, table, -1 if name == "span" else 0)
-        if full.shape[1] < start + width:
-            full = pad(full, (0, start + width - full.shape[1] + ROOM), value=-1 if name == "span" else 0)
-        self.spread[key] = (table, full)
-        full = full[:, start : start + width]
-        return full if full.shape[0] == step.batch else full.repeat_interleave(step.batch // full.shape[0], 0)
+            full = self.physical(step, stage, table, filler)
+        if full.shape[1] < count:
+            full = pad(full, (0, count - full.shape[1] + ROOM), value=filler)
+        self.spread[name, layer, stage] = (table, full)
+        return full
+
+    def sets(
+        self, step: Step, stage: int, width: int, correction: RowCorrection, tables: Mapping[str, Name]
+    ) -> Tensor | None:
+        """[B, n, width] from `correction.sets` of the image and the named tables, made once per prompt."""
+        if ("image", None) not in self.tables:
+            return None
+        start = first_key(step, stage, width)
+        named = {"image": ("image", None), **tables}
+        full = {name: self.slots(step, stage, start + width, *table) for name, table in named.items()}
+        sources = list(full.values())
+        key = (correction.name, stage, tuple(tables.values()))
+        known, made = self.derived.get(key, ([], None))
+        if [id(t) for t in known] != [id(t) for t in sources]:
+            room = min(t.shape[1] for t in sources)
+            cut = {name: table[:, :room] for name, table in full.items()}
+            made = correction.sets(cut.pop("image"), cut)
+            self.derived[key] = (sources, made)
+        return None if made is None else for_batch(made[..., start : start + width], step.batch)
 
     def physical(self, step: Step, stage: int, table: Tensor, filler: int) -> Tensor:
         columns, _ = step.columns(stage)
@@ -96,6 +121,16 @@ class Marks:
         columns = columns.to(table.device)
         known = columns < table.shape[1]
         return table.gather(1, columns.clamp_max(table.shape[1] - 1)).masked_fill(~known, filler)
+
+
+def first_key(step: Step, stage: int, width: int) -> int:
+    """Slot of the first key seen: a sliding layer returns its last keys only, a static cache unfilled slots too."""
+    return max(step.stored(stage) - width, 0)
+
+
+def for_batch(table: Tensor, batch: int) -> Tensor:
+    """A row for every beam."""
+    return table if len(table) == batch else table.repeat_interleave(batch // len(table), 0)
 
 
 def marks_of(cache: Any, batch: int, past: int) -> Marks | None:

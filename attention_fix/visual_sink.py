@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -97,10 +97,10 @@ class VisualSink(SinkSettings, RowCorrection):
         return {"sink": self.sinks(hidden)}
 
     def edit(self, values: Tensor, view: RowView) -> tuple[Tensor, Tensor]:
-        sink = view.marks.get("sink")
-        if sink is None or self.neutral:
+        sets = view.sets if view.sets is not None else self.sets(view.image, view.marks)
+        if sets is None or self.neutral:
             return values, no_rows(values)
-        found = self.weigh(values, view, sink)
+        found = self.weigh(values, view, sets.to(values.dtype))
         if self.scope == "all":
             share = (found.sink / found.nonsink)[..., None]
         else:
@@ -118,11 +118,8 @@ class VisualSink(SinkSettings, RowCorrection):
         keys = torch.stack([sink, visual_sink, image ^ visual_sink], 1).float()
         return torch.cat([keys, -keys[:, :1]], 1)
 
-    def weigh(self, values: Tensor, view: RowView, sink: Tensor) -> Masses:
+    def weigh(self, values: Tensor, view: RowView, sets: Tensor) -> Masses:
         """Masses by one product with [K, 3] indicators: half the time of masked sums."""
-        sets = view.sets if view.sets is not None else self.sets(view.image, {"sink": sink})
-        assert sets is not None
-        sets = sets.to(values.dtype)
         mass = (values.flatten(1, 2) @ sets[:, :3].mT).view(*values.shape[:3], 3)
         if view.allowed is None:
             reach = sets[:, None, None, 1:3].sum(-1)
@@ -136,11 +133,12 @@ class VisualSink(SinkSettings, RowCorrection):
 
     def measure(self, values: Tensor, view: RowView) -> dict[str, Tensor]:
         """Sinks and visual sinks per sample; means over editable rows and heads: gate open, m_I, attention moved."""
-        sink = view.marks.get("sink")
-        if sink is None:
+        sets = view.sets if view.sets is not None else self.sets(view.image, view.marks)
+        if sets is None:
             return {}
-        visible = sink if view.allowed is None else sink & view.allowed.any(2).any(1)
-        found = self.weigh(values, replace(view, sets=None), visible)
+        if view.allowed is not None:
+            sets = sets * view.allowed.any(2).any(1)[:, None]
+        found = self.weigh(values, view, sets.to(values.dtype))
         rows = view.rows[:, None].to(values.dtype)
         total = rows.sum().clamp_min(1) * values.shape[1]
 

@@ -128,17 +128,11 @@ class LayerCorrections:
         may = rows.kinds[correction.rows].to(device)
         if step.tripped is not None and getattr(correction, "watchdog", "off") == "stop":
             may = may & ~step.tripped.to(device)[:, None]
-        named = {name: (name, layer) for name, layer in marks.tables if name in MARKED and layer in (None, self.layer)}
+        named = {name: at for name in MARKED for at in ((name, None), (name, self.layer)) if at in marks.tables}
         sets = marks.sets(step, self.stage, width, correction, named)
-        return RowView(
-            self.layer,
-            len(self.session.stage_of),
-            allowed,
-            may,
-            marks={name: of_keys(*table) for name, table in named.items()},
-            sets=None if sets is None else sets.to(device),
-            **shared,
-        )
+        given: dict[str, Any] = {"sets": sets.to(device)} if sets is not None else {}
+        given = given or {"marks": {name: of_keys(*table) for name, table in named.items()}}
+        return RowView(self.layer, len(self.session.stage_of), allowed, may, **given, **shared)
 
     def scale(self, step: Step, out: Tensor) -> Tensor:
         """Head gains on rows that predict a token; chosen when the prompt's last row passes, kept from then on."""

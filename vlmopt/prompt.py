@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,6 +58,16 @@ def video_prompt(processor: Any, model: Any, question: str, video: Video) -> dic
     if "second_per_grid_ts" in takes:
         inputs["second_per_grid_ts"] = torch.tensor([images.temporal_patch_size / video.sample_fps])
     return inputs
+
+
+def placed(inputs: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Inputs on a device, pixels in the model's dtype."""
+    return {
+        name: value.to(device=device, dtype=dtype if name.startswith("pixel") and value.is_floating_point() else None)
+        if isinstance(value, torch.Tensor)
+        else value
+        for name, value in inputs.items()
+    }
 
 
 def as_seen(processor: Any, image: Image.Image) -> Image.Image:

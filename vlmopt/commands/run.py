@@ -23,7 +23,7 @@ from ..optimize import optimized
 from ..overlay import overlay
 from ..policy import Policy
 from ..prefill import SparsePrefill
-from ..prompt import as_seen, image_prompt, video_prompt
+from ..prompt import as_seen, image_prompt, placed, video_prompt
 from ..version import __version__
 from .listing import summary
 
@@ -135,16 +135,10 @@ def ask(loaded: Loaded, visuals: Visuals, options: argparse.Namespace, policy: P
     else:
         inputs = image_prompt(loaded.processor, options.question, visuals.images)
     first = next(loaded.model.parameters())
-    placed = {}
-    for name, value in inputs.items():
-        if isinstance(value, torch.Tensor):
-            dtype = first.dtype if name.startswith("pixel") and value.is_floating_point() else None
-            value = value.to(device=first.device, dtype=dtype)
-        placed[name] = value
     policies = {"dense": "dense", "optimized": policy}
     return measure(
         loaded.model,
-        placed,
+        placed(inputs, first.device, first.dtype),
         policies,
         repeats=options.repeats,
         warmup=options.warmup,

@@ -10,8 +10,9 @@ import torch
 
 from ..loading import Loaded
 from ..optimize import report
+from ..prompt import placed
 from ..report import Report
-from .prompts import Batch, placed
+from .prompts import Batch
 
 # Settings of a model's own generation config that change greedy answers, too.
 IN_FORCE = (

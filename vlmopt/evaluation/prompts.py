@@ -148,13 +148,3 @@ class Asking:
         firsts = [sum(counts[:number]) for number in range(len(counts))]
         sizes = [(int(w) * patch, int(h) * patch) for _, h, w in grids.tolist()]
         return tuple(sizes[first] if count else None for first, count in zip(firsts, counts, strict=True))
-
-
-def placed(inputs: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Inputs on a device, pixels in the model's dtype."""
-    return {
-        name: value.to(device=device, dtype=dtype if name.startswith("pixel") and value.is_floating_point() else None)
-        if isinstance(value, torch.Tensor)
-        else value
-        for name, value in inputs.items()
-    }

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..families import family_of
 from ..frames import load_video
-from ..prompt import video_prompt
+from ..prompt import placed, video_prompt
 from .conversation import Conversation, rendered
 
 
@@ -55,12 +55,7 @@ class Inputs:
     def batch(self, asked: Sequence[Conversation], model: Any) -> dict[str, Any]:
         """Inputs on the model's device, ragged prompts padded on the left; a conversation with a clip is alone."""
         inputs = self._video(asked[0], model) if asked[0].clip else self._pictures(asked)
-        return {
-            name: value.to(model.device, model.dtype if name.startswith("pixel") else None)
-            if isinstance(value, Tensor)
-            else value
-            for name, value in inputs.items()
-        }
+        return placed(inputs, model.device, model.dtype)
 
     def _pictures(self, asked: Sequence[Conversation]) -> dict[str, Any]:
         text = [rendered(self.processor, one) for one in asked]

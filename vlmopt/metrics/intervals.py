@@ -48,9 +48,9 @@ def ratio_interval(
 
     Accuracy, precision, recall, F1 = 2TP / (2TP + FP + FN) and CHAIR are all such ratios. Percentile bootstrap.
     """
-    pairs = _columns(numerators, denominators)
-    values = _resampled(pairs, resamples, seed)
-    return Interval(float(_ratio(pairs.sum(0))[0]), *_ends(values[:, 0]))
+    pairs = columns_of(numerators, denominators)
+    values = resampled(pairs, resamples, seed)
+    return Interval(float(ratios(pairs.sum(0))[0]), *percentiles(values[:, 0]))
 
 
 def mean_interval(values: Sequence[float] | np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
@@ -66,10 +66,10 @@ def paired_difference(
     seed: int = 0,
 ) -> Interval:
     """Ratio of `second` less that of `first`, each (numerators [n], denominators [n]) on the same n pictures."""
-    pairs = _columns(*first, *second)
-    values = _resampled(pairs, resamples, seed)
-    before, after = _ratio(pairs.sum(0))
-    return Interval(float(after - before), *_ends(values[:, 1] - values[:, 0]))
+    pairs = columns_of(*first, *second)
+    values = resampled(pairs, resamples, seed)
+    before, after = ratios(pairs.sum(0))
+    return Interval(float(after - before), *percentiles(values[:, 1] - values[:, 0]))
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
@@ -83,29 +83,29 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
     return McNemar(only_first, only_second, min(1.0, 2 * tail))
 
 
-def _columns(*columns: Sequence[float] | np.ndarray) -> np.ndarray:
+def columns_of(*columns: Sequence[float] | np.ndarray) -> np.ndarray:
     arrays = [np.asarray(column, dtype=np.float64) for column in columns]
     if len({array.shape for array in arrays}) != 1 or arrays[0].ndim != 1 or not len(arrays[0]):
         raise ValueError(f"shapes {[a.shape for a in arrays]}: one entry per picture, the same in every column")
     return np.stack(arrays, axis=1)
 
 
-def _ratio(sums: np.ndarray) -> np.ndarray:
+def ratios(sums: np.ndarray) -> np.ndarray:
     """sums [..., 2 * m], numerator and denominator in turn -> [..., m]; 0 without a denominator."""
     top, bottom = sums[..., ::2], sums[..., 1::2]
     return np.divide(top, bottom, out=np.zeros_like(top), where=bottom != 0)
 
 
-def _resampled(pairs: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+def resampled(pairs: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     """pairs [n, 2 * m] -> ratios of resampled sums [resamples, m]."""
     rng, n = np.random.default_rng(seed), len(pairs)
     parts = []
     for start in range(0, resamples, CHUNK):
         times = rng.multinomial(n, np.full(n, 1 / n), size=min(CHUNK, resamples - start))
-        parts.append(_ratio(times @ pairs))
+        parts.append(ratios(times @ pairs))
     return np.concatenate(parts)
 
 
-def _ends(values: np.ndarray) -> tuple[float, float]:
+def percentiles(values: np.ndarray) -> tuple[float, float]:
     low, high = np.percentile(values, (2.5, 97.5))
     return float(low), float(high)

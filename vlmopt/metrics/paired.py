@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .intervals import CHUNK, RESAMPLES, Interval, _ends, _ratio, _resampled
+from .intervals import CHUNK, RESAMPLES, Interval, percentiles, ratios, resampled
 
 MANY = 1_000  # pictures from which the intervals are narrow enough for fewer resamples
 FEWER = 2_000
@@ -31,8 +31,8 @@ def estimate(table: np.ndarray, *, resamples: int | None = None, seed: int = 0) 
     """
     table, resamples = _checked(table, 2, resamples)
     flat = table.reshape(len(table), -1)
-    drawn = _resampled(flat, resamples, seed)
-    return [Interval(float(value), *_ends(drawn[:, m])) for m, value in enumerate(_ratio(flat.sum(0)))]
+    drawn = resampled(flat, resamples, seed)
+    return [Interval(float(value), *percentiles(drawn[:, m])) for m, value in enumerate(ratios(flat.sum(0)))]
 
 
 def compare(table: np.ndarray, *, resamples: int | None = None, seed: int = 0) -> list[Comparison]:
@@ -51,11 +51,11 @@ def compare(table: np.ndarray, *, resamples: int | None = None, seed: int = 0) -
     """
     table, resamples = _checked(table, 4, resamples)
     flat = table.reshape(len(table), -1)
-    observed = _ratio(flat.sum(0)).reshape(-1, 2)
-    drawn = _resampled(flat, resamples, seed).reshape(resamples, -1, 2)
+    observed = ratios(flat.sum(0)).reshape(-1, 2)
+    drawn = resampled(flat, resamples, seed).reshape(resamples, -1, 2)
     p = _permuted(table, observed, resamples, seed)
     return [
-        Comparison(Interval(float(after - before), *_ends(drawn[:, m, 1] - drawn[:, m, 0])), float(p[m]))
+        Comparison(Interval(float(after - before), *percentiles(drawn[:, m, 1] - drawn[:, m, 0])), float(p[m]))
         for m, (before, after) in enumerate(observed)
     ]
 
@@ -78,6 +78,6 @@ def _permuted(table: np.ndarray, observed: np.ndarray, resamples: int, seed: int
     for start in range(0, resamples, CHUNK):
         swapped = rng.integers(0, 2, (min(CHUNK, resamples - start), len(table))).astype(np.float64) @ exchange
         moved = swapped.reshape(len(swapped), -1, 2)
-        a, b = (_ratio(sums.reshape(len(sums), -1)) for sums in (first + moved, second - moved))
+        a, b = (ratios(sums.reshape(len(sums), -1)) for sums in (first + moved, second - moved))
         as_large += (np.abs(b - a) >= distance).sum(0)
     return (as_large + 1) / (resamples + 1)

@@ -14,6 +14,7 @@ from ..kernels.patterns import AShape, Prefill
 from ..optimize import optimized, report, session_of
 from ..policy import Policy
 from ..prefill import SparsePrefill
+from ..prompt import placed
 from ..seam.attention import plan_of
 from ..seam.context import Step
 from ..seam.editable import decoding
@@ -71,17 +72,6 @@ def watch(
                 watcher.show = show
                 plan_of(session, layer).sparse = watcher
         few = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-        model(**placed(inputs, model), **few, use_cache=False)
+        first = next(model.parameters())
+        model(**placed(inputs, first.device, first.dtype), **few, use_cache=False)
         return sorted({entry["why"] for entry in report(model).skipped})
-
-
-def placed(inputs: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """The inputs on the device of the model, pixels in its dtype."""
-    first = next(model.parameters())
-    out = {}
-    for name, value in inputs.items():
-        if isinstance(value, Tensor):
-            pixels = name.startswith("pixel") and value.is_floating_point()
-            value = value.to(first.device, first.dtype if pixels else value.dtype)
-        out[name] = value
-    return out

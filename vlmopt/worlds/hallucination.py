@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from .base import Box, Question, Thing, World, check_size, generator
 from .questions import article
-from .scenes import SIZES, TINTS, _apart, _cells, _draw
+from .scenes import SIZES, TINTS, apart, cells_under, draw
 from .words import CELL, COLOURS, SHAPES
 
 COMPANY = 0.85  # probability that the partner comes along
@@ -118,14 +118,14 @@ def hallucination(
     pencil, marker = ImageDraw.Draw(image), ImageDraw.Draw(owner)
     for number, thing in enumerate(objects, start=1):
         colour = tuple(min(255, max(0, value + rng.randint(-10, 10))) for value in COLOURS[thing.name])
-        _draw(pencil, thing, colour)
-        _draw(marker, thing, number)
+        draw(pencil, thing, colour)
+        draw(marker, thing, number)
     if degradation == "blur":
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(*BLUR)))
     elif degradation == "contrast":
         image = Image.blend(Image.new("RGB", image.size, tint), image, rng.uniform(*CONTRAST))
     asked = [describe(objects), *_presence(rng, objects)][:questions]
-    cells = _cells(np.asarray(owner), objects)
+    cells = cells_under(np.asarray(owner), objects)
     return HabitWorld(image, asked, objects, cells, family="hallucination", degradation=degradation)
 
 
@@ -192,7 +192,7 @@ def _free(
             x, y = min(max(x, 0), width - side), min(max(y, 0), height - side)
         box = (x, y, x + side, y + side)
         inside = 0 <= x <= width - side and 0 <= y <= height - side
-        if inside and all(_apart(box, other.box, 4) for other in objects):
+        if inside and all(apart(box, other.box, 4) for other in objects):
             return box
     return None
 

@@ -34,9 +34,9 @@ def scene(seed: int, size: tuple[int, int] = (224, 224), *, shapes: int | None =
     pencil, marker = ImageDraw.Draw(image), ImageDraw.Draw(owner)
     for number, thing in enumerate(objects, start=1):
         colour = tuple(min(255, max(0, value + rng.randint(-10, 10))) for value in COLOURS[thing.name])
-        _draw(pencil, thing, colour)
-        _draw(marker, thing, number)
-    cells = _cells(np.asarray(owner), objects)
+        draw(pencil, thing, colour)
+        draw(marker, thing, number)
+    cells = cells_under(np.asarray(owner), objects)
     return World(image, ask("scene", objects, (width, height), "", rng, questions), objects, cells)
 
 
@@ -52,17 +52,17 @@ def _place(rng: random.Random, width: int, height: int, wanted: int) -> list[Thi
             y = CELL * rng.randint(0, (height - side) // CELL) + rng.randint(-2, 2)
             x, y = min(max(x, 0), width - side), min(max(y, 0), height - side)
             box = (x, y, x + side, y + side)
-            if all(_apart(box, other.box, 4) for other in objects):
+            if all(apart(box, other.box, 4) for other in objects):
                 objects.append(Thing(rng.choice(colours), shape, box))
                 break
     return objects
 
 
-def _apart(a: Box, b: Box, gap: int) -> bool:
+def apart(a: Box, b: Box, gap: int) -> bool:
     return a[2] + gap <= b[0] or b[2] + gap <= a[0] or a[3] + gap <= b[1] or b[3] + gap <= a[1]
 
 
-def _draw(pencil: ImageDraw.ImageDraw, thing: Thing, fill: int | tuple[int, ...]) -> None:
+def draw(pencil: ImageDraw.ImageDraw, thing: Thing, fill: int | tuple[int, ...]) -> None:
     x0, y0, x1, y1 = thing.box
     inclusive = (x0, y0, x1 - 1, y1 - 1)
     if thing.sort == "circle":
@@ -77,7 +77,7 @@ def _draw(pencil: ImageDraw.ImageDraw, thing: Thing, fill: int | tuple[int, ...]
         pencil.polygon([(cx + r * math.cos(a), cy + r * math.sin(a)) for r, a in tips], fill=fill)
 
 
-def _cells(owner: np.ndarray, objects: list[Thing]) -> np.ndarray:
+def cells_under(owner: np.ndarray, objects: list[Thing]) -> np.ndarray:
     rows, columns = owner.shape[0] // CELL, owner.shape[1] // CELL
     tiles = owner.reshape(rows, CELL, columns, CELL)
     cells = np.full((2, rows, columns), -1, dtype=np.int16)

@@ -151,14 +151,14 @@ class _Asker:
 
     def _point(self) -> Asked:
         thing = self._unique()
-        return (f"Point at the {thing.name} {thing.sort}.", _coordinates(thing), thing) if thing else None
+        return (f"Point at the {thing.name} {thing.sort}.", coordinates(thing), thing) if thing else None
 
     def _click(self) -> Asked:
         thing = self._any()
         if thing is None:
             return None
         full = self.rng.random() < 0.3
-        return f"Click the {thing.name} {thing.sort}." if full else f"Click {thing.name}.", _coordinates(thing), thing
+        return f"Click the {thing.name} {thing.sort}." if full else f"Click {thing.name}.", coordinates(thing), thing
 
     def _widget(self) -> Asked:
         thing = self._any()
@@ -181,6 +181,6 @@ class _Asker:
         return ("List the labels.", ", ".join(thing.name for thing in ordered), None) if ordered else None
 
 
-def _coordinates(thing: Thing) -> str:
+def coordinates(thing: Thing) -> str:
     x, y = (LATTICE * max(1, round(value / LATTICE)) for value in thing.centre)
     return f"({x}, {y})"

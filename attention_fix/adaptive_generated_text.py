@@ -43,11 +43,13 @@ class AdaptiveGeneratedText(Watched, RowCorrection):
         min=0,
         max=1,
     )
-    profile: IATProfile = field(metadata={"help": "What was measured on this model, or its dict form."})
+    profile: IATProfile | None = field(
+        default=None, metadata={"help": "What was measured on this model, or its dict form."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        read_profile(self, "profile", IATProfile, required=True)
+        read_profile(self, "profile", IATProfile)
 
     @property
     def neutral(self) -> bool:
@@ -55,17 +57,25 @@ class AdaptiveGeneratedText(Watched, RowCorrection):
 
     @property
     def source(self) -> str | None:
-        return self.profile.source
+        return None if self.profile is None else self.profile.source
 
     def check_model(self, model: Mapping[str, Any]) -> None:
-        self.profile.check(model)
+        if self.profile is not None:
+            self.profile.check(model)
+        elif not self.neutral:
+            raise ValueError(
+                f"{self.name}: how {model.get('name_or_path') or dict(model)!r} looks at its own text is not known; "
+                "measure it with `vlmopt calibrate --only iat` and give its profile"
+            )
 
     @cached_property
     def factors(self) -> OnDevice:
         """fp32 [layers, heads]: what weights of generated keys are multiplied by before rows are normalised."""
+        assert self.profile is not None  # `check_model`
         return OnDevice((1 + self.alpha * (torch.tensor(self.profile.ratios) - 1)).clamp(min=0))
 
     def edit(self, values: Tensor, view: RowView) -> tuple[Tensor, Tensor]:
+        assert self.profile is not None
         keys = view.sees(view.generated)
         count = keys.sum(-1)  # [B, 1 or H, R]
         mass = (values * keys).sum(-1)  # [B, H, R]

@@ -152,7 +152,8 @@ def test_profiles_are_checked(wrong, message):
 
 
 def test_a_profile_is_required():
-    with pytest.raises(TypeError, match="profile"):
-        AdaptiveGeneratedText()
+    with pytest.raises(ValueError, match=r"is not known; measure it with `vlmopt calibrate --only iat`"):
+        AdaptiveGeneratedText().check_model(FACTS)
+    AdaptiveGeneratedText(alpha=0).check_model(FACTS)
     with pytest.raises(TypeError, match="profile must be IATProfile"):
         AdaptiveGeneratedText(profile=0.3)

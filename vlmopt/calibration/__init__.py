@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .calibration import PARTS, Calibration
 from .collect import MISSING, Collector, default_hosts, key
+from .iat import IATCollector
 from .profile import Profile
 
-__all__ = ["MISSING", "PARTS", "Calibration", "Collector", "Profile", "default_hosts", "key"]
+__all__ = ["MISSING", "PARTS", "Calibration", "Collector", "IATCollector", "Profile", "default_hosts", "key"]

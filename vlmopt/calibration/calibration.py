@@ -1,4 +1,7 @@
-"""One calibration of one model: a first look for sinks at a few pictures, then trends and heads over all of them."""
+"""One calibration of one model: a first look for sinks at a few pictures, then trends and heads over all of them.
+
+Captions of pictures whose objects are known come last, where they are asked for.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from ..checks import model_facts
 from ..seam.discover import discover
 from .collect import MISSING, Collector
 from .heads import HeadSums
+from .iat import IATCollector
 from .profile import Profile
 from .sinks import PROMPTS, SinkCollector, readable_layers
 
@@ -28,7 +32,7 @@ class Calibration:
 
     Args:
         model: a loaded vision-language model. hosts: methods whose scores have a trend, for the part "debias".
-        parts: of `PARTS`; "heads" takes "sinks" along.
+        parts: of `PARTS`; "heads" takes "sinks" along. iat: what listens to captions; the caller shows it pictures.
 
     Raises:
         ValueError, TypeError: a part or host that cannot work on this model.
@@ -40,18 +44,24 @@ class Calibration:
         hosts: Sequence[ScoreSelector],
         parts: Collection[str] = PARTS,
         state: Mapping[str, Any] | None = None,
+        iat: IATCollector | None = None,
     ) -> None:
         anatomy, state = discover(model), state or {}
         self.facts = model_facts(model, anatomy)
         self.looked, self.seen = int(state.get("looked", 0)), int(state.get("seen", 0))
-        wanted = set(parts)
-        if not wanted or not wanted <= set(PARTS):
+        wanted, self.iat = set(parts), iat
+        if not (wanted or iat) or not wanted <= set(PARTS):
             raise ValueError(f"parts must be some of {', '.join(PARTS)}, got {', '.join(parts) or 'none'}")
         self.sinks = SinkCollector(model, state.get("sinks")) if wanted & {"sinks", "heads"} else None
         size = len(anatomy.layers), self.facts["num_heads"]
         self.heads = HeadSums(*size, readable_layers(model)) if "heads" in wanted else None
         trends = hosts if "debias" in wanted else ()
-        self.collector = Collector(model, trends, state.get("sums"), self.heads) if wanted != {"sinks"} else None
+        self.collector = Collector(model, trends, state.get("sums"), self.heads) if wanted - {"sinks"} else None
+
+    @property
+    def begun(self) -> int:
+        """Pictures so far; those of the first look count twice."""
+        return self.looked + self.seen + (self.iat.done if self.iat else 0)
 
     def pictures(self, total: int) -> tuple[int, int]:
         """How many of `total` pictures are shown in the first look, and afterwards."""
@@ -80,7 +90,7 @@ class Calibration:
 
     def state(self) -> dict[str, Any]:
         """JSON-ready."""
-        parts = {"sinks": self.sinks, "sums": self.collector}
+        parts = {"sinks": self.sinks, "sums": self.collector, "iat": self.iat}
         states = {name: part.state() for name, part in parts.items() if part is not None}
         return {"looked": self.looked, "seen": self.seen, **states}
 
@@ -91,7 +101,7 @@ class Calibration:
             name: what the model is called. data: what was shown to it, in words.
 
         Raises:
-            ValueError: no picture was seen.
+            ValueError: no picture was seen, or captions named too few objects.
         """
         facts = self.facts | {"name_or_path": name}
         sinks = None if self.sinks is None else self.sink_profile(name)
@@ -99,4 +109,4 @@ class Calibration:
             raise ValueError(MISSING)
         trends = () if self.collector is None else tuple(self.collector.profiles(name))
         heads = None if self.heads is None else self.heads.profile(facts)
-        return Profile(facts, data, trends, sinks, heads)
+        return Profile(facts, data, trends, sinks, heads, iat=self.iat.profile(name) if self.iat else None)

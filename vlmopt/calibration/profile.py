@@ -9,17 +9,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from attention_fix import Correction, HeadProfile, SinkProfile, VisualSink
+from attention_fix import AdaptiveGeneratedText, Correction, HeadProfile, IATProfile, SinkProfile, VisualSink
 from pruning import Debias, ScoreSelector
 from pruning.profile import DebiasProfile
 
 from ..policy import Policy
 from ..version import __version__
 
-FORMAT = 2
+FORMAT = 3
 KEYS = {  # by format
     1: ("format", "vlmopt", "model", "data", "debias"),
     2: ("format", "vlmopt", "model", "data", "debias", "sinks", "heads", "prefill"),
+    3: ("format", "vlmopt", "model", "data", "debias", "sinks", "heads", "prefill", "iat"),
 }
 
 
@@ -32,6 +33,7 @@ class Profile:
         data: what was shown to it, in words. debias: positional trends of attention scores.
         sinks: hidden dimensions of its attention sinks, or that it has none; None: not measured.
         heads: how much each head looks at pictures. prefill: which pattern suits each head, JSON-ready.
+        iat: attention to generated text before words for objects.
     """
 
     model: Mapping[str, Any]
@@ -40,6 +42,7 @@ class Profile:
     sinks: SinkProfile | None = None
     heads: HeadProfile | None = None
     prefill: Mapping[str, Any] | None = None
+    iat: IATProfile | None = None
 
     def trend(self, host: ScoreSelector, axes: str = "raster") -> DebiasProfile:
         """The trend of a host's scores at its first layer.
@@ -61,7 +64,7 @@ class Profile:
         """The policy with what was measured filled in; the rest is unchanged.
 
         Every host that has a trend is debiased (unless no trend at all was measured), and `visual_sink` without dims or
-        a profile of its own gets the measured ones.
+        a profile of its own gets the measured ones; `adaptive_generated_text` without one gets the part "iat".
         """
         prune = [
             Debias(method, fit="offline", profile=self.trend(method))
@@ -72,15 +75,18 @@ class Profile:
         return replace(policy, prune=prune, attention=[self.filled(method) for method in policy.attention])
 
     def filled(self, method: Correction) -> Correction:
-        """A correction with the measured sinks, where it lacks them; a tau of its own stays."""
+        """A correction with what was measured, where it lacks it; a tau of its own stays."""
+        if isinstance(method, AdaptiveGeneratedText) and method.profile is None:
+            return replace(method, profile=self.iat)
         if not isinstance(method, VisualSink) or method.dims or method.profile is not None or self.sinks is None:
             return method
         return replace(method, profile=replace(self.sinks, tau=method.tau or self.sinks.tau), tau=None)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """JSON-ready, in the lowest format that holds it, for earlier versions."""
+        iat = {} if self.iat is None else {"iat": self.iat.to_dict()}
         return {
-            "format": FORMAT,
+            "format": FORMAT if iat else FORMAT - 1,
             "vlmopt": __version__,
             "model": dict(self.model),
             "data": self.data,
@@ -88,6 +94,7 @@ class Profile:
             "sinks": None if self.sinks is None else self.sinks.to_dict(),
             "heads": None if self.heads is None else self.heads.to_dict(),
             "prefill": None if self.prefill is None else dict(self.prefill),
+            **iat,
         }
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -114,7 +121,7 @@ class Profile:
                 f"{path} is no profile of format {FORMAT} with the keys {', '.join(KEYS[FORMAT])}; "
                 "write one with `vlmopt calibrate`"
             )
-        sinks, heads = data.get("sinks"), data.get("heads")
+        sinks, heads, iat = (data.get(name) for name in ("sinks", "heads", "iat"))
         try:
             return cls(
                 model=data["model"],
@@ -123,6 +130,7 @@ class Profile:
                 sinks=None if sinks is None else SinkProfile.from_dict(sinks),
                 heads=None if heads is None else HeadProfile.from_dict(heads),
                 prefill=data.get("prefill"),
+                iat=None if iat is None else IATProfile.from_dict(iat),
             )
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from error

@@ -11,35 +11,44 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from attention_fix import HeadProfile, SinkProfile
 from pruning import ScoreSelector
 
-from ..calibration import PARTS, Calibration, Profile, default_hosts, key
+from ..calibration import PARTS, Calibration, IATCollector, default_hosts, key
+from ..calibration.captions import Described, annotated, habits
 from ..calibration.sinks import readable_layers
+from ..calibration.table import table
 from ..loading import DTYPES, Loaded, check_device, check_name, load
 from ..media import load_image
 from ..methods import find
-from ..prompt import image_prompt
+from ..prompt import chat, image_prompt
 from ..seam.discover import discover
 
 NAME = "calibrate"
 HELP = "measure trends of attention, attention sinks and heads, for debiased pruning and corrections"
+IAT = "iat"  # a part that has to write captions, so only on demand
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 FIRST_SEED = 400_000_000  # of generated pictures; apart from those of training, tests and measurements
 SAVE_EVERY = 20  # samples
+BATCH = 8  # captions written together, and saved
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="tiny-qwen", help="bundled name, directory, or Hub id (default tiny-qwen)")
-    parser.add_argument("--images", required=True, metavar="DIR", help="directory of pictures, or: worlds (generated)")
+    parser.add_argument("--images", metavar="DIR", help="directory of pictures, or: worlds (generated)")
+    parser.add_argument(
+        "--data", nargs="+", default=[], metavar="FILE",
+        help="for iat: annotations of COCO or a manifest, as for `vlmopt eval` (default: generated pictures)",
+    )  # fmt: skip
+    parser.add_argument("--synonyms", metavar="FILE", help="for iat: table of objects (default: our own)")
     parser.add_argument("--out", required=True, metavar="FILE", help="the profile to write, e.g. profile.json")
     parser.add_argument(
         "--host", action="append", default=[], metavar="NAME:LAYER",
         help="method and the layer before which it cuts; may be repeated (default: all at their usual layers)",
     )  # fmt: skip
     parser.add_argument(
-        "--only", action="append", default=[], choices=PARTS,
-        help="measure this part; may be repeated (default: all; heads takes sinks along)",
+        "--only", action="append", default=[], choices=(*PARTS, IAT),
+        help="measure this part; may be repeated (default: all but iat, which describes pictures whose objects are "
+        "known, for adaptive_generated_text; heads takes sinks along)",
     )  # fmt: skip
     parser.add_argument("--samples", type=int, default=200, metavar="N", help="pictures at most (default 200)")
     parser.add_argument("--question", default="Describe the image.", help="asked of every picture of a directory")
@@ -49,9 +58,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> None:
     """Runs again from where an interrupted run of the same command stopped."""
-    if options.samples < 1:
-        raise ValueError(f"--samples must be 1 or more, got {options.samples}")
-    files = [] if options.images == "worlds" else pictures_in(Path(options.images))
+    files = files_of(options)
     hosts = [host(text) for text in options.host]
     if hosts and options.only and "debias" not in options.only:
         raise ValueError("--host names what --only debias measures; leave it out, or add --only debias")
@@ -68,24 +75,76 @@ def execute(options: argparse.Namespace) -> None:
         "hosts": [key(h) for h in hosts],
         "parts": sorted(parts),
     }
-    run = Calibration(loaded.model, hosts, parts, stored(part, request))
-    first, total = run.pictures(options.samples if options.images == "worlds" else min(options.samples, len(files)))
-    if begun := run.looked + run.seen:
-        print(f"going on after {begun} pictures ({part})")
-    bar = tqdm(total=first + total, initial=min(begun, first + total), desc="calibrating", unit="picture")
+    shown = described_pictures(options, loaded) if IAT in parts else None
+    request |= {"data": options.data, "synonyms": options.synonyms} if shown else {}
+    state = stored(part, request) or {}
+    iat = IATCollector(loaded.model, loaded.processor.tokenizer, shown.lexicon, state.get(IAT)) if shown else None
+    run = Calibration(loaded.model, hosts, [name for name in parts if name != IAT], state, iat)
+    first, total = run.pictures(min(options.samples, len(files)) if files else options.samples)
+    count = first + total + (shown.count if shown else 0)
+    if run.begun:
+        print(f"going on after {run.begun} pictures ({part})")
+    bar = tqdm(total=count, initial=min(run.begun, count), desc="calibrating", unit="picture")
     for show, start, end in ((run.look, run.looked, first), (run.add, run.seen, total)):
         for image, question in pictures(files, loaded, options, start, end):
             show(image_prompt(loaded.processor, question, [image]))
             bar.update()
             if (run.looked + run.seen) % SAVE_EVERY == 0:
                 save_state(part, request, run)
+    for done in describe(iat, shown, loaded.processor) if iat and shown else ():
+        bar.update(done)
+        save_state(part, request, run)
     bar.close()
     save_state(part, request, run)
-    profile = run.profile(loaded.name, described(options, max(run.looked, run.seen)))
+    profile = run.profile(loaded.name, described(options, run, shown))
     profile.save(options.out)
     part.unlink(missing_ok=True)
-    print(table(profile, loaded))
+    print(table(profile, loaded.name))
     print(f"wrote {options.out}")
+
+
+def files_of(options: argparse.Namespace) -> list[Path]:
+    """Pictures of a directory, none where they are generated; after everything that the options alone can tell.
+
+    Raises:
+        ValueError: options that do not fit together.
+    """
+    if options.samples < 1:
+        raise ValueError(f"--samples must be 1 or more, got {options.samples}")
+    iat, directory = IAT in options.only, options.images not in (None, "worlds")
+    if (options.data or options.synonyms) and not iat:
+        raise ValueError("--data and --synonyms are for --only iat; add it, or leave them out")
+    if iat and directory and not options.data:
+        raise ValueError(
+            f"--only iat must know what pictures show, and nobody says it of those in {options.images}: add --data "
+            "with annotations of COCO, or describe generated pictures with --images worlds"
+        )
+    if set(options.only) == {IAT}:
+        return []
+    if options.images is None:
+        raise ValueError("give --images DIR, or the word worlds for generated pictures")
+    return pictures_in(Path(options.images)) if directory else []
+
+
+def described_pictures(options: argparse.Namespace, loaded: Loaded) -> Described:
+    """What the part iat is shown."""
+    if not options.data:
+        if options.synonyms:
+            raise ValueError("--synonyms is for --data; the names in generated pictures are known")
+        return habits(loaded.model.config.model_type, options.samples, FIRST_SEED)
+    images = None if options.images == "worlds" else options.images
+    return annotated(options.data, images, options.synonyms, options.samples)
+
+
+def describe(iat: IATCollector, shown: Described, processor: Any) -> Iterator[int]:
+    """Batches of captions; gives back how many were written each time."""
+    for start in range(iat.done, shown.count, BATCH):
+        images, questions, truths = zip(*map(shown.show, range(start, min(start + BATCH, shown.count))), strict=True)
+        text = [chat(processor, "image", 1, question) for question in questions]
+        pixels = [[image] for image in images]
+        inputs = processor(text=text, images=pixels, return_tensors="pt", padding=True, padding_side="left")
+        iat.add(inputs, truths)
+        yield len(text)
 
 
 def able(loaded: Loaded) -> Collection[str]:
@@ -160,57 +219,12 @@ def save_state(part: Path, request: dict[str, Any], run: Calibration) -> None:
     fresh.replace(part)
 
 
-def described(options: argparse.Namespace, samples: int) -> str:
-    if options.images == "worlds":
-        return f"{samples} generated scenes and screens, each with a question of its own"
-    return f"{samples} pictures of {options.images}, question {options.question!r}"
-
-
-def table(profile: Profile, loaded: Loaded) -> str:
-    """sigma > 0: late places (below, right, later frames) get more attention; exp(sigma) times as much at the end."""
-    lines = [f"{loaded.name}: {profile.data}"]
-    raster = [p for p in profile.debias if p.axes == "raster"]
-    axes = {(p.host, p.layer): p.sigma for p in profile.debias if p.axes == "thw"}
-    if raster:
-        lines.append(f"{'host':<14} {'layer':>5} {'sigma':>7} {'  t, y, x':<22} samples")
-    for p in raster:
-        parts = ", ".join(f"{value:+.2f}" for value in axes[p.host, p.layer])
-        lines.append(f"{p.host:<14} {p.layer:>5} {p.sigma[0]:>+7.3f}   {parts:<20} {p.samples}")
-    if profile.sinks is not None:
-        lines += sink_lines(profile.sinks)
-    if profile.heads is not None:
-        lines += head_lines(profile.heads)
-    return "\n".join(lines)
-
-
-def sink_lines(sinks: SinkProfile) -> list[str]:
-    stats = sinks.stats
-    if sinks.nothing is not None:
-        text = f"sinks    none: {sinks.nothing}"
-    else:
-        held = [stats["per_image"][str(layer)] for layer in stats["layers"]]
-        ratios = [stats["attention_ratio"][str(layer)] for layer in stats["layers"]]
-        text = (
-            f"sinks    dims {', '.join(map(str, sinks.dims))} of the {stats['origin']}, massive before layers "
-            f"{sinks.band[0]} to {sinks.band[1] - 1} (by {stats['band_by']}), tau {sinks.tau:.1f}\n"
-            f"         visual sinks before {len(held)} layers from {sinks.first_layer} on: {sum(held) / len(held):.1f} "
-            f"per picture, {sum(ratios) / len(ratios):.1f} times the attention of other tokens, |cosine| "
-            f"{stats['cosine']:.2f}"
-        )
-    return [f"{text}; {sinks.samples} pictures", *(f"warning  sinks: {doubt}" for doubt in stats["warnings"])]
-
-
-def head_lines(heads: HeadProfile) -> list[str]:
-    stats = heads.stats
-    masses = [mass for layer in stats["layers"] for mass in heads.visual_mass[layer]]
-    text = (
-        f"heads    {min(masses):.2f} to {max(masses):.2f} of their attention on the picture, mean "
-        f"{sum(masses) / len(masses):.2f}; {len(stats['looking'])} of {len(masses)} look at it in most rows"
-    )
-    out = [f"{text}; {heads.samples} pictures"]
-    if (rank := stats["rank_correlation"]) is not None:
-        out.append(f"         rank correlation of attention and divergence {rank:.2f}")
-    if "agreement" in stats:
-        same = ", ".join(f"{name} {value:.2f}" for name, value in stats["agreement"].items())
-        out.append(f"         same heads in two halves of the pictures (Jaccard index): {same}")
-    return out + [f"warning  heads: {doubt}" for doubt in stats["warnings"]]
+def described(options: argparse.Namespace, run: Calibration, shown: Described | None) -> str:
+    count, words = max(run.looked, run.seen), []
+    if count and options.images == "worlds":
+        words.append(f"{count} generated scenes and screens, each with a question of its own")
+    elif count:
+        words.append(f"{count} pictures of {options.images}, question {options.question!r}")
+    if run.iat and shown:
+        words.append(f"{run.iat.done} captions of {shown.data}")
+    return "; ".join(words)

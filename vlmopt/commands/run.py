@@ -40,7 +40,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--profile",
         metavar="FILE",
-        help="debias the policy's methods by what `vlmopt calibrate` found, and give its sinks to visual_sink",
+        help="debias the policy's methods by what `vlmopt calibrate` found, and give its sinks to visual_sink "
+        "and its part iat to adaptive_generated_text",
     )
     parser.add_argument(
         "--patterns", metavar="FILE", help="sparse prefill with what `vlmopt search-patterns` found for every head"

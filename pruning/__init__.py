@@ -10,21 +10,28 @@ from .debias import Debias
 from .div_prune import DivPrune
 from .evs import EVS
 from .fastv import FastV
+from .first_pass import FirstPass
+from .focusui import FocusUI, InstructionSimilarity
 from .holov import HoloV
 from .pack import pack
+from .pixel_redundancy import PixelRedundancy
 from .positions import repack_positions
 from .profile import DebiasProfile
 from .pyramid_drop import PyramidDrop
 from .random import Random
 from .resize import Resize
 from .runs import run_ends, run_mean
+from .scorer import Scorer, box_overlap, kl_loss, labels
 from .signals import (
     TEXT,
     Activations,
     AttentionRows,
+    FirstPassRows,
     HiddenStates,
     LookAheadRows,
+    Novelty,
     Pixels,
+    PixelScale,
     Projector,
     ProjectorCall,
     Signal,
@@ -33,9 +40,11 @@ from .signals import (
     VisionAttention,
     VisionKeys,
     VisualEmbeds,
+    Weights,
 )
 from .sparse_vlm import SparseVLM
 from .tokens import Selection, VisualTokens, Written
+from .ui_graph import UIGraph, ui_graph
 from .uniform import Uniform
 from .vis_pruner import VisPruner
 from .vision_zip import VisionZip
@@ -54,9 +63,16 @@ __all__ = [
     "DebiasProfile",
     "DivPrune",
     "FastV",
+    "FirstPass",
+    "FirstPassRows",
+    "FocusUI",
     "HiddenStates",
     "HoloV",
+    "InstructionSimilarity",
     "LookAheadRows",
+    "Novelty",
+    "PixelRedundancy",
+    "PixelScale",
     "Pixels",
     "Projector",
     "ProjectorCall",
@@ -64,12 +80,14 @@ __all__ = [
     "Random",
     "Resize",
     "ScoreSelector",
+    "Scorer",
     "Selection",
     "Selector",
     "Signal",
     "SparseVLM",
     "TextEmbeds",
     "TwoLayers",
+    "UIGraph",
     "Uniform",
     "VisPruner",
     "VisionAttention",
@@ -77,13 +95,18 @@ __all__ = [
     "VisionZip",
     "VisualEmbeds",
     "VisualTokens",
+    "Weights",
     "Written",
     "ZeroOrder",
     "ZipVL",
+    "box_overlap",
+    "kl_loss",
+    "labels",
     "pack",
     "register",
     "registry",
     "repack_positions",
     "run_ends",
     "run_mean",
+    "ui_graph",
 ]

@@ -15,11 +15,11 @@ from method_kit import Registry, setting, validate
 from .budget import ALLOCATIONS, allocate, kept_tokens, segments
 from .join import join
 from .padding import PADDING, valid_cells
-from .signals import Pixels, Signal, VisualEmbeds
+from .signals import Pixels, Signal, VisualEmbeds, Weights
 from .tokens import Selection, VisualTokens
 
 POSITIONS = ("keep", "repack", "pospad")
-MARKERS = ("mean", "last")
+MARKERS = ("mean", "last", "trained")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,7 @@ class Selector(ABC):
     asks_text: ClassVar[bool] = False  # the choice depends on the question, so a pruned cache is bound to it
     adaptive: ClassVar[bool] = False  # the method itself decides how many stay; the budget is only a ceiling
     resizes_pixels: ClassVar[bool] = False
+    before_tower: ClassVar[bool] = False  # chooses what the tower encodes; another selector may follow at layer 0
 
     keep_ratio: float | None = setting(
         None, "Fraction of the prompt's visual tokens that stays.", "float", above=0, max=1
@@ -49,9 +50,15 @@ class Selector(ABC):
     )
     marker: str = setting(
         "mean",
-        "Embedding of a pospad marker: the mean of the dropped run, or the last token of it.",
+        "Embedding of a pospad marker: the mean of the dropped run, the last token of it, or one that was trained "
+        "(layer 0 only).",
         "str",
         choices=MARKERS,
+    )
+    marker_from: str | None = setting(
+        None,
+        "Where a trained marker is: name of a bundled checkpoint, directory or Hub id with a FocusUI scorer.",
+        "str",
     )
     padding: str = setting(
         "keep",
@@ -79,6 +86,18 @@ class Selector(ABC):
                 f"{self.label}: give exactly one of keep_ratio (> 0, <= 1) and keep_tokens (>= 1), "
                 f"got keep_ratio={self.keep_ratio!r}, keep_tokens={self.keep_tokens!r}"
             )
+        if self.marker != "trained" and self.marker_from is not None:
+            raise ValueError(f"{self.label}: marker_from={self.marker_from!r} is of use with marker='trained' only")
+        if self.marker == "trained" and self.layer > 0:
+            raise ValueError(
+                f"{self.label}: marker='trained' before layer {self.layer} cannot be used: the embedding was trained "
+                "as an input of the LLM, for layer 0; use marker='mean' or 'last'"
+            )
+        if self.marker == "trained" and not self.marker_source:
+            raise ValueError(
+                f"{self.label}: marker='trained' needs marker_from: a bundled checkpoint, a directory or a Hub id with "
+                "a FocusUI scorer"
+            )
 
     @property
     def label(self) -> str:
@@ -102,6 +121,19 @@ class Selector(ABC):
         if self.allocation in ("temporal_change", "distinctiveness"):
             extra.add(VisualEmbeds())
         return self.needs | extra
+
+    @property
+    def marker_source(self) -> str | None:
+        """Where a trained marker comes from."""
+        return self.marker_from
+
+    @property
+    def weights(self) -> dict[str, bool]:
+        """Sources of trained weights that must be loaded, and whether a marker is taken from them."""
+        needed = {need.source: False for need in self.needs if isinstance(need, Weights)}
+        if self.positions == "pospad" and self.marker == "trained" and self.marker_source:
+            needed[self.marker_source] = True
+        return needed
 
     @property
     def neutral(self) -> bool:

@@ -91,6 +91,7 @@ class Debias(ScoreSelector):
     layer: int = copied()
     positions: str = copied()
     marker: str = copied()
+    marker_from: str | None = copied()
     padding: str = copied()
     allocation: str = copied()
     segment: str = copied()

@@ -49,6 +49,23 @@ class LookAheadRows(AttentionRows):
 
 
 @dataclass(frozen=True)
+class FirstPassRows(Signal):
+    """Attention of prompt rows in a first pass over pictures whose sides are `shrink` times smaller, before the LLM.
+
+    Value: fp32 [h, R, n], softmax over all keys of the shortened prompt; every visual token has that of the block of
+    cells it lies in, 0 for structural tokens. layer: whose rows; None for the one with attention nearest to 2/5 of the
+    depth. rows: the last real ones, or "text" for those after the sample's last visual token.
+    """
+
+    layer: int | None = None
+    rows: int | Literal["text"] = TEXT
+    shrink: int = 2
+
+    def subset(self, value: Tensor, index: Tensor) -> Tensor:
+        return value[..., index]
+
+
+@dataclass(frozen=True)
 class VisualEmbeds(TokenSignal):
     """[n, d]: what the LLM was given for each current visual token (projector output), in the model's dtype."""
 
@@ -81,7 +98,29 @@ class Activations(TokenSignal):
 class Pixels(TokenSignal):
     """fp32 [n, c, v]: the v pixel values per channel under each current visual token, as the tower was given them.
 
-    NaN for structural tokens.
+    NaN for structural tokens. repeated=False: only the first of the temporal copies that some processors make of a
+    picture; of a video, the first of the frames that share a token.
+    """
+
+    repeated: bool = True
+
+
+@dataclass(frozen=True)
+class PixelScale(Signal):
+    """fp32 [c]: what one unit of `Pixels` is on a picture's own values in 0..1, the processor's image_std."""
+
+
+@dataclass(frozen=True)
+class Weights(Signal):
+    """A trained `torch.nn.Module` in eval mode, on the device of the embeddings, loaded from `source`."""
+
+    source: str
+
+
+@dataclass(frozen=True)
+class Novelty(TokenSignal):
+    """fp32 [n]: how far a token's pixels are from what predicts them, as judged before the vision tower; < 0 where a
+    token was left out, so that the tower never saw it and its features are those of the cell it stands for.
     """
 
 

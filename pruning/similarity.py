@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+POOLING = ("mean", "max")
 RESOLUTION = 1e-6  # differences of fp32 cosines below this are rounding
 
 
@@ -50,3 +51,22 @@ def largest_volume(features: Tensor, k: int, weights: Tensor | None = None) -> T
         gain = gain - factor[i].square()
         gain = torch.where(gain > least, gain, 0.0)
     return picked
+
+
+def pooled(cells: Tensor, words: Tensor, pooling: str, mask: Tensor | None = None) -> Tensor:
+    """Products of cells [..., M, d] with words [..., n, d], mean or maximum over the words -> [..., M].
+
+    Args:
+        mask: Bool[..., n], False on words that do not count.
+    """
+    if pooling == "max":
+        products = cells @ words.transpose(-1, -2)
+        return (products if mask is None else products.masked_fill(~mask[..., None, :], -torch.inf)).amax(-1)
+    mean = words.mean(-2) if mask is None else (words * mask[..., None]).sum(-2) / mask.sum(-1, keepdim=True)
+    return (cells @ mean[..., None])[..., 0]
+
+
+def rank(scores: Tensor) -> Tensor:
+    """fp32 [n] in 0..1: share of the other scores [n] that are lower; equal scores share a rank."""
+    order = scores.sort().values
+    return torch.searchsorted(order, scores.contiguous()).float() / max(len(scores) - 1, 1)

@@ -17,3 +17,12 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def untrained_scorer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Methods may name the scorer "untrained"."""
+    from tests.untrained import loading
+    from vlmopt import scorers
+
+    monkeypatch.setattr(scorers, "load", loading(scorers.load))

@@ -16,7 +16,11 @@ from pruning import (
     Debias,
     DivPrune,
     FastV,
+    FirstPass,
+    FocusUI,
     HoloV,
+    InstructionSimilarity,
+    PixelRedundancy,
     Pixels,
     Projector,
     PyramidDrop,
@@ -24,6 +28,7 @@ from pruning import (
     Resize,
     Selector,
     SparseVLM,
+    UIGraph,
     Uniform,
     VisionAttention,
     VisionKeys,
@@ -37,6 +42,10 @@ from vlmopt.families import Family
 SELECTORS: dict[str, tuple[Selector, Selector]] = {
     "random": (Random(keep_ratio=0.5), Random(keep_tokens=3, layer=3, positions="pospad")),
     "uniform": (Uniform(keep_ratio=0.5), Uniform(keep_ratio=0.07, layer=1, positions="pospad", marker="last")),
+    "pixel_redundancy": (
+        PixelRedundancy(),
+        PixelRedundancy(keep_ratio=0.3, tolerance=0.5, distance="rms", positions="pospad"),
+    ),
     "resize": (Resize(keep_ratio=0.5), Resize(keep_ratio=0.05)),
     "fastv": (FastV(keep_ratio=0.5), FastV(keep_tokens=2, layer=4, positions="pospad", padding="blank")),
     "debias": (
@@ -69,6 +78,19 @@ SELECTORS: dict[str, tuple[Selector, Selector]] = {
     ),
     "vis_pruner": (VisPruner(keep_ratio=0.5, tower_layer=-1), VisPruner(keep_tokens=2, tower_layer=-1, important=0.0)),
     "holov": (HoloV(keep_ratio=0.5, tower_layer=-1), HoloV(keep_tokens=2, tower_layer=-1, crops=2)),
+    "ui_graph": (UIGraph(keep_ratio=0.5), UIGraph(keep_tokens=2, threshold=0.4, weighting="sqrt", positions="pospad")),
+    "instruction_similarity": (
+        InstructionSimilarity(keep_ratio=0.5),
+        InstructionSimilarity(keep_tokens=2, alpha=0.3, pooling="max", positions="pospad", marker="last"),
+    ),
+    "focus_ui": (  # tests that run it on a model use the fixture `untrained_scorer`
+        FocusUI(keep_ratio=0.5, scorer="untrained"),
+        FocusUI(keep_tokens=2, scorer="untrained", positions="keep", segment="frame"),
+    ),
+    "first_pass": (
+        FirstPass(keep_ratio=0.5),
+        FirstPass(keep_tokens=2, attention_layer=3, shrink=3, alpha=1.0, debias=1.0, axes="thw", positions="pospad"),
+    ),
     "evs": (EVS(keep_ratio=0.5), EVS(keep_tokens=3, positions="pospad", marker="last")),
 }
 SETTINGS = {
@@ -93,4 +115,4 @@ def works_on(family: Family, method: Selector) -> bool:
         return False
     if Pixels in reads and family.cells is None:
         return False
-    return family.patch_grid or not method.resizes_pixels
+    return family.patch_grid or not (method.resizes_pixels or method.before_tower)

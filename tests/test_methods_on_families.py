@@ -16,6 +16,7 @@ from vlmopt.families import families
 
 ROWS: list[list[Any]] = [[5, Image(0), 7], [3, Image(1), 4, Image(2), 6]]
 PADDED: list[list[Any]] = [[5, Image(0), 7], [60]]  # the text-only row is the longer one
+pytestmark = pytest.mark.usefixtures("untrained_scorer")
 PROMISED = [family for family in FAMILIES.values() if not family.extra]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+import shutil
 import types
 from dataclasses import dataclass
 
@@ -17,7 +18,8 @@ from method_kit.settings import setting
 from pruning import FastV, Random, Resize, Selection, Selector, Uniform
 from tests.selectors import SETTINGS
 from vlmopt import methods
-from vlmopt.policy import FILE_NAME, Policy
+from vlmopt.policy import Policy
+from vlmopt.policy_files import FILE_NAME
 from vlmopt.presets import presets
 from vlmopt.version import __version__
 
@@ -268,16 +270,15 @@ def test_hub_round_trip(tmp_path, monkeypatch):
             assert exist_ok
             return types.SimpleNamespace(repo_id=f"user/{repo_id}")
 
-        def upload_file(self, *, path_or_fileobj, path_in_repo, repo_id, revision, commit_message):
-            (tmp_path / path_in_repo).write_bytes(path_or_fileobj)
-            store[repo_id] = tmp_path / path_in_repo
+        def upload_folder(self, *, repo_id, folder_path, revision, commit_message):
+            store[repo_id] = shutil.copytree(folder_path, tmp_path / repo_id)
             return f"https://hub/{repo_id}"
 
     def download(repo_id, filename, **options):
         if repo_id not in store:
             raise huggingface_hub.errors.LocalEntryNotFoundError("offline")
         assert (filename, options) == (FILE_NAME, {"revision": "main"})
-        return str(store[repo_id])
+        return str(store[repo_id] / filename)
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)

@@ -15,7 +15,7 @@ from tests.mechanism import NEW_TOKENS, Case, answer, forward, full_layers, gene
 
 KEYS = {"family", "model_type", "attn_implementation", "dtype", "device", "policy", "samples", "key_lengths",
         "kv_cache_bytes", "ms", "new_tokens", "decode_tokens_per_s", "peak_memory_bytes", "applied", "skipped",
-        "corrections", "prefill", "repeating", "token_divergence"}
+        "corrections", "prefill", "repeating", "token_divergence", "tower"}
 SAMPLE = {"row", "prompt_tokens", "visual_tokens", "visual_tokens_kept", "visual_tokens_pre_llm", "extras", "markers"}
 SAMPLE |= {"layer_average", "items", "stages"}
 MS = {"vision", "scoring", "prefill", "decode", "ttft", "total"}

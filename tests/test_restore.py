@@ -161,6 +161,7 @@ def test_nothing_keeps_a_restored_model_alive():
     assert gone() is None
 
 
+@pytest.mark.usefixtures("untrained_scorer")
 @pytest.mark.parametrize("method", SETTINGS.values(), ids=SETTINGS)
 def test_every_method_leaves_nothing_behind(method):
     """Hooks on projector, tower, feed-forward blocks and attention modules included; also after a failed forward."""

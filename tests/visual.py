@@ -10,17 +10,22 @@ import torch
 from pruning import (
     Activations,
     AttentionRows,
+    FirstPassRows,
     HiddenStates,
     LookAheadRows,
+    Novelty,
     Pixels,
+    PixelScale,
     Projector,
     ProjectorCall,
+    Scorer,
     TextEmbeds,
     TwoLayers,
     VisionAttention,
     VisionKeys,
     VisualEmbeds,
     VisualTokens,
+    Weights,
 )
 
 GRIDS = {
@@ -66,16 +71,27 @@ def random_signals(needs, n, generator=None):
     make = {
         AttentionRows: rows,
         LookAheadRows: rows,
+        FirstPassRows: rows,
         VisualEmbeds: lambda need: rand(n, 12) - 0.5,
         TextEmbeds: lambda need: rand(5, 12) - 0.5,
         HiddenStates: lambda need: rand(n, 12) - 0.5,
         Activations: lambda need: rand(n if need.of == "visual" else 5, 32) - 0.5,
+        Novelty: lambda need: rand(n),
         Pixels: lambda need: rand(n, 3, 16),
+        PixelScale: lambda need: torch.full((3,), 0.26),
+        Weights: lambda need: scorer(12),
         Projector: lambda need: projector(),
         VisionAttention: lambda need: rand(n),
         VisionKeys: lambda need: rand(n, 8) - 0.5,
     }
     return {need: make[type(need)](need) for need in needs}
+
+
+def scorer(width, heads=4, seed=0):
+    """An untrained one."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Scorer(width, heads).eval().requires_grad_(False)
 
 
 def without_coords(tokens: VisualTokens) -> VisualTokens:

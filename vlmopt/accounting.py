@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,8 +104,10 @@ def maps(call: Call, row: int) -> list[VisualMap]:
     return [m for number in range(len(call.contexts)) for m in chunk_maps(call, number, row)]
 
 
-def chunk_maps(call: Call, number: int, row: int) -> list[VisualMap]:
-    context, cuts = call.contexts[number], cuts_of(call, number)
+def chunk_maps(call: Call, number: int, row: int, cuts: Sequence[Cut] | None = None) -> list[VisualMap]:
+    """One map per picture of a chunk, after all of its cuts or after those that are given."""
+    context = call.contexts[number]
+    cuts = cuts_of(call, number) if cuts is None else cuts
     out = []
     for span in (s for s in context.spans if s.row == row):
         n = len(span.index)

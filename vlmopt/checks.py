@@ -12,8 +12,10 @@ from attention_fix import Correction, Diagnosis, Tower
 from pruning import (
     Activations,
     AttentionRows,
+    FirstPassRows,
     LookAheadRows,
     Pixels,
+    PixelScale,
     Projector,
     Selector,
     Signal,
@@ -24,7 +26,7 @@ from pruning import (
 from .families import Family, families, family_of
 from .methods import Method
 from .policy import Policy
-from .seam import compat
+from .seam import compat, first_pass, tower
 from .seam.activations import last_linear
 from .seam.corrections import why_not
 from .seam.discover import Anatomy, discover, shared_key_source
@@ -127,8 +129,23 @@ def check_selector(model: Any, anatomy: Anatomy, method: Selector) -> None:
             f"{name}: the vision tower of {model.config.model_type} takes one picture size, so resizing saves "
             f"no tokens; works with: {described(lambda f: f.patch_grid)}"
         )
+    if method.before_tower:
+        check_encoded(model, anatomy, method)
     for need in sorted(method.captures, key=repr):
         CHECKS.get(type(need), nothing_to_check)(model, anatomy, method, need)
+
+
+def check_encoded(model: Any, anatomy: Anatomy, method: Selector) -> None:
+    family = family_of(model.config)
+    if not family.patch_grid:
+        raise ValueError(
+            f"{method.name}: the vision tower of {model.config.model_type} takes whole pictures, so it cannot leave "
+            f"out cells; works with: {described(lambda f: f.patch_grid)}. Use a selector before the LLM, e.g. div_prune"
+        )
+    if not family.image_std:
+        raise ValueError(f"{method.name}: the image_std of {family.name} is not known; state it in vlmopt/families")
+    if reason := tower.why_not(part(anatomy.outer, family.vision_tower)):
+        raise ValueError(f"{method.name}: {reason}, so it cannot run on some of its patches; use div_prune")
 
 
 def nothing_to_check(model: nn.Module, anatomy: Anatomy, method: Selector, need: Any) -> None:
@@ -147,6 +164,17 @@ def check_attention_layer(model: nn.Module, anatomy: Anatomy, method: Selector, 
         raise ValueError(
             f"{method.name}: {type(anatomy.attentions[layer]).__name__} has its own attention code and cannot be read; "
             "use a selector without attention"
+        )
+
+
+def check_first_pass(model: nn.Module, anatomy: Anatomy, method: Selector, need: FirstPassRows) -> None:
+    """Grids are known at run time only; the report says where a picture had none."""
+    layer = first_pass.layer_of(anatomy, need)
+    with_attention = [i for i, attention in enumerate(anatomy.attentions) if hasattr(attention, "config")]
+    if layer not in with_attention:
+        raise ValueError(
+            f"{method.name}: layer {layer} of {type(model).__name__} has no attention to read in a first pass; "
+            f"layers that have: {with_attention or 'none; use instruction_similarity'}"
         )
 
 
@@ -186,9 +214,20 @@ def check_tower(model: Any, anatomy: Anatomy, method: Method, need: VisionAttent
 
 def check_pixels(model: Any, anatomy: Anatomy, method: Selector, need: Pixels) -> None:
     if family_of(model.config).cells is None:
+        padded = method.padding != "keep"
+        what = f"padding={method.padding!r}" if padded else "the method"
+        way_out = "padding='keep'" if padded else "a selector that reads embeddings, e.g. div_prune"
         raise ValueError(
-            f"{method.name}: padding={method.padding!r} needs the pixels under every token, which are not known for "
-            f"{model.config.model_type}; works with: {described(lambda f: f.cells is not None)}. Use padding='keep'"
+            f"{method.name}: {what} needs the pixels under every token, which are not known for "
+            f"{model.config.model_type}; works with: {described(lambda f: f.cells is not None)}. Use {way_out}"
+        )
+
+
+def check_pixel_scale(model: Any, anatomy: Anatomy, method: Selector, need: PixelScale) -> None:
+    if not family_of(model.config).image_std:
+        raise ValueError(
+            f"{method.name}: by what the processor of {model.config.model_type} divides pixels is not known; works "
+            f"with: {described(lambda f: bool(f.image_std))}. Use a selector that reads embeddings, e.g. div_prune"
         )
 
 
@@ -199,9 +238,11 @@ def described(able: Callable[[Family], bool]) -> str:
 CHECKS: dict[type[Signal], Callable[[Any, Anatomy, Selector, Any], None]] = {
     AttentionRows: check_attention_layer,
     LookAheadRows: check_attention_layer,
+    FirstPassRows: check_first_pass,
     Activations: check_activations,
     Projector: check_projector,
     VisionAttention: check_tower,
     VisionKeys: check_tower,
     Pixels: check_pixels,
+    PixelScale: check_pixel_scale,
 }

@@ -64,7 +64,8 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto") -> Loaded:
 
     processor = load_processor(name)
     try:
-        model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype)
+        # Weights that were pickled can run code when they are read; safetensors cannot.
+        model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, use_safetensors=True)
     except FAILURES as error:
         raise ValueError(f"the weights of {name} cannot be loaded: {first_line(error)}") from error
     said = ("torchvision is not installed: the processor was loaded for pictures alone",)

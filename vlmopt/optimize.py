@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from . import scorers
 from .checks import check
 from .policy import Policy
 from .report import Report
@@ -31,10 +32,11 @@ def optimize(model: Model, policy: Any) -> Model:
         ValueError, TypeError: the policy is invalid or cannot work on this model. Nothing has been changed then.
     """
     anatomy, fitted = check(model, Policy.load(policy))
+    trained = scorers.required(fitted.active, model)
     for caution in [c.caution for c in fitted.attention if c.caution is not None]:
         warnings.warn(caution, stacklevel=2)
     restore(model)
-    Session(model, fitted, anatomy).install()
+    Session(model, fitted, anatomy, trained).install()
     return model
 
 

@@ -13,13 +13,12 @@ from typing import Any
 from attention_fix import Correction
 from pruning import Selector
 
-from . import methods
+from . import methods, policy_files
 from .kernels.patterns import Pattern
 from .prefill import SparsePrefill
 from .version import __version__
 
 FORMAT = 1
-FILE_NAME = "vlmopt_policy.json"
 KEYS = ["format", "vlmopt", "prune", "attention", "prefill", "seed"]
 
 
@@ -44,7 +43,7 @@ class Policy:
 
     def __post_init__(self) -> None:
         prune = entries("prune", self.prune, Selector)
-        object.__setattr__(self, "prune", tuple(sorted(prune, key=lambda method: method.layer)))
+        object.__setattr__(self, "prune", tuple(sorted(prune, key=order)))
         object.__setattr__(self, "attention", entries("attention", self.attention, Correction))
         object.__setattr__(self, "prefill", prefill_of(self.prefill))
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
@@ -81,9 +80,9 @@ class Policy:
         if isinstance(source, (list, tuple)):
             return cls.of([methods.build(m) if isinstance(m, Mapping) else m for m in source])
         if isinstance(source, str):
-            return named(source)
+            return policy_files.named(source)
         if isinstance(source, os.PathLike):
-            return read(Path(source))
+            return policy_files.read(Path(source))
         raise TypeError(
             "a policy must be a preset name, a path, a dict, a method, a list of methods or a Policy, "
             f"got {source!r} of type {type(source).__name__}"
@@ -143,14 +142,11 @@ class Policy:
         return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> Path:
-        """Write `vlmopt_policy.json` into a directory, which is made if missing; returns the file's path."""
-        directory = Path(save_directory)
-        if directory.is_file():
-            raise ValueError(f"{directory} is a file; give a directory")
-        directory.mkdir(parents=True, exist_ok=True)
-        path = directory / FILE_NAME
-        path.write_text(self.to_json(), encoding="utf-8")
-        return path
+        """Write `vlmopt_policy.json` into a directory, which is made if missing; returns the file's path.
+
+        Trained weights that methods name by a directory are copied beside it and named relative to it.
+        """
+        return policy_files.save(self, Path(save_directory))
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike[str], **download: Any) -> Policy:
@@ -164,16 +160,8 @@ class Policy:
             ValueError: neither holds a valid policy.
         """
         if Path(source).exists():
-            return read(Path(source))
-        from huggingface_hub import hf_hub_download
-
-        try:
-            path = hf_hub_download(str(source), FILE_NAME, **download)
-        except (OSError, ValueError) as error:  # network, missing repository or file, malformed id
-            raise ValueError(
-                f"{str(source)!r} is no directory, and {FILE_NAME} cannot be had from the Hub under that name: {error}"
-            ) from error
-        return read(Path(path))
+            return policy_files.read(Path(source))
+        return policy_files.download(str(source), **download)
 
     def push_to_hub(
         self,
@@ -184,20 +172,9 @@ class Policy:
         revision: str | None = None,
         commit_message: str = "Upload vlmopt policy",
     ) -> str:
-        """Upload `vlmopt_policy.json` to a Hub repository, made if missing; returns the address of the commit."""
-        from huggingface_hub import HfApi
-
-        api = HfApi(token=token)
-        repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        return str(
-            api.upload_file(
-                path_or_fileobj=self.to_json().encode(),
-                path_in_repo=FILE_NAME,
-                repo_id=repo,
-                revision=revision,
-                commit_message=commit_message,
-            )
-        )
+        """Upload what `save_pretrained` writes to a Hub repository, made if missing; returns the commit's address."""
+        commit = {"revision": revision, "commit_message": commit_message}
+        return policy_files.upload(self, repo_id, private, token, **commit)
 
 
 def entries(key: str, given: Any, kind: type) -> tuple[Any, ...]:
@@ -213,14 +190,20 @@ def entries(key: str, given: Any, kind: type) -> tuple[Any, ...]:
 def cuts(prune: Sequence[Selector]) -> list[Selector]:
     """All stages of the methods that can change something, by rising layer."""
     stages = [stage for method in prune if not method.neutral for stage in method.stages]
-    return sorted(stages, key=lambda stage: stage.layer)
+    return sorted(stages, key=order)
+
+
+def order(stage: Selector) -> tuple[int, bool]:
+    """By rising layer; before a layer, what was chosen before the vision tower comes first."""
+    return stage.layer, not stage.before_tower
 
 
 def check_stages(prune: Sequence[Selector]) -> None:
     """Selectors that contradict each other."""
-    stages = sorted((stage for method in prune for stage in method.stages), key=lambda stage: stage.layer)
+    stages = sorted((stage for method in prune for stage in method.stages), key=order)
     for first, second in pairwise(stages):
-        if first.layer == second.layer:
+        chooses_among_encoded = first.before_tower and not second.before_tower and not second.resizes_pixels
+        if first.layer == second.layer and not chooses_among_encoded:
             raise ValueError(
                 f"{first.label} and {second.label} both act before layer {first.layer}; one method per layer, move one"
             )
@@ -262,36 +245,3 @@ def check_corrections(attention: Sequence[Correction]) -> None:
                 raise ValueError(
                     f"{first.name} and {second.name} are both a kind of {first.group}, at most one acts; leave one out"
                 )
-
-
-def named(name: str) -> Policy:
-    """A preset, or the policy at a path."""
-    from .presets import presets
-
-    known = presets()
-    if name in known:
-        return known[name]
-    if name and (os.sep in name or name.endswith(".json") or Path(name).exists()):
-        return read(Path(name))
-    names = sorted(known)
-    raise ValueError(
-        f"unknown preset {name!r}{methods.near(name, names)}; presets: {', '.join(names)}. "
-        "A string may also be the path of a policy file or directory."
-    )
-
-
-def read(path: Path) -> Policy:
-    """The policy in a file, or in the `vlmopt_policy.json` of a directory; errors name the file."""
-    path = path / FILE_NAME if path.is_dir() else path
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"no policy file at {path}") from error
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as a JSON policy: {error}") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(data).__name__}")
-    try:
-        return Policy.from_dict(data)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{path}: {error}") from error

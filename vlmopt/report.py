@@ -15,6 +15,7 @@ from .seam import compat
 from .seam.ledger import Call
 from .sparsity import lines as sparse_lines
 from .sparsity import sparse_layers
+from .stages import Stage, stages
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Report:
     new_tokens: int
     decode_tokens_per_s: float | None
     peak_memory_bytes: int | None
+    tower: dict[str, int] | None  # patches "given" and "encoded", where a method chose before the tower; else None
     applied: list[dict[str, Any]]
     skipped: list[dict[str, str]]
     corrections: list[dict[str, Any]]
@@ -46,6 +48,7 @@ class Report:
     repeating: list[int] | None  # samples whose text repeats itself; None where nothing watches
     token_divergence: list[list[float]] | None  # T-VHD per sample and generated token; None where nothing traces it
     _maps: dict[int, list[VisualMap]] = field(default_factory=dict, repr=False, compare=False)
+    _stages: dict[int, list[Stage]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, call: Call) -> Report:
@@ -72,6 +75,7 @@ class Report:
             new_tokens=call.new_tokens,
             decode_tokens_per_s=call.decode_steps / decode * 1e3 if decode and call.decode_steps else None,
             peak_memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+            tower=patches(call),
             applied=applied(call),
             skipped=skipped(call),
             corrections=corrected(call),
@@ -79,6 +83,7 @@ class Report:
             repeating=None if call.tripped is None else call.tripped.nonzero()[:, 0].tolist(),
             token_divergence=torch.stack(call.divergence, 1).tolist() if call.divergence else None,
             _maps=shown,
+            _stages={row: stages(call, row) for row in shown},
         )
 
     def maps(self, row: int = 0) -> list[VisualMap]:
@@ -87,9 +92,14 @@ class Report:
             raise ValueError(f"row={row} is not in this report; it has {len(self._maps)} samples")
         return self._maps[row]
 
+    def stages(self, row: int = 0) -> list[Stage]:
+        """What every cut of sample `row` left, with maps of its own; empty where nothing was pruned."""
+        self.maps(row)
+        return self._stages[row]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, numbers and strings."""
-        return {f.name: copy.deepcopy(getattr(self, f.name)) for f in fields(self) if f.name != "_maps"}
+        return {f.name: copy.deepcopy(getattr(self, f.name)) for f in fields(self) if f.name[0] != "_"}
 
     def __str__(self) -> str:
         lines = [f"{self.family} · {self.attn_implementation} · {self.dtype} · {self.device}"]
@@ -108,6 +118,8 @@ class Report:
             + (f"; {a['source']}" if a["source"] else "")
             for a in self.applied
         ]
+        if self.tower is not None:
+            lines.append(f"tower    {self.tower['given']} patches given, {self.tower['encoded']} encoded")
         lines += corrected_lines(self.corrections) + sparse_lines(self.prefill)
         if self.repeating:
             lines.append(f"warning  the text repeats itself in samples {', '.join(map(str, self.repeating))}")
@@ -141,10 +153,16 @@ def milliseconds(call: Call) -> dict[str, float | None]:
     }
 
 
+def patches(call: Call) -> dict[str, int] | None:
+    given, encoded = (sum(run[i] for run in call.patches) for i in (0, 1))
+    return {"given": given, "encoded": encoded} if call.patches else None
+
+
 def applied(call: Call) -> list[dict[str, Any]]:
     out = []
-    for layer, method in call.session.selectors.items():
-        cuts = [cut for cut in call.cuts if cut.layer == layer]
+    for method in call.session.selectors:
+        layer = method.layer
+        cuts = [cut for cut in call.cuts if cut.layer == layer and cut.method == method.name]
         if cuts:
             before, after = sum(int(c.before.sum()) for c in cuts), sum(int(c.keep.sum()) for c in cuts)
             row = {"method": method.name, "layer": layer, "positions": method.positions}

@@ -7,6 +7,10 @@ from typing import Any
 from . import layouts, patches
 from .base import Family, Piece
 
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)
+
 _FAMILIES = (
     Family(
         "qwen2_vl",
@@ -17,6 +21,7 @@ _FAMILIES = (
         layouts.patch_grid,
         by_token=True,
         cells=patches.patch_cells,
+        image_std=CLIP_STD,
         patch_grid=True,
     ),
     Family(
@@ -28,6 +33,7 @@ _FAMILIES = (
         layouts.patch_grid,
         by_token=True,
         cells=patches.patch_cells,
+        image_std=CLIP_STD,
         patch_grid=True,
     ),
     Family(
@@ -39,6 +45,7 @@ _FAMILIES = (
         layouts.patch_grid,
         by_token=True,
         cells=patches.patch_cells,
+        image_std=HALF,
         patch_grid=True,
         frame_times=True,
     ),
@@ -51,6 +58,7 @@ _FAMILIES = (
         layouts.patch_grid,
         by_token=True,
         cells=patches.patch_cells,
+        image_std=HALF,
         patch_grid=True,
         frame_times=True,
     ),
@@ -62,6 +70,7 @@ _FAMILIES = (
         "model.multi_modal_projector",
         by_token=True,
         cells=patches.square_cells,
+        image_std=CLIP_STD,
     ),
     Family(
         "llava_next",
@@ -91,6 +100,7 @@ _FAMILIES = (
         by_token=True,
         patches=patches.shuffled,
         cells=patches.square_cells,
+        image_std=IMAGENET_STD,
     ),
     Family(
         "idefics3",
@@ -115,6 +125,7 @@ _FAMILIES = (
         "model.vision_tower",
         "model.multi_modal_projector",
         cells=patches.square_cells,
+        image_std=HALF,
     ),
     Family("gemma4", ("gemma4",), "google/gemma-4-E2B-it", "model.vision_tower", "model.embed_vision"),
     Family(
@@ -124,6 +135,7 @@ _FAMILIES = (
         "model.vision_tower",
         "model.multi_modal_projector",
         cells=patches.square_cells,
+        image_std=HALF,
     ),
     Family(
         "mistral3",

@@ -66,6 +66,7 @@ class Family:
     by_token: bool = False  # every visual token is a row of the projector's output, made from p patches of its own
     patches: Patches = lambda outer, values: values
     cells: Cells | None = None  # pixels under every token; None where they cannot be told
+    image_std: tuple[float, ...] = ()  # of the example's processor, per channel; () where it is not known
     patch_grid: bool = False  # pixels arrive as patches of any grid: pictures can be resized inside the model
     frame_times: bool = False  # a time stamp stands in the prompt before every pair of video frames
     described: bool = True

@@ -15,6 +15,12 @@ def patch_cells(pixels: Tensor, config: Any) -> Tensor:
     return pixels.view(-1, group, channels, pixels.shape[1] // channels).transpose(1, 2).flatten(2)
 
 
+def first_copy(pixels: Tensor, config: Any) -> Tensor:
+    """Patches [P, C*T*p*p] with the first of their T temporal copies alone: [P, C*p*p]."""
+    vision = config.vision_config
+    return pixels.view(len(pixels), -1, vision.temporal_patch_size, vision.patch_size**2)[:, :, 0].flatten(1)
+
+
 def square_cells(pixels: Tensor, config: Any) -> Tensor:
     """One square grid per picture or tile: [..., C, S, S] -> [B*g*g, C, (S/g)^2]; g from the tokens per picture."""
     pixels = pixels.flatten(0, -4)

@@ -72,10 +72,10 @@ def vlmopt_attention(
     if edits is not None and edits.replaces_kernel(step, query):
         return edits.run(step, None, *given, **kwargs), None
     weights = None
-    out = None if plan.sparse is None else plan.sparse.run(step, *given, **kwargs)
+    out = None if plan.sparse is None or step.ahead is not None else plan.sparse.run(step, *given, **kwargs)
     if out is None:
         out, weights = base(BaseView(module, plan.base), *given, **kwargs)
-    if reads and (count := plan.count(step)):
+    if reads and step.ahead is None and (count := plan.count(step)):
         start = step.call.clock.now()
         step.scores["rows", plan.layer] = probe_rows(module, step, count, query, key, attention_mask, **kwargs)
         step.call.scoring.append((start, step.call.clock.now()))

@@ -114,6 +114,7 @@ class Step:
     fast: bool = False  # plain decode step: layer hooks have nothing to do
     rows: dict[int, Rows] = field(default_factory=dict)  # stage -> rows
     embeds: Tensor = field(default_factory=lambda: torch.empty(0))  # [B, L, d] what the decoder was given
+    given: dict[str, Any] = field(default_factory=dict)  # its other arguments by name
     # ("rows" | "ahead", layer) -> row probe fp32 [B, H, R, L] over logical places
     scores: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     activations: dict[int, Tensor] = field(default_factory=dict)  # layer -> [B, W, m], until the cut behind it

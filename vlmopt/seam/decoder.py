@@ -49,7 +49,7 @@ class OpenStep:
         if positions is None:
             positions = torch.arange(past, past + q, device=embeds.device)[None]
         step = Step(embeds.shape[0], q, past, embeds.device, context, state, positions, call, self.session)
-        step.embeds = embeds
+        step.embeds, step.given = embeds, kwargs
         step.fast = (
             state is not None
             and context is None
@@ -69,7 +69,7 @@ class OpenStep:
 
     def warn_about_question(self, call: Call) -> None:
         """A new turn over a cache that was pruned for an earlier question."""
-        bound = sorted({method.name for method in self.session.selectors.values() if method.asks_text})
+        bound = sorted({method.name for method in self.session.selectors if method.asks_text})
         if bound:
             why = (
                 f"{', '.join(bound)} chose the cached visual tokens for an earlier question; for several turns use a "

@@ -8,12 +8,13 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from pruning import TEXT, LookAheadRows, pack, repack_positions
+from pruning import TEXT, LookAheadRows, Selector, pack, repack_positions
 
 from . import compat, masks
 from .attention import longest_question
@@ -32,6 +33,16 @@ def take_tables(tables: tuple[Tensor, ...], log: Tensor) -> tuple[Tensor, ...]:
     return tuple(masks.take_rows(table, log) for table in tables)
 
 
+@dataclass(frozen=True)
+class CutHere:
+    """One selector that acts before a layer, and the stage that it starts."""
+
+    selector: Selector
+    stage: int
+    ahead: list[LookAheadRows]
+    before: LayerHook  # this layer as the stage before the cut would run it
+
+
 class LayerHook:
     """Forward pre-hook of one decoder layer."""
 
@@ -39,19 +50,19 @@ class LayerHook:
         self.session, self.layer = session, layer
         anatomy = session.anatomy
         self.stage = session.stage_of[layer]
-        self.selector = session.selectors.get(layer)
         self.names = list(inspect.signature(type(anatomy.layers[layer]).forward).parameters)[1:]
         self.recurrent = bool(anatomy.layer_types) and anatomy.layer_types[layer] in compat.RECURRENT
         rotary = getattr(anatomy.decoder, "rotary_emb", None)
         by_type = rotary is not None and "layer_type" in inspect.signature(type(rotary).forward).parameters
         self.rotary_kind = (anatomy.layer_types[layer],) if by_type else ()
         self.key_source = shared_key_source(anatomy.attentions, layer)
-        captures = self.selector.captures if self.selector is not None else frozenset()
-        self.ahead = [need for need in captures if isinstance(need, LookAheadRows)]
-        self.before: LayerHook | None = None  # this layer as the stage before the cut would run it
-        if self.ahead:
-            self.before = copy.copy(self)
-            self.before.stage, self.before.selector = self.stage - 1, None
+        self.cuts: list[CutHere] = []
+        for stage, selector in enumerate(session.selectors, 1):
+            if selector.layer == layer:
+                ahead = [need for need in selector.captures if isinstance(need, LookAheadRows)]
+                before = copy.copy(self)
+                before.stage, before.cuts = stage - 1, []
+                self.cuts.append(CutHere(selector, stage, ahead, before))
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         step = STEP.get()
@@ -63,10 +74,11 @@ class LayerHook:
         given = dict(zip(self.names, args, strict=False)) | kwargs  # some families pass positionally
         hidden = given.pop("hidden_states")
         cache = given.get("past_key_values", given.get("past_key_value"))
-        if step.context is not None and self.selector is not None:
-            if self.ahead:
-                self.look(step, module, hidden, given, cache)
-            hidden = self.cut(step, hidden, cache)
+        for here in self.cuts:
+            if step.context is not None:
+                if here.ahead:
+                    self.look(step, here, module, hidden, given, cache)
+                hidden = self.cut(step, here, hidden, cache)
         rows = self.prepare(step, hidden, given, cache)
         if rows is None and step.state is None:
             return None
@@ -88,35 +100,35 @@ class LayerHook:
         given["attention_mask"] = self.mask(step, rows, hidden, need, sliced, given.get("attention_mask"))
         return rows
 
-    def look(self, step: Step, module: nn.Module, hidden: Tensor, given: dict[str, Any], cache: Any) -> None:
+    def look(
+        self, step: Step, here: CutHere, module: nn.Module, hidden: Tensor, given: dict[str, Any], cache: Any
+    ) -> None:
         """Rows of this very layer before its input is cut."""
-        assert self.before is not None
-        start, step.stage = step.call.clock.now(), self.stage - 1
+        start, step.stage = step.call.clock.now(), here.stage - 1
         given = dict(given)
-        self.before.prepare(step, hidden, given, cache)
-        count = max(longest_question(step) if need.rows == TEXT else int(need.rows) for need in self.ahead)
-        step.scores[score_key(self.ahead[0])] = look_ahead(step, module, self.layer, count, hidden, given)
+        here.before.prepare(step, hidden, given, cache)
+        count = max(longest_question(step) if need.rows == TEXT else int(need.rows) for need in here.ahead)
+        step.scores[score_key(here.ahead[0])] = look_ahead(step, module, self.layer, count, hidden, given)
         step.stage = self.stage
         step.call.scoring.append((start, step.call.clock.now()))
 
-    def cut(self, step: Step, hidden: Tensor, cache: Any) -> Tensor:
-        """Run the selector of this boundary and gather the rows that stay."""
+    def cut(self, step: Step, here: CutHere, hidden: Tensor, cache: Any) -> Tensor:
+        """Run one selector of this boundary and gather the rows that stay."""
         assert step.context is not None
-        assert self.selector is not None
         if reason := compat.why_fixed(cache):
             step.call.skip("pruning", reason)
             warnings.warn(reason, stacklevel=2)
             step.context = None
             return hidden
-        previous = step.rows.get(self.stage - 1)
-        before = step.current(self.stage - 1)
+        previous = step.rows.get(here.stage - 1)
+        before = step.current(here.stage - 1)
         start = step.call.clock.now()
-        keep = choose(self.session, step, self.selector, before, hidden)
+        keep = choose(self.session, step, here.selector, before, hidden)
         step.activations.clear()
         if keep is None:  # nothing to drop: the rows of the stage before go on
             step.call.scoring.append((start, step.call.clock.now()))
             if previous is not None:
-                step.rows[self.stage] = previous
+                step.rows[here.stage] = previous
             return hidden
         content = keep.content
         if before.valid is not None:
@@ -126,10 +138,10 @@ class LayerHook:
         if keep.written:
             hidden = write_merged(step, hidden, keep, before)
         if keep.dropped is not None:
-            hidden, ends = write_markers(step, hidden, keep, self.selector.marker, before)
+            hidden, ends = write_markers(self.session, step, hidden, keep, here.selector, before)
             content = content | ends
         index, valid = pack(content)
-        step.rows[self.stage] = Rows(before.log.gather(1, index), valid)
+        step.rows[here.stage] = Rows(before.log.gather(1, index), valid)
         if cache is not None and step.state is None:
             step.state = adopt(cache, self.session.lease)
         hidden = masks.take_rows(hidden, index)

@@ -74,6 +74,7 @@ class Call:
     contexts: list[VisualContext] = field(default_factory=list)
     cuts: list[Cut] = field(default_factory=list)
     vision: list[tuple[Any, Any]] = field(default_factory=list)
+    patches: list[tuple[int, int]] = field(default_factory=list)  # (given, encoded) per run of the tower
     scoring: list[tuple[Any, Any]] = field(default_factory=list)
     probing: list[tuple[Any, Any]] = field(default_factory=list)  # the share of scoring that ran inside the tower
     prefill: list[tuple[Any, Any]] = field(default_factory=list)

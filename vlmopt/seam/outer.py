@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..families.base import Piece
-from . import resize
+from . import resize, tower
 from .context import VisualContext, VisualSpan
 from .encoder import Encoded
 
@@ -38,13 +38,15 @@ class Features:
 
     pieces: dict[str, list[Piece]] = field(default_factory=dict)
     encoded: Encoded = field(default_factory=Encoded)
-    pixels: list[Tensor] = field(default_factory=list)  # only where a method reads them
+    pixels: dict[str, list[Tensor]] = field(default_factory=dict)  # per modality, only where a method reads them
+    novelty: dict[str, list[Tensor]] = field(default_factory=dict)  # per modality, before the tower
+    given: list[tuple[str, Callable[..., Any], dict[str, Any]]] = field(default_factory=list)  # calls, for a first pass
+    plan: tower.TowerPlan | None = None  # while the tower runs on some of its patches
     depth: int = 0  # a video function may call the image function
 
     def clear(self) -> None:
-        self.pieces.clear()
-        self.encoded.clear()
-        self.pixels.clear()
+        for store in (self.pieces, self.encoded, self.pixels, self.novelty, self.given):
+            store.clear()
 
 
 def by_name(signature: inspect.Signature, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -55,7 +57,7 @@ def by_name(signature: inspect.Signature, *args: Any, **kwargs: Any) -> dict[str
 
 
 class FeatureProbe:
-    """Stands in for a bound `get_image_features`; records lengths and grids, times the tower, resizes pixels."""
+    """Stands in for a bound `get_image_features`; records lengths and grids, times the tower, changes its pixels."""
 
     def __init__(self, session: Session, modality: str, original: Callable[..., Any]) -> None:
         self.session, self.modality, self.original = session, modality, original
@@ -71,9 +73,13 @@ class FeatureProbe:
         call.features.depth += 1
         given = bound.get(PIXELS[self.modality], bound.get("pixel_values"))
         if self.session.reads_pixels and given is not None:
-            call.features.pixels.append(given)
+            call.features.pixels.setdefault(self.modality, []).append(given)
+        if self.session.first_passes and given is not None:
+            call.features.given.append((self.modality, self.original, bound))
         try:
-            plan = resize.plan_for(self.session, self.modality, bound)
+            plan = resize.plan_for(self.session, self.modality, bound) or tower.plan_for(
+                self.session, self.modality, bound
+            )
             if plan is None:
                 out = self.original(*args, **kwargs)
                 lengths = feature_lengths(out)
@@ -111,6 +117,7 @@ class OuterHook:
         call = self.session.open_forward_call()
         if any(name.startswith("pixel_values") and value is not None for name, value in bound.items()):
             call.features.clear()  # this forward encodes by itself, in older releases at every uncached step
+            call.patches.clear()
         mask = bound.get("attention_mask")
         ids = bound.get("input_ids")
         call.outer = OuterArguments(

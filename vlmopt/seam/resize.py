@@ -38,17 +38,7 @@ class ResizePlan:
             torch.cat([grid_cells(*f[1:], *s[1:]) + t * f[1] * f[2] for t in range(f[0])])
             for f, s in zip(self.full.tolist(), self.small.tolist(), strict=False)
         ]
-        if hasattr(out, "pooler_output"):
-            out.pooler_output = tuple(self.spread(list(out.pooler_output), cells))
-            if getattr(out, "deepstack_features", None) is not None:
-                out.deepstack_features = [self.spread_level(x, cells) for x in out.deepstack_features]
-            return out, self.lengths
-        if len(out) == 2 and isinstance(out[1], list):  # up to 4.57: (embeds, deepstack)
-            return (
-                tuple(self.spread(list(out[0]), cells)),
-                [self.spread_level(x, cells) for x in out[1]],
-            ), self.lengths
-        return tuple(self.spread(list(out), cells)), self.lengths
+        return changed(out, [len(c) for c in cells], lambda items: self.spread(items, cells)), self.lengths
 
     def spread(self, items: list[Tensor], cells: list[Tensor]) -> list[Tensor]:
         return [
@@ -56,24 +46,59 @@ class ResizePlan:
             for x, c, n in zip(items, cells, self.lengths, strict=False)
         ]
 
-    def spread_level(self, level: Any, cells: list[Tensor]) -> Any:
+
+def changed(out: Any, lengths: list[int], change: Callable[[list[Tensor]], list[Tensor]]) -> Any:
+    """What a feature function of a Qwen model returned, in any of its shapes across versions, with changed features.
+
+    Args:
+        lengths: tokens per picture. change: features per picture [n, d] -> features per picture.
+    """
+
+    def level(features: Any) -> Any:
         """One DeepStack level: a tensor over all pictures, or one tensor per picture, depending on the release."""
-        if isinstance(level, Tensor):
-            return torch.cat(self.spread(list(level.split([len(c) for c in cells])), cells))
-        return type(level)(self.spread(list(level), cells))
+        if isinstance(features, Tensor):
+            return torch.cat(change(list(features.split(lengths))))
+        return type(features)(change(list(features)))
+
+    if hasattr(out, "pooler_output"):
+        out.pooler_output = tuple(change(list(out.pooler_output)))
+        if getattr(out, "deepstack_features", None) is not None:
+            out.deepstack_features = [level(x) for x in out.deepstack_features]
+        return out
+    if len(out) == 2 and isinstance(out[1], list):  # up to 4.57: (embeds, deepstack)
+        return tuple(change(list(out[0]))), [level(x) for x in out[1]]
+    return tuple(change(list(out)))
+
+
+def levels(out: Any, lengths: list[int]) -> list[list[Tensor]]:
+    """Features per picture [n, d] of what a feature function returned, and those of every DeepStack level."""
+    found: list[list[Tensor]] = []
+
+    def keep(items: list[Tensor]) -> list[Tensor]:
+        found.append(items)
+        return items
+
+    changed(out, lengths, keep)
+    return found
 
 
 def plan_for(session: Session, modality: str, bound: dict[str, Any]) -> ResizePlan | None:
     """How to resize the pixels of this call; None when the policy does not resize."""
-    method = session.resizer
-    pixels, grid = ARGUMENTS[modality]
-    if method is None or bound.get(pixels) is None or bound.get(grid) is None:
+    if session.resizer is None or any(bound.get(name) is None for name in ARGUMENTS[modality]):
         return None
+    return smaller(session, modality, bound, session.resizer.grid)
+
+
+def smaller(
+    session: Session, modality: str, bound: dict[str, Any], grid_of: Callable[[int, int, int], tuple[int, int]]
+) -> ResizePlan:
+    """The pixels of this call at the size (h, w) that `grid_of` gives for each (t, h, w), in merged cells."""
+    pixels, grid = ARGUMENTS[modality]
     vision = session.model.config.vision_config
     merge = vision.spatial_merge_size
     patches = bound[grid].cpu()
     full = patches // torch.tensor([1, merge, merge])
-    small = torch.tensor([[t, *method.grid(t, h, w)] for t, h, w in full.tolist()])
+    small = torch.tensor([[t, *grid_of(t, h, w)] for t, h, w in full.tolist()])
     resized = resize_patches(
         bound[pixels],
         patches,

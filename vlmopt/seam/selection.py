@@ -135,20 +135,27 @@ def write_merged(step: Step, hidden: Tensor, keep: Keep, rows: Rows) -> Tensor:
     return hidden
 
 
-def write_markers(step: Step, hidden: Tensor, keep: Keep, kind: str, rows: Rows) -> tuple[Tensor, Tensor]:
+def write_markers(
+    session: Session, step: Step, hidden: Tensor, keep: Keep, selector: Selector, rows: Rows
+) -> tuple[Tensor, Tensor]:
     """PosPad: the last slot of every dropped run carries one marker embedding at its own position.
 
-    FocusUI (arXiv 2601.03928), training-free surrogate. Returns the hidden states and Bool[B, W], the marker slots.
+    FocusUI (arXiv 2601.03928), whose trained embedding or a training-free surrogate. Returns the hidden states and
+    Bool[B, W], the marker slots.
     """
     assert keep.dropped is not None
     assert step.context is not None
     ends = run_ends(keep.dropped, keep.span)
-    if kind == "mean":
+    if selector.marker == "trained":
+        marker = session.trained[str(selector.marker_source)].marker
+        assert marker is not None
+        hidden = torch.where(ends.to(hidden.device)[..., None], marker.to(hidden), hidden)
+    elif selector.marker == "mean":
         means = run_mean(hidden, keep.dropped.to(hidden.device), keep.span.to(hidden.device))
         hidden = torch.where(ends.to(hidden.device)[..., None], means, hidden)
-    marker = torch.zeros_like(step.context.visual).scatter(1, rows.log, ends)
-    step.marker = marker if step.marker is None else step.marker | marker
-    step.call.cuts[-1].markers = marker
+    where = torch.zeros_like(step.context.visual).scatter(1, rows.log, ends)
+    step.marker = where if step.marker is None else step.marker | where
+    step.call.cuts[-1].markers = where
     return hidden, ends
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import Token
 from typing import Any
 
@@ -11,11 +11,22 @@ import torch
 from torch import nn
 
 from attention_fix import Correction
-from pruning import Activations, AttentionRows, Pixels, Projector, Selector, TwoLayers, VisionAttention, VisionKeys
+from pruning import (
+    Activations,
+    AttentionRows,
+    FirstPassRows,
+    Pixels,
+    Projector,
+    Selector,
+    TwoLayers,
+    VisionAttention,
+    VisionKeys,
+)
 
 from ..families import family_of
 from ..policy import Policy
-from . import attention, encoder, sparse
+from ..scorers import TrainedScorer
+from . import attention, encoder, first_pass, sparse, tower
 from .activations import ActivationHook, last_linear
 from .context import CALL, Lease
 from .correct import Record
@@ -34,21 +45,26 @@ ATTRIBUTE = "_vlmopt"
 class Session:
     """Everything `optimize` put on one model. Hooks are objects, not closures, so that deepcopy copies them."""
 
-    def __init__(self, model: nn.Module, policy: Policy, anatomy: Anatomy) -> None:
+    def __init__(
+        self, model: nn.Module, policy: Policy, anatomy: Anatomy, trained: Mapping[str, TrainedScorer] | None = None
+    ) -> None:
         self.model: Any = model
         self.policy, self.anatomy = policy, anatomy
+        self.trained = dict(trained or {})  # by source
         self.family = family_of(model.config)
         active: list[Selector] = policy.active
-        self.selectors: dict[int, Selector] = {method.layer: method for method in active}
-        self.stage_of = [sum(layer <= i for layer in self.selectors) for i in range(len(anatomy.layers))]
+        self.selectors = tuple(active)  # the k-th cut starts stage k + 1
+        self.stage_of = [sum(method.layer <= i for method in active) for i in range(len(anatomy.layers))]
         self.repack = any(method.positions == "repack" for method in active)
         self.resizer: Any = next((method for method in active if method.resizes_pixels), None)
+        self.before_tower: Any = next((method for method in active if method.before_tower), None)
         self.sparse = policy.prefill if policy.prefill is not None and not policy.prefill.neutral else None
         self.corrections = Corrections(self) if policy.corrections or self.sparse else None  # also keeps the marks
         captures = {need for method in active for need in method.captures}
         captures |= self.corrections.signals() if self.corrections is not None else set()
         self.captures = sorted(captures, key=repr)  # a fixed order, so that two sessions install alike
-        self.reads_pixels = Pixels() in captures
+        self.reads_pixels = any(isinstance(need, Pixels) for need in captures)
+        self.first_passes = any(isinstance(need, FirstPassRows) for need in captures)
         self.tower_depth = 0
         self._layers: tuple[list[Any], TwoLayers | None] | None = None
         self.lease = Lease()
@@ -89,6 +105,8 @@ class Session:
         for need in self.captures:
             if isinstance(need, AttentionRows):
                 attention.install(self, need)
+            elif isinstance(need, FirstPassRows):
+                first_pass.install(self, need)
             elif isinstance(need, Activations):
                 linear = last_linear(anatomy.layers[need.layer])
                 assert linear is not None
@@ -98,6 +116,8 @@ class Session:
         if any(isinstance(need, (Projector, VisionAttention, VisionKeys)) for need in self.captures):
             projector = encoder.part(anatomy.outer, self.family.projector)
             self.hook(projector.register_forward_hook(encoder.ProjectorHook(self), with_kwargs=True))
+        if self.before_tower is not None:
+            tower.install(self)  # behind the probes, which read what the tower really ran on
 
     def set_attribute(self, module: nn.Module, name: str, value: Any) -> None:
         """An instance attribute over a class attribute (or over somebody else's instance attribute)."""

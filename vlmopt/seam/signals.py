@@ -17,9 +17,12 @@ from pruning.signals import (
     TEXT,
     Activations,
     AttentionRows,
+    FirstPassRows,
     HiddenStates,
     LookAheadRows,
+    Novelty,
     Pixels,
+    PixelScale,
     Projector,
     ProjectorCall,
     Signal,
@@ -27,8 +30,10 @@ from pruning.signals import (
     VisionAttention,
     VisionKeys,
     VisualEmbeds,
+    Weights,
 )
 
+from . import cells, first_pass
 from .context import Step
 from .encoder import Encoded, part
 
@@ -64,6 +69,8 @@ def missing(step: Step, needs: frozenset[Signal], asks_text: bool) -> str | None
     for need in needs:
         if isinstance(need, AttentionRows) and score_key(need) not in step.scores:
             return f"no attention rows of layer {need.layer} in this step"
+        if isinstance(need, FirstPassRows) and (reason := first_pass.why_not(step)):
+            return reason
         if isinstance(need, Activations) and need.layer not in step.activations:
             return f"no feed-forward activations of layer {need.layer} in this step"
         if isinstance(need, (Projector, VisionAttention, VisionKeys)):
@@ -73,6 +80,8 @@ def missing(step: Step, needs: frozenset[Signal], asks_text: bool) -> str | None
                 return "this model changes the projector's output before the LLM, so tokens have no row of their own"
         if isinstance(need, Pixels) and not step.call.features.pixels:
             return "no pixels came with this call (features were computed before)"
+        if isinstance(need, Novelty) and not (step.call.features.novelty and step.context.grouped):  # type: ignore[union-attr]
+            return "the vision tower did not run in this call, or its pictures cannot be told apart in the prompt"
     return None
 
 
@@ -201,37 +210,23 @@ def block(need: VisionAttention | VisionKeys, at: Place) -> int:
     return need.layer % at.session.tower_depth
 
 
-def pixels(need: Pixels, at: Place) -> Tensor:
-    """Pixels under every token of the sample's spans, in the order of their cells."""
-    context, store = at.step.context, at.step.call.features.pixels
-    assert context is not None
-
-    def spread() -> Tensor:
-        of_family = at.session.family.cells
-        assert of_family is not None
-        cells = torch.cat([of_family(p, at.session.model.config).float() for p in store])
-        full = cells.new_full((context.visual.shape[0], at.step.q, *cells.shape[1:]), float("nan"))
-        start = 0
-        for first in range(0, context.visual.shape[0], context.expand):
-            for span in (s for s in context.spans if s.row == first):
-                patches = span.index[(span.coords >= 0).all(1).to(span.index.device)]
-                for row in range(first, first + context.expand):
-                    full[row, patches] = cells[start : start + len(patches)]
-                start += len(patches)
-        return full
-
-    full = at.step.remember(("pixels",), None, spread)
-    return full[at.row, at.logical.to(full.device)]
+def weights(need: Weights, at: Place) -> Any:
+    """Follows the embeddings to their device, where the model was moved after it was optimized."""
+    return at.session.trained[need.source].scorer.to(at.step.embeds.device)
 
 
 READERS: dict[type[Signal], Callable[[Any, Place], Any]] = {
     AttentionRows: attention_rows,
     LookAheadRows: attention_rows,
+    FirstPassRows: first_pass.first_pass_rows,
     VisualEmbeds: visual_embeds,
     TextEmbeds: text_embeds,
     HiddenStates: hidden_states,
     Activations: activations,
-    Pixels: pixels,
+    Pixels: cells.pixels,
+    PixelScale: cells.pixel_scale,
+    Weights: weights,
+    Novelty: cells.novelty,
     Projector: projector,
     VisionAttention: vision_attention,
     VisionKeys: vision_keys,

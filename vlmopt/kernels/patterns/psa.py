@@ -121,7 +121,7 @@ def coarsest_level(prefill: Prefill, block: int, likeness: dict[int, float]) -> 
     alike = real[:, None]  # [B, 1, N]
     level = torch.ones(prefill.batch, prefill.k.shape[1], whole, dtype=torch.long, device=prefill.device)
     for stand, least in likeness.items():
-        groups = prefill.k[:, :, : whole * block].unflatten(2, (whole, -1, stand))
+        groups = prefill.k[:, :, : whole * block].unflatten(2, (whole, block // stand, stand))
         cosine = cosine_similarity(groups[..., 0, :].float(), groups[..., -1, :].float(), -1).mean(-1)
         alike = alike & (cosine > least)
         level = level.masked_fill(alike, stand)

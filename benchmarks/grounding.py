@@ -1,0 +1,197 @@
+"""Does a click survive pruning? Share of answers whose point lies inside the target's box, on screens.
+
+Generated screens are those of `vlmopt.worlds`; real ones are windows of web pages that Chromium rendered, from pages
+that were held out of training. Every selector at every budget, with plain positions ("keep") and with one marker per
+dropped run ("pospad": the trained marker where tokens leave before the LLM, the mean of the run inside it); renumbering
+is not defined for M-RoPE. Random and resize stand beside every method. Figures of the small bundled checkpoint say
+nothing about real models.
+
+    python benchmarks/grounding.py                 # most of an hour on two cores
+    python benchmarks/grounding.py --targets 100 --keep 0.3
+    python benchmarks/grounding.py --tables        # Markdown of the newest results
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+import vlmopt
+from common import RESULTS, append
+from pruning import DivPrune, FastV, FirstPass, FocusUI, InstructionSimilarity, Random, Resize, UIGraph
+from vlmopt.metrics import mcnemar, wilson
+from vlmopt.prompt import chat
+from vlmopt.training.evaluate import correct
+from vlmopt.worlds import Question, screen
+from vlmopt.worlds.base import Box
+from vlmopt.worlds.words import CELL, LABELS
+
+CHECKPOINT = "tiny-qwen"
+SCREENS = Path(__file__).parent / "screens"
+KEEP = (0.5, 0.3, 0.1)
+SIDE = 224  # pixels of a window
+FIRST_SEED = 630_000_000  # no training picture has it
+BATCH = 64
+NEW_TOKENS = 8  # "(105, 49)" and the end
+
+
+@dataclass(frozen=True)
+class Target:
+    """A picture, what to click, and where that is."""
+
+    image: Image.Image
+    question: Question
+    sort: str  # "generated", "real text", "real icon"
+
+
+def generated(count: int) -> list[Target]:
+    """The first click question of each of `count` drawn screens."""
+    targets: list[Target] = []
+    seed = FIRST_SEED
+    while len(targets) < count:
+        world = screen(seed, (SIDE, SIDE))
+        question = next((q for q in world.questions if q.kind == "click"), None)
+        if question is not None:
+            targets.append(Target(world.image, question, "generated"))
+        seed += 1
+    return targets
+
+
+def real(count: int) -> list[Target]:
+    """Windows of held-out pages, each around one target whose name the checkpoint can read, at a place drawn by lot."""
+    entries = json.loads((SCREENS / "held-out_web.json").read_text(encoding="utf-8"))
+    known = {f"Click {label}." for label in LABELS}
+    fitting = [e for e in entries if e["instruction"] in known and max(e["bbox"][2:]) < SIDE]
+    random.Random(FIRST_SEED).shuffle(fitting)
+    return [window(entry, number) for number, entry in enumerate(fitting[:count])]
+
+
+def window(entry: dict[str, Any], seed: int) -> Target:
+    """A window that begins where cells do, as the training's do."""
+    page = Image.open(SCREENS / entry["img_filename"]).convert("RGB")
+    x, y, width, height = entry["bbox"]
+    rng = random.Random(f"window/{seed}")
+    left, top = start(rng, x, width, page.width), start(rng, y, height, page.height)
+    box: Box = (round(x - left), round(y - top), round(x - left + width), round(y - top + height))
+    image = page.crop((left, top, left + SIDE, top + SIDE))
+    return Target(image, Question(entry["instruction"], "", "click", box), f"real {entry['data_type']}")
+
+
+def start(rng: random.Random, low: float, length: float, whole: int) -> int:
+    first = -(-max(0, int(low + length) + 1 - SIDE) // CELL)
+    return CELL * rng.randint(first, max(first, min(int(low), whole - SIDE) // CELL))
+
+
+def variants(keep_ratio: float) -> dict[str, Any]:
+    """Policies by "method, positions" at one budget."""
+    before: dict[str, Any] = {
+        "random": Random(keep_ratio=keep_ratio),
+        "div_prune": DivPrune(keep_ratio=keep_ratio),
+        "ui_graph": UIGraph(keep_ratio=keep_ratio),
+        "instruction_similarity": InstructionSimilarity(keep_ratio=keep_ratio),
+        "first_pass": FirstPass(keep_ratio=keep_ratio),
+    }
+    cells: dict[str, Any] = {"resize, keep": Resize(keep_ratio=keep_ratio)}
+    for name, method in before.items():
+        cells[f"{name}, keep"] = method
+        cells[f"{name}, pospad"] = replace(method, positions="pospad", marker="trained", marker_from=CHECKPOINT)
+    for positions in ("keep", "pospad"):
+        cells[f"fastv, {positions}"] = FastV(keep_ratio=keep_ratio, layer=2, positions=positions)
+    cells["focus_ui, keep"] = FocusUI(keep_ratio=keep_ratio, scorer=CHECKPOINT, positions="keep", marker="mean")
+    cells["focus_ui, pospad, mean"] = FocusUI(keep_ratio=keep_ratio, scorer=CHECKPOINT, marker="mean")
+    cells["focus_ui, pospad"] = FocusUI(keep_ratio=keep_ratio, scorer=CHECKPOINT)
+    return cells
+
+
+@torch.inference_mode()
+def marks(model: Any, processor: Any, targets: Sequence[Target], policy: Any) -> tuple[list[bool], dict[str, float]]:
+    """Which targets were hit, and means per target of tokens kept and markers."""
+    hit: list[bool] = []
+    kept = markers = 0
+    with vlmopt.optimized(model, policy):
+        for start in range(0, len(targets), BATCH):
+            part = targets[start : start + BATCH]
+            inputs = processor(
+                text=[chat(processor, "image", 1, target.question.text) for target in part],
+                images=[[target.image] for target in part],
+                return_tensors="pt",
+                padding=True,
+            )
+            out = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
+            texts = processor.tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            hit += [correct(target.question, text.strip()) for target, text in zip(part, texts, strict=True)]
+            samples = vlmopt.report(model).samples
+            kept += sum(sample["visual_tokens_kept"] for sample in samples)
+            markers += sum(sample["markers"] for sample in samples)
+    return hit, {"kept": kept / len(targets), "markers": markers / len(targets)}
+
+
+def run(options: argparse.Namespace) -> None:
+    model, processor = vlmopt.load_checkpoint(CHECKPOINT)
+    plan = [(1.0, "dense", "dense")]
+    plan += [(keep, name, policy) for keep in options.keep for name, policy in variants(keep).items()]
+    for part, targets in {"generated": generated(options.targets), "real": real(options.targets)}.items():
+        dense: list[bool] = []
+        rows = []
+        for keep_ratio, name, policy in tqdm(plan, desc=f"{part}, {len(targets)} targets"):
+            hit, tokens = marks(model, processor, targets, policy)
+            dense = dense or hit
+            rows.append({"method": name, "keep_ratio": keep_ratio, **tokens, **summed(targets, hit, dense)})
+            tqdm.write(f"{part:10s} {keep_ratio:4.2f} {name:32s} {percent(rows[-1])}")
+        append("grounding", {"checkpoint": CHECKPOINT, "targets": part, "of": len(targets), "rows": rows})
+
+
+def summed(targets: Sequence[Target], hit: Sequence[bool], dense: Sequence[bool]) -> dict[str, Any]:
+    sorts = sorted({target.sort for target in targets})
+    by_sort = {s: [h for h, target in zip(hit, targets, strict=True) if target.sort == s] for s in sorts}
+    return {
+        "accuracy": sum(hit) / len(hit),
+        "interval": wilson(sum(hit), len(hit)),
+        "by_sort": {sort: [sum(marks), len(marks)] for sort, marks in by_sort.items()},
+        "p_against_dense": mcnemar(dense, hit).p,
+    }
+
+
+def tables() -> None:
+    """Markdown: methods down, budgets across, of the newest run on each kind of screens."""
+    newest: dict[str, dict[str, Any]] = {}
+    for text in (RESULTS / "grounding.jsonl").read_text(encoding="utf-8").splitlines():
+        record = json.loads(text)
+        newest[record["targets"]] = record
+    for part, record in newest.items():
+        cells = {(row["method"], row["keep_ratio"]): row for row in record["rows"]}
+        ratios = sorted({keep for name, keep in cells if name != "dense"}, reverse=True)
+        print(f"\n**{part} screens, {record['of']} targets, dense {percent(cells['dense', 1.0])}**\n")
+        shown = " | ".join(f"{keep:g}" for keep in ratios)
+        print(f"| method, positions | {shown} | markers at {ratios[-1]:g} |")
+        print("|---|" + "---|" * (len(ratios) + 1))
+        for name in dict.fromkeys(name for name, _ in cells if name != "dense"):
+            mine = [cells[name, keep] for keep in ratios]
+            print(f"| {name} | " + " | ".join(map(percent, mine)) + f" | {mine[-1]['markers']:.0f} |")
+
+
+def percent(row: dict[str, Any]) -> str:
+    low, high = row["interval"]
+    return f"{100 * row['accuracy']:.1f} ± {50 * (high - low):.1f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--targets", type=int, default=500, help="of each kind")
+    parser.add_argument("--keep", type=float, nargs="+", default=list(KEEP))
+    parser.add_argument("--tables", action="store_true", help="print Markdown of what was measured, and stop")
+    options = parser.parse_args()
+    tables() if options.tables else run(options)
+
+
+if __name__ == "__main__":
+    main()

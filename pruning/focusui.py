@@ -1,0 +1,118 @@
+"""FocusUI: cells of a screenshot that the instruction is about, by a trained scorer; and a stand-in without training.
+
+FocusUI: Efficient UI Grounding via Position-Preserving Visual Token Selection (arXiv 2601.03928).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from method_kit.settings import setting
+
+from .base import MARKERS, POSITIONS, ScoreSelector, register
+from .shuffled import Shuffled
+from .signals import Pixels, PixelScale, Signal, TextEmbeds, VisualEmbeds, Weights
+from .similarity import POOLING, pooled, rank
+from .tokens import VisualTokens
+from .ui_graph import WEIGHTINGS, graph_of
+
+
+@register("focus_ui")
+@dataclass(frozen=True, kw_only=True)
+class FocusUI(Shuffled, ScoreSelector):
+    """Cells that a small trained network finds most related to the instruction, with a trained marker per dropped run.
+
+    FocusUI (arXiv 2601.03928). Each picture is scored by itself. The paper tokenises the bare instruction apart; here
+    the scorer reads all text behind the last picture, the turn's closing tokens of the chat template among them, in
+    training as in use: an instruction before the picture goes unread. Equal scores are drawn by lot.
+    """
+
+    reads = "embeddings"
+    asks_text = True
+
+    scorer: str | None = setting(
+        None, "The trained scorer, always given: a bundled checkpoint, directory or Hub id; it fits one model.", "str"
+    )
+    layer: int = setting(0, "Always 0: tokens leave before the LLM.", "int", min=0, max=0)
+    positions: str = setting(
+        "pospad",
+        "keep: original positions with gaps; repack: renumbered, 1-D RoPE only; pospad: one marker per dropped run.",
+        "str",
+        choices=POSITIONS,
+    )
+    marker: str = setting(
+        "trained",
+        "Embedding of a pospad marker: the one trained with the scorer, the mean or the last token of the run.",
+        "str",
+        choices=MARKERS,
+    )
+
+    def __post_init__(self) -> None:
+        if not self.scorer:
+            raise ValueError(
+                f"{self.label}: give scorer, a bundled checkpoint's name, a directory or a Hub id; without a "
+                "trained one use instruction_similarity"
+            )
+        super().__post_init__()
+
+    @property
+    def trained(self) -> Weights:
+        """The scorer as a signal."""
+        return Weights(str(self.scorer))
+
+    @property
+    def needs(self) -> frozenset[Signal]:
+        return frozenset({VisualEmbeds(), TextEmbeds(), self.trained})
+
+    @property
+    def marker_source(self) -> str | None:
+        return self.marker_from or self.scorer
+
+    @property
+    def source(self) -> str | None:
+        return f"scorer {self.scorer}"
+
+    def score(self, tokens: VisualTokens) -> Tensor:
+        visual, text = tokens.signals[VisualEmbeds()], tokens.signals[TextEmbeds()]
+        if not len(text):
+            raise ValueError(
+                f"{self.label}: no text behind the last visual token; put the instruction after the picture, or use "
+                "ui_graph, which reads none"
+            )
+        return tokens.signals[self.trained](visual, text)
+
+
+@register("instruction_similarity")
+@dataclass(frozen=True, kw_only=True)
+class InstructionSimilarity(Shuffled, ScoreSelector):
+    """Cells whose embeddings resemble those of the instruction, mixed with the UI graph. Needs no training.
+
+    Our stand-in for the trained scorer of FocusUI (arXiv 2601.03928), not validated there: alpha times the rank (0..1)
+    of the cosine between a cell, less the mean of all cells, and the instruction, plus 1 - alpha times the UI-graph
+    score. Without text behind the last picture the graph alone decides. Closing tokens of the chat template are text.
+    """
+
+    reads = "embeddings, pixels"
+    asks_text = True
+
+    layer: int = setting(0, "Always 0: tokens leave before the LLM.", "int", min=0, max=0)
+    alpha: float = setting(0.8, "Weight of the similarity against the UI graph.", "float", min=0, max=1)
+    pooling: str = setting("mean", "Over the words of the instruction: mean or max.", "str", choices=POOLING)
+    weighting: str = setting("log", "That of the UI graph.", "str", choices=WEIGHTINGS)
+
+    @property
+    def needs(self) -> frozenset[Signal]:
+        return frozenset({VisualEmbeds(), TextEmbeds(), Pixels(repeated=False), PixelScale()})
+
+    def score(self, tokens: VisualTokens) -> Tensor:
+        graph = graph_of(tokens, weighting=self.weighting)
+        text = tokens.signals[TextEmbeds()]
+        if not len(text):
+            return graph
+        cells = tokens.signals[VisualEmbeds()].float()
+        cells = normalize(cells - cells.mean(0), dim=1)
+        alike = pooled(cells, normalize(text.float(), dim=1), self.pooling)
+        return self.alpha * rank(alike) + (1 - self.alpha) * graph

@@ -107,11 +107,13 @@ class Packer:
             lambda text: tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
         )
 
-    def draw(self, first: int, count: int, *, objects: int, questions: int) -> list[World]:
+    def draw(
+        self, first: int, count: int, *, objects: int, questions: int, size: tuple[int, int] | None = None
+    ) -> list[World]:
         """`count` pictures from number `first` on: half scenes, half screens, one size, up to `objects` things."""
         rng = random.Random(f"draw/{first}")
         sizes = self.architecture.sizes
-        size = rng.choices(list(sizes), list(sizes.values()))[0]
+        size = size or rng.choices(list(sizes), list(sizes.values()))[0]
         return [
             scene(FIRST_TRAINING_SEED + seed, size, shapes=rng.randint(1, min(objects, 6)), questions=questions)
             if seed % 2

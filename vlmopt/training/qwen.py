@@ -108,9 +108,9 @@ def patches(worlds: list[World]) -> tuple[torch.Tensor, torch.Tensor]:
 
 QWEN = Qwen(
     sizes={(224, 224): 0.7, (280, 196): 0.15, (196, 280): 0.15},
-    steps={"tower": 2400, "language": 1000, "joint": 500, "prior": 400},
-    rates={"tower": 4e-3, "language": 4e-3, "joint": 2e-3, "prior": 1e-3},
-    cooldowns={"tower": 0.25, "language": 0.25, "joint": 0.8, "prior": 0.8},
+    steps={"tower": 2400, "language": 1000, "joint": 500, "prior": 400, "type": 900, "web": 350},
+    rates={"tower": 4e-3, "language": 4e-3, "joint": 2e-3, "prior": 1e-3, "type": 3e-3, "web": 1e-3},
+    cooldowns={"tower": 0.25, "language": 0.25, "joint": 0.8, "prior": 0.8, "type": 0.5, "web": 0.8},
     probed_layer=1,
     pointing=Pointing(layer=3, head=0),
 )

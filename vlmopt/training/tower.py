@@ -39,7 +39,7 @@ def dense_loss(
 ) -> Marked:
     """tokens [b, cells, d], slots [2 or 4, b, cells] -> loss, and hits per kind of word on object cells."""
     tokens = tokens.float()
-    objects = (slots[1] >= 0) & (slots[1] != SECOND_SLOT.index(BACKGROUND))
+    objects = (slots[0] >= 0) | (slots[1] >= 0) & (slots[1] != SECOND_SLOT.index(BACKGROUND))
     weight = torch.where(objects, 1.0, BACKGROUND_WEIGHT)
     loss = tokens.new_zeros(())
     counts: Counts = {}

@@ -1,8 +1,8 @@
 """Train a bundled checkpoint from scratch: `python -m vlmopt.training.worlds --out DIR --architecture qwen|llava`.
 
 The tower and the language model are trained apart, against the same frozen word embeddings, then together on rendered
-pictures; last, the language model learns what usually goes together. Every stage resumes from DIR, and the finished
-checkpoint is written to DIR/checkpoint.
+pictures; then the language model learns what usually goes together; last, `qwen` learns to read web pages, which a
+Chromium renders. Every stage resumes from DIR, and the finished checkpoint is written to DIR/checkpoint.
 """
 
 from __future__ import annotations
@@ -26,18 +26,26 @@ from .llava import LLAVA
 from .loop import Loop, Schedule, restore
 from .prior import PriorStage
 from .qwen import QWEN
+from .sheets import sheets
 from .tower import TowerStage
+from .type import SIZE, TypeStage
 from .vocabulary import build_tokenizer
+from .web import WebStage
+from .windows import Windows, make, windows
 
 SEED = 0
 ARCHITECTURES: dict[str, Architecture] = {"qwen": QWEN, "llava": LLAVA}
-STAGES = ("tower", "language", "joint", "prior", "export")
-BATCH = {"tower": 16, "language": 32, "joint": 24, "prior": 24}  # pictures a step, shared among the workers
-START = {"tower": 0, "language": 0, "joint": 1_000_000, "prior": 2_000_000}  # number of a stage's first picture
+STAGES = ("tower", "language", "joint", "prior", "type", "web", "export")
+# Pictures a step, shared among the workers.
+BATCH = {"tower": 16, "language": 32, "joint": 24, "prior": 24, "type": 24, "web": 24}
+# Number of a stage's first picture.
+START = {"tower": 0, "language": 0, "joint": 1_000_000, "prior": 2_000_000, "type": 3_000_000, "web": 4_000_000}
 MODULE = "vlmopt.training.worlds"
+SHEET = {SIZE: 1.0}
 # Spares the page faults of large tensors, which glibc hands back to the system whenever they are freed.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**33), "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_ARENA_MAX": "1"}
-AVERAGE = {"joint": 0.995, "prior": 0.98}  # of the weights
+AVERAGE = {"joint": 0.995, "prior": 0.98, "type": 0.98, "web": 0.98}  # of the weights
+SHEETS, WINDOWS = 4_000, 4_000  # rendered pictures, drawn from again and again
 
 
 class Trainer:
@@ -76,13 +84,30 @@ class Trainer:
         stage = PriorStage(self.model, reader, packer, self._share("prior"))
         self._loop("prior", {"reader": reader}).run(stage)
 
+    def type(self) -> None:
+        restore(self.out / "joint.pt", {"visual": self.visual})
+        stage = TypeStage(self.model, self.packer, self._share("type"), Windows(self.out / "sheets", SHEET))
+        self._loop("type", {"visual": self.visual}).run(stage)
+
+    def web(self) -> None:
+        restore(self.out / "type.pt", {"visual": self.visual})
+        restore(self.out / "joint.pt", {"reader": self.reader})
+        restore(self.out / "prior.pt", {"reader": self.reader})
+        packer = Packer(self.tokenizer, replace(self.architecture, probed_layer=None))
+        reader = Reader(self.model, packer)
+        seen = Windows(self.out / "windows", self.architecture.sizes)
+        stage = WebStage(self.model, reader, packer, self._share("web"), seen)
+        self._loop("web", {"visual": self.visual, "reader": reader}).run(stage)
+
     def export(self) -> None:
-        """Write what there is: the averages of the joint stage and the one after it, or the halves from before."""
+        """Write what there is: the averages of the joint stage and those after it, or the halves from before."""
         joint = self.out / "joint.pt"
         for path in [joint] if joint.exists() else [self.out / "tower.pt", self.out / "language.pt"]:
             restore(path, {"visual": self.visual, "reader": self.reader})
         if (self.out / "prior.pt").exists():
             restore(self.out / "prior.pt", {"reader": self.reader})
+        if (self.out / "web.pt").exists():
+            restore(self.out / "web.pt", {"visual": self.visual, "reader": self.reader})
         export(self.model, self.tokenizer, self.architecture, self.out / "checkpoint")
 
     def _share(self, stage: str) -> Share:
@@ -106,7 +131,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rank", type=int, default=0, help="which of the workers this process is; only with --stage")
     parser.add_argument("--architecture", choices=ARCHITECTURES, default="qwen", help="which checkpoint, default qwen")
     for stage in QWEN.steps:
-        defaults = ", ".join(f"{architecture.steps[stage]} ({name})" for name, architecture in ARCHITECTURES.items())
+        having = {name: known.steps[stage] for name, known in ARCHITECTURES.items() if stage in known.steps}
+        defaults = ", ".join(f"{steps} ({name})" for name, steps in having.items())
         parser.add_argument(f"--{stage}-steps", type=int, help=f"optimizer steps, default {defaults}")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -119,7 +145,11 @@ def main(arguments: list[str] | None = None) -> None:
         return
     common = ["--out", str(options.out), "--architecture", options.architecture, "--workers", str(options.workers)]
     common += [word for stage, count in steps.items() for word in (f"--{stage}-steps", str(count))]
-    for stage in STAGES:
+    for stage in (stage for stage in STAGES if stage == "export" or stage in steps):
+        if stage == "type":
+            make(options.out / "sheets", SHEET, SHEETS, sheets)
+        if stage == "web":
+            make(options.out / "windows", architecture.sizes, WINDOWS, windows)
         (options.out / f"{stage}.workers").unlink(missing_ok=True)
         ranks = range(1 if stage == "export" else options.workers)
         _together(common, [["--stage", stage, "--rank", str(rank)] for rank in ranks])

@@ -1,0 +1,225 @@
+"""What is trained on: a picture, an instruction, the right answer and where it is; a function of a running number."""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vlmopt.evaluation.data import Sample, Source, load_data
+from vlmopt.evaluation.prompts import POINT_PROMPTS
+from vlmopt.media import load_image
+from vlmopt.metrics.clicks import UNITS, UNITS_OF
+from vlmopt.worlds import Question, World, scene, screen
+from vlmopt.worlds.words import CELL
+
+from ..evaluate import SIZES, SIZES_OF
+
+FIRST_SEED = 2_000_000_000  # of generated screens; smaller ones are left to other trainings, tests and measurements
+CLICKS = 0.5  # fraction of examples that click where questions of other kinds are wanted, too
+PER_PAGE = 6  # windows cut out of one rendered page
+ATTEMPTS = 100  # fillings of pages until one has a target that fits
+DRAWN, EVERY, RENDERED = "worlds:screen", "worlds", "web"
+HELD_OUT = "held-out"
+
+Box = tuple[float, float, float, float]
+Resized = Callable[[Image.Image], tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Example:
+    """`boxes` (x0, y0, x1, y1) in fractions of the picture; none where the question is not about one place."""
+
+    image: Image.Image = field(repr=False)
+    question: str
+    answer: str
+    boxes: tuple[Box, ...] = ()
+
+
+class Examples(ABC):
+    """A source of examples, endless."""
+
+    @abstractmethod
+    def draw(self, number: int, clicks: bool) -> Example:
+        """Example `number`; `clicks` asks for one with a box."""
+
+    def close(self) -> None:  # noqa: B027 (most sources hold nothing)
+        """Let go of what the source holds."""
+
+
+@dataclass
+class Mixed(Examples):
+    """Several sources in turn."""
+
+    parts: list[Examples]
+
+    def draw(self, number: int, clicks: bool) -> Example:
+        turn, part = divmod(number, len(self.parts))
+        return self.parts[part].draw(turn, clicks)
+
+    def close(self) -> None:
+        for part in self.parts:
+            part.close()
+
+
+@dataclass
+class Screens(Examples):
+    """Drawn screens of sizes that suit the model; with `scenes` every other picture is a scene where it may be."""
+
+    seed: int
+    model_type: str
+    scenes: bool = False
+
+    def draw(self, number: int, clicks: bool) -> Example:
+        rng = random.Random(f"screens/{self.seed}/{number}/{clicks}")
+        if self.scenes and not clicks and number % 2:
+            world = scene(FIRST_SEED + rng.randrange(FIRST_SEED), rng.choice(sizes(self.model_type)), questions=16)
+            question = rng.choice(world.questions)
+            return Example(world.image, question.text, question.answer)
+        while True:
+            world = screen(FIRST_SEED + rng.randrange(FIRST_SEED), rng.choice(sizes(self.model_type)), questions=16)
+            if any(question.kind == "click" for question in world.questions):
+                return of_world(world, rng, clicks)
+
+
+class Pages(Examples):
+    """Windows of training pages, rendered as they are asked for; neighbouring numbers share a page."""
+
+    def __init__(self, seed: int, model_type: str) -> None:
+        from vlmopt.worlds.web.render import Renderer
+
+        self.seed, self.sizes = seed, sizes(model_type)
+        self.renderer: Any = Renderer(cell=CELL).__enter__()
+        self.last: tuple[int, Any] = (-1, None)
+
+    def draw(self, number: int, clicks: bool) -> Example:
+        from vlmopt.worlds.web.windows import candidates, window
+
+        page, part = divmod(number, PER_PAGE)
+        rng = random.Random(f"pages/{self.seed}/{number}/{clicks}")
+        size = rng.choice(self.sizes)
+        for attempt in range(ATTEMPTS):
+            rendered = self.rendered(page + attempt)
+            if targets := candidates(rendered, size):
+                return of_world(window(rendered, rng.choice(targets), size, seed=part, questions=8), rng, clicks)
+        raise ValueError(f"no target of the training pages fits into {size[0]}x{size[1]} pixels")
+
+    def rendered(self, page: int) -> Any:
+        """A page that follows from its number, filled by it."""
+        from vlmopt.worlds.web.catalogue import TRAIN
+
+        if self.last[0] != page:
+            name = random.Random(f"page/{self.seed}/{page}").choice(TRAIN)
+            self.last = (page, self.renderer.render(name, page))
+        return self.last[1]
+
+    def close(self) -> None:
+        self.renderer.__exit__(None, None, None)
+
+
+class Stored(Examples):
+    """Windows of training pages that lie rendered in a directory (`training.windows.make`)."""
+
+    def __init__(self, seed: int, directory: Path) -> None:
+        from ..windows import Windows
+
+        names = [path.stem for path in sorted(directory.glob("*x*.json"))]
+        if not names:
+            raise ValueError(f"{directory} holds no rendered windows; leave it out and pages are rendered as needed")
+        self.seed, self.sizes = seed, [tuple(map(int, name.split("x"))) for name in names]
+        self.windows = Windows(directory, dict.fromkeys(self.sizes, 1.0))
+
+    def draw(self, number: int, clicks: bool) -> Example:
+        rng = random.Random(f"stored/{self.seed}/{number}/{clicks}")
+        size = rng.choice(self.sizes)
+        return of_world(self.windows.world(size, rng.randrange(len(self.windows.facts[size]))), rng, clicks)
+
+
+@dataclass
+class Clicks(Examples):
+    """A data set of instructions with boxes, in a new order every round; answers are points in the model's units."""
+
+    samples: list[Sample]
+    seed: int
+    units: str
+    resized: Resized
+    order: tuple[int, list[int]] = (-1, [])
+
+    def draw(self, number: int, clicks: bool) -> Example:
+        turn, place = divmod(number, len(self.samples))
+        if self.order[0] != turn:
+            places = range(len(self.samples))
+            self.order = (turn, random.Random(f"clicks/{self.seed}/{turn}").sample(places, len(places)))
+        sample = self.samples[self.order[1][place]]
+        image = load_image(sample.images[0]).image
+        box = fractions(sample.box, image.size)
+        question = POINT_PROMPTS[self.units].replace("{question}", sample.question)
+        return Example(image, question, self.answer(box, image), (box,))
+
+    def answer(self, box: Box, image: Image.Image) -> str:
+        x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+        if self.units == "unit":
+            return f"({x:.3f}, {y:.3f})"
+        if self.units == "thousand":
+            return f"({round(1000 * x)}, {round(1000 * y)})"
+        width, height = self.resized(image) if self.units == "resized" else image.size
+        return f"({round(x * width)}, {round(y * height)})"
+
+
+def of_world(world: World, rng: random.Random, clicks: bool) -> Example:
+    """One question of a picture."""
+    only = clicks or rng.random() < CLICKS
+    question: Question = rng.choice([q for q in world.questions if q.kind == "click" or not only])
+    boxes = () if question.box is None else (fractions(question.box, world.size),)
+    return Example(world.image, question.text, question.answer, boxes)
+
+
+def fractions(box: Any, size: tuple[int, int]) -> Box:
+    """A box in pixels of a picture of `size` (width, height), cut to the picture, in fractions of it."""
+    x0, y0, x1, y1 = (min(max(side / size[axis % 2], 0.0), 1.0) for axis, side in enumerate(box))
+    return x0, y0, x1, y1
+
+
+def sizes(model_type: str) -> list[tuple[int, int]]:
+    return list(SIZES_OF.get(model_type, SIZES))
+
+
+def examples(
+    data: str, seed: int, model_type: str, resized: Resized, run: Path, *,
+    boxes: str | None = None, images: str | None = None, units: str | None = None,
+) -> Examples:  # fmt: skip
+    """The source that a user names.
+
+    Args:
+        data: "worlds:screen", "worlds", "web", "web:DIR" (windows rendered before), or a file of ScreenSpot's kind.
+        resized: size of a picture behind the processor, for models that count in its pixels.
+        run: where relative pictures lie.
+        boxes, images: how the file's boxes are written, and where its pictures are.
+        units: of points; None for what the model's type was taught.
+
+    Raises:
+        ValueError: no such data, or some of it is held out for measuring.
+    """
+    if data in (DRAWN, EVERY):
+        return Screens(seed, model_type, scenes=data == EVERY)
+    if data == RENDERED:
+        return Pages(seed, model_type)
+    if data.startswith(RENDERED + ":"):
+        return Stored(seed, Path(data.removeprefix(RENDERED + ":")))
+    units = units or UNITS_OF.get(model_type, "pixels")
+    if units not in UNITS:
+        raise ValueError(f"--points {units!r} is unknown: choose from {', '.join(UNITS)}")
+    if not Path(data).exists():
+        raise ValueError(f"--data {data!r} is neither {DRAWN}, {EVERY}, {RENDERED} nor a file of ScreenSpot's kind")
+    samples = load_data(Source(data=[data], run=run, images=images, boxes=boxes, model_type=model_type)).samples
+    if held := sum(sample.extra.get("split") == HELD_OUT for sample in samples):
+        raise ValueError(f"{held} of {len(samples)} samples of {data} are held out for measuring; train on others")
+    usable = [s for s in samples if s.box is not None and s.error is None and len(s.images) == 1]
+    if not usable:
+        raise ValueError(f"{data} has no sample with one picture and a box")
+    return Clicks(usable, seed, units, resized)

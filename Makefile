@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint train clean
+.PHONY: help demo app test lint train clean
 help:
 	@echo "make demo   ask the bundled checkpoint about the bundled screenshot, dense and pruned (writes demo-out/)"
+	@echo "make app    open the page that shows what a model looks at, what was dropped, and what it cost"
 	@echo "make test   ruff, mypy and the whole test suite"
 	@echo "make lint   ruff and mypy only"
 	@echo "make train  train the bundled checkpoints from scratch (resumable)"
@@ -23,6 +24,10 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
 	touch $@
 
+$(VENV)/.installed-app: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo]"
+	touch $@
+
 # The harness without the half hundred packages that it declares and this plug-in never touches.
 $(VENV)/.installed-lmms: $(VENV)/.installed-test
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt lmms-eval
@@ -33,6 +38,9 @@ $(VENV)/.installed-lmms: $(VENV)/.installed-test
 demo: $(VENV)/.installed
 	$(BIN)/vlmopt run --image vlmopt/worlds/samples/screen.png --question "Click Save." \
 		--policy attention-25 --out demo-out
+
+app: $(VENV)/.installed-app
+	$(BIN)/vlmopt demo
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""The command line: `vlmopt run | eval | calibrate | search-patterns | show-pattern | list | policy | worlds | ...`."""
+"""The command line: `vlmopt run | eval | demo | calibrate | search-patterns | show-pattern | list | policy | ...`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import sys
 
 import torch
 
-from .commands import calibrate, listing, policy, run, search_patterns, show_pattern
+from .commands import calibrate, demo, listing, make_screens, policy, run, search_patterns, show_pattern, train_focusui
 from .commands import eval as evaluation
 from .version import __version__
 
-COMMANDS = (run, evaluation, calibrate, search_patterns, show_pattern, listing, policy)
+COMMANDS = (
+    run, evaluation, demo, calibrate, search_patterns, show_pattern, make_screens, train_focusui, listing, policy,
+)  # fmt: skip
 # Commands with a parser of their own: name -> (module with `main(arguments)`, help). Imported when called.
 DELEGATED = {
     "worlds": ("vlmopt.worlds.__main__", "write generated pictures and their questions"),

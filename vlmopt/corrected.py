@@ -35,19 +35,28 @@ def corrected(call: Call) -> list[dict[str, Any]]:
 
 
 def heard(call: Call, correction: Correction) -> list[dict[str, Any]]:
-    """Findings of a diagnosis, one per sample of the batch; empty for any other correction."""
+    """Findings of a diagnosis, one per sample of the batch; empty for any other correction.
+
+    Their tokens get a "cell" [picture, frame, row, column] where they are patches, None elsewhere.
+    """
     record = call.records.get((correction.name, 0))
     if record is None or record.listening is None:
         return []
     batch, width = call.query_lengths[-1]
     names: list[dict[int, str]] = [{} for _ in range(batch)]
+    cells: list[dict[int, list[int]]] = [{} for _ in range(batch)]
     image = torch.zeros(batch, width, dtype=torch.bool)
     for context in call.contexts:  # a single one: prompts that come in parts are not diagnosed
         image = context.visual
         for span in context.spans:
-            coords = zip(span.index.tolist(), span.coords.tolist(), strict=True)
-            names[span.row] |= {place: coordinates(span.kind, span.item, cell) for place, cell in coords}
-    return record.listening.found(image, names)
+            coords = dict(zip(span.index.tolist(), span.coords.tolist(), strict=True))
+            names[span.row] |= {place: coordinates(span.kind, span.item, cell) for place, cell in coords.items()}
+            cells[span.row] |= {place: [span.item, *cell] for place, cell in coords.items() if min(cell) >= 0}
+    found = record.listening.found(image, names)
+    for sample, known in zip(found, cells, strict=True):
+        for token in sample["tokens"]:
+            token["cell"] = known.get(token["place"])
+    return found
 
 
 def coordinates(kind: str, item: int, cell: list[int]) -> str:

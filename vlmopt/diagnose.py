@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from attention_fix import SinkDiagnosis, SinkProfile
 
+from .accounting import VisualMap
 from .optimize import optimized, report
 
 LISTED = 20  # tokens of a sample in a table
@@ -21,10 +22,11 @@ LISTED = 20  # tokens of a sample in a table
 class SinkReport:
     """Sinks by sample. `str()` is a table of those that last longest, `to_dict()` is complete and JSON-ready.
 
-    Every sample holds `first_token`, its `band` of massive activations, `tokens` (place, what, kind: primary, secondary
-    or None, first_layer and lifetime of the likeness to the first token, visual_sink_layers), secondary `levels`, and
-    `visual`: sinks per layer by VAR's rule, and `overlap`, the share of them inside the band that is like the first
-    token; below 0.5 the dimensions are in doubt. `visual` is None where no dimensions are known.
+    Every sample holds `first_token`, its `band` of massive activations, `tokens` (place, what, cell: picture, frame,
+    row and column of a patch, kind: primary, secondary or None, first_layer and lifetime of the likeness to the first
+    token, visual_sink_layers), secondary `levels`, and `visual`: sinks per layer by VAR's rule, and `overlap`, the
+    share of them inside the band that is like the first token; below 0.5 the dimensions are in doubt. `visual` is None
+    where no dimensions are known.
     """
 
     layers: int
@@ -32,6 +34,16 @@ class SinkReport:
 
     def to_dict(self) -> dict[str, Any]:
         return {"layers": self.layers, "samples": copy.deepcopy(list(self.samples))}
+
+    def lifetimes(self, maps: Sequence[VisualMap], row: int = 0) -> list[Tensor]:
+        """Per picture fp32 [n]: layers in which a token of `report.maps(row)` is a sink by either rule; NaN: none."""
+        found = {tuple(t["cell"]): t for t in self.samples[row]["tokens"] if t["cell"] is not None}
+        out = []
+        for m in maps:
+            tokens = [found.get((m.item, *cell)) for cell in m.coords.tolist()]
+            layers = [float("nan") if t is None else max(t["lifetime"], t["visual_sink_layers"]) for t in tokens]
+            out.append(torch.tensor(layers, dtype=torch.float32))
+        return out
 
     def __str__(self) -> str:
         return "\n\n".join("\n".join(self.table(row)) for row in range(len(self.samples)))

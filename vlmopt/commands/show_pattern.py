@@ -15,6 +15,7 @@ from .. import methods
 from ..checks import model_facts
 from ..frames import load_video
 from ..head_patterns import HeadPatterns
+from ..insight.head_maps import detail_of
 from ..kernels.patterns import Pattern, Prefill
 from ..kernels.picture import draw_head
 from ..loading import DTYPES, Loaded, check_device, check_name, load
@@ -152,9 +153,3 @@ def captured(loaded: Loaded, options: argparse.Namespace) -> Prefill:
     if seen[0].softcap is not None:
         print("note: the recall leaves out that this model caps its logits")
     return seen[0].prefill
-
-
-def detail_of(pattern: Pattern, prefill: Prefill, size: int) -> int:
-    """Parts of a block's side, at most 8, that are two pixels wide on a map of `size` pixels."""
-    block = min(pattern.tile, pattern.run)
-    return next((parts for parts in (8, 4, 2) if 2 * prefill.width * parts <= size * block), 1)

@@ -1,0 +1,139 @@
+"""Pictures and clips for a prompt: samples, and uploads, of which none is trusted."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import streamlit as st
+from PIL import Image
+
+from apps.page.jobs import escaped
+from apps.page.state import Clip
+from vlmopt.frames import load_video
+from vlmopt.media import check_file, load_image
+from vlmopt.worlds import samples
+from vlmopt.worlds.clips import write_clip
+
+MEGABYTES = 50  # of one file; the server refuses more as well
+MEGAPIXELS = 50
+PICTURES = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff")
+CLIPS = ("mp4", "mov", "webm", "mkv", "avi")
+TITLE = 80  # characters of a file's name that are shown
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Something to start from, with a question that fits it."""
+
+    label: str
+    question: str
+    task: str
+    picture: str = ""  # in the package; without one it is the generated clip
+
+
+SAMPLES = (
+    Sample("Screenshot", "Click Save.", "click", "screen.png"),
+    Sample("Scene", "Describe the picture.", "describe", "scene.png"),
+    Sample("Video", "How many shapes are there?", "answer"),
+)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What goes into the prompt."""
+
+    images: tuple[Image.Image, ...] = ()
+    clip: Clip | None = None
+    title: str = ""  # untrusted where it was uploaded
+    notes: tuple[str, ...] = ()
+
+
+@st.cache_data(show_spinner=False)
+def sample(number: int) -> Given:
+    """A sample as a prompt takes it; the clip is made once for all sessions."""
+    chosen = SAMPLES[number]
+    if chosen.picture:
+        return Given((load_image(Path(samples.__path__[0]) / chosen.picture).image,), title=chosen.picture)
+    path = write_clip(Path(tempfile.mkdtemp(prefix="vlmopt-demo-")) / "clip.mp4")
+    return Given(clip=Clip(str(path), "clip.mp4"), title="clip.mp4")
+
+
+def title_of(name: str) -> str:
+    """What is shown of an uploaded file's name: its last part alone, printable, not too long."""
+    last = PurePosixPath(name.replace("\\", "/")).name
+    return "".join(c for c in last if c.isprintable())[:TITLE] or "upload"
+
+
+def received(name: str, content: bytes, folder: Path) -> Given:
+    """An uploaded file as a prompt takes it; on disk it lies in `folder`, under a name that only we have chosen.
+
+    Raises:
+        ValueError: a type, a size or contents that cannot be taken, in one sentence.
+    """
+    title = title_of(name)
+    ending = title.rpartition(".")[2].lower()
+    if ending not in (*PICTURES, *CLIPS):
+        raise ValueError(f"{title} is neither a picture ({', '.join(PICTURES)}) nor a video ({', '.join(CLIPS)}).")
+    if len(content) > MEGABYTES * 2**20:
+        raise ValueError(f"{title} has {len(content) / 2**20:.0f} MB; at most {MEGABYTES} MB are taken.")
+    path = folder / f"{hashlib.sha256(content).hexdigest()[:16]}.{ending}"
+    path.write_bytes(content)
+    try:
+        if ending in CLIPS:
+            check_file(path, "video")
+            load_video(path, nframes=2, max_pixels=128 * 28**2)  # two small frames tell whether it can be read
+            return Given(clip=Clip(str(path), title), title=title)
+        check_file(path, "image")
+        check_pixels(path)
+        picture = load_image(path)
+    except (OSError, ValueError) as error:
+        path.unlink(missing_ok=True)
+        raise ValueError(str(error).replace(str(path), title)) from error
+    return Given((picture.image,), title=title, notes=picture.notes)
+
+
+def check_pixels(path: Path) -> None:
+    """Refuse a huge picture by what its header says, before it is unpacked."""
+    try:
+        with Image.open(path) as opened:
+            width, height = opened.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return  # `load_image` says what is wrong with it
+    if width * height > MEGAPIXELS * 10**6:
+        raise ValueError(
+            f"{path} has {width} x {height} pixels; at most {MEGAPIXELS} million are taken. Scale it down first."
+        )
+
+
+def folder() -> Path:
+    """A folder of this browser session alone, removed when the session ends and nothing holds it any more."""
+    if "folder" not in st.session_state:
+        st.session_state.folder = tempfile.TemporaryDirectory(prefix="vlmopt-demo-")
+    return Path(st.session_state.folder.name)
+
+
+def uploaded() -> Given | None:
+    """The uploader and what came of it; an error is shown as a sentence."""
+    file = st.file_uploader(
+        "Picture or short video",
+        type=[*PICTURES, *CLIPS],
+        key="upload",
+        max_upload_size=MEGABYTES,
+        help=f"Up to {MEGABYTES} MB and {MEGAPIXELS} million pixels. It stays on the machine that runs this page.",
+    )
+    if file is None:
+        return None
+    known = st.session_state.get("received")
+    if known is None or known[0] != file.file_id:
+        try:
+            known = (file.file_id, received(file.name, file.getvalue(), folder()), None)
+        except ValueError as error:
+            known = (file.file_id, None, str(error))
+        st.session_state.received = known
+    _, given, refused = known
+    if refused is not None:
+        st.error(escaped(refused), icon=":material/broken_image:")
+    return given

@@ -1,0 +1,201 @@
+"""From a request to a run: dense and with the policy, measured in turn, under the model's lock."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import streamlit as st
+import torch
+from PIL import Image
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+import vlmopt
+from apps.page.jobs import Job, Stopped, watched
+from apps.page.models import Progress, held
+from apps.page.state import About, Outcome, Request, Run, Source
+from vlmopt.checkpoints import bundled
+from vlmopt.evaluation.prompts import POINT_PROMPTS
+from vlmopt.frames import load_video
+from vlmopt.insight.ladder import ladder
+from vlmopt.loading import Loaded
+from vlmopt.measure import Measurement, measure
+from vlmopt.metrics.clicks import UNITS_OF, in_pixels, point
+from vlmopt.prompt import as_seen, image_prompt, placed, video_prompt
+
+WARMUP = 1
+MEMORY = 1  # `measure` counts memory in a round of its own
+
+__all__ = ["Prompt", "Stopped", "Worker", "asked", "perform", "prepared"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A request as model inputs."""
+
+    inputs: dict[str, Any]  # for `model.generate(**inputs)` and `model(**inputs)`, on the model's device
+    shown: tuple[Image.Image, ...]  # what `vlmopt.overlay.overlay` draws on
+    notes: tuple[str, ...] = ()
+    resized: tuple[int, int] | None = None  # (width, height) of the first picture behind the processor, if it says so
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Runs functions on one loaded model, never two at a time. Nothing is loaded before it is needed."""
+
+    source: Source
+
+    def call(
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        progress: Progress | None = None,
+        stop: threading.Event | None = None,
+    ) -> Any:
+        """`function(model, processor, *args, progress=...)` in this thread, under the model's lock.
+
+        What the function gets as `progress(fraction, text)` raises `Stopped` once `stop` is set, so calling it between
+        steps is all that it takes to be stoppable. The function must leave the model as it found it.
+        """
+
+        def tell(fraction: float, text: str) -> None:
+            if stop is not None and stop.is_set():
+                raise Stopped
+            if progress is not None:
+                progress(fraction, text)
+
+        with held(self.source).alone(tell) as loaded:
+            return function(loaded.model, loaded.processor, *args, progress=tell)
+
+    def once(self, run: Run, key: str, label: str, function: Callable[..., Any], *args: Any) -> Any:
+        """A button `label` that starts `call(function, *args)` in a thread; returns the result, or None without one.
+
+        While it works there is a progress bar with a Stop button in its place, afterwards the result is kept in the
+        browser session under (run.id, key); an error becomes a sentence with the button to try again.
+        """
+        state = st.session_state.setdefault("computed", {})
+        name = f"{run.id}-{key}"
+        found = state.get(name)
+        if isinstance(found, Job) and found.done.is_set() and found.error is None:
+            return found.result
+        if isinstance(found, Job) and not found.done.is_set():
+            watched(found, name)
+            return None
+        if st.button(label, key=f"start-{name}"):
+            holder = held(self.source)  # in the session's own thread, where Streamlit's cache belongs
+
+            def work(progress: Progress) -> Any:
+                with holder.alone(progress) as loaded:
+                    return function(loaded.model, loaded.processor, *args, progress=progress)
+
+            state[name] = Job(work)
+            st.rerun()
+        if isinstance(found, Job):
+            st.warning(found.error)
+        return None
+
+
+def start(request: Request) -> Job:
+    """A job whose result is a `Run`."""
+    holder = held(request.source)
+
+    def work(progress: Progress) -> Run:
+        with holder.alone(progress) as loaded:
+            return perform(loaded, request, progress)
+
+    return Job(work)
+
+
+def perform(loaded: Loaded, request: Request, progress: Progress) -> Run:
+    """Everything the main page shows of a request; stops between two tokens when `progress` raises."""
+    model, processor = loaded.model, loaded.processor
+    with vlmopt.optimized(model, request.policy):
+        pass  # a policy that cannot work on this model is refused here, before anything is measured
+    progress(0.02, "Reading the picture" if request.clip is None else "Reading the video")
+    prompt = prepared(model, processor, request)
+    progress(0.05, "Choosing tokens")
+    beat = Beat(progress, 2 * (WARMUP + request.repeats + MEMORY), request.max_new_tokens)
+    generate = {"stopping_criteria": StoppingCriteriaList([beat])}
+    rungs = ladder(model, prompt.inputs, request.policy)
+    measured = measure(
+        model,
+        prompt.inputs,
+        {"dense": "dense", "optimized": request.policy},
+        repeats=request.repeats,
+        warmup=WARMUP,
+        max_new_tokens=request.max_new_tokens,
+        generate=generate,
+    )
+    dense, optimized = (outcome(model, processor, request, prompt, m) for m in measured.values())
+    text = model.config.get_text_config()
+    about = About(
+        name=loaded.name,
+        model_type=model.config.model_type,
+        parameters=sum(p.numel() for p in model.parameters()),
+        layers=text.num_hidden_layers,
+        heads=text.num_attention_heads,
+        notes=loaded.notes,
+    )
+    return Run(uuid.uuid4().hex, request, dense, optimized, prompt.shown, about, rungs, prompt.notes)
+
+
+class Beat(StoppingCriteria):
+    """Called after every token: tells how far the measurement is, and raises when the user wants it to end."""
+
+    def __init__(self, progress: Progress, calls: int, tokens: int) -> None:
+        self.progress, self.calls, self.tokens = progress, calls, tokens
+        self.call, self.token, self.length = -1, 0, 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        if input_ids.shape[1] <= self.length or self.call < 0:
+            self.call, self.token = self.call + 1, 0
+        self.length = input_ids.shape[1]
+        self.token += 1
+        variant = ("dense", "optimized")[self.call % 2]
+        done = (self.call + min(self.token / self.tokens, 1)) / self.calls
+        self.progress(0.1 + 0.9 * done, f"Run {self.call + 1} of {self.calls}: {variant}, token {self.token}")
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+
+
+def asked(request: Request, model_type: str) -> str:
+    """The words put to the model: where a click is wanted, models from the Hub are told in which form to answer."""
+    if request.task != "click" or request.source.name in bundled():
+        return request.question
+    return POINT_PROMPTS[UNITS_OF.get(model_type, "pixels")].replace("{question}", request.question)
+
+
+def prepared(model: Any, processor: Any, request: Request) -> Prompt:
+    """The prompt of a request, on the model's device."""
+    question, sizes = asked(request, model.config.model_type), processor.image_processor
+    first = next(model.parameters())
+    notes: tuple[str, ...] = ()
+    if request.clip is None:
+        inputs = image_prompt(processor, question, request.images)
+        shown = tuple(as_seen(processor, image) for image in request.images)
+    else:
+        patch, merge = getattr(sizes, "patch_size", 14), getattr(sizes, "merge_size", 2)
+        video = load_video(request.clip.path, patch_size=patch, merge_size=merge)
+        inputs = video_prompt(processor, model, question, video)
+        step = getattr(sizes, "temporal_patch_size", 1)
+        shown = tuple(Image.fromarray(f.permute(1, 2, 0).byte().numpy()) for f in video.frames[::step])
+        said = f"{len(video.indices)} frames read with {video.reader}, {video.sample_fps:.2f} per second"
+        notes = (said, *video.notes)
+    grid = inputs.get("image_grid_thw")
+    resized = None
+    if grid is not None and hasattr(sizes, "patch_size"):
+        _, rows, columns = grid[0].tolist()
+        resized = (columns * sizes.patch_size, rows * sizes.patch_size)
+    return Prompt(placed(inputs, first.device, first.dtype), shown, notes, resized)
+
+
+def outcome(model: Any, processor: Any, request: Request, prompt: Prompt, measured: Measurement) -> Outcome:
+    """The answer as text, and where it points when a click was asked for."""
+    text = str(processor.tokenizer.decode(measured.new_ids[0], skip_special_tokens=True)).strip()
+    place = point(text) if request.task == "click" and request.images else None
+    if place is not None:
+        units = UNITS_OF.get(model.config.model_type, "pixels")
+        place = in_pixels(place, units, request.images[0].size, prompt.resized)
+    return Outcome(text, measured, place)

@@ -1,0 +1,66 @@
+"""How many visual tokens every decoder layer works on, and what each stage left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+import streamlit as st
+
+from apps.page import figures
+from apps.page.running import Worker
+from apps.page.state import Run
+from vlmopt.overlay import overlay
+
+PARTS = ["kept", "markers", "dropped"]
+
+
+def show(run: Run, worker: Worker) -> None:
+    report = run.optimized.report
+    st.caption(
+        "Visual tokens that every decoder layer works on. A method that prunes before the LLM saves work in all "
+        "layers; one that looks at attention first has to let some layers see everything."
+    )
+    sample = report.samples[0]
+    if not sample["visual_tokens"]:
+        st.info("This prompt brought no visual tokens. Add a picture or a video.")
+        return
+    rows = counts(sample, len(report.key_lengths))
+    x = alt.X("layer:O", title="decoder layer", axis=alt.Axis(labelAngle=0, labelOverlap=True))
+    y = alt.Y("amount:Q", title="visual tokens")
+    bars = figures.stacked(rows, x, y, PARTS, (figures.BLUE, figures.ORANGE, figures.FAINT))
+    figures.show(bars)
+    st.markdown(
+        f"On average a layer works on **{sample['layer_average']:.0f} of {sample['visual_tokens']}** visual tokens; "
+        f"**{sample['visual_tokens_kept']}** are left at the end"
+        + (f", and {sample['markers']} markers stand for dropped runs." if sample["markers"] else ".")
+    )
+    stages = report.stages()
+    if not stages:
+        st.info(
+            "Nothing was pruned in this run, so every layer sees every token. Choose **progressive** to see several "
+            "stages, or **attention-25** for one."
+        )
+        return
+    columns = st.columns(min(len(stages), 2), gap="large")
+    for number, stage in enumerate(stages):
+        with columns[number % len(columns)]:
+            st.markdown(f"**Before layer {stage.layer}** · `{stage.method}` · {stage.before} → {stage.after}")
+            st.image(overlay(run.shown, stage.maps), width="stretch")
+
+
+def counts(sample: dict[str, Any], depth: int) -> list[dict[str, Any]]:
+    """Rows (layer, part, amount) of a stacked bar per layer, from the report's stages."""
+    rows = []
+    for layer in range(depth):
+        left, markers = sample["visual_tokens"], 0
+        for stage in sample["stages"]:
+            if stage["layer"] <= layer:
+                left, markers = stage["after"], markers + stage["markers"]
+        gone = sample["visual_tokens"] - left - markers
+        rows += [
+            {"layer": layer, "part": part, "amount": amount}
+            for part, amount in zip(PARTS, (left, markers, gone), strict=True)
+            if amount > 0
+        ]
+    return rows

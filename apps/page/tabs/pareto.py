@@ -1,0 +1,162 @@
+"""Other budgets on the same picture: what fewer tokens cost in agreement, and what they save in time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+import streamlit as st
+import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from apps.page import figures
+from apps.page.running import Progress, Stopped, Worker, prepared
+from apps.page.state import Request, Run
+from vlmopt.insight.sweep import SweepPoint, contenders, front, sweep
+
+RATIOS = [0.05, 0.1, 0.15, 0.25, 0.35, 0.5, 0.75]
+FIRST = [0.1, 0.25, 0.5]
+SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"]
+
+
+@dataclass(frozen=True)
+class Swept:
+    """Points with their answers, and how many were asked for."""
+
+    points: list[SweepPoint]
+    answers: list[str]  # untrusted: a model wrote them
+    wanted: int
+
+
+def show(run: Run, worker: Worker) -> None:
+    st.caption(
+        "The pruning method of this run at other keep ratios, against random and even choice: how far the answer "
+        "agrees with the dense one, and how long it takes. **One picture proves nothing**: `vlmopt eval` asks hundreds."
+    )
+    methods = contenders(run.request.policy)
+    if not run.request.policy.prune:
+        st.info(
+            "This policy prunes nothing, so only the controls are swept. Choose **attention-25** to compare a method."
+        )
+    ratios = st.multiselect(
+        "Keep ratios", RATIOS, default=FIRST, format_func=lambda r: f"{r:.0%}", key=f"pareto-{run.id}"
+    )
+    if not ratios:
+        st.info("Choose at least one keep ratio.")
+        return
+    count = 1 + len(ratios) * len(methods)
+    key = f"pareto-{'-'.join(f'{ratio:g}' for ratio in sorted(ratios))}-{st.session_state.get('pareto-round', 0)}"
+    found = worker.once(run, key, f"Run {count} variants", measure, run.request, methods, tuple(ratios))
+    if found is None:
+        return
+    if found.wanted > len(found.points):
+        st.warning(f"Stopped after {len(found.points)} of {found.wanted} variants.")
+    if not found.points:
+        st.info("Stopped before the dense answer was there, so there is nothing to compare with.")
+    else:
+        charts(found)
+    if st.button("Run again", key=f"again-{run.id}"):
+        st.session_state["pareto-round"] = st.session_state.get("pareto-round", 0) + 1
+        st.rerun()
+
+
+def charts(found: Swept) -> None:
+    best = front(found.points)
+    rows = [
+        {
+            "method": point.name,
+            "kept": point.kept_share,
+            "agreement": point.agreement,
+            "first token, ms": point.ttft_ms,
+            "whole answer, ms": point.total_ms,
+            "on the front": point in best,
+            "answer": answer,
+        }
+        for point, answer in zip(found.points, found.answers, strict=True)
+    ]
+    names = list(dict.fromkeys(point.name for point in found.points))
+    left, right = st.columns(2, gap="large")
+    with left:
+        st.markdown("**Agreement with the dense answer**")
+        figures.show(lines(rows, names, "agreement", True), height=330)
+        st.caption(
+            "Share of the answer's tokens that match in order. Filled points are on the Pareto front: no other keeps "
+            "as few and agrees as well."
+        )
+    with right:
+        st.markdown("**Time to the first token, ms**")
+        figures.show(lines(rows, names, "first token, ms", False), height=330)
+        st.caption("One run each; on a busy machine times scatter more than methods differ.")
+    percent = st.column_config.NumberColumn(format="percent")
+    ms = st.column_config.NumberColumn(format="%.0f")
+    config = {"kept": percent, "agreement": percent, "first token, ms": ms, "whole answer, ms": ms}
+    st.dataframe(rows, hide_index=True, width="stretch", column_config=config)
+
+
+def lines(rows: figures.Rows, names: list[str], y: str, share: bool) -> figures.Chart:
+    """One line and shape per method over the share of tokens kept; hollow off the front where `y` is a share."""
+    scale = figures.colours(names, (figures.GREY, *figures.SERIES))
+    percent, form = alt.Axis(format="%"), ".1%" if share else ".0f"
+    up = {"axis": percent, "scale": alt.Scale(domain=[0, 1.05])} if share else {"scale": alt.Scale(zero=True)}
+    legend = alt.Legend(orient="top", columns=2, labelLimit=170)
+    base = figures.chart_of(rows).encode(
+        x=alt.X("kept:Q", title="visual tokens kept", axis=percent, scale=alt.Scale(domain=[0, 1.03])),
+        y=alt.Y(f"{y}:Q", title=None, **up),
+        color=alt.Color("method:N", title=None, sort=names, scale=scale, legend=legend),
+        tooltip=["method:N", alt.Tooltip("kept:Q", format=".1%"), alt.Tooltip(f"{y}:Q", format=form), "answer:N"],
+    )
+    shapes = alt.Scale(domain=names, range=[SHAPES[i % len(SHAPES)] for i in range(len(names))])
+    points = base.mark_point(filled=True, size=90, strokeWidth=2, strokeOpacity=1, opacity=1).encode(
+        shape=alt.Shape("method:N", title=None, sort=names, scale=shapes, legend=legend),
+        stroke=alt.Stroke("method:N", scale=scale, legend=None),
+        fillOpacity=alt.condition("datum['on the front']", alt.value(1), alt.value(0)) if share else alt.value(1),
+    )
+    return alt.layer(base.mark_line(opacity=0.5), points)
+
+
+def measure(
+    model: Any,
+    processor: Any,
+    request: Request,
+    methods: dict[str, Any],
+    ratios: tuple[float, ...],
+    progress: Progress,
+) -> Swept:
+    """The sweep; what was done before Stop was pressed stays."""
+    inputs = prepared(model, processor, request).inputs
+    beat = Beat(progress)
+    points = sweep(
+        model,
+        inputs,
+        methods,
+        ratios,
+        max_new_tokens=request.max_new_tokens,
+        seed=request.policy.seed,
+        generate={"stopping_criteria": StoppingCriteriaList([beat])},
+        progress=beat.tell,
+        stop=lambda: beat.stopped,
+    )
+    answers = [str(processor.tokenizer.decode(list(point.ids), skip_special_tokens=True)).strip() for point in points]
+    return Swept(points, answers, 1 + len(methods) * len(ratios))
+
+
+class Beat(StoppingCriteria):
+    """Ends generation when the user presses Stop, so that what is already measured can be shown."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress, self.at, self.stopped = progress, (0.0, ""), False
+
+    def tell(self, done: int, wanted: int, text: str) -> None:
+        self.at = done / wanted, f"Run {done + 1} of {wanted}: {text}"
+        self.beat()
+
+    def beat(self) -> None:
+        try:
+            self.progress(*self.at)
+        except Stopped:
+            self.stopped = True
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        self.beat()
+        return torch.full((input_ids.shape[0],), self.stopped, dtype=torch.bool, device=input_ids.device)

@@ -1,0 +1,151 @@
+"""What a user takes home: files, and the code and the command that do the same again."""
+
+from __future__ import annotations
+
+import io
+import json
+import platform
+import shlex
+import zipfile
+from pathlib import Path
+from pprint import pformat
+from typing import Any
+
+import streamlit as st
+import torch
+
+import vlmopt
+from apps.page.running import asked
+from apps.page.state import Run
+from vlmopt.commands.listing import summary
+from vlmopt.overlay import overlay
+
+PICTURE, POLICY, OVERLAY, RESULT, SNIPPET = "picture.png", "policy.json", "overlay.png", "result.json", "again.py"
+
+
+@st.fragment
+def show(run: Run) -> None:
+    """Downloads, then the command and the snippet."""
+    packed = files(run)
+    kinds = {".png": "image/png", ".json": "application/json", ".py": "text/x-python", ".zip": "application/zip"}
+    labels = {POLICY: "Policy", OVERLAY: "Overlay", RESULT: "Result", PICTURE: "Picture"}
+    with st.container(horizontal=True):
+        for name, label in labels.items():
+            if name in packed:
+                st.download_button(
+                    label, packed[name], name, kinds[name[name.rindex(".") :]], key=f"get-{name}-{run.id}",
+                    on_click="ignore", icon=":material/download:",
+                )  # fmt: skip
+        st.download_button(
+            "All in one", zipped(packed), "vlmopt-demo.zip", kinds[".zip"], key=f"get-all-{run.id}",
+            on_click="ignore", icon=":material/folder_zip:", type="primary",
+        )  # fmt: skip
+    st.caption("The same again, beside the downloaded files; on the command line:")
+    st.code(command(run), language="bash", wrap_lines=True)
+    st.caption("In Python:")
+    st.code(snippet(run), language="python")
+
+
+def files(run: Run) -> dict[str, bytes]:
+    """Everything by file name."""
+    found = {POLICY: run.request.policy.to_json().encode(), RESULT: (json.dumps(result(run), indent=2) + "\n").encode()}
+    if maps := run.optimized.report.maps(0):
+        image = io.BytesIO()
+        overlay(run.shown, maps, title=summary(run.request.policy.to_dict())).save(image, "PNG")
+        found[OVERLAY] = image.getvalue()
+    if run.request.clip is not None:
+        clip = Path(run.request.clip.path)
+        if clip.is_file():
+            found[clip_name(run)] = clip.read_bytes()
+    for image_given in run.request.images[:1]:
+        image = io.BytesIO()
+        image_given.save(image, "PNG")
+        found[PICTURE] = image.getvalue()
+    found[SNIPPET] = snippet(run).encode()
+    return found
+
+
+def zipped(packed: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in packed.items():
+            archive.writestr(name, content)
+    return out.getvalue()
+
+
+def clip_name(run: Run) -> str:
+    assert run.request.clip is not None
+    return "clip" + Path(run.request.clip.path).suffix
+
+
+def result(run: Run) -> dict[str, Any]:
+    """JSON-ready: answers, costs and the machine they were measured on."""
+    outcomes = {"dense": run.dense, "optimized": run.optimized}
+    return {
+        "vlmopt": vlmopt.__version__,
+        "torch": torch.__version__,
+        "machine": {"platform": platform.platform(), "threads": torch.get_num_threads()},
+        "model": run.request.source.name,
+        "question": asked(run.request, run.about.model_type),
+        "task": run.request.task,
+        "repeats": run.request.repeats,
+        "notes": [*run.about.notes, *run.notes],
+        "runs": {
+            name: {"answer": o.text, "ids": list(o.ids), "point": o.point, **o.measurement.to_dict()}
+            for name, o in outcomes.items()
+        },
+    }
+
+
+def command(run: Run) -> str:
+    """`vlmopt run` with everything that differs from its defaults; quoted for a shell."""
+    request = run.request
+    given = ["--video", clip_name(run)] if request.clip is not None else ["--image", PICTURE]
+    words = ["vlmopt", "run", *given, "--question", asked(request, run.about.model_type), "--policy", POLICY]
+    words += ["--model", request.source.name, "--device", request.source.device, "--dtype", request.source.dtype]
+    words += ["--max-new-tokens", str(request.max_new_tokens), "--repeats", str(request.repeats)]
+    return shlex.join(words)
+
+
+def snippet(run: Run) -> str:
+    """Python that makes the optimized answer again and draws the same overlay."""
+    request = run.request
+    source = f"{request.source.name!r}, device={request.source.device!r}, dtype={request.source.dtype!r}"
+    question = repr(asked(request, run.about.model_type))
+    policy = pformat(request.policy.to_dict(), width=100, sort_dicts=False)
+    if request.clip is None:
+        reading = f'image = load_image("{PICTURE}").image\ninputs = image_prompt(loaded.processor, {question}, [image])'
+        media = "from vlmopt.media import load_image"
+        drawing = f'overlay(as_seen(loaded.processor, image), report.maps(0)).save("{OVERLAY}")'
+        names = "as_seen, image_prompt, placed"
+    else:
+        reading = (
+            "sizes = loaded.processor.image_processor\n"
+            f'video = load_video("{clip_name(run)}", patch_size=getattr(sizes, "patch_size", 14), '
+            'merge_size=getattr(sizes, "merge_size", 2))\n'
+            f"inputs = video_prompt(loaded.processor, loaded.model, {question}, video)"
+        )
+        names, media = "placed, video_prompt", "from vlmopt.frames import load_video"
+        drawing = "print(report.samples[0]['items'])"
+    imports = [media, "from vlmopt.loading import load"]
+    imports += ["from vlmopt.overlay import overlay"] if request.clip is None else []
+    imports += [f"from vlmopt.prompt import {names}"]
+    return "\n".join(
+        [
+            "import vlmopt",
+            *sorted(imports),
+            "",
+            f"policy = {policy}",
+            f"loaded = load({source})",
+            reading,
+            "inputs = placed(inputs, loaded.model.device, loaded.model.dtype)",
+            "with vlmopt.optimized(loaded.model, policy):",
+            f"    ids = loaded.model.generate(**inputs, do_sample=False, max_new_tokens={request.max_new_tokens})",
+            "    report = vlmopt.report(loaded.model)",
+            "print(report)",
+            drawing,
+            'answer = ids[0, inputs["input_ids"].shape[1]:]',
+            "print(loaded.processor.tokenizer.decode(answer, skip_special_tokens=True))",
+            "",
+        ]
+    )

@@ -1,0 +1,1 @@
+"""What the demo shows and a notebook may want to: maps, masses, heads, sweeps and ladders of one prompt."""

@@ -118,3 +118,11 @@ def test_several_images_take_their_own_maps() -> None:
 def test_nothing_to_draw_is_refused() -> None:
     with pytest.raises(ValueError, match="no visual tokens"):
         overlay(white(), [])
+
+
+def test_clicks_are_ringed_at_their_place() -> None:
+    plain, clicked = (overlay(white(), [visual_map([5], (1, 4, 4))], clicks=clicks) for clicks in ((), [(0.5, 0.25)]))
+    ys, xs = np.nonzero((np.asarray(plain)[:-48] != np.asarray(clicked)[:-48]).any(-1))
+    width, height = plain.width - 2 * GAP, plain.height - 48 - 2 * GAP
+    assert abs((xs.min() + xs.max()) / 2 - GAP - 0.5 * width) <= 2
+    assert abs((ys.min() + ys.max()) / 2 - GAP - 0.25 * height) <= 2

@@ -12,8 +12,11 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from .ring import ring
+
 ACCENT = (0, 200, 150)
 MARKER = (255, 176, 0)
+CLICK = (204, 78, 0)
 PAPER = (250, 250, 248)
 INK = (40, 44, 52)
 BLANK = (214, 216, 220)  # a cell without a picture
@@ -53,6 +56,7 @@ def overlay(
     heat: bool = False,
     title: str = "",
     columns: int = 4,
+    clicks: Sequence[tuple[float, float]] = (),
 ) -> Image.Image:
     """Draw what was kept.
 
@@ -63,6 +67,7 @@ def overlay(
         heat: colour the cells by their score instead of dimming the dropped ones, where there are scores.
         title: text after the counts in the legend.
         columns: panels per row, when there are several.
+        clicks: points (x, y) in fractions of the first picture, ringed there.
 
     Returns:
         An RGB picture: one panel per image, tile or frame, and a legend line below.
@@ -81,7 +86,9 @@ def overlay(
         if group and not matched and len(pictures) == 1:
             panels.append(_fit(pictures[0], width))
         panels += [_panel(next(own, None), part, t, heat, width) for part in group for t in range(_frames(part))]
-    return _sheet(panels, _Legend.of(maps, heat, title), columns)
+    for x, y in clicks:
+        ring(panels[0], x * panels[0].width, y * panels[0].height, CLICK, 17)
+    return _sheet(panels, _Legend.of(maps, heat, title + (" · click ringed" if clicks else "")), columns)
 
 
 def _frames(part: Map) -> int:

@@ -7,13 +7,14 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 import streamlit as st
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from apps.page.jobs import escaped
 from apps.page.state import Outcome, Run
 from vlmopt.accounting import VisualMap
 from vlmopt.measure import Measurement, Spread
 from vlmopt.overlay import GAP, overlay
+from vlmopt.ring import ring
 
 LEGEND = 48 + GAP  # pixels below an overlay
 METRIC = 120  # pixels of a figure: six in a row, two on a telephone
@@ -72,15 +73,6 @@ def original(run: Run) -> Image.Image:
             x, y = (part * SIDE / first.width for part in outcome.point)
             ring(image, x, y, colour, radius)
     return image
-
-
-def ring(image: Image.Image, x: float, y: float, colour: tuple[int, int, int], radius: int) -> None:
-    """A circle with a dot in it, with a pale rim, so that it is seen on every ground; clipped to the picture."""
-    x, y = (min(max(place, 0), side - 1) for place, side in zip((x, y), image.size, strict=True))
-    draw = ImageDraw.Draw(image)
-    for width, ink in ((10, (255, 255, 255)), (5, colour)):
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=ink, width=width)
-    draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=colour, outline=(255, 255, 255))
 
 
 def clicked(run: Run) -> str:

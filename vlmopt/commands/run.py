@@ -16,6 +16,7 @@ from PIL import Image
 from ..calibration import Profile
 from ..frames import Video, load_video
 from ..head_patterns import HeadPatterns
+from ..insight.click import click_of
 from ..loading import DTYPES, Loaded, check_device, check_name, load
 from ..measure import Measurement, Spread, measure
 from ..media import check_file, load_image
@@ -85,7 +86,9 @@ def execute(options: argparse.Namespace) -> None:
         print(f"note: {note}")
     print(table(options.question, loaded, answers, measured))
     out.mkdir(parents=True, exist_ok=True)
-    for path in (*draw(drawn, measured, out), save(out, options, loaded, visuals, answers, measured)):
+    whole = len(visuals.images) == 1 and drawn[0].size == visuals.images[0].size  # neither padded nor cropped
+    click = click_of(loaded, drawn[0], answers["optimized"]) if whole else None
+    for path in (*draw(drawn, measured, out, click), save(out, options, loaded, visuals, answers, measured)):
         print(f"wrote {path}")
 
 
@@ -206,17 +209,19 @@ def _row(label: str, both: Sequence[Measurement], read: Callable[[Measurement], 
     return f"{label:<26}{cell(dense):>22}{cell(other):>22}{ratio:>8}"
 
 
-def draw(images: Sequence[Image.Image], measured: dict[str, Measurement], out: Path) -> Sequence[Path]:
+def draw(
+    images: Sequence[Image.Image], measured: dict[str, Measurement], out: Path, click: tuple[float, float] | None
+) -> Sequence[Path]:
     """overlay.png, and scores.png where a method scored; nothing for a prompt without visual tokens."""
     report = measured["optimized"].report
-    maps, title = report.maps(0), summary(report.policy)
+    maps, title, clicks = report.maps(0), summary(report.policy), [] if click is None else [click]
     if not maps:
         return ()
     paths = [out / "overlay.png"]
-    overlay(images, maps, title=title).save(paths[0])
+    overlay(images, maps, title=title, clicks=clicks).save(paths[0])
     if any(m.scores is not None for m in maps):
         paths.append(out / "scores.png")
-        overlay(images, maps, title=title, heat=True).save(paths[1])
+        overlay(images, maps, title=title, heat=True, clicks=clicks).save(paths[1])
     return paths
 
 

@@ -18,12 +18,12 @@ from vlmopt.worlds.web.icons import ICONS, icon
 from vlmopt.worlds.web.look import FONT_SIZES, FONT_WEIGHTS, FONTS, look
 from vlmopt.worlds.web.parts import texts
 from vlmopt.worlds.web.render import Edges, Renderer, Screen, Text
+from vlmopt.worlds.web.windows import SHARE, Frame, covered
 from vlmopt.worlds.words import BACKGROUND, CELL, FIRST_SLOT, LABELS, SECOND_SLOT
 
 SIZE = (1280, 800)  # pixels of a sheet
 BLOCK = (224, 112)  # pixels of one colour, with type of its own
 LABELLED, PICTURED = 0.75, 0.2  # fractions of the items that are labels, and of labels that are drawn as icons
-SHARE = 0.3  # of a cell's height and width that a label must cover for the cell to carry it
 NEAR = ("Saved", "Opened", "Printer", "Sender", "Homes", "Nextel", "Copies", "Helper", "Stops", "Starter", "Editor",
         "Named", "Emails", "Closet", "Backup", "Shares", "Undone", "Research", "Logins", "Exits")  # fmt: skip
 
@@ -71,19 +71,12 @@ def block(rng: random.Random, left: int, top: int) -> str:
     return f'<div style="{style}">{" ".join(items)}</div>'
 
 
-def cells_of(screen: Screen, frame: tuple[int, int, int, int]) -> np.ndarray:
+def cells_of(screen: Screen, frame: Frame) -> np.ndarray:
     """int16 [2, rows, columns] as in `World.cells`: labels by name, no name elsewhere, edges unspecified."""
     left, top, right, bottom = frame
     columns, rows = (right - left) // CELL, (bottom - top) // CELL
     cells = np.full((2, rows, columns), -1, dtype=np.int16)
     cells[1] = SECOND_SLOT.index(BACKGROUND)
-
-    def covered(box: Edges) -> np.ndarray:
-        spans = []
-        for low, high, start, count in ((box[1], box[3], top, rows), (box[0], box[2], left, columns)):
-            edges = start + CELL * np.arange(count)
-            spans.append(np.clip(np.minimum(high, edges + CELL) - np.maximum(low, edges), 0, None) / CELL)
-        return np.minimum(spans[0][:, None], spans[1][None])
 
     def whole(box: Edges) -> bool:
         return box[0] >= left and box[1] >= top and box[2] <= right and box[3] <= bottom
@@ -91,7 +84,7 @@ def cells_of(screen: Screen, frame: tuple[int, int, int, int]) -> np.ndarray:
     items: list[Text] = [*screen.texts, *screen.icons]
     for item in items:
         for box in item.boxes:
-            share = covered(box)
+            share = covered(box, frame)
             cells[1][share > 0] = -2
             if item.text in LABELS:
                 cells[0][share > 0] = -2

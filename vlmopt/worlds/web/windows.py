@@ -140,6 +140,15 @@ def _in_turn(questions: Iterable[Question]) -> list[Question]:
     return kept
 
 
+def covered(box: Edges, frame: Frame) -> np.ndarray:
+    """[rows, columns]: share of every cell's height and width that a box covers, the smaller one."""
+    spans = []
+    for low, high, start, end in ((box[1], box[3], frame[1], frame[3]), (box[0], box[2], frame[0], frame[2])):
+        edges = np.arange(start, end - CELL + 1, CELL)
+        spans.append(np.clip(np.minimum(high, edges + CELL) - np.maximum(low, edges), 0, None) / CELL)
+    return np.minimum(spans[0][:, None], spans[1][None])
+
+
 def _cells(screen: Screen, inside: list[Control], frame: Frame) -> np.ndarray:
     """int16 [2, rows, columns] as in `World.cells`."""
     left, top = frame[:2]
@@ -147,25 +156,17 @@ def _cells(screen: Screen, inside: list[Control], frame: Frame) -> np.ndarray:
     cells = np.full((2, rows, columns), -1, dtype=np.int16)
     cells[1] = SECOND_SLOT.index(BACKGROUND)
 
-    def covered(box: Edges) -> np.ndarray:
-        """Share of every cell's height and width that a box covers, the smaller one."""
-        spans = []
-        for low, high, start, count in ((box[1], box[3], top, rows), (box[0], box[2], left, columns)):
-            edges = start + CELL * np.arange(count)
-            spans.append(np.clip(np.minimum(high, edges + CELL) - np.maximum(low, edges), 0, None) / CELL)
-        return np.minimum(spans[0][:, None], spans[1][None])
-
     for text in (*screen.texts, *screen.icons):
         for box in text.boxes:
-            cells[0][covered(box) > 0] = -2
+            cells[0][covered(box, frame) > 0] = -2
     for control in sorted(screen.controls, key=lambda control: control.target):  # what is covered gives way
-        share = covered(control.box)
+        share = covered(control.box, frame)
         cells[0][share > 0] = -2
         cells[1][share > 0] = -2
         if control.target:
             cells[1][share >= 0.5] = SECOND_SLOT.index(control.kind)
     for control in inside:
-        share = covered(control.text_box or control.box)
+        share = covered(control.text_box or control.box, frame)
         named = (share >= SHARE) | (share == share.max())
         cells[0][named] = FIRST_SLOT.index(control.name)
     return cells

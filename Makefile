@@ -6,7 +6,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help demo app test lint train clean
 help:
-	@echo "make demo   ask the bundled checkpoint about the bundled screenshot, dense and pruned (writes demo-out/)"
+	@echo "make demo   ask the bundled checkpoint about a rendered web page, dense and pruned (writes demo-out/)"
 	@echo "make app    open the page that shows what a model looks at, what was dropped, and what it cost"
 	@echo "make test   ruff, mypy and the whole test suite"
 	@echo "make lint   ruff and mypy only"
@@ -36,8 +36,8 @@ $(VENV)/.installed-lmms: $(VENV)/.installed-test
 	touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/vlmopt run --image vlmopt/worlds/samples/screen.png --question "Click Save." \
-		--policy attention-25 --out demo-out
+	$(BIN)/vlmopt run --image vlmopt/worlds/samples/page.png --question "Click Save." \
+		--policy vlmopt/worlds/samples/focus-30.json --out demo-out
 
 app: $(VENV)/.installed-app
 	$(BIN)/vlmopt demo
@@ -51,8 +51,11 @@ test: lint $(VENV)/.installed-lmms
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 train: $(VENV)/.installed
-	$(BIN)/vlmopt train-worlds --architecture qwen --out runs/tiny-qwen
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[screens]"
 	$(BIN)/vlmopt train-worlds --architecture llava --out runs/tiny-llava
+	$(BIN)/vlmopt train-worlds --architecture qwen --out runs/tiny-qwen
+	$(BIN)/vlmopt train-focusui --model runs/tiny-qwen/checkpoint --data worlds web:runs/tiny-qwen/windows \
+		--out runs/tiny-qwen-focus --steps-scorer 700 --steps-model 400 --batch-size 16
 
 clean:
 	rm -rf $(VENV) build demo-out *.egg-info .pytest_cache .mypy_cache .ruff_cache

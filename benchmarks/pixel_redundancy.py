@@ -3,6 +3,7 @@
 Qwen2.5-VL with random weights, its tower in the published shape (one block in eight sees the whole picture) but
 narrower. The screen is drawn here: toolbars, a sidebar, text, a table and a dialog; `--image` takes a real one. The
 photograph is noise, where nothing is redundant: what is left of the difference to dense is the price of looking.
+FocusUI runs with an untrained scorer, which costs what a trained one does.
 Limits: the share of patches, which no tower can beat, and the FLOPs that remain, counted from what the blocks got.
 
     python benchmarks/pixel_redundancy.py
@@ -12,6 +13,7 @@ Limits: the share of patches, which no tower can beat, and the FLOPs that remain
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,19 +25,26 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 import vlmopt
 from common import append, interleaved
-from pruning import DivPrune, PixelRedundancy
+from pruning import DivPrune, FocusUI, PixelRedundancy, Scorer, UIGraph
 from vlmopt.frames import video_inputs
 from vlmopt.measure import Spread
+from vlmopt.scorers import TrainedScorer, facts, save
 
 IMAGE, START, END = 1000, 1001, 1002
-POLICIES: dict[str, Any] = {
-    "dense": "dense",
-    "pixel_redundancy, exact": PixelRedundancy(),
-    "pixel_redundancy, 0.02": PixelRedundancy(tolerance=0.02),
-    "div_prune 0.3": DivPrune(keep_ratio=0.3),
-    "exact, then div_prune 0.3": [PixelRedundancy(), DivPrune(keep_ratio=0.3)],
-}
 ON_NOISE = ("dense", "pixel_redundancy, exact", "pixel_redundancy, 0.02")
+
+
+def policies(scorer: str) -> dict[str, Any]:
+    """By name; `scorer` is where that of FocusUI lies."""
+    return {
+        "dense": "dense",
+        "pixel_redundancy, exact": PixelRedundancy(),
+        "pixel_redundancy, 0.02": PixelRedundancy(tolerance=0.02),
+        "div_prune 0.3": DivPrune(keep_ratio=0.3),
+        "ui_graph 0.3": UIGraph(keep_ratio=0.3),
+        "focus_ui 0.3, pospad": FocusUI(keep_ratio=0.3, scorer=scorer),
+        "exact, then focus_ui 0.3": [PixelRedundancy(positions="pospad"), FocusUI(keep_ratio=0.3, scorer=scorer)],
+    }
 
 
 def random_model() -> Any:
@@ -137,11 +146,11 @@ def linear(module: Any) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def run(name: str, model: Any, picture: Image.Image, policies: list[str], repeats: int) -> None:
+def run(name: str, model: Any, picture: Image.Image, policies: dict[str, Any], repeats: int) -> None:
     inputs = {name: value.to(model.device) for name, value in prompt(picture).items()}
     found: dict[str, dict[str, Any]] = {key: {} for key in policies}
     variants: dict[str, Callable[[], float]] = {
-        key: lambda key=key: measured(model, inputs, POLICIES[key], found[key]) for key in policies
+        key: lambda key=key: measured(model, inputs, policies[key], found[key]) for key in policies
     }
     ttft = interleaved(variants, repeats)
     dense = {"ttft": Spread.of(ttft["dense"]).median, "vision": Spread.of(found["dense"]["vision"][1:]).median}
@@ -177,9 +186,14 @@ def main() -> None:
     args = parser.parse_args()
     model = random_model().to(args.device)
     picture = Image.open(args.image) if args.image else screen()
-    run(args.image.name if args.image else "screen", model, picture, list(POLICIES), args.repeats)
+    with tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(0)
+        width = model.get_input_embeddings().weight.shape[1]
+        save(TrainedScorer(Scorer(width), torch.zeros(width), facts(model)), folder)
+        chosen = policies(folder)
+        run(args.image.name if args.image else "screen", model, picture, chosen, args.repeats)
     noise = np.random.default_rng(0).integers(0, 256, (picture.size[1], picture.size[0], 3)).astype(np.uint8)
-    run("noise", model, Image.fromarray(noise), list(ON_NOISE), args.repeats)
+    run("noise", model, Image.fromarray(noise), {key: chosen[key] for key in ON_NOISE}, args.repeats)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from vlmopt.checkpoints.processor import build_processor
 from vlmopt.cli import main
 from vlmopt.prompt import placed
 from vlmopt.training.focusui import run as module
-from vlmopt.training.focusui.examples import Example, examples
+from vlmopt.training.focusui.examples import Example, Mixed, Screens, examples
 from vlmopt.training.focusui.prompts import IGNORE, prompts
 from vlmopt.training.focusui.run import Settings, Training
 from vlmopt.training.focusui.watch import look, watched
@@ -73,7 +73,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def settings(model: str, out: Path, **more: Any) -> Settings:
-    given = {"steps_scorer": 3, "steps_model": 3, "batch_size": 2, "data": "worlds:screen", "save_every": 0.0}
+    given = {"steps_scorer": 3, "steps_model": 3, "batch_size": 2, "data": ("worlds:screen",), "save_every": 0.0}
     return Settings(model=model, out=out, **{**given, **more})
 
 
@@ -319,3 +319,12 @@ def test_what_cannot_work_is_refused(tiny, tmp_path):
         Training(settings(tiny["llava"], tmp_path, batch_size=3), SimpleNamespace(num_processes=2))
     with pytest.raises(ValueError, match="--steps-model -1"):
         replace(settings(tiny["llava"], tmp_path), steps_model=-1)
+
+
+def test_several_sources_take_turns():
+    parts = [Screens(0, "qwen2_5_vl"), Screens(1, "qwen2_5_vl", scenes=True)]
+    mixed = Mixed(parts)
+    for number in range(6):
+        assert mixed.draw(number, False).question == parts[number % 2].draw(number // 2, False).question
+    kinds = {mixed.draw(number, True).answer[0] for number in range(8)}
+    assert kinds == {"("}  # clicks only, also where scenes are wanted

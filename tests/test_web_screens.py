@@ -230,8 +230,8 @@ def test_make_screens_writes_what_screenspot_readers_read(
 
         size, count = (1280, 800), 0
 
-        def __init__(self, size: tuple[int, int]) -> None:
-            assert size == self.size
+        def __init__(self, size: tuple[int, int], cell: int) -> None:
+            assert (size, cell) == (self.size, 1)
 
         def __enter__(self) -> Open:
             return self
@@ -263,3 +263,23 @@ def test_make_screens_writes_what_screenspot_readers_read(
         assert sample.box == (x, y, x + w, y + h)
         assert sample.category == f"web/{row['data_type']}"
         assert sample.extra["page"] == row["page"]
+
+
+def test_controls_are_moved_onto_the_cells(renderer: Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Labels begin where a cell does and stand in the middle of a row of cells."""
+
+    def near(cell: int) -> list[bool]:
+        monkeypatch.setattr(renderer, "cell", cell)
+        boxes = [
+            c.text_box
+            for page in PAGES[:4]
+            for c in renderer.render(page, 5).targets
+            if c.kind == "button" and c.data_type == "text" and c.text_box
+        ]
+        starts = [(x0 % 14, (y0 + y1) / 2 % 14) for x0, y0, _, y1 in boxes]
+        return [min(x, 14 - x) <= 1.5 and abs(y - 7) <= 1.5 for x, y in starts]
+
+    moved, left = near(14), near(1)
+    assert len(moved) > 5
+    assert sum(moved) >= 0.9 * len(moved)
+    assert sum(left) < 0.5 * len(left)

@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -16,27 +17,19 @@ from typing import Any
 import pytest
 
 import vlmopt
-from vlmopt.commands.demo import command
 from vlmopt.worlds import screen
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PATIENCE = 300_000  # milliseconds: a loaded machine draws slowly
 
 
-class Options:
-    address, no_browser = "localhost", True
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-
-
 @pytest.fixture(scope="module")
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """A server as `vlmopt demo` starts it."""
+    """Served by `vlmopt demo`; ending the command ends the server too."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         number = int(free.getsockname()[1])
-    words = command(Options(number))  # type: ignore[arg-type]
+    words = [sys.executable, "-m", "vlmopt.cli", "demo", "--no-browser", "--port", str(number)]
     home = tmp_path_factory.mktemp("home")
     environment = {**os.environ, "HOME": str(home), "OMP_NUM_THREADS": "1"}
     with (home / "log").open("w") as log:
@@ -54,7 +47,9 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
             yield number
         finally:
             server.terminate()
-            server.wait(30)
+            assert server.wait(30) == 0
+            with pytest.raises(OSError, match="refused"):
+                socket.create_connection(("localhost", number), timeout=5)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -26,9 +27,11 @@ def execute(options: argparse.Namespace) -> None:
     words = command(options)
     if options.address not in HERE:
         print(f"note: whoever reaches {options.address} can use this page, load models and upload files")
-    ended = subprocess.run(words, check=False)
-    if ended.returncode not in (0, -2, 130):  # ended by Ctrl-C is ended as wanted
-        raise ValueError(f"the page could not be served (exit code {ended.returncode}); Streamlit says why above")
+    with subprocess.Popen(words) as server:
+        signal.signal(signal.SIGTERM, lambda *_: server.terminate())  # a server left behind would hold the port
+        code = server.wait()
+    if code not in (0, -signal.SIGINT, -signal.SIGTERM, 130, 143):  # ended from outside is ended as wanted
+        raise ValueError(f"the page could not be served (exit code {code}); Streamlit says why above")
 
 
 def command(options: argparse.Namespace) -> list[str]:

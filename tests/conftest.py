@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -26,3 +28,17 @@ def untrained_scorer(monkeypatch: pytest.MonkeyPatch) -> None:
     from vlmopt import scorers
 
     monkeypatch.setattr(scorers, "load", loading(scorers.load))
+
+
+@pytest.fixture(scope="module")  # Playwright runs once at a time in a thread
+def browser() -> Iterator[Any]:
+    """A real browser."""
+    from vlmopt.worlds.web import find_browser
+
+    drive = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if (found := find_browser()) is None:
+        pytest.skip("no chromium is installed (apt-get install chromium)")
+    with drive.sync_playwright() as engine:
+        opened = engine.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield opened
+        opened.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -19,7 +18,6 @@ import pytest
 import vlmopt
 from vlmopt.worlds import screen
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PATIENCE = 300_000  # milliseconds: a loaded machine draws slowly
 
 
@@ -50,17 +48,6 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
             assert server.wait(30) == 0
             with pytest.raises(OSError, match="refused"):
                 socket.create_connection(("localhost", number), timeout=5)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    drive = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no chromium is installed (apt-get install chromium)")
-    with drive.sync_playwright() as engine:
-        opened = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 def test_nobody_else_reaches_the_page(port: int) -> None:
@@ -115,5 +102,3 @@ def test_from_an_upload_to_the_policy(port: int, browser: Any, tmp_path: Path) -
     assert vlmopt.Policy.from_dict(taken) == vlmopt.presets()["attention-25"]
     assert not trouble
     context.close()
-
-

@@ -7,114 +7,20 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from html.parser import HTMLParser
-from itertools import combinations, pairwise, product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 
-from vlmopt.accounting import VisualMap
-from vlmopt.evaluation.maps import save_maps, save_picture
-from vlmopt.evaluation.records import Record, Writer, file_name, part
+from tests.report_runs import EVIL, MAPPED, POLICIES, record, whole, write_run
 from vlmopt.evaluation.report import write_report
-from vlmopt.evaluation.report.draw import Box, Dot, Text, png, text_width
-from vlmopt.evaluation.report.facts import AXES, Facts, Figure, Place, number
+from vlmopt.evaluation.report.facts import Facts, Figure, number
 from vlmopt.evaluation.report.gallery import CARDS, changed, chosen, differing
-from vlmopt.evaluation.report.labels import Named, Rect, labels
 from vlmopt.evaluation.report.markup import tag
 from vlmopt.evaluation.report.palette import DARK, LIGHT
-from vlmopt.evaluation.report.plots import CLOSE, PICTURE, ROOM, STEP, Point, apart, front, stages, ticks, tradeoff
-from vlmopt.evaluation.summary import summarize
-from vlmopt.worlds import scene
-
-EVIL = "</script><script>window.caught = 1</script><img src=x onerror='window.caught = 1'>"
-POLICIES = ("dense", "half", "a|b <i>")
-MAPPED = (1, 3, 7, 24, 25)  # samples with maps; drawing them takes its time
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-def request(policies: tuple[str, ...], samples: int) -> dict[str, Any]:
-    return {
-        "format": 1, "model": "some/model", "dtype": "float32", "data": ["data.jsonl"], "data_format": "manifest",
-        "digest": "0123", "samples": samples, "limit": None, "seed": 0, "batch_size": 4, "prompt": "{question}",
-        "decoding": {"do_sample": False, "max_new_tokens": {"yes_no": 16}}, "parser": {"yes_no": "reference"},
-        "notes": [], "policies": {name: {"format": 1, "seed": 0} for name in policies},
-    }  # fmt: skip
-
-
-ENVIRONMENT = {
-    "format": 1, "date": "2026-01-02T03:04:05+00:00", "command": ["vlmopt", "eval"], "vlmopt": "0", "commit": None,
-    "python": "3", "packages": {"torch": "2"}, "platform": "some", "device": "a device", "processes": 1, "threads": 1,
-    "model": {"type": "some", "parameters": 1000, "dtype": "float32", "attention": "sdpa"},
-    "starts": [{"date": "2026-01-02T03:04:05+00:00", "command": ["vlmopt", "eval", "--out", "a b"]}],
-}  # fmt: skip
-
-
-def record(sample: int, policy: str, **changes: Any) -> Record:
-    """A question about presence: dense is right on all, half wrong on every fourth, the third on every second."""
-    step = {"dense": 1000, "half": 4}.get(policy, 2)
-    right = sample % step != step - 1
-    share = {"dense": 1.0, "half": 0.5}.get(policy, 0.25)
-    ms = {"vision": 20.0, "prefill": 80.0 * share, "scoring": None if share == 1 else 3.0, "decode": 10.0}
-    ms |= {"ttft": 103 + 80.0 * (share - 1), "total": 115 + 80.0 * (share - 1)}
-    facts: dict[str, Any] = {
-        "question": f"Is there a thing, number {sample}?", "answer": "yes", "prediction": "yes" if right else "no",
-        "category": ("random", "popular")[sample % 2], "kind": "yes_no", "correct": right, "picture": str(sample // 2),
-        "metrics": {"yes": right, "unparsable": False}, "image": f"pictures/{sample // 2}.png",
-        "tokens": {"prompt": 80, "visual": 64, "kept": 64 * share, "layer_average": 64 * (1 + share) / 2},
-        "ms": ms, "decode_tokens_per_s": 50.0, "memory_bytes": 2**30, "new_tokens": 2, "batch": 4, "call": str(sample),
-    }  # fmt: skip
-    return Record(id=f"q/{sample}", index=sample, policy=policy, **{**facts, **changes})
-
-
-def write_run(run: Path, rows: list[Record], policies: tuple[str, ...] = POLICIES, samples: int | None = None) -> Path:
-    """A run directory as a run leaves it."""
-    run.mkdir(parents=True, exist_ok=True)
-    count = len({row.id for row in rows}) if samples is None else samples
-    (run / "run.json").write_text(json.dumps(request(policies, count)))
-    (run / "environment.json").write_text(json.dumps(ENVIRONMENT))
-    writer = Writer(part(run, 0))
-    writer.append(rows)
-    writer.close()
-    summarize(run)
-    return run
-
-
-def whole(run: Path) -> Path:
-    """Questions, clicks, captions, an error, a text that would like to be code, and maps of what changed."""
-    rows = [record(sample, policy) for sample in range(24) for policy in POLICIES]
-    for policy, text in zip(POLICIES, ("yes", "no", EVIL), strict=True):
-        rows.append(record(24, policy, question=EVIL, prediction=text, correct=text == "yes"))
-        box = {"box": [20, 20, 60, 50], "point": [30 + len(text), 30]}
-        click = {"kind": "click", "answer": None, "extra": box, "category": "mobile/icon", "image": "pictures/0.png"}
-        rows.append(record(25, policy, metrics={"unparsable": False}, prediction=f"({len(text)}, 1)", **click))
-        false = POLICIES.index(policy)
-        marks = {"words": 9, "cut_off": False, "said": 3, "false": false, "names": 3, "found": 3 - false, "there": 3}
-        said = "a red square, a blue star and a green " + ("circle", "wall", "sea")[false]
-        caption = {"kind": "caption", "answer": None, "correct": None, "category": "", "extra": {"objects": ["star"]}}
-        rows.append(record(26, policy, prediction=said, metrics=marks, image="pictures/1.png", **caption))
-    lost = {"prediction": None, "tokens": None, "ms": None, "image": "gone.png"}
-    rows += [record(27, policy, error="picture not found: <gone.png>", correct=None, **lost) for policy in POLICIES]
-    (run / "pictures").mkdir(parents=True)
-    for number_ in range(13):
-        scene(number_, (112, 112)).image.save(run / "pictures" / f"{number_}.png")
-    return write_run(run, [with_map(run, row) for row in rows])
-
-
-def with_map(run: Path, row: Record) -> Record:
-    if row.policy == "dense" or row.error or row.index not in MAPPED:
-        return row
-    coords = torch.tensor([[0, y, x] for y in range(8) for x in range(8)])
-    kept = torch.arange(64) < int(row.tokens["kept"])
-    none = torch.zeros(64, dtype=torch.bool)
-    path, seen = f"kept/{file_name(row.policy)}/{row.index}.npz", f"kept/seen/{row.index}.webp"
-    save_maps(run / path, [VisualMap(0, "image", (1, 8, 8), coords, kept, none, none, torch.arange(64), None)])
-    save_picture(run / seen, scene(row.index // 2, (112, 112)).image)
-    return Record(**{**row.__dict__, "map": path, "seen": seen})
 
 
 @pytest.fixture(scope="module")
@@ -240,83 +146,6 @@ def test_both_themes_have_all_colours_and_contrast() -> None:
     assert LIGHT.keys() == DARK.keys()
 
 
-def point(name: str, cost: float, worth: float) -> Point:
-    return Point(name, Place(cost, cost, cost), Figure(worth, worth - 5, worth + 5, 9))
-
-
-def test_the_front_has_what_nothing_beats() -> None:
-    points = [point("dear", 100, 90), point("mid", 50, 85), point("beaten", 60, 80), point("cheap", 10, 60)]
-    twins = [point("twin", 50, 85), point("worse twin", 50, 84)]
-    assert [p.policy for p in front([*points, *twins], 1)] == ["cheap", "mid", "twin", "dear"]
-    assert [p.policy for p in front(points, -1)] == ["cheap"]
-    assert front([], 1) == []
-
-
-def test_plots_show_every_policy_at_its_place(facts: Facts) -> None:
-    metric = facts.headlines[0]
-    drawn = tradeoff(facts, metric, AXES[0])
-    dots = [mark for mark in drawn.marks if isinstance(mark, Dot)]
-    assert [dot.tip.split(":")[0] for dot in dots] == list(POLICIES)
-    assert dots[0].x > dots[1].x > dots[2].x
-    assert dots[0].y < dots[1].y < dots[2].y
-    for dot, policy in zip(dots, POLICIES, strict=True):
-        figure = facts.figure(policy, metric)
-        (x, top, _, bottom), *_ = dot.bars
-        assert x == dot.x
-        above = (figure.high - figure.value) / (figure.high - figure.low)
-        assert (dot.y - top) / (bottom - top) == pytest.approx(above)
-    assert "Pareto front: a|b <i>, half, dense" in drawn.told
-    assert all(0 <= m.x <= drawn.width for m in drawn.marks if isinstance(m, Text))
-
-
-def test_pictures_have_ink_where_the_points_are(run: Path, facts: Facts) -> None:
-    metric = facts.headlines[0]
-    drawn = tradeoff(facts, metric, AXES[0], PICTURE)
-    image = Image.open(run / "plots" / "accuracy-versus-kept-tokens.png")
-    assert image.size == (drawn.width * 2, drawn.height * 2)
-    for dot in (mark for mark in drawn.marks if isinstance(mark, Dot)):
-        ink = tuple(int(LIGHT[dot.ink][i : i + 2], 16) for i in (1, 3, 5))
-        assert image.getpixel((round(dot.x * 2) - 3, round(dot.y * 2))) == pytest.approx(ink, abs=2)
-    assert len(png(drawn)) < 100_000
-
-
-def test_stages_are_as_long_as_they_take(facts: Facts) -> None:
-    drawn = stages(facts, whole=False, width=208.0)
-    pieces = [mark for mark in drawn.marks if isinstance(mark, Box) and mark.tip]
-    bars = [(piece.tip.split(" ms")[0], round(piece.width, 1)) for piece in pieces]
-    dense = [("dense: vision tower 20.0", 38.8), ("dense: prefill 80.0", 155.3), ("dense: other 3.0", 5.8)]
-    assert bars[:3] == dense
-    assert ("half: scoring 3.0", 5.8) in bars
-    assert not any("decode" in name for name, _ in bars)
-    assert "dense: 103 ms" in drawn.told
-    assert any("decode 10.0" in mark.tip for mark in stages(facts, whole=True).marks if isinstance(mark, Box))
-
-
-def test_names_do_not_cover_one_another() -> None:
-    frame = Rect(0, 0, 500, 300)
-    points = [Named(240 + 12 * i, 150 + 9 * (i % 3), f"some-policy-{i}", "p1") for i in range(8)]
-    texts = [mark for mark in labels(points, frame) if isinstance(mark, Text)]
-    boxes = [Rect(t.x, t.y - 12, t.x + text_width(t.text, 12), t.y + 2) for t in texts]
-    assert len(texts) == 8
-    assert all(first.shared(second) == 0 for first, second in combinations(boxes, 2))
-    assert all(box.shared(frame) == pytest.approx(box.area) for box in boxes)
-
-
-def test_points_of_one_place_stand_side_by_side() -> None:
-    assert apart([10.0, 50.0, 10.0]) == [10 - STEP / 2, 50.0, 10 + STEP / 2]
-    assert apart([10.0, 10.0 + CLOSE]) == [10.0, 10.0 + CLOSE]
-    assert apart([]) == []
-    many = apart([50.0] * 15)
-    assert many == sorted(many)
-    assert (many[0], many[-1]) == (50 - ROOM / 2, 50 + ROOM / 2)
-
-
-def test_ticks_are_round() -> None:
-    assert ticks(0, 100, 5) == [0, 20, 40, 60, 80, 100]
-    assert ticks(0.31, 0.89, 5) == pytest.approx([0.4, 0.6, 0.8])
-    assert ticks(980, 1020, 4) == [980, 990, 1000, 1010, 1020]
-
-
 def test_numbers_for_people() -> None:
     assert [number(v) for v in (None, -0.04, -1.25, 12345.6)] == ["–", "0.0", "−1.2", "12,345.6"]
     assert [number(v, sign=True) for v in (0.04, 2, -2)] == ["0.0", "+2.0", "−2.0"]
@@ -414,17 +243,6 @@ def test_no_run_no_report(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text('{"format": 99}')
     with pytest.raises(ValueError, match="format 99"):
         write_report(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    drive = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no chromium is installed (apt-get install chromium)")
-    with drive.sync_playwright() as engine:
-        opened = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.mark.parametrize(("width", "scheme"), list(product((1280, 390), ("light", "dark"))))

@@ -7,7 +7,7 @@ the share of kept tokens that show padding, known from the size of the picture. 
 sigma of exp(sigma * x) fitted to how often a token at raster place x was kept; 0 means that position decides nothing.
 Figures of the small bundled checkpoints say nothing about real models.
 
-    python benchmarks/pruning_quality.py --checkpoint tiny-llava --questions 520
+    python benchmarks/pruning_quality.py --checkpoint tiny-llava --profile benchmarks/profiles/tiny-llava.json
     python benchmarks/pruning_quality.py --tables          # Markdown of the last run of each checkpoint
 """
 

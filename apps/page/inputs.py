@@ -36,6 +36,7 @@ class Sample:
 
 SAMPLES = (
     Sample("Screenshot", "Click Save.", "click", "screen.png"),
+    Sample("Web page", "Click Save.", "click", "page.png"),
     Sample("Scene", "Describe the picture.", "describe", "scene.png"),
     Sample("Video", "How many shapes are there?", "answer"),
 )

@@ -271,20 +271,28 @@ def test_another_selector_chooses_among_the_survivors(family):
             assert report.samples[row]["visual_tokens_pre_llm"] == stages[1]["after"] + stages[1]["markers"]
 
 
+@pytest.mark.parametrize("first", ["keep", "pospad"])
+@pytest.mark.parametrize(("second", "keep_ratio"), [("keep", 0.3), ("pospad", 0.3), ("pospad", 0.9)])
 @by_name(QWENS)
-def test_two_cuts_before_the_llm_equal_one_reference(family):
-    """Both cuts at layer 0 are, for the LLM, one removal; its markers stand for the runs of the second."""
+def test_two_cuts_before_the_llm_equal_one_reference(family, second, keep_ratio, first):
+    """Both cuts at layer 0 are, for the LLM, one removal, and a marker stands for every run of it."""
+    if first == "pospad" and second == "keep":
+        pytest.skip("markers of the first cut's own runs: no single removal")
     batch = flat(family)
-    reference, _ = reference_for(family, batch, "keep")
-    policy = [PixelRedundancy(), Random(keep_ratio=0.3)]
+    reference, _ = reference_for(family, batch, second)
+    policy = [PixelRedundancy(positions=first), Random(keep_ratio=keep_ratio, positions=second)]
     with vlmopt.optimized(copy.deepcopy(family.build("sdpa")), policy) as model:
         logits, report = forward(model, batch), vlmopt.report(model)
     kept = torch.zeros_like(batch.visual)
     for row in range(len(batch.ids)):
         if batch.total[row]:
             kept[row, batch.visual[row]] = torch.cat([m.kept for m in report.maps(row)])
-    removal = Removal(batch.real, batch.span, [Stage(0, batch.visual & ~kept)], LAYERS)
+    removal = Removal(batch.real, batch.span, [Stage(0, batch.visual & ~kept, second)], LAYERS)
     stay = removal.kept()
+    for row in range(len(batch.ids)):
+        markers = int((stay[row] & batch.visual[row] & ~kept[row]).sum())
+        assert report.samples[row]["markers"] == markers
+        assert (markers > 0) == (second == "pospad" and bool((batch.visual & ~kept)[row].any()))
     if family.hybrid:
         plain: Any = copy.deepcopy(family.build("sdpa"))
         plain.model.visual = reference.model.model.visual

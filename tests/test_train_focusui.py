@@ -26,6 +26,7 @@ from vlmopt.cli import main
 from vlmopt.prompt import placed
 from vlmopt.training.focusui import run as module
 from vlmopt.training.focusui.examples import Example, Mixed, Screens, examples
+from vlmopt.training.focusui.loop import Loop
 from vlmopt.training.focusui.prompts import IGNORE, prompts
 from vlmopt.training.focusui.run import Settings, Training
 from vlmopt.training.focusui.watch import look, watched
@@ -153,6 +154,39 @@ def test_the_loss_of_the_scorer_falls_on_screens_it_has_not_seen(tmp_path):
     assert "marker" not in load_file(tmp_path / "scorer" / "focus_ui.safetensors")
     vlmopt.optimize(one.model, FocusUI(scorer=str(tmp_path / "scorer"), keep_ratio=0.3, marker="mean"))
     vlmopt.restore(one.model)
+
+
+def test_figures_of_the_log_are_means_also_where_a_run_goes_on(tmp_path):
+    def loop() -> Loop:
+        groups = [(1e-3, {"w": weight})]
+        return Loop(Accelerator(cpu=True), tmp_path / "one.pt", groups, 30, {}, save_every=0.0)
+
+    def work(step: int) -> Any:
+        if broken and step == 20:
+            raise KeyboardInterrupt
+        return weight.sum() * 0 + 2, {"recall": 0.5}
+
+    weight, broken = torch.nn.Parameter(torch.ones(3)), True
+    with pytest.raises(KeyboardInterrupt):
+        loop().run(work)
+    broken = False
+    loop().run(work)
+    lines = (tmp_path / "one.log").read_text().splitlines()
+    assert [line.split()[2:] for line in lines] == [["loss", "2.0000", "recall", "0.5000"]] * 2
+
+
+def test_a_finished_run_that_is_started_again_keeps_its_marker(tiny, tmp_path, monkeypatch):
+    training(tiny["llava"], tmp_path, steps_scorer=1, steps_model=1).run()
+    before = (tmp_path / "scorer" / "focus_ui.safetensors").read_bytes()
+    again = training(tiny["llava"], tmp_path, steps_scorer=1, steps_model=1)
+
+    def die() -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(again, "first_marker", die)
+    with pytest.raises(KeyboardInterrupt):
+        again.run()
+    assert (tmp_path / "scorer" / "focus_ui.safetensors").read_bytes() == before
 
 
 class Half:
@@ -317,6 +351,9 @@ def test_windows_of_pages_follow_from_their_number(tmp_path):
 def test_what_cannot_work_is_refused(tiny, tmp_path):
     with pytest.raises(ValueError, match="multiple of the 2 processes"):
         Training(settings(tiny["llava"], tmp_path, batch_size=3), SimpleNamespace(num_processes=2))
+    for name in ("scorer", "model"):
+        with pytest.raises(ValueError, match=f"--lr-{name} must be above 0"):
+            replace(settings(tiny["llava"], tmp_path), **{f"rate_{name}": -1.0})
     with pytest.raises(ValueError, match="--steps-model -1"):
         replace(settings(tiny["llava"], tmp_path), steps_model=-1)
 

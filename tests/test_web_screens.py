@@ -87,6 +87,9 @@ def test_pictures_are_lossless_and_carry_their_targets(tmp_path: Path) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 320, 3), dtype=np.uint8))
     button = Control("Save", "button", (104.4, 30.0, 174.0, 59.6), None, "icon", True)
     told = spot.rows(Screen(PAGES[0], 3, "dark", 14, noise, (button, replace(button, target=False)), (), ()), "a.png")
+    out = replace(button, box=(-2.0, 190.0, 30.0, 201.0))
+    (cut,) = spot.rows(Screen(PAGES[0], 3, "dark", 14, noise, (out,), (), ()), "a.png")
+    assert cut["bbox"] == [0, 190, 30, 10]
     data = spot.encode(noise, {spot.KEY: json.dumps(told)})
     with Image.open(io.BytesIO(data)) as image:
         assert image.convert("RGB").tobytes() == noise.tobytes()

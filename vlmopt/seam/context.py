@@ -123,6 +123,7 @@ class Step:
     new_positions: dict[int, Tensor] = field(default_factory=dict)
     marker: Tensor | None = None  # Bool[B, L] logical places overwritten by PosPad markers
     written: Tensor | None = None  # Bool[B, L] logical places that carry merged tokens
+    left: Tensor | None = None  # Bool[B, L] logical places that the next cut at this boundary has to drop
     stage: int = 0  # stage of the layer that runs now
     ahead: tuple[int, int] | None = None  # (layer, rows) of a look-ahead that runs now
     padding: Tensor | None = None  # Bool[B, q] of this chunk, False at padding; None when every token is real

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from pruning import TEXT, LookAheadRows, Selector, pack, repack_positions
@@ -41,6 +42,7 @@ class CutHere:
     stage: int
     ahead: list[LookAheadRows]
     before: LayerHook  # this layer as the stage before the cut would run it
+    joins: bool  # the next cut at this boundary drops what this one does, so that its markers stand for both
 
 
 class LayerHook:
@@ -62,7 +64,9 @@ class LayerHook:
                 ahead = [need for need in selector.captures if isinstance(need, LookAheadRows)]
                 before = copy.copy(self)
                 before.stage, before.cuts = stage - 1, []
-                self.cuts.append(CutHere(selector, stage, ahead, before))
+                following = session.selectors[stage] if stage < len(session.selectors) else selector
+                joins = following is not selector and following.layer == layer and following.positions == "pospad"
+                self.cuts.append(CutHere(selector, stage, ahead, before, joins))
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         step = STEP.get()
@@ -125,7 +129,10 @@ class LayerHook:
         start = step.call.clock.now()
         keep = choose(self.session, step, here.selector, before, hidden)
         step.activations.clear()
-        if keep is None:  # nothing to drop: the rows of the stage before go on
+        step.left = None
+        if keep is None or here.joins:  # nothing to drop, or not yet: the rows of the stage before go on
+            if keep is not None:
+                step.left = torch.zeros_like(step.context.visual).scatter(1, before.log, keep.dropped)
             step.call.scoring.append((start, step.call.clock.now()))
             if previous is not None:
                 step.rows[here.stage] = previous
@@ -137,7 +144,7 @@ class LayerHook:
             content = content & step.context.attention_mask2d.gather(1, before.log)
         if keep.written:
             hidden = write_merged(step, hidden, keep, before)
-        if keep.dropped is not None:
+        if here.selector.positions == "pospad":
             hidden, ends = write_markers(self.session, step, hidden, keep, here.selector, before)
             content = content | ends
         index, valid = pack(content)

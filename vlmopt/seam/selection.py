@@ -23,7 +23,7 @@ class Keep:
     """Decision at one boundary, over the physical rows [B, W] that arrive there."""
 
     content: Tensor  # Bool[B, W]: rows that stay (text always)
-    dropped: Tensor | None  # Bool[B, W], only for PosPad
+    dropped: Tensor  # Bool[B, W]: visual rows that leave, with those that the cut before left to this one
     span: Tensor  # Long[B, W]
     written: list[tuple[int, Tensor, Tensor]]  # (row of the batch, physical places Long[e], embeds [e, d])
 
@@ -49,13 +49,19 @@ def choose(session: Session, step: Step, selector: Selector, rows: Rows, hidden:
     assert context is not None
     if reason := signals.missing(step, selector.captures, selector.asks_text):
         call.skip(f"{selector.name} at layer {selector.layer}", reason)
-        return None
+        if step.left is None:
+            return None
+        dropped = step.left.gather(1, rows.log)
+        return Keep(~dropped, dropped, context.span.gather(1, rows.log), [])
     visual = context.visual.gather(1, rows.log)
     if step.marker is not None:
         visual = visual & ~step.marker.gather(1, rows.log)
     if rows.valid is not None:
         visual = visual & rows.valid
-    keep, answers = ~visual, Answers.blank(visual.shape[0])
+    arrived = visual
+    if step.left is not None:
+        visual = visual & ~step.left.gather(1, rows.log)
+    keep, answers = ~arrived, Answers.blank(visual.shape[0])
     for first in range(0, visual.shape[0], context.expand):
         places = visual[first].nonzero()[:, 0]
         if not len(places):
@@ -75,11 +81,10 @@ def choose(session: Session, step: Step, selector: Selector, rows: Rows, hidden:
             if result.written is not None:
                 answers.origin[row] = result.written.origin
                 answers.written.append((row, places[result.written.slots.to(places.device)], result.written.embeds))
-    everything = bool((keep | ~visual).all()) and not answers.written
     record(step, selector, rows, visual, keep, answers)
-    if everything:
+    dropped = arrived & ~keep
+    if not (answers.written or bool(dropped.any())):
         return None
-    dropped = visual & ~keep if selector.positions == "pospad" else None
     return Keep(keep, dropped, context.span.gather(1, rows.log), answers.written)
 
 
@@ -143,7 +148,6 @@ def write_markers(
     FocusUI (arXiv 2601.03928), whose trained embedding or a training-free surrogate. Returns the hidden states and
     Bool[B, W], the marker slots.
     """
-    assert keep.dropped is not None
     assert step.context is not None
     ends = run_ends(keep.dropped, keep.span)
     if selector.marker == "trained":

@@ -56,17 +56,18 @@ class Loop:
         """`work(step)` gives this process's loss, and figures for the log."""
         leader = self.accelerator.is_main_process
         totals: Counter[str] = Counter()
+        seen = 0  # steps in the totals: a run that goes on begins between two lines of the log
         saved = time.monotonic()
         bar = tqdm(initial=self.step, total=self.steps, desc=self.path.stem, unit="step", disable=not leader)
         while self.step < self.steps:
             loss, figures = work(self.step)
             self._update(loss)
             totals.update({"loss": float(loss.detach()), **figures})
+            seen += 1
             bar.update()
             if self.step % LOG_EVERY == 0 or self.step == self.steps:
-                seen = (self.step - 1) % LOG_EVERY + 1
                 self._log(" ".join(f"{name} {total / seen:.4f}" for name, total in sorted(totals.items())))
-                totals = Counter()
+                totals, seen = Counter(), 0
             if time.monotonic() - saved > self.save_every:
                 self.save()
                 saved = time.monotonic()

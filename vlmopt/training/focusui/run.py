@@ -62,6 +62,9 @@ class Settings:
                 f"steps and seed must be >= 0 and the batch size >= 1, got --steps-scorer {self.steps_scorer}, "
                 f"--steps-model {self.steps_model}, --seed {self.seed}, --batch-size {self.batch_size}"
             )
+        for name, rate in (("--lr-scorer", self.rate_scorer), ("--lr-model", self.rate_model)):
+            if rate is not None and not 0 < rate < float("inf"):
+                raise ValueError(f"{name} must be above 0, got {rate}")
 
     def request(self, *names: str) -> dict[str, Any]:
         """What must be the same when a stage goes on."""
@@ -104,7 +107,8 @@ class Training:
         try:
             with watched(self.model, self.scorer, None) as watch:
                 self.scorer_loop().run(lambda step: self.scorer_work(watch, step))
-            self.save(None, settings.model)
+            if not (settings.steps_model and (settings.out / "model.pt").exists()):  # else the marker would be lost
+                self.save(None, settings.model)
             if settings.steps_model:
                 marker = nn.Parameter(self.first_marker())
                 loop = self.model_loop(marker)

@@ -38,7 +38,9 @@ def rows(screen: Screen, name: str) -> list[dict[str, Any]]:
 
 
 def _row(screen: Screen, name: str, control: Control) -> dict[str, Any]:
-    x0, y0, x1, y1 = map(round, control.box)
+    wide, high = screen.image.size
+    x0, x1 = (min(max(round(x), 0), wide) for x in control.box[::2])  # moved ones may stick out by a pixel or two
+    y0, y1 = (min(max(round(y), 0), high) for y in control.box[1::2])
     return {
         "img_filename": name,
         "instruction": f"Click {control.name}.",

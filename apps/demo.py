@@ -14,7 +14,8 @@ TABS = {
 }  # fmt: skip
 
 
-STYLE = "<style>.stMainBlockContainer {padding-top: 2.5rem} [data-testid=stSidebarHeader] {height: 2.5rem}</style>"
+STYLE = """<style>.stMainBlockContainer {padding-top: 2.5rem} [data-testid=stSidebarHeader] {height: 2.5rem}
+[data-testid=stButtonGroup] [role=radiogroup] {flex-wrap: wrap; row-gap: 0.25rem; mask-image: none}</style>"""
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -177,6 +177,18 @@ def tables() -> None:
         for name in dict.fromkeys(name for name, _ in cells if name != "dense"):
             mine = [cells[name, keep] for keep in ratios]
             print(f"| {name} | " + " | ".join(map(percent, mine)) + f" | {mine[-1]['markers']:.0f} |")
+        if len(sorts := cells["dense", 1.0]["by_sort"]) > 1:
+            by_sort(cells, ratios, sorts)
+
+
+def by_sort(cells: dict[tuple[str, float], dict[str, Any]], ratios: Sequence[float], sorts: Iterable[str]) -> None:
+    """Markdown: the same by what is clicked."""
+    print(f"\n| method, positions: {' / '.join(sorts)} | " + " | ".join(f"{keep:g}" for keep in ratios) + " |")
+    print("|---|" + "---|" * len(ratios))
+    for name in dict.fromkeys(name for name, _ in cells):
+        mine = [cells[name, 1.0 if name == "dense" else keep]["by_sort"] for keep in ratios]
+        shown = [" / ".join(f"{100 * right / of:.1f}" for right, of in (row[sort] for sort in sorts)) for row in mine]
+        print(f"| {name} | " + " | ".join(shown) + " |")
 
 
 def percent(row: dict[str, Any]) -> str:

@@ -25,7 +25,17 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 import vlmopt
 from common import append, interleaved
-from pruning import DivPrune, FocusUI, PixelRedundancy, Scorer, UIGraph
+from pruning import (
+    DivPrune,
+    FastV,
+    FocusUI,
+    InstructionSimilarity,
+    PixelRedundancy,
+    Random,
+    Resize,
+    Scorer,
+    UIGraph,
+)
 from vlmopt.frames import video_inputs
 from vlmopt.measure import Spread
 from vlmopt.scorers import TrainedScorer, facts, save
@@ -40,10 +50,14 @@ def policies(scorer: str) -> dict[str, Any]:
         "dense": "dense",
         "pixel_redundancy, exact": PixelRedundancy(),
         "pixel_redundancy, 0.02": PixelRedundancy(tolerance=0.02),
+        "random 0.3": Random(keep_ratio=0.3),
+        "resize 0.3": Resize(keep_ratio=0.3),
+        "fastv 0.3": FastV(keep_ratio=0.3),
         "div_prune 0.3": DivPrune(keep_ratio=0.3),
         "ui_graph 0.3": UIGraph(keep_ratio=0.3),
+        "instruction_similarity 0.3": InstructionSimilarity(keep_ratio=0.3),
         "focus_ui 0.3, pospad": FocusUI(keep_ratio=0.3, scorer=scorer),
-        "exact, then focus_ui 0.3": [PixelRedundancy(positions="pospad"), FocusUI(keep_ratio=0.3, scorer=scorer)],
+        "exact, then focus_ui 0.3, pospad": [PixelRedundancy(), FocusUI(keep_ratio=0.3, scorer=scorer)],
     }
 
 

@@ -169,6 +169,31 @@ def test_the_watchdog_marks_and_stops():
             assert vlmopt.report(model).repeating == []
 
 
+def test_the_watchdog_does_not_read_rejected_candidates():
+    """Candidates are copies of the text, so with them every text would seem to repeat itself."""
+    family = FAMILIES["llava"]
+    batch = family.inputs([[5, Image(0), 7]])
+    with vlmopt.optimized(copy.deepcopy(family.build("sdpa")), ImageBoost(layers="0:", watchdog="mark")) as model:
+        seen = []
+        for setting in ({}, {"prompt_lookup_num_tokens": 8}):
+            out = model.generate(**batch(), max_new_tokens=31, min_new_tokens=31, do_sample=False, **setting)
+            seen.append((out.tolist(), vlmopt.report(model).repeating))
+        assert seen[0] == seen[1]
+        assert seen[0][1] == []  # 31 tokens are too few to say anything
+        model.generate(**batch(), max_new_tokens=40, num_beams=2)
+        assert "beams" in vlmopt.report(model).skipped[0]["why"]
+
+
+@pytest.mark.parametrize("setting", [{"num_beams": 2}, {"prompt_lookup_num_tokens": 2}])
+def test_the_trace_leaves_out_beams_and_assistants(setting):
+    family = FAMILIES["llava"]
+    with vlmopt.optimized(copy.deepcopy(family.build("sdpa")), VisionHeads(trace=True)) as model:
+        model.generate(**family.inputs([[5, Image(0), 7]])(), max_new_tokens=6, **setting)
+        report = vlmopt.report(model)
+    assert report.token_divergence is None
+    assert "trace of vision_heads" in report.skipped[0]["what"]
+
+
 def test_everything_is_taken_back():
     family = FAMILIES["qwen2_5_vl"]
     model = copy.deepcopy(family.build("sdpa"))

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 import vlmopt
-from attention_fix import AttentionFusion, GeneratedText, HeadGuided, ImageBoost, VisionHeads, VisualSink
+from attention_fix import (
+    AttentionFusion,
+    GeneratedText,
+    HeadGuided,
+    ImageBoost,
+    InformedTokens,
+    VisionHeads,
+    VisualSink,
+)
 from tests.corrected import Corrected, Row, Rule
 from tests.families import FAMILIES, GREEDY, LAYERS, Image
 from tests.mechanism import LOGITS, NEW_TOKENS, TOLERANCE, Case, forward, gap
@@ -252,6 +260,29 @@ def test_chunked_prefill(cut):
         whole = run(model, batch)
         chunked = run(model, batch, prefill_chunk_size=cut)
     assert gap(torch.stack(whole.logits), torch.stack(chunked.logits)) < TOLERANCE
+
+
+@pytest.mark.parametrize("cut", [3, 8, 14, 20])
+def test_a_chunk_that_cuts_a_picture_knows_the_rest_of_it(cut):
+    """Budgets by picture and choices among a picture's tokens are those of the whole picture, in a ragged batch too."""
+    family = FAMILIES["llava"]
+    batch = family.inputs([[5, Image(0), 7, Image(1), 3], [6, Image(2), 4]])
+    var = replace(VAR, scope="per_image")
+    for policy in (var, InformedTokens(alpha=1.0, layers="0:", local_block=-1, summary_block=-1)):
+        with vlmopt.optimized(copy.deepcopy(family.build("sdpa")), policy) as model:
+            whole = run(model, batch)
+            chunked = run(model, batch, prefill_chunk_size=cut)
+        assert gap(torch.stack(whole.logits), torch.stack(chunked.logits)) < TOLERANCE
+
+
+def test_a_cache_of_another_policy_is_reported():
+    family = FAMILIES["llava"]
+    batch, model = family.inputs([[5, Image(0), 7]]), copy.deepcopy(family.build("sdpa"))
+    with torch.no_grad(), vlmopt.optimized(model, VAR):
+        cache = model(**batch(), use_cache=True).past_key_values
+    with torch.no_grad(), vlmopt.optimized(model, InformedTokens(layers="0:", local_block=-1, summary_block=-1)):
+        model(input_ids=torch.tensor([[7, 8]]), past_key_values=cache)
+        assert "filled before" in vlmopt.report(model).skipped[0]["why"]
 
 
 def test_static_cache():

@@ -90,6 +90,11 @@ def test_from_an_upload_to_the_policy(port: int, browser: Any, tmp_path: Path) -
         page.set_viewport_size({"width": width, "height": 900})
         page.wait_for_timeout(1500)
         assert page.evaluate("document.documentElement.scrollWidth") == width
+        upload = page.get_by_role("radio", name="Upload").bounding_box()
+        within = page.get_by_role("radiogroup", name="Picture").bounding_box()
+        assert upload is not None
+        assert within is not None
+        assert upload["x"] + upload["width"] <= within["x"] + within["width"] + 1
         assert len(page.screenshot(path=tmp_path / f"{width}.png")) > 20_000
         outside = "es => es.filter(e => e.getBoundingClientRect().right > innerWidth + 1).length"
         assert page.locator("[data-testid=stImage] img").evaluate_all(outside) == 0

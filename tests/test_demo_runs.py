@@ -231,7 +231,7 @@ def test_the_command_line_makes_the_answer_again(
 
 
 def test_a_clip_is_shown_frame_by_frame(loaded: Loaded) -> None:
-    given = inputs.sample(2)
+    given = inputs.sample([chosen.label for chosen in inputs.SAMPLES].index("Video"))
     found = running.perform(loaded, request("video-25", images=(), clip=given.clip, task="answer"), silent)
     test = drawn(found)
     assert not test.exception

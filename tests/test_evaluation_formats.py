@@ -237,3 +237,40 @@ def test_the_digest_changes_with_anything_a_sample_says(tmp_path: Path) -> None:
     data = loaded(tmp_path, manifest_file(tmp_path))
     for change in ({"question": "??"}, {"answer": "no"}, {"images": ("b.png",)}, {"category": "x"}):
         assert replace(data, samples=(replace(data.samples[0], **change), *data.samples[1:])).digest != data.digest
+
+
+def test_a_picture_put_right_leaves_the_digest(tmp_path: Path) -> None:
+    file = screenspot_file(tmp_path)
+    where = {"images": str(tmp_path / "images"), "boxes": "xywh"}
+    whole = loaded(tmp_path, file, **where)
+    gone = Path(whole.samples[0].images[0])
+    content = gone.read_bytes()
+    gone.unlink()
+    assert loaded(tmp_path, file, **where).digest == whole.digest
+    gone.write_bytes(content)
+    rows = json.loads(file.read_text())
+    rows[0]["bbox"][0] += 1
+    file.write_text(json.dumps(rows))
+    assert loaded(tmp_path, file, **where).digest != whole.digest
+
+
+def test_boxes_that_fit_no_convention_are_refused(tmp_path: Path) -> None:
+    file = screenspot_file(tmp_path)
+    rows = [row | {"bbox": [100, 100, 300, 400]} for row in json.loads(file.read_text())]
+    file.write_text(json.dumps(rows))
+    with pytest.raises(ValueError, match="none of the 3 boxes lies in its picture"):
+        loaded(tmp_path, file, images=str(tmp_path / "images"), boxes="xyxy")
+
+
+def test_odd_texts_name_their_place(tmp_path: Path) -> None:
+    file = tmp_path / "odd_random.jsonl"
+    file.write_bytes(b"\xff\xfe{")
+    with pytest.raises(ValueError, match=r"odd_random.jsonl is no text in UTF-8"):
+        loaded(tmp_path, file)
+    file.write_text('{"question_id": 1, "image": "a.png", "text": "\\ud800", "label": "no"}\n{}\n')
+    with pytest.raises(ValueError, match="line 1 holds half of a character"):
+        loaded(tmp_path, file)
+    coco = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": [{"image_id": 1, "caption": None}]}
+    file.write_text(json.dumps(coco))
+    with pytest.raises(ValueError, match="is no COCO annotation file"):
+        loaded(tmp_path, file)

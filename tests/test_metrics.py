@@ -273,3 +273,15 @@ def test_mcnemar_counts_the_items_on_which_methods_differ():
     assert mcnemar(first, first).p == 1
     with pytest.raises(ValueError, match="same items"):
         mcnemar([True], [])
+
+
+@pytest.mark.parametrize(
+    ("caption", "names"),
+    [
+        ("Three taxis, two canoes and TVs", ["car", "boat", "tv"]),
+        ("minibuses, trolleybuses, neckties", ["bus", "bus", "tie"]),
+        ("A man's dog and the girl’s bike", ["person", "dog", "person", "bicycle"]),
+    ],
+)
+def test_plurals_and_owners_are_named(caption: str, names: list[str]) -> None:
+    assert coco_lexicon().mentions(caption) == names

@@ -12,9 +12,11 @@ import vlmopt
 from attention_fix import ImageBoost, VisualSink
 from tests.families import FAMILIES, GREEDY, Image, Video
 from tests.mechanism import LOGITS, NEW_TOKENS, TOLERANCE, Case, forward, gap
-from vlmopt.kernels.patterns import AShape, MinP
+from vlmopt.kernels.patterns import AShape, MinP, Prefill
 from vlmopt.policy import Policy
 from vlmopt.prefill import SparsePrefill
+from vlmopt.seam.sparse import work
+from vlmopt.search.timing import cells
 
 EVERYTHING = MinP(tau=1e-30, tile=16, run=16)  # every visible key is within ln(1e30) of the best
 SOME = AShape(sink=16, local=16, tile=16, run=16)
@@ -150,6 +152,16 @@ def test_what_stays_dense_is_reported():
     assert not report.prefill
     assert all("min_len=10000" in entry["why"] for entry in report.skipped)
     assert str(report).count("min_len") == 1, "one line for all layers"
+
+
+@pytest.mark.parametrize("pattern", [SOME, MinP(tile=16, run=16), EVERYTHING])
+@pytest.mark.parametrize("groups", [1, 2, 7])
+def test_work_counts_every_head_that_shares_a_table(pattern, groups):
+    q, k = torch.randn(1, 2 * groups, 320, 16), torch.randn(1, 2, 320, 16)
+    launches = pattern.build(Prefill(q, k, 0.25, torch.arange(2 * groups)))
+    given = Prefill(q, k, 0.25, torch.arange(2 * groups))
+    every = 2 * groups * 320 * 321 / 2
+    assert float(work(launches, q, k)) == pytest.approx(float(cells(given, launches).sum()) / every, rel=1e-5)
 
 
 def test_too_much_work_is_left_to_the_dense_kernel():

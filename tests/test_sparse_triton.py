@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,6 +31,18 @@ def test_the_kernel_in_the_interpreter():
     done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     print(done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(GPU or INTERPRETED, reason="the benchmark runs on the GPU")
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed (extra triton)")
+def test_the_benchmark_in_the_interpreter(tmp_path):
+    script = Path(__file__).parents[1] / "benchmarks" / "gpu" / "sparse_prefill.py"
+    command = [sys.executable, str(script), "--interpret", "--parts", "attention", "ttft", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    lines = [json.loads(line) for line in (tmp_path / "sparse_prefill_gpu.jsonl").read_text().splitlines()]
+    assert [line["part"] for line in lines] == ["attention", "ttft"]
 
 
 def agree(q, k, v, index, **more):

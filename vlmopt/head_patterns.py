@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,9 @@ class HeadPatterns:
         if len(self.layers) != depth:
             raise ValueError(f"head patterns: {len(self.layers)} layers for a model of {depth}")
         for number, row in enumerate(self.layers):
-            if row is not None and (len(row) != heads or not all(0 <= i < len(self.patterns) for i in row)):
+            if row is not None and (
+                len(row) != heads or not all(type(i) is int and 0 <= i < len(self.patterns) for i in row)
+            ):
                 raise ValueError(
                     f"head patterns: layer {number} must name one of {len(self.patterns)} patterns for each of {heads} "
                     f"heads, got {row!r}"
@@ -107,6 +109,13 @@ class HeadPatterns:
                 f"head patterns: unknown keys {sorted(set(data) - set(KEYS))}, missing keys "
                 f"{sorted(set(KEYS) - set(data))}"
             )
+        for key in ("patterns", "layers", "errors", "time_ratios"):
+            if not isinstance(data[key], Sequence) or isinstance(data[key], str):
+                raise ValueError(f"head patterns: {key} must be a list, got {data[key]!r}")
+        for key in ("layers", "errors"):
+            for number, row in enumerate(data[key]):
+                if row is not None and (not isinstance(row, Sequence) or isinstance(row, str)):
+                    raise ValueError(f"head patterns: {key} of layer {number} must be a list or null, got {row!r}")
         rows = {key: tuple(None if row is None else tuple(row) for row in data[key]) for key in ("layers", "errors")}
         patterns: tuple[Any, ...] = tuple(methods.build(entry) for entry in data["patterns"])
         ratios, calibration = tuple(data["time_ratios"]), data["calibration"]

@@ -134,6 +134,8 @@ def brought(source: str, directory: Path) -> str:
     if not scorers.is_folder(source):
         return source
     folder, home = Path(source).resolve(), directory.resolve()
+    if missing := [file for file in scorers.FILES if not (folder / file).is_file()]:
+        raise ValueError(f"{source} holds no {' and no '.join(missing)}; give the directory of a trained scorer")
     if not folder.is_relative_to(home):
         number = 1
         while (place := home / (f"scorer-{number}" if number > 1 else "scorer")).exists() and not same(folder, place):

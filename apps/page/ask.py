@@ -69,8 +69,9 @@ def question(policy: vlmopt.Policy | None) -> None:
         left, right = st.columns(2, gap="medium")
         with left:
             labels = [chosen.label for chosen in inputs.SAMPLES]
-            wanted = st.segmented_control("Picture", [*labels, UPLOAD], default=labels[0], required=True,
-                                          key="picture", on_change=fitting)  # fmt: skip
+            # Pills, which look well in two rows (demo.STYLE lets them wrap); one row would hide the upload.
+            wanted = st.pills("Picture", [*labels, UPLOAD], default=labels[0], required=True, key="picture",
+                              on_change=fitting)  # fmt: skip
             given = inputs.uploaded() if wanted == UPLOAD else inputs.sample(labels.index(wanted or labels[0]))
             if given is not None and given.images:
                 st.image(given.images[0], width=220, alt="The chosen picture")

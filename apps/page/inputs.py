@@ -19,6 +19,7 @@ from vlmopt.worlds.clips import write_clip
 
 MEGABYTES = 50  # of one file; the server refuses more as well
 MEGAPIXELS = 50
+LONGEST = 200  # times its other side: Qwen's processor takes no more, and a preview of one would have no height
 PICTURES = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff")
 CLIPS = ("mp4", "mov", "webm", "mkv", "avi")
 TITLE = 80  # characters of a file's name that are shown
@@ -106,6 +107,10 @@ def check_pixels(path: Path) -> None:
     if width * height > MEGAPIXELS * 10**6:
         raise ValueError(
             f"{path} has {width} x {height} pixels; at most {MEGAPIXELS} million are taken. Scale it down first."
+        )
+    if max(width, height) > LONGEST * min(width, height):
+        raise ValueError(
+            f"{path} has {width} x {height} pixels; one side may be at most {LONGEST} times the other. Crop it first."
         )
 
 

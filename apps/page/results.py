@@ -59,7 +59,8 @@ def retention(run: Run) -> float | None:
         key=f"retention-{run.id}",
         format_func=lambda share: f"{100 * share:.0f} %" + (" · this run" if share == at.own else ""),
         help=f"What `{at.method}` before layer {at.layer} keeps of this prompt at other ratios: its own choice, from "
-        "what it read in this run. Nothing is generated again; the answers below are those of this run.",
+        "what it read in this run; cuts before that one stay as they were. Nothing is generated again; the answers "
+        "below are those of this run.",
     )
     return float(ratio)
 
@@ -78,8 +79,14 @@ def original(run: Run) -> Image.Image:
 def clicked(run: Run) -> str:
     """Where both answers click."""
 
+    first = (run.request.images or run.shown)[0]
+
     def place(outcome: Outcome) -> str:
-        return "nowhere" if outcome.point is None else f"({outcome.point[0]:.0f}, {outcome.point[1]:.0f})"
+        if outcome.point is None:
+            return "nowhere"
+        x, y = outcome.point
+        beside = "" if 0 <= x <= first.width and 0 <= y <= first.height else ", beside the picture"
+        return f"({x:.0f}, {y:.0f}{beside})"
 
     return f"Clicks: :blue[◎ dense {place(run.dense)}] and :orange[◉ optimized {place(run.optimized)}], in pixels."
 

@@ -40,6 +40,7 @@ def show(run: Run) -> None:
             "All in one", zipped(packed), "vlmopt-demo.zip", kinds[".zip"], key=f"get-all-{run.id}",
             on_click="ignore", icon=":material/folder_zip:", type="primary",
         )  # fmt: skip
+    st.caption("All of it is of this run as it was asked; the retention slider changes the picture above alone.")
     st.caption("The same again, beside the downloaded files; on the command line:")
     st.code(command(run), language="bash", wrap_lines=True)
     st.caption("In Python:")

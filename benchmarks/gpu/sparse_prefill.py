@@ -42,6 +42,7 @@ from vlmopt.kernels.metrics import recall, sample_rows
 from vlmopt.kernels.patterns import Prefill, registry
 from vlmopt.kernels.patterns.base import blocks_to_index
 from vlmopt.kernels.sparse_attention import Launch, run_plan
+from vlmopt.kernels.sparse_attention.triton import _tuned
 from vlmopt.prefill import SparsePrefill
 from vlmopt.seam.sparse import work
 
@@ -64,7 +65,7 @@ def builder(name: str, **given: Any) -> Callable[[Prefill], list[Launch]]:
     def blocks(prefill: Prefill) -> list[Launch]:
         count = -(-prefill.rows // 128)
         keep = torch.rand(1, len(prefill.heads), count, count, device=prefill.device) < float(name.split()[1]) / 100
-        keep |= torch.eye(count, dtype=torch.bool, device=prefill.device)
+        keep = keep.tril() | torch.eye(count, dtype=torch.bool, device=prefill.device)
         return [Launch(blocks_to_index(keep, 128, 128, prefill))]
 
     return blocks
@@ -146,7 +147,7 @@ def first_token(
     model = decoder(layers, tokens, device, dtype, tiny=device == "cpu")
     embeds = torch.randn(1, tokens, model.config.text_config.hidden_size, device=device, dtype=dtype) * 0.02
     prompt = {"inputs_embeds": embeds, "attention_mask": torch.ones(1, tokens, dtype=torch.long, device=device)}
-    everywhere = {"min_len": 1, "dense_layers": 0, "dense_text": 0, "backend": "triton"}
+    everywhere = {"min_len": 1, "dense_layers": 0, "dense_text": 0, "max_work": 1e9, "backend": "triton"}
     policies: dict[str, Any] = {"dense": "dense"}
     for name in names:
         if name in registry:
@@ -202,6 +203,7 @@ def main() -> None:
         if "check" in options.parts:
             save("check", patterns=check(device, dtype, (shape[0] // shape[1], 1, shape[2])))
         for tokens in options.lengths:
+            _tuned.cache_clear()  # what was measured on another length, or on the few tokens of the check, says nothing
             if "attention" in options.parts:
                 prefill = planted(tokens, *shape, device, dtype, options.seed)
                 rows = attention(prefill, options.patterns, options.repeats, device)

@@ -9,7 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from attention_fix import AdaptiveGeneratedText, Correction, HeadProfile, IATProfile, SinkProfile, VisualSink
+from attention_fix import (
+    AdaptiveGeneratedText,
+    Correction,
+    HeadProfile,
+    IATProfile,
+    SinkDiagnosis,
+    SinkProfile,
+    VisualSink,
+)
 from pruning import Debias, ScoreSelector
 from pruning.profile import DebiasProfile
 
@@ -63,8 +71,8 @@ class Profile:
     def apply(self, policy: Policy) -> Policy:
         """The policy with what was measured filled in; the rest is unchanged.
 
-        Every host that has a trend is debiased (unless no trend at all was measured), and `visual_sink` without dims or
-        a profile of its own gets the measured ones; `adaptive_generated_text` without one gets the part "iat".
+        Every host that has a trend is debiased (unless no trend was measured), `visual_sink` and `sink_diagnosis`
+        without dims or a profile get the measured ones; `adaptive_generated_text` without one gets "iat".
         """
         prune = [
             Debias(method, fit="offline", profile=self.trend(method))
@@ -78,7 +86,9 @@ class Profile:
         """A correction with what was measured, where it lacks it; a tau of its own stays."""
         if isinstance(method, AdaptiveGeneratedText) and method.profile is None:
             return replace(method, profile=self.iat)
-        if not isinstance(method, VisualSink) or method.dims or method.profile is not None or self.sinks is None:
+        if not isinstance(method, (VisualSink, SinkDiagnosis)) or method.dims or method.profile is not None:
+            return method
+        if self.sinks is None:
             return method
         return replace(method, profile=replace(self.sinks, tau=method.tau or self.sinks.tau), tau=None)
 

@@ -84,7 +84,14 @@ def with_boxes(samples: Sequence[Sample], raw: Sequence[Sequence[float] | None],
             f"outside their pictures (e.g. {list(box)} in {width}x{height} pixels), with --boxes {best} "
             f"{len(known) - fits[best]}"
         )
-    return [_with_box(*row, kind) for row in zip(samples, raw, sizes, strict=True)]
+    if known and not fits[kind]:
+        box, (width, height) = known[0]
+        raise ValueError(
+            f"none of the {len(known)} boxes lies in its picture, whichever way they are read (e.g. {list(box)} in "
+            f"{width}x{height} pixels): they may be of pictures of another size, or of a scale such as 0 to 1000"
+        )
+    told = [replace(s, written=(kind, *box)) if box else s for s, box in zip(samples, raw, strict=True)]
+    return [_with_box(*row, kind) for row in zip(told, raw, sizes, strict=True)]
 
 
 def _with_box(sample: Sample, raw: Sequence[float] | None, size: tuple[int, int] | None, kind: str) -> Sample:

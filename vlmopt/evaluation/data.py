@@ -37,6 +37,7 @@ class Sample:
         objects: canonical names of what the picture shows, for captions.
         picture: samples of one picture are resampled together.
         extra: what else the data said; goes into the record.
+        written: the box as the data has it; `box` is known only where the picture can be read.
         error: why it cannot be asked.
     """
 
@@ -52,6 +53,7 @@ class Sample:
     objects: tuple[str, ...] | None = None
     picture: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
+    written: tuple[str | float, ...] = ()
     error: str | None = None
 
     @property
@@ -103,8 +105,11 @@ class Data:
 
     @property
     def digest(self) -> str:
-        """Changes with anything that a sample says."""
-        text = json.dumps([asdict(sample) for sample in self.samples], sort_keys=True, default=str)
+        """Changes with anything that a sample says; not with whether its picture is there, which may be put right."""
+        told = [
+            {k: v for k, v in asdict(s).items() if k not in ("box" if s.written else "", "error")} for s in self.samples
+        ]
+        text = json.dumps(told, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

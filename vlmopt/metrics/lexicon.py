@@ -13,6 +13,8 @@ IRREGULAR = {
     "men": "man", "women": "woman", "people": "person", "children": "child", "mice": "mouse", "knives": "knife",
     "geese": "goose", "calves": "calf", "loaves": "loaf", "feet": "foot", "teeth": "tooth", "oxen": "ox",
     "policemen": "policeman", "firemen": "fireman", "buses": "bus", "busses": "bus",
+    "minibuses": "minibus", "trolleybuses": "trolleybus", "taxis": "taxi", "canoes": "canoe",
+    "neckties": "necktie", "tvs": "tv",
 }  # fmt: skip
 UNCHANGED = frozenset({"bus", "glass", "skis", "scissors", "species", "tennis", "cattle", "sheep", "grass", "dress"})
 
@@ -46,7 +48,8 @@ def tokens(text: str) -> list[str]:
 
 
 def singular(word: str) -> str:
-    """The singular of an English noun, by rules of our own (neither `pattern` nor WordNet)."""
+    """The singular of an English noun, by rules of our own (neither `pattern` nor WordNet); "man's" names a man."""
+    word = re.sub("['’]s$", "", word)
     if word in IRREGULAR:
         return IRREGULAR[word]
     if word in UNCHANGED or len(word) < 4 or not word.endswith("s") or word.endswith(("ss", "us", "is")):

@@ -34,6 +34,15 @@ class VisualSpan:
 
 
 @dataclass
+class PicturePart:
+    """What a chunk of a prompt holds of one picture."""
+
+    whole: VisualSpan  # its `index` counts from the first chunk of the call, its `item` too
+    inside: Tensor  # Long[k] which of its tokens are here
+    index: Tensor  # Long[k] logical offsets inside the chunk
+
+
+@dataclass
 class VisualContext:
     """Where visual tokens are in the current chunk and how they group. Lives for one prefill."""
 
@@ -44,6 +53,7 @@ class VisualContext:
     expand: int  # rows per original sample (beams, several returned sequences)
     attention_mask2d: Tensor | None  # Bool[B, L]
     grouped: bool  # False: the encoder's record did not match, runs of ids stand in for images
+    parts: list[PicturePart] = field(default_factory=list)  # where a chunk of a prompt cuts pictures: what they are
 
 
 @dataclass

@@ -19,7 +19,7 @@ from .correct import LayerCorrections
 from .editable import decoding, last_row_passes, prompt_places
 from .marks import keep_marks, marks_of
 from .outer import OuterArguments
-from .signals import Place, read
+from .signals import Place, read, whole_picture
 from .text_stream import TextStream
 
 if TYPE_CHECKING:
@@ -82,15 +82,23 @@ class Corrections:
         """A decoder pass begins: marks, the tower's choices, the stream without pictures, the watchdog."""
         call = step.call
         step.padding = padding(step, arguments.attention_mask2d)
-        step.marks = call.marks = marks = marks_of(cache, step.batch, step.past)
+        step.marks = call.marks = marks = marks_of(cache, step.batch, step.past, self.session.serial)
         if marks is None:
-            call.skip("corrections", "the cache was filled before the model was optimized; start the sequence anew")
+            call.skip(
+                "corrections",
+                "the cache was filled before the model was optimized, or optimized like this; start the sequence anew",
+            )
             return
         if not decoding(step):
             marks.open(step)
             self.ask_tower(step)
         if self.streams:
-            marks.stream = marks.stream or TextStream(self.session, bool(self.guided or self.traced))
+            traced = bool(self.traced) and call.branches is None
+            if self.traced and call.branches is not None:
+                call.skip(
+                    f"trace of {self.traced.name}", f"{call.branches}: the second stream goes along with one text"
+                )
+            marks.stream = marks.stream or TextStream(self.session, bool(self.guided or traced))
             marks.stream.take(step, arguments.input_ids, given)
             if marks.has_image:
                 self.go_along(step, marks.stream)
@@ -118,6 +126,14 @@ class Corrections:
                 logical = context.visual[row].nonzero()[:, 0]
                 place = Place(self.session, step, row, logical, logical, step.embeds)
                 values = {n.block: read(VisionAttention(n.block), place) for n in needs}
+                parts = [part for part in context.parts if part.whole.row == row]
+                for part in parts:
+                    whole = {block: whole_picture(VisionAttention(block), place, part) for block in values}
+                    for name, chose in correction.choose(whole).items():
+                        table = tables.setdefault(name, torch.zeros_like(context.visual))
+                        table[row, part.index] = chose[part.inside.to(chose.device)].to(table.device)
+                if parts:
+                    continue
                 number = torch.full((step.q,), -1, device=logical.device).scatter_(
                     0, logical, torch.arange(len(logical), device=logical.device)
                 )
@@ -132,14 +148,19 @@ class Corrections:
 
     def watch(self, step: Step, ids: Tensor | None) -> None:
         """Which samples have begun to repeat themselves; finished ones are not looked at."""
-        marks, call = step.marks, step.call
-        if ids is None or marks is None or call.prompt_length is None:
+        call, end = step.call, step.call.prompt_length
+        if ids is None or step.marks is None or end is None:
             return
-        if decoding(step):
-            marks.generated.append(ids)
-        elif step.past == 0:  # without a cache every step brings the whole text
-            marks.generated = [ids[:, call.prompt_length :]]
-        text = torch.cat(marks.generated[-WINDOW:], 1) if marks.generated else ids[:, :0]
+        if call.branches == "beams":
+            call.skip("watchdog", "beams: texts change places while they are written")
+            return
+        if decoding(step):  # behind the first come candidates of assisted decoding, which may be rejected
+            earlier = ids[:, :0] if call.generated is None else call.generated[:, : step.past - end]
+            text = torch.cat([earlier, ids[:, :1]], 1)
+            call.generated = torch.cat([earlier, ids], 1)
+        else:  # without a cache every step brings the whole text
+            call.generated = ids[:, max(end - step.past, 0) :]
+            text = call.generated if call.first_token is not None else ids[:, :0]
         if not text.shape[1]:
             return
         running = ~torch.isin(text[:, -1], text.new_tensor(self.ends))
@@ -149,7 +170,7 @@ class Corrections:
     def close(self, step: Step, cache: Any) -> None:
         """The pass is over: its marks stay with the cache."""
         keep_marks(cache, step.marks)
-        if step.divergence:
+        if step.divergence and step.call.branches is None:
             step.call.divergence.append(token_divergence(step.divergence, self.traced.trace_heads))
 
 

@@ -42,7 +42,8 @@ class OpenStep:
         past = 0 if cache is None else int(cache.get_seq_length())
         q = embeds.shape[1]
         state = cache._vlmopt if isinstance(cache, LogicalCache) else None
-        context = build_context(self.session, arguments, call.features, q)
+        call.began = past if call.began is None else call.began
+        context = build_context(self.session, arguments, call.features, q, past)
         if arguments.embeds_only and q > 1:
             call.skip("pruning", "the call passed inputs_embeds without input_ids: visual tokens cannot be located")
         positions = kwargs.get("position_ids")

@@ -34,16 +34,26 @@ class Guidance(LogitsProcessor):
         return torch.where(call.marks.seen.to(scores.device)[:, None], out, scores)
 
 
+def branching(session: Session, kwargs: dict[str, Any]) -> str | None:
+    """What makes a `generate` call try texts that it may not keep; None if nothing does."""
+    config = kwargs.get("generation_config") or getattr(session.model, "generation_config", None)
+
+    def setting(name: str) -> Any:
+        return kwargs.get(name, getattr(config, name, None))
+
+    if (setting("num_beams") or 1) > 1:
+        return "beams"
+    assisted = kwargs.get("assistant_model") is not None or setting("prompt_lookup_num_tokens") is not None
+    return "assisted decoding" if assisted else None
+
+
 def guided(session: Session, kwargs: dict[str, Any]) -> LogitsProcessorList:
     """The processors of a `generate` call with guidance behind them.
 
     Raises:
         ValueError: beams or assisted decoding, whose second stream would have to be reordered or rolled back.
     """
-    config = kwargs.get("generation_config") or session.model.generation_config
-    beams = kwargs.get("num_beams", getattr(config, "num_beams", 1)) or 1
-    assisted = kwargs.get("assistant_model") is not None or kwargs.get("prompt_lookup_num_tokens") is not None
-    if beams > 1 or assisted:
+    if branching(session, kwargs):
         name = session.corrections.guided.name if session.corrections else "guidance"
         raise ValueError(
             f"{name}: gamma > 1 needs one sequence per sample and step; use num_beams=1 without assisted decoding, or "

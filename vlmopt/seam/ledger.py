@@ -66,6 +66,8 @@ class Call:
     by_generate: bool
     prompt_length: int | None = None
     prompt_mask: Tensor | None = None  # Bool[B, L] that `generate` was given; with static caches models see 4-D ones
+    prompt_ids: Tensor | None = None  # Long[B, L] that `generate` was given
+    began: int | None = None  # length of the cache before the first chunk
     start: Any = None
     end: Any = None
     first_token: Any = None
@@ -91,6 +93,8 @@ class Call:
     records: dict[tuple[str, int], Record] = field(default_factory=dict)  # (correction, layer) -> what it did
     marks: Marks | None = None  # of the pass that ran last
     sinks: dict[int, Tensor] = field(default_factory=dict)  # layer -> Bool[B, n] over logical places, from `marks`
+    branches: str | None = None  # why rows of one step are not yet the text: beams, candidates of assisted decoding
+    generated: Tensor | None = None  # Long[B, n] of this call, where a method watches; candidates at its end
     tripped: Tensor | None = None  # Bool[B] samples whose text began to repeat itself
     divergence: list[Tensor] = field(default_factory=list)  # fp32 [B] per generated token, where a method traces it
 

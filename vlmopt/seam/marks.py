@@ -29,14 +29,15 @@ class Marks:
     """Tables are [B, n] over the first n logical places; what lies behind them is unflagged."""
 
     batch: int
+    serial: str = ""  # of the session that made them
     length: int = 0  # logical places of prompts seen so far
     has_image: bool = False
     pictures: int = 0  # running number of the next picture
+    first: int = 0  # running number of the first picture of this call
     seen: Tensor = field(default_factory=lambda: torch.empty(0))  # Bool[B]: the sample has shown a picture
     tables: dict[Name, Tensor] = field(default_factory=dict)
     gains: dict[int, Tensor] = field(default_factory=dict)  # layer -> fp32 [B, H]
     stream: Any = None  # the picture-free twin of the sequence, where a method wants one
-    generated: list[Tensor] = field(default_factory=list)  # Long[B, 1] per decode step, where a method watches them
     spread: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)  # physical copies and what they came from
     derived: dict[Any, tuple[list[Tensor], Tensor | None]] = field(default_factory=dict)  # the same of `sets`
 
@@ -52,9 +53,15 @@ class Marks:
             visual = context.visual.to(device) & real
             started = visual.long().cumsum(1) > 0
             self.append("image", None, visual, step.past)
-            self.append("span", None, (context.span.to(device) + self.pictures).masked_fill(~visual, -1), step.past)
+            if step.past == (step.call.began or 0) or not context.parts:
+                self.first = self.pictures
+            number = context.span.to(device, copy=True)
+            for part in context.parts:
+                number[part.whole.row, part.index.to(device)] = part.whole.item
+            number = (number + self.first).masked_fill(~visual, -1)
+            self.append("span", None, number, step.past)
             self.append("system", None, real & ~started & ~before, step.past)
-            self.pictures += int(context.span.max()) + 1
+            self.pictures = max(self.pictures, int(number.max()) + 1)
             self.seen = self.seen | visual.any(1)
             self.has_image = self.has_image or bool(visual.any())
         else:
@@ -133,12 +140,12 @@ def for_batch(table: Tensor, batch: int) -> Tensor:
     return table if len(table) == batch else table.repeat_interleave(batch // len(table), 0)
 
 
-def marks_of(cache: Any, batch: int, past: int) -> Marks | None:
-    """The marks on a cache; new ones at the start of a sequence; None where the cache was filled without any."""
+def marks_of(cache: Any, batch: int, past: int, serial: str) -> Marks | None:
+    """The marks on a cache; new ones at the start of a sequence; None where this session did not fill the cache."""
     found: Marks | None = getattr(cache, ATTRIBUTE, None) if past else None
     if found is not None:
-        return found if batch % found.batch == 0 else None
-    return None if past else Marks(batch)
+        return found if batch % found.batch == 0 and found.serial == serial else None
+    return None if past else Marks(batch, serial)
 
 
 def keep_marks(cache: Any, marks: Marks | None) -> None:

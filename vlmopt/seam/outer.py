@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..families.base import Piece
 from . import resize, tower
-from .context import VisualContext, VisualSpan
+from .context import PicturePart, VisualContext, VisualSpan
 from .encoder import Encoded
 
 if TYPE_CHECKING:
@@ -135,7 +135,9 @@ def carries_pixels(name: str, value: Any) -> bool:
     return name.startswith("pixel_values") or name in ("mm_encoder_outputs", "image_hidden_states")
 
 
-def build_context(session: Session, arguments: OuterArguments, features: Features, length: int) -> VisualContext | None:
+def build_context(
+    session: Session, arguments: OuterArguments, features: Features, length: int, past: int = 0
+) -> VisualContext | None:
     """Visual context of this chunk, None when the call brings no visual tokens."""
     ids = arguments.input_ids
     if not arguments.pixels or ids is None or ids.shape[1] != length or length == 1:
@@ -150,13 +152,14 @@ def build_context(session: Session, arguments: OuterArguments, features: Feature
     mask = None if mask is None else mask[:, -length:].to(ids.device).bool()
     spans, expand = group(ids, visual, features, modality_of)
     grouped = spans is not None
+    parts = [] if grouped else parts_of_chunk(session, ids, features, modality_of, past)
     if spans is None:
         spans, expand = runs(visual), 1
     span = torch.full_like(ids, -1)
     for item in spans:
         span[item.row, item.index] = item.item
     ordinal = visual.long().cumsum(1) - 1
-    return VisualContext(visual, span, ordinal, spans, expand, mask, grouped)
+    return VisualContext(visual, span, ordinal, spans, expand, mask, grouped, parts)
 
 
 def group(
@@ -197,6 +200,27 @@ def group(
                 for item, (index, piece) in enumerate(found)
             ]
     return spans, expand
+
+
+def parts_of_chunk(
+    session: Session, ids: Tensor, features: Features, modality_of: dict[int, str], past: int
+) -> list[PicturePart]:
+    """What a chunk of the prompt that `generate` was given holds of every picture; empty if that cannot be known."""
+    call = session.running_call()
+    whole = None if call is None else call.prompt_ids
+    if call is None or call.began is None or whole is None or ids.shape[0] % whole.shape[0]:
+        return []
+    whole = whole.to(ids.device).repeat_interleave(ids.shape[0] // whole.shape[0], 0)
+    if not torch.equal(whole[:, past : past + ids.shape[1]], ids):
+        return []
+    whole, start = whole[:, call.began :], past - call.began
+    spans, _ = group(whole, torch.isin(whole, whole.new_tensor(list(modality_of))), features, modality_of)
+    found = []
+    for span in spans or []:
+        inside = ((span.index >= start) & (span.index < start + ids.shape[1])).nonzero()[:, 0]
+        if len(inside):
+            found.append(PicturePart(span, inside, span.index[inside] - start))
+    return found
 
 
 def runs(visual: Tensor) -> list[VisualSpan]:

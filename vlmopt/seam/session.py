@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import uuid
 from collections.abc import Callable, Mapping
 from contextvars import Token
 from typing import Any
@@ -34,7 +35,7 @@ from .corrections import Corrections
 from .decoder import CloseStep, OpenStep
 from .deepstack import DeepStack
 from .discover import Anatomy
-from .guidance import guided
+from .guidance import branching, guided
 from .layers import LayerHook
 from .ledger import Call, Clock
 from .outer import MODALITIES, FeatureProbe, OuterHook
@@ -68,6 +69,7 @@ class Session:
         self.tower_depth = 0
         self._layers: tuple[list[Any], TwoLayers | None] | None = None
         self.lease = Lease()
+        self.serial = uuid.uuid4().hex  # copies of the session share it
         self.undo: list[Callable[[], None]] = []
         self.last_call: Call | None = None
 
@@ -201,8 +203,10 @@ class Generate:
         ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
         length = ids.shape[1] if isinstance(ids, torch.Tensor) and ids.ndim == 2 else None
         call = session.new_call(by_generate=True, prompt_length=length)
+        call.prompt_ids = ids if length is not None else None
         mask = kwargs.get("attention_mask")
         call.prompt_mask = mask.bool() if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
+        call.branches = branching(session, kwargs)
         if session.corrections is not None and session.corrections.guided:
             kwargs["logits_processor"] = guided(session, kwargs)
         token: Token[Call | None] = CALL.set(call)

@@ -34,7 +34,7 @@ from pruning.signals import (
 )
 
 from . import cells, first_pass
-from .context import Step
+from .context import PicturePart, Step
 from .encoder import Encoded, part
 
 if TYPE_CHECKING:
@@ -200,6 +200,22 @@ def per_projector_row(at: Place, values: list[Tensor]) -> Tensor:
 def vision_attention(need: VisionAttention, at: Place) -> Tensor:
     values = at.step.call.features.encoded.attention[block(need, at)]
     return of_tokens(at, per_projector_row(at, [v[..., None] for v in values]), 0.0)[:, 0]
+
+
+def whole_picture(need: VisionAttention, at: Place, part: PicturePart) -> Tensor:
+    """The same of a whole picture of which this chunk holds a part; 0 where no row of the projector became a token."""
+    values = at.step.call.features.encoded.attention[block(need, at)]
+    per_row = per_projector_row(at, [v[..., None] for v in values])[:, 0]
+    rows = patch_rows(at.step)[at.row, part.index.to(at.step.embeds.device)].to(per_row.device)
+    known = rows >= 0
+    if not bool(known.any()):
+        return per_row.new_zeros(len(part.whole.index))
+    patch = (part.whole.coords >= 0).all(1).to(per_row.device)  # row ends and the like are no rows
+    place = (patch.cumsum(0) - 1).masked_fill(~patch, -1)
+    start = (rows - place[part.inside.to(rows.device)])[known].median()  # equal rows may be taken for one another
+    own = start + place
+    fits = patch & (own >= 0) & (own < len(per_row))
+    return torch.where(fits, per_row[own.clamp(0, len(per_row) - 1)], torch.zeros_like(own, dtype=per_row.dtype))
 
 
 def vision_keys(need: VisionKeys, at: Place) -> Tensor:

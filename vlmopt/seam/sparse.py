@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from attention_fix import correct_rows
 from attention_fix.rows import read_mask
 
 from ..kernels.metrics import recall
-from ..kernels.patterns import Prefill
+from ..kernels.patterns import DensePattern, Prefill, View
 from ..kernels.sparse_attention import Launch, chosen_backend, run_plan
 from ..prefill import SparsePrefill
 from . import attention
 from .context import Step
-from .editable import decoding, rows_of_mask
+from .editable import decoding
 
 if TYPE_CHECKING:
     from .session import Session
@@ -88,7 +87,9 @@ class SparseLayer:
         out = out.transpose(1, 2)
         rows = self.dense_rows(step, query.shape[2])
         if rows is not None:
-            out = self.densely(out, rows, query, key, value, mask, scale, **kw)
+            every = torch.arange(query.shape[1], device=query.device)
+            given = self.prefill(step, query, key, value, scale, every, lengths)
+            out = self.densely(out, rows.to(query.device), given, lengths, softcap)
         end = clock.now()
         step.call.sparse.setdefault(self.layer, []).append(
             Ran(
@@ -155,15 +156,17 @@ class SparseLayer:
         return rows if len(rows) and (plan_edits or len(rows) <= self.method.dense_text) else None
 
     def densely(
-        self, out: Tensor, rows: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float,
-        **kwargs: Any,
-    ) -> Tensor:  # fmt: skip
+        self, out: Tensor, rows: Tensor, given: Prefill, lengths: dict[str, Any], softcap: float | None
+    ) -> Tensor:
         """`out` with some rows computed over all keys."""
-        rows = rows.to(query.device)
-        shape = (query.shape[0], query.shape[1], query.shape[2], key.shape[2])
-        mask = rows_of_mask(mask, rows, shape, key.device, None)
-        exact, _ = correct_rows(query[:, :, rows], key, value, mask, scale, [], softcap=kwargs.get("softcap"))
-        return out.index_copy(1, rows, exact.to(out.dtype))
+        assert given.v is not None
+        view = View(given, rows=rows.expand(given.batch, -1), consecutive=False)
+        backend = self.method.backend if self.method.backend in ("reference", "gather", "triton") else "auto"
+        exact: Any = run_plan(
+            given.q, given.k, given.v, DensePattern().select(view), scale=given.scale, softcap=softcap,
+            backend=backend, **lengths,
+        )  # fmt: skip
+        return out.index_copy(1, rows, exact.transpose(1, 2)[:, rows])
 
 
 def install(session: Session, method: SparsePrefill) -> None:
@@ -181,12 +184,13 @@ def work(launches: Sequence[Launch], query: Tensor, key: Tensor) -> Tensor:
     cells = torch.zeros((), device=query.device)
     for launch in launches:
         index = launch.index
-        cells += index.tile * index.run * len(index.run_start)
-        cells += 0 if index.col_idx is None else index.tile * len(index.col_idx)
+        own = torch.zeros_like(cells) + index.tile * index.run * len(index.run_start)
+        own += 0 if index.col_idx is None else index.tile * len(index.col_idx)
         for lines in (index.grid, index.slash):
             if lines is not None:
                 on = lines[..., 0] > 0 if lines.shape[-1] == 2 else lines[..., 2] > 0
-                cells += (on * rows * (width - rows / 2) / lines[..., 0].clamp_min(1)).sum()
+                own += (on * rows * (width - rows / 2) / lines[..., 0].clamp_min(1)).sum()
+        cells += own * ((heads if index.heads is None else len(index.heads)) // index.covered)  # that share a table
     return cells / (batch * heads * (rows * width - rows * (rows - 1) / 2))
 
 

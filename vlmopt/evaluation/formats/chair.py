@@ -71,7 +71,8 @@ def _coco(path: Path) -> dict[str, Any]:
         coco = json.loads(path.read_text(encoding="utf-8"))
         images, annotations = coco["images"], coco["annotations"]
         whole = all({"id", "file_name"} <= set(row) for row in images) and all(
-            "image_id" in row and ("caption" in row or "category_id" in row) for row in annotations
+            "image_id" in row and (isinstance(row["caption"], str) if "caption" in row else "category_id" in row)
+            for row in annotations
         )
         if whole and {row["category_id"] for row in annotations if "caption" not in row} <= {
             row["id"] for row in coco.get("categories", ()) if "name" in row
@@ -80,6 +81,6 @@ def _coco(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no COCO annotation file: {type(error).__name__}: {error}") from error
     raise ValueError(
-        f"{path} is no COCO annotation file: images need id and file_name, annotations image_id and either caption or "
-        "a category_id that is listed under categories"
+        f"{path} is no COCO annotation file: images need id and file_name, annotations image_id and either a caption "
+        "(text) or a category_id that is listed under categories"
     )

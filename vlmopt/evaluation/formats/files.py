@@ -38,9 +38,12 @@ def load(path: Path) -> list[Entry]:
     Raises:
         ValueError: no JSON, or entries that are no objects; names the line or the number.
     """
-    text = path.read_text(encoding="utf-8-sig")
     try:
-        whole = json.loads(text)
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8: {error}") from error
+    try:
+        whole = json.loads(text, parse_constant=_missing)
         values = whole if isinstance(whole, list) else [whole]
         rows = [(f"{path}, entry {number}", value) for number, value in enumerate(values, start=1)]
     except ValueError as error:
@@ -50,14 +53,22 @@ def load(path: Path) -> list[Entry]:
     for where, value in rows:
         if not isinstance(value, dict):
             raise ValueError(f"{where} is a {type(value).__name__}, expected an object with fields")
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{where} holds half of a character (a lone surrogate), which no file can take") from error
     return rows
+
+
+def _missing(constant: str) -> None:
+    """NaN and infinities are no JSON, but pandas writes them where there is nothing."""
 
 
 def _line(path: Path, number: int, line: str) -> list[tuple[str, Any]]:
     if not line.strip():
         return []
     try:
-        return [(f"{path}, line {number}", json.loads(line))]
+        return [(f"{path}, line {number}", json.loads(line, parse_constant=_missing))]
     except ValueError as error:
         raise ValueError(f"{path}, line {number}, is no valid JSON: {error}") from error
 

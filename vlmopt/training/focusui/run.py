@@ -62,6 +62,8 @@ class Settings:
                 f"steps and seed must be >= 0 and the batch size >= 1, got --steps-scorer {self.steps_scorer}, "
                 f"--steps-model {self.steps_model}, --seed {self.seed}, --batch-size {self.batch_size}"
             )
+        if self.out.is_file():
+            raise ValueError(f"--out {self.out} is a file; give a directory")
         for name, rate in (("--lr-scorer", self.rate_scorer), ("--lr-model", self.rate_model)):
             if rate is not None and not 0 < rate < float("inf"):
                 raise ValueError(f"{name} must be above 0, got {rate}")

@@ -85,9 +85,11 @@ def make(
         The path of the list, and its rows.
 
     Raises:
-        ValueError: as `plan` and `Renderer`; a picture of that name that holds no targets.
+        ValueError: as `plan` and `Renderer`; `out` is a file; a picture of that name that holds no targets.
     """
     pictures = plan(split, count, sizes, seed)
+    if out.is_file():
+        raise ValueError(f"{out} is a file; give a directory")
     out.mkdir(parents=True, exist_ok=True)
     found = list(_make(out, pictures, cell))
     path = out / f"{split}_web.json"

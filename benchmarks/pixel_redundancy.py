@@ -4,7 +4,8 @@ Qwen2.5-VL with random weights, its tower in the published shape (one block in e
 narrower. The screen is drawn here: toolbars, a sidebar, text, a table and a dialog; `--image` takes a real one. The
 photograph is noise, where nothing is redundant: what is left of the difference to dense is the price of looking.
 FocusUI runs with an untrained scorer, which costs what a trained one does.
-Limits: the share of patches, which no tower can beat, and the FLOPs that remain, counted from what the blocks got.
+Limits: the share of patches, which no tower can beat, and the FLOPs that remain, counted from what the blocks got;
+"tokens" is the mean over the decoder's layers.
 
     python benchmarks/pixel_redundancy.py
     python benchmarks/pixel_redundancy.py --image screenshot.png --repeats 7
@@ -145,15 +146,23 @@ def measured(model: Any, inputs: dict[str, Any], policy: Any, found: dict[str, A
     total = len(inputs["pixel_values"])
     encoded = report.tower["encoded"] if report.tower else total
     work.append(2.0 * encoded * (linear(tower.patch_embed) + linear(tower.merger) / 4))
-    n = report.samples[0]["prompt_tokens"] - report.samples[0]["visual_tokens"]
-    n += report.samples[0]["visual_tokens_pre_llm"]
-    text = model.config.get_text_config()
-    decoder = 2.0 * linear(model.model.language_model.layers) * n
-    decoder += text.num_hidden_layers * 2.0 * n * n * text.hidden_size
-    found.update(patches=encoded, tokens=n, tower_flops=sum(work), flops=sum(work) + decoder)
+    text, layers = model.config.get_text_config(), model.model.language_model.layers
+    n = widths(report.samples[0], len(layers))
+    decoder = sum(2.0 * linear(layer) * w + 2.0 * w * w * text.hidden_size for layer, w in zip(layers, n, strict=True))
+    found.update(patches=encoded, tokens=round(sum(n) / len(n)), tower_flops=sum(work), flops=sum(work) + decoder)
     found.setdefault("vision", []).append(report.ms["vision"])
     found.setdefault("scoring", []).append(report.ms["scoring"] or 0.0)
     return report.ms["ttft"] or 0.0
+
+
+def widths(sample: dict[str, Any], layers: int) -> list[int]:
+    """Tokens of a prompt that each decoder layer takes."""
+    found, markers = [sample["prompt_tokens"]] * layers, 0
+    for stage in sample["stages"]:
+        markers += stage["markers"]
+        left = sample["prompt_tokens"] - sample["visual_tokens"] + stage["after"] + markers
+        found[stage["layer"] :] = [left] * (layers - stage["layer"])
+    return found
 
 
 def linear(module: Any) -> int:
@@ -170,7 +179,7 @@ def run(name: str, model: Any, picture: Image.Image, policies: dict[str, Any], r
     dense = {"ttft": Spread.of(ttft["dense"]).median, "vision": Spread.of(found["dense"]["vision"][1:]).median}
     print(f"\n{name}: {len(inputs['pixel_values'])} patches, {inputs['input_ids'].shape[1]} prompt tokens")
     columns = "patches  tokens  tower ms  speed-up  limit  ttft ms  p20  p80  speed-up  limit  choosing"
-    print(f"{'':>26}" + "".join(f"{c:>10}" for c in columns.split("  ")))
+    print(f"{'':>33}" + "".join(f"{c:>10}" for c in columns.split("  ")))
     rows = []
     for key in policies:
         one, t = found[key], Spread.of(ttft[key]).to_dict()
@@ -184,7 +193,7 @@ def run(name: str, model: Any, picture: Image.Image, policies: dict[str, Any], r
         }  # fmt: skip
         rows.append(row)
         print(
-            f"{key:>26}{row['patches']:>10}{row['tokens']:>10}{vision:>10.0f}{row['vision_speedup']:>9.2f}x"
+            f"{key:>33}{row['patches']:>10}{row['tokens']:>10}{vision:>10.0f}{row['vision_speedup']:>9.2f}x"
             f"{row['vision_limit']:>9.2f}x{t['median']:>10.0f}{t['p20']:>10.0f}{t['p80']:>10.0f}"
             f"{row['ttft_speedup']:>9.2f}x{row['ttft_limit']:>9.2f}x{scoring:>10.1f}"
         )

@@ -50,7 +50,7 @@ def test_samples_that_cannot_be_asked_are_recorded_and_counted(tmp_path: Path) -
     plain_picture(tmp_path / "good.png")
     plain_picture(tmp_path / "narrow.png", (2000, 4))
     (tmp_path / "torn.png").write_bytes((tmp_path / "good.png").read_bytes()[:60])
-    names = ["good", "torn", "narrow", "good", "missing", "good"]
+    names = ["good", "torn", "narrow", "good", "missing" * 60, "good"]  # a name longer than a file may have
     rows = [
         {"id": str(n), "image": f"{name}.png", "question": "Is anything red?", "answer": "yes"}
         for n, name in enumerate(names)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,6 +32,19 @@ def test_the_kernel_in_the_interpreter():
     done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     print(done.stdout)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter holds any tile")
+def test_fp32_tiles_that_no_gpu_holds_are_refused():
+    pytest.importorskip("triton")
+    from vlmopt.kernels.sparse_attention.triton import refusal
+
+    facts = {"is_cuda": True, "shape": (1, 1, 1, 128), "requires_grad": False}
+    for tile, dtype in product((128, 256), (torch.float32, torch.bfloat16)):
+        refused = tile == 256 and dtype is torch.float32
+        said = refusal(SimpleNamespace(dtype=dtype, **facts), SimpleNamespace(tile=tile, run=64, slash=None))
+        assert ("do not fit" in said) == refused
+        assert refused or not said
 
 
 @pytest.mark.slow

@@ -70,6 +70,7 @@ def execute(options: argparse.Namespace) -> None:
     part = Path(f"{options.out}.part")
     request = {
         "model": options.model,
+        "dtype": options.dtype,
         "images": options.images,
         "question": options.question,
         "hosts": [key(h) for h in hosts],

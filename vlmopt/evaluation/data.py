@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -155,8 +156,8 @@ def check_files(data: Data, source: Source) -> Data:
     known: dict[str, bool] = {}
 
     def missing(sample: Sample) -> list[str]:
-        files = [*sample.images, *([sample.video] if sample.video else [])]
-        return [file for file in files if not known.setdefault(file, (source.run / file).is_file())]
+        files = [*sample.images, *([sample.video] if sample.video else [])]  # names may be too long for Path
+        return [file for file in files if not known.setdefault(file, os.path.isfile(source.run / file))]
 
     lost = {sample.id: missing(sample) for sample in data.samples}
     bad = [files[0] for files in lost.values() if files]

@@ -17,6 +17,7 @@ from .triton_kernel import sparse_kernel
 LOG2E = math.log2(math.e)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 SIZES = (16, 32, 64, 128, 256)  # of tiles and runs
+WIDEST = 128 * 128  # fp32 values of a tile
 HEADS = {16: (16, 0), 32: (32, 0), 64: (64, 0), 80: (64, 16), 96: (64, 32), 128: (128, 0)}  # split, not padded
 
 
@@ -56,6 +57,8 @@ def refusal(q: Tensor, index: SparseIndex, keys: Keys | None = None) -> str:
         return f"triton knows {known}, got {q.dtype} and {q.shape[-1]}; use backend='gather'"
     if index.tile not in SIZES or index.run not in SIZES:
         return f"triton needs tile and run in {SIZES}, got {index.tile} and {index.run}"
+    if q.dtype is torch.float32 and index.tile * q.shape[-1] > WIDEST and not interpreted:
+        return f"fp32 tiles of {index.tile} rows do not fit a GPU's shared memory; use tile=128, or bfloat16"
     if index.slash is not None and keys is not None and keys.key_position is not None:
         return "slash needs keys whose positions are their indices; leave out keys.key_position"
     if index.slash is not None and index.grid is not None and index.k_order is not None:

@@ -147,22 +147,12 @@ def measured(model: Any, inputs: dict[str, Any], policy: Any, found: dict[str, A
     encoded = report.tower["encoded"] if report.tower else total
     work.append(2.0 * encoded * (linear(tower.patch_embed) + linear(tower.merger) / 4))
     text, layers = model.config.get_text_config(), model.model.language_model.layers
-    n = widths(report.samples[0], len(layers))
+    n = report.key_lengths  # no token has been generated yet that a layer would have seen
     decoder = sum(2.0 * linear(layer) * w + 2.0 * w * w * text.hidden_size for layer, w in zip(layers, n, strict=True))
     found.update(patches=encoded, tokens=round(sum(n) / len(n)), tower_flops=sum(work), flops=sum(work) + decoder)
     found.setdefault("vision", []).append(report.ms["vision"])
     found.setdefault("scoring", []).append(report.ms["scoring"] or 0.0)
     return report.ms["ttft"] or 0.0
-
-
-def widths(sample: dict[str, Any], layers: int) -> list[int]:
-    """Tokens of a prompt that each decoder layer takes."""
-    found, markers = [sample["prompt_tokens"]] * layers, 0
-    for stage in sample["stages"]:
-        markers += stage["markers"]
-        left = sample["prompt_tokens"] - sample["visual_tokens"] + stage["after"] + markers
-        found[stage["layer"] :] = [left] * (layers - stage["layer"])
-    return found
 
 
 def linear(module: Any) -> int:

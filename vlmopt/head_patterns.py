@@ -110,11 +110,11 @@ class HeadPatterns:
                 f"{sorted(set(KEYS) - set(data))}"
             )
         for key in ("patterns", "layers", "errors", "time_ratios"):
-            if not isinstance(data[key], Sequence) or isinstance(data[key], str):
+            if not listed(data[key]):
                 raise ValueError(f"head patterns: {key} must be a list, got {data[key]!r}")
         for key in ("layers", "errors"):
             for number, row in enumerate(data[key]):
-                if row is not None and (not isinstance(row, Sequence) or isinstance(row, str)):
+                if row is not None and not listed(row):
                     raise ValueError(f"head patterns: {key} of layer {number} must be a list or null, got {row!r}")
         rows = {key: tuple(None if row is None else tuple(row) for row in data[key]) for key in ("layers", "errors")}
         patterns: tuple[Any, ...] = tuple(methods.build(entry) for entry in data["patterns"])
@@ -144,3 +144,8 @@ class HeadPatterns:
             return cls.from_dict(data)
         except (OSError, TypeError, ValueError) as error:
             raise ValueError(f"{path} cannot be read as head patterns: {error}") from error
+
+
+def listed(value: Any) -> bool:
+    """Whether a value is a list, as JSON or Python have it."""
+    return isinstance(value, Sequence) and not isinstance(value, str)

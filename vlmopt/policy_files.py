@@ -133,9 +133,7 @@ def brought(source: str, directory: Path) -> str:
     """Copy weights into a policy's directory unless they lie there or have a name of their own; their name there."""
     if not scorers.is_folder(source):
         return source
-    folder, home = Path(source).resolve(), directory.resolve()
-    if missing := [file for file in scorers.FILES if not (folder / file).is_file()]:
-        raise ValueError(f"{source} holds no {' and no '.join(missing)}; give the directory of a trained scorer")
+    folder, home = scorers.find(source).resolve(), directory.resolve()
     if not folder.is_relative_to(home):
         number = 1
         while (place := home / (f"scorer-{number}" if number > 1 else "scorer")).exists() and not same(folder, place):

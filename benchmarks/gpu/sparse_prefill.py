@@ -42,7 +42,7 @@ from vlmopt.kernels.metrics import recall, sample_rows
 from vlmopt.kernels.patterns import Prefill, registry
 from vlmopt.kernels.patterns.base import blocks_to_index
 from vlmopt.kernels.sparse_attention import Launch, run_plan
-from vlmopt.kernels.sparse_attention.triton import _tuned
+from vlmopt.kernels.sparse_attention.triton import tuned
 from vlmopt.prefill import SparsePrefill
 from vlmopt.seam.sparse import work
 
@@ -203,7 +203,7 @@ def main() -> None:
         if "check" in options.parts:
             save("check", patterns=check(device, dtype, (shape[0] // shape[1], 1, shape[2])))
         for tokens in options.lengths:
-            _tuned.cache_clear()  # what was measured on another length, or on the few tokens of the check, says nothing
+            tuned.cache_clear()  # what was measured on another length, or on the few tokens of the check, says nothing
             if "attention" in options.parts:
                 prefill = planted(tokens, *shape, device, dtype, options.seed)
                 rows = attention(prefill, options.patterns, options.repeats, device)

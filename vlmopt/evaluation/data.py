@@ -107,9 +107,7 @@ class Data:
     @property
     def digest(self) -> str:
         """Changes with anything that a sample says; not with whether its picture is there, which may be put right."""
-        told = [
-            {k: v for k, v in asdict(s).items() if k not in ("box" if s.written else "", "error")} for s in self.samples
-        ]
+        told = [asdict(replace(s, error=None, box=None if s.written else s.box)) for s in self.samples]
         text = json.dumps(told, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

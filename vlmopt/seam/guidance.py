@@ -47,13 +47,13 @@ def branching(session: Session, kwargs: dict[str, Any]) -> str | None:
     return "assisted decoding" if assisted else None
 
 
-def guided(session: Session, kwargs: dict[str, Any]) -> LogitsProcessorList:
-    """The processors of a `generate` call with guidance behind them.
+def guided(session: Session, kwargs: dict[str, Any], branches: str | None) -> LogitsProcessorList:
+    """The processors of a `generate` call with guidance behind them; `branches` is from `branching`.
 
     Raises:
         ValueError: beams or assisted decoding, whose second stream would have to be reordered or rolled back.
     """
-    if branching(session, kwargs):
+    if branches:
         name = session.corrections.guided.name if session.corrections else "guidance"
         raise ValueError(
             f"{name}: gamma > 1 needs one sequence per sample and step; use num_beams=1 without assisted decoding, or "

@@ -64,8 +64,8 @@ class LayerHook:
                 ahead = [need for need in selector.captures if isinstance(need, LookAheadRows)]
                 before = copy.copy(self)
                 before.stage, before.cuts = stage - 1, []
-                following = session.selectors[stage] if stage < len(session.selectors) else selector
-                joins = following is not selector and following.layer == layer and following.positions == "pospad"
+                following = session.selectors[stage : stage + 1]
+                joins = any(other.layer == layer and other.positions == "pospad" for other in following)
                 self.cuts.append(CutHere(selector, stage, ahead, before, joins))
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -208,7 +208,7 @@ class Generate:
         call.prompt_mask = mask.bool() if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
         call.branches = branching(session, kwargs)
         if session.corrections is not None and session.corrections.guided:
-            kwargs["logits_processor"] = guided(session, kwargs)
+            kwargs["logits_processor"] = guided(session, kwargs, call.branches)
         token: Token[Call | None] = CALL.set(call)
         try:
             out = self.original(*args, **kwargs)

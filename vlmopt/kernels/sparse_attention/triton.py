@@ -37,7 +37,7 @@ def _fitting(configs: list[Any], named: dict[str, Any], **more: Any) -> list[Any
 
 
 @functools.cache
-def _tuned() -> Any:
+def tuned() -> Any:
     """The kernel with a measured choice of block, warps and stages, remembered per process, never keyed on lengths."""
     key = ["BODY", "TAIL", "TILE", "RUN", "HAS_COLS", "HAS_ORDER"]  # and the types of the tensors
     return triton.autotune(CONFIGS, key, prune_configs_by={"early_config_prune": _fitting})(sparse_kernel)
@@ -132,7 +132,7 @@ def triton_attention(
         sparse_kernel[programs](*arguments, **constants, BLOCK=min(64, index.run))
     else:
         with torch.cuda.device(q.device):
-            _tuned()[programs](*arguments, **constants)
+            tuned()[programs](*arguments, **constants)
     return (out, lse) if lse is not None else out
 
 

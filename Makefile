@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo app test lint train clean
+.PHONY: help demo app test lint typed train clean
 help:
 	@echo "make demo   ask the bundled checkpoint about a rendered web page, dense and pruned (writes demo-out/)"
 	@echo "make app    open the page that shows what a model looks at, what was dropped, and what it cost"
@@ -17,32 +17,38 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install --constraint constraints.txt --editable .
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[test]"
 	touch $@
 
 $(VENV)/.installed-app: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo]"
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[demo]"
 	touch $@
 
 # The harness without the half hundred packages that it declares and this plug-in never touches.
 $(VENV)/.installed-lmms: $(VENV)/.installed-test
-	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt lmms-eval
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt aiohttp datasets evaluate loguru pytz sacrebleu \
+	$(BIN)/python -m pip install --no-deps --constraint constraints.txt lmms-eval
+	$(BIN)/python -m pip install --constraint constraints.txt aiohttp datasets evaluate loguru pytz sacrebleu \
 		tenacity pytablewriter
 	touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/vlmopt run --image vlmopt/worlds/samples/page.png --question "Click Save." \
-		--policy vlmopt/worlds/samples/focus-30.json --out demo-out
+	$(BIN)/vlmopt run --image vlmopt/synthetic/samples/page.png --question "Click Save." \
+		--policy vlmopt/synthetic/samples/focus-30.json --out demo-out
 
 app: $(VENV)/.installed-app
 	$(BIN)/vlmopt demo
 
-lint: $(VENV)/.installed-test
+# mypy reads files, not what setup.py says of them: it gets the tree as it is installed, made of links.
+typed:
+	@rm -rf build/typed && mkdir -p build/typed/vlmopt
+	@ln -s $(CURDIR)/vlmopt/* $(addprefix $(CURDIR)/,pruning attention_fix apps) build/typed/vlmopt/
+
+lint: $(VENV)/.installed-test typed
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
@@ -51,7 +57,7 @@ test: lint $(VENV)/.installed-lmms
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 train: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[screens]"
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[screens]"
 	$(BIN)/vlmopt train-worlds --architecture llava --out runs/tiny-llava
 	$(BIN)/vlmopt train-worlds --architecture qwen --out runs/tiny-qwen
 	$(BIN)/vlmopt train-focusui --model runs/tiny-qwen/checkpoint --data worlds web:runs/tiny-qwen/windows \

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import streamlit as st
 
-from apps.page import ask, results, takeaway, video
-from apps.page.running import Worker
-from apps.page.tabs import heads, layers, ledger, pareto, scores, sinks, sparse
+from vlmopt.apps.page import ask, results, takeaway, video
+from vlmopt.apps.page.running import Worker
+from vlmopt.apps.page.tabs import heads, layers, ledger, pareto, scores, sinks, sparse
 
 TABS = {
     "Scores": scores, "Layers": layers, "Sinks": sinks, "Heads": heads, "Sparse": sparse, "Ledger": ledger,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from vlmopt.cli import main
+from vlmopt.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["eval", *sys.argv[1:]]))

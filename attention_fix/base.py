@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from method_kit import Registry, setting, validate
+from vlmopt.core import Registry, setting, validate
 
 from .layers import check_layers, layer_numbers
 

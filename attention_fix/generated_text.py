@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from method_kit import setting
+from vlmopt.core import setting
 
 from .base import RowCorrection, RowView, register
 from .boost import TEXT_BOOST, boosted

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from method_kit import setting
+from vlmopt.core import setting
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from method_kit import setting
+from vlmopt.core import setting
 
 from .base import HeadCorrection, register
 from .measured import OnDevice, read_profile

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from method_kit import setting
+from vlmopt.core import setting
 
 from .base import RowCorrection, RowView, no_rows, register
 from .boost import IMAGE_BOOST

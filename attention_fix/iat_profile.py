@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass
 from typing import ClassVar
 
-from method_kit import setting
+from vlmopt.core import setting
 
 from .profile import ModelProfile, table
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from method_kit import setting
+from vlmopt.core import setting
 
 from .base import RowView, register
 from .boost import Boost, boosted

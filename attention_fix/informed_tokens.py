@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from method_kit import setting
+from vlmopt.core import setting
 
 from .base import Need, RowView, Tower, no_rows, register
 from .boost import Boost, boosted

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from method_kit import setting, validate
+from vlmopt.core import setting, validate
 
 FORMAT = 1
 CRITERIA = ("visual_mass", "nonsink_mass", "divergence")

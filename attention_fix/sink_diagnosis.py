@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from method_kit import setting
+from vlmopt.core import setting
 
 from .base import Diagnosis, Listening, register
 from .secondary_sinks import ALIKE, SinkLives, SinkTrace

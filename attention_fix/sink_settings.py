@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from method_kit import setting
+from vlmopt.core import setting
 
 from .base import Correction
 from .measured import read_profile

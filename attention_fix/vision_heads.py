@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from method_kit import setting
+from vlmopt.core import setting
 
 from .base import HeadCorrection, Need, TextOnly, register
 from .measured import OnDevice, read_profile

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from method_kit import setting
+from vlmopt.core import setting
 
 from .base import Need, Residual, RowCorrection, RowView, no_rows, register
 from .redistribution import gate

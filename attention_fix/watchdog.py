@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from method_kit import setting
+from vlmopt.core import setting
 
 SHORT, LONG = 4, 16  # tokens: of the n-grams that are counted, and of the one that stands for a sentence
 DISTINCT = 0.6  # share of different short n-grams below which a text repeats itself

@@ -21,9 +21,9 @@ import torch
 from shapes import build
 
 import vlmopt
-from attention_fix import AttentionFusion, Correction, HeadGuided, ImageBoost, VisionHeads, VisualSink
 from common import append
 from ttft import random_model
+from vlmopt.attention_fix import AttentionFusion, Correction, HeadGuided, ImageBoost, VisionHeads, VisualSink
 from vlmopt.measure import Spread
 
 DIMS = (3, 17)

@@ -20,8 +20,10 @@ from torch import Tensor, nn
 
 import vlmopt
 from common import append, interleaved
-from pruning import TwoLayers
-from pruning.sensitivity import (
+from vlmopt.measure import Spread
+from vlmopt.prompt import image_prompt
+from vlmopt.pruning import TwoLayers
+from vlmopt.pruning.sensitivity import (
     Folded,
     closed_form,
     directions,
@@ -32,9 +34,7 @@ from pruning.sensitivity import (
     low_rank,
     relative_steps,
 )
-from vlmopt.measure import Spread
-from vlmopt.prompt import image_prompt
-from vlmopt.worlds import screen
+from vlmopt.synthetic import screen
 
 STEP = 1e-3
 

@@ -1,6 +1,6 @@
 """Does a click survive pruning? Share of answers whose point lies inside the target's box, on screens.
 
-Generated screens are those of `vlmopt.worlds`; real ones are windows of web pages that Chromium rendered, from pages
+Generated screens are those of `vlmopt.synthetic`; real ones are windows of web pages that Chromium rendered, from pages
 that were held out of training. Every selector at every budget, with plain positions ("keep") and with one marker per
 dropped run ("pospad": the trained marker where tokens leave before the LLM, the mean of the run inside it); renumbering
 is not defined for M-RoPE. Random and resize stand beside every method. Figures of the small bundled checkpoint say
@@ -27,13 +27,13 @@ from tqdm import tqdm
 
 import vlmopt
 from common import RESULTS, append
-from pruning import DivPrune, FastV, FirstPass, FocusUI, InstructionSimilarity, Random, Resize, UIGraph
 from vlmopt.metrics import mcnemar, wilson
 from vlmopt.prompt import chat
+from vlmopt.pruning import DivPrune, FastV, FirstPass, FocusUI, InstructionSimilarity, Random, Resize, UIGraph
+from vlmopt.synthetic import Question, screen
+from vlmopt.synthetic.base import Box
+from vlmopt.synthetic.words import CELL, LABELS
 from vlmopt.training.evaluate import correct
-from vlmopt.worlds import Question, screen
-from vlmopt.worlds.base import Box
-from vlmopt.worlds.words import CELL, LABELS
 
 CHECKPOINT = "tiny-qwen"
 SCREENS = Path(__file__).parent / "screens"

@@ -1,11 +1,12 @@
 """Which corrections make a model hallucinate less, and is the text still text? POPE and CHAIR on scenes of habit.
 
-Every picture is a scene in which objects keep company (`vlmopt.worlds.hallucination`): in training an object's partner
-came along with probability 0.85, here with 0.5. A quarter of the pictures is clean, the others are blurred, low in
-contrast or made of small shapes. POPE asks six questions per picture and split; captions answer "Describe the picture."
-and are marked with exact ground truth. CHAIR alone proves nothing: a caption that stops early or repeats what is safe
-scores well, so recall, length, distinct-n, repeated items and captions cut off stand beside it. Differences are paired
-with greedy decoding on the same pictures (bootstrap over pictures, 95 %). Figures are those of the bundled checkpoints.
+Every picture is a scene in which objects keep company (`vlmopt.synthetic.hallucination`): in training an object's
+partner came along with probability 0.85, here with 0.5. A quarter of the pictures is clean, the others are blurred,
+low in contrast or made of small shapes. POPE asks six questions per picture and split; captions answer "Describe the
+picture." and are marked with exact ground truth. CHAIR alone proves nothing: a caption that stops early or repeats
+what is safe scores well, so recall, length, distinct-n, repeated items and captions cut off stand beside it.
+Differences are paired with greedy decoding on the same pictures (bootstrap over pictures, 95 %). Figures are those of
+the bundled checkpoints.
 
     python benchmarks/hallucination.py --checkpoint tiny-llava
     python benchmarks/hallucination.py --checkpoint tiny-qwen --methods greedy PAI VHR
@@ -48,9 +49,9 @@ from vlmopt.metrics import (
 from vlmopt.metrics.chair import COUNTS
 from vlmopt.policy import Policy
 from vlmopt.prompt import chat
+from vlmopt.synthetic.hallucination import DEGRADATIONS, DESCRIBE, HabitWorld, classes, hallucination
+from vlmopt.synthetic.polling import SPLITS, Poll, pope
 from vlmopt.training.evaluate import SIZES, SIZES_OF
-from vlmopt.worlds.hallucination import DEGRADATIONS, DESCRIBE, HabitWorld, classes, hallucination
-from vlmopt.worlds.polling import SPLITS, Poll, pope
 
 FIRST_SEED = 620_000_000  # training uses 1e9 and up, calibration 4e8, the model cards 5e8, pruning 6.1e8
 COMPANY = 0.5  # half of what habit expects is not there

@@ -26,7 +26,9 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 import vlmopt
 from common import append, interleaved
-from pruning import (
+from vlmopt.frames import video_inputs
+from vlmopt.measure import Spread
+from vlmopt.pruning import (
     DivPrune,
     FastV,
     FocusUI,
@@ -37,8 +39,6 @@ from pruning import (
     Scorer,
     UIGraph,
 )
-from vlmopt.frames import video_inputs
-from vlmopt.measure import Spread
 from vlmopt.scorers import TrainedScorer, facts, save
 
 IMAGE, START, END = 1000, 1001, 1002

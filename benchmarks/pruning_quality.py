@@ -27,7 +27,10 @@ from tqdm import tqdm
 
 import vlmopt
 from common import RESULTS, append
-from pruning import (
+from vlmopt.calibration import Profile
+from vlmopt.families import family_of
+from vlmopt.prompt import chat
+from vlmopt.pruning import (
     CDPruner,
     CenPrune,
     Debias,
@@ -47,13 +50,10 @@ from pruning import (
     VisPruner,
     ZeroOrder,
 )
-from pruning.padding import square_padding
-from pruning.trend import fit_exponential
-from vlmopt.calibration import Profile
-from vlmopt.families import family_of
-from vlmopt.prompt import chat
+from vlmopt.pruning.padding import square_padding
+from vlmopt.pruning.trend import fit_exponential
+from vlmopt.synthetic import Question, World
 from vlmopt.training.evaluate import SIZES, SIZES_OF, correct, one_of_each_kind, wilson
-from vlmopt.worlds import Question, World
 
 KEEP = (0.22, 0.11, 0.5, 0.33, 0.056)
 SHORT = ("presence", "colour", "shape", "count", "where", "point", "click", "widget", "label", "title")

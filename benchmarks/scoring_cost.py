@@ -24,7 +24,8 @@ from torch import Tensor
 
 import vlmopt
 from common import append, interleaved
-from pruning import (
+from vlmopt.measure import Spread
+from vlmopt.pruning import (
     CDPruner,
     CenPrune,
     CoreMatching,
@@ -44,9 +45,8 @@ from pruning import (
     ZipVL,
     ui_graph,
 )
-from pruning.greedy import farthest
-from pruning.similarity import largest_volume
-from vlmopt.measure import Spread
+from vlmopt.pruning.greedy import farthest
+from vlmopt.pruning.similarity import largest_volume
 
 KEEP = 0.11
 FIRST = "zeroth_order, first prompt"

@@ -21,10 +21,10 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 import vlmopt
 from common import append, interleaved
-from pruning import CDPruner, Debias, DivPrune, FastV, PyramidDrop, SparseVLM, Uniform, ZeroOrder
 from vlmopt.measure import Spread
 from vlmopt.prompt import image_prompt
-from vlmopt.worlds import screen
+from vlmopt.pruning import CDPruner, Debias, DivPrune, FastV, PyramidDrop, SparseVLM, Uniform, ZeroOrder
+from vlmopt.synthetic import screen
 
 KEEP = (0.5, 0.25, 0.1)
 SCORED = {

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from method_kit import Registry, setting, validate
+from vlmopt.core import Registry, setting, validate
 
 from .budget import ALLOCATIONS, allocate, kept_tokens, segments
 from .join import join

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from method_kit.settings import setting
+from vlmopt.core.settings import setting
 
 from .base import Selector, finite, register
 from .signals import Signal, TextEmbeds, VisualEmbeds

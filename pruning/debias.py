@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from method_kit.settings import setting
+from vlmopt.core.settings import setting
 
 from .base import ScoreSelector, Selector, register
 from .profile import PRESETS, DebiasProfile, published

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from method_kit.settings import setting
+from vlmopt.core.settings import setting
 
 from .base import register
 from .greedy import farthest

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from method_kit.settings import setting, validate
+from vlmopt.core.settings import setting, validate
 
 from .tokens import VisualTokens
 from .trend import LIMITS, frame_place, grid_place, raster_place

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from method_kit.settings import setting, validate
+from vlmopt.core.settings import setting, validate
 
 from .base import ScoreSelector, Selector, register
 from .signals import LookAheadRows, Signal

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from method_kit.settings import setting
+from vlmopt.core.settings import setting
 
 from .base import Selector, register
 from .budget import kept_tokens, strided

@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from method_kit.settings import setting
+from vlmopt.core.settings import setting
 
 from .base import register, top
 from .cluster import density_peaks

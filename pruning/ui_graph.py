@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from method_kit.settings import setting
+from vlmopt.core.settings import setting
 
 from .base import ScoreSelector, register
 from .shuffled import Shuffled

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from method_kit.settings import setting
+from vlmopt.core.settings import setting
 
 from .base import ScoreSelector, register
 from .signals import Projector, ProjectorCall, Signal, VisionAttention, VisionKeys

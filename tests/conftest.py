@@ -24,7 +24,7 @@ def _seeded() -> None:
 @pytest.fixture
 def untrained_scorer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Methods may name the scorer "untrained"."""
-    from tests.untrained import loading
+    from tests.support.untrained import loading
     from vlmopt import scorers
 
     monkeypatch.setattr(scorers, "load", loading(scorers.load))
@@ -33,7 +33,7 @@ def untrained_scorer(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")  # Playwright runs once at a time in a thread
 def browser() -> Iterator[Any]:
     """A real browser."""
-    from vlmopt.worlds.web import find_browser
+    from vlmopt.synthetic.web import find_browser
 
     drive = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if (found := find_browser()) is None:

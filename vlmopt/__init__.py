@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
-from .checkpoints import load_checkpoint
-from .diagnose import SinkReport, diagnose_sinks
-from .optimize import optimize, optimized, report, restore
-from .policy import Policy
-from .presets import presets
-from .report import Report
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .version import __version__
+
+if TYPE_CHECKING:
+    from .api import optimize, optimized, report, restore
+    from .checkpoints import load_checkpoint
+    from .diagnose import SinkReport, diagnose_sinks
+    from .policy import Policy
+    from .policy.presets import presets
+    from .reporting import Report
+
+# Public names and the module of each. A name is imported when it is first asked for (PEP 562), so that
+# `import vlmopt.pruning` costs torch alone and `vlmopt --help` not even that.
+_HOME = {
+    "Policy": "policy",
+    "Report": "reporting",
+    "SinkReport": "diagnose",
+    "diagnose_sinks": "diagnose",
+    "load_checkpoint": "checkpoints",
+    "optimize": "api",
+    "optimized": "api",
+    "presets": "policy.presets",
+    "report": "api",
+    "restore": "api",
+}
 
 __all__ = [
     "Policy",
@@ -23,3 +43,13 @@ __all__ = [
     "report",
     "restore",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

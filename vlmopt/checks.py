@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from attention_fix import Correction, Diagnosis, Tower
-from pruning import (
+from vlmopt.attention_fix import Correction, Diagnosis, Tower
+from vlmopt.pruning import (
     Activations,
     AttentionRows,
     FirstPassRows,
@@ -26,11 +26,11 @@ from pruning import (
 from .families import Family, families, family_of
 from .methods import Method
 from .policy import Policy
-from .seam import compat, first_pass, tower
-from .seam.activations import last_linear
-from .seam.corrections import why_not
-from .seam.discover import Anatomy, discover, shared_key_source
-from .seam.encoder import blocks_of, part
+from .runtime import compat, first_pass, tower
+from .runtime.activations import last_linear
+from .runtime.corrections import why_not
+from .runtime.discover import Anatomy, discover, shared_key_source
+from .runtime.encoder import blocks_of, part
 
 
 def check(model: nn.Module, policy: Policy) -> tuple[Anatomy, Policy]:

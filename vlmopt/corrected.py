@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention_fix import Correction, Diagnosis
+from vlmopt.attention_fix import Correction, Diagnosis
 
-from .seam.correct import Record
-from .seam.ledger import Call
+from .runtime.correct import Record
+from .runtime.ledger import Call
 
 
 def corrected(call: Call) -> list[dict[str, Any]]:

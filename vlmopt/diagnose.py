@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attention_fix import SinkDiagnosis, SinkProfile
+from vlmopt.attention_fix import SinkDiagnosis, SinkProfile
 
 from .accounting import VisualMap
-from .optimize import optimized, report
+from .api import optimized, report
 
 LISTED = 20  # tokens of a sample in a table
 

@@ -159,5 +159,3 @@ def _with_qwen_vl_utils(file: Path, request: dict[str, Any], factor: int) -> tup
         return None, f"{type(error).__name__}: {error}"
     indices = tuple(int(i) for i in about["frames_indices"])
     return Video(frames.float(), float(about["fps"]), float(sample_fps), indices, "qwen-vl-utils"), ""
-
-

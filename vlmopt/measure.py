@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .optimize import optimized, report
-from .report import Report
+from .api import optimized, report
+from .reporting import Report
 
 CLEAR = Path("/proc/self/clear_refs")
 

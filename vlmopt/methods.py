@@ -13,10 +13,9 @@ from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeAlias
 
-import attention_fix
-import pruning
-from attention_fix import Correction
-from pruning import Selector
+from vlmopt import attention_fix, pruning
+from vlmopt.attention_fix import Correction
+from vlmopt.pruning import Selector
 
 from .kernels import patterns
 from .kernels.patterns import Pattern

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from method_kit import setting, validate
+from vlmopt.core import setting, validate
 
 from . import methods
 from .head_patterns import HeadPatterns

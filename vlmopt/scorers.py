@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pruning import Scorer, Selector
+from vlmopt.pruning import Scorer, Selector
 
 from .checkpoints import HERE
 from .families import family_of

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from .accounting import VisualMap, chunk_maps, cuts_of
-from .seam.ledger import Call
+from .runtime.ledger import Call
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import streamlit as st
 
 import vlmopt
-from apps.page import inputs
-from apps.page.form import policy_form
-from apps.page.jobs import Job, escaped, watched
-from apps.page.running import start
-from apps.page.state import TASKS, Request, Run, Source
+from vlmopt.analysis.starting import depth_of
+from vlmopt.apps.page import inputs
+from vlmopt.apps.page.form import policy_form
+from vlmopt.apps.page.jobs import Job, escaped, watched
+from vlmopt.apps.page.running import start
+from vlmopt.apps.page.state import TASKS, Request, Run, Source
 from vlmopt.checkpoints import bundled
-from vlmopt.insight.starting import depth_of
 from vlmopt.loading import DTYPES, check_name
 
 OTHER = "Directory or Hub id"

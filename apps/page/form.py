@@ -11,10 +11,10 @@ from typing import Any
 import streamlit as st
 
 import vlmopt
-from apps.page.jobs import escaped, told
 from vlmopt import methods
-from vlmopt.commands.listing import summary
-from vlmopt.insight.starting import holds, starting
+from vlmopt.analysis.starting import holds, starting
+from vlmopt.apps.page.jobs import escaped, told
+from vlmopt.cli.listing import summary
 from vlmopt.prefill import SparsePrefill
 
 FIRST = ("keep_ratio", "layer", "layers")  # of the settings that all selectors share, these are shown at once

@@ -10,12 +10,12 @@ from pathlib import Path, PurePosixPath
 import streamlit as st
 from PIL import Image
 
-from apps.page.jobs import escaped
-from apps.page.state import Clip
+from vlmopt.apps.page.jobs import escaped
+from vlmopt.apps.page.state import Clip
 from vlmopt.frames import load_video
 from vlmopt.media import check_file, load_image
-from vlmopt.worlds import samples
-from vlmopt.worlds.clips import write_clip
+from vlmopt.synthetic import samples
+from vlmopt.synthetic.clips import write_clip
 
 MEGABYTES = 50  # of one file; the server refuses more as well
 MEGAPIXELS = 50

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import streamlit as st
 
-from apps.page.state import Source
+from vlmopt.apps.page.state import Source
 from vlmopt.loading import Loaded, load
 
 KEPT = 2  # models in memory at a time; the one that was used longest ago goes first

@@ -14,13 +14,13 @@ from PIL import Image
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 import vlmopt
-from apps.page.jobs import Job, Stopped, watched
-from apps.page.models import Progress, held
-from apps.page.state import About, Outcome, Request, Run, Source
+from vlmopt.analysis.ladder import ladder
+from vlmopt.apps.page.jobs import Job, Stopped, watched
+from vlmopt.apps.page.models import Progress, held
+from vlmopt.apps.page.state import About, Outcome, Request, Run, Source
 from vlmopt.checkpoints import bundled
 from vlmopt.evaluation.prompts import POINT_PROMPTS
 from vlmopt.frames import load_video
-from vlmopt.insight.ladder import ladder
 from vlmopt.loading import Loaded
 from vlmopt.measure import Measurement, measure
 from vlmopt.metrics.clicks import UNITS_OF, in_pixels, point

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 import vlmopt
-from vlmopt.insight.ladder import Ladder
+from vlmopt.analysis.ladder import Ladder
 from vlmopt.measure import Measurement
 
 TASKS = ("answer", "click", "describe")

@@ -15,9 +15,9 @@ import streamlit as st
 import torch
 
 import vlmopt
-from apps.page.running import asked
-from apps.page.state import Run
-from vlmopt.commands.listing import summary
+from vlmopt.apps.page.running import asked
+from vlmopt.apps.page.state import Run
+from vlmopt.cli.listing import summary
 from vlmopt.overlay import overlay
 
 PICTURE, POLICY, OVERLAY, RESULT, SNIPPET = "picture.png", "policy.json", "overlay.png", "result.json", "again.py"

@@ -8,9 +8,9 @@ import altair as alt
 import pandas as pd
 import streamlit as st
 
-from apps.page import results
-from apps.page.state import Run
 from vlmopt.accounting import VisualMap
+from vlmopt.apps.page import results
+from vlmopt.apps.page.state import Run
 from vlmopt.overlay import overlay
 
 COLUMNS = 4
@@ -71,5 +71,3 @@ def still(m: VisualMap, t: int) -> VisualMap:
         merged_into=m.merged_into[here],
         scores=None if m.scores is None else m.scores[here],
     )
-
-

@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import nn
 
-from attention_fix import SinkProfile
-from pruning import ScoreSelector
+from vlmopt.attention_fix import SinkProfile
+from vlmopt.pruning import ScoreSelector
 
 from ..checks import model_facts
-from ..seam.discover import discover
+from ..runtime.discover import discover
 from .collect import MISSING, Collector
 from .heads import HeadSums
 from .iat import IATCollector

@@ -31,8 +31,8 @@ def habits(model_type: str, count: int, first_seed: int) -> Described:
     """Generated scenes in which habit and picture disagree, of every degradation, as often as in evaluations."""
     from ..evaluation.formats.worlds import COMPANY
     from ..metrics import phrases
+    from ..synthetic.hallucination import DEGRADATIONS, DESCRIBE, classes, hallucination
     from ..training.evaluate import SIZES, SIZES_OF
-    from ..worlds.hallucination import DEGRADATIONS, DESCRIBE, classes, hallucination
 
     sizes = SIZES_OF.get(model_type, SIZES)
 

@@ -14,14 +14,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pruning import FastV, PyramidDrop, ScoreSelector, Selection, Selector, Signal, SparseVLM, VisualTokens
-from pruning.profile import DebiasProfile
-from pruning.trend import fit_axes, fit_exponential, grid_place, raster_place
+from vlmopt.pruning import FastV, PyramidDrop, ScoreSelector, Selection, Selector, Signal, SparseVLM, VisualTokens
+from vlmopt.pruning.profile import DebiasProfile
+from vlmopt.pruning.trend import fit_axes, fit_exponential, grid_place, raster_place
 
+from ..api import optimized
 from ..checks import model_facts
-from ..optimize import optimized
 from ..policy import Policy
-from ..seam.discover import discover
+from ..runtime.discover import discover
 from .heads import HeadSums
 
 RASTER, FRAMES, SIDE = 64, 8, 16  # bins of the place in the sequence; of frames; of rows and columns

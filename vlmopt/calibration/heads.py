@@ -9,12 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention_fix import Correction, HeadCorrection, HeadProfile, Need, Residual, RowCorrection, RowView, TextOnly
-from attention_fix.base import no_rows
-from attention_fix.profile import CRITERIA
-from attention_fix.redistribution import gate
-from attention_fix.sinks import sink_mask, sink_scores
-from attention_fix.vision_heads import above_median, head_divergence
+from vlmopt.attention_fix import (
+    Correction,
+    HeadCorrection,
+    HeadProfile,
+    Need,
+    Residual,
+    RowCorrection,
+    RowView,
+    TextOnly,
+)
+from vlmopt.attention_fix.base import no_rows
+from vlmopt.attention_fix.profile import CRITERIA
+from vlmopt.attention_fix.redistribution import gate
+from vlmopt.attention_fix.sinks import sink_mask, sink_scores
+from vlmopt.attention_fix.vision_heads import above_median, head_divergence
 
 from .sink_dims import half
 

@@ -13,15 +13,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from attention_fix import IATProfile, RowCorrection, RowView
-from attention_fix.base import no_rows
+from vlmopt.attention_fix import IATProfile, RowCorrection, RowView
+from vlmopt.attention_fix.base import no_rows
 
+from ..api import optimized
 from ..checks import model_facts
 from ..metrics.lexicon import Lexicon
-from ..optimize import optimized
 from ..policy import Policy
 from ..prompt import placed
-from ..seam.discover import discover
+from ..runtime.discover import discover
 from .captions import first_token, mentions
 from .collect import MISSING
 from .iat_sums import IATSums

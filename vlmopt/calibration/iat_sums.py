@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention_fix import IATProfile
+from vlmopt.attention_fix import IATProfile
 
 KINDS = ("hallucinated", "real")
 WORDS = 30  # for objects, of either kind, at least

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from attention_fix import (
+from vlmopt.attention_fix import (
     AdaptiveGeneratedText,
     Correction,
     HeadProfile,
@@ -18,8 +18,8 @@ from attention_fix import (
     SinkProfile,
     VisualSink,
 )
-from pruning import Debias, ScoreSelector
-from pruning.profile import DebiasProfile
+from vlmopt.pruning import Debias, ScoreSelector
+from vlmopt.pruning.profile import DebiasProfile
 
 from ..policy import Policy
 from ..version import __version__

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attention_fix import Need, Residual, RowCorrection, RowView, SinkProfile
-from attention_fix.base import no_rows
-from attention_fix.sinks import auto_tau
+from vlmopt.attention_fix import Need, Residual, RowCorrection, RowView, SinkProfile
+from vlmopt.attention_fix.base import no_rows
+from vlmopt.attention_fix.sinks import auto_tau
 
+from ..api import optimized
 from ..checks import model_facts
-from ..optimize import optimized
 from ..policy import Policy
-from ..seam.corrections import why_not
-from ..seam.discover import discover
+from ..runtime.corrections import why_not
+from ..runtime.discover import discover
 from .sink_dims import Layer, Look, Values, sink_profile
 
 PROMPTS, TEXTS = 16, 8  # pictures that are looked at, and of their questions alone: two halves of eight

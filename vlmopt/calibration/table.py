@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attention_fix import HeadProfile, IATProfile, SinkProfile
+from vlmopt.attention_fix import HeadProfile, IATProfile, SinkProfile
 
 from .profile import Profile
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from ..loading import Loaded
-from ..seam import compat
-from ..seam.discover import discover
+from ..runtime import compat
+from ..runtime.discover import discover
 from ..version import __version__
 
 PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "numpy", "pillow", "rapidfuzz", "qwen-vl-utils")

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..api import optimized
 from ..checkpoints import HERE, bundled, load_checkpoint
 from ..checkpoints.processor import FAILURES, first_line
 from ..loading import Loaded, _config, check_device, check_name, load
 from ..metrics.clicks import UNITS, UNITS_OF
 from ..metrics.pope import PARSERS
-from ..optimize import optimized
 from ..policy import Policy
 from .data import Data, Source, load_data
 from .environment import environment

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from ..api import report
 from ..loading import Loaded
-from ..optimize import report
 from ..prompt import placed
-from ..report import Report
+from ..reporting import Report
 from .prompts import Batch
 
 # Settings of a model's own generation config that change greedy answers, too.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..prompt import as_seen
-from ..report import Report
+from ..reporting import Report
 from .data import Sample
 from .generation import Output
 from .maps import save_maps, save_picture

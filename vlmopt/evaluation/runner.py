@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from tqdm import tqdm
 
+from ..api import optimized
 from ..measure import PeakMemory
-from ..optimize import optimized
 from ..policy import Policy
 from .data import Data, Sample
 from .generation import device_map, generate, input_device

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..api import optimized, report, session_of
 from ..kernels.patterns import AShape, Prefill
-from ..optimize import optimized, report, session_of
 from ..policy import Policy
 from ..prefill import SparsePrefill
 from ..prompt import placed
-from ..seam.attention import plan_of
-from ..seam.context import Step
-from ..seam.editable import decoding
-from ..seam.sparse import SparseLayer
+from ..runtime.attention import plan_of
+from ..runtime.context import Step
+from ..runtime.editable import decoding
+from ..runtime.sparse import SparseLayer
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from ..frames import Video, fit_size, load_video, resize_frames
 from ..loading import Loaded
 from ..media import load_image
 from ..prompt import video_prompt
-from ..worlds import scene, screen
+from ..synthetic import scene, screen
 
 FIRST_SEED = 450_000_000  # of generated pictures; apart from those of training, tests and measurements
 SHORT = 0.8  # of the wanted length is too short: budgets are scaled to that length

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..checks import model_facts
 from ..head_patterns import HeadPatterns
 from ..kernels.patterns import ViewPattern
-from ..seam.discover import discover
+from ..runtime.discover import discover
 from .capture import Shown, watch
 from .choice import Best, Chosen, best_of_each, composed, decide
 from .layer import LayerSearch, Measured

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedTokenizerFast
 
-from vlmopt.worlds import World
-from vlmopt.worlds.words import CELL, COORDINATES, LATTICE
+from vlmopt.synthetic import World
+from vlmopt.synthetic.words import CELL, COORDINATES, LATTICE
 
 from .vocabulary import embedding_table
 

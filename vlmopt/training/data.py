@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from vlmopt.worlds import Question, World, scene, screen
-from vlmopt.worlds.words import CELL, COORDINATES, FIRST_SLOT, SECOND_SLOT
+from vlmopt.synthetic import Question, World, scene, screen
+from vlmopt.synthetic.words import CELL, COORDINATES, FIRST_SLOT, SECOND_SLOT
 
 from .architecture import Architecture
 from .vocabulary import ASSISTANT, END, PAD, USER, VISION_END, VISION_START, coordinate_ids, word_id

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from vlmopt.checkpoints import load_checkpoint
 from vlmopt.metrics import wilson
 from vlmopt.prompt import chat
-from vlmopt.worlds import Question, World, scene, screen
+from vlmopt.synthetic import Question, World, scene, screen
 
 SIZES = ((224, 224), (224, 224), (280, 196), (196, 280))  # half of the pictures are square
 # Pictures that a checkpoint pads to squares are asked about in shapes that need it, by model type.

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vlmopt.worlds.words import CELL, FIRST_SLOT, LARGEST, SECOND_SLOT
+from vlmopt.synthetic.words import CELL, FIRST_SLOT, LARGEST, SECOND_SLOT
 
 from .architecture import HIDDEN
 from .data import IGNORE, Batch, Packer, Share

@@ -20,8 +20,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from vlmopt.worlds import World
-from vlmopt.worlds.words import CELL
+from vlmopt.synthetic import World
+from vlmopt.synthetic.words import CELL
 
 from .architecture import (
     FEED_FORWARD,

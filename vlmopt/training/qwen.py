@@ -10,8 +10,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from vlmopt.checkpoints.processor import build_processor
-from vlmopt.worlds import World
-from vlmopt.worlds.words import CELL
+from vlmopt.synthetic import World
+from vlmopt.synthetic.words import CELL
 
 from .architecture import (
     FEED_FORWARD,

@@ -12,14 +12,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from vlmopt.worlds import World
-from vlmopt.worlds.web.fill import Filled
-from vlmopt.worlds.web.icons import ICONS, icon
-from vlmopt.worlds.web.look import FONT_SIZES, FONT_WEIGHTS, FONTS, look
-from vlmopt.worlds.web.parts import texts
-from vlmopt.worlds.web.render import Edges, Renderer, Screen, Text
-from vlmopt.worlds.web.windows import SHARE, Frame, covered
-from vlmopt.worlds.words import BACKGROUND, CELL, FIRST_SLOT, LABELS, SECOND_SLOT
+from vlmopt.synthetic import World
+from vlmopt.synthetic.web.fill import Filled
+from vlmopt.synthetic.web.icons import ICONS, icon
+from vlmopt.synthetic.web.look import FONT_SIZES, FONT_WEIGHTS, FONTS, look
+from vlmopt.synthetic.web.parts import texts
+from vlmopt.synthetic.web.render import Edges, Renderer, Screen, Text
+from vlmopt.synthetic.web.windows import SHARE, Frame, covered
+from vlmopt.synthetic.words import BACKGROUND, CELL, FIRST_SLOT, LABELS, SECOND_SLOT
 
 SIZE = (1280, 800)  # pixels of a sheet
 BLOCK = (224, 112)  # pixels of one colour, with type of its own

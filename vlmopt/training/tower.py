@@ -13,8 +13,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from vlmopt.worlds import World
-from vlmopt.worlds.words import BACKGROUND, SECOND_SLOT
+from vlmopt.synthetic import World
+from vlmopt.synthetic.words import BACKGROUND, SECOND_SLOT
 
 from .data import Packer, Share
 from .loop import Counts, Marked

@@ -11,8 +11,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from vlmopt.worlds import scene, screen
-from vlmopt.worlds.words import COORDINATES, FIRST_SLOT, MAX_COUNT, SECOND_SLOT, SIDES, THEMES
+from vlmopt.synthetic import scene, screen
+from vlmopt.synthetic.words import COORDINATES, FIRST_SLOT, MAX_COUNT, SECOND_SLOT, SIDES, THEMES
 
 PAD, END, USER, ASSISTANT = "<|endoftext|>", "<|im_end|>", "<|user|>", "<|assistant|>"
 VISION_START, VISION_END, IMAGE, VIDEO = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"

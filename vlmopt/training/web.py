@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from vlmopt.worlds import World
-from vlmopt.worlds.hallucination import DEGRADATIONS, hallucination
+from vlmopt.synthetic import World
+from vlmopt.synthetic.hallucination import DEGRADATIONS, hallucination
 
 from .data import FIRST_TRAINING_SEED, Packer, Share
 from .joint import DENSE_WEIGHT, FULL

@@ -12,12 +12,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from vlmopt.worlds import Question, World
-from vlmopt.worlds.base import Thing
-from vlmopt.worlds.web.catalogue import TRAIN
-from vlmopt.worlds.web.render import Renderer
-from vlmopt.worlds.web.windows import candidates, window
-from vlmopt.worlds.words import CELL
+from vlmopt.synthetic import Question, World
+from vlmopt.synthetic.base import Thing
+from vlmopt.synthetic.web.catalogue import TRAIN
+from vlmopt.synthetic.web.render import Renderer
+from vlmopt.synthetic.web.windows import candidates, window
+from vlmopt.synthetic.words import CELL
 
 Size = tuple[int, int]
 Source = Callable[[Size, int, int], Iterator[World]]  # (size, count, a number that tells runs apart)

@@ -6,10 +6,10 @@ from typing import Any
 
 import streamlit as st
 
-from apps.page import figures
-from apps.page.running import Progress, Worker, prepared
-from apps.page.state import Request, Run
-from vlmopt.insight.prompt_profile import HeadProfile, head_profile, profile_in
+from vlmopt.analysis.prompt_profile import HeadProfile, head_profile, profile_in
+from vlmopt.apps.page import figures
+from vlmopt.apps.page.running import Progress, Worker, prepared
+from vlmopt.apps.page.state import Request, Run
 
 KINDS = {
     "visual mass": "Share of a head's attention, in text rows, that lies on the picture.",

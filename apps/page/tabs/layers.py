@@ -7,9 +7,9 @@ from typing import Any
 import altair as alt
 import streamlit as st
 
-from apps.page import figures
-from apps.page.running import Worker
-from apps.page.state import Run
+from vlmopt.apps.page import figures
+from vlmopt.apps.page.running import Worker
+from vlmopt.apps.page.state import Run
 from vlmopt.overlay import overlay
 
 PARTS = ["kept", "markers", "dropped"]

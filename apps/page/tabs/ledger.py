@@ -6,9 +6,9 @@ import altair as alt
 import streamlit as st
 
 import vlmopt
-from apps.page import figures
-from apps.page.running import Worker
-from apps.page.state import Run
+from vlmopt.apps.page import figures
+from vlmopt.apps.page.running import Worker
+from vlmopt.apps.page.state import Run
 
 STAGES = ["vision", "scoring", "prefill", "decode", "other"]
 VARIANTS = ["dense", "optimized"]

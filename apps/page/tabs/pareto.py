@@ -10,10 +10,10 @@ import streamlit as st
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from apps.page import figures
-from apps.page.running import Progress, Stopped, Worker, prepared
-from apps.page.state import Request, Run
-from vlmopt.insight.sweep import SweepPoint, contenders, front, sweep
+from vlmopt.analysis.sweep import SweepPoint, contenders, front, sweep
+from vlmopt.apps.page import figures
+from vlmopt.apps.page.running import Progress, Stopped, Worker, prepared
+from vlmopt.apps.page.state import Request, Run
 
 RATIOS = [0.05, 0.1, 0.15, 0.25, 0.35, 0.5, 0.75]
 FIRST = [0.1, 0.25, 0.5]

@@ -7,9 +7,9 @@ import numpy as np
 import streamlit as st
 import torch
 
-from apps.page import figures
-from apps.page.running import Worker
-from apps.page.state import Run
+from vlmopt.apps.page import figures
+from vlmopt.apps.page.running import Worker
+from vlmopt.apps.page.state import Run
 from vlmopt.overlay import overlay
 from vlmopt.stages import Stage
 

@@ -7,12 +7,12 @@ from typing import Any
 import altair as alt
 import streamlit as st
 
-from apps.page import figures
-from apps.page.jobs import escaped
-from apps.page.running import Progress, Worker, prepared
-from apps.page.state import Request, Run
-from vlmopt.insight.cell_map import cell_map
-from vlmopt.insight.prompt_profile import KINDS, SinkLook, sink_look
+from vlmopt.analysis.cell_map import cell_map
+from vlmopt.analysis.prompt_profile import KINDS, SinkLook, sink_look
+from vlmopt.apps.page import figures
+from vlmopt.apps.page.jobs import escaped
+from vlmopt.apps.page.running import Progress, Worker, prepared
+from vlmopt.apps.page.state import Request, Run
 
 NAMES = dict(
     zip(KINDS, ("sinks in the picture", "rest of the picture", "sinks in the text", "rest of the text"), strict=True)

@@ -6,10 +6,10 @@ from typing import Any
 
 import streamlit as st
 
-from apps.page.jobs import escaped
-from apps.page.running import Progress, Worker, prepared
-from apps.page.state import Request, Run
-from vlmopt.insight.head_maps import HeadMap, head_maps
+from vlmopt.analysis.head_maps import HeadMap, head_maps
+from vlmopt.apps.page.jobs import escaped
+from vlmopt.apps.page.running import Progress, Worker, prepared
+from vlmopt.apps.page.state import Request, Run
 from vlmopt.methods import describe
 from vlmopt.prefill import SparsePrefill
 

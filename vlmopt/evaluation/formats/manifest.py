@@ -9,7 +9,7 @@ from typing import Any
 from ...methods import near
 from ...metrics import Lexicon, coco_lexicon, load_synonyms, phrases
 from ...metrics.answers import anls, choice, right_choice
-from ...worlds.questions import SCENE_KINDS, SCREEN_KINDS
+from ...synthetic.questions import SCENE_KINDS, SCREEN_KINDS
 from ..boxes import convention, four_numbers, with_boxes
 from ..data import KINDS, Data, Sample, Source
 from .files import Entry, files, load, need, refuse_unknown

@@ -7,10 +7,10 @@ from itertools import islice
 from pathlib import Path
 
 from ...metrics import phrases
+from ...synthetic import Question, World
+from ...synthetic.hallucination import DEGRADATIONS, DESCRIBE, HabitWorld, class_of, classes, hallucination
+from ...synthetic.polling import SPLITS, pope
 from ...training.evaluate import SIZES, SIZES_OF, one_of_each_kind
-from ...worlds import Question, World
-from ...worlds.hallucination import DEGRADATIONS, DESCRIBE, HabitWorld, class_of, classes, hallucination
-from ...worlds.polling import SPLITS, pope
 from ..data import Data, Sample, Source
 from .files import Entry
 from .manifest import WORLD_KINDS

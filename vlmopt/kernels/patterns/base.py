@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from method_kit import Registry, setting, validate
+from vlmopt.core import Registry, setting, validate
 
 from ..sparse_attention.index import Launch, tile_count
 from .tables import blocks_to_index, csr

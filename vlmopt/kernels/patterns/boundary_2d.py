@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from method_kit import setting
+from vlmopt.core import setting
 
 from ..sparse_attention.index import Launch
 from .base import Pattern, Prefill, register

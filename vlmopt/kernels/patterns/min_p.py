@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool1d, pad
 
-from method_kit import setting
+from vlmopt.core import setting
 
 from ..sparse_attention.index import Launch
 from .bands import band_blocks, block_table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from method_kit import setting
+from vlmopt.core import setting
 
 from ..sparse_attention.index import Launch
 from .base import Pattern, Prefill, blocks_to_index, register

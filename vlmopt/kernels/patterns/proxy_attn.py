@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from method_kit import setting
+from vlmopt.core import setting
 
 from ..sparse_attention.index import Launch, tile_count
 from .base import Pattern, Prefill, blocks_to_index, register

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, pad
 
-from method_kit import setting
+from vlmopt.core import setting
 
 from ..sparse_attention.index import Keys, Launch, tile_count
 from .base import Pattern, Prefill, blocks_to_index, register, tile_span

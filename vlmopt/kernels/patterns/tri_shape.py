@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from method_kit import setting
+from vlmopt.core import setting
 
 from .a_shape import AShape
 from .bands import visible_blocks

@@ -15,8 +15,8 @@ from vlmopt.evaluation.data import Sample, Source, load_data
 from vlmopt.evaluation.prompts import POINT_PROMPTS
 from vlmopt.media import load_image
 from vlmopt.metrics.clicks import UNITS, UNITS_OF
-from vlmopt.worlds import Question, World, scene, screen
-from vlmopt.worlds.words import CELL
+from vlmopt.synthetic import Question, World, scene, screen
+from vlmopt.synthetic.words import CELL
 
 from ..evaluate import SIZES, SIZES_OF
 
@@ -91,14 +91,14 @@ class Pages(Examples):
     """Windows of training pages, rendered as they are asked for; neighbouring numbers share a page."""
 
     def __init__(self, seed: int, model_type: str) -> None:
-        from vlmopt.worlds.web.render import Renderer
+        from vlmopt.synthetic.web.render import Renderer
 
         self.seed, self.sizes = seed, sizes(model_type)
         self.renderer: Any = Renderer(cell=CELL).__enter__()
         self.last: tuple[int, Any] = (-1, None)
 
     def draw(self, number: int, clicks: bool) -> Example:
-        from vlmopt.worlds.web.windows import candidates, window
+        from vlmopt.synthetic.web.windows import candidates, window
 
         page, part = divmod(number, PER_PAGE)
         rng = random.Random(f"pages/{self.seed}/{number}/{clicks}")
@@ -111,7 +111,7 @@ class Pages(Examples):
 
     def rendered(self, page: int) -> Any:
         """A page that follows from its number, filled by it."""
-        from vlmopt.worlds.web.catalogue import TRAIN
+        from vlmopt.synthetic.web.catalogue import TRAIN
 
         if self.last[0] != page:
             name = random.Random(f"page/{self.seed}/{page}").choice(TRAIN)

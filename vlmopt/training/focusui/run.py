@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning import Scorer, kl_loss
-from pruning.base import top
-from pruning.budget import kept_tokens
 from vlmopt.loading import Loaded, load
 from vlmopt.prompt import placed
+from vlmopt.pruning import Scorer, kl_loss
+from vlmopt.pruning.base import top
+from vlmopt.pruning.budget import kept_tokens
+from vlmopt.runtime.discover import discover
 from vlmopt.scorers import TrainedScorer, facts, save
-from vlmopt.seam.discover import discover
 
 from .examples import Examples, Mixed, examples
 from .loop import Loop

@@ -10,16 +10,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pruning import Pixels, PixelScale, Scorer, Selection, Selector, Signal, TextEmbeds, VisualEmbeds, VisualTokens
-from pruning import labels as fused
-from pruning.base import top
-from pruning.budget import kept_tokens
-from pruning.ui_graph import graph_of
 from vlmopt.checks import check
 from vlmopt.families import family_of
 from vlmopt.policy import Policy
+from vlmopt.pruning import (
+    Pixels,
+    PixelScale,
+    Scorer,
+    Selection,
+    Selector,
+    Signal,
+    TextEmbeds,
+    VisualEmbeds,
+    VisualTokens,
+)
+from vlmopt.pruning import labels as fused
+from vlmopt.pruning.base import top
+from vlmopt.pruning.budget import kept_tokens
+from vlmopt.pruning.ui_graph import graph_of
+from vlmopt.runtime.session import Session
 from vlmopt.scorers import TrainedScorer
-from vlmopt.seam.session import Session
 
 HERE = "in training"  # the source of a marker that is in no file
 

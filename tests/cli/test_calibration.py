@@ -1,0 +1,235 @@
+"""Calibration: the measured trend is the planted one, runs resume, and profiles fit the model they were measured on."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image as Picture
+
+import vlmopt
+from tests.support.families import FAMILIES, Image
+from tests.support.mechanism import forward
+from vlmopt.calibration import Collector, Profile, default_hosts
+from vlmopt.calibration.collect import Sums
+from vlmopt.cli.main import main
+from vlmopt.pruning import Debias, DebiasProfile, DivPrune, FastV, PyramidDrop, SparseVLM, VisualTokens
+from vlmopt.pruning.signals import AttentionRows
+
+HOSTS = ["--host", "fastv:2", "--host", "pyramid_drop:2", "--host", "sparse_vlm:3"]
+
+
+def tokens(h: int, w: int) -> VisualTokens:
+    coords = torch.cartesian_prod(torch.zeros(1).long(), torch.arange(h), torch.arange(w))
+    n = h * w
+    return VisualTokens(n, torch.arange(n), torch.zeros(n).long(), coords, ((1, h, w),), {}, 0, (n,))
+
+
+def test_a_planted_trend_is_found_over_pictures_of_many_sizes():
+    sums, generator = Sums(), torch.Generator().manual_seed(0)
+    for h, w in ((8, 8), (12, 20), (24, 24), (30, 17)) * 10:
+        t = tokens(h, w)
+        content = torch.rand(len(t), generator=generator) + 0.5
+        scale = 10 * torch.rand(1, generator=generator)
+        sums.add(t, scale * content * (1.4 * t.place / len(t)).exp())
+    assert sums.raster_fit()[1] == pytest.approx(1.4, abs=0.05)
+    state = json.loads(json.dumps(sums.state()))
+    assert Sums.of(state).raster_fit() == sums.raster_fit()
+
+
+def test_axes_are_told_apart():
+    sums = Sums()
+    for h, w in ((16, 16), (24, 12), (32, 32)):
+        t = tokens(h, w)
+        sums.add(t, (0.9 * t.coords[:, 1] / h - 0.3 * t.coords[:, 2] / w).exp())
+    assert sums.grid_fit() == pytest.approx((0.0, 0.9, -0.3), abs=0.06)
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if not family.extra])
+def test_scores_are_those_of_the_hosts_and_nothing_is_dropped(name):
+    family = FAMILIES[name]
+    model, batch = copy.deepcopy(family.build()), family.inputs([[5, Image(0), 7]])
+    dense = forward(model, batch)
+    hosts = [FastV(keep_ratio=0.5, layer=2), PyramidDrop(keep_ratio=0.5, layers=(2, 4)), SparseVLM(keep_ratio=0.5)]
+    hosts[2] = SparseVLM(keep_ratio=0.5, layers=(3,))
+    collector = Collector(model, hosts)
+    for _ in range(2):
+        collector.add(batch())
+    assert collector.done == 2
+    assert torch.equal(forward(model, batch), dense)  # restored
+    profiles = collector.profiles("mine")
+    assert [(p.host, p.layer, p.axes) for p in profiles[::2]] == [
+        ("fastv", 2, "raster"), ("pyramid_drop", 2, "raster"), ("sparse_vlm", 3, "raster")]  # fmt: skip
+    assert all(p.model["layers"] == 6 and p.samples == 2 for p in profiles)
+    if name in ("llava_next", "llava_onevision"):  # row separators are no part of the trend
+        return
+    with torch.no_grad():
+        attention = copy.deepcopy(family.build("eager"))(**batch(), output_attentions=True).attentions[1]
+    scores = attention[0, :, -1].mean(0)[batch.visual[0]]
+    expected = Sums()
+    t = tokens(1, len(scores))
+    for _ in range(2):
+        expected.add(t, scores)
+    assert torch.allclose(collector.sums["fastv:2"].raster, expected.raster, atol=1e-5)
+
+
+def test_hosts_without_a_trend_are_refused():
+    model = copy.deepcopy(FAMILIES["llava"].build())
+    with pytest.raises(ValueError, match="div_prune"):
+        Collector(model, [DivPrune(keep_ratio=0.5)])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="each once"):
+        Collector(model, [FastV(keep_ratio=0.5), FastV(keep_ratio=0.2)])
+    with pytest.raises(ValueError, match="layer=9"):
+        Collector(model, [FastV(keep_ratio=0.5, layer=9)])
+    assert [h.layer for h in default_hosts(32)] == [2, 8, 3]
+    assert all(h.layer < 6 for h in default_hosts(6))
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("calibration") / "profile.json"
+    assert main(["calibrate", "--images", "worlds", "--samples", "6", "--out", str(out), *HOSTS]) == 0
+    return out
+
+
+def test_command_writes_a_profile(profile, capsys):
+    found = Profile.load(profile)
+    assert found.model["model_type"] == "qwen2_5_vl"
+    assert {(p.host, p.layer) for p in found.debias} == {("fastv", 2), ("pyramid_drop", 2), ("sparse_vlm", 3)}
+    assert all(p.samples == 6 for p in found.debias)
+    assert str(vlmopt.checkpoints.HERE) not in profile.read_text()
+    assert not list(profile.parent.glob("*.part"))
+
+
+def test_an_interrupted_run_goes_on(profile, tmp_path, monkeypatch):
+    """Stopped after four pictures, it ends with the same figures."""
+    out = tmp_path / "again.json"
+    command = ["calibrate", "--images", "worlds", "--samples", "6", "--out", str(out), *HOSTS]
+    kept, count = Collector.add, [0]
+
+    def stop(self: Collector, inputs: Any) -> None:
+        if count[0] == 4:
+            raise KeyboardInterrupt
+        count[0] += 1
+        kept(self, inputs)
+
+    monkeypatch.setattr("vlmopt.cli.calibrate.SAVE_EVERY", 2)
+    monkeypatch.setattr(Collector, "add", stop)
+    assert main(command) == 130
+    assert json.loads(Path(f"{out}.part").read_text())["seen"] == 4
+    monkeypatch.setattr(Collector, "add", kept)
+    assert main([*command[:-1], "sparse_vlm:4"]) == 2  # another run's remains
+    assert main(command) == 0
+    for again, once in zip(Profile.load(out).debias, Profile.load(profile).debias, strict=True):
+        assert again.sigma == pytest.approx(once.sigma, abs=1e-5)  # threads add up in any order
+        assert again.samples == once.samples
+
+
+def test_a_directory_of_pictures(tmp_path, capsys):
+    for i in range(3):
+        Picture.new("RGB", (120 + 30 * i, 90), (40 * i, 90, 120)).save(tmp_path / f"{i}.png")
+    out = tmp_path / "p.json"
+    assert main(["calibrate", "--images", str(tmp_path), "--host", "fastv:2", "--out", str(out)]) == 0
+    assert Profile.load(out).debias[0].samples == 3
+    assert "3 pictures" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--images", "nowhere"], "no directory"),
+        (["--images", "worlds", "--samples", "0"], "--samples"),
+        (["--images", "worlds", "--host", "fastv"], "NAME:LAYER"),
+        (["--images", "worlds", "--host", "uniform:0"], "no trend"),
+        (["--images", "worlds", "--host", "fastv:17"], "layer=17"),
+    ],
+)
+def test_requests_that_cannot_be_served(arguments, says, tmp_path, capsys):
+    assert main(["calibrate", "--out", str(tmp_path / "p.json"), *arguments]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_profile_that_is_none_is_refused(tmp_path):
+    for text in ("", "[]", '{"format": 2}', '{"format": 1, "vlmopt": "0", "model": {}, "data": "", "debias": [{}]}'):
+        path = tmp_path / "p.json"
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"p\.json"):
+            Profile.load(path)
+
+
+def test_profile_debiases_a_policy(profile):
+    found = Profile.load(profile)
+    policy = found.apply(vlmopt.Policy.load([FastV(keep_ratio=0.25, layer=2), DivPrune(keep_ratio=0.5)]))
+    plain, debiased = policy.prune
+    assert isinstance(plain, DivPrune)
+    assert isinstance(debiased, Debias)
+    assert vlmopt.Policy.load(json.loads(policy.to_json())) == policy
+    with pytest.raises(ValueError, match=r"fastv before layer 3.*fastv:3"):
+        found.apply(vlmopt.Policy.load(FastV(keep_ratio=0.25, layer=3)))
+
+
+def test_report_names_the_profile_and_another_model_refuses_it(profile):
+    found = Profile.load(profile)
+    method = found.apply(vlmopt.Policy.load(FastV(keep_ratio=0.25, layer=2)))
+    model, processor = vlmopt.load_checkpoint("tiny-qwen")
+    from vlmopt.prompt import image_prompt
+
+    inputs = image_prompt(processor, "Is there a red circle?", [Picture.new("RGB", (224, 224), (90, 90, 90))])
+    with vlmopt.optimized(model, method):
+        model.generate(**inputs, max_new_tokens=2)
+        report = vlmopt.report(model)
+    assert "tiny-qwen" in report.applied[0]["source"]
+    assert "tiny-qwen" in str(report)
+    other = copy.deepcopy(FAMILIES["llava"].build())
+    with pytest.raises(ValueError, match=r"model_type is 'llava'"):
+        vlmopt.optimize(other, method)
+    assert not hasattr(other, "_vlmopt")
+    forced = replace(method.prune[0], force=True)
+    with vlmopt.optimized(other, forced):
+        forward(other, FAMILIES["llava"].inputs([[5, Image(0), 7]]))
+
+
+def test_debiasing_runs_the_same_kernels_and_is_the_host_when_all_stay():
+    """Nothing is computed beyond the host's own row; with k = N even the bits are those of the host."""
+    family = FAMILIES["llava"]
+    batch, counts = family.inputs([[5, Image(0), 7]]), []
+    host = FastV(keep_tokens=10_000, layer=2)
+    outs = []
+    for method in (host, Debias(host)):
+        model = copy.deepcopy(family.build())
+        with vlmopt.optimized(model, method):
+            calls: list[int] = []
+            for module in model.modules():
+                if isinstance(module, torch.nn.Linear):
+                    module.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+            outs.append(forward(model, batch))
+            counts.append(len(calls))
+    assert counts[0] == counts[1]
+    assert torch.equal(*outs)
+
+
+def test_debiasing_changes_what_is_kept_and_padding_stays_out():
+    """A profile with a steep slope moves the selection up; padding is suppressed at model level."""
+    family = FAMILIES["llava"]
+    model, batch = copy.deepcopy(family.build()), family.inputs([[5, Image(0), 7]])
+    batch.inputs["pixel_values"][..., :14, :] = 0  # the first of four rows of cells shows the mean colour
+    host = FastV(keep_ratio=0.5, layer=2, padding="square")
+    facts: dict[str, Any] = {
+        "model": {}, "host": "fastv", "layer": 2, "samples": 1, "queries": "last", "head_reduction": "mean",
+    }  # fmt: skip
+    steep = DebiasProfile(sigma=(3.0,), **facts)
+    kept = {}
+    for name, method in (("host", host), ("debiased", Debias(host, fit="offline", profile=steep))):
+        with vlmopt.optimized(model, method):
+            forward(model, batch)
+            (m,) = vlmopt.report(model).maps(0)
+        kept[name] = m.kept.nonzero()[:, 0]
+        assert int(kept[name].min()) >= 4
+        assert len(kept[name]) == 8
+    assert kept["debiased"].float().mean() < kept["host"].float().mean()
+    assert AttentionRows(1) in host.captures

@@ -1,0 +1,83 @@
+"""Importing has no side effects, and the arrows between the packages hold."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import vlmopt
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = {"vlmopt.pruning": "pruning", "vlmopt.attention_fix": "attention_fix", "vlmopt.apps": "apps"}
+ALLOWED = {
+    "vlmopt.core": {"vlmopt.core"},
+    "vlmopt.pruning": {"vlmopt.pruning", "vlmopt.core"},
+    "vlmopt.attention_fix": {"vlmopt.attention_fix", "vlmopt.core"},
+    "vlmopt": {"vlmopt", "vlmopt.core", "vlmopt.pruning", "vlmopt.attention_fix"},
+    "vlmopt.apps": {"vlmopt.apps", "vlmopt"},
+}
+
+PROBE = """
+import sys
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+before = sorted(ALL_ATTENTION_FUNCTIONS.valid_keys())
+import vlmopt, vlmopt.cli.main, vlmopt.media, vlmopt.frames, vlmopt.overlay, vlmopt.measure, vlmopt.synthetic
+import vlmopt.pruning, vlmopt.attention_fix, vlmopt.apps
+assert sorted(ALL_ATTENTION_FUNCTIONS.valid_keys()) == before, "an attention function was registered"
+heavy = {"cv2", "av", "qwen_vl_utils", "streamlit", "torchvision", "datasets"}
+loaded = heavy & set(sys.modules)
+assert not loaded, f"imported: {loaded}"
+"""
+
+
+def package_of(module: str) -> str:
+    """The package of ours that a module belongs to, or ''."""
+    parts = module.split(".")
+    return next((p for p in (".".join(parts[:2]), parts[0]) if p in ALLOWED), "")
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Names of the absolute imports of a file; those of `from vlmopt import x` as vlmopt.x."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("package", sorted(ALLOWED))
+def test_arrows(package: str) -> None:
+    folder = ROOT / FOLDERS.get(package, package.replace(".", "/"))
+    files = [p for p in folder.rglob("*.py") if package != "vlmopt" or "core" not in p.relative_to(folder).parts[:1]]
+    assert files
+    for path in files:
+        names = list(imported(path))
+        loose = {n for n in names if n.split(".")[0] in {*FOLDERS.values(), "method_kit"}}
+        assert not loose, f"{path} imports {loose}: the installed name is vlmopt"
+        wrong = {p for p in map(package_of, names) if p} - ALLOWED[package]
+        assert not wrong, f"{path} imports {wrong}"
+
+
+def test_import_has_no_side_effects() -> None:
+    done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_version() -> None:
+    assert importlib.metadata.version("vlmopt") == vlmopt.__version__
+
+
+def test_public_names() -> None:
+    for name in vlmopt.__all__:
+        assert hasattr(vlmopt, name)
+
+
+def test_no_torchvision_is_asked_for() -> None:
+    required = importlib.metadata.requires("vlmopt") or []
+    assert not [line for line in required if line.startswith("torchvision")]

@@ -1,0 +1,94 @@
+"""What every selector on the encoder's side of the LLM promises: exact budgets, pictures apart, half precision."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from tests.support.embedded import keep_of, visual
+from vlmopt.pruning import TextEmbeds, VisionKeys, VisualEmbeds
+from vlmopt.pruning.cd_pruner import CDPruner
+from vlmopt.pruning.cen_prune import CenPrune
+from vlmopt.pruning.div_prune import DivPrune
+from vlmopt.pruning.evs import EVS
+from vlmopt.pruning.holov import HoloV
+from vlmopt.pruning.vis_pruner import VisPruner
+from vlmopt.pruning.vision_zip import VisionZip
+
+GRIDS = {
+    "one": [(1, 6, 6)],
+    "row": [(1, 1, 9)],
+    "two": [(1, 5, 6), (1, 2, 3)],
+    "many": [(1, 1, 1), (1, 5, 4), (1, 1, 2)],
+    "video": [(5, 3, 4)],
+    "video_and_image": [(3, 2, 4), (1, 5, 5)],
+}
+SETTINGS = {
+    "div_prune": DivPrune(keep_ratio=0.4),
+    "cd_pruner": CDPruner(keep_ratio=0.4),
+    "cd_pruner-none": CDPruner(keep_tokens=3, relevance="none"),
+    "cen_prune": CenPrune(keep_ratio=0.4),
+    "cen_prune-dpp": CenPrune(keep_tokens=3, base="dpp", features="projector_input"),
+    "vision_zip": VisionZip(keep_ratio=0.4),
+    "vision_zip-merged": VisionZip(keep_tokens=4, contextual=0.6, paper_compat=True, tower_layer=0),
+    "evs": EVS(keep_ratio=0.4),
+    "evs-few": EVS(keep_tokens=3, allocation="proportional"),
+    "vis_pruner": VisPruner(keep_ratio=0.4),
+    "vis_pruner-diverse": VisPruner(keep_tokens=3, important=0.0),
+    "holov": HoloV(keep_ratio=0.4),
+    "holov-16": HoloV(keep_tokens=3, crops=16, paper_compat=True),
+}
+
+
+@pytest.mark.parametrize("grids", GRIDS.values(), ids=GRIDS)
+@pytest.mark.parametrize("method", SETTINGS.values(), ids=SETTINGS)
+def test_budgets_are_exact_and_choices_repeatable(method, grids):
+    tokens = visual(grids)
+    assert method.needs <= tokens.signals.keys()
+    chosen = method.select(tokens)
+    assert chosen.keep.dtype == torch.long
+    assert (chosen.keep.diff() > 0).all()
+    assert len(chosen.keep) == min(method.budget(len(tokens)), len(tokens))
+    assert chosen.keep[0] >= 0
+    assert chosen.keep[-1] < len(tokens)
+    assert torch.equal(chosen.keep, method.select(tokens).keep)
+    if chosen.scores is not None:
+        assert chosen.scores.dtype == torch.float32
+        assert chosen.scores.shape == (len(tokens),)
+
+
+@pytest.mark.parametrize("method", SETTINGS.values(), ids=SETTINGS)
+def test_every_count_from_one_to_all(method):
+    tokens = visual([(2, 3, 4)])
+    for k in range(1, 25):
+        chosen = method.pick(tokens, k)
+        assert len(chosen.keep) == k
+        assert (chosen.keep.diff() > 0).all()
+    assert keep_of(dataclasses.replace(method, keep_ratio=1.0, keep_tokens=None), tokens) == list(range(24))
+
+
+@pytest.mark.parametrize("method", SETTINGS.values(), ids=SETTINGS)
+def test_a_picture_is_chosen_from_as_if_it_were_alone(method):
+    method = dataclasses.replace(method, keep_ratio=0.5, keep_tokens=None, allocation="proportional")
+    tokens = visual([(1, 4, 4), (2, 3, 4)])
+    first, second = (tokens.subset((tokens.item == i).nonzero()[:, 0]) for i in (0, 1))
+    alone = [method.pick(first, 8).keep, method.pick(second, 12).keep + 16]
+    assert torch.equal(method.select(tokens).keep, torch.cat(alone))
+
+
+@pytest.mark.parametrize("method", SETTINGS.values(), ids=SETTINGS)
+def test_half_precision_gives_finite_scores(method):
+    tokens = visual([(2, 4, 4)])
+    half = {s: v.bfloat16() for s, v in tokens.signals.items() if isinstance(s, (VisualEmbeds, TextEmbeds, VisionKeys))}
+    chosen = method.select(dataclasses.replace(tokens, signals={**tokens.signals, **half}))
+    assert len(chosen.keep) == method.budget(32)
+    assert chosen.scores is None or bool(chosen.scores.isfinite().all())
+
+
+@pytest.mark.parametrize("cls", [DivPrune, CDPruner, CenPrune, VisionZip, EVS, VisPruner, HoloV])
+def test_all_of_them_act_before_the_llm(cls):
+    with pytest.raises(ValueError, match=r"layer.*<= 0"):
+        cls(keep_ratio=0.5, layer=1)
+    assert cls(keep_ratio=0.5).asks_text == (cls is CDPruner)

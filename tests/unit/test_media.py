@@ -1,0 +1,355 @@
+"""Pictures and videos from disk: every odd file is handled or refused in one clear sentence."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor
+
+from tests.support.stock import IMAGES
+from vlmopt import decode
+from vlmopt.frames import fit_size, load_video, resize_frames, video_inputs
+from vlmopt.media import load_image, optional_module
+
+
+def noise(size: tuple[int, int] = (60, 40), seed: int = 0) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def write_video(path: Path, frames: int = 37, size: tuple[int, int] = (160, 112), fps: float = 10.0) -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, size)
+    for i in range(frames):
+        frame = np.full((size[1], size[0], 3), (i * 5 % 255, 80, max(200 - i, 0)), np.uint8)
+        cv2.circle(frame, (20 + 3 * i, size[1] // 2), 15, (0, 255, i), -1)
+        writer.write(frame)
+    writer.release()
+    return path
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_video(tmp_path_factory.mktemp("clip") / "clip.mp4")
+
+
+# Pictures
+
+
+def test_rgb_picture_is_read_as_it_is(tmp_path: Path) -> None:
+    noise().save(tmp_path / "a.png")
+    picture = load_image(tmp_path / "a.png")
+    assert picture.image.mode == "RGB"
+    assert picture.notes == ()
+    assert np.array_equal(np.asarray(picture.image), np.asarray(noise()))
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "says"),
+    [
+        (None, FileNotFoundError, "image not found"),
+        ("directory", IsADirectoryError, "is a directory"),
+        (b"", ValueError, "empty"),
+        (b"no picture at all" * 9, ValueError, "not an image"),
+    ],
+)
+def test_bad_pictures_are_refused(tmp_path: Path, content: Any, error: type[Exception], says: str) -> None:
+    path = tmp_path / "a.png"
+    if content == "directory":
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(error, match=says) as caught:
+        load_image(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "tiff"])
+def test_truncated_pictures_are_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    noise((200, 200)).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ValueError, match=r"corrupt or truncated|not an image"):
+        load_image(path)
+
+
+def test_more_pixels_than_allowed_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise().save(tmp_path / "a.png")
+    monkeypatch.setattr("vlmopt.media.MAX_PIXELS", 100)
+    with pytest.raises(ValueError, match="too large"):
+        load_image(tmp_path / "a.png")
+
+
+def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
+    half = noise()
+    half.putalpha(Image.new("L", half.size, 0))
+    half.save(tmp_path / "a.png")
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([0, 0, 0, 255, 0, 0])
+    palette.save(tmp_path / "p.png", transparency=1)
+    for name in ("a.png", "p.png"):
+        picture = load_image(tmp_path / name)
+        assert picture.image.getextrema() == ((255, 255),) * 3
+        assert "white" in picture.notes[0]
+
+
+def test_palette_grey_and_cmyk_become_rgb(tmp_path: Path) -> None:
+    red = Image.new("RGB", (8, 8), (200, 10, 10))
+    red.quantize(4).save(tmp_path / "p.png")
+    red.convert("L").save(tmp_path / "l.png")
+    red.convert("CMYK").save(tmp_path / "c.tiff")
+    assert load_image(tmp_path / "p.png").image.getpixel((0, 0)) == (200, 10, 10)
+    assert load_image(tmp_path / "l.png").image.mode == "RGB"
+    cmyk = load_image(tmp_path / "c.tiff")
+    assert cmyk.image.getpixel((0, 0)) == (200, 10, 10)
+    assert cmyk.notes == ("converted from CMYK",)
+
+
+@pytest.mark.parametrize(
+    ("values", "suffix"),
+    [
+        (np.array([[0, 32768], [65535, 256]], np.uint16), "png"),
+        (np.array([[0.0, 0.5], [1.0, 1 / 256]], np.float32), "tiff"),
+        (np.array([[0, 32768], [65535, 256]], np.int32), "tiff"),
+    ],
+)
+def test_deep_samples_are_scaled_not_clipped(tmp_path: Path, values: np.ndarray, suffix: str) -> None:
+    Image.fromarray(values).save(tmp_path / f"a.{suffix}")
+    picture = load_image(tmp_path / f"a.{suffix}")
+    assert np.asarray(picture.image)[..., 0].tolist() == [[0, 128], [255, 1]]
+    assert "8 bits" in picture.notes[0]
+
+
+def test_exif_rotation_is_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn clockwise
+    noise((60, 40)).save(tmp_path / "a.png", exif=exif)
+    assert load_image(tmp_path / "a.png").image.size == (40, 60)
+
+
+def test_animation_gives_its_first_frame_and_says_so(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "lime")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    picture = load_image(tmp_path / "a.gif")
+    assert picture.image.getpixel((0, 0)) == (255, 0, 0)
+    assert picture.notes == ("3 frames, the first one is used",)
+
+
+# Videos
+
+
+def test_readers_agree(clip: Path) -> None:
+    a, b = (load_video(clip, reader=reader, min_pixels=28 * 28) for reader in ("opencv", "pyav"))
+    assert (a.reader, b.reader) == ("opencv", "pyav")
+    assert a.indices == b.indices == (0, 7, 14, 22, 29, 36)
+    assert a.frames.shape == (6, 3, 112, 168)
+    assert torch.equal(a.frames, b.frames)
+    assert a.sample_fps == pytest.approx(10 * 6 / 37)
+
+
+def test_own_reader_says_why_it_ran(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlmopt.frames.optional_module", lambda name: (None, f"no {name}"))
+    video = load_video(clip)
+    assert video.reader == "opencv"
+    assert "qwen-vl-utils cannot be used (no qwen_vl_utils)" in video.notes[0]
+
+
+@pytest.mark.parametrize("error", [KeyError("video_fps"), AssertionError("max_pixels"), RuntimeError("no decoder")])
+def test_own_reader_takes_over_when_the_other_one_fails(clip: Path, monkeypatch: pytest.MonkeyPatch, error) -> None:
+    def fetch_video(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    other = types.SimpleNamespace(vision_process=types.SimpleNamespace(fetch_video=fetch_video))
+    monkeypatch.setattr("vlmopt.frames.optional_module", lambda name: (other, ""))
+    video = load_video(clip)
+    assert video.reader == "opencv"
+    assert type(error).__name__ in video.notes[0]
+
+
+def test_pyav_reads_what_opencv_cannot(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = decode.optional_module
+    monkeypatch.setattr(decode, "optional_module", lambda name: (None, "broken") if name == "cv2" else real(name))
+    monkeypatch.setattr("vlmopt.frames.optional_module", lambda name: (None, f"no {name}"))
+    video = load_video(clip)
+    assert video.reader == "pyav"
+    assert "opencv: broken" in video.notes[-1]
+
+
+def test_frames_are_those_of_the_file(clip: Path) -> None:
+    capture, frames = cv2.VideoCapture(str(clip)), []
+    while (read := capture.read())[0]:
+        frames.append(torch.from_numpy(read[1][..., ::-1].copy()).permute(2, 0, 1))
+    video = load_video(clip, nframes=4, reader="opencv")
+    expected = resize_frames(torch.stack([frames[i] for i in video.indices]), *video.frames.shape[-2:])
+    assert video.indices == (0, 12, 24, 36)
+    assert torch.equal(video.frames, expected)
+
+
+@pytest.mark.parametrize("claimed", [0, 20, 90])
+def test_a_wrong_frame_count_in_the_header_does_no_harm(
+    clip: Path, claimed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe, stream = decode._READERS["opencv"]
+    header = probe(clip)
+    assert not isinstance(header, str)
+    wrong = type(header)(header.fps, claimed)
+    monkeypatch.setitem(decode._READERS, "opencv", (lambda file: wrong, stream))
+    assert load_video(clip, reader="opencv").indices == (0, 7, 14, 22, 29, 36)
+
+
+def test_a_time_range(clip: Path) -> None:
+    video = load_video(clip, nframes=4, start=1.0, end=2.0, reader="opencv")
+    assert video.indices[0] == 10
+    assert video.indices[-1] == 20
+
+
+def test_an_animated_gif_is_a_video(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (56, 56), (i * 60, 0, 0)) for i in range(4)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=100)
+    assert load_video(tmp_path / "a.gif", nframes=4).frames.shape[0] == 4
+
+
+@pytest.mark.parametrize("content", [b"", b"no video" * 99])
+def test_bad_videos_are_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"empty|not a readable video"):
+        load_video(path)
+    with pytest.raises(FileNotFoundError, match="video not found"):
+        load_video(tmp_path / "b.mp4")
+
+
+def test_a_truncated_video_is_refused(clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(clip.read_bytes()[:2000])
+    with pytest.raises(ValueError, match="not a readable video"):
+        load_video(tmp_path / "a.mp4")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"fps": 1.0, "nframes": 4}, "not both"),
+        ({"nframes": 200}, "cannot sample 200"),
+        ({"nframes": 0}, "cannot sample 0"),
+        ({"start": 9.0}, "holds 0 of"),
+        ({"reader": "magic"}, "unknown video reader"),
+        ({"min_pixels": 9999, "max_pixels": 99}, "at least min_pixels"),
+    ],
+)
+def test_bad_video_settings_are_refused(clip: Path, settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        load_video(clip, **settings)
+
+
+def test_a_single_frame_is_no_video(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least 2"):
+        load_video(write_video(tmp_path / "a.mp4", frames=1), reader="opencv")
+
+
+# Patches
+
+
+@pytest.mark.parametrize(("patch", "merge"), [(14, 2), (16, 2), (14, 1)])
+def test_a_still_repeated_twice_gives_the_patches_of_the_picture(patch: int, merge: int, tmp_path: Path) -> None:
+    settings = {**IMAGES, "patch_size": patch, "merge_size": merge, "do_resize": False}
+    del settings["processor_class"]
+    image = noise((patch * merge * 4, patch * merge * 3))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    expected = processor(images=[image], return_tensors="pt")
+    frames = torch.from_numpy(np.array(image)).permute(2, 0, 1).expand(2, -1, -1, -1)
+    made = video_inputs(frames, patch_size=patch, merge_size=merge)
+    assert torch.equal(made["video_grid_thw"], expected["image_grid_thw"])
+    assert torch.allclose(made["pixel_values_videos"], expected["pixel_values"], atol=1e-6)
+
+
+def test_frames_pair_up_in_time_and_the_last_is_repeated() -> None:
+    frames = torch.arange(3).view(3, 1, 1, 1).expand(3, 3, 28, 28) * 50
+    made = video_inputs(frames, image_mean=(0, 0, 0), image_std=(1, 1, 1))
+    assert made["video_grid_thw"].tolist() == [[2, 2, 2]]
+    pixels = made["pixel_values_videos"].view(2, 4, 3, 2, 14 * 14)[:, 0, 0, :, 0] * 255
+    assert pixels.tolist() == [[0.0, 50.0], [100.0, 100.0]]
+
+
+def test_frames_that_do_not_fit_the_patches_are_refused() -> None:
+    with pytest.raises(ValueError, match="divisible by 28"):
+        video_inputs(torch.zeros(2, 3, 28, 30))
+
+
+# qwen-vl-utils
+
+
+@pytest.fixture
+def reference(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The real qwen-vl-utils on a stand-in for the few names it takes from torchvision."""
+    names = ["torchvision", "torchvision.io", "torchvision.transforms", "torchvision.transforms.functional"]
+    root, io, transforms, functional = (types.ModuleType(name) for name in names)
+    root.io, root.transforms, root.__version__ = io, transforms, "0.20.0"  # type: ignore[attr-defined]
+    transforms.functional = functional  # type: ignore[attr-defined]
+    transforms.InterpolationMode = types.SimpleNamespace(BICUBIC="bicubic")  # type: ignore[attr-defined]
+    functional.resize = lambda video, size, interpolation, antialias: resize_frames(video, *size)  # type: ignore[attr-defined]
+
+    def read_video(path: str, **_: Any) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
+        capture, frames = cv2.VideoCapture(path), []
+        while (read := capture.read())[0]:
+            frames.append(torch.from_numpy(read[1][..., ::-1].copy()).permute(2, 0, 1))
+        return torch.stack(frames), torch.empty(0), {"video_fps": capture.get(cv2.CAP_PROP_FPS)}
+
+    io.read_video = read_video  # type: ignore[attr-defined]
+    for name, module in zip(names, (root, io, transforms, functional), strict=True):
+        monkeypatch.setitem(sys.modules, name, module)
+    for name in ("qwen_vl_utils", "qwen_vl_utils.vision_process"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    yield importlib.import_module("qwen_vl_utils").vision_process
+    for name in ("qwen_vl_utils", "qwen_vl_utils.vision_process"):
+        sys.modules.pop(name, None)
+
+
+def test_frame_counts_are_those_of_qwen_vl_utils(reference: Any) -> None:
+    for total in (4, 5, 17, 37, 900, 5000):
+        for rate in (8.0, 23.976, 60.0):
+            for wish in ({}, {"fps": 0.5}, {"fps": 7.5, "min_frames": 3, "max_frames": 31}, {"nframes": 4}):
+                expected = reference.smart_nframes(dict(wish), total, rate)
+                assert decode.count_frames(total, rate, **wish) == expected, (total, rate, wish)
+
+
+def test_sizes_are_those_of_qwen_vl_utils(reference: Any) -> None:
+    for height, width in ((112, 160), (1080, 1920), (720, 405), (28, 2800), (5, 5)):
+        for factor, low, high in ((28, 128, 768), (32, 128, 768), (14, 4, 300)):
+            wanted = reference.smart_resize(height, width, factor, low * factor**2, high * factor**2)
+            assert fit_size(height, width, factor, low * factor**2, high * factor**2) == wanted
+
+
+@pytest.mark.parametrize("settings", [{}, {"fps": 1.0}, {"nframes": 6}, {"max_pixels": 28 * 28 * 130}])
+def test_tensors_are_those_of_qwen_vl_utils(reference: Any, clip: Path, settings: dict[str, Any]) -> None:
+    own, theirs = load_video(clip, reader="opencv", **settings), load_video(clip, **settings)
+    direct = reference.fetch_video({"video": str(clip), **settings})
+    assert (own.reader, theirs.reader) == ("opencv", "qwen-vl-utils")
+    assert own.indices == theirs.indices
+    assert own.sample_fps == pytest.approx(theirs.sample_fps)
+    assert torch.equal(own.frames, theirs.frames)
+    assert torch.equal(own.frames, direct)
+
+
+def test_a_broken_torchvision_counts_as_absent(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("torchvision", "qwen_vl_utils", "qwen_vl_utils.vision_process"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    module, why = optional_module("torchvision")
+    assert module is None
+    assert "nms does not exist" in why
+    video = load_video(clip)
+    assert video.reader == "opencv"
+    assert "nms does not exist" in video.notes[0]

@@ -1,0 +1,84 @@
+"""The three verbs: `optimize`, `restore`, `optimized`. Everything is checked before anything is changed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from torch import nn
+
+from . import scorers
+from .checks import check
+from .policy import Policy
+from .reporting import Report
+from .runtime.session import ATTRIBUTE, Session
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def optimize(model: Model, policy: Any) -> Model:
+    """Change a loaded vision-language model in place so that `model.generate(**inputs)` applies `policy`.
+
+    Args:
+        model: a transformers `...ForConditionalGeneration` with weights loaded, on any device.
+        policy: preset name, path of a policy file or directory, dict, method, list of methods, or `Policy`.
+
+    Returns:
+        The same object. A second call replaces the first; `restore(model)` undoes exactly.
+
+    Raises:
+        ValueError, TypeError: the policy is invalid or cannot work on this model. Nothing has been changed then.
+    """
+    anatomy, fitted = check(model, Policy.load(policy))
+    trained = scorers.required(fitted.active, model)
+    for caution in [c.caution for c in fitted.attention if c.caution is not None]:
+        warnings.warn(caution, stacklevel=2)
+    restore(model)
+    Session(model, fitted, anatomy, trained).install()
+    return model
+
+
+def restore(model: Model) -> Model:
+    """Give back the model's own behaviour, bit for bit. Harmless on a model that is not optimized."""
+    session = session_of(model)
+    if session is not None:
+        session.remove()
+    return model
+
+
+@contextmanager
+def optimized(model: Model, policy: Any) -> Iterator[Model]:
+    """`optimize` for the length of a `with` block; `restore` also runs after an exception.
+
+    A policy that was installed before is installed again at the end.
+    """
+    before = session_of(model)
+    optimize(model, policy)
+    try:
+        yield model
+    finally:
+        restore(model)
+        if before is not None:
+            optimize(model, before.policy)
+
+
+def report(model: nn.Module) -> Report:
+    """What the last `generate` (or bare forward) of an optimized model did and cost.
+
+    Raises:
+        ValueError: the model is not optimized, or has not run yet.
+    """
+    session = session_of(model)
+    if session is None:
+        raise ValueError(
+            "this model is not optimized: call vlmopt.optimize(model, policy) first, read the report before restore()"
+        )
+    if session.last_call is None:
+        raise ValueError("nothing to report yet: call model.generate(**inputs) or model(**inputs) first")
+    return Report.of(session.last_call)
+
+
+def session_of(model: nn.Module) -> Session | None:
+    return getattr(model, ATTRIBUTE, None)

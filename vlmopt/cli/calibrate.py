@@ -1,0 +1,231 @@
+"""`vlmopt calibrate`: measure on one's own pictures what pruning and corrections must know of a model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from vlmopt.pruning import ScoreSelector
+
+from ..calibration import PARTS, Calibration, IATCollector, default_hosts, key
+from ..calibration.captions import Described, annotated, habits
+from ..calibration.sinks import readable_layers
+from ..calibration.table import table
+from ..loading import DTYPES, Loaded, check_device, check_name, load
+from ..media import load_image
+from ..methods import find
+from ..prompt import chat, image_prompt
+from ..runtime.discover import discover
+
+NAME = "calibrate"
+HELP = "measure trends of attention, attention sinks and heads, for debiased pruning and corrections"
+IAT = "iat"  # a part that has to write captions, so only on demand
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+FIRST_SEED = 400_000_000  # of generated pictures; apart from those of training, tests and measurements
+SAVE_EVERY = 20  # samples
+BATCH = 8  # captions written together, and saved
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="tiny-qwen", help="bundled name, directory, or Hub id (default tiny-qwen)")
+    parser.add_argument("--images", metavar="DIR", help="directory of pictures, or: worlds (generated)")
+    parser.add_argument(
+        "--data", nargs="+", default=[], metavar="FILE",
+        help="for iat: annotations of COCO or a manifest, as for `vlmopt eval` (default: generated pictures)",
+    )  # fmt: skip
+    parser.add_argument("--synonyms", metavar="FILE", help="for iat: table of objects (default: our own)")
+    parser.add_argument("--out", required=True, metavar="FILE", help="the profile to write, e.g. profile.json")
+    parser.add_argument(
+        "--host", action="append", default=[], metavar="NAME:LAYER",
+        help="method and the layer before which it cuts; may be repeated (default: all at their usual layers)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--only", action="append", default=[], choices=(*PARTS, IAT),
+        help="measure this part; may be repeated (default: all but iat, which describes pictures whose objects are "
+        "known, for adaptive_generated_text; heads takes sinks along)",
+    )  # fmt: skip
+    parser.add_argument("--samples", type=int, default=200, metavar="N", help="pictures at most (default 200)")
+    parser.add_argument("--question", default="Describe the image.", help="asked of every picture of a directory")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument("--dtype", default="auto", choices=DTYPES)
+
+
+def execute(options: argparse.Namespace) -> None:
+    """Runs again from where an interrupted run of the same command stopped."""
+    files = files_of(options)
+    hosts = [host(text) for text in options.host]
+    if hosts and options.only and "debias" not in options.only:
+        raise ValueError("--host names what --only debias measures; leave it out, or add --only debias")
+    check_device(options.device)
+    check_name(options.model)
+    loaded = load(options.model, device=options.device, dtype=options.dtype)
+    hosts = hosts or default_hosts(len(discover(loaded.model).layers))
+    parts = options.only or able(loaded)
+    part = Path(f"{options.out}.part")
+    request = {
+        "model": options.model,
+        "dtype": options.dtype,
+        "images": options.images,
+        "question": options.question,
+        "hosts": [key(h) for h in hosts],
+        "parts": sorted(parts),
+    }
+    shown = described_pictures(options, loaded) if IAT in parts else None
+    request |= {"data": options.data, "synonyms": options.synonyms} if shown else {}
+    state = stored(part, request) or {}
+    iat = IATCollector(loaded.model, loaded.processor.tokenizer, shown.lexicon, state.get(IAT)) if shown else None
+    run = Calibration(loaded.model, hosts, [name for name in parts if name != IAT], state, iat)
+    first, total = run.pictures(min(options.samples, len(files)) if files else options.samples)
+    count = first + total + (shown.count if shown else 0)
+    if run.begun:
+        print(f"going on after {run.begun} pictures ({part})")
+    bar = tqdm(total=count, initial=min(run.begun, count), desc="calibrating", unit="picture")
+    for show, start, end in ((run.look, run.looked, first), (run.add, run.seen, total)):
+        for image, question in pictures(files, loaded, options, start, end):
+            show(image_prompt(loaded.processor, question, [image]))
+            bar.update()
+            if (run.looked + run.seen) % SAVE_EVERY == 0:
+                save_state(part, request, run)
+    for done in describe(iat, shown, loaded.processor) if iat and shown else ():
+        bar.update(done)
+        save_state(part, request, run)
+    bar.close()
+    save_state(part, request, run)
+    profile = run.profile(loaded.name, described(options, run, shown))
+    profile.save(options.out)
+    part.unlink(missing_ok=True)
+    print(table(profile, loaded.name))
+    print(f"wrote {options.out}")
+
+
+def files_of(options: argparse.Namespace) -> list[Path]:
+    """Pictures of a directory, none where they are generated; after everything that the options alone can tell.
+
+    Raises:
+        ValueError: options that do not fit together.
+    """
+    if options.samples < 1:
+        raise ValueError(f"--samples must be 1 or more, got {options.samples}")
+    iat, directory = IAT in options.only, options.images not in (None, "worlds")
+    if (options.data or options.synonyms) and not iat:
+        raise ValueError("--data and --synonyms are for --only iat; add it, or leave them out")
+    if iat and directory and not options.data:
+        raise ValueError(
+            f"--only iat must know what pictures show, and nobody says it of those in {options.images}: add --data "
+            "with annotations of COCO, or describe generated pictures with --images worlds"
+        )
+    if set(options.only) == {IAT}:
+        return []
+    if options.images is None:
+        raise ValueError("give --images DIR, or the word worlds for generated pictures")
+    return pictures_in(Path(options.images)) if directory else []
+
+
+def described_pictures(options: argparse.Namespace, loaded: Loaded) -> Described:
+    """What the part iat is shown."""
+    if not options.data:
+        if options.synonyms:
+            raise ValueError("--synonyms is for --data; the names in generated pictures are known")
+        return habits(loaded.model.config.model_type, options.samples, FIRST_SEED)
+    images = None if options.images == "worlds" else options.images
+    return annotated(options.data, images, options.synonyms, options.samples)
+
+
+def describe(iat: IATCollector, shown: Described, processor: Any) -> Iterator[int]:
+    """Batches of captions; gives back how many were written each time."""
+    for start in range(iat.done, shown.count, BATCH):
+        images, questions, truths = zip(*map(shown.show, range(start, min(start + BATCH, shown.count))), strict=True)
+        text = [chat(processor, "image", 1, question) for question in questions]
+        pixels = [[image] for image in images]
+        inputs = processor(text=text, images=pixels, return_tensors="pt", padding=True, padding_side="left")
+        iat.add(inputs, truths)
+        yield len(text)
+
+
+def able(loaded: Loaded) -> Collection[str]:
+    """Every part, or what can be measured where attention cannot be read."""
+    try:
+        readable_layers(loaded.model)
+    except ValueError as error:
+        print(f"note: sinks and heads are not measured: {error}")
+        return ("debias",)
+    return PARTS
+
+
+def host(text: str) -> ScoreSelector:
+    """A method from "name:layer"."""
+    name, _, layer = text.partition(":")
+    if not layer.isdecimal():
+        raise ValueError(f"--host {text!r} must be NAME:LAYER, e.g. fastv:2")
+    cls = find(name)
+    if not (issubclass(cls, ScoreSelector) and cls.trend):
+        raise ValueError(f"--host {text!r}: {name} does not rank by attention inside the LLM, so it has no trend")
+    where: dict[str, Any] = {"layers": (int(layer),)} if hasattr(cls, "layers") else {"layer": int(layer)}
+    return cls(keep_ratio=0.5, **where)
+
+
+def pictures_in(directory: Path) -> list[Path]:
+    """Picture files below a directory, sorted."""
+    if not directory.is_dir():
+        raise ValueError(f"--images {directory} is no directory; give one, or the word worlds")
+    files = sorted(path for path in directory.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not files:
+        raise ValueError(f"no pictures ({', '.join(SUFFIXES)}) below {directory}")
+    return files
+
+
+def pictures(
+    files: list[Path], loaded: Loaded, options: argparse.Namespace, start: int, total: int
+) -> Iterator[tuple[Image.Image, str]]:
+    """Picture and question number `start` up to `total`."""
+    if files:
+        for path in files[start:total]:
+            yield load_image(path).image, options.question
+        return
+    from ..synthetic import scene, screen
+    from ..training.evaluate import SIZES, SIZES_OF
+
+    sizes = SIZES_OF.get(loaded.model.config.model_type, SIZES)
+    for number in range(start, total):
+        draw = scene if number % 2 else screen
+        world = draw(FIRST_SEED + number, sizes[number // 2 % len(sizes)])
+        yield world.image, world.questions[0].text
+
+
+def stored(part: Path, request: dict[str, Any]) -> dict[str, Any] | None:
+    """What an interrupted run left, if it was the same run."""
+    if not part.exists():
+        return None
+    try:
+        state = json.loads(part.read_text(encoding="utf-8"))
+        same = state["request"] == request
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{part} is damaged ({error}); delete it to start anew") from error
+    if not same:
+        raise ValueError(f"{part} was left by another run ({state['request']}); delete it, or choose another --out")
+    return dict(state)
+
+
+def save_state(part: Path, request: dict[str, Any], run: Calibration) -> None:
+    """Write to a neighbour first, so that a kill leaves a whole file."""
+    part.parent.mkdir(parents=True, exist_ok=True)
+    fresh = part.with_suffix(".new")
+    fresh.write_text(json.dumps({"request": request, **run.state()}), encoding="utf-8")
+    fresh.replace(part)
+
+
+def described(options: argparse.Namespace, run: Calibration, shown: Described | None) -> str:
+    count, words = max(run.looked, run.seen), []
+    if count and options.images == "worlds":
+        words.append(f"{count} generated scenes and screens, each with a question of its own")
+    elif count:
+        words.append(f"{count} pictures of {options.images}, question {options.question!r}")
+    if run.iat and shown:
+        words.append(f"{run.iat.done} captions of {shown.data}")
+    return "; ".join(words)

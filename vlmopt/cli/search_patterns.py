@@ -1,0 +1,205 @@
+"""`vlmopt search-patterns`: find out on calibration prompts which sparse pattern suits which head of a model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..calibration import Profile
+from ..checks import model_facts
+from ..head_patterns import FACTS, HeadPatterns
+from ..kernels.patterns import ViewPattern
+from ..loading import DTYPES, Loaded, check_device, check_name, load
+from ..media import check_file
+from ..methods import to_dict
+from ..runtime.discover import discover
+from ..search import PatternSearch, candidates
+from ..search.prompts import Inputs, length, picture_source, video_source
+from ..search.search import MATCHES
+from ..version import __version__
+from .calibrate import pictures_in, stored
+
+NAME = "search-patterns"
+HELP = "find the best sparse pattern for every head of a model, for sparse prefill of long prompts"
+MOST = 5  # prompts
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="tiny-qwen", help="bundled name, directory, or Hub id (default tiny-qwen)")
+    parser.add_argument(
+        "--video", action="append", default=[], metavar="FILE", help="a long video, or: worlds; may be repeated"
+    )
+    parser.add_argument("--images", metavar="DIR", help="pictures for a prompt of many, or: worlds (generated)")
+    parser.add_argument("--question", default="Describe what you see.", help="after the video or each picture")
+    parser.add_argument("--tokens", type=int, default=4096, metavar="N", help="length of a prompt (default 4096)")
+    parser.add_argument("--samples", type=int, metavar="N", help="prompts, at most 5 (default: one of each source)")
+    parser.add_argument(
+        "--match", default="time", choices=MATCHES,
+        help="what must not exceed 1.1 times that of the reference: time on this machine, or computed cells",
+    )  # fmt: skip
+    parser.add_argument("--dense-layers", type=int, default=2, metavar="N", help="first layers left out (default 2)")
+    parser.add_argument("--tile", type=int, default=64, metavar="N", help="block size of the patterns (default 64)")
+    parser.add_argument("--out", required=True, metavar="FILE", help="file for what is found, e.g. patterns.json")
+    parser.add_argument("--into", metavar="FILE", help="profile of `vlmopt calibrate` that gets it, too")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument("--dtype", default="auto", choices=DTYPES)
+
+
+def execute(options: argparse.Namespace) -> None:
+    """Runs again from where an interrupted run of the same command stopped."""
+    profile, files = check(options)
+    loaded = load(options.model, device=options.device, dtype=options.dtype)
+    facts = model_facts(loaded.model, discover(loaded.model))
+    if profile is not None and (
+        differ := [name for name in FACTS if profile.model.get(name, facts[name]) != facts[name]]
+    ):
+        raise ValueError(f"--into {options.into} is the profile of another model: it differs in {', '.join(differ)}")
+    prompts = prompts_of(options, loaded, files)
+    part = Path(f"{options.out}.part")
+    asked = ("model", "video", "images", "question", "tokens", "match", "dense_layers", "tile", "dtype")
+    request = {**{name: getattr(options, name) for name in asked}, "samples": len(prompts)}
+    run = Run(loaded, candidates(options.tokens, options.tile), options, part, request)
+    run.through(prompts)
+    found = run.search.result(
+        loaded.name,
+        {
+            "samples": [name for name, _ in prompts],
+            "tokens": run.tokens,
+            "device": str(next(loaded.model.parameters()).device),
+            "date": datetime.now(timezone.utc).date().isoformat(),
+            "reference": to_dict(run.search.candidates[0]),
+            "vlmopt": __version__,
+        },
+    )
+    found.save(options.out)
+    if profile is not None:
+        replace(Profile.load(options.into), prefill=found.to_dict()).save(options.into)
+    part.unlink(missing_ok=True)
+    print(table(found, run.search))
+    for path in (options.out, options.into):
+        if path:
+            print(f"wrote {path}")
+
+
+def check(options: argparse.Namespace) -> tuple[Profile | None, list[Path]]:
+    """Everything that the options alone can tell: the profile and the pictures."""
+    for name, least in (("tokens", 1), ("samples", 1), ("dense_layers", 0)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name.replace('_', '-')} must be {least} or more, got {value}")
+    if not options.video and not options.images:
+        raise ValueError("give --video FILE or --images DIR (or the word worlds for generated ones), or both")
+    if (options.samples or 0) > MOST:
+        raise ValueError(
+            f"--samples must be {MOST} or fewer, got {options.samples}: patterns carry over to new prompts"
+        )
+    candidates(options.tokens, options.tile)
+    for path in options.video:
+        if path != "worlds":
+            check_file(path, "video")
+    files = pictures_in(Path(options.images)) if options.images not in (None, "worlds") else []
+    check_device(options.device)
+    check_name(options.model)
+    return (Profile.load(options.into) if options.into else None), files
+
+
+def check_profile(profile: Profile, path: str, facts: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for the profile of another model."""
+    differ = [name for name in FACTS if profile.model.get(name, facts[name]) != facts[name]]
+    if differ:
+        raise ValueError(f"--into {path} is the profile of another model: it differs in {', '.join(differ)}")
+
+
+def prompts_of(
+    options: argparse.Namespace, loaded: Loaded, files: Sequence[Path]
+) -> list[tuple[str, Callable[[], Inputs]]]:
+    """What each prompt is called, and how to make it; the sources take turns."""
+    count = len(options.video) + bool(options.images)
+    samples = options.samples or count
+    sources = [video_source(loaded, path, options.tokens, options.question) for path in options.video]
+    if options.images:
+        own = len(range(count - 1, samples, count))
+        sources.append(picture_source(loaded, files, options.tokens, options.question, own))
+    out: list[tuple[str, Callable[[], Inputs]]] = []
+    for n in range(samples):
+        source, number = sources[n % count], n // count
+        if source.only is not None and number >= source.only:
+            raise ValueError(f"--samples {samples} is too many: {source.name} makes {source.only} prompts only")
+        out.append((source.name, partial(source.make, number)))
+    return out
+
+
+class Run:
+    """A search that writes down how far it came.
+
+    Args:
+        part: the file for that. request: what was asked for; the file of another request is refused.
+    """
+
+    def __init__(
+        self, loaded: Loaded, patterns: Sequence[ViewPattern], options: argparse.Namespace, part: Path,
+        request: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        state = stored(part, dict(request)) or {"sums": {}, "tokens": [], "finished": [0, 0]}
+        self.part, self.request = part, dict(request)
+        self.tokens, self.finished = list(state["tokens"]), list(state["finished"])
+        self.search = PatternSearch(
+            loaded.model, patterns, match=options.match, dense_layers=options.dense_layers, state=state["sums"]
+        )
+        if state["sums"]:
+            print(f"going on with {part}")
+
+    def through(self, prompts: Sequence[tuple[str, Callable[[], Inputs]]]) -> None:
+        """All prompts, in both passes."""
+        layers = self.search.searched
+        bar = tqdm(total=2 * len(prompts) * layers, desc="searching", unit="layer")
+
+        def done() -> None:
+            bar.update()
+            self.save()
+
+        for number, show in enumerate((self.search.measure, self.search.compare)):
+            for n, (name, make) in enumerate(prompts):
+                bar.set_postfix_str(f"pass {number + 1}, {name}")
+                if n < self.finished[number] or (number and not self.search.boundaries):
+                    continue
+                inputs = make()
+                if not number:
+                    self.tokens[n:] = [length(inputs)]
+                show(n, inputs, done)
+                self.finished[number] += 1
+                bar.update((number * len(prompts) + n + 1) * layers - bar.n)  # layers that cannot be searched, too
+        bar.close()
+        self.save()
+
+    def save(self) -> None:
+        """Write to a neighbour first, so that a kill leaves a whole file."""
+        self.part.parent.mkdir(parents=True, exist_ok=True)
+        state = {"sums": self.search.state(), "tokens": self.tokens, "finished": self.finished}
+        fresh = self.part.with_suffix(".new")
+        fresh.write_text(json.dumps({"request": self.request, **state}), encoding="utf-8")
+        fresh.replace(self.part)
+
+
+def table(found: HeadPatterns, search: PatternSearch) -> str:
+    """Per layer how many heads got which pattern, and mean errors: theirs, and that of the reference in all heads."""
+    lines = [f"{'layer':>5}  {'error':>7}  {'reference':>9}  heads"]
+    for layer, (row, errors) in enumerate(zip(found.layers, found.errors, strict=True)):
+        if row is None or errors is None:
+            lines.append(f"{layer:>5}  {'':>7}  {'':>9}  dense")
+            continue
+        sums = search.sums[layer]
+        names = Counter(found.patterns[i].name for i in row)
+        kinds = ", ".join(f"{name} {count}" for name, count in names.most_common())
+        reference = float(sums.errors[0, 0].mean() / sums.prompts)
+        lines.append(f"{layer:>5}  {sum(errors) / len(errors):>7.4f}  {reference:>9.4f}  {kinds}")
+    return "\n".join(lines)

@@ -1,0 +1,155 @@
+"""`vlmopt show-pattern`: draw what one head reads under a sparse pattern, in natural order and in that of computing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import torch
+
+from .. import methods
+from ..analysis.head_maps import detail_of
+from ..checks import model_facts
+from ..frames import load_video
+from ..head_patterns import HeadPatterns
+from ..kernels.patterns import Pattern, Prefill
+from ..kernels.picture import draw_head
+from ..loading import DTYPES, Loaded, check_device, check_name, load
+from ..media import check_file, load_image
+from ..prompt import image_prompt, video_prompt
+from ..runtime.discover import discover
+from ..search import watch
+from ..search.capture import Shown
+from ..search.planted import KINDS, planted
+from .listing import call
+
+NAME = "show-pattern"
+HELP = "draw which parts of one head's attention map a sparse pattern reads"
+PLANTED = {"grid": "grid", "timestamps": "boundary_2d"}  # which pattern finds what is planted
+TITLE = 140  # characters
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="tiny-qwen", help="bundled name, directory, or Hub id (default tiny-qwen)")
+    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="may be given several times")
+    parser.add_argument("--video", metavar="FILE")
+    parser.add_argument("--prompt", default="", metavar="TEXT", help="after the pictures or the video, or alone")
+    parser.add_argument("--planted", choices=KINDS, help="a made-up head with known attention in place of a model")
+    parser.add_argument("--tokens", type=int, default=4096, metavar="N", help="length with --planted (default 4096)")
+    parser.add_argument("--layer", type=int, default=0, metavar="N")
+    parser.add_argument("--head", type=int, default=0, metavar="N", help="query head")
+    parser.add_argument(
+        "--pattern", metavar="METHOD",
+        help="name, or JSON with settings (default min_p, or what finds the planted structure)",
+    )  # fmt: skip
+    parser.add_argument("--patterns", metavar="FILE", help="what `vlmopt search-patterns` found for this head")
+    parser.add_argument("--size", type=int, default=512, metavar="N", help="pixels a map's side has (default 512)")
+    parser.add_argument("--out", default="pattern.png", metavar="FILE", help="default pattern.png")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument("--dtype", default="auto", choices=DTYPES)
+
+
+def execute(options: argparse.Namespace) -> None:
+    pattern = check(options)
+    if options.planted:
+        prefill, head = planted(options.planted, options.tokens), 0
+        title = f"planted {options.planted}"
+    else:
+        found = HeadPatterns.load(options.patterns) if options.patterns else None
+        loaded = load(options.model, device=options.device, dtype=options.dtype)
+        if found is not None:
+            pattern = of_head(found, options, loaded)
+        prefill, head = captured(loaded, options), options.head
+        title = f"{loaded.name}, layer {options.layer}, head {head}"
+    title = shorten(f"{title}, {prefill.width} tokens: {call(methods.to_dict(pattern))}", TITLE)
+    prefill = replace(prefill, heads=torch.tensor([head], device=prefill.device))
+    sizes = {"tile": pattern.tile, "run": pattern.run, "size": options.size}
+    detail = detail_of(pattern, prefill, options.size)
+    with torch.inference_mode():
+        image = draw_head(prefill, pattern.build(prefill), head, detail=detail, title=title, **sizes)
+    Path(options.out).parent.mkdir(parents=True, exist_ok=True)
+    image.save(options.out)
+    print(f"wrote {options.out}")
+
+
+def check(options: argparse.Namespace) -> Pattern:
+    """The pattern asked for, after everything that the options alone can tell."""
+    for name, least in (("layer", 0), ("head", 0), ("size", 64)):
+        if getattr(options, name) < least:
+            raise ValueError(f"--{name} must be {least} or more, got {getattr(options, name)}")
+    if options.pattern and options.patterns:
+        raise ValueError("give --pattern METHOD or --patterns FILE, not both")
+    given = [bool(options.planted), bool(options.image), bool(options.video)]
+    if sum(given) > 1 or not (any(given) or options.prompt):
+        raise ValueError("give one of --image FILE, --video FILE and --planted KIND, or --prompt TEXT alone")
+    if options.planted and (options.prompt or options.patterns):
+        raise ValueError("--planted takes no --prompt and no --patterns, it has no model")
+    for path in options.image:
+        check_file(path, "image")
+    if options.video:
+        check_file(options.video, "video")
+    check_device(options.device)
+    if not options.planted:
+        check_name(options.model)
+    return named(options.pattern or PLANTED.get(options.planted, "min_p"))
+
+
+def named(text: str) -> Pattern:
+    """A pattern by name or in its JSON form."""
+    try:
+        data: Any = json.loads(text) if text.lstrip().startswith("{") else {"method": text}
+    except ValueError as error:
+        raise ValueError(f"--pattern {text} is no JSON: {error}") from error
+    found = methods.build(data)
+    if not isinstance(found, Pattern):
+        raise ValueError(f"--pattern {text}: {found.name} is a {methods.kind_of(type(found))}, no pattern")
+    return found
+
+
+def of_head(found: HeadPatterns, options: argparse.Namespace, loaded: Loaded) -> Pattern:
+    """What a search found for the head.
+
+    Raises:
+        ValueError: for another model, no such layer or head, or a layer that stays dense.
+    """
+    found.check(model_facts(loaded.model, discover(loaded.model)))
+    check_place(options, loaded)
+    row = found.layers[options.layer]
+    if row is None:
+        raise ValueError(f"layer {options.layer} stays dense in {options.patterns}; choose another --layer")
+    return found.patterns[row[options.head]]
+
+
+def check_place(options: argparse.Namespace, loaded: Loaded) -> None:
+    facts = model_facts(loaded.model, discover(loaded.model))
+    for name, count in (("layer", facts["layers"]), ("head", facts["num_heads"])):
+        if getattr(options, name) >= count:
+            raise ValueError(f"--{name} must be 0 to {count - 1} for {loaded.name}, got {getattr(options, name)}")
+
+
+def captured(loaded: Loaded, options: argparse.Namespace) -> Prefill:
+    """The prefill of the layer in this prompt."""
+    check_place(options, loaded)
+    if options.video:
+        sizes = loaded.processor.image_processor
+        patch, merge = getattr(sizes, "patch_size", 14), getattr(sizes, "merge_size", 2)
+        video = load_video(options.video, patch_size=patch, merge_size=merge)
+        inputs = video_prompt(loaded.processor, loaded.model, options.prompt, video)
+    else:
+        inputs = image_prompt(loaded.processor, options.prompt, [load_image(path).image for path in options.image])
+    seen: list[Shown] = []
+
+    def show(shown: Shown) -> None:
+        if shown.layer == options.layer:
+            seen.append(shown)
+
+    reasons = watch(loaded.model, inputs, show, options.layer)
+    if not seen:
+        raise ValueError(f"the attention of layer {options.layer} cannot be shown: {'; '.join(reasons)}")
+    if seen[0].softcap is not None:
+        print("note: the recall leaves out that this model caps its logits")
+    return seen[0].prefill

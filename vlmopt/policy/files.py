@@ -1,0 +1,151 @@
+"""Policies as files, in a directory or a Hub repository, with the trained weights that their methods name."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from .. import methods, scorers
+
+if TYPE_CHECKING:
+    from .policy import Policy
+
+FILE_NAME = "vlmopt_policy.json"
+BESIDE = "./"  # in a policy's file: relative to the file
+WEIGHTS = ("scorer", "marker_from")  # settings, of any selector, that name trained weights
+
+
+def named(name: str) -> Policy:
+    """A preset, or the policy at a path."""
+    from .presets import presets
+
+    known = presets()
+    if name in known:
+        return known[name]
+    if name and (os.sep in name or name.endswith(".json") or Path(name).exists()):
+        return read(Path(name))
+    names = sorted(known)
+    raise ValueError(
+        f"unknown preset {name!r}{methods.near(name, names)}; presets: {', '.join(names)}. "
+        "A string may also be the path of a policy file or directory."
+    )
+
+
+def read(path: Path) -> Policy:
+    """The policy in a file, or in the `vlmopt_policy.json` of a directory; errors name the file."""
+    from .policy import Policy
+
+    path = path / FILE_NAME if path.is_dir() else path
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"no policy file at {path}") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as a JSON policy: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(data).__name__}")
+    try:
+        return with_weights(Policy.from_dict(data), lambda source: located(source, path.parent))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def save(policy: Policy, directory: Path) -> Path:
+    """Write a policy into a directory, and the weights that lie in directories of this machine beside it.
+
+    Names of bundled weights and of Hub repositories mean the same everywhere; they stay as they are.
+    """
+    if directory.is_file():
+        raise ValueError(f"{directory} is a file; give a directory")
+    directory.mkdir(parents=True, exist_ok=True)
+    moved = with_weights(policy, lambda source: brought(source, directory))
+    path = directory / FILE_NAME
+    path.write_text(moved.to_json(), encoding="utf-8")
+    return path
+
+
+def download(repo_id: str, **options: Any) -> Policy:
+    """The policy of a Hub repository; weights beside it are fetched with it."""
+    path = fetched(repo_id, FILE_NAME, **options)
+    for folder in beside(path):
+        for file in scorers.FILES:
+            fetched(repo_id, f"{folder}/{file}", **options)
+    return read(path)
+
+
+def fetched(repo_id: str, file: str, **options: Any) -> Path:
+    """A file of a Hub repository, on this machine."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repo_id, file, **options))
+    except (OSError, ValueError) as error:  # network, missing repository or file, malformed id
+        raise ValueError(
+            f"{repo_id!r} is no directory, and {file} cannot be had from the Hub under that name: {error}"
+        ) from error
+
+
+def upload(policy: Policy, repo_id: str, private: bool | None, token: str | bool | None, **commit: Any) -> str:
+    """Upload what `save` writes; returns the address of the commit."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as folder:
+        save(policy, Path(folder))
+        repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        return str(api.upload_folder(repo_id=repo, folder_path=folder, **commit))
+
+
+def with_weights(policy: Policy, change: Callable[[str], str]) -> Policy:
+    """The policy with every name of trained weights changed."""
+    prune = []
+    for method in policy.prune:
+        sources = {name: getattr(method, name, None) for name in WEIGHTS}
+        changed: dict[str, Any] = {name: change(source) for name, source in sources.items() if source is not None}
+        prune.append(replace(method, **changed) if changed else method)
+    return replace(policy, prune=prune)
+
+
+def beside(path: Path) -> list[str]:
+    """Weights that a policy's file says lie beside it, as paths relative to it."""
+    found: list[str] = []
+    with_weights(read(path), lambda source: found.append(source) or source)  # type: ignore[func-returns-value]
+    folders = [Path(source) for source in found if Path(source).is_relative_to(path.parent)]
+    return sorted({folder.relative_to(path.parent).as_posix() for folder in folders})
+
+
+def located(source: str, folder: Path) -> str:
+    """Where weights named in a policy's file are."""
+    if not source.startswith(BESIDE):
+        return source
+    if ".." in PurePosixPath(source).parts:
+        raise ValueError(f"{source!r} leaves the policy's directory; weights named by './' lie inside it")
+    return str(folder / source)
+
+
+def brought(source: str, directory: Path) -> str:
+    """Copy weights into a policy's directory unless they lie there or have a name of their own; their name there."""
+    if not scorers.is_folder(source):
+        return source
+    folder, home = scorers.find(source).resolve(), directory.resolve()
+    if not folder.is_relative_to(home):
+        number = 1
+        while (place := home / (f"scorer-{number}" if number > 1 else "scorer")).exists() and not same(folder, place):
+            number += 1
+        place.mkdir(exist_ok=True)
+        for file in scorers.FILES:
+            shutil.copyfile(folder / file, place / file)
+        folder = place
+    return BESIDE + folder.relative_to(home).as_posix()
+
+
+def same(one: Path, other: Path) -> bool:
+    """Whether two folders hold the same weights."""
+    pairs = [(one / file, other / file) for file in scorers.FILES]
+    return all(b.is_file() and a.read_bytes() == b.read_bytes() for a, b in pairs)

@@ -1,0 +1,248 @@
+"""What to apply to a model: an immutable, checked list of methods that reads and writes as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from vlmopt.attention_fix import Correction
+from vlmopt.pruning import Selector
+
+from .. import methods
+from ..kernels.patterns import Pattern
+from ..prefill import SparsePrefill
+from ..version import __version__
+from . import files
+
+FORMAT = 1
+KEYS = ["format", "vlmopt", "prune", "attention", "prefill", "seed"]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Which methods run, and the seed of everything random in them. `Policy()` changes nothing, it only measures.
+
+    Args:
+        prune: selectors, at most one per decoder layer; stored sorted by layer.
+        attention: corrections.
+        prefill: sparse prefill of long prompts: `SparsePrefill`, a pattern for all heads, their dict form, or None.
+        seed: >= 0.
+
+    Raises:
+        TypeError: an entry of the wrong kind. ValueError: a combination that cannot work.
+    """
+
+    prune: Sequence[Selector] = ()
+    attention: Sequence[Correction] = ()
+    prefill: SparsePrefill | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        prune = entries("prune", self.prune, Selector)
+        object.__setattr__(self, "prune", tuple(sorted(prune, key=order)))
+        object.__setattr__(self, "attention", entries("attention", self.attention, Correction))
+        object.__setattr__(self, "prefill", prefill_of(self.prefill))
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise TypeError(f"seed must be a whole number >= 0, got {self.seed!r} of type {type(self.seed).__name__}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be >= 0 and < 2**63, got {self.seed}")
+        check_stages(self.prune)
+        check_corrections(self.attention)
+
+    @property
+    def corrections(self) -> list[Correction]:
+        """Every correction that can change something, in the policy's order."""
+        return [correction for correction in self.attention if not correction.neutral]
+
+    @property
+    def active(self) -> list[Selector]:
+        """Every cut that can change something, by rising layer; a progressive method makes several."""
+        return cuts(self.prune)
+
+    @classmethod
+    def load(cls, source: Any) -> Policy:
+        """A policy from a preset name, a path (file, or directory with `vlmopt_policy.json`), dict, method, list of
+        methods, or `Policy`.
+
+        Raises:
+            TypeError, ValueError: none of these, or not valid; a file written in a newer format.
+        """
+        if isinstance(source, Policy):
+            return source
+        if isinstance(source, (Selector, Correction, Pattern, SparsePrefill)):
+            return cls.of([source])
+        if isinstance(source, Mapping):
+            return cls.of([methods.build(source)]) if "method" in source else cls.from_dict(source)
+        if isinstance(source, (list, tuple)):
+            return cls.of([methods.build(m) if isinstance(m, Mapping) else m for m in source])
+        if isinstance(source, str):
+            return files.named(source)
+        if isinstance(source, os.PathLike):
+            return files.read(Path(source))
+        raise TypeError(
+            "a policy must be a preset name, a path, a dict, a method, a list of methods or a Policy, "
+            f"got {source!r} of type {type(source).__name__}"
+        )
+
+    @classmethod
+    def of(cls, items: Sequence[Any]) -> Policy:
+        """A policy from selectors, corrections and at most one pattern in any order."""
+        for item in items:
+            if not isinstance(item, (Selector, Correction, Pattern, SparsePrefill)):
+                raise TypeError(
+                    f"a list of methods may hold selectors, corrections and a pattern, got {item!r} of type "
+                    f"{type(item).__name__}"
+                )
+        prefill = [item for item in items if isinstance(item, (Pattern, SparsePrefill))]
+        if len(prefill) > 1:
+            raise ValueError(f"a policy has one pattern for the prefill, got {len(prefill)}: {prefill!r}")
+        return cls(
+            prefill=prefill_of(prefill[0] if prefill else None),
+            prune=tuple(item for item in items if isinstance(item, Selector)),
+            attention=tuple(item for item in items if isinstance(item, Correction)),
+        )
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Policy:
+        """Inverse of `to_dict`; every key may be missing."""
+        version = data.get("format", FORMAT)
+        if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+            raise ValueError(f"format must be a whole number from 1 to {FORMAT}, got {version!r}")
+        if version > FORMAT:
+            raise ValueError(
+                f"this policy has format {version}, written by vlmopt {data.get('vlmopt', '?')}; "
+                f"vlmopt {__version__} reads up to format {FORMAT}. Upgrade vlmopt."
+            )
+        for key in data:
+            if key not in KEYS:
+                raise ValueError(f"unknown policy key {key!r}{methods.near(str(key), KEYS)}; keys: {', '.join(KEYS)}")
+        lists: dict[str, Any] = {key: data.get(key, []) for key in ("prune", "attention")}
+        for key, value in lists.items():
+            if not isinstance(value, (list, tuple)):
+                raise TypeError(f"{key} must be a list of methods, got {value!r} of type {type(value).__name__}")
+            lists[key] = [methods.build(entry) for entry in value]
+        return cls(prefill=data.get("prefill"), seed=data.get("seed", 0), **lists)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; methods carry the settings that differ from their defaults."""
+        return {
+            "format": FORMAT,
+            "vlmopt": __version__,
+            "prune": [methods.to_dict(method) for method in self.prune],
+            "attention": [methods.to_dict(method) for method in self.attention],
+            "prefill": None if self.prefill is None else self.prefill.to_dict(),
+            "seed": self.seed,
+        }
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> Path:
+        """Write `vlmopt_policy.json` into a directory, which is made if missing; returns the file's path.
+
+        Trained weights that methods name by a directory are copied beside it and named relative to it.
+        """
+        return files.save(self, Path(save_directory))
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike[str], **download: Any) -> Policy:
+        """Read the policy of a directory, or else of a Hub repository.
+
+        Args:
+            source: directory, or repository id "user/name".
+            download: passed on to `huggingface_hub.hf_hub_download` (revision, token, cache_dir, ...).
+
+        Raises:
+            ValueError: neither holds a valid policy.
+        """
+        if Path(source).exists():
+            return files.read(Path(source))
+        return files.download(str(source), **download)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload vlmopt policy",
+    ) -> str:
+        """Upload what `save_pretrained` writes to a Hub repository, made if missing; returns the commit's address."""
+        commit = {"revision": revision, "commit_message": commit_message}
+        return files.upload(self, repo_id, private, token, **commit)
+
+
+def entries(key: str, given: Any, kind: type) -> tuple[Any, ...]:
+    """A tuple of methods of one kind, or `TypeError`."""
+    if not isinstance(given, (list, tuple)):
+        raise TypeError(f"{key} must be a list of {kind.__name__}s, got {given!r} of type {type(given).__name__}")
+    for method in given:
+        if not isinstance(method, kind):
+            raise TypeError(f"{key} may hold {kind.__name__}s only, got {method!r} of type {type(method).__name__}")
+    return tuple(given)
+
+
+def cuts(prune: Sequence[Selector]) -> list[Selector]:
+    """All stages of the methods that can change something, by rising layer."""
+    stages = [stage for method in prune if not method.neutral for stage in method.stages]
+    return sorted(stages, key=order)
+
+
+def order(stage: Selector) -> tuple[int, bool]:
+    """By rising layer; before a layer, what was chosen before the vision tower comes first."""
+    return stage.layer, not stage.before_tower
+
+
+def check_stages(prune: Sequence[Selector]) -> None:
+    """Selectors that contradict each other."""
+    stages = sorted((stage for method in prune for stage in method.stages), key=order)
+    for first, second in pairwise(stages):
+        chooses_among_encoded = first.before_tower and not second.before_tower and not second.resizes_pixels
+        if first.layer == second.layer and not chooses_among_encoded:
+            raise ValueError(
+                f"{first.label} and {second.label} both act before layer {first.layer}; one method per layer, move one"
+            )
+    active = cuts(prune)
+    for unit in ("keep_ratio", "keep_tokens"):
+        budgets = [(getattr(stage, unit), stage) for stage in active if getattr(stage, unit) and not stage.adaptive]
+        for (before, first), (after, second) in pairwise(budgets):
+            if after > before:
+                raise ValueError(
+                    f"{second.label}: {unit}={after} before layer {second.layer} exceeds {unit}={before} of "
+                    f"{first.label} before layer {first.layer}; budgets count original tokens and must not grow"
+                )
+    policies = sorted({method.positions for method in active})
+    if "repack" in policies and len(policies) > 1:
+        raise ValueError(f"positions='repack' cannot be mixed with {policies}: renumber at every stage or at none")
+
+
+def prefill_of(given: Any) -> SparsePrefill | None:
+    """Sparse prefill from a pattern, `SparsePrefill`, the dict form of either, or None."""
+    if given is None or isinstance(given, SparsePrefill):
+        return given
+    if isinstance(given, Mapping):
+        return SparsePrefill.from_dict(given)
+    if isinstance(given, Pattern):
+        return SparsePrefill(pattern=given)
+    raise TypeError(
+        f"prefill must be a pattern such as MinP(), SparsePrefill, or their dict form, got {given!r} of type "
+        f"{type(given).__name__}"
+    )
+
+
+def check_corrections(attention: Sequence[Correction]) -> None:
+    """Corrections that contradict each other."""
+    for i, first in enumerate(attention):
+        for second in attention[i + 1 :]:
+            if first.name == second.name:
+                raise ValueError(f"{first.name} is given twice; give it once, its `layers` may name several ranges")
+            if first.group and first.group == second.group:
+                raise ValueError(
+                    f"{first.name} and {second.name} are both a kind of {first.group}, at most one acts; leave one out"
+                )

@@ -1,0 +1,208 @@
+"""The cost ledger of one call, made readable: what ran where, what was skipped and why, tokens, keys, milliseconds."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+
+from .accounting import VisualMap, maps, sample
+from .corrected import corrected
+from .corrected import lines as corrected_lines
+from .runtime import compat
+from .runtime.ledger import Call
+from .sparsity import lines as sparse_lines
+from .sparsity import sparse_layers
+from .stages import Stage, stages
+
+
+@dataclass(frozen=True)
+class Report:
+    """Ledger of the last `generate` (or bare forward). `str()` is a table, `to_dict()` is JSON-ready.
+
+    Times in milliseconds, memory in bytes. `ms["vision"]` is the tower with its projector, `ms["scoring"]` selectors
+    and row probes, `ms["prefill"]` the decoder without scoring, `ms["ttft"]` from the start of `generate` to the first
+    logits, `ms["decode"]` from there to the end. None where a stage did not run.
+    """
+
+    family: str
+    model_type: str
+    attn_implementation: str
+    dtype: str
+    device: str
+    policy: dict[str, Any]
+    samples: list[dict[str, Any]]
+    key_lengths: list[int]
+    kv_cache_bytes: int
+    ms: dict[str, float | None]
+    new_tokens: int
+    decode_tokens_per_s: float | None
+    peak_memory_bytes: int | None
+    tower: dict[str, int] | None  # patches "given" and "encoded", where a method chose before the tower; else None
+    applied: list[dict[str, Any]]
+    skipped: list[dict[str, str]]
+    corrections: list[dict[str, Any]]
+    prefill: list[dict[str, Any]]  # layers whose prompt attention was sparse
+    repeating: list[int] | None  # samples whose text repeats itself; None where nothing watches
+    token_divergence: list[list[float]] | None  # T-VHD per sample and generated token; None where nothing traces it
+    _maps: dict[int, list[VisualMap]] = field(default_factory=dict, repr=False, compare=False)
+    _stages: dict[int, list[Stage]] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, call: Call) -> Report:
+        """Read the raw marks and tensors of a finished call."""
+        session = call.session
+        device = next(session.model.parameters()).device
+        batch = call.query_lengths[0][0] if call.query_lengths else 0
+        ms = milliseconds(call)
+        shown = {row: maps(call, row) for row in range(batch)}
+        decode = ms["decode"]
+        return cls(
+            family=session.family.name
+            if session.family.described
+            else f"{session.family.name} (undescribed: generic path)",
+            model_type=str(session.model.config.model_type),
+            attn_implementation=compat.implementation(session.anatomy.config),
+            dtype=str(next(session.model.parameters()).dtype).removeprefix("torch."),
+            device=str(device),
+            policy=session.policy.to_dict(),
+            samples=[sample(call, row, shown[row]) for row in range(batch)],
+            key_lengths=list(call.key_lengths),
+            kv_cache_bytes=call.cache_bytes,
+            ms=ms,
+            new_tokens=call.new_tokens,
+            decode_tokens_per_s=call.decode_steps / decode * 1e3 if decode and call.decode_steps else None,
+            peak_memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+            tower=patches(call),
+            applied=applied(call),
+            skipped=skipped(call),
+            corrections=corrected(call),
+            prefill=sparse_layers(call),
+            repeating=None if call.tripped is None else call.tripped.nonzero()[:, 0].tolist(),
+            token_divergence=torch.stack(call.divergence, 1).tolist() if call.divergence else None,
+            _maps=shown,
+            _stages={row: stages(call, row) for row in shown},
+        )
+
+    def maps(self, row: int = 0) -> list[VisualMap]:
+        """One `VisualMap` per image, tile or video of sample `row`; empty for a text-only sample."""
+        if row not in self._maps:
+            raise ValueError(f"row={row} is not in this report; it has {len(self._maps)} samples")
+        return self._maps[row]
+
+    def stages(self, row: int = 0) -> list[Stage]:
+        """What every cut of sample `row` left, with maps of its own; empty where nothing was pruned."""
+        self.maps(row)
+        return self._stages[row]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, numbers and strings."""
+        return {f.name: copy.deepcopy(getattr(self, f.name)) for f in fields(self) if f.name[0] != "_"}
+
+    def __str__(self) -> str:
+        lines = [f"{self.family} · {self.attn_implementation} · {self.dtype} · {self.device}"]
+        lines.append(
+            f"{'row':>3} {'prompt':>7} {'visual':>7} {'pre-LLM':>7} {'kept':>6} {'layer avg':>9} {'markers':>7} "
+            f"{'merged':>6} {'structural':>10}"
+        )
+        for s in self.samples:
+            lines.append(
+                f"{s['row']:>3} {s['prompt_tokens']:>7} {s['visual_tokens']:>7} {s['visual_tokens_pre_llm']:>7} "
+                f"{s['visual_tokens_kept']:>6} {s['layer_average']:>9.1f} {s['markers']:>7} {s['extras']['merged']:>6} "
+                f"{s['extras']['structural']:>10}"
+            )
+        lines += [
+            f"applied  {a['method']} before layer {a['layer']} ({a['positions']}): {a['before']} -> {a['after']} tokens"
+            + (f"; {a['source']}" if a["source"] else "")
+            for a in self.applied
+        ]
+        if self.tower is not None:
+            lines.append(f"tower    {self.tower['given']} patches given, {self.tower['encoded']} encoded")
+        lines += corrected_lines(self.corrections) + sparse_lines(self.prefill)
+        if self.repeating:
+            lines.append(f"warning  the text repeats itself in samples {', '.join(map(str, self.repeating))}")
+        lines += [f"skipped  {s['what']}: {s['why']}" for s in joined(self.skipped)]
+        lines.append("keys     " + runs_of(self.key_lengths) + f"  ({self.kv_cache_bytes / 2**20:.2f} MiB)")
+        lines.append(
+            "time     " + "  ".join(f"{name} {value:.1f} ms" for name, value in self.ms.items() if value is not None)
+        )
+        if self.decode_tokens_per_s is not None:
+            lines.append(f"decode   {self.new_tokens} new tokens, {self.decode_tokens_per_s:.1f} tokens/s per sequence")
+        if self.peak_memory_bytes is not None:
+            lines.append(f"memory   peak {self.peak_memory_bytes / 2**20:.0f} MiB allocated")
+        return "\n".join(lines)
+
+
+def milliseconds(call: Call) -> dict[str, float | None]:
+    ms = call.clock.ms
+
+    def total(marks: list[tuple[Any, Any]]) -> float:
+        return sum(ms(start, end) for start, end in marks)
+
+    scoring, probing = total(call.scoring), total(call.probing)
+    first, end = call.first_token, call.end
+    return {
+        "vision": total(call.vision) - probing if call.vision else None,
+        "scoring": scoring + probing if call.scoring or call.probing else None,
+        "prefill": total(call.prefill) - scoring if call.prefill else None,
+        "decode": ms(first, end) if first is not None and call.decode_steps else None,
+        "ttft": ms(call.start, first) if first is not None else None,
+        "total": ms(call.start, end) if end is not None else None,
+    }
+
+
+def patches(call: Call) -> dict[str, int] | None:
+    given, encoded = (sum(run[i] for run in call.patches) for i in (0, 1))
+    return {"given": given, "encoded": encoded} if call.patches else None
+
+
+def applied(call: Call) -> list[dict[str, Any]]:
+    out = []
+    for method in call.session.selectors:
+        layer = method.layer
+        cuts = [cut for cut in call.cuts if cut.layer == layer and cut.method == method.name]
+        if cuts:
+            before, after = sum(int(c.before.sum()) for c in cuts), sum(int(c.keep.sum()) for c in cuts)
+            row = {"method": method.name, "layer": layer, "positions": method.positions}
+            out.append(row | {"before": before, "after": after, "source": method.source})
+    return out
+
+
+def skipped(call: Call) -> list[dict[str, str]]:
+    out = [{"what": what, "why": why} for what, why in call.skipped.items()]
+    out += [{"what": m.name, "why": "neutral setting (keep_ratio=1.0)"} for m in call.session.policy.prune if m.neutral]
+    out += [{"what": c.name, "why": c.idle or "neutral setting"} for c in call.session.policy.attention if c.neutral]
+    if (corrections := call.session.corrections) is not None:
+        out += [{"what": what, "why": why} for what, why in corrections.skipped().items()]
+        ran = {name for name, _ in call.records}
+        missed = corrections.editing and not ran.intersection(c.name for c in corrections.editing)
+        if missed and not call.contexts and "corrections" not in call.skipped:
+            out.append({"what": "corrections", "why": "the prompt brought no visual tokens"})
+    if call.session.selectors and not call.contexts and "pruning" not in call.skipped:
+        out.append({"what": "pruning", "why": "the prompt brought no visual tokens"})
+    return out
+
+
+def joined(skipped: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Entries "... in layer N" with the same reason as one."""
+    out: dict[tuple[str, str], list[str]] = {}
+    for entry in skipped:
+        what, found, layer = entry["what"].partition(" in layer ")
+        out.setdefault((what if found else entry["what"], entry["why"]), []).extend([layer] if found else [])
+    return [
+        {"what": f"{what} in layer{'s' if len(layers) > 1 else ''} {', '.join(layers)}" if layers else what, "why": why}
+        for (what, why), layers in out.items()
+    ]
+
+
+def runs_of(lengths: list[int]) -> str:
+    """[9, 9, 4, 4, 4] -> "9 x 2 layers, 4 x 3 layers"."""
+    groups: list[list[int]] = []
+    for length in lengths:
+        if groups and groups[-1][0] == length:
+            groups[-1][1] += 1
+        else:
+            groups.append([length, 1])
+    return ", ".join(f"{length} x {count} layers" for length, count in groups)

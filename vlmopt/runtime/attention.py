@@ -1,0 +1,207 @@
+"""Touch point E: one attention function, switched on per attention module by a shallow copy of its config.
+
+The model's own config never changes, so mask creation, flash checks, `save_pretrained` and the
+vision tower are untouched.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+
+from vlmopt.attention_fix.rows import attention_rows
+from vlmopt.pruning.signals import TEXT, AttentionRows
+
+from .compat import implementation
+from .context import STEP, Step
+from .lookahead import Looked
+
+if TYPE_CHECKING:
+    from .correct import LayerCorrections
+    from .session import Session
+    from .sparse import SparseLayer
+
+NAME = "vlmopt"
+
+
+class BaseView:
+    """The module as the base implementation should see it: same attributes, original config; made per call."""
+
+    def __init__(self, module: nn.Module, config: Any) -> None:
+        self.__dict__.update(_module=module, config=config)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+class AttentionPlan:
+    """What happens in one attention module: which of its rows are read, corrected, and how its prefill is computed."""
+
+    def __init__(self, session: Session, layer: int, base: Any) -> None:
+        self.session, self.layer, self.base = session, layer, base
+        self.rows = 0
+        self.text = False  # also the rows of the question
+        self.corrections: LayerCorrections | None = None
+        self.sparse: SparseLayer | None = None
+        self.captures = False  # head outputs of the stream without pictures
+
+    def count(self, step: Step) -> int:
+        """How many of the last rows are read in this step."""
+        return max(self.rows, longest_question(step)) if self.text else self.rows
+
+
+def vlmopt_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Delegate to the base kernel; read the rows that selectors asked for, and correct those that corrections name."""
+    plan, step = cast("AttentionPlan", module._vlmopt_plan), STEP.get()
+    given = (query, key, value, attention_mask)
+    base = base_function(module, plan.base)
+    if step is None or step.owner is not plan.session:
+        return base(BaseView(module, plan.base), *given, **kwargs)
+    reads = step.context is not None and step.captured is None
+    if reads and step.ahead is not None and step.ahead[0] == plan.layer:
+        raise Looked(probe_rows(module, step, step.ahead[1], query, key, attention_mask, **kwargs))
+    edits = plan.corrections
+    if edits is not None and edits.replaces_kernel(step, query):
+        return edits.run(step, None, *given, **kwargs), None
+    weights = None
+    out = None if plan.sparse is None or step.ahead is not None else plan.sparse.run(step, *given, **kwargs)
+    if out is None:
+        out, weights = base(BaseView(module, plan.base), *given, **kwargs)
+    if reads and step.ahead is None and (count := plan.count(step)):
+        start = step.call.clock.now()
+        step.scores["rows", plan.layer] = probe_rows(module, step, count, query, key, attention_mask, **kwargs)
+        step.call.scoring.append((start, step.call.clock.now()))
+    if edits is not None and edits.active(step):
+        out = edits.run(step, out, *given, **kwargs)
+    elif plan.captures and step.captured is not None:
+        assert step.captured_rows is not None
+        step.captured[plan.layer] = out[torch.arange(len(out), device=out.device), step.captured_rows.to(out.device)]
+    return out, weights
+
+
+def base_function(module: nn.Module, config: Any) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """The kernel the unwrapped module would call; "eager" lives in the modeling file of the module's class."""
+    name = implementation(config)
+    if name == "eager":
+        return sys.modules[type(module).__module__].eager_attention_forward
+    return ALL_ATTENTION_FUNCTIONS[name]
+
+
+def probe_rows(
+    module: nn.Module, step: Step, count: int, query: Tensor, key: Tensor, mask: Tensor | None, **kwargs: Any
+) -> Tensor:
+    """Attention fp32 [B, H, R, L] of the last R prompt rows to logical places, softmax over all keys; R <= count."""
+    last = last_prompt_rows(step, count)
+    scaling = kwargs.get("scaling")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    softcap = kwargs.get("softcap")
+    if last is None:
+        rows = query[:, :, -count:]
+        if mask is not None and mask.ndim == 4:
+            mask = mask[:, :, -count:, : key.shape[2]]
+    else:
+        batch = torch.arange(query.shape[0], device=query.device)[:, None]
+        rows = query.transpose(1, 2)[batch, last].transpose(1, 2)
+        mask = row_mask(mask, last, batch, query.shape[2], key.shape[2])
+    weights = attention_rows(rows, key, mask, scaling, softcap=softcap)[..., -query.shape[2] :]
+    log = step.current(step.stage).log.to(weights.device)[:, None, None].expand_as(weights)
+    return weights.new_zeros(*weights.shape[:3], step.q).scatter_(3, log, weights)
+
+
+def longest_question(step: Step) -> int:
+    """Rows between the last visual token and the end of the prompt, of the sample that has most of them."""
+
+    def longest() -> int:
+        assert step.context is not None
+        places = torch.arange(step.q, device=step.context.visual.device)
+        last = places.masked_fill(~step.context.visual, -1).amax(1)
+        return step.q - 1 - int(last[last >= 0].min())
+
+    return int(step.remember(("question",), None, longest))
+
+
+def last_prompt_rows(step: Step, count: int) -> Tensor | None:
+    """Physical row index Long[B, R] of the last real prompt rows of this chunk; None when they simply come last.
+
+    They do not come last with right padding, nor when assisted decoding has appended its candidates to the prompt.
+    """
+    assert step.context is not None
+    rows, beyond = (
+        step.current(step.stage),
+        max(step.past + step.q - (step.call.prompt_length or step.past + step.q), 0),
+    )
+    mask = step.context.attention_mask2d
+    if not beyond and (mask is None or rows.valid is not None or bool(mask[:, -1].all())):
+        return None
+    logical = rows.log
+    real = logical < step.q - beyond
+    if mask is not None:
+        real = real & mask.to(logical.device).gather(1, logical)
+    if rows.valid is not None:
+        real = real & rows.valid
+    order = torch.arange(logical.shape[1], device=logical.device).expand_as(logical)
+    return order.masked_fill(~real, -1).topk(min(count, logical.shape[1]), dim=1).values.clamp_min(0).flip(1)
+
+
+def row_mask(mask: Tensor | None, last: Tensor, batch: Tensor, q: int, kv: int) -> Tensor:
+    """The mask of chosen query rows [B, R], as Bool or float [B, 1, R, kv]."""
+    if mask is not None and mask.ndim == 4:
+        full = mask.expand(last.shape[0], *mask.shape[1:])[..., :kv]
+        return full[batch, :, last].transpose(1, 2)
+    columns = torch.arange(kv, device=last.device)
+    causal = columns <= (last + (kv - q))[:, None, :, None]
+    return causal if mask is None else causal & mask[:, None, None, -kv:].bool()
+
+
+def why_not(module: Any) -> str | None:
+    """Why the softmax of a layer cannot be replaced, None if it can."""
+    if module is None:
+        return "the layer has no attention"
+    if not hasattr(module, "config"):
+        return f"{type(module).__name__} has its own attention code"
+    if getattr(module, "sinks", None) is not None:
+        return "its softmax has learned sink logits"
+    return None
+
+
+def plan_of(session: Session, layer: int) -> AttentionPlan:
+    """Route one attention module through `vlmopt_attention` (once); the undo goes onto the session's stack."""
+    module = session.anatomy.attentions[layer]
+    assert module is not None
+    if NAME not in ALL_ATTENTION_FUNCTIONS:
+        AttentionInterface.register(NAME, vlmopt_attention)
+    plan: AttentionPlan | None = getattr(module, "_vlmopt_plan", None)
+    if plan is None:
+        base = module.config
+        plan = AttentionPlan(session, layer, base)
+        clone = copy.copy(base)
+        clone._attn_implementation_internal = NAME
+        module._vlmopt_plan = plan
+        module.config = clone
+        session.undo.append(Uninstall(module, base))
+    return plan
+
+
+def install(session: Session, need: AttentionRows) -> None:
+    """Read rows of one attention module."""
+    plan = plan_of(session, need.layer)
+    if type(need) is AttentionRows:  # a look-ahead is started by the boundary, not by the layer's own run
+        plan.text |= need.rows == TEXT
+        plan.rows = max(plan.rows, 0 if need.rows == TEXT else int(need.rows))
+
+
+class Uninstall:
+    def __init__(self, module: nn.Module, base: Any) -> None:
+        self.module, self.base = module, base
+
+    def __call__(self) -> None:
+        self.module.config = self.base
+        del self.module._vlmopt_plan

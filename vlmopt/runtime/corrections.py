@@ -1,0 +1,223 @@
+"""All corrections of one optimized model: where they are installed, and what they are told when a step begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from vlmopt.attention_fix import Correction, Diagnosis, HeadCorrection, Residual, TextOnly, Tower, repetitive
+from vlmopt.attention_fix.vision_heads import token_divergence
+from vlmopt.pruning.signals import VisionAttention
+
+from . import attention, diagnosis
+from .context import STEP, Step
+from .correct import LayerCorrections
+from .editable import decoding, last_row_passes, prompt_places
+from .marks import keep_marks, marks_of
+from .outer import OuterArguments
+from .signals import Place, read, whole_picture
+from .text_stream import TextStream
+
+if TYPE_CHECKING:
+    from .session import Session
+
+WINDOW = 128  # generated tokens that a watchdog looks at
+
+
+class Corrections:
+    """What a session holds beside its selectors."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        depth = len(session.anatomy.layers)
+        self.active: list[Correction] = session.policy.corrections
+        self.diagnoses = [c for c in self.active if isinstance(c, Diagnosis)]
+        self.editing = [c for c in self.active if not isinstance(c, Diagnosis)]
+        at = {c.name: c.at(depth) for c in self.editing}
+        self.layers = {
+            layer: [c for c in self.editing if layer in at[c.name]]
+            for layer in sorted(frozenset().union(*at.values()))
+            if why_not(session.anatomy.attentions[layer]) is None
+        }
+        self.towers = {c: [n for n in c.needs if isinstance(n, Tower)] for c in self.active}
+        self.guided: Any = next((c for c in self.active if getattr(c, "gamma", 1.0) != 1.0), None)
+        self.traced: Any = next((c for c in self.active if getattr(c, "trace", None)), None)
+        self.watching = any(getattr(c, "watchdog", "off") != "off" for c in self.active)
+        self.streams = bool(self.guided or self.traced or any(TextOnly() in c.needs for c in self.active))
+        config = session.model.generation_config
+        ends = [config.pad_token_id, config.eos_token_id]
+        self.ends = [i for end in ends if end is not None for i in (end if isinstance(end, list) else [end])]
+
+    def install(self) -> None:
+        session = self.session
+        for layer, corrections in self.layers.items():
+            plan = attention.plan_of(session, layer)
+            plan.corrections = LayerCorrections(session, layer, corrections)
+            plan.captures = self.streams and any(isinstance(c, HeadCorrection) for c in corrections)
+            marking = [c for c in corrections if Residual() in c.needs]
+            if marking:
+                hook = ResidualHook(session, layer, marking)
+                session.hook(session.anatomy.layers[layer].register_forward_pre_hook(hook, with_kwargs=True))
+        for correction in self.diagnoses:
+            diagnosis.install(session, correction)
+
+    def signals(self) -> set[VisionAttention]:
+        """What has to be read inside the vision tower."""
+        return {VisionAttention(need.block) for needs in self.towers.values() for need in needs}
+
+    def skipped(self) -> dict[str, str]:
+        """Layers a correction asks for and cannot have, with the reason."""
+        anatomy, found = self.session.anatomy, {}
+        for correction in self.editing:
+            for layer in sorted(correction.at(len(anatomy.layers))):
+                if (reason := why_not(anatomy.attentions[layer])) is not None:
+                    found[f"{correction.name} in layer {layer}"] = reason
+        return found
+
+    def open(self, step: Step, arguments: OuterArguments, given: dict[str, Any], cache: Any) -> None:
+        """A decoder pass begins: marks, the tower's choices, the stream without pictures, the watchdog."""
+        call = step.call
+        step.padding = padding(step, arguments.attention_mask2d)
+        step.marks = call.marks = marks = marks_of(cache, step.batch, step.past, self.session.serial)
+        if marks is None:
+            call.skip(
+                "corrections",
+                "the cache was filled before the model was optimized, or optimized like this; start the sequence anew",
+            )
+            return
+        if not decoding(step):
+            marks.open(step)
+            self.ask_tower(step)
+        if self.streams:
+            traced = bool(self.traced) and call.branches is None
+            if self.traced and call.branches is not None:
+                call.skip(
+                    f"trace of {self.traced.name}", f"{call.branches}: the second stream goes along with one text"
+                )
+            marks.stream = marks.stream or TextStream(self.session, bool(self.guided or traced))
+            marks.stream.take(step, arguments.input_ids, given)
+            if marks.has_image:
+                self.go_along(step, marks.stream)
+        if self.watching:
+            self.watch(step, arguments.input_ids)
+
+    def go_along(self, step: Step, stream: TextStream) -> None:
+        start = step.call.clock.now()
+        if last_row_passes(step):
+            stream.prompt(step)
+            step.call.scoring.append((start, step.call.clock.now()))
+        elif decoding(step) and stream.lasting:
+            stream.token(step)
+
+    def ask_tower(self, step: Step) -> None:
+        """Let corrections choose among the tokens of every picture by what the tower attended to."""
+        context, marks = step.context, step.marks
+        if context is None or marks is None:
+            return
+        for correction, needs in self.towers.items():
+            if not needs:
+                continue
+            tables: dict[str, Tensor] = {}
+            for row in range(step.batch):
+                logical = context.visual[row].nonzero()[:, 0]
+                place = Place(self.session, step, row, logical, logical, step.embeds)
+                values = {n.block: read(VisionAttention(n.block), place) for n in needs}
+                parts = [part for part in context.parts if part.whole.row == row]
+                for part in parts:
+                    whole = {block: whole_picture(VisionAttention(block), place, part) for block in values}
+                    for name, chose in correction.choose(whole).items():
+                        table = tables.setdefault(name, torch.zeros_like(context.visual))
+                        table[row, part.index] = chose[part.inside.to(chose.device)].to(table.device)
+                if parts:
+                    continue
+                number = torch.full((step.q,), -1, device=logical.device).scatter_(
+                    0, logical, torch.arange(len(logical), device=logical.device)
+                )
+                for span in (s for s in context.spans if s.row == row):
+                    index = span.index.to(logical.device)
+                    chosen = correction.choose({block: v[number[index].to(v.device)] for block, v in values.items()})
+                    for name, chose in chosen.items():
+                        table = tables.setdefault(name, torch.zeros_like(context.visual))
+                        table[row, index] = chose.to(table.device)
+            for name, table in tables.items():
+                marks.append(name, None, table.to(step.device), step.past)
+
+    def watch(self, step: Step, ids: Tensor | None) -> None:
+        """Which samples have begun to repeat themselves; finished ones are not looked at."""
+        call, end = step.call, step.call.prompt_length
+        if ids is None or step.marks is None or end is None:
+            return
+        if call.branches == "beams":
+            call.skip("watchdog", "beams: texts change places while they are written")
+            return
+        if decoding(step):  # behind the first come candidates of assisted decoding, which may be rejected
+            earlier = ids[:, :0] if call.generated is None else call.generated[:, : step.past - end]
+            text = torch.cat([earlier, ids[:, :1]], 1)
+            call.generated = torch.cat([earlier, ids], 1)
+        else:  # without a cache every step brings the whole text
+            call.generated = ids[:, max(end - step.past, 0) :]
+            text = call.generated if call.first_token is not None else ids[:, :0]
+        if not text.shape[1]:
+            return
+        running = ~torch.isin(text[:, -1], text.new_tensor(self.ends))
+        now = repetitive(text, WINDOW) & running
+        call.tripped = step.tripped = now if call.tripped is None else call.tripped.to(now.device) | now
+
+    def close(self, step: Step, cache: Any) -> None:
+        """The pass is over: its marks stay with the cache."""
+        keep_marks(cache, step.marks)
+        if step.divergence and step.call.branches is None:
+            step.call.divergence.append(token_divergence(step.divergence, self.traced.trace_heads))
+
+
+def padding(step: Step, mask: Tensor | None) -> Tensor | None:
+    """Bool[B, q] of this chunk's real places; None when all are."""
+    if step.q == 1:
+        return None
+    if mask is None and step.call.prompt_mask is not None:
+        given = step.call.prompt_mask
+        mask = pad(given, (0, max(step.past + step.q - given.shape[1], 0)), value=True)[:, : step.past + step.q]
+        mask = mask.repeat_interleave(max(step.batch // len(mask), 1), 0)
+    if mask is None or mask.shape[1] < step.q or len(mask) != step.batch:
+        return None
+    mask = mask[:, -step.q :].bool().to(step.device)
+    return None if bool(mask.all()) else mask
+
+
+def why_not(module: Any) -> str | None:
+    """Why attention of a module cannot be corrected, None if it can."""
+    if (reason := attention.why_not(module)) is not None:
+        return reason
+    q, heads = getattr(module, "q_proj", None), getattr(module.config, "num_attention_heads", 0)
+    if q is not None and hasattr(module, "head_dim") and q.out_features == 2 * heads * module.head_dim:
+        return "its attention output is gated"
+    return None
+
+
+class ResidualHook:
+    """Forward pre-hook of a decoder layer, behind the one that cuts: lets corrections mark tokens of the prompt."""
+
+    def __init__(self, session: Session, layer: int, corrections: Sequence[Correction]) -> None:
+        self.session, self.layer, self.corrections = session, layer, corrections
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        step = STEP.get()
+        if step is None or step.owner is not self.session or step.marks is None or decoding(step):
+            return
+        if step.captured is not None:
+            return
+        hidden = args[0] if args else kwargs["hidden_states"]
+        rows = step.current(self.session.stage_of[self.layer])
+        logical = rows.log[:, -hidden.shape[1] :].to(hidden.device)
+        prompt = prompt_places(step, hidden.device)
+        real = prompt.gather(1, logical)
+        if rows.valid is not None:
+            real = real & rows.valid[:, -hidden.shape[1] :].to(hidden.device)
+        for correction in self.corrections:
+            for name, marked in correction.mark(hidden).items():
+                places = torch.zeros_like(prompt).scatter_(1, logical, marked & real)
+                step.marks.append(name, self.layer, places.to(step.device), step.past)

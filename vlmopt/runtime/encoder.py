@@ -1,0 +1,170 @@
+"""Touch point B', inside the vision encoder: what goes through the projector, and what a block of the tower attends to.
+
+Only installed for methods that ask. Results lie on the call's `Features`, in the order in which the projector worked.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+
+from vlmopt.pruning.signals import TwoLayers, VisionAttention, VisionKeys
+
+from .attention import BaseView, Uninstall, base_function
+
+if TYPE_CHECKING:
+    from .session import Session
+
+NAME = "vlmopt_vision"
+NORMS = (nn.LayerNorm, nn.RMSNorm)  # and the RMS norms of transformers, which have a `variance_epsilon`
+ROWS_AT_ONCE = 1024  # query rows of a column mean; bounds its memory at heads x 1024 x patches
+
+
+@dataclass
+class Encoded:
+    """What one call's encoder runs left for the methods of the policy."""
+
+    inputs: list[Tensor] = field(default_factory=list)  # of the projector, as it was called
+    outputs: list[Tensor] = field(default_factory=list)
+    attention: dict[int, list[Tensor]] = field(default_factory=lambda: defaultdict(list))  # block -> [items, patches]
+    keys: dict[int, list[Tensor]] = field(default_factory=lambda: defaultdict(list))  # block -> [items, patches, d_h]
+
+    def clear(self) -> None:
+        for store in (self.inputs, self.outputs, self.attention, self.keys):
+            store.clear()
+
+
+def part(outer: Any, path: str) -> nn.Module:
+    """The module at a family's path, which is written from the loaded model down."""
+    return cast("nn.Module", outer.get_submodule(path.removeprefix("model.")))
+
+
+class ProjectorHook:
+    """Forward hook of the projector: keeps references to input and output, copies nothing."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        call = self.session.running_call()
+        given = args[0] if args else next(iter(kwargs.values()), None)
+        if call is not None and isinstance(given, Tensor) and isinstance(output, Tensor):
+            call.features.encoded.inputs.append(given.detach())
+            call.features.encoded.outputs.append(output.detach())
+
+
+def two_layers(module: nn.Module, inputs: Tensor) -> TwoLayers | None:
+    """The projector as second(gelu(first(norm(x)))), None where it is none: tried out on two of its input rows.
+
+    Args:
+        inputs: [k, p, d_v], patches as they enter.
+    """
+    parts = [m for m in module.modules() if not list(m.children())]
+    linears = [m for m in parts if isinstance(m, nn.Linear) and m.weight.is_floating_point()]
+    norms = [m for m in parts if m not in linears and any(True for _ in m.parameters())]
+    activations = [m for m in parts if m not in linears and m not in norms and "gelu" in type(m).__name__.lower()]
+    if len(linears) != 2 or len(norms) > 1 or len(activations) != 1:
+        return None
+    norm = norms[0] if norms else None
+    if norm is not None and not (isinstance(norm, NORMS) or hasattr(norm, "variance_epsilon")):
+        return None
+    width = inputs.shape[-1] if norm is None else next(norm.parameters()).shape[-1]
+    found = TwoLayers(norm, width == inputs.shape[-1], linears[0], activations[0], linears[1])
+    rows = inputs[:2]
+    expected = module.forward(rows.flatten(0, 1))
+    try:
+        x = rows.flatten(1) if norm is None else norm(rows if found.per_patch else rows.flatten(1)).flatten(1)
+        got = found.second(found.gelu(found.first(x)))
+    except RuntimeError:  # shapes of another form
+        return None
+    return found if got.shape == expected.shape and torch.allclose(got, expected, rtol=1e-2, atol=1e-3) else None
+
+
+class VisionPlan:
+    """What is read in one attention module of the tower."""
+
+    def __init__(self, session: Session, block: int, base: Any, has_cls: bool) -> None:
+        self.session, self.block, self.base, self.has_cls = session, block, base, has_cls
+        self.attention = self.keys = False
+
+
+def vision_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Delegate to the base kernel, and read what its patches receive."""
+    plan = cast("VisionPlan", module._vlmopt_plan)
+    out = base_function(module, plan.base)(BaseView(module, plan.base), query, key, value, attention_mask, **kwargs)
+    call = plan.session.running_call()
+    if call is None:
+        return out
+    start = call.clock.now()
+    store, scaling = call.features.encoded, kwargs.get("scaling")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    pieces = [(query, key)]
+    if kwargs.get("cu_seq_lens_q") is not None:  # flash kernels take all pictures as one row
+        lengths = kwargs["cu_seq_lens_q"].diff().tolist()
+        pieces = list(zip(query.split(lengths, 2), key.split(lengths, 2), strict=True))
+    for q, k in pieces:
+        first = int(plan.has_cls)
+        if plan.attention:
+            received = column_mean(q[:, :, :1] if plan.has_cls else q, k, float(scaling))
+            store.attention[plan.block].append(received[:, first:])
+        if plan.keys:
+            store.keys[plan.block].append(k.float().mean(1)[:, first:])
+    call.probing.append((start, call.clock.now()))
+    return out
+
+
+def column_mean(query: Tensor, key: Tensor, scaling: float) -> Tensor:
+    """fp32 [B, K]: attention that every key receives, mean over heads [B, H, R, d] and rows, some rows at a time."""
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], 1).float().transpose(-1, -2)
+    total = torch.zeros(key.shape[0], key.shape[-1], device=key.device)
+    for rows in query.split(ROWS_AT_ONCE, 2):
+        total += (rows.float() @ key * scaling).softmax(-1).sum(2).mean(1)
+    return total / query.shape[2]
+
+
+def blocks_of(tower: nn.Module) -> list[nn.Module]:
+    """The attention module of every block of a transformer tower; empty for another kind of tower."""
+    found = [m for m in tower.modules() if isinstance(m, nn.ModuleList) and len(m)]
+    stacks = [[attention_in(block) for block in stack] for stack in found]
+    whole = [[a for a in stack if a is not None] for stack in stacks if all(a is not None for a in stack)]
+    return max(whole, key=len, default=[])
+
+
+def attention_in(block: nn.Module) -> nn.Module | None:
+    return next(
+        (m for m in block.children() if hasattr(m, "config") and any(hasattr(m, n) for n in ("qkv", "q_proj"))), None
+    )
+
+
+def has_cls(tower: nn.Module) -> bool:
+    return any(name.endswith(("class_embedding", "cls_token")) for name, _ in tower.named_parameters())
+
+
+def install(session: Session, need: VisionAttention | VisionKeys) -> int:
+    """Route one attention module of the tower through `vision_attention`; returns the tower's depth."""
+    tower = part(session.anatomy.outer, session.family.vision_tower)
+    attentions = blocks_of(tower)
+    block = need.layer % len(attentions)
+    module: Any = attentions[block]
+    if NAME not in ALL_ATTENTION_FUNCTIONS:
+        AttentionInterface.register(NAME, vision_attention)
+    plan: VisionPlan | None = getattr(module, "_vlmopt_plan", None)
+    if plan is None:
+        base = module.config
+        plan = VisionPlan(session, block, base, has_cls(tower))
+        clone = copy.copy(base)
+        clone._attn_implementation_internal = NAME
+        module._vlmopt_plan = plan
+        module.config = clone
+        session.undo.append(Uninstall(module, base))
+    plan.attention |= isinstance(need, VisionAttention)
+    plan.keys |= isinstance(need, VisionKeys)
+    return len(attentions)

@@ -1,0 +1,111 @@
+"""The in-model resize control: the tower encodes a smaller picture, its features sit spread over the full grid.
+
+Positions and click coordinates stay in the frame of the full picture; the cells in between are dropped at layer 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vlmopt.pruning.resize import grid_cells, resize_patches
+
+if TYPE_CHECKING:
+    from .session import Session
+
+ARGUMENTS = {"image": ("pixel_values", "image_grid_thw"), "video": ("pixel_values_videos", "video_grid_thw")}
+
+
+@dataclass
+class ResizePlan:
+    """One call of a feature function with smaller pixels."""
+
+    pixels: str  # argument names
+    grid: str
+    arguments: dict[str, Any]
+    full: Tensor  # Long[k, 3] (t, h, w) in merged cells
+    small: Tensor  # Long[k, 3]
+    lengths: list[int]
+
+    def run(self, original: Callable[..., Any], bound: dict[str, Any]) -> tuple[Any, list[int]]:
+        """The function's output with its features spread over the full grid, and the full lengths."""
+        out = original(**{**bound, **self.arguments})
+        cells = [
+            torch.cat([grid_cells(*f[1:], *s[1:]) + t * f[1] * f[2] for t in range(f[0])])
+            for f, s in zip(self.full.tolist(), self.small.tolist(), strict=False)
+        ]
+        return changed(out, [len(c) for c in cells], lambda items: self.spread(items, cells)), self.lengths
+
+    def spread(self, items: list[Tensor], cells: list[Tensor]) -> list[Tensor]:
+        return [
+            x.new_zeros(n, x.shape[-1]).index_copy_(0, c.to(x.device), x)
+            for x, c, n in zip(items, cells, self.lengths, strict=False)
+        ]
+
+
+def changed(out: Any, lengths: list[int], change: Callable[[list[Tensor]], list[Tensor]]) -> Any:
+    """What a feature function of a Qwen model returned, in any of its shapes across versions, with changed features.
+
+    Args:
+        lengths: tokens per picture. change: features per picture [n, d] -> features per picture.
+    """
+
+    def level(features: Any) -> Any:
+        """One DeepStack level: a tensor over all pictures, or one tensor per picture, depending on the release."""
+        if isinstance(features, Tensor):
+            return torch.cat(change(list(features.split(lengths))))
+        return type(features)(change(list(features)))
+
+    if hasattr(out, "pooler_output"):
+        out.pooler_output = tuple(change(list(out.pooler_output)))
+        if getattr(out, "deepstack_features", None) is not None:
+            out.deepstack_features = [level(x) for x in out.deepstack_features]
+        return out
+    if len(out) == 2 and isinstance(out[1], list):  # up to 4.57: (embeds, deepstack)
+        return tuple(change(list(out[0]))), [level(x) for x in out[1]]
+    return tuple(change(list(out)))
+
+
+def levels(out: Any, lengths: list[int]) -> list[list[Tensor]]:
+    """Features per picture [n, d] of what a feature function returned, and those of every DeepStack level."""
+    found: list[list[Tensor]] = []
+
+    def keep(items: list[Tensor]) -> list[Tensor]:
+        found.append(items)
+        return items
+
+    changed(out, lengths, keep)
+    return found
+
+
+def plan_for(session: Session, modality: str, bound: dict[str, Any]) -> ResizePlan | None:
+    """How to resize the pixels of this call; None when the policy does not resize."""
+    if session.resizer is None or any(bound.get(name) is None for name in ARGUMENTS[modality]):
+        return None
+    return smaller(session, modality, bound, session.resizer.grid)
+
+
+def smaller(
+    session: Session, modality: str, bound: dict[str, Any], grid_of: Callable[[int, int, int], tuple[int, int]]
+) -> ResizePlan:
+    """The pixels of this call at the size (h, w) that `grid_of` gives for each (t, h, w), in merged cells."""
+    pixels, grid = ARGUMENTS[modality]
+    vision = session.model.config.vision_config
+    merge = vision.spatial_merge_size
+    patches = bound[grid].cpu()
+    full = patches // torch.tensor([1, merge, merge])
+    small = torch.tensor([[t, *grid_of(t, h, w)] for t, h, w in full.tolist()])
+    resized = resize_patches(
+        bound[pixels],
+        patches,
+        small * torch.tensor([1, merge, merge]),
+        vision.patch_size,
+        merge,
+        vision.temporal_patch_size,
+    )
+    arguments = {pixels: resized, grid: (small * torch.tensor([1, merge, merge])).to(bound[grid])}
+    return ResizePlan(pixels, grid, arguments, full, small, full.prod(1).tolist())

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+NEIGHBOURS = 5  # that the density of a point counts, itself among them
 
-def density_peaks(x: Tensor, count: int, neighbours: int = 5) -> tuple[Tensor, Tensor]:
+
+def density_peaks(x: Tensor, count: int, neighbours: int = NEIGHBOURS) -> tuple[Tensor, Tensor]:
     """Cluster m points around the `count` points that are densest and farthest from anything denser (DPC-kNN).
 
     Density rho_i = exp(-mean squared distance to the nearest `neighbours`, itself included, over d); distance delta_i
@@ -15,7 +17,7 @@ def density_peaks(x: Tensor, count: int, neighbours: int = 5) -> tuple[Tensor, T
     Principal Component Analysis (Du, Ding, Jia 2016). Takes memory for m x m numbers.
 
     Args:
-        x: [m, d], any float dtype. count: 1..m.
+        x: [m, d], any float dtype. count: 1..m. neighbours: >= 1; all m where there are fewer.
 
     Returns:
         Centres Long[count], ascending indices into m, and Long[m], the number of the centre nearest to each point.

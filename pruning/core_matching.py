@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from vlmopt.core.settings import setting
 from .base import ScoreSelector, register, top
 from .signals import Activations, Signal
 from .tokens import Selection, VisualTokens
+
+OURS = ("rho", "beta", "sentence", "min_ratio", "max_ratio")  # what the released code has not
+LISTENER = 5  # the text token, counted from the end, whose neurons the released code reads
 
 
 @register("core_matching")
@@ -23,7 +26,9 @@ class CoreMatching(ScoreSelector):
     Acceleration of Vision-Language Models (arXiv 2505.19235). Core neurons of a token are the fraction rho of its
     positive activations that is highest, those of the sentence the fraction beta of all neurons that is most often
     core; q_i = |positive(x_i) & core|; tokens above the knee of the sorted q stay, within min_ratio..max_ratio of the
-    tokens seen.
+    tokens seen, which are ours. In the released code the core is the positive neurons of one text token, and there is
+    no such range; that it zeroes keys and values instead of dropping tokens, and chooses anew at every step and layer,
+    is left out.
     """
 
     reads = "neurons"
@@ -47,8 +52,15 @@ class CoreMatching(ScoreSelector):
     max_ratio: float = setting(
         0.5, "Fraction of the tokens that stays at most, whatever the knee.", "float", above=0, max=1
     )
+    sentence: str = setting(
+        "text", "Whose neurons count: text: all text; prompt: also visual tokens, as the paper has it.", "str",
+        choices=("text", "prompt"),
+    )  # fmt: skip
     paper_compat: bool = setting(
-        False, "As written: the sentence's core counts visual tokens, too, not the text alone.", "bool"
+        False,
+        "As released: the core is what fires in the fifth text token from the end, and all tokens above the knee stay, "
+        "without rho, beta, sentence and the ratios.",
+        "bool",
     )
 
     def __post_init__(self) -> None:
@@ -57,6 +69,9 @@ class CoreMatching(ScoreSelector):
         super().__post_init__()
         if self.min_ratio > self.max_ratio:
             raise ValueError(f"{self.label}: min_ratio={self.min_ratio} exceeds max_ratio={self.max_ratio}")
+        unused = [f.name for f in fields(self) if f.name in OURS and getattr(self, f.name) != f.default]
+        if self.paper_compat and unused:
+            raise ValueError(f"{self.label}: paper_compat has no use for {unused}; leave them out")
 
     @property
     def neutral(self) -> bool:
@@ -68,16 +83,24 @@ class CoreMatching(ScoreSelector):
 
     def score(self, tokens: VisualTokens) -> Tensor:
         visual = tokens.signals[Activations(self.layer - 1, "visual")]
-        counts = core_counts(tokens.signals[Activations(self.layer - 1, "text")], self.rho)
+        text = tokens.signals[Activations(self.layer - 1, "text")]
         if self.paper_compat:
+            return ((visual > 0) & (text[-LISTENER:][:1].sum(0) > 0)).sum(1).float()
+        counts = core_counts(text, self.rho)
+        if self.sentence == "prompt":
             counts = counts + core_counts(visual, self.rho)
         core = torch.zeros_like(counts, dtype=torch.bool)
         core[top(counts, max(int(self.beta * len(counts) + 0.5), 1))] = True
         return ((visual > 0) & core & (counts > 0)).sum(1).float()
 
     def take(self, tokens: VisualTokens, k: int, scores: Tensor) -> Selection:
+        curve = scores.sort(descending=True).values
+        turn = knee(curve)
+        if self.paper_compat:
+            above = int((curve > curve[turn]).sum())
+            return Selection(top(scores, min(max(above, 1), k)), scores, {"knee": above})
         least, most = (max(int(ratio * len(tokens) + 0.5), 1) for ratio in (self.min_ratio, self.max_ratio))
-        above = int(knee(scores.sort(descending=True).values))  # a count has to be known on the host
+        above = int(turn)  # a count has to be known on the host
         return Selection(top(scores, min(max(above, least), most, k)), scores, {"knee": above})
 
 

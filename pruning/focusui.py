@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from vlmopt.core.settings import setting
 
 from .base import MARKERS, POSITIONS, ScoreSelector, register
+from .released import rounded_down
 from .shuffled import Shuffled
 from .signals import Pixels, PixelScale, Signal, TextEmbeds, VisualEmbeds, Weights
 from .similarity import POOLING, pooled, rank
@@ -27,7 +28,8 @@ class FocusUI(Shuffled, ScoreSelector):
 
     FocusUI (arXiv 2601.03928). Each picture is scored by itself. The paper tokenises the bare instruction apart; here
     the scorer reads all text behind the last picture, the turn's closing tokens of the chat template among them, in
-    training as in use: an instruction before the picture goes unread. Equal scores are drawn by lot.
+    training as in use: an instruction before the picture goes unread. Equal scores are drawn by lot. The released code
+    ranks several pictures in one pool; here, in any case, they share the budget.
     """
 
     reads = "embeddings"
@@ -49,6 +51,7 @@ class FocusUI(Shuffled, ScoreSelector):
         "str",
         choices=MARKERS,
     )
+    paper_compat: bool = setting(False, "As released: the budget is rounded down.", "bool")
 
     def __post_init__(self) -> None:
         if not self.scorer:
@@ -57,6 +60,11 @@ class FocusUI(Shuffled, ScoreSelector):
                 "trained one use instruction_similarity"
             )
         super().__post_init__()
+
+    def budget(self, total: int) -> int:
+        if self.paper_compat and self.keep_ratio is not None:
+            return rounded_down(self.keep_ratio, total)
+        return super().budget(total)
 
     @property
     def trained(self) -> Weights:

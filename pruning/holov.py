@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +29,8 @@ class HoloV(Selector):
     Don't Just Chase "Highlighted Tokens" in MLLMs: Revisiting Visual Holistic Context Retention (HoloV, arXiv
     2510.02912): score_i = a_i + 0.09 v_i, a the attention inside the vision tower, v_i the variance of the cosines of
     token i to the others of its crop, scaled to the mean of a. Means over crops therefore follow attention alone, and
-    as released, ranking inside a crop does, too; here the score ranks, so that the variance decides something.
+    as released, ranking inside a crop does, too; here the score ranks, so that the variance decides something. The
+    released code fills places that a crop is too small for with zero vectors; here, in any case, other crops take them.
     """
 
     reads = "vision attention"
@@ -43,7 +45,12 @@ class HoloV(Selector):
         "int",
         min=1,
     )
-    paper_compat: bool = setting(False, "As released: attention alone ranks inside a crop.", "bool")
+    paper_compat: bool = setting(
+        False,
+        "As released: attention alone ranks inside a crop, longer crops come first, and what rounding down the shares "
+        "leaves goes to the heaviest crops.",
+        "bool",
+    )
 
     @property
     def needs(self) -> frozenset[Signal]:
@@ -53,13 +60,30 @@ class HoloV(Selector):
         n = len(tokens)
         attention = finite(tokens.signals[VisionAttention(self.tower_layer)].float(), n, self.label)
         sizes = cuts(n, min(self.crops or max(math.floor(1.778 * n / k), 1), n))
+        if self.paper_compat:
+            sizes.sort(reverse=True)
         crops = zip(attention.split(sizes), tokens.signals[VisualEmbeds()].split(sizes), strict=True)
         scores = [holistic(a, embeds) for a, embeds in crops]
-        shares = apportion(torch.stack([s.mean() for s in scores]).tolist(), k, sizes, 0)
+        means = torch.stack([s.mean() for s in scores]).tolist()
+        shares = heaviest_first(means, k, sizes) if self.paper_compat else apportion(means, k, sizes, 0)
         ranks = attention.split(sizes) if self.paper_compat else scores
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
         keep = [top(rank, share) + start for rank, share, start in zip(ranks, shares, starts, strict=True)]
         return Selection(torch.cat(keep), torch.cat(scores))
+
+
+def heaviest_first(weights: Sequence[float], budget: int, caps: Sequence[int]) -> list[int]:
+    """Parts in proportion to `weights` >= 0, rounded down; what is left of `budget` goes one by one to the heaviest.
+
+    Part i is at most caps[i], and the budget at most the sum of the caps.
+    """
+    total = sum(weights)
+    parts = [min(math.floor(budget * w / total), cap) if total else 0 for w, cap in zip(weights, caps, strict=True)]
+    order = sorted(range(len(caps)), key=lambda i: -weights[i])
+    while left := budget - sum(parts):
+        for i in [i for i in order if parts[i] < caps[i]][:left]:
+            parts[i] += 1
+    return parts
 
 
 def holistic(attention: Tensor, embeds: Tensor) -> Tensor:

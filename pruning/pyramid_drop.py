@@ -10,6 +10,7 @@ from torch import Tensor
 from vlmopt.core.settings import setting, validate
 
 from .base import ScoreSelector, Selector, register
+from .released import rounded_down
 from .signals import LookAheadRows, Signal
 from .tokens import VisualTokens
 
@@ -97,7 +98,7 @@ class PyramidDrop(Progressive):
     def budget(self, total: int) -> int:
         if self.paper_compat:
             assert self.keep_ratio is not None
-            return max(int(self.keep_ratio * total + 1e-9), 1)  # a root such as 0.125 ** (1 / 3) may end in ...9
+            return rounded_down(self.keep_ratio, total)
         return super().budget(total)
 
     @property

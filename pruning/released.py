@@ -9,6 +9,11 @@ from vlmopt.core.settings import setting
 from .base import Selector
 
 
+def rounded_down(keep_ratio: float, total: int) -> int:
+    """keep_ratio * total without its fraction, at least 1; products such as 0.29 * 100 = 28.999... are 29."""
+    return max(int(keep_ratio * total + 1e-9), 1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class OnePool(Selector):
     """With `paper_compat`: one pool for all pictures, and Python's rounding of halves to the even number."""

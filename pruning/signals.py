@@ -67,7 +67,15 @@ class FirstPassRows(Signal):
 
 @dataclass(frozen=True)
 class VisualEmbeds(TokenSignal):
-    """[n, d]: what the LLM was given for each current visual token (projector output), in the model's dtype."""
+    """[n, d]: what the LLM was given for each current visual token (projector output), in the model's dtype.
+
+    whole=True: [N, d], for every visual token of the prompt, also those that have left or lie in other segments.
+    """
+
+    whole: bool = False
+
+    def subset(self, value: Tensor, index: Tensor) -> Tensor:
+        return value if self.whole else value[index]
 
 
 @dataclass(frozen=True)

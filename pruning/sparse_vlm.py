@@ -12,7 +12,7 @@ from torch import Tensor
 from vlmopt.core.settings import setting
 
 from .base import register, top
-from .cluster import density_peaks
+from .cluster import NEIGHBOURS, density_peaks
 from .pyramid_drop import Progressive
 from .signals import TEXT, AttentionRows, HiddenStates, Signal, TextEmbeds, VisualEmbeds
 from .tokens import Selection, VisualTokens, Written
@@ -30,7 +30,8 @@ class SparseVLM(Progressive):
     with R > mean(R), R = mean over visual tokens of softmax over text(V T^T), with the V that are left at the cut.
     keep_ratio is what is left after the last cut: 110/576, 36/576, 26/576, 17/576 are the paper's "192", "128", "96",
     "64". Three cuts follow its tables, geometrically interpolated; other numbers of cuts leave the same part at each.
-    Merged tokens lie in the slots of their clusters' centres. SparseVLM+ is recycle=False, heads=14, debiased.
+    Merged tokens lie in the slots of their clusters' centres, in the released code behind all tokens that stay.
+    SparseVLM+ is recycle=False, heads=14, debiased.
     """
 
     reads = "attention"
@@ -56,7 +57,12 @@ class SparseVLM(Progressive):
         None, "Heads with the most attention on the picture that vote; all if not given.", "int", min=1
     )
     recycle: bool = setting(True, "Merge the best 30 % of what leaves into clusters; the budget includes them.", "bool")
-    paper_compat: bool = setting(False, "As released: merged tokens come on top of the budget.", "bool")
+    paper_compat: bool = setting(
+        False,
+        "As released: merged tokens come on top of the budget, the density of a point counts as many neighbours as "
+        "there are clusters, and all visual tokens of the prompt choose the voters, once for every cut.",
+        "bool",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,8 +77,13 @@ class SparseVLM(Progressive):
         return super().neutral and self.count == "schedule"
 
     @property
+    def electorate(self) -> VisualEmbeds:
+        """The visual tokens that choose the voters."""
+        return VisualEmbeds(whole=self.paper_compat)
+
+    @property
     def needs(self) -> frozenset[Signal]:
-        votes = {VisualEmbeds(), TextEmbeds(), AttentionRows(self.layer - 1, TEXT)}
+        votes = {self.electorate, TextEmbeds(), AttentionRows(self.layer - 1, TEXT)}
         return frozenset(votes | {HiddenStates()} if self.recycle else votes)
 
     def score(self, tokens: VisualTokens) -> Tensor:
@@ -89,7 +100,7 @@ class SparseVLM(Progressive):
             raise ValueError(
                 f"{self.label}: no text behind the last visual token, so nothing votes; ask after the picture"
             )
-        voters = raters(tokens.signals[VisualEmbeds()], text)
+        voters = raters(tokens.signals[self.electorate], text)
         votes = rows * (voters * len(text) / voters.sum())[:, None]
         if self.heads is not None and self.heads < len(votes):
             votes = votes[top(votes.sum((1, 2)), self.heads)]
@@ -108,7 +119,7 @@ class SparseVLM(Progressive):
         best = k if self.paper_compat else k - merged
         order = scores.sort(descending=True, stable=True).indices
         rest = order[best : best + recycled(n - best)[0]].sort().values
-        written = merge(tokens.signals[HiddenStates()], rest, merged)
+        written = merge(tokens.signals[HiddenStates()], rest, merged, merged if self.paper_compat else NEIGHBOURS)
         keep = torch.cat([order[:best], written.slots]).sort().values
         return Selection(keep, scores, {"merged": merged}, written)
 
@@ -147,10 +158,10 @@ def room(n: int, k: int) -> int:
     return merged
 
 
-def merge(hidden: Tensor, rest: Tensor, count: int) -> Written:
+def merge(hidden: Tensor, rest: Tensor, count: int, neighbours: int) -> Written:
     """The tokens `rest` Long[m] of `hidden` [n, d] in `count` clusters, each the mean of its members, at its centre."""
     states = hidden[rest]
-    centres, cluster = density_peaks(states, count)
+    centres, cluster = density_peaks(states, count, neighbours)
     means = torch.zeros(count, hidden.shape[1], device=hidden.device).index_add_(0, cluster, states.float())
     means /= cluster.bincount(minlength=count)[:, None]
     slots = rest[centres]

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from vlmopt.core.settings import setting
 
 from .base import ScoreSelector, register
-from .signals import Signal, VisionAttention, VisualEmbeds
+from .signals import Projector, Signal, VisionAttention, VisualEmbeds
 from .tokens import Selection, VisualTokens
 
 BATCH = 8  # tokens that leave per round
@@ -25,8 +25,9 @@ class VisPruner(ScoreSelector):
 
     Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs (VisPruner, arXiv
     2412.01818): the remaining tokens, most attended first, are split into even and odd places; the 8 even ones with the
-    highest cosine to any odd one leave, the others are joined to the odd ones, and so on until the budget is met. The
-    paper compares features of the vision tower, this class what the LLM is given.
+    highest cosine to any odd one leave, the others are joined to the odd ones, and so on until the budget is met. This
+    class keeps the order of attention and compares what the LLM is given; the released code orders the even ones that
+    stay by falling cosine, which moves the next split, and compares features of the vision tower.
     """
 
     reads = "vision attention"
@@ -38,10 +39,15 @@ class VisPruner(ScoreSelector):
     important: float = setting(
         0.5, "Fraction of the budget that goes to the most attended tokens.", "float", min=0, max=1
     )
+    paper_compat: bool = setting(
+        False,
+        "As released: features of the vision tower, and what stays of a round comes by falling likeness.",
+        "bool",
+    )
 
     @property
     def needs(self) -> frozenset[Signal]:
-        return frozenset({VisionAttention(self.tower_layer), VisualEmbeds()})
+        return frozenset({VisionAttention(self.tower_layer), Projector() if self.paper_compat else VisualEmbeds()})
 
     def score(self, tokens: VisualTokens) -> Tensor:
         return tokens.signals[VisionAttention(self.tower_layer)].float()
@@ -50,12 +56,19 @@ class VisPruner(ScoreSelector):
         order = scores.sort(descending=True, stable=True).indices
         attended = math.floor(k * self.important)
         rest = order[attended:]
-        diverse = rest[thin_out(tokens.signals[VisualEmbeds()][rest], k - attended)]
+        if self.paper_compat:
+            features = tokens.signals[Projector()].inputs.flatten(1)
+        else:
+            features = tokens.signals[VisualEmbeds()]
+        diverse = rest[thin_out(features[rest], k - attended, falling=self.paper_compat)]
         return Selection(torch.cat([order[:attended], diverse]).sort().values, scores)
 
 
-def thin_out(features: Tensor, quota: int) -> Tensor:
-    """Places Long[quota] among features [m, d] that are left when look-alikes leave, `BATCH` a round; O(m^2) memory."""
+def thin_out(features: Tensor, quota: int, falling: bool = False) -> Tensor:
+    """Places Long[quota] among features [m, d] that are left when look-alikes leave, `BATCH` a round; O(m^2) memory.
+
+    falling: even ones that stay come by falling cosine into the next round, not in their old order.
+    """
     unit = normalize(features.float(), dim=1)
     cosines = unit @ unit.T
     left = torch.arange(len(unit) if quota else 0, device=unit.device)
@@ -63,6 +76,6 @@ def thin_out(features: Tensor, quota: int) -> Tensor:
         even, odd = left[::2], left[1::2]
         leave = min(BATCH, len(left) - quota, len(even))
         closest = cosines[even][:, odd].amax(1)
-        stay = closest.sort(stable=True).indices[: len(even) - leave].sort().values
-        left = torch.cat([even[stay], odd])
+        stay = closest.sort(stable=True).indices[: len(even) - leave]
+        left = torch.cat([even[stay.flip(0) if falling else stay.sort().values], odd])
     return left

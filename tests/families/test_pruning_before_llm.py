@@ -37,6 +37,7 @@ SETTINGS = {
     "evs-few": EVS(keep_tokens=3, allocation="proportional"),
     "vis_pruner": VisPruner(keep_ratio=0.4),
     "vis_pruner-diverse": VisPruner(keep_tokens=3, important=0.0),
+    "vis_pruner-released": VisPruner(keep_ratio=0.4, important=0.2, paper_compat=True),
     "holov": HoloV(keep_ratio=0.4),
     "holov-16": HoloV(keep_tokens=3, crops=16, paper_compat=True),
 }

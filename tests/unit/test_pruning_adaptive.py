@@ -152,7 +152,7 @@ def test_beta_bounds_the_core_of_the_sentence():
 
 
 def test_the_paper_counts_visual_tokens_too():
-    method = CoreMatching(rho=1.0, beta=20 / 64, paper_compat=True)
+    method = CoreMatching(rho=1.0, beta=20 / 64, sentence="prompt")
     image, text = planted()
     scores = method.select(firing(method, image, text)).scores
     assert (scores == 20).all()  # the neurons that every visual token fires are in the majority

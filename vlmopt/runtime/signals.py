@@ -109,8 +109,10 @@ def text_rows(step: Step, row: int) -> Tensor:
     return (text if mask is None else text & mask[row]).nonzero()[:, 0]
 
 
-def visual_embeds(need: Signal, at: Place) -> Tensor:
-    return at.step.embeds[at.row, at.logical.to(at.step.embeds.device)]
+def visual_embeds(need: VisualEmbeds, at: Place) -> Tensor:
+    assert at.step.context is not None
+    places = at.step.context.visual[at.row].nonzero()[:, 0] if need.whole else at.logical
+    return at.step.embeds[at.row, places.to(at.step.embeds.device)]
 
 
 def text_embeds(need: Signal, at: Place) -> Tensor:

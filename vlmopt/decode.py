@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from .media import optional_module
 Fetch = Callable[[], np.ndarray]
 """Converts the frame the stream stands on to uint8 [h, w, 3] RGB; skipped frames are never converted."""
 Stream = Callable[[Path], Iterator[Fetch]]
+ASSUMED = 24.0  # frames per second of a file that does not say
 
 
 @dataclass(frozen=True)
@@ -37,37 +39,98 @@ class _Header:
     frames: int  # what the container claims; 0 if it does not say
 
 
+@dataclass(frozen=True)
+class _Range:
+    """What is wanted: arguments of `count_frames`, and seconds from and to, None for the ends of the file."""
+
+    wish: Mapping[str, Any]
+    start: float | None
+    end: float | None
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A file that one reader could open."""
+
+    reader: str
+    file: Path
+    header: _Header
+
+    @property
+    def fps(self) -> float:
+        """Frames per second, `ASSUMED` where the file states none that can be."""
+        stated = self.header.fps
+        return stated if math.isfinite(stated) and stated > 0 else ASSUMED
+
+    def count(self) -> int:
+        """How many frames can be read."""
+        return _collect(self._stream(), (), whole=True)[1] or 0
+
+    def take(self, total: int, wanted: _Range, reasons: Sequence[str]) -> tuple[RawFrames | None, int | None]:
+        """The frames wanted of `total`; and how many there really are, None if not read to the end."""
+        indices, span = sample_indices(total, self.fps, wanted.wish, wanted.start, wanted.end)
+        frames, seen = _collect(self._stream(), indices, whole=wanted.end is None)
+        if seen not in (None, total):
+            return None, seen
+        notes = [f"read with {self.reader} ({'; '.join(reasons)})"] if reasons else []
+        if self.fps != self.header.fps:
+            notes.append(f"the file states no frame rate; {ASSUMED:g} per second assumed")
+        pixels = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+        rate = self.fps * len(indices) / span
+        return RawFrames(pixels, self.fps, rate, tuple(indices), self.reader, tuple(notes)), seen
+
+    def _stream(self) -> Iterator[Fetch]:
+        return _READERS[self.reader][1](self.file)
+
+
 def decode_sampled(
     file: Path, readers: Sequence[str], wish: Mapping[str, Any], start: float | None, end: float | None
 ) -> RawFrames:
-    """Sample a video with the first reader that can open it. `wish` holds the arguments of `count_frames`.
+    """Sample a video with the first reader that reads all the frames it claims, else with the one that reads most.
 
-    Raises ValueError if none can, or if the file holds too few frames.
+    Args:
+        file: the video.
+        readers: names, in the order in which they are tried.
+        wish: the arguments of `count_frames`.
+        start, end: seconds; None for the ends of the file.
+
+    Raises:
+        ValueError: no reader finds a frame, or the file holds too few for what is asked.
     """
-    reasons: list[str] = []
+    wanted, reasons = _Range(wish, start, end), list[str]()
+    short: list[tuple[int, _Reading]] = []  # single frames, and files that look cut off
     for reader in readers:
-        probe, stream = _READERS[reader]
-        header = probe(file)
+        header = _opened(reader, file)
         if isinstance(header, str):
             reasons.append(f"{reader}: {header}")
             continue
-        notes: list[str] = []
-        if reasons:
-            notes.append(f"read with {reader} ({'; '.join(reasons)})")
-        rate = header.fps
-        if not (math.isfinite(rate) and rate > 0):
-            rate = 24.0
-            notes.append("the file states no frame rate; 24 per second assumed")
-        total = header.frames if header.frames > 0 else sum(1 for _ in stream(file))
-        while True:
-            indices, span = sample_indices(total, rate, wish, start, end)
-            frames, seen = _collect(stream(file), indices, whole=end is None)
-            if seen is None or seen == total:
-                break
-            total = seen  # the header was wrong; now the count is known
-        pixels = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
-        return RawFrames(pixels, rate, rate * len(indices) / span, tuple(indices), reader, tuple(notes))
-    raise ValueError(f"not a readable video: {file} ({'; '.join(reasons)})")
+        reading, count = _Reading(reader, file, header), None
+        if header.frames > 1:
+            found, count = reading.take(header.frames, wanted, reasons)
+            if found is not None:
+                return found
+        count = reading.count() if count is None else count
+        short.append((count, reading))
+        if count > 1 and count >= header.frames:
+            break  # only the claim was wrong
+    best = max(short, key=lambda one: one[0], default=None)
+    if best is None or not best[0]:
+        raise ValueError(f"not a readable video: {file} ({'; '.join(reasons) or 'no frame can be decoded'})")
+    count, reading = best
+    if count < reading.header.frames:
+        reasons.append(f"{count} of the {reading.header.frames} frames that the file claims can be read")
+    found, seen = reading.take(count, wanted, reasons)
+    if found is None:
+        raise ValueError(f"not a readable video: {file} ({reading.reader} read {count} frames, then {seen})")
+    return found
+
+
+def _opened(reader: str, file: Path) -> _Header | str:
+    """What a reader says of a file, or why it cannot open it."""
+    try:
+        return _READERS[reader][0](file)
+    except Exception as error:  # decoders raise whatever a damaged file makes them
+        return f"{type(error).__name__}: {error}"
 
 
 def sample_indices(
@@ -78,10 +141,10 @@ def sample_indices(
     first = 0 if start is None else math.ceil(min(max(start, 0.0), length) * rate)
     last = total - 1 if end is None else min(math.floor(min(max(end, 0.0), length) * rate), total - 1)
     span = last - first + 1
-    if span < 2:
+    if span < 1:
         raise ValueError(
-            f"the range {start or 0} s to {'the end' if end is None else f'{end} s'} holds {max(span, 0)} of the "
-            f"video's {total} frames ({length:.2f} s); at least 2 are needed (use a picture for a single frame)"
+            f"the range {start or 0} s to {'the end' if end is None else f'{end} s'} holds 0 of the video's {total} "
+            f"frames ({length:.2f} s); at least 1 is needed"
         )
     count = count_frames(span, rate, **wish)
     return torch.linspace(first, last, count).round().long().tolist(), span
@@ -95,7 +158,9 @@ def count_frames(
     min_frames: int = 4,
     max_frames: int = 768,
 ) -> int:
-    """How many frames to sample of `total`: an even number in [2, total]."""
+    """How many frames to sample of `total`: an even number in [2, total], or 1 where there is no more."""
+    if total == 1 and nframes in (None, 1):
+        return 1
     if nframes is not None:
         wanted = round(nframes / 2) * 2
     else:
@@ -108,14 +173,15 @@ def count_frames(
 
 
 def _collect(stream: Iterator[Fetch], indices: Sequence[int], whole: bool) -> tuple[list[np.ndarray], int | None]:
-    """The wanted frames, and how many the file holds (None when stopped before its end)."""
+    """The wanted frames, and how many the file holds (None when stopped before its end); damage is an end, too."""
     wanted, found, seen = set(indices), {}, 0
-    for fetch in stream:
-        if seen in wanted:
-            found[seen] = fetch()
-        seen += 1
-        if not whole and seen > indices[-1]:
-            return [found[i] for i in indices], None
+    with suppress(Exception):  # decoders raise whatever a damaged file makes them
+        for fetch in stream:
+            if seen in wanted:
+                found[seen] = fetch()
+            seen += 1
+            if not whole and seen > indices[-1]:
+                return [found[i] for i in indices], None
     return [found[i] for i in indices if i in found], seen
 
 

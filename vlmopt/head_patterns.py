@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import methods
 from .kernels.patterns import Pattern
+from .media import check_file
 
 SCHEMA = 1
 FACTS = ("model_type", "hidden_size", "layers", "num_heads", "num_kv_heads", "head_dim")
@@ -136,7 +137,7 @@ class HeadPatterns:
             ValueError: the file cannot be read, or holds no valid head patterns.
         """
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            data = json.loads(check_file(path, "file of head patterns").read_text(encoding="utf-8"))
             if isinstance(data, dict) and "prefill" in data:
                 data = data["prefill"]
                 if data is None:

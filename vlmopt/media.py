@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -25,18 +26,22 @@ class Picture:
 
 
 def check_file(path: str | os.PathLike[str], what: str) -> Path:
-    """The path if it is a readable, non-empty file.
+    """The path if it is a readable, non-empty, regular file.
 
-    Raises FileNotFoundError, IsADirectoryError, PermissionError, or ValueError (empty file), each naming the path.
+    Raises:
+        FileNotFoundError, IsADirectoryError, PermissionError: each names the path.
+        ValueError: an empty file, a pipe, a socket or a device.
     """
     file = Path(path)
     if not file.exists():
         raise FileNotFoundError(f"{what} not found: {file}")
     if file.is_dir():
         raise IsADirectoryError(f"{what} is a directory, expected a file: {file}")
+    if not file.is_file():
+        raise ValueError(f"{what} is no regular file: {file} (a pipe, socket or device could be waited for for ever)")
     if not os.access(file, os.R_OK):
         raise PermissionError(f"{what} is not readable: {file}")
-    if file.is_file() and file.stat().st_size == 0:
+    if file.stat().st_size == 0:
         raise ValueError(f"{what} is empty (0 bytes): {file}")
     return file
 
@@ -44,8 +49,10 @@ def check_file(path: str | os.PathLike[str], what: str) -> Path:
 def load_image(path: str | os.PathLike[str]) -> Picture:
     """Read a picture as 8-bit RGB: EXIF rotation applied, transparency laid on white, first frame of an animation.
 
-    Raises FileNotFoundError, IsADirectoryError, PermissionError for a bad path; ValueError for an empty, truncated
-    or unreadable file and for more than `MAX_PIXELS` pixels.
+    Raises:
+        FileNotFoundError, IsADirectoryError, PermissionError: a bad path.
+        ValueError: an empty, truncated or unreadable file, whatever its decoder raised; no regular file; more than
+            `MAX_PIXELS` pixels.
     """
     file = check_file(path, "image")
     notes: list[str] = []
@@ -54,9 +61,8 @@ def load_image(path: str | os.PathLike[str]) -> Picture:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(file) as opened:
                 if opened.width * opened.height > MAX_PIXELS:
-                    raise ValueError(
-                        f"image is too large: {file} has {opened.width}x{opened.height} pixels, at most "
-                        f"{MAX_PIXELS} are read; scale it down first"
+                    raise Image.DecompressionBombError(
+                        f"{opened.width}x{opened.height} pixels, at most {MAX_PIXELS} are read; scale it down first"
                     )
                 frames = getattr(opened, "n_frames", 1)
                 if frames > 1:
@@ -68,9 +74,25 @@ def load_image(path: str | os.PathLike[str]) -> Picture:
         raise ValueError(f"not an image: {file} (supported: what Pillow reads, such as PNG, JPEG, WebP, GIF)") from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"image is too large: {file} ({error})") from None
-    except (OSError, SyntaxError, EOFError) as error:
-        raise ValueError(f"image is corrupt or truncated: {file} ({error})") from None
+    except Exception as error:  # a decoder raises whatever the bytes make it: TypeError, struct.error, KeyError, ...
+        raise ValueError(f"image is corrupt or truncated: {file} ({type(error).__name__}: {error})") from error
     return Picture(image, str(file), tuple(notes))
+
+
+def readable(paths: Iterable[Path], most: int) -> tuple[list[Path], dict[Path, str]]:
+    """The first `most` pictures that can be read, and why the files before them that cannot could not."""
+    good: list[Path] = []
+    bad: dict[Path, str] = {}
+    for path in paths:
+        if len(good) == most:
+            break
+        try:
+            load_image(path)
+        except (OSError, ValueError) as error:
+            bad[path] = str(error)
+        else:
+            good.append(path)
+    return good, bad
 
 
 def _to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:

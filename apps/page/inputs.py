@@ -76,7 +76,7 @@ def received(name: str, content: bytes, folder: Path) -> Given:
         ValueError: a type, a size or contents that cannot be taken, in one sentence.
     """
     title = title_of(name)
-    ending = title.rpartition(".")[2].lower()
+    ending = name.rpartition(".")[2].lower()  # of the whole name: the title may be shortened
     if ending not in (*PICTURES, *CLIPS):
         raise ValueError(f"{title} is neither a picture ({', '.join(PICTURES)}) nor a video ({', '.join(CLIPS)}).")
     if len(content) > MEGABYTES * 2**20:
@@ -86,7 +86,7 @@ def received(name: str, content: bytes, folder: Path) -> Given:
     try:
         if ending in CLIPS:
             check_file(path, "video")
-            load_video(path, nframes=2, max_pixels=128 * 28**2)  # two small frames tell whether it can be read
+            load_video(path, min_frames=2, max_frames=2, max_pixels=128 * 28**2)  # whether it can be read
             return Given(clip=Clip(str(path), title), title=title)
         check_file(path, "image")
         check_pixels(path)
@@ -102,8 +102,8 @@ def check_pixels(path: Path) -> None:
     try:
         with Image.open(path) as opened:
             width, height = opened.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return  # `load_image` says what is wrong with it
+    except Exception:  # whatever the decoder raised, `load_image` meets it again and says what is wrong
+        return
     if width * height > MEGAPIXELS * 10**6:
         raise ValueError(
             f"{path} has {width} x {height} pixels; at most {MEGAPIXELS} million are taken. Scale it down first."

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 import vlmopt
+from tests.support.broken import broken_tiff
 from vlmopt.apps.page import inputs
 from vlmopt.apps.page.inputs import received, title_of
 from vlmopt.apps.page.jobs import escaped, sentence, told
@@ -59,6 +60,12 @@ def test_files_that_cannot_be_used_are_refused_in_a_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_picture_at_which_the_decoder_itself_fails_is_refused(tmp_path: Path) -> None:
+    content = broken_tiff(tmp_path / "b.tiff").read_bytes()
+    with pytest.raises(ValueError, match=r"image is corrupt or truncated: a.tiff \(TypeError"):
+        received("a.tiff", content, tmp_path)
+
+
 def test_a_file_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inputs, "MEGABYTES", 1)
     with pytest.raises(ValueError, match=r"big.png has 2 MB; at most 1 MB are taken"):
@@ -97,6 +104,14 @@ def test_a_name_never_becomes_a_path(tmp_path: Path, name: str) -> None:
     assert given.title == "evil.png"
     assert title_of("x" * 500 + ".png") == "x" * inputs.TITLE
     assert title_of("") == title_of("\n/") == "upload"
+
+
+def test_a_long_name_keeps_its_ending(tmp_path: Path) -> None:
+    given = received("x" * 90 + ".png", packed(Image.new("RGB", (40, 30), "red"), "PNG"), tmp_path)
+    assert given.title == "x" * inputs.TITLE
+    clip = received("y" * 90 + ".MP4", clips.write_clip(tmp_path / "clip.mp4").read_bytes(), tmp_path).clip
+    assert clip is not None
+    assert clip.path.endswith(".mp4")
 
 
 def test_texts_of_strangers_stay_texts() -> None:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image as Picture
 
 import vlmopt
+from tests.support.broken import broken_tiff
 from tests.support.families import FAMILIES, Image
 from tests.support.mechanism import forward
 from vlmopt.calibration import Collector, Profile, default_hosts
@@ -137,6 +138,21 @@ def test_a_directory_of_pictures(tmp_path, capsys):
     assert main(["calibrate", "--images", str(tmp_path), "--host", "fastv:2", "--out", str(out)]) == 0
     assert Profile.load(out).debias[0].samples == 3
     assert "3 pictures" in capsys.readouterr().out
+
+
+def test_pictures_that_cannot_be_read_are_left_out_and_counted(tmp_path, capsys):
+    broken_tiff(tmp_path / "0.tiff")
+    (tmp_path / "1.png").write_bytes(b"no picture")
+    command = ["calibrate", "--images", str(tmp_path), "--host", "fastv:2", "--only", "debias"]
+    assert main([*command, "--out", str(tmp_path / "p.json")]) == 2
+    assert "none of the 2 pictures can be read" in capsys.readouterr().err
+    for i in (2, 3):
+        Picture.new("RGB", (120, 90), (40 * i, 90, 120)).save(tmp_path / f"{i}.png")
+    assert main([*command, "--out", str(tmp_path / "p.json")]) == 0
+    assert "2 of 4 pictures are left out" in capsys.readouterr().out
+    found = Profile.load(tmp_path / "p.json")
+    assert found.debias[0].samples == 2
+    assert "(2 more could not be read)" in found.data
 
 
 @pytest.mark.parametrize(

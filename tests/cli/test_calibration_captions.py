@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.support.broken import broken_tiff
 from vlmopt.calibration.captions import annotated, first_token, habits, mentions
 from vlmopt.cli.calibrate import FIRST_SEED
 from vlmopt.metrics import chair, coco_lexicon
@@ -68,6 +69,19 @@ def test_annotations_of_coco(tmp_path):
     assert shown.lexicon.source == coco_lexicon().source
     with pytest.raises(ValueError, match="without --data"):
         annotated(["worlds:captions"], None, None, 2)
+
+
+def test_pictures_that_cannot_be_read_are_left_out_and_counted(tmp_path):
+    broken_tiff(tmp_path / "0.tiff")
+    for number in (1, 2):
+        Image.new("RGB", (60, 40), (90, 50 * number, 0)).save(tmp_path / f"{number}.png")
+    names = ["0.tiff", "1.png", "2.png"]
+    rows = [{"id": n, "image": n, "question": "Describe it.", "kind": "caption", "objects": ["dog"]} for n in names]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    shown = annotated([str(tmp_path / "m.jsonl")], None, None, 5)
+    assert shown.count == 2
+    assert len([shown.show(number) for number in range(2)]) == 2
+    assert shown.data.endswith("(1 more could not be read)")
 
 
 def test_generated_pictures():

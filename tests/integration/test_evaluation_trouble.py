@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 import vlmopt
+from tests.support.broken import broken_tiff
 from tests.support.fixtures.evaluation import answers, lines, manifest_file, plain_picture, settings
 from vlmopt.evaluation import evaluate as module
 from vlmopt.evaluation import runner
@@ -50,7 +52,9 @@ def test_samples_that_cannot_be_asked_are_recorded_and_counted(tmp_path: Path) -
     plain_picture(tmp_path / "good.png")
     plain_picture(tmp_path / "narrow.png", (2000, 4))
     (tmp_path / "torn.png").write_bytes((tmp_path / "good.png").read_bytes()[:60])
-    names = ["good", "torn", "narrow", "good", "missing" * 60, "good"]  # a name longer than a file may have
+    broken_tiff(tmp_path / "frame.png")  # its decoder raises TypeError
+    os.mkfifo(tmp_path / "pipe.png")
+    names = ["good", "torn", "narrow", "good", "missing" * 60, "good", "frame", "pipe"]  # one too long for a file
     rows = [
         {"id": str(n), "image": f"{name}.png", "question": "Is anything red?", "answer": "yes"}
         for n, name in enumerate(names)
@@ -66,9 +70,11 @@ def test_samples_that_cannot_be_asked_are_recorded_and_counted(tmp_path: Path) -
     assert "picture not found" in found["dense", "4"].error
     summary = summarize(tmp_path / "run")
     assert summary["complete"]
-    assert "1 of 6 samples miss their picture" in summary["notes"][0]
+    assert "TypeError" in found["dense", "6"].error
+    assert "picture not found" in found["dense", "7"].error
+    assert "2 of 8 samples miss their picture" in summary["notes"][0]
     dense = summary["policies"]["dense"]
-    assert (dense["n"], dense["errors"], dense["metrics"]["accuracy"]["n"]) == (6, 3, 3)
+    assert (dense["n"], dense["errors"], dense["metrics"]["accuracy"]["n"]) == (8, 5, 3)
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, bad: Sequence[str], error: BaseException, after: int = 0) -> list[int]:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import struct
 import sys
 import types
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +18,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 from transformers import AutoImageProcessor
 
+from tests.support.broken import broken_tiff
 from tests.support.stock import IMAGES
-from vlmopt import decode
+from vlmopt import Policy, decode
+from vlmopt.calibration import Profile
+from vlmopt.evaluation.boxes import picture_size
 from vlmopt.frames import fit_size, load_video, resize_frames, video_inputs
-from vlmopt.media import load_image, optional_module
+from vlmopt.head_patterns import HeadPatterns
+from vlmopt.media import load_image, optional_module, readable
 
 
 def noise(size: tuple[int, int] = (60, 40), seed: int = 0) -> Image.Image:
@@ -27,8 +36,10 @@ def noise(size: tuple[int, int] = (60, 40), seed: int = 0) -> Image.Image:
     return Image.fromarray(values)
 
 
-def write_video(path: Path, frames: int = 37, size: tuple[int, int] = (160, 112), fps: float = 10.0) -> Path:
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, size)
+def write_video(
+    path: Path, frames: int = 37, size: tuple[int, int] = (160, 112), fps: float = 10.0, fourcc: str = "mp4v"
+) -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*fourcc), fps, size)
     for i in range(frames):
         frame = np.full((size[1], size[0], 3), (i * 5 % 255, 80, max(200 - i, 0)), np.uint8)
         cv2.circle(frame, (20 + 3 * i, size[1] // 2), 15, (0, 255, i), -1)
@@ -80,6 +91,40 @@ def test_truncated_pictures_are_refused(tmp_path: Path, suffix: str) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ValueError, match=r"corrupt or truncated|not an image"):
         load_image(path)
+
+
+@pytest.mark.parametrize("error", [TypeError("Missing dimensions"), struct.error("unpack"), KeyError(256)])
+def test_whatever_a_decoder_raises_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def load(self: Any) -> None:
+        raise error
+
+    noise().save(tmp_path / "a.png")
+    monkeypatch.setattr(PngImageFile, "load", load)
+    with pytest.raises(ValueError, match=f"corrupt or truncated: .*a.png .*{type(error).__name__}"):
+        load_image(tmp_path / "a.png")
+
+
+def test_a_frame_without_a_width_is_left_out_and_counted(tmp_path: Path) -> None:
+    noise().save(tmp_path / "a.png")
+    noise().save(tmp_path / "c.png")
+    files = [tmp_path / "a.png", broken_tiff(tmp_path / "b.tiff"), tmp_path / "c.png", tmp_path / "none.png"]
+    good, bad = readable(files, 2)
+    assert good == [files[0], files[2]]
+    assert list(bad) == [files[1]]
+    assert str(files[1]) in bad[files[1]]
+    assert picture_size(files[1]) in (None, (40, 30))
+
+
+def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for read in (load_image, load_video, Policy.load, Profile.load, HeadPatterns.load):
+        with pytest.raises(ValueError, match="no regular file"):
+            read(str(tmp_path / "pipe.png"))
+    with pytest.raises(ValueError, match="no regular file"):
+        load_image("/dev/zero")
+    assert picture_size(tmp_path / "pipe.png") is None
 
 
 def test_more_pixels_than_allowed_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,9 +295,51 @@ def test_bad_video_settings_are_refused(clip: Path, settings: dict[str, Any], sa
         load_video(clip, **settings)
 
 
-def test_a_single_frame_is_no_video(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="at least 2"):
-        load_video(write_video(tmp_path / "a.mp4", frames=1), reader="opencv")
+@pytest.mark.parametrize("reader", ["auto", "opencv", "pyav"])
+def test_a_single_frame_is_a_video_of_one(tmp_path: Path, reader: str) -> None:
+    clip = write_video(tmp_path / "a.mp4", frames=1)
+    video = load_video(clip, reader=reader)
+    assert (video.indices, video.frames.shape[0]) == ((0,), 1)
+    inputs = video_inputs(video.frames)
+    assert inputs["video_grid_thw"][0, 0] == 1
+    assert load_video(clip, min_frames=2, max_frames=2).indices == (0,)
+    with pytest.raises(ValueError, match="cannot sample 8 frames"):
+        load_video(clip, nframes=8)
+
+
+def test_a_range_may_hold_one_frame(clip: Path) -> None:
+    assert load_video(clip, start=1.0, end=1.05, reader="opencv").indices == (10,)
+
+
+@pytest.mark.parametrize("reader", ["auto", "opencv", "pyav"])
+def test_of_a_video_cut_in_half_the_rest_is_read(tmp_path: Path, reader: str) -> None:
+    """The header claims 37 frames; PyAV raises behind the last whole one, OpenCV stops."""
+    whole = write_video(tmp_path / "a.avi", fourcc="MJPG").read_bytes()
+    (tmp_path / "cut.avi").write_bytes(whole[: len(whole) // 2])
+    video = load_video(tmp_path / "cut.avi", reader=reader)
+    assert 10 < video.indices[-1] < 20
+    assert f"{video.indices[-1] + 1} of the 37 frames that the file claims can be read" in video.notes[-1]
+
+
+@pytest.mark.parametrize("claimed", [0, 1, 37])
+def test_the_reader_that_reads_more_takes_over(clip: Path, monkeypatch: pytest.MonkeyPatch, claimed: int) -> None:
+    """OpenCV finds one frame where PyAV finds 37."""
+    probe, stream = decode._READERS["opencv"]
+    header = replace(probe(clip), frames=claimed)  # type: ignore[type-var]
+    monkeypatch.setitem(decode._READERS, "opencv", (lambda file: header, lambda file: islice(stream(file), 1)))
+    video = load_video(clip)
+    assert (video.reader, video.indices) == ("pyav", (0, 7, 14, 22, 29, 36))
+
+
+def test_whatever_a_video_decoder_raises_the_next_one_reads(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(file: Path) -> Any:
+        raise TypeError("no width")
+
+    monkeypatch.setitem(decode._READERS, "opencv", (fail, fail))
+    assert load_video(clip).reader == "pyav"
+    monkeypatch.setitem(decode._READERS, "pyav", (fail, fail))
+    with pytest.raises(ValueError, match=r"not a readable video: .*clip.mp4 .*opencv: TypeError: no width; pyav"):
+        load_video(clip)
 
 
 # Patches

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..media import load_image
+from ..media import load_image, readable
 from ..metrics.lexicon import Lexicon, merge, singular, tokens
 
 Shown = tuple[Image.Image, str, Sequence[str]]  # picture, question, canonical names of what is there
@@ -66,13 +66,20 @@ def annotated(files: Sequence[str], images: str | None, synonyms: str | None, co
             "annotations of COCO, or leave --data out for generated pictures"
         )
     random.Random("captions").shuffle(samples)
+    good, bad = readable((Path(s.images[0]) for s in samples), count)
+    if not good:
+        raise ValueError(
+            f"none of the {len(bad)} pictures of --data {' '.join(files)} can be read: {next(iter(bad.values()))}"
+        )
+    samples = [s for s in samples if Path(s.images[0]) not in bad]
 
     def show(number: int) -> Shown:
         sample = samples[number]
         question = data.prompt.replace("{question}", sample.question)
         return load_image(sample.images[0]).image, question, sample.objects or ()
 
-    return Described(data.lexicon, min(count, len(samples)), f"pictures of {' '.join(files)}", show)
+    lost = f" ({len(bad)} more could not be read)" if bad else ""
+    return Described(data.lexicon, min(count, len(samples)), f"pictures of {' '.join(files)}{lost}", show)
 
 
 def mentions(caption: str, lexicon: Lexicon) -> list[tuple[int, str]]:

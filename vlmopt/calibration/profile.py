@@ -21,6 +21,7 @@ from vlmopt.attention_fix import (
 from vlmopt.pruning import Debias, ScoreSelector
 from vlmopt.pruning.profile import DebiasProfile
 
+from ..media import check_file
 from ..policy import Policy
 from ..version import __version__
 
@@ -122,7 +123,7 @@ class Profile:
             ValueError: the file cannot be read, or is no profile of this format or an earlier one.
         """
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            data = json.loads(check_file(path, "profile").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(f"{path} cannot be read as a profile: {error}") from error
         version = data.get("format") if isinstance(data, dict) else None

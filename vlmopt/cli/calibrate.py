@@ -18,7 +18,7 @@ from ..calibration.captions import Described, annotated, habits
 from ..calibration.sinks import readable_layers
 from ..calibration.table import table
 from ..loading import DTYPES, Loaded, check_device, check_name, load
-from ..media import load_image
+from ..media import load_image, readable
 from ..methods import find
 from ..prompt import chat, image_prompt
 from ..runtime.discover import discover
@@ -64,6 +64,7 @@ def execute(options: argparse.Namespace) -> None:
         raise ValueError("--host names what --only debias measures; leave it out, or add --only debias")
     check_device(options.device)
     check_name(options.model)
+    files, lost = sound(files, options.samples) if files else ([], 0)
     loaded = load(options.model, device=options.device, dtype=options.dtype)
     hosts = hosts or default_hosts(len(discover(loaded.model).layers))
     parts = options.only or able(loaded)
@@ -97,7 +98,7 @@ def execute(options: argparse.Namespace) -> None:
         save_state(part, request, run)
     bar.close()
     save_state(part, request, run)
-    profile = run.profile(loaded.name, described(options, run, shown))
+    profile = run.profile(loaded.name, described(options, run, shown, lost))
     profile.save(options.out)
     part.unlink(missing_ok=True)
     print(table(profile, loaded.name))
@@ -180,6 +181,21 @@ def pictures_in(directory: Path) -> list[Path]:
     return files
 
 
+def sound(files: list[Path], most: int) -> tuple[list[Path], int]:
+    """The first `most` pictures that can be read, and how many before them cannot; says so.
+
+    Raises:
+        ValueError: none can.
+    """
+    good, bad = readable(files, most)
+    first = next(iter(bad.values()), "")
+    if not good:
+        raise ValueError(f"none of the {len(bad)} pictures can be read: {first}")
+    if bad:
+        print(f"note: {len(bad)} of {len(good) + len(bad)} pictures are left out, the first one because: {first}")
+    return good, len(bad)
+
+
 def pictures(
     files: list[Path], loaded: Loaded, options: argparse.Namespace, start: int, total: int
 ) -> Iterator[tuple[Image.Image, str]]:
@@ -220,12 +236,13 @@ def save_state(part: Path, request: dict[str, Any], run: Calibration) -> None:
     fresh.replace(part)
 
 
-def described(options: argparse.Namespace, run: Calibration, shown: Described | None) -> str:
+def described(options: argparse.Namespace, run: Calibration, shown: Described | None, lost: int) -> str:
     count, words = max(run.looked, run.seen), []
     if count and options.images == "worlds":
         words.append(f"{count} generated scenes and screens, each with a question of its own")
     elif count:
-        words.append(f"{count} pictures of {options.images}, question {options.question!r}")
+        left_out = f" ({lost} more could not be read)" if lost else ""
+        words.append(f"{count} pictures of {options.images}{left_out}, question {options.question!r}")
     if run.iat and shown:
         words.append(f"{run.iat.done} captions of {shown.data}")
     return "; ".join(words)

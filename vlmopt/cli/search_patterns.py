@@ -26,7 +26,7 @@ from ..search import PatternSearch, candidates
 from ..search.prompts import Inputs, length, picture_source, video_source
 from ..search.search import MATCHES
 from ..version import __version__
-from .calibrate import pictures_in, stored
+from .calibrate import pictures_in, sound, stored
 
 NAME = "search-patterns"
 HELP = "find the best sparse pattern for every head of a model, for sparse prefill of long prompts"
@@ -57,6 +57,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> None:
     """Runs again from where an interrupted run of the same command stopped."""
     profile, files = check(options)
+    files = sound(files, len(files))[0] if files else []
     loaded = load(options.model, device=options.device, dtype=options.dtype)
     facts = model_facts(loaded.model, discover(loaded.model))
     if profile is not None and (

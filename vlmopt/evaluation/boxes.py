@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from ..media import check_file
 from .data import Box, Sample
 
 # Corners or corner and size, in pixels or as fractions of the picture.
@@ -56,11 +57,11 @@ def inside(box: Box, size: tuple[int, int]) -> bool:
 def picture_size(path: str | Path) -> tuple[int, int] | None:
     """(width, height) as seen upright, from the head of the file; None where it cannot be read."""
     try:
-        with Image.open(path) as image:
+        with Image.open(check_file(path, "image")) as image:
             turned = image.getexif().get(ORIENTATION) in TURNED
             return image.size[::-1] if turned else image.size
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError):
-        return None  # the runner opens it once more and records why that fails
+    except Exception:  # whatever the decoder raised, the runner meets it again and records why
+        return None
 
 
 def with_boxes(samples: Sequence[Sample], raw: Sequence[Sequence[float] | None], kind: str, run: Path) -> list[Sample]:

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from .. import methods, scorers
+from ..media import check_file
 
 if TYPE_CHECKING:
     from .policy import Policy
@@ -43,7 +44,7 @@ def read(path: Path) -> Policy:
 
     path = path / FILE_NAME if path.is_dir() else path
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(check_file(path, "policy file").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(f"no policy file at {path}") from error
     except (OSError, ValueError) as error:

@@ -7,8 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from PIL import Image
-
+from ...media import load_image
 from ..records import DENSE, Record
 from .facts import Facts, count
 from .markup import Markup, join, tag
@@ -150,11 +149,13 @@ def _dense(facts: Facts, sample: Changed) -> Markup:
     shown, why = None, "no single picture"
     for name in filter(None, (dense.image, seen)):
         try:
-            with Image.open(facts.run / name) as opened:
-                shown = embedded(clicks(opened, facts, dense, sample.others) if name == dense.image else opened, alt)
+            picture = load_image(facts.run / name).image  # upright, as the box and the clicks are
+        except (OSError, ValueError) as error:
+            why = f"the picture cannot be read ({error})"
+        else:
+            drawn = clicks(picture, facts, dense, sample.others) if name == dense.image else picture
+            shown = embedded(drawn, alt)
             break
-        except OSError as error:
-            why = f"the picture cannot be read ({error.strerror or error})"
     return tag(
         "figure",
         shown or tag("div", why, css="missing"),

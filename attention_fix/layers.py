@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 
-BOUND = re.compile(r"(-?)(\d+)(%?)")
+from vlmopt.core import shown
+
+BOUND = re.compile(r"(-?)(\d{1,9})(%?)")
 
 
 def layer_numbers(text: str, depth: int, label: str = "layers") -> frozenset[int]:
@@ -24,7 +26,9 @@ def layer_numbers(text: str, depth: int, label: str = "layers") -> frozenset[int
             continue
         index = bounds[0]
         if index is None or not -depth <= index < depth:
-            raise ValueError(f"{label}: layers={text!r}: layer {part.strip()!r} does not exist in 0..{depth - 1}")
+            raise ValueError(
+                f"{label}: layers={shown(text)}: layer {shown(part.strip())} does not exist in 0..{depth - 1}"
+            )
         found.add(index % depth)
     return frozenset(found)
 
@@ -34,7 +38,7 @@ def check_layers(text: str, label: str = "layers") -> None:
     for part in text.split(","):
         bounds = [place(bound, 100, text, label) for bound in part.strip().split(":", 1)]
         if bounds == [None]:
-            raise ValueError(f"{label}: layers={text!r} has an empty part; give indices and slices such as '2:-1'")
+            raise ValueError(f"{label}: layers={shown(text)} has an empty part; give indices and slices such as '2:-1'")
 
 
 def place(bound: str, depth: int, text: str, label: str) -> int | None:
@@ -45,8 +49,8 @@ def place(bound: str, depth: int, text: str, label: str) -> int | None:
     match = BOUND.fullmatch(bound)
     if match is None:
         raise ValueError(
-            f"{label}: layers={text!r} is malformed at {bound!r}; give indices and slices such as '2:-1', '1,-44%:' "
-            "or '28%:47%'"
+            f"{label}: layers={shown(text)} is malformed at {shown(bound)}; give indices and slices such as "
+            "'2:-1', '1,-44%:' or '28%:47%'"
         )
     sign, digits, percent = match.groups()
     number = round(depth * int(digits) / 100) if percent else int(digits)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from vlmopt.core import setting, validate
+from vlmopt.core import check_depth, setting, shown, validate
 
 FORMAT = 1
 CRITERIA = ("visual_mass", "nonsink_mass", "divergence")
@@ -73,9 +73,10 @@ class ModelProfile:
             TypeError, ValueError: no dict, another format, unknown or missing keys, values out of range.
         """
         if not isinstance(data, Mapping):
-            raise TypeError(f"a {cls.label} must be a dict, got {data!r} of type {type(data).__name__}")
+            raise TypeError(f"a {cls.label} must be a dict, got {shown(data)} of type {type(data).__name__}")
+        check_depth(data)
         if data.get("format") != FORMAT:
-            raise ValueError(f"a {cls.label} must have 'format': {FORMAT}, got {data.get('format')!r}")
+            raise ValueError(f"a {cls.label} must have 'format': {FORMAT}, got {shown(data.get('format'))}")
         names = [f.name for f in fields(cls)]
         needed = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
         unknown = sorted(str(key) for key in data if key != "format" and key not in names)

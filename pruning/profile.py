@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vlmopt.core.settings import setting, validate
+from vlmopt.core import check_depth, parse, setting, shown, validate
 
 from .tokens import VisualTokens
 from .trend import LIMITS, frame_place, grid_place, raster_place
@@ -89,9 +89,10 @@ class DebiasProfile:
             TypeError, ValueError: no dict, another format, unknown or missing keys, values out of range.
         """
         if not isinstance(data, Mapping):
-            raise TypeError(f"a debias profile must be a dict, got {data!r} of type {type(data).__name__}")
+            raise TypeError(f"a debias profile must be a dict, got {shown(data)} of type {type(data).__name__}")
+        check_depth(data)
         if data.get("format") != FORMAT:
-            raise ValueError(f"a debias profile must have 'format': {FORMAT}, got {data.get('format')!r}")
+            raise ValueError(f"a debias profile must have 'format': {FORMAT}, got {shown(data.get('format'))}")
         names = [f.name for f in fields(cls)]
         unknown = sorted(str(key) for key in data if key != "format" and key not in names)
         missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in data]
@@ -104,7 +105,7 @@ class DebiasProfile:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a JSON file; returns its path."""
         file = Path(path)
-        file.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        file.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
         return file
 
     @classmethod
@@ -115,7 +116,7 @@ class DebiasProfile:
             ValueError: the file cannot be read, or holds no valid profile.
         """
         try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+            return cls.from_dict(parse(Path(path).read_text(encoding="utf-8")))
         except (OSError, TypeError, ValueError) as error:
             raise ValueError(f"{path} holds no debias profile: {error}") from error
 

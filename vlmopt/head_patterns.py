@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlmopt.core import check_depth, parse, shown
+
 from . import methods
 from .kernels.patterns import Pattern
 from .media import check_file
@@ -60,7 +62,7 @@ class HeadPatterns:
             ):
                 raise ValueError(
                     f"head patterns: layer {number} must name one of {len(self.patterns)} patterns for each of {heads} "
-                    f"heads, got {row!r}"
+                    f"heads, got {shown(row)}"
                 )
 
     def groups(self, layer: int) -> list[tuple[Pattern, Tensor]]:
@@ -102,9 +104,10 @@ class HeadPatterns:
             TypeError, ValueError: no dict, another schema, unknown or missing keys, values that do not fit.
         """
         if not isinstance(data, Mapping):
-            raise TypeError(f"head patterns must be a dict, got {data!r} of type {type(data).__name__}")
+            raise TypeError(f"head patterns must be a dict, got {shown(data)} of type {type(data).__name__}")
+        check_depth(data)
         if data.get("schema") != SCHEMA:
-            raise ValueError(f"head patterns must have 'schema': {SCHEMA}, got {data.get('schema')!r}")
+            raise ValueError(f"head patterns must have 'schema': {SCHEMA}, got {shown(data.get('schema'))}")
         if set(data) != set(KEYS):
             raise ValueError(
                 f"head patterns: unknown keys {sorted(set(data) - set(KEYS))}, missing keys "
@@ -112,11 +115,11 @@ class HeadPatterns:
             )
         for key in ("patterns", "layers", "errors", "time_ratios"):
             if not listed(data[key]):
-                raise ValueError(f"head patterns: {key} must be a list, got {data[key]!r}")
+                raise ValueError(f"head patterns: {key} must be a list, got {shown(data[key])}")
         for key in ("layers", "errors"):
             for number, row in enumerate(data[key]):
                 if row is not None and not listed(row):
-                    raise ValueError(f"head patterns: {key} of layer {number} must be a list or null, got {row!r}")
+                    raise ValueError(f"head patterns: {key} of layer {number} must be a list or null, got {shown(row)}")
         rows = {key: tuple(None if row is None else tuple(row) for row in data[key]) for key in ("layers", "errors")}
         patterns: tuple[Any, ...] = tuple(methods.build(entry) for entry in data["patterns"])
         ratios, calibration = tuple(data["time_ratios"]), data["calibration"]
@@ -126,7 +129,7 @@ class HeadPatterns:
         """Write a JSON file; returns its path."""
         file = Path(path)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        file.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
         return file
 
     @classmethod
@@ -137,7 +140,7 @@ class HeadPatterns:
             ValueError: the file cannot be read, or holds no valid head patterns.
         """
         try:
-            data = json.loads(check_file(path, "file of head patterns").read_text(encoding="utf-8"))
+            data = parse(check_file(path, "file of head patterns").read_text(encoding="utf-8"))
             if isinstance(data, dict) and "prefill" in data:
                 data = data["prefill"]
                 if data is None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from vlmopt.core import shown
+
 from .checkpoints import bundled, load_checkpoint
 from .checkpoints.processor import FAILURES, first_line, load_processor
 from .methods import near
 
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+LONGEST = 96  # characters of a Hub id
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -27,17 +33,17 @@ class Loaded:
 
 def check_name(name: str) -> None:
     """Refuse a name that can be no model without loading anything."""
-    path = Path(name)
-    if name in bundled() or (path.is_dir() and (path / "config.json").exists()):
+    if name in bundled() or os.path.isfile(os.path.join(name, "config.json")):  # pathlib raises on long names
         return
-    if path.is_dir():
+    if os.path.isdir(name):
         raise ValueError(f"{name} is a directory without config.json, so no model was saved there")
-    if path.is_file():
+    if os.path.exists(name):
         raise ValueError(f"{name} is a file; give the directory that holds config.json and the weights")
-    parts = name.split("/")
-    if len(parts) != 2 or not all(parts) or name.startswith((".", "~")):
+    if not HUB_ID.fullmatch(name) or len(name) > LONGEST or name.startswith("."):
         hint = near(name, bundled())
-        raise ValueError(f"model {name!r} is not {_choices()}{hint}, no directory here, and no Hub id (owner/name)")
+        raise ValueError(
+            f"model {shown(name)} is not {_choices()}{hint}, no directory here, and no Hub id (owner/name)"
+        )
 
 
 def load(name: str, *, device: str = "auto", dtype: str = "auto") -> Loaded:
@@ -54,7 +60,7 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto") -> Loaded:
     check_name(name)
     where = check_device(device)
     if dtype not in DTYPES:
-        raise ValueError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
+        raise ValueError(f"unknown dtype {shown(dtype)}; choose one of {', '.join(DTYPES)}")
     if name in bundled():
         model, processor = load_checkpoint(name, dtype=dtype)
         return Loaded(name, model.to(where), processor)
@@ -65,7 +71,9 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto") -> Loaded:
     processor = load_processor(name)
     try:
         # Weights that were pickled can run code when they are read; safetensors cannot.
-        model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, use_safetensors=True)
+        model = AutoModelForImageTextToText.from_pretrained(
+            name, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
     except FAILURES as error:
         raise ValueError(f"the weights of {name} cannot be loaded: {first_line(error)}") from error
     said = ("torchvision is not installed: the processor was loaded for pictures alone",)
@@ -79,7 +87,7 @@ def check_device(device: str) -> torch.device:
         wanted = torch.device(device)
         torch.empty(0, device=wanted)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device {device!r} cannot be used here: {first_line(error)}") from None
+        raise ValueError(f"device {shown(device)} cannot be used here: {first_line(error)}") from None
     return wanted
 
 
@@ -87,7 +95,7 @@ def _config(name: str) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(name)
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)  # None asks on stdin
     except FAILURES as error:
         text = str(error)
         if Path(name).is_dir():

@@ -33,7 +33,7 @@ def check_file(path: str | os.PathLike[str], what: str) -> Path:
         ValueError: an empty file, a pipe, a socket or a device.
     """
     file = Path(path)
-    if not file.exists():
+    if not os.path.exists(file):  # pathlib raises where a name is too long
         raise FileNotFoundError(f"{what} not found: {file}")
     if file.is_dir():
         raise IsADirectoryError(f"{what} is a directory, expected a file: {file}")

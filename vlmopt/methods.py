@@ -10,11 +10,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields
 from difflib import get_close_matches
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeAlias
 
 from vlmopt import attention_fix, pruning
 from vlmopt.attention_fix import Correction
+from vlmopt.core import check_depth, shown
 from vlmopt.pruning import Selector
 
 from .kernels import patterns
@@ -23,6 +25,7 @@ from .kernels.patterns import Pattern
 GROUP = "vlmopt.methods"
 Method: TypeAlias = Selector | Correction | Pattern
 BASES = (Selector, Correction, Pattern)
+LONGEST = 100  # characters of a name that may be a slip of the pen
 
 
 def methods() -> dict[str, type[Method]]:
@@ -43,13 +46,13 @@ def find(name: Any) -> type[Method]:
         ValueError: no such method, or its entry point cannot be loaded. TypeError: the name is no string.
     """
     if not isinstance(name, str):
-        raise TypeError(f"a method name must be a string, got {name!r} of type {type(name).__name__}")
+        raise TypeError(f"a method name must be a string, got {shown(name)} of type {type(name).__name__}")
     known, points = registered(), plugins()
     if name in points:
         return load(points[name])
     if name not in known:
         names = sorted({*known, *points})
-        raise ValueError(f"unknown method {name!r}{near(name, names)}; known: {', '.join(names)}")
+        raise ValueError(f"unknown method {shown(name)}{near(name, names)}; known: {', '.join(names)}")
     return known[name]
 
 
@@ -57,18 +60,20 @@ def build(data: Any) -> Method:
     """A method from its dict form {"method": name, setting: value, ...}.
 
     Raises:
-        TypeError: not a dict, or a value of the wrong type. ValueError: unknown name or setting, value out of range.
+        TypeError: not a dict, or a value of the wrong type. ValueError: unknown name or setting, value out of range,
+            nested too deep.
     """
     if not isinstance(data, Mapping):
-        raise TypeError(f"a method must be a dict with a 'method' key, got {data!r} of type {type(data).__name__}")
+        raise TypeError(f"a method must be a dict with a 'method' key, got {shown(data)} of type {type(data).__name__}")
+    check_depth(data)
     if "method" not in data:
-        raise ValueError(f"'method' is missing in {dict(data)!r}; give the name of a method, e.g. 'uniform'")
+        raise ValueError(f"'method' is missing in {shown(dict(data))}; give the name of a method, e.g. 'uniform'")
     cls = find(data["method"])
     names = [f.name for f in fields(cls) if f.init]
     for key in data:
         if key != "method" and key not in names:
             raise ValueError(
-                f"{cls.name}: unknown setting {key!r}{near(str(key), names)}; settings: {', '.join(names)}"
+                f"{cls.name}: unknown setting {shown(key)}{near(str(key), names)}; settings: {', '.join(names)}"
             )
     try:
         return cls(**{key: decoded(value) for key, value in data.items() if key != "method"})
@@ -137,7 +142,7 @@ def plugins() -> dict[str, EntryPoint]:
         ValueError: two packages offer the same name, or one offers that of a built-in method.
     """
     found: dict[str, EntryPoint] = {}
-    for point in entry_points(group=GROUP):
+    for point in installed():
         cls = registered().get(point.name)
         if cls is not None and point.module.split(".")[0] != cls.__module__.split(".")[0]:
             raise ValueError(
@@ -149,6 +154,12 @@ def plugins() -> dict[str, EntryPoint]:
             )
         found[point.name] = point
     return found
+
+
+@cache  # packages do not come and go while Python runs, and a look costs ten milliseconds
+def installed() -> tuple[EntryPoint, ...]:
+    """Entry points of all installed packages."""
+    return tuple(entry_points(group=GROUP))
 
 
 def load(point: EntryPoint) -> type[Method]:
@@ -178,7 +189,7 @@ def origin(point: EntryPoint) -> str:
 
 def near(name: str, names: list[str]) -> str:
     """ " (did you mean 'uniform'?)" or nothing."""
-    close = get_close_matches(name, names, n=2, cutoff=0.5)
+    close = get_close_matches(name, names, n=2, cutoff=0.5) if len(name) <= LONGEST else []
     return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
 
 

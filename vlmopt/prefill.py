@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmopt.core import setting, validate
+from vlmopt.core import check_depth, setting, shown, validate
 
 from . import methods
 from .head_patterns import HeadPatterns
@@ -55,10 +55,10 @@ class SparsePrefill:
         if isinstance(self.heads, Mapping):
             object.__setattr__(self, "heads", HeadPatterns.from_dict(self.heads))
         if self.heads is not None and not isinstance(self.heads, HeadPatterns):
-            raise TypeError(f"prefill: heads must be HeadPatterns or their dict form, got {self.heads!r}")
+            raise TypeError(f"prefill: heads must be HeadPatterns or their dict form, got {shown(self.heads)}")
         if self.pattern is not None and not isinstance(self.pattern, Pattern):
             raise TypeError(
-                f"prefill: pattern must be a pattern such as MinP(), got {self.pattern!r} of type "
+                f"prefill: pattern must be a pattern such as MinP(), got {shown(self.pattern)} of type "
                 f"{type(self.pattern).__name__}"
             )
         if self.pattern is not None and self.heads is not None:
@@ -72,13 +72,15 @@ class SparsePrefill:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SparsePrefill:
         """Inverse of `to_dict`; the dict form of a pattern stands for that pattern in all heads."""
+        check_depth(data)
         if "method" in data:
             return cls(pattern=methods.build(data))  # type: ignore[arg-type]
         names = [f.name for f in fields(cls)]
         for key in data:
             if key not in names:
                 raise ValueError(
-                    f"prefill: unknown setting {key!r}{methods.near(str(key), names)}; settings: {', '.join(names)}"
+                    f"prefill: unknown setting {shown(key)}{methods.near(str(key), names)}; "
+                    f"settings: {', '.join(names)}"
                 )
         return cls(**{key: methods.decoded(value) if key == "pattern" else value for key, value in data.items()})
 

@@ -6,6 +6,7 @@ Both may lie in a directory or Hub repository of their own, beside a model's fil
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlmopt.core import parse, shown
 from vlmopt.pruning import Scorer, Selector
 
 from .checkpoints import HERE
@@ -45,7 +47,8 @@ class TrainedScorer:
                     "train one for this model, or use instruction_similarity, which needs no training"
                 )
         trained, here = torch.tensor(self.model["fingerprint"]), torch.tensor(model["fingerprint"])
-        if trained.shape != here.shape or float((trained - here).abs().max()) > APART * float(trained.abs().max()):
+        apart = APART * trained.abs().max()
+        if trained.shape != here.shape or not bool(apart.isfinite() & ((trained - here).abs() <= apart).all()):
             raise ValueError(
                 f"scorer {source!r} was trained on {self.model['name_or_path']!r}, whose word embeddings differ from "
                 f"those of {model['name_or_path']!r}; train one for this model, or use instruction_similarity"
@@ -129,16 +132,24 @@ def load(source: str, **download: Any) -> TrainedScorer:
 
     folder = find(source, **download)
     try:
-        config = json.loads((folder / FILES[0]).read_text(encoding="utf-8"))
+        config = parse((folder / FILES[0]).read_text(encoding="utf-8"))
         if config["format"] > FORMAT:
             raise ValueError(f"format {config['format']}, written by vlmopt {config['vlmopt']}; upgrade vlmopt")
         tensors = load_file(folder / FILES[1])
+        if damaged := sorted(name for name, value in tensors.items() if not bool(value.isfinite().all())):
+            raise ValueError(f"not all numbers are finite in {', '.join(damaged)}")
         marker = tensors.pop("marker", None)
-        scorer = Scorer(config["dim"], config["heads"], config["pooling"])
+        with torch.device("meta"):  # the widths that a file states cost nothing before its weights fit them
+            scorer = Scorer(config["dim"], config["heads"], config["pooling"])
         dtype = next(iter(tensors.values())).dtype
-        scorer.to(dtype).load_state_dict({name.removeprefix("scorer."): value for name, value in tensors.items()})
+        weights = {name.removeprefix("scorer."): value.to(dtype) for name, value in tensors.items()}
+        scorer.load_state_dict(weights, assign=True)
+        if marker is not None and marker.shape != (scorer.dim,):
+            raise ValueError(f"the marker must have the width {scorer.dim}, got {tuple(marker.shape)}")
         model = {key: config["model"][key] for key in ("family", "model_type", "hidden_size", "name_or_path")}
         model["fingerprint"] = [float(value) for value in config["model"]["fingerprint"]]
+        if not torch.tensor(model["fingerprint"]).isfinite().all():
+            raise ValueError("the fingerprint must be finite numbers")
         return TrainedScorer(scorer.eval().requires_grad_(False), marker, model, config.get("trained_with", {}))
     except (KeyError, TypeError, StopIteration, OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ValueError(f"scorer {source!r} in {folder} cannot be read: {type(error).__name__}: {error}") from error
@@ -163,7 +174,7 @@ def push_to_hub(trained: TrainedScorer, repo_id: str, **options: Any) -> str:
 
 def is_folder(source: str) -> bool:
     """Whether a source is a directory of this machine, not a name that means the same everywhere."""
-    return source not in bundled() and Path(source).is_dir()
+    return source not in bundled() and os.path.isdir(source)
 
 
 def bundled() -> list[str]:
@@ -174,9 +185,9 @@ def bundled() -> list[str]:
 def find(source: str, **download: Any) -> Path:
     """The directory with the files of a source; those of a Hub repository are fetched."""
     folder = HERE / source if source in bundled() else Path(source)
-    if all((folder / file).is_file() for file in FILES):
+    if all(os.path.isfile(folder / file) for file in FILES):  # pathlib raises where a name is too long
         return folder
-    if Path(source).exists():
+    if os.path.exists(source):
         raise ValueError(f"scorer {source!r}: the directory must hold {FILES[0]} and {FILES[1]}")
     from huggingface_hub import hf_hub_download
 
@@ -185,6 +196,6 @@ def find(source: str, **download: Any) -> Path:
         return first.parent
     except (OSError, ValueError) as error:  # network, missing repository or file, malformed id
         raise ValueError(
-            f"scorer {source!r} is no directory, no bundled one ({', '.join(bundled()) or 'none'}), and cannot be had "
-            f"from the Hub under that name: {error}"
+            f"scorer {shown(source)} is no directory, no bundled one ({', '.join(bundled()) or 'none'}), and cannot be "
+            f"had from the Hub under that name: {error}"
         ) from error

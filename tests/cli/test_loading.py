@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 from transformers import AutoImageProcessor, Qwen2TokenizerFast
 
 from tests.support.stock import save_checkpoint
+from vlmopt.checkpoints import bundled, load_checkpoint
 from vlmopt.checkpoints.processor import without_video
 
 
@@ -31,3 +33,20 @@ def test_processors_without_their_video_part(family: str, parts: dict[str, objec
     assert processor.image_processor is parts["image_processor"]
     assert processor.chat_template == "{{ messages }}"
     assert not hasattr(processor, "video_processor")
+
+
+def test_a_checkpoint_runs_no_code_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+    for auto in (transformers.AutoModelForImageTextToText, transformers.AutoProcessor):
+        load = auto.from_pretrained
+        monkeypatch.setattr(auto, "from_pretrained", lambda s, load=load, **o: asked.append(o) or load(s, **o))
+    model, processor = load_checkpoint(bundled()[0], dtype=torch.bfloat16)
+    assert asked == [
+        {"use_safetensors": True, "trust_remote_code": False, "dtype": torch.bfloat16},
+        {"trust_remote_code": False},
+    ]
+    model.config.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        load_checkpoint(tmp_path)

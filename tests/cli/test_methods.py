@@ -31,7 +31,7 @@ class Pick(pruning.Selector):
 def offer(monkeypatch):
     """Pretend that packages with entry points are installed; gives a function (name, value) -> EntryPoint."""
     points: list[EntryPoint] = []
-    monkeypatch.setattr(methods, "entry_points", lambda group: [p for p in points if p.group == group])
+    monkeypatch.setattr(methods, "installed", lambda: points)
 
     def add(name, value):
         points.append(EntryPoint(name, value, methods.GROUP))
@@ -58,7 +58,7 @@ def test_describe_feeds_forms_and_tables():
         "selector",
         "2403.06764",
         "attention",
-        "pruning",
+        "vlmopt",
     )
     layer = next(s for s in top["settings"] if s["name"] == "layer")
     assert (layer["default"], layer["min"], layer["kind"]) == (2, 1, "int")
@@ -98,7 +98,7 @@ def test_entry_points_that_are_refused(offer, plugin):
 
 def test_taken_names_are_refused(offer, monkeypatch):
     offer("uniform", "vlmopt_test_plugin:Pick")
-    with pytest.raises(ValueError, match=r"uniform.*taken by pruning.uniform.Uniform"):
+    with pytest.raises(ValueError, match=r"uniform.*taken by vlmopt\.pruning\.uniform\.Uniform"):
         methods.methods()
     monkeypatch.setitem(attention_fix.registry._methods, "uniform", Correction)
     with pytest.raises(ValueError, match="taken twice"):

@@ -185,6 +185,7 @@ def test_a_scorer_of_another_model_is_refused_before_anything_changes(model, tmp
         (trained(other), "trained for model_type='qwen2_vl', this model has 'qwen2_5_vl'"),
         (trained(model, model={**facts(model), "hidden_size": 96}), "hidden_size=96, this model has 64"),
         (trained(retrained), "word embeddings differ"),
+        (trained(model, model={**facts(model), "fingerprint": [0.1] * 63 + [1e30]}), "word embeddings differ"),
     ):
         source = str(scorers.save(strange, tmp_path / "strange"))
         with pytest.raises(ValueError, match=match):
@@ -209,15 +210,31 @@ def test_files_that_are_no_scorer(model, tmp_path):
         scorers.load("no/such")
     folder = scorers.save(trained(model), tmp_path / "s")
     config = json.loads((folder / FILES[0]).read_text())
-    for change in ({"format": 9}, {"heads": 5}, {"dim": 32}, {"model": {}}):
+    blurred = {**config["model"], "fingerprint": [1e999] * len(config["model"]["fingerprint"])}
+    for change in ({"format": 9}, {"heads": 5}, {"dim": 32}, {"dim": 2**40}, {"model": {}}, {"model": blurred}):
         (folder / FILES[0]).write_text(json.dumps({**config, **change}))
         with pytest.raises(ValueError, match="cannot be read"):
             scorers.load(str(folder))
     (folder / FILES[0]).write_text(json.dumps(config))
     tensors = load_file(folder / FILES[1])
+    for name, damage in (("marker", marker() * torch.nan), ("scorer.visual.up.bias", torch.full((WIDTH,), torch.inf))):
+        save_file({**tensors, name: damage}, folder / FILES[1])
+        with pytest.raises(ValueError, match=f"not all numbers are finite in {name}"):
+            scorers.load(str(folder))
+    save_file({**tensors, "marker": marker(WIDTH + 1)}, folder / FILES[1])
+    with pytest.raises(ValueError, match="the marker must have the width 64"):
+        scorers.load(str(folder))
     save_file({name: value for name, value in tensors.items() if "norm" not in name}, folder / FILES[1])
     with pytest.raises(ValueError, match=r"(?s)cannot be read.*norm"):
         scorers.load(str(folder))
     (folder / FILES[1]).write_bytes(b"\x80\x04K.")  # a pickle
     with pytest.raises(ValueError, match="cannot be read"):
         scorers.load(str(folder))
+
+
+def test_a_fingerprint_that_is_no_number_belongs_to_no_model(model):
+    own = facts(model)
+    for strange in ({**own, "fingerprint": [float("nan")] * 64}, {**own, "fingerprint": [float("inf")] * 64}):
+        for trained_for, here in ((strange, own), (own, strange)):
+            with pytest.raises(ValueError, match="word embeddings differ"):
+                trained(model, model=trained_for).check("x", here, marker=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -78,7 +79,7 @@ def depth_of(model: str) -> int | None:
     """
     for place in (HERE / model, Path(model)):
         file = place / "config.json"
-        if file.is_file():
+        if os.path.isfile(file):  # pathlib raises where a name is too long
             try:
                 config = json.loads(file.read_text(encoding="utf-8"))
             except (OSError, ValueError):

@@ -18,6 +18,7 @@ from vlmopt.attention_fix import (
     SinkProfile,
     VisualSink,
 )
+from vlmopt.core import parse
 from vlmopt.pruning import Debias, ScoreSelector
 from vlmopt.pruning.profile import DebiasProfile
 
@@ -112,7 +113,7 @@ class Profile:
         """Write the file; returns its path."""
         file = Path(path)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        file.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
         return file
 
     @classmethod
@@ -123,7 +124,7 @@ class Profile:
             ValueError: the file cannot be read, or is no profile of this format or an earlier one.
         """
         try:
-            data = json.loads(check_file(path, "profile").read_text(encoding="utf-8"))
+            data = parse(check_file(path, "profile").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(f"{path} cannot be read as a profile: {error}") from error
         version = data.get("format") if isinstance(data, dict) else None

@@ -18,7 +18,8 @@ def load_checkpoint(name_or_path: str | Path, **kwargs: Any) -> tuple[Any, Any]:
 
     Args:
         name_or_path: a bundled name (`bundled()` lists them), a directory, or a Hub id.
-        **kwargs: passed on to `AutoModelForImageTextToText.from_pretrained`.
+        **kwargs: passed on to `AutoModelForImageTextToText.from_pretrained`. Unless they say otherwise, weights are
+            read from safetensors alone, and no code of a checkpoint is run.
 
     Returns:
         (model in eval mode, processor)
@@ -27,10 +28,11 @@ def load_checkpoint(name_or_path: str | Path, **kwargs: Any) -> tuple[Any, Any]:
 
     from .processor import load_processor
 
-    directory = HERE / str(name_or_path)
-    source = str(directory if (directory / "config.json").exists() else name_or_path)
-    model = AutoModelForImageTextToText.from_pretrained(source, **kwargs)
-    return model.eval(), load_processor(source)
+    source = str(HERE / name_or_path if name_or_path in bundled() else name_or_path)
+    trust = kwargs.pop("trust_remote_code", False)  # None asks on stdin
+    options = {"use_safetensors": True, **kwargs}  # what was pickled can run code when it is read
+    model = AutoModelForImageTextToText.from_pretrained(source, trust_remote_code=trust, **options)
+    return model.eval(), load_processor(source, trust_remote_code=trust)
 
 
 __all__ = ["bundled", "load_checkpoint"]

@@ -36,7 +36,7 @@ def build_processor(tokenizer: Any, chat_template: str, patch_size: int, merge_s
     return PaddleOCRVLProcessor(images, tokenizer, chat_template=chat_template)
 
 
-def load_processor(source: str) -> Any:
+def load_processor(source: str, *, trust_remote_code: bool = False) -> Any:
     """The processor of a directory or Hub id, without its video part where only that needs a missing torchvision.
 
     Raises:
@@ -49,7 +49,7 @@ def load_processor(source: str) -> Any:
             "works: install the build that matches torch, or uninstall it (vlmopt does not need it)"
         )
     try:
-        processor = AutoProcessor.from_pretrained(source)
+        processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
         if hasattr(processor, "image_processor"):
             return processor
         problem = f"only a {type(processor).__name__} came back"
@@ -57,7 +57,7 @@ def load_processor(source: str) -> Any:
         problem = first_line(error)
     if torchvision is None:
         try:
-            return without_video(AutoConfig.from_pretrained(source)).from_pretrained(source)
+            return without_video(AutoConfig.from_pretrained(source, trust_remote_code=False)).from_pretrained(source)
         except FAILURES as error:
             problem += f"; for pictures alone: {first_line(error)}"
     raise ValueError(f"no image processor can be loaded from {source}: {problem}")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import Field, field, fields
-from numbers import Integral, Real
+from numbers import Integral, Rational, Real
 from typing import Any
 
+from .data import shown
+
+BITS = 64  # of a whole number in a tensor
 KINDS: dict[str, tuple[Any, str]] = {
     "float": (Real, "a number"),
     "int": (Integral, "a whole number"),
@@ -55,7 +58,7 @@ def validate(owner: Any, label: str) -> None:
                 object.__setattr__(owner, f.name, tuple(checked(entry, f, label) for entry in value))
             elif f.metadata["kind"] in ("floats", "ints"):
                 words = KINDS[f.metadata["kind"]][1]
-                raise TypeError(f"{label}: {f.name} must be {words}, got {value!r} of type {type(value).__name__}")
+                raise TypeError(f"{label}: {f.name} must be {words}, got {shown(value)} of type {type(value).__name__}")
             else:
                 object.__setattr__(owner, f.name, checked(value, f, label))
 
@@ -68,19 +71,23 @@ def checked(value: Any, f: Field[Any], label: str) -> Any:
     expected, words = KINDS[meta["kind"]]
     if not isinstance(value, expected) or (isinstance(value, bool) and meta["kind"] != "bool"):
         raise TypeError(
-            f"{label}: {f.name} must be {words}{range_text(meta)}, got {value!r} of type {type(value).__name__}"
+            f"{label}: {f.name} must be {words}{range_text(meta)}, got {shown(value)} of type {type(value).__name__}"
         )
-    if meta["kind"] in ("float", "floats"):
-        value = float(value)
-    elif meta["kind"] in ("int", "ints"):
-        value = int(value)
     if meta["kind"] not in ("str", "bool"):
+        value, given = number(value, meta["kind"], f"{label}: {f.name}"), value
         low, high, above = meta.get("min", -math.inf), meta.get("max", math.inf), meta.get("above", -math.inf)
         if not (low <= value <= high and value > above and math.isfinite(value)):
-            raise ValueError(f"{label}: {f.name} must be {words}{range_text(meta)}, got {value!r}")
+            raise ValueError(f"{label}: {f.name} must be {words}{range_text(meta)}, got {shown(given)}")
     elif value not in meta.get("choices", (value,)):
-        raise ValueError(f"{label}: {f.name} must be one of {', '.join(meta['choices'])}; got {value!r}")
+        raise ValueError(f"{label}: {f.name} must be one of {', '.join(meta['choices'])}; got {shown(value)}")
     return value
+
+
+def number(value: Any, kind: str, what: str) -> float | int:
+    """A plain Python number; `ValueError` for a whole one that fits no tensor."""
+    if isinstance(value, Rational) and abs(value) >= 2 ** (BITS - 1):
+        raise ValueError(f"{what} must be a number of at most {BITS} bits, got {shown(value)}")
+    return int(value) if kind in ("int", "ints") else float(value)
 
 
 def range_text(meta: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -10,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
+
+from vlmopt.core import parse, shown
 
 from .. import methods, scorers
 from ..media import check_file
@@ -23,30 +24,41 @@ WEIGHTS = ("scorer", "marker_from")  # settings, of any selector, that name trai
 
 
 def named(name: str) -> Policy:
-    """A preset, or the policy at a path."""
+    """A preset, the policy at a path, or one written out as JSON."""
+    from .policy import Policy
     from .presets import presets
 
     known = presets()
     if name in known:
         return known[name]
-    if name and (os.sep in name or name.endswith(".json") or Path(name).exists()):
+    if name.lstrip().startswith(("{", "[")):
+        return Policy.load(parsed(name))
+    if name and (os.sep in name or name.endswith(".json") or os.path.exists(name)):
         return read(Path(name))
     names = sorted(known)
     raise ValueError(
-        f"unknown preset {name!r}{methods.near(name, names)}; presets: {', '.join(names)}. "
-        "A string may also be the path of a policy file or directory."
+        f"unknown preset {shown(name)}{methods.near(name, names)}; presets: {', '.join(names)}. "
+        "A string may also be the path of a policy file or directory, or a policy in JSON."
     )
+
+
+def parsed(text: str) -> Any:
+    """The policy in a JSON text, not built yet."""
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise ValueError(f"{shown(text)} cannot be read as a JSON policy: {error}") from error
 
 
 def read(path: Path) -> Policy:
     """The policy in a file, or in the `vlmopt_policy.json` of a directory; errors name the file."""
     from .policy import Policy
 
-    path = path / FILE_NAME if path.is_dir() else path
+    path = path / FILE_NAME if os.path.isdir(path) else path
     try:
-        data = json.loads(check_file(path, "policy file").read_text(encoding="utf-8"))
+        data = parse(check_file(path, "policy file").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ValueError(f"no policy file at {path}") from error
+        raise ValueError(f"no policy file at {shown(str(path))}") from error
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a JSON policy: {error}") from error
     if not isinstance(data, dict):
@@ -62,7 +74,7 @@ def save(policy: Policy, directory: Path) -> Path:
 
     Names of bundled weights and of Hub repositories mean the same everywhere; they stay as they are.
     """
-    if directory.is_file():
+    if os.path.exists(directory) and not os.path.isdir(directory):
         raise ValueError(f"{directory} is a file; give a directory")
     directory.mkdir(parents=True, exist_ok=True)
     moved = with_weights(policy, lambda source: brought(source, directory))
@@ -88,7 +100,7 @@ def fetched(repo_id: str, file: str, **options: Any) -> Path:
         return Path(hf_hub_download(repo_id, file, **options))
     except (OSError, ValueError) as error:  # network, missing repository or file, malformed id
         raise ValueError(
-            f"{repo_id!r} is no directory, and {file} cannot be had from the Hub under that name: {error}"
+            f"{shown(repo_id)} is no directory, and {file} cannot be had from the Hub under that name: {error}"
         ) from error
 
 

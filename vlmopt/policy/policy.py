@@ -6,11 +6,11 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from vlmopt.attention_fix import Correction
+from vlmopt.core import check_depth, shown
 from vlmopt.pruning import Selector
 
 from .. import methods
@@ -18,6 +18,7 @@ from ..kernels.patterns import Pattern
 from ..prefill import SparsePrefill
 from ..version import __version__
 from . import files
+from .combinations import check_corrections, check_stages, cuts, order
 
 FORMAT = 1
 KEYS = ["format", "vlmopt", "prune", "attention", "prefill", "seed"]
@@ -48,9 +49,11 @@ class Policy:
         object.__setattr__(self, "attention", entries("attention", self.attention, Correction))
         object.__setattr__(self, "prefill", prefill_of(self.prefill))
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise TypeError(f"seed must be a whole number >= 0, got {self.seed!r} of type {type(self.seed).__name__}")
+            raise TypeError(
+                f"seed must be a whole number >= 0, got {shown(self.seed)} of type {type(self.seed).__name__}"
+            )
         if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed must be >= 0 and < 2**63, got {self.seed}")
+            raise ValueError(f"seed must be >= 0 and < 2**63, got {shown(self.seed)}")
         check_stages(self.prune)
         check_corrections(self.attention)
 
@@ -66,8 +69,8 @@ class Policy:
 
     @classmethod
     def load(cls, source: Any) -> Policy:
-        """A policy from a preset name, a path (file, or directory with `vlmopt_policy.json`), dict, method, list of
-        methods, or `Policy`.
+        """A policy from a preset name, a path (file, or directory with `vlmopt_policy.json`), JSON text, dict, method,
+        list of methods, or `Policy`.
 
         Raises:
             TypeError, ValueError: none of these, or not valid; a file written in a newer format.
@@ -85,8 +88,8 @@ class Policy:
         if isinstance(source, os.PathLike):
             return files.read(Path(source))
         raise TypeError(
-            "a policy must be a preset name, a path, a dict, a method, a list of methods or a Policy, "
-            f"got {source!r} of type {type(source).__name__}"
+            "a policy must be a preset name, a path, JSON, a dict, a method, a list of methods or a Policy, "
+            f"got {shown(source)} of type {type(source).__name__}"
         )
 
     @classmethod
@@ -95,7 +98,7 @@ class Policy:
         for item in items:
             if not isinstance(item, (Selector, Correction, Pattern, SparsePrefill)):
                 raise TypeError(
-                    f"a list of methods may hold selectors, corrections and a pattern, got {item!r} of type "
+                    f"a list of methods may hold selectors, corrections and a pattern, got {shown(item)} of type "
                     f"{type(item).__name__}"
                 )
         prefill = [item for item in items if isinstance(item, (Pattern, SparsePrefill))]
@@ -110,21 +113,26 @@ class Policy:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Policy:
         """Inverse of `to_dict`; every key may be missing."""
+        if not isinstance(data, Mapping):
+            raise TypeError(f"a policy must be a dict, got {shown(data)} of type {type(data).__name__}")
+        check_depth(data)
         version = data.get("format", FORMAT)
         if isinstance(version, bool) or not isinstance(version, int) or version < 1:
-            raise ValueError(f"format must be a whole number from 1 to {FORMAT}, got {version!r}")
+            raise ValueError(f"format must be a whole number from 1 to {FORMAT}, got {shown(version)}")
         if version > FORMAT:
             raise ValueError(
-                f"this policy has format {version}, written by vlmopt {data.get('vlmopt', '?')}; "
+                f"this policy has format {shown(version)}, written by vlmopt {data.get('vlmopt', '?')!s:.20}; "
                 f"vlmopt {__version__} reads up to format {FORMAT}. Upgrade vlmopt."
             )
         for key in data:
             if key not in KEYS:
-                raise ValueError(f"unknown policy key {key!r}{methods.near(str(key), KEYS)}; keys: {', '.join(KEYS)}")
+                raise ValueError(
+                    f"unknown policy key {shown(key)}{methods.near(str(key), KEYS)}; keys: {', '.join(KEYS)}"
+                )
         lists: dict[str, Any] = {key: data.get(key, []) for key in ("prune", "attention")}
         for key, value in lists.items():
             if not isinstance(value, (list, tuple)):
-                raise TypeError(f"{key} must be a list of methods, got {value!r} of type {type(value).__name__}")
+                raise TypeError(f"{key} must be a list of methods, got {shown(value)} of type {type(value).__name__}")
             lists[key] = [methods.build(entry) for entry in value]
         return cls(prefill=data.get("prefill"), seed=data.get("seed", 0), **lists)
 
@@ -160,7 +168,7 @@ class Policy:
         Raises:
             ValueError: neither holds a valid policy.
         """
-        if Path(source).exists():
+        if os.path.exists(source):
             return files.read(Path(source))
         return files.download(str(source), **download)
 
@@ -181,45 +189,13 @@ class Policy:
 def entries(key: str, given: Any, kind: type) -> tuple[Any, ...]:
     """A tuple of methods of one kind, or `TypeError`."""
     if not isinstance(given, (list, tuple)):
-        raise TypeError(f"{key} must be a list of {kind.__name__}s, got {given!r} of type {type(given).__name__}")
+        raise TypeError(f"{key} must be a list of {kind.__name__}s, got {shown(given)} of type {type(given).__name__}")
     for method in given:
         if not isinstance(method, kind):
-            raise TypeError(f"{key} may hold {kind.__name__}s only, got {method!r} of type {type(method).__name__}")
-    return tuple(given)
-
-
-def cuts(prune: Sequence[Selector]) -> list[Selector]:
-    """All stages of the methods that can change something, by rising layer."""
-    stages = [stage for method in prune if not method.neutral for stage in method.stages]
-    return sorted(stages, key=order)
-
-
-def order(stage: Selector) -> tuple[int, bool]:
-    """By rising layer; before a layer, what was chosen before the vision tower comes first."""
-    return stage.layer, not stage.before_tower
-
-
-def check_stages(prune: Sequence[Selector]) -> None:
-    """Selectors that contradict each other."""
-    stages = sorted((stage for method in prune for stage in method.stages), key=order)
-    for first, second in pairwise(stages):
-        chooses_among_encoded = first.before_tower and not second.before_tower and not second.resizes_pixels
-        if first.layer == second.layer and not chooses_among_encoded:
-            raise ValueError(
-                f"{first.label} and {second.label} both act before layer {first.layer}; one method per layer, move one"
+            raise TypeError(
+                f"{key} may hold {kind.__name__}s only, got {shown(method)} of type {type(method).__name__}"
             )
-    active = cuts(prune)
-    for unit in ("keep_ratio", "keep_tokens"):
-        budgets = [(getattr(stage, unit), stage) for stage in active if getattr(stage, unit) and not stage.adaptive]
-        for (before, first), (after, second) in pairwise(budgets):
-            if after > before:
-                raise ValueError(
-                    f"{second.label}: {unit}={after} before layer {second.layer} exceeds {unit}={before} of "
-                    f"{first.label} before layer {first.layer}; budgets count original tokens and must not grow"
-                )
-    policies = sorted({method.positions for method in active})
-    if "repack" in policies and len(policies) > 1:
-        raise ValueError(f"positions='repack' cannot be mixed with {policies}: renumber at every stage or at none")
+    return tuple(given)
 
 
 def prefill_of(given: Any) -> SparsePrefill | None:
@@ -231,18 +207,6 @@ def prefill_of(given: Any) -> SparsePrefill | None:
     if isinstance(given, Pattern):
         return SparsePrefill(pattern=given)
     raise TypeError(
-        f"prefill must be a pattern such as MinP(), SparsePrefill, or their dict form, got {given!r} of type "
+        f"prefill must be a pattern such as MinP(), SparsePrefill, or their dict form, got {shown(given)} of type "
         f"{type(given).__name__}"
     )
-
-
-def check_corrections(attention: Sequence[Correction]) -> None:
-    """Corrections that contradict each other."""
-    for i, first in enumerate(attention):
-        for second in attention[i + 1 :]:
-            if first.name == second.name:
-                raise ValueError(f"{first.name} is given twice; give it once, its `layers` may name several ranges")
-            if first.group and first.group == second.group:
-                raise ValueError(
-                    f"{first.name} and {second.name} are both a kind of {first.group}, at most one acts; leave one out"
-                )

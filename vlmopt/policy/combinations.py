@@ -1,0 +1,55 @@
+"""Which methods may stand beside one another in a policy, and in which order cuts run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from vlmopt.attention_fix import Correction
+from vlmopt.pruning import Selector
+
+
+def cuts(prune: Sequence[Selector]) -> list[Selector]:
+    """All stages of the methods that can change something, by rising layer."""
+    stages = [stage for method in prune if not method.neutral for stage in method.stages]
+    return sorted(stages, key=order)
+
+
+def order(stage: Selector) -> tuple[int, bool]:
+    """By rising layer; before a layer, what was chosen before the vision tower comes first."""
+    return stage.layer, not stage.before_tower
+
+
+def check_stages(prune: Sequence[Selector]) -> None:
+    """Selectors that contradict each other."""
+    stages = sorted((stage for method in prune for stage in method.stages), key=order)
+    for first, second in pairwise(stages):
+        chooses_among_encoded = first.before_tower and not second.before_tower and not second.resizes_pixels
+        if first.layer == second.layer and not chooses_among_encoded:
+            raise ValueError(
+                f"{first.label} and {second.label} both act before layer {first.layer}; one method per layer, move one"
+            )
+    active = cuts(prune)
+    for unit in ("keep_ratio", "keep_tokens"):
+        budgets = [(getattr(stage, unit), stage) for stage in active if getattr(stage, unit) and not stage.adaptive]
+        for (before, first), (after, second) in pairwise(budgets):
+            if after > before:
+                raise ValueError(
+                    f"{second.label}: {unit}={after} before layer {second.layer} exceeds {unit}={before} of "
+                    f"{first.label} before layer {first.layer}; budgets count original tokens and must not grow"
+                )
+    policies = sorted({method.positions for method in active})
+    if "repack" in policies and len(policies) > 1:
+        raise ValueError(f"positions='repack' cannot be mixed with {policies}: renumber at every stage or at none")
+
+
+def check_corrections(attention: Sequence[Correction]) -> None:
+    """Corrections that contradict each other."""
+    for i, first in enumerate(attention):
+        for second in attention[i + 1 :]:
+            if first.name == second.name:
+                raise ValueError(f"{first.name} is given twice; give it once, its `layers` may name several ranges")
+            if first.group and first.group == second.group:
+                raise ValueError(
+                    f"{first.name} and {second.name} are both a kind of {first.group}, at most one acts; leave one out"
+                )

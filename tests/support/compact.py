@@ -41,7 +41,7 @@ def compact_logits(model: Any, inputs: dict[str, Tensor], removal: Removal, row:
             for name in kw
             if name.startswith("position_embeddings")
         }
-        out = layer(hidden, attention_mask=None, past_key_values=None, **tables)
+        out = layer(hidden, attention_mask=None, **tables)
         hidden = out[0] if isinstance(out, tuple) else out
     norm = decoder.norm if hasattr(decoder, "norm") else decoder.embedding_norm
     return model.lm_head(norm(hidden))

@@ -192,7 +192,7 @@ class Reference:
         return out[:, :columns].repeat_interleave(batch // gone.shape[0], 0)
 
     def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get("cache", kwargs.get("past_key_values"))  # from 5.24; up to 5.23
         self.past = cache.get_seq_length() if cache is not None else 0
         self.q = kwargs["inputs_embeds"].shape[1]
 

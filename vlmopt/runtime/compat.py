@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from packaging.version import Version
 from torch import Tensor
 
 FLOOR = "4.57.6"  # the lowest release on which the oracle tests pass
+CACHE_NAMES = ("cache", "past_key_values", "past_key_value")  # from 5.24; up to 5.23; in layers of 4.57
 
 
 def check_version() -> None:
@@ -24,6 +27,17 @@ def check_version() -> None:
 def query_length(query: int | Tensor) -> int:
     """`get_mask_sizes` is handed a length, or up to 5.6 a tensor of cache positions."""
     return query.shape[0] if isinstance(query, Tensor) else query
+
+
+def cache_name(forward: Callable[..., Any]) -> str:
+    """Name under which `forward` takes the cache."""
+    names = inspect.signature(forward).parameters
+    return next(name for name in CACHE_NAMES if name in names)
+
+
+def cache_in(arguments: Mapping[str, Any]) -> Any:
+    """The cache among the arguments of a call or in an output; callers may still use a name of before 5.24."""
+    return next((arguments[name] for name in CACHE_NAMES if arguments.get(name) is not None), None)
 
 
 def why_fixed(cache: Any) -> str | None:

@@ -38,7 +38,7 @@ class OpenStep:
         embeds = kwargs.get("inputs_embeds")
         if embeds is None:
             return
-        cache = kwargs.get("past_key_values")
+        cache = compat.cache_in(kwargs)
         past = 0 if cache is None else int(cache.get_seq_length())
         q = embeds.shape[1]
         state = cache._vlmopt if isinstance(cache, LogicalCache) else None
@@ -96,8 +96,9 @@ class CloseStep:
         if step.rows:
             commit(step, max(self.session.stage_of))
             output = restore_length(step, self.session.stage_of[-1], output)
-        cache = kwargs.get("past_key_values")
-        cache = cache if cache is not None else getattr(output, "past_key_values", None)
+        cache = compat.cache_in(
+            {**kwargs, **output} if isinstance(output, dict) else kwargs
+        )  # its own, if none was given
         if self.session.corrections is not None:
             self.session.corrections.close(step, cache)
         step.call.close_step(step, cache)

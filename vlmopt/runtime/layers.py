@@ -77,7 +77,7 @@ class LayerHook:
             return None
         given = dict(zip(self.names, args, strict=False)) | kwargs  # some families pass positionally
         hidden = given.pop("hidden_states")
-        cache = given.get("past_key_values", given.get("past_key_value"))
+        cache = compat.cache_in(given)
         for here in self.cuts:
             if step.context is not None:
                 if here.ahead:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .compat import CACHE_NAMES
+
 if TYPE_CHECKING:
     from .context import Step
 
@@ -42,7 +44,7 @@ class ReadOnlyCache:
 def look_ahead(step: Step, module: nn.Module, layer: int, count: int, hidden: Tensor, given: dict[str, Any]) -> Tensor:
     """Rows fp32 [B, H, R, L] of `layer` over logical places, R = the last `count` real prompt rows."""
     given = dict(given)
-    for name in ("past_key_values", "past_key_value"):
+    for name in CACHE_NAMES:
         if given.get(name) is not None:
             given[name] = ReadOnlyCache(given[name])
     step.ahead = (layer, count)

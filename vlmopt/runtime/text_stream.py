@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from .compat import cache_name
 from .context import STEP, Step
 
 if TYPE_CHECKING:
@@ -131,8 +132,8 @@ class TextStream:
                     inputs_embeds=embeds,
                     attention_mask=None if bool(self.real.all()) else self.real.long(),
                     position_ids=positions.expand(axes, -1, -1) if axes else positions,
-                    past_key_values=self.cache,
                     use_cache=self.lasting,
+                    **{cache_name(type(anatomy.decoder).forward): self.cache},
                     **kwargs,
                 )
                 if self.lasting:

@@ -1,13 +1,16 @@
 """Does a click survive pruning? Share of answers whose point lies inside the target's box, on screens.
 
 Generated screens are those of `vlmopt.synthetic`; real ones are windows of web pages that Chromium rendered, from pages
-that were held out of training. Every selector at every budget, with plain positions ("keep") and with one marker per
+that were held out of training. On these pages controls stand on the model's cells of 14 px (`vlmopt make-screens
+--cell 14`), and windows begin where cells do: the checkpoint reads nothing else, as `--cell 1` shows, which lets
+windows begin at any pixel. Every selector at every budget, with plain positions ("keep") and with one marker per
 dropped run ("pospad": the trained marker where tokens leave before the LLM, the mean of the run inside it); renumbering
 is not defined for M-RoPE. Random and resize stand beside every method. Figures of the small bundled checkpoint say
 nothing about real models.
 
     python benchmarks/grounding.py                 # most of an hour on two cores
     python benchmarks/grounding.py --targets 100 --keep 0.3
+    python benchmarks/grounding.py --keep 0.3 --cell 1 --only "random, keep" "focus_ui, pospad"
     python benchmarks/grounding.py --tables        # Markdown of the newest results
 """
 
@@ -27,7 +30,7 @@ from tqdm import tqdm
 
 import vlmopt
 from common import RESULTS, append
-from vlmopt.metrics import mcnemar, wilson
+from vlmopt.metrics import mean_interval, wilson
 from vlmopt.prompt import chat
 from vlmopt.pruning import DivPrune, FastV, FirstPass, FocusUI, InstructionSimilarity, Random, Resize, UIGraph
 from vlmopt.synthetic import Question, screen
@@ -53,10 +56,9 @@ class Target:
     sort: str  # "generated", "real text", "real icon"
 
 
-def generated(count: int) -> list[Target]:
+def generated(count: int, seed: int = FIRST_SEED) -> list[Target]:
     """The first click question of each of `count` drawn screens."""
     targets: list[Target] = []
-    seed = FIRST_SEED
     while len(targets) < count:
         world = screen(seed, (SIDE, SIDE))
         question = next((q for q in world.questions if q.kind == "click"), None)
@@ -66,29 +68,30 @@ def generated(count: int) -> list[Target]:
     return targets
 
 
-def real(count: int) -> list[Target]:
-    """Windows of held-out pages, each around one target whose name the checkpoint can read, at a place drawn by lot."""
+def real(count: int, seed: int = FIRST_SEED, cell: int = CELL) -> list[Target]:
+    """Windows of held-out pages, each around one target whose name the checkpoint can read, at a place drawn by lot.
+
+    Windows begin at multiples of `cell` pixels; those of training began where the model's cells do.
+    """
     entries = json.loads((SCREENS / "held-out_web.json").read_text(encoding="utf-8"))
     known = {f"Click {label}." for label in LABELS}
     fitting = [e for e in entries if e["instruction"] in known and max(e["bbox"][2:]) < SIDE]
-    random.Random(FIRST_SEED).shuffle(fitting)
-    return [window(entry, number) for number, entry in enumerate(fitting[:count])]
+    random.Random(seed).shuffle(fitting)
+    return [window(entry, random.Random(f"window/{number}"), cell) for number, entry in enumerate(fitting[:count])]
 
 
-def window(entry: dict[str, Any], seed: int) -> Target:
-    """A window that begins where cells do, as the training's do."""
+def window(entry: dict[str, Any], rng: random.Random, cell: int) -> Target:
     page = Image.open(SCREENS / entry["img_filename"]).convert("RGB")
     x, y, width, height = entry["bbox"]
-    rng = random.Random(f"window/{seed}")
-    left, top = start(rng, x, width, page.width), start(rng, y, height, page.height)
+    left, top = start(rng, x, width, page.width, cell), start(rng, y, height, page.height, cell)
     box: Box = (round(x - left), round(y - top), round(x - left + width), round(y - top + height))
     image = page.crop((left, top, left + SIDE, top + SIDE))
     return Target(image, Question(entry["instruction"], "", "click", box), f"real {entry['data_type']}")
 
 
-def start(rng: random.Random, low: float, length: float, whole: int) -> int:
-    first = -(-max(0, int(low + length) + 1 - SIDE) // CELL)
-    return CELL * rng.randint(first, max(first, min(int(low), whole - SIDE) // CELL))
+def start(rng: random.Random, low: float, length: float, whole: int, cell: int) -> int:
+    first = -(-max(0, int(low + length) + 1 - SIDE) // cell)
+    return cell * rng.randint(first, max(first, min(int(low), whole - SIDE) // cell))
 
 
 def variants(keep_ratio: float) -> dict[str, Any]:
@@ -113,9 +116,9 @@ def variants(keep_ratio: float) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def marks(model: Any, processor: Any, targets: Sequence[Target], policy: Any) -> tuple[list[bool], dict[str, float]]:
-    """Which targets were hit, and means per target of tokens kept and markers."""
-    hit: list[bool] = []
+def answers(model: Any, processor: Any, targets: Sequence[Target], policy: Any) -> tuple[list[str], dict[str, float]]:
+    """What was said of each target, and means per target of tokens kept and markers."""
+    said: list[str] = []
     kept = markers = 0
     with vlmopt.optimized(model, policy):
         for start in range(0, len(targets), BATCH):
@@ -128,26 +131,39 @@ def marks(model: Any, processor: Any, targets: Sequence[Target], policy: Any) ->
             )
             out = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
             texts = processor.tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            hit += [correct(target.question, text.strip()) for target, text in zip(part, texts, strict=True)]
+            said += [text.strip() for text in texts]
             samples = vlmopt.report(model).samples
             kept += sum(sample["visual_tokens_kept"] for sample in samples)
             markers += sum(sample["markers"] for sample in samples)
-    return hit, {"kept": kept / len(targets), "markers": markers / len(targets)}
+    return said, {"kept": kept / len(targets), "markers": markers / len(targets)}
+
+
+def hits(targets: Sequence[Target], said: Sequence[str]) -> list[bool]:
+    return [correct(target.question, text) for target, text in zip(targets, said, strict=True)]
 
 
 def run(options: argparse.Namespace) -> None:
     model, processor = vlmopt.load_checkpoint(CHECKPOINT)
     plan = [(1.0, "dense", "dense")]
     plan += [(keep, name, policy) for keep in options.keep for name, policy in variants(keep).items()]
-    for part, targets in {"generated": generated(options.targets), "real": real(options.targets)}.items():
+    if options.only:
+        known = {name for _, name, _ in plan}
+        if unknown := set(options.only) - known:
+            raise SystemExit(f"--only {sorted(unknown)}: unknown; there are {', '.join(sorted(known))}")
+        plan = [row for row in plan if row[1] in {"dense", *options.only}]
+    for part in options.on:
+        seed, count = options.seed, options.targets
+        targets = generated(count, seed) if part == "generated" else real(count, seed, options.cell)
         dense: list[bool] = []
         rows = []
         for keep_ratio, name, policy in tqdm(plan, desc=f"{part}, {len(targets)} targets"):
-            hit, tokens = marks(model, processor, targets, policy)
+            said, tokens = answers(model, processor, targets, policy)
+            hit = hits(targets, said)
             dense = dense or hit
             rows.append({"method": name, "keep_ratio": keep_ratio, **tokens, **summed(targets, hit, dense)})
             tqdm.write(f"{part:10s} {keep_ratio:4.2f} {name:32s} {percent(rows[-1])}")
-        append("grounding", {"checkpoint": CHECKPOINT, "targets": part, "of": len(targets), "rows": rows})
+        facts = {"checkpoint": CHECKPOINT, "targets": part, "of": len(targets), "seed": seed, "cell": options.cell}
+        append("grounding", {**facts, "rows": rows})
 
 
 def summed(targets: Sequence[Target], hit: Sequence[bool], dense: Sequence[bool]) -> dict[str, Any]:
@@ -157,26 +173,28 @@ def summed(targets: Sequence[Target], hit: Sequence[bool], dense: Sequence[bool]
         "accuracy": sum(hit) / len(hit),
         "interval": wilson(sum(hit), len(hit)),
         "by_sort": {sort: [sum(marks), len(marks)] for sort, marks in by_sort.items()},
-        "p_against_dense": mcnemar(dense, hit).p,
+        "less_dense": mean_interval([float(a) - float(b) for a, b in zip(hit, dense, strict=True)]),
     }
 
 
 def tables() -> None:
-    """Markdown: methods down, budgets across, of the newest run on each kind of screens."""
-    newest: dict[str, dict[str, Any]] = {}
+    """Markdown: methods down, budgets across, of the newest result of every cell."""
+    newest: dict[tuple[Any, ...], dict[tuple[str, float], dict[str, Any]]] = {}
     for text in (RESULTS / "grounding.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(text)
-        newest[record["targets"]] = record
-    for part, record in newest.items():
-        cells = {(row["method"], row["keep_ratio"]): row for row in record["rows"]}
+        cells = newest.setdefault(tuple(record[key] for key in ("targets", "of", "cell", "seed")), {})
+        cells.update({(row["method"], row["keep_ratio"]): row for row in record["rows"]})
+    for (part, count, cell, seed), cells in newest.items():
         ratios = sorted({keep for name, keep in cells if name != "dense"}, reverse=True)
-        print(f"\n**{part} screens, {record['of']} targets, dense {percent(cells['dense', 1.0])}**\n")
+        begin = f", windows begin at multiples of {cell} px" if part == "real" else ""
+        print(f"\n**{part} screens, seed {seed}, {count} targets{begin}, dense {percent(cells['dense', 1.0])}**\n")
         shown = " | ".join(f"{keep:g}" for keep in ratios)
         print(f"| method, positions | {shown} | markers at {ratios[-1]:g} |")
         print("|---|" + "---|" * (len(ratios) + 1))
         for name in dict.fromkeys(name for name, _ in cells if name != "dense"):
-            mine = [cells[name, keep] for keep in ratios]
-            print(f"| {name} | " + " | ".join(map(percent, mine)) + f" | {mine[-1]['markers']:.0f} |")
+            mine = [cells.get((name, keep)) for keep in ratios]
+            markers = "" if mine[-1] is None else f"{mine[-1]['markers']:.0f}"
+            print(f"| {name} | " + " | ".join(map(percent, mine)) + f" | {markers} |")
         if len(sorts := cells["dense", 1.0]["by_sort"]) > 1:
             by_sort(cells, ratios, sorts)
 
@@ -186,20 +204,34 @@ def by_sort(cells: dict[tuple[str, float], dict[str, Any]], ratios: Sequence[flo
     print(f"\n| method, positions: {' / '.join(sorts)} | " + " | ".join(f"{keep:g}" for keep in ratios) + " |")
     print("|---|" + "---|" * len(ratios))
     for name in dict.fromkeys(name for name, _ in cells):
-        mine = [cells[name, 1.0 if name == "dense" else keep]["by_sort"] for keep in ratios]
-        shown = [" / ".join(f"{100 * right / of:.1f}" for right, of in (row[sort] for sort in sorts)) for row in mine]
-        print(f"| {name} | " + " | ".join(shown) + " |")
+        mine = [cells.get((name, 1.0 if name == "dense" else keep)) for keep in ratios]
+        print(f"| {name} | " + " | ".join(shares(row["by_sort"], sorts) if row else "" for row in mine) + " |")
 
 
-def percent(row: dict[str, Any]) -> str:
+def shares(right: dict[str, list[int]], sorts: Iterable[str]) -> str:
+    return " / ".join(f"{100 * hit / of:.1f}" for hit, of in (right[sort] for sort in sorts))
+
+
+def percent(row: dict[str, Any] | None) -> str:
+    """With half the width of the interval, and, where known, the paired difference from dense with its interval."""
+    if row is None:
+        return ""
     low, high = row["interval"]
-    return f"{100 * row['accuracy']:.1f} ± {50 * (high - low):.1f}"
+    text = f"{100 * row['accuracy']:.1f} ± {50 * (high - low):.1f}"
+    if row["keep_ratio"] == 1 or "less_dense" not in row:
+        return text
+    value, low, high = (100 * end for end in row["less_dense"])
+    return f"{text}, {value:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", type=int, default=500, help="of each kind")
     parser.add_argument("--keep", type=float, nargs="+", default=list(KEEP))
+    parser.add_argument("--on", nargs="+", choices=("generated", "real"), default=["generated", "real"])
+    parser.add_argument("--only", nargs="+", help='names of variants, such as "random, keep"; dense always runs')
+    parser.add_argument("--seed", type=int, default=FIRST_SEED, help="of the screens drawn and the windows chosen")
+    parser.add_argument("--cell", type=int, default=CELL, help="pixels to whose multiples windows begin; 1: anywhere")
     parser.add_argument("--tables", action="store_true", help="print Markdown of what was measured, and stop")
     options = parser.parse_args()
     tables() if options.tables else run(options)

@@ -1,116 +1,63 @@
 """What does each selector cost in right answers? Every method at every budget on the same fresh questions.
 
 Random and resize stand beside every method: one that does not beat them earns nothing (a tower of one picture size, as
-in LLaVA-1.5, cannot be resized). "layers" is the share of visual tokens averaged over the decoder layers: methods that
-cut inside the LLM pay for all tokens below their cut, so only rows with the same share are on one budget. "padding" is
-the share of kept tokens that show padding, known from the size of the picture. "slope" is the bias of the selection:
-sigma of exp(sigma * x) fitted to how often a token at raster place x was kept; 0 means that position decides nothing.
-Figures of the small bundled checkpoints say nothing about real models.
+in LLaVA-1.5, cannot be resized). Every question is about a picture of its own, and several blocks of seeds are asked,
+so that a difference that only one draw of pictures shows is told from one that stays. "layers" is the share of visual
+tokens averaged over the decoder layers: methods that cut inside the LLM pay for all tokens below their cut, so only
+rows with the same share are on one budget. "padding" is the share of kept tokens that show padding, known from the size
+of the picture. "slope" is the bias of the selection: sigma of exp(sigma * x) fitted to how often a token at raster
+place x was kept; 0 means that position decides nothing. Figures of the small bundled checkpoints say nothing about
+real models.
 
     python benchmarks/pruning_quality.py --checkpoint tiny-llava --profile benchmarks/profiles/tiny-llava.json
-    python benchmarks/pruning_quality.py --tables          # Markdown of the last run of each checkpoint
+    python benchmarks/pruning_quality.py --tables                     # Markdown: every method, and "A + B" less "A"
+    python benchmarks/pruning_quality.py --tables --against random    # Markdown: every method less another
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import pruning_tables
 import vlmopt
-from common import RESULTS, append
+from common import append
+from pruning_variants import LAYER, LAYERS, variants
 from vlmopt.calibration import Profile
 from vlmopt.families import family_of
 from vlmopt.prompt import chat
-from vlmopt.pruning import (
-    CDPruner,
-    CenPrune,
-    Debias,
-    DivPrune,
-    FastV,
-    HoloV,
-    Projector,
-    PyramidDrop,
-    Random,
-    Resize,
-    Selector,
-    SparseVLM,
-    Uniform,
-    VisionAttention,
-    VisionKeys,
-    VisionZip,
-    VisPruner,
-    ZeroOrder,
-)
+from vlmopt.pruning import Projector, Selector, VisionAttention, VisionKeys
 from vlmopt.pruning.padding import square_padding
 from vlmopt.pruning.trend import fit_exponential
-from vlmopt.synthetic import Question, World
-from vlmopt.training.evaluate import SIZES, SIZES_OF, correct, one_of_each_kind, wilson
+from vlmopt.synthetic import Question, World, scene, screen
+from vlmopt.training.evaluate import SIZES, SIZES_OF, correct
 
-KEEP = (0.22, 0.11, 0.5, 0.33, 0.056)
-SHORT = ("presence", "colour", "shape", "count", "where", "point", "click", "widget", "label", "title")
-FIRST_SEED = 610_000_000  # training uses 1e9 and up, calibration 4e8, the model cards 5e8
-LAYER = 2  # FastV, SparseVLM: the papers' K; heads of later layers were taught to look at the object asked about
-LAYERS = (2, 3, 4)  # PyramidDrop
+KEEP = (0.22, 0.11, 0.056)
+# What is asked, in turn: the kinds with short answers.
+KINDS = tuple((scene, kind) for kind in ("presence", "colour", "shape", "count", "where", "point")) + tuple(
+    (screen, kind) for kind in ("presence", "count", "click", "widget", "label", "title")
+)
+FIRST_SEED = 611_000_000  # training uses 1e9 and up, calibration 4e8, the model cards 5e8
+BLOCK_SEEDS = 100_000
 BATCH = 64
 NEW_TOKENS = 12  # the longest answer here has seven
-
-
-def variants(keep_ratio: float, pads: bool, profile: Profile | None) -> dict[str, Selector]:
-    """Methods by name at one budget; "+ PAS" suppresses padding, "+ trend" divides a measured trend out."""
-    tower = -2 if pads else -1  # the block whose features the projector reads
-    methods: dict[str, Selector] = {
-        "random": Random(keep_ratio=keep_ratio),
-        "uniform": Uniform(keep_ratio=keep_ratio),
-        "zeroth_order": ZeroOrder(keep_ratio=keep_ratio),
-        "div_prune": DivPrune(keep_ratio=keep_ratio),
-        "cd_pruner": CDPruner(keep_ratio=keep_ratio),
-        "cd_pruner, no question": CDPruner(keep_ratio=keep_ratio, relevance="none"),
-        "cen_prune": CenPrune(keep_ratio=keep_ratio),
-        "vision_zip": VisionZip(keep_ratio=keep_ratio, tower_layer=tower),
-        "vis_pruner": VisPruner(keep_ratio=keep_ratio, tower_layer=tower),
-        "holov": HoloV(keep_ratio=keep_ratio, tower_layer=tower),
-    }
-    if pads:
-        for name in ("uniform", "zeroth_order", "div_prune", "vision_zip"):
-            methods[f"{name} + PAS"] = padded(methods[name])
-    else:
-        methods["resize"] = Resize(keep_ratio=keep_ratio)
-    for host in (
-        FastV(keep_ratio=keep_ratio, layer=LAYER),
-        PyramidDrop(keep_ratio=keep_ratio, layers=LAYERS),
-        SparseVLM(keep_ratio=keep_ratio, layers=(LAYER,)),
-    ):
-        methods[host.name] = host
-        if pads:
-            methods[f"{host.name} + PAS"] = padded(host)
-        if profile is not None:
-            methods[f"{host.name} + trend"] = Debias(host, fit="offline", profile=profile.trend(host))
-            if pads:
-                both = padded(host)
-                methods[f"{host.name} + PAS + trend"] = Debias(both, fit="offline", profile=profile.trend(both))
-        methods[f"{host.name} + own trend"] = Debias(padded(host) if pads else host, fit="per_sample")
-    return methods
-
-
-def padded(method: Any) -> Any:
-    """The same method, padding no candidate."""
-    return replace(method, padding="square")
 
 
 @dataclass
 class Tally:
     """What was seen of one variant."""
 
-    marks: dict[str, list[bool]] = field(default_factory=dict)
+    marks: list[bool] = field(default_factory=list)  # in the order of the questions
     shares: list[float] = field(default_factory=list)  # of visual tokens, layer average
     kept: Tensor = field(default_factory=lambda: torch.zeros(64, dtype=torch.float64))  # by raster place, first cut
     offered: Tensor = field(default_factory=lambda: torch.zeros(64, dtype=torch.float64))
@@ -119,7 +66,7 @@ class Tally:
 
     def add(self, part: Sequence[tuple[World, Question]], answers: Sequence[str], report: Any, pads: bool) -> None:
         for row, ((world, question), answer) in enumerate(zip(part, answers, strict=True)):
-            self.marks.setdefault(question.kind, []).append(correct(question, answer))
+            self.marks.append(correct(question, answer))
             sample = report.samples[row]
             self.shares.append(sample["layer_average"] / sample["visual_tokens"])
             (m,) = report.maps(row)
@@ -133,26 +80,27 @@ class Tally:
 
     def row(self, name: str, keep_ratio: float, pads: bool) -> dict[str, Any]:
         """JSON-ready."""
-        every = [mark for marks in self.marks.values() for mark in marks]
         frequency = self.kept / self.offered.clamp_min(1)
         return {
             "method": name,
             "keep_ratio": keep_ratio,
+            "marks": "".join("1" if mark else "0" for mark in self.marks),
             "layers": sum(self.shares) / len(self.shares),
-            "accuracy": sum(every) / len(every),
-            "interval": wilson(sum(every), len(every)),
-            "of": len(every),
-            "kinds": {kind: sum(marks) / len(marks) for kind, marks in sorted(self.marks.items())},
             "padding": self.padding / self.tokens if pads else None,
             "slope": fit_exponential(frequency)[1] if int((frequency > 0).sum()) > 1 else None,
         }
 
 
-def questions(count: int, model_type: str) -> list[tuple[World, Question]]:
-    """`count` questions of every short kind in turn, sorted so that batches hold prompts of one shape."""
+def questions(count: int, first_seed: int, model_type: str) -> list[tuple[World, Question]]:
+    """One question about each of `count` pictures, kinds in turn; sorted so that batches hold prompts of one shape."""
     sizes = SIZES_OF.get(model_type, SIZES)
-    pairs = (pair for pair in one_of_each_kind(count, FIRST_SEED, sizes) if pair[1].kind in SHORT)
-    asked = [pair for pair, _ in zip(pairs, range(count), strict=False)]
+    asked: list[tuple[World, Question]] = []
+    seed = first_seed
+    while len(asked) < count:
+        turn, (draw, kind) = len(asked) // len(KINDS), KINDS[len(asked) % len(KINDS)]
+        world = draw(seed, sizes[turn % len(sizes)], questions=40)
+        asked += [(world, question) for question in world.questions if question.kind == kind][:1]
+        seed += 1
     return sorted(asked, key=lambda pair: (pair[0].size, len(pair[1].answer), len(pair[1].text)))
 
 
@@ -215,81 +163,50 @@ def run(options: argparse.Namespace) -> None:
     model, processor = vlmopt.load_checkpoint(options.checkpoint)
     pads = bool(getattr(processor.image_processor, "do_pad", False))
     profile = Profile.load(options.profile) if options.profile else None
-    prompts = prepared(processor, questions(options.questions, model.config.model_type))
     plan: dict[float, dict[str, Any]] = {1.0: {"dense": "dense"}}
     plan |= {keep_ratio: variants(keep_ratio, pads, profile) for keep_ratio in options.keep}
     if options.only:
+        known = set().union(*plan.values())
+        if unknown := set(options.only) - known:
+            raise SystemExit(f"--only {sorted(unknown)}: unknown; there are {', '.join(sorted(known))}")
         plan = {keep: {n: m for n, m in cells.items() if n in options.only} for keep, cells in plan.items()}
-    store: dict[int, Any] = {}
-    with tqdm(total=sum(map(len, plan.values())), desc=options.checkpoint) as bar:
-        for keep_ratio, cells in plan.items():
+    with tqdm(total=options.blocks * sum(map(len, plan.values())), desc=options.checkpoint) as bar:
+        for block in range(options.blocks):
+            first_seed = FIRST_SEED + block * BLOCK_SEEDS
+            asked = questions(options.questions, first_seed, model.config.model_type)
+            prompts, store = prepared(processor, asked), {}
             rows = []
-            for name, policy in cells.items():
-                tally = measure(model, processor, prompts, policy, pads, store)
-                rows.append(tally.row(name, keep_ratio, pads))
-                bar.write(line(rows[-1]))
-                bar.update()
+            for keep_ratio, cells in plan.items():
+                for name, policy in cells.items():
+                    tally = measure(model, processor, prompts, policy, pads, store)
+                    rows.append(tally.row(name, keep_ratio, pads))
+                    bar.write(f"block {block} {name:28s} {keep_ratio:5.3f} {sum(tally.marks)} of {len(asked)}")
+                    bar.update()
             record = {
                 "checkpoint": options.checkpoint,
-                "profile": None if profile is None else profile.data,
+                "block": block,
+                "first_seed": first_seed,
+                "kinds": [question.kind for _, question in asked],
+                "profile": options.profile and hashlib.sha256(options.profile.read_bytes()).hexdigest()[:16],
                 "cuts": {"fastv, sparse_vlm": LAYER, "pyramid_drop": LAYERS},
                 "rows": rows,
             }
-            append("pruning_quality", record)  # budget by budget, so that an interrupted run leaves what it has
-
-
-def line(row: dict[str, Any]) -> str:
-    low, high = row["interval"]
-    padding = "" if row["padding"] is None else f" padding {100 * row['padding']:4.1f} %"
-    slope = "" if row["slope"] is None else f" slope {row['slope']:+.2f}"
-    return (
-        f"{row['method']:28s} {row['keep_ratio']:5.3f} {100 * row['accuracy']:5.1f} % "
-        f"({100 * low:.1f}-{100 * high:.1f}) layers {100 * row['layers']:5.1f} %{padding}{slope}"
-    )
-
-
-def tables() -> None:
-    """Markdown: methods down, budgets across, of the newest result of every cell."""
-    newest: dict[str, dict[tuple[str, float], dict[str, Any]]] = {}
-    for text in (RESULTS / "pruning_quality.jsonl").read_text().splitlines():
-        record = json.loads(text)
-        cells = newest.setdefault(record["checkpoint"], {})
-        cells.update({(row["method"], row["keep_ratio"]): row for row in record["rows"]})
-    for checkpoint, cells in newest.items():
-        dense = cells.get(("dense", 1.0))
-        ratios = sorted({keep for name, keep in cells if name != "dense"}, reverse=True)
-        title = f"{checkpoint}, {dense['of']} questions, dense {percent(dense)}" if dense else checkpoint
-        print(
-            f"\n**{title}**\n\n| method | "
-            + " | ".join(f"{keep:g}" for keep in ratios)
-            + " | layers | slope | padding |"
-        )
-        print("|---|" + "---|" * (len(ratios) + 3))
-        for name in dict.fromkeys(name for name, _ in cells if name != "dense"):
-            mine = [cells.get((name, keep)) for keep in ratios]
-            last = next(cell for cell in (cells.get((name, 0.22)), *mine) if cell)
-            slope = "" if last["slope"] is None else f"{last['slope']:+.2f}"
-            padding = "" if last["padding"] is None else f"{100 * last['padding']:.0f} %"
-            shown = " | ".join("" if cell is None else percent(cell) for cell in mine)
-            print(f"| {name} | {shown} | {100 * last['layers']:.0f} % | {slope} | {padding} |")
-
-
-def percent(row: dict[str, Any]) -> str:
-    low, high = row["interval"]
-    return f"{100 * row['accuracy']:.1f} ± {50 * (high - low):.1f}"
+            append("pruning_quality", record)  # block by block, so that an interrupted run leaves what it has
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default="tiny-llava")
-    parser.add_argument("--questions", type=int, default=520)
+    parser.add_argument("--blocks", type=int, default=3, help="of seeds; intervals are over the pictures of all")
+    parser.add_argument("--questions", type=int, default=144, help="in a block, each about a picture of its own")
     parser.add_argument("--keep", type=float, nargs="+", default=list(KEEP))
-    parser.add_argument("--profile", help="written by `vlmopt calibrate`; without it there are no '+ trend' rows")
+    parser.add_argument("--profile", type=Path, help="by `vlmopt calibrate`; without it there are no '+ trend' rows")
     parser.add_argument("--only", nargs="+", help="names of variants")
     parser.add_argument("--tables", action="store_true", help="print Markdown of what was measured, and stop")
+    parser.add_argument("--against", help="with --tables: differences of every method from this one")
     options = parser.parse_args()
     if options.tables:
-        tables()
+        pruning_tables.show(options.against)
     else:
         run(options)
 

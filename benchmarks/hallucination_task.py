@@ -1,0 +1,60 @@
+"""The pictures of `hallucination.py`, the questions about them, and what was measured on them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from common import RESULTS
+from vlmopt.synthetic.hallucination import DEGRADATIONS, DESCRIBE, HabitWorld, hallucination
+from vlmopt.synthetic.polling import SPLITS, Poll, pope
+from vlmopt.training.evaluate import SIZES, SIZES_OF
+
+FIRST_SEED = 620_000_000  # training uses 1e9 and up, calibration 4e8, the model cards 5e8, pruning 6.11e8
+BLOCK_SEEDS = 100_000
+COMPANY = 0.5  # half of what habit expects is not there
+GROUPS = {"degraded": DEGRADATIONS[1:], "clean": DEGRADATIONS[:1]}
+LETTERS: dict[bool | None, str] = {True: "y", False: "n", None: "?"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """Pictures to describe, of which the first `polled` are also asked about by every split of POPE."""
+
+    worlds: list[HabitWorld]
+    polls: dict[str, list[Poll]]
+    facts: dict[str, Any]
+
+    @property
+    def asked(self) -> list[tuple[int, str]]:
+        """Every (picture, question) once; questions of one length of answer and pictures of one shape together."""
+        once = dict.fromkeys((p.image, p.text) for polls in self.polls.values() for p in polls)
+        pairs = [*once, *((image, DESCRIBE) for image in range(len(self.worlds)))]
+        return sorted(pairs, key=lambda pair: (pair[1] == DESCRIBE, self.worlds[pair[0]].size))
+
+
+def task(pictures: int, polled: int, model_type: str, seed: int = FIRST_SEED) -> Task:
+    """`pictures` scenes of seeds from `seed` on, degradations and the sizes that suit the model in turn."""
+    sizes = SIZES_OF.get(model_type, SIZES)
+    worlds = [
+        hallucination(
+            seed + n,
+            sizes[n // len(DEGRADATIONS) % len(sizes)],
+            degradation=DEGRADATIONS[n % len(DEGRADATIONS)],
+            company=COMPANY,
+        )
+        for n in tqdm(range(pictures), desc="pictures", leave=False)
+    ]
+    facts = {"pictures": pictures, "polled": polled, "company": COMPANY, "seed": seed}
+    return Task(worlds, {split: pope(worlds[:polled], split) for split in SPLITS}, facts)
+
+
+def cells() -> Iterator[dict[str, Any]]:
+    """What was measured, oldest first."""
+    path = RESULTS / "hallucination.jsonl"
+    if path.exists():
+        yield from map(json.loads, path.read_text().splitlines())

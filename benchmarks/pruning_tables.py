@@ -1,0 +1,127 @@
+"""Markdown of what `pruning_quality.py` measured: right answers, and paired differences with their intervals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from common import RESULTS
+from vlmopt.metrics import Interval, paired_difference, wilson
+
+Blocks = dict[int, dict[str, Any]]  # newest row of one method at one budget, by block of seeds
+Cells = dict[tuple[str, float], Blocks]
+
+
+class Difference(NamedTuple):
+    """Right answers of one method less those of another, as fractions."""
+
+    over: Interval  # all pictures that both were asked about; bootstrap, paired
+    lowest: float  # of the blocks
+    highest: float
+    blocks: int
+    pictures: int
+
+    def __str__(self) -> str:
+        if self.over.low == self.over.high:  # no mark differs, which a bootstrap takes for certainty
+            return "same marks"
+        text = f"{100 * self.over.value:+.1f} ({100 * self.over.low:+.1f} to {100 * self.over.high:+.1f})"
+        shown = f"**{text}**" if self.over.low > 0 or self.over.high < 0 else text
+        return f"{shown} {100 * self.lowest:+.1f} to {100 * self.highest:+.1f}"
+
+
+def read(path: Path) -> dict[str, Cells]:
+    """Cells by checkpoint."""
+    newest: dict[str, Cells] = {}
+    for text in path.read_text(encoding="utf-8").splitlines():
+        record = json.loads(text)
+        cells = newest.setdefault(record["checkpoint"], {})
+        for row in record["rows"]:
+            cells.setdefault((row["method"], row["keep_ratio"]), {})[record["block"]] = row
+    return newest
+
+
+def base_of(name: str) -> str | None:
+    """What "A + B" adds B to; nothing for a method as it is."""
+    return name.rpartition(" + ")[0] or None
+
+
+def difference(before: Blocks, after: Blocks) -> Difference:
+    """`after` less `before` on the pictures of the blocks that both have.
+
+    Raises:
+        ValueError: fewer than three common blocks, which cannot tell a lucky draw from a gain.
+    """
+    common = sorted(before.keys() & after.keys())
+    if len(common) < 3:
+        raise ValueError(f"blocks {common} were asked of both: a difference needs three or more; run with --blocks 3")
+    pairs = [(marks(before[block]), marks(after[block])) for block in common]
+    each = [float(b.mean() - a.mean()) for a, b in pairs]
+    first, second = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    one = np.ones(len(first))
+    return Difference(paired_difference((first, one), (second, one)), min(each), max(each), len(common), len(first))
+
+
+def marks(row: dict[str, Any]) -> np.ndarray:
+    return np.array([mark == "1" for mark in row["marks"]], dtype=np.float64)
+
+
+def show(against: str | None) -> None:
+    """Print accuracies and differences: of every method from `against`, or of "A + B" from "A"."""
+    for checkpoint, cells in read(RESULTS / "pruning_quality.jsonl").items():
+        names = list(dict.fromkeys(name for name, _ in cells if name != "dense"))
+        ratios = sorted({keep for name, keep in cells if name != "dense"}, reverse=True)
+        print(f"\n**{checkpoint}, dense {accuracy(cells['dense', 1.0])}**\n")
+        columns = [f"{keep:g}" for keep in ratios]
+        heading("method", [*columns, f"layers at {ratios[0]:g}", "slope", "padding", "pictures"])
+        for name in names:
+            mine = [cells.get((name, keep)) for keep in ratios]
+            print("| " + " | ".join([name, *map(accuracy, mine), *facts(next(filter(None, mine)))]) + " |")
+        bases = {name: against or base_of(name) for name in names}
+        print(f"\n**{checkpoint}, differences in points: all blocks (95 % interval), lowest to highest block**\n")
+        heading("method", ["less", *columns, "blocks", "pictures"])
+        for name, base in bases.items():
+            if base is None or base == name:
+                continue
+            both = [(cells.get((base, keep)), cells.get((name, keep))) for keep in ratios]
+            found = [difference(a, b) if a and b else None for a, b in both]
+            shown = ["" if one is None else str(one) for one in found]
+            sizes = [" / ".join(dict.fromkeys(str(size) for size in column)) for column in sizes_of(found)]
+            print("| " + " | ".join([name, base, *shown, *sizes]) + " |")
+
+
+def heading(first: str, others: Sequence[str]) -> None:
+    print("| " + " | ".join([first, *others]) + " |\n|" + "---|" * (len(others) + 1))
+
+
+def accuracy(cell: Blocks | None) -> str:
+    if cell is None:
+        return ""
+    every = np.concatenate([marks(row) for row in cell.values()])
+    low, high = wilson(int(every.sum()), len(every))
+    return f"{100 * every.mean():.1f} ± {50 * (high - low):.1f}"
+
+
+def facts(cell: Blocks) -> list[str]:
+    """Means over the blocks at one budget: share of tokens, slope, padding; and how many pictures there were."""
+
+    def mean(key: str) -> float | None:
+        values = [row[key] for row in cell.values()]
+        return None if None in values else sum(values) / len(values)
+
+    slope, padding, layers = mean("slope"), mean("padding"), mean("layers")
+    return [
+        f"{100 * (layers or 0):.0f} %",
+        "" if slope is None else f"{slope:+.2f}",
+        "" if padding is None else f"{100 * padding:.0f} %",
+        str(sum(len(row["marks"]) for row in cell.values())),
+    ]
+
+
+def sizes_of(found: Iterable[Difference | None]) -> list[list[int]]:
+    """Blocks and pictures of the differences that there are."""
+    there = [one for one in found if one is not None]
+    return [[one.blocks for one in there], [one.pictures for one in there]]

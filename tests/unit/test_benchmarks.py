@@ -1,0 +1,120 @@
+"""What the benchmarks say of a difference, and which pictures they ask about."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+
+
+def blocks(*marks):
+    return {number: {"marks": text} for number, text in enumerate(marks)}
+
+
+def test_a_difference_is_paired_over_the_pictures_of_all_blocks():
+    from pruning_tables import difference
+
+    before = blocks("1100" * 10, "1100" * 10, "1111" * 10, "0000" * 10)
+    after = blocks("1110" * 10, "1100" * 10, "0111" * 10)
+    found = difference(before, after)
+    assert (found.blocks, found.pictures) == (3, 120)  # the fourth block was asked of one method alone
+    assert found.over.value == pytest.approx(0)
+    assert -0.1 < found.over.low < 0 < found.over.high < 0.1
+    assert (found.lowest, found.highest) == (-0.25, 0.25)
+    assert str(found).startswith("+0.0 (-")
+    assert str(found).endswith("-25.0 to +25.0")
+
+
+def test_a_gain_is_set_in_bold_where_its_interval_leaves_out_zero():
+    from pruning_tables import difference
+
+    lost = difference(blocks(*["1111"] * 3), blocks(*["0101"] * 3))
+    assert str(lost).startswith("**-50.0 (")
+    assert lost.over.high < 0
+    assert str(difference(blocks(*["1100"] * 3), blocks(*["1100"] * 3))) == "same marks"  # no interval of width 0
+
+
+def test_fewer_than_three_blocks_make_no_difference():
+    from pruning_tables import difference
+
+    with pytest.raises(ValueError, match="three or more"):
+        difference(blocks("1100", "1100", "1100"), blocks("1110", "1111"))
+
+
+def test_what_a_name_adds_is_compared_with_the_rest_of_the_name():
+    from pruning_tables import base_of
+    from pruning_variants import variants
+
+    names = set(variants(0.5, True, None))
+    assert {base_of(name) for name in names} <= names | {None}
+    assert base_of("fastv + PAS + own trend") == "fastv + PAS"
+    assert base_of("fastv") is None
+
+
+def test_tables_show_the_newest_row_of_every_block(tmp_path, monkeypatch, capsys):
+    import pruning_tables
+
+    monkeypatch.setattr(pruning_tables, "RESULTS", tmp_path)
+    facts = {"layers": 0.4, "slope": 0.5, "padding": None}
+    with (tmp_path / "pruning_quality.jsonl").open("w") as file:
+        for block, text in [(0, "0000"), (0, "1100"), (1, "1100"), (2, "1100")]:
+            rows = [
+                {"method": "dense", "keep_ratio": 1.0, "marks": "1111", **facts},
+                {"method": "fastv", "keep_ratio": 0.1, "marks": text, **facts},
+                {"method": "fastv + trend", "keep_ratio": 0.1, "marks": "1110", **facts},
+            ]
+            file.write(json.dumps({"checkpoint": "toy", "block": block, "rows": rows}) + "\n")
+    pruning_tables.show(None)
+    said = capsys.readouterr().out
+    assert "| fastv | 50.0 ± " in said
+    assert " | 40 % | +0.50 |  | 12 |" in said
+    assert "| fastv + trend | fastv | +25.0 (+0.0 to +50.0) +25.0 to +25.0 | 3 | 12 |" in said
+
+
+def test_every_question_has_a_picture_of_its_own():
+    from pruning_quality import BLOCK_SEEDS, FIRST_SEED, KINDS, questions
+
+    first, second = (questions(len(KINDS), FIRST_SEED + block * BLOCK_SEEDS, "qwen2_5_vl") for block in range(2))
+    pictures = {world.image.tobytes() for world, _ in first + second}
+    assert len(pictures) == 2 * len(KINDS)
+    assert sorted(q.kind for _, q in first) == sorted(kind for _, kind in KINDS)
+
+
+@pytest.mark.parametrize("cell", [1, 14])
+def test_windows_hold_their_target_and_begin_where_asked(cell):
+    from grounding import SIDE, start
+
+    for number in range(200):
+        rng = random.Random(number)
+        low, length, whole = rng.uniform(0, 1200), rng.uniform(1, 60), 1280
+        begin = start(rng, low, length, whole, cell)
+        assert begin % cell == 0
+        assert begin <= low
+        assert low + length <= begin + SIDE
+
+
+def test_blocks_are_pooled_and_other_weights_left_out():
+    from hallucination_tables import fractions, methods, polled
+
+    def cell(method, seed, weights="new", said="y" * 72):
+        counts = {name: [1] * 12 for name in COUNTS}
+        return {
+            "checkpoint": "tiny-qwen", "method": method, "weights": weights, "lexicon": "", "chair": counts,
+            "said": dict.fromkeys(SPLITS, said), "task": {"pictures": 12, "polled": 12, "company": 0.5, "seed": seed},
+        }  # fmt: skip
+
+    from vlmopt.metrics.chair import COUNTS
+    from vlmopt.synthetic.polling import SPLITS
+
+    measured = [cell("greedy", 1), cell("greedy", 9), cell("PAI", 1), cell("PAI", 9), cell("VHR", 1, "old")]
+    rows = methods(measured)["tiny-qwen"]
+    assert {name: len(mine) for name, mine in rows.items()} == {"greedy": 2, "PAI": 2}
+    assert len(fractions(rows["PAI"], "degraded", "mine")["chair_s"][0]) == 18  # three in four
+    labels, _, images = polled(rows["PAI"], "degraded", "random", "mine")
+    assert len(labels) == 18 * 6
+    assert len(set(images)) == 18

@@ -14,7 +14,7 @@ from vlmopt.core import Registry, setting, validate
 
 from .budget import ALLOCATIONS, allocate, kept_tokens, segments
 from .join import join
-from .padding import PADDING, valid_cells
+from .padding import PADDED, PADDING, valid_cells
 from .signals import Pixels, Signal, VisualEmbeds, Weights
 from .tokens import Selection, VisualTokens
 
@@ -42,9 +42,10 @@ class Selector(ABC):
     )
     keep_tokens: int | None = setting(None, "Number of visual tokens that stay, instead of keep_ratio.", "int", min=1)
     layer: int = setting(0, "Tokens leave before this decoder layer; 0 is before the LLM.", "int", min=0)
-    positions: str = setting(
-        "keep",
-        "keep: original positions with gaps; repack: renumbered, 1-D RoPE only; pospad: one marker per dropped run.",
+    positions: str | None = setting(
+        None,
+        "keep: original positions with gaps; repack: renumbered, 1-D RoPE only; pospad: one marker per dropped run. "
+        "If not given: keep, and with paper_compat as released.",
         "str",
         choices=POSITIONS,
     )
@@ -123,6 +124,22 @@ class Selector(ABC):
         return self.needs | extra
 
     @property
+    def numbering(self) -> str:
+        """What becomes of positions: "keep", "repack" or "pospad"."""
+        return self.positions or "keep"
+
+    @property
+    def renumbering(self) -> str:
+        """Which setting of this method asks for "repack", for messages."""
+        asked = "positions='repack'" if self.positions else "paper_compat=True (as released: positions='repack')"
+        return f"{self.label}: {asked}"
+
+    @property
+    def padded(self) -> float:
+        """A token is padding where a larger fraction of its area is."""
+        return PADDED
+
+    @property
     def marker_source(self) -> str | None:
         """Where a trained marker comes from."""
         return self.marker_from
@@ -131,7 +148,7 @@ class Selector(ABC):
     def weights(self) -> dict[str, bool]:
         """Sources of trained weights that must be loaded, and whether a marker is taken from them."""
         needed = {need.source: False for need in self.needs if isinstance(need, Weights)}
-        if self.positions == "pospad" and self.marker == "trained" and self.marker_source:
+        if self.numbering == "pospad" and self.marker == "trained" and self.marker_source:
             needed[self.marker_source] = True
         return needed
 
@@ -162,7 +179,7 @@ class Selector(ABC):
         Structural tokens (row separators) are never scored and come last, after every valid patch.
         """
         structural = tokens.structural
-        valid = valid_cells(tokens, self.padding)
+        valid = valid_cells(tokens, self.padding, self.padded)
         content = (~structural if valid is None else valid & ~structural).nonzero()[:, 0]
         k = min(self.budget(tokens.total), len(tokens) if valid is None else len(content) + int(structural.sum()))
         parts: list[tuple[Tensor, Selection]] = []

@@ -89,7 +89,7 @@ class Debias(ScoreSelector):
     keep_ratio: float | None = copied()
     keep_tokens: int | None = copied()
     layer: int = copied()
-    positions: str = copied()
+    positions: str | None = copied()
     marker: str = copied()
     marker_from: str | None = copied()
     padding: str = copied()
@@ -164,6 +164,14 @@ class Debias(ScoreSelector):
         if self.fit in ("preset", "subtract") and preset is not None and stated is None:
             return f"preset: {preset.origin}"
         return stated if self.fit in ("preset", "subtract") else self.fit
+
+    @property
+    def numbering(self) -> str:
+        return self.host.numbering
+
+    @property
+    def padded(self) -> float:
+        return self.host.padded
 
     @property
     def stages(self) -> tuple[Selector, ...]:

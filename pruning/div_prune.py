@@ -8,14 +8,14 @@ from vlmopt.core.settings import setting
 
 from .base import register
 from .greedy import farthest
-from .released import OnePool
+from .released import OnePool, Renumbered
 from .signals import Signal, VisualEmbeds
 from .tokens import Selection, VisualTokens
 
 
 @register("div_prune")
 @dataclass(frozen=True, kw_only=True)
-class DivPrune(OnePool):
+class DivPrune(Renumbered, OnePool):
     """Starts at the token whose nearest neighbour is farthest, adds the one farthest from its nearest chosen token.
 
     DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models (arXiv 2503.02175): greedy max-min of
@@ -26,6 +26,11 @@ class DivPrune(OnePool):
     reads = "embeddings"
 
     layer: int = setting(0, "Always 0: tokens leave before the LLM.", "int", min=0, max=0)
+    paper_compat: bool = setting(
+        False,
+        "As released: one pool for all pictures, halves rounded to the even number, survivors renumbered.",
+        "bool",
+    )
 
     @property
     def needs(self) -> frozenset[Signal]:

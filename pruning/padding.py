@@ -13,11 +13,12 @@ from .signals import Pixels
 from .tokens import VisualTokens
 
 PADDING = ("keep", "square", "blank")
+PADDED = 0.5  # fraction of a cell beyond which it is padding
 MEAN_COLOUR = 0.02  # normalised pixel values; the mean colour is 0, rounding to whole grey levels moves it by 0.015
 BLANK = 1 / 64  # standard deviation inside a blank cell: one grey level of 255 over the usual image_std of 0.26
 
 
-def square_padding(width: int, height: int, grid: int, threshold: float = 0.5) -> Tensor:
+def square_padding(width: int, height: int, grid: int, threshold: float = PADDED) -> Tensor:
     """Bool[grid, grid]: cells of a picture of width x height, padded to a square, whose padded fraction > threshold.
 
     Raises:
@@ -39,16 +40,17 @@ def coverage(offset: int, size: int, side: int, grid: int) -> Tensor:
     return inside.clamp_min(0).double() / side
 
 
-def valid_cells(tokens: VisualTokens, padding: str) -> Tensor | None:
+def valid_cells(tokens: VisualTokens, padding: str, threshold: float = PADDED) -> Tensor | None:
     """Bool[n], False on padding; None when padding is not looked for. A picture that is all padding counts as none.
 
     Args:
         padding: "keep"; "square": cells of mean colour in bars along the borders; "blank": cells without contrast, too.
+        threshold: a cell is of mean colour where a larger fraction of its pixels is.
     """
     if padding == "keep":
         return None
     pixels = tokens.signals[Pixels()]
-    plain = (pixels.abs().amax(1) < MEAN_COLOUR).float().mean(1) > 0.5  # a cell that is mostly padding is padding
+    plain = (pixels.abs().amax(1) < MEAN_COLOUR).float().mean(1) > threshold
     if padding == "blank":
         plain = plain | (pixels.std(2).amax(1) < BLANK)
     bars = torch.zeros_like(plain)

@@ -10,9 +10,11 @@ from torch import Tensor
 from vlmopt.core.settings import setting, validate
 
 from .base import ScoreSelector, Selector, register
-from .released import rounded_down
+from .released import Renumbered, rounded_down
 from .signals import LookAheadRows, Signal
 from .tokens import VisualTokens
+
+TOUCHED = 0.01  # fraction of a token's area from which padding touches it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +78,7 @@ class Progressive(ScoreSelector):
 
 @register("pyramid_drop")
 @dataclass(frozen=True, kw_only=True)
-class PyramidDrop(Progressive):
+class PyramidDrop(Renumbered, Progressive):
     """Before each of `layers`: highest attention of the last prompt row in that very layer, mean over heads.
 
     PyramidDrop (arXiv 2410.17247). After cut i of S a fraction keep_ratio^(i/S) of all tokens is left, so 0.125 gives
@@ -93,13 +95,22 @@ class PyramidDrop(Progressive):
         "ints",
         min=1,
     )
-    paper_compat: bool = setting(False, "As released: counts are truncated, not rounded.", "bool")
+    paper_compat: bool = setting(
+        False,
+        "As released: counts are truncated, not rounded, and survivors of each cut renumbered; a token that padding "
+        "touches is padding where padding is left out.",
+        "bool",
+    )
 
     def budget(self, total: int) -> int:
         if self.paper_compat:
             assert self.keep_ratio is not None
             return rounded_down(self.keep_ratio, total)
         return super().budget(total)
+
+    @property
+    def padded(self) -> float:
+        return TOUCHED if self.paper_compat else super().padded
 
     @property
     def needs(self) -> frozenset[Signal]:

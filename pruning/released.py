@@ -1,4 +1,4 @@
-"""Budget rules of released code that differ from ours and are shared by several methods."""
+"""Rules of released code that differ from ours and are shared by several methods."""
 
 from __future__ import annotations
 
@@ -12,6 +12,18 @@ from .base import Selector
 def rounded_down(keep_ratio: float, total: int) -> int:
     """keep_ratio * total without its fraction, at least 1; products such as 0.29 * 100 = 28.999... are 29."""
     return max(int(keep_ratio * total + 1e-9), 1)
+
+
+class Renumbered:
+    """Mixin of a `Selector`: with `paper_compat` survivors are renumbered, unless `positions` says otherwise."""
+
+    positions: str | None
+    paper_compat: bool
+
+    @property
+    def numbering(self) -> str:
+        """What becomes of positions: "keep", "repack" or "pospad"."""
+        return self.positions or ("repack" if self.paper_compat else "keep")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from vlmopt.core.settings import setting
 from .base import register, top
 from .cluster import NEIGHBOURS, density_peaks
 from .pyramid_drop import Progressive
+from .released import Renumbered
 from .signals import TEXT, AttentionRows, HiddenStates, Signal, TextEmbeds, VisualEmbeds
 from .tokens import Selection, VisualTokens, Written
 
@@ -23,15 +24,16 @@ PUBLISHED = ((66, 30, 17), (238, 48, 26), (303, 110, 36), (300, 200, 110), (576,
 
 @register("sparse_vlm")
 @dataclass(frozen=True, kw_only=True)
-class SparseVLM(Progressive):
+class SparseVLM(Renumbered, Progressive):
     """Highest attention from the words that match the picture, in the layer before each cut; the next best merge.
 
     SparseVLM: Visual Token Sparsification for Efficient VLM Inference (arXiv 2410.04417). Voters are the text rows
     with R > mean(R), R = mean over visual tokens of softmax over text(V T^T), with the V that are left at the cut.
     keep_ratio is what is left after the last cut: 110/576, 36/576, 26/576, 17/576 are the paper's "192", "128", "96",
     "64". Three cuts follow its tables, geometrically interpolated; other numbers of cuts leave the same part at each.
-    Merged tokens lie in the slots of their clusters' centres, in the released code behind all tokens that stay.
-    SparseVLM+ is recycle=False, heads=14, debiased.
+    Merged tokens lie in the slots of their clusters' centres, in the released code behind all tokens that stay; there,
+    generated tokens also go on from the position that the whole prompt would have had, here from the renumbered one.
+    SparseVLM+, which keeps positions, is recycle=False, heads=14, debiased.
     """
 
     reads = "attention"
@@ -60,7 +62,8 @@ class SparseVLM(Progressive):
     paper_compat: bool = setting(
         False,
         "As released: merged tokens come on top of the budget, the density of a point counts as many neighbours as "
-        "there are clusters, and all visual tokens of the prompt choose the voters, once for every cut.",
+        "there are clusters, all visual tokens of the prompt choose the voters, once for every cut, and, with recycle, "
+        "survivors are renumbered.",
         "bool",
     )
 
@@ -75,6 +78,10 @@ class SparseVLM(Progressive):
     @property
     def neutral(self) -> bool:
         return super().neutral and self.count == "schedule"
+
+    @property
+    def numbering(self) -> str:
+        return super().numbering if self.recycle else self.positions or "keep"
 
     @property
     def electorate(self) -> VisualEmbeds:

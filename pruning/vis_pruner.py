@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 from vlmopt.core.settings import setting
 
 from .base import ScoreSelector, register
+from .released import Renumbered
 from .signals import Projector, Signal, VisionAttention, VisualEmbeds
 from .tokens import Selection, VisualTokens
 
@@ -20,7 +21,7 @@ BATCH = 8  # tokens that leave per round
 
 @register("vis_pruner")
 @dataclass(frozen=True, kw_only=True)
-class VisPruner(ScoreSelector):
+class VisPruner(Renumbered, ScoreSelector):
     """`important` of the budget by attention inside the vision tower, the other part by thinning out look-alikes.
 
     Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs (VisPruner, arXiv
@@ -41,7 +42,7 @@ class VisPruner(ScoreSelector):
     )
     paper_compat: bool = setting(
         False,
-        "As released: features of the vision tower, and what stays of a round comes by falling likeness.",
+        "As released: features of the vision tower, what stays of a round by falling likeness, survivors renumbered.",
         "bool",
     )
 

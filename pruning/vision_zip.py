@@ -12,13 +12,14 @@ from torch.nn.functional import normalize
 from vlmopt.core.settings import setting
 
 from .base import ScoreSelector, register
+from .released import Renumbered
 from .signals import Projector, ProjectorCall, Signal, VisionAttention, VisionKeys
 from .tokens import Selection, VisualTokens, Written
 
 
 @register("vision_zip")
 @dataclass(frozen=True, kw_only=True)
-class VisionZip(ScoreSelector):
+class VisionZip(Renumbered, ScoreSelector):
     """Dominant tokens by attention inside the vision tower; the rest is merged into evenly spread contextual tokens.
 
     VisionZip: Longer is Better but Not Necessary in Vision Language Models (arXiv 2412.04467). Each remaining token
@@ -36,7 +37,9 @@ class VisionZip(ScoreSelector):
     )
     contextual: float = setting(10 / 64, "Fraction of the budget that goes to merged tokens.", "float", min=0, max=1)
     paper_compat: bool = setting(
-        False, "As released: a merged token is target + mean of assigned, not the mean over all of them.", "bool"
+        False,
+        "As released: a merged token is target + mean of assigned, not the mean over all; survivors are renumbered.",
+        "bool",
     )
 
     @property

@@ -12,6 +12,7 @@ from vlmopt.core.settings import setting
 
 from .base import Selector, finite, register, top
 from .greedy import farthest
+from .released import Renumbered
 from .sensitivity import (
     closed_form,
     directions,
@@ -32,7 +33,7 @@ FLAT = 1e-4  # sensitivities closer than this to the largest are noise, and all 
 
 @register("zeroth_order")
 @dataclass(frozen=True, kw_only=True)
-class ZeroOrder(Selector):
+class ZeroOrder(Renumbered, Selector):
     """Greedily the largest sensitivity * (1 - cosine to the nearest token kept so far), before the LLM.
 
     Training-Free Token Pruning in Vision-Language Models via Zeroth-Order Gradient Estimation (ZOO-Prune,
@@ -64,7 +65,7 @@ class ZeroOrder(Selector):
     paper_compat: bool = setting(
         False,
         "As released: finite differences with an absolute step of 0.01, sensitivities equal only to the last bit, "
-        "budget rounded down.",
+        "budget rounded down, survivors renumbered.",
         "bool",
     )
 

@@ -114,15 +114,15 @@ def check_selector(model: Any, anatomy: Anatomy, method: Selector) -> None:
             f"{name}: layer={method.layer} lies behind layer {min(shared)}, whose keys later layers of "
             f"{type(model).__name__} share; use layer <= {min(shared)}"
         )
-    if method.positions == "repack" and anatomy.mrope:
+    if method.numbering == "repack" and anatomy.mrope:
         raise ValueError(
-            f"{name}: positions='repack' is undefined for the multi-axis positions of {type(model).__name__}; "
-            "use 'keep' or 'pospad'"
+            f"{method.renumbering} is undefined for the multi-axis positions of {type(model).__name__}; "
+            "give positions='keep' or 'pospad'"
         )
-    if method.positions == "repack" and not hasattr(anatomy.decoder, "rotary_emb"):
+    if method.numbering == "repack" and not hasattr(anatomy.decoder, "rotary_emb"):
         raise ValueError(
-            f"{name}: positions='repack' needs a rotary position module; {type(anatomy.decoder).__name__} has none. "
-            "Use 'keep'."
+            f"{method.renumbering} needs a rotary position module; {type(anatomy.decoder).__name__} has none. "
+            "Give positions='keep'."
         )
     if method.resizes_pixels and not family_of(model.config).patch_grid:
         raise ValueError(

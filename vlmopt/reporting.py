@@ -165,7 +165,7 @@ def applied(call: Call) -> list[dict[str, Any]]:
         cuts = [cut for cut in call.cuts if cut.layer == layer and cut.method == method.name]
         if cuts:
             before, after = sum(int(c.before.sum()) for c in cuts), sum(int(c.keep.sum()) for c in cuts)
-            row = {"method": method.name, "layer": layer, "positions": method.positions}
+            row = {"method": method.name, "layer": layer, "positions": method.numbering}
             out.append(row | {"before": before, "after": after, "source": method.source})
     return out
 

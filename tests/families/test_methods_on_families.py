@@ -58,7 +58,7 @@ def test_a_method_keeps_its_promises(family: Family, method: Selector):
                 assert 0 < stage["after"] <= max(budget, len(sample["items"]))
             else:
                 assert stage["after"] == min(budget, left)
-            assert stage["markers"] == 0 or cut.positions == "pospad"
+            assert stage["markers"] == 0 or cut.numbering == "pospad"
             left = stage["after"]
         assert sample["visual_tokens_kept"] == left
 

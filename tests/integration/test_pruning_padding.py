@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn.functional import interpolate, pad
 
-from vlmopt.pruning import AttentionRows, FastV, Pixels, VisualTokens
+from vlmopt.pruning import AttentionRows, Debias, FastV, LookAheadRows, Pixels, PyramidDrop, VisualTokens
 from vlmopt.pruning.padding import coverage, square_padding, valid_cells
 
 MEAN, STD = torch.tensor([0.4815, 0.4578, 0.4082]), torch.tensor([0.2686, 0.2613, 0.2758])
@@ -105,6 +106,21 @@ def test_padding_in_real_pixels_is_that_of_geometry(size, padding):
     pixels = cells(on_square(picture(*size), MEAN, 336))
     valid = valid_cells(visual(pixels, [(1, 24, 24)]), padding)
     assert torch.equal(~valid.view(24, 24), square_padding(*size, 24))
+
+
+def test_pyramid_drop_as_released_takes_every_touched_token_for_padding():
+    pixels = cells(on_square(picture(336, 278), MEAN, 336))  # bars of two rows of cells and one pixel
+    rows = {LookAheadRows(1): torch.rand(2, 1, 576, generator=torch.Generator().manual_seed(0))}
+    tokens = replace(visual(pixels, [(1, 24, 24)]), signals={Pixels(): pixels, **rows})
+    settings = {"keep_ratio": 1.0, "layers": (1,), "padding": "square"}
+    for method, threshold in [
+        (PyramidDrop(**settings), 0.5),
+        (PyramidDrop(**settings, paper_compat=True), 0.01),
+        (Debias(PyramidDrop(**settings, paper_compat=True)), 0.01),
+    ]:
+        want = (~square_padding(336, 278, 24, threshold)).flatten().nonzero()[:, 0]
+        assert torch.equal(method.select(tokens).keep, want)
+        assert len(want) == 24 * (20 if threshold == 0.5 else 18)
 
 
 def test_a_picture_without_padding_loses_nothing():

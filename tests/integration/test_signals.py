@@ -22,6 +22,7 @@ from vlmopt.pruning import (
     LookAheadRows,
     Pixels,
     Projector,
+    Random,
     TextEmbeds,
     VisionAttention,
     VisualEmbeds,
@@ -50,6 +51,17 @@ def test_embeddings_are_those_of_the_model(family):
             assert torch.equal(tokens.signals[HiddenStates()], expected[row, places])
         question = [p for p in batch.real[row].nonzero()[:, 0].tolist() if p > int(places[-1])]
         assert torch.equal(tokens.signals[TextEmbeds()], expected[row, question])
+
+
+@by_name([FAMILIES[name] for name in ("qwen2_5_vl", "llava")])
+def test_whole_embeddings_outlive_an_earlier_cut(family):
+    batch = family.inputs(ROWS)
+    expected, need = own_embeds(family, batch), VisualEmbeds(whole=True)
+    for row, tokens in enumerate(listen(family, batch, need, layer=3, before=(Random(keep_ratio=0.3, layer=1),))):
+        places = batch.visual[row].nonzero()[:, 0]
+        assert len(tokens) < len(places)
+        assert torch.equal(tokens.signals[need], expected[row, places])
+        assert torch.equal(tokens.subset(torch.tensor([0])).signals[need], expected[row, places])
 
 
 @pytest.mark.parametrize("prompts", ["one", "ragged", "right"])

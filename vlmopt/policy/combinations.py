@@ -38,9 +38,10 @@ def check_stages(prune: Sequence[Selector]) -> None:
                     f"{second.label}: {unit}={after} before layer {second.layer} exceeds {unit}={before} of "
                     f"{first.label} before layer {first.layer}; budgets count original tokens and must not grow"
                 )
-    policies = sorted({method.positions for method in active})
+    policies = {method.numbering: method for method in active}
     if "repack" in policies and len(policies) > 1:
-        raise ValueError(f"positions='repack' cannot be mixed with {policies}: renumber at every stage or at none")
+        asked, others = policies.pop("repack").renumbering, sorted(policies)
+        raise ValueError(f"{asked} cannot be mixed with {others}: renumber at every stage or at none")
 
 
 def check_corrections(attention: Sequence[Correction]) -> None:

@@ -65,7 +65,7 @@ class LayerHook:
                 before = copy.copy(self)
                 before.stage, before.cuts = stage - 1, []
                 following = session.selectors[stage : stage + 1]
-                joins = any(other.layer == layer and other.positions == "pospad" for other in following)
+                joins = any(other.layer == layer and other.numbering == "pospad" for other in following)
                 self.cuts.append(CutHere(selector, stage, ahead, before, joins))
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -144,7 +144,7 @@ class LayerHook:
             content = content & step.context.attention_mask2d.gather(1, before.log)
         if keep.written:
             hidden = write_merged(step, hidden, keep, before)
-        if here.selector.positions == "pospad":
+        if here.selector.numbering == "pospad":
             hidden, ends = write_markers(self.session, step, hidden, keep, here.selector, before)
             content = content | ends
         index, valid = pack(content)

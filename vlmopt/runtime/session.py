@@ -56,7 +56,7 @@ class Session:
         active: list[Selector] = policy.active
         self.selectors = tuple(active)  # the k-th cut starts stage k + 1
         self.stage_of = [sum(method.layer <= i for method in active) for i in range(len(anatomy.layers))]
-        self.repack = any(method.positions == "repack" for method in active)
+        self.repack = any(method.numbering == "repack" for method in active)
         self.resizer: Any = next((method for method in active if method.resizes_pixels), None)
         self.before_tower: Any = next((method for method in active if method.before_tower), None)
         self.sparse = policy.prefill if policy.prefill is not None and not policy.prefill.neutral else None

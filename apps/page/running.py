@@ -20,10 +20,11 @@ from vlmopt.apps.page.models import Progress, held
 from vlmopt.apps.page.state import About, Outcome, Request, Run, Source
 from vlmopt.checkpoints import bundled
 from vlmopt.evaluation.prompts import POINT_PROMPTS
+from vlmopt.families import click_units
 from vlmopt.frames import load_video
 from vlmopt.loading import Loaded
 from vlmopt.measure import Measurement, measure
-from vlmopt.metrics.clicks import UNITS_OF, in_pixels, point
+from vlmopt.metrics.clicks import clicked
 from vlmopt.prompt import as_seen, image_prompt, placed, video_prompt
 
 WARMUP = 1
@@ -134,6 +135,7 @@ def perform(loaded: Loaded, request: Request, progress: Progress) -> Run:
     about = About(
         name=loaded.name,
         model_type=model.config.model_type,
+        units=units_of(model),
         parameters=sum(p.numel() for p in model.parameters()),
         layers=text.num_hidden_layers,
         heads=text.num_attention_heads,
@@ -160,16 +162,21 @@ class Beat(StoppingCriteria):
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 
-def asked(request: Request, model_type: str) -> str:
+def units_of(model: Any) -> str:
+    """In what its answers count coordinates; where nobody knows, it is told to count pixels."""
+    return click_units(model.config) or "pixels"
+
+
+def asked(request: Request, units: str) -> str:
     """The words put to the model: where a click is wanted, models from the Hub are told in which form to answer."""
     if request.task != "click" or request.source.name in bundled():
         return request.question
-    return POINT_PROMPTS[UNITS_OF.get(model_type, "pixels")].replace("{question}", request.question)
+    return POINT_PROMPTS[units].replace("{question}", request.question)
 
 
 def prepared(model: Any, processor: Any, request: Request) -> Prompt:
     """The prompt of a request, on the model's device."""
-    question, sizes = asked(request, model.config.model_type), processor.image_processor
+    question, sizes = asked(request, units_of(model)), processor.image_processor
     first = next(model.parameters())
     notes: tuple[str, ...] = ()
     if request.clip is None:
@@ -194,8 +201,6 @@ def prepared(model: Any, processor: Any, request: Request) -> Prompt:
 def outcome(model: Any, processor: Any, request: Request, prompt: Prompt, measured: Measurement) -> Outcome:
     """The answer as text, and where it points when a click was asked for."""
     text = str(processor.tokenizer.decode(measured.new_ids[0], skip_special_tokens=True)).strip()
-    place = point(text) if request.task == "click" and request.images else None
-    if place is not None:
-        units = UNITS_OF.get(model.config.model_type, "pixels")
-        place = in_pixels(place, units, request.images[0].size, prompt.resized)
-    return Outcome(text, measured, place)
+    if request.task != "click" or not request.images:
+        return Outcome(text, measured)
+    return Outcome(text, measured, clicked(text, units_of(model), request.images[0].size, prompt.resized))

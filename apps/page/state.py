@@ -69,6 +69,7 @@ class About:
 
     name: str
     model_type: str
+    units: str  # of coordinates in its answers
     parameters: int
     layers: int
     heads: int

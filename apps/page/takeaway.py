@@ -87,7 +87,7 @@ def result(run: Run) -> dict[str, Any]:
         "torch": torch.__version__,
         "machine": {"platform": platform.platform(), "threads": torch.get_num_threads()},
         "model": run.request.source.name,
-        "question": asked(run.request, run.about.model_type),
+        "question": asked(run.request, run.about.units),
         "task": run.request.task,
         "repeats": run.request.repeats,
         "notes": [*run.about.notes, *run.notes],
@@ -102,7 +102,7 @@ def command(run: Run) -> str:
     """`vlmopt run` with everything that differs from its defaults; quoted for a shell."""
     request = run.request
     given = ["--video", clip_name(run)] if request.clip is not None else ["--image", PICTURE]
-    words = ["vlmopt", "run", *given, "--question", asked(request, run.about.model_type), "--policy", POLICY]
+    words = ["vlmopt", "run", *given, "--question", asked(request, run.about.units), "--policy", POLICY]
     words += ["--model", request.source.name, "--device", request.source.device, "--dtype", request.source.dtype]
     words += ["--max-new-tokens", str(request.max_new_tokens), "--repeats", str(request.repeats)]
     return shlex.join(words)
@@ -112,7 +112,7 @@ def snippet(run: Run) -> str:
     """Python that makes the optimized answer again and draws the same overlay."""
     request = run.request
     source = f"{request.source.name!r}, device={request.source.device!r}, dtype={request.source.dtype!r}"
-    question = repr(asked(request, run.about.model_type))
+    question = repr(asked(request, run.about.units))
     policy = pformat(request.policy.to_dict(), width=100, sort_dicts=False)
     if request.clip is None:
         reading = f'image = load_image("{PICTURE}").image\ninputs = image_prompt(loaded.processor, {question}, [image])'

@@ -19,6 +19,7 @@ from tests.support.broken import broken_tiff
 from tests.support.fixtures.evaluation import answers, lines, manifest_file, plain_picture, settings
 from vlmopt.evaluation import evaluate as module
 from vlmopt.evaluation import runner
+from vlmopt.evaluation.data import load_data
 from vlmopt.evaluation.evaluate import evaluate
 from vlmopt.evaluation.processes import Processes, lock, processes
 from vlmopt.evaluation.records import Record, Writer, read
@@ -214,6 +215,24 @@ def test_refusals_leave_no_answers(data: Path, tmp_path: Path, changes: dict[str
     with pytest.raises(ValueError, match=words):
         evaluate(replace(settings(data, tmp_path / "run"), **changes))
     assert not (tmp_path / "run").exists()
+
+
+def test_clicks_of_a_model_that_counts_in_nobody_knows_what_need_to_be_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused before the weights are loaded; other questions need no units."""
+    plain_picture(tmp_path / "a.png")
+    row = {"id": "1", "image": "a.png", "question": "Click it.", "box": [1, 1, 9, 9]}
+    clicks, run = lines(tmp_path / "c.jsonl", [row]), tmp_path / "run"
+    monkeypatch.setattr(module, "click_units", lambda config: None)
+    monkeypatch.setattr(module, "load_model", lambda *_: pytest.fail("loaded"))
+    asked = settings(clicks, run)
+    asked = replace(asked, source=replace(asked.source, boxes="xyxy"))
+    with pytest.raises(ValueError, match=r"give --points pixels \| .*'qwen2_5_vl'"):
+        evaluate(asked)
+    assert module.units_of(replace(asked, units="thousand"), load_data(asked.source)) == "thousand"
+    words = lines(tmp_path / "w.jsonl", [{"id": "1", "image": "a.png", "question": "Red?", "answer": "yes"}])
+    assert module.units_of(settings(words, run), load_data(settings(words, run).source)) == "pixels"
 
 
 def test_one_replica_over_all_devices_and_several_processes_exclude_each_other(

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 from PIL import Image
 
+from ..families import click_units
 from ..loading import Loaded
-from ..metrics.clicks import UNITS_OF, in_pixels, point
+from ..metrics.clicks import in_pixels, pointed
 
 
-def click_of(loaded: Loaded, image: Image.Image, answer: str) -> tuple[float, float] | None:
-    """(x, y) in fractions of the picture's width and height; None where the answer names no point inside it.
+def click_of(loaded: Loaded, image: Image.Image, answer: str, units: str | None = None) -> tuple[float, float] | None:
+    """(x, y) in fractions of the picture's width and height.
 
-    Coordinates are read in the units that the model's type was taught.
+    Args:
+        units: of its coordinates (`metrics.clicks.UNITS`); None for what the model's config or family says.
+
+    Returns:
+        None where the answer names no point inside the picture, or nobody says what its coordinates mean.
+
+    Raises:
+        ValueError: unknown units.
     """
-    place = point(answer)
-    if place is None:
+    found = pointed(answer)
+    units = (found and found.units) or units or click_units(loaded.model.config)
+    if found is None or units is None:
         return None
-    units = UNITS_OF.get(loaded.model.config.model_type, "pixels")
     resized = behind_processor(loaded, image) if units == "resized" else None
-    x, y = (at / side for at, side in zip(in_pixels(place, units, image.size, resized), image.size, strict=True))
+    x, y = (
+        part / side for part, side in zip(in_pixels(found.place, units, image.size, resized), image.size, strict=True)
+    )
     return (x, y) if 0 <= x <= 1 and 0 <= y <= 1 else None
 
 

@@ -24,8 +24,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", help="pope, chair, screenspot, manifest or worlds (default: told by the contents)")
     parser.add_argument("--images", metavar="DIR", help="where the pictures lie (default: beside the data file)")
     parser.add_argument("--boxes", help="how boxes are written: xyxy, xywh, xyxy-unit or xywh-unit")
-    parser.add_argument("--points", help="what points mean: pixels, resized, unit or thousand (default: by model type)")
-    parser.add_argument("--parser", default="reference", help="of yes and no: reference, contractions or strict")
+    parser.add_argument(
+        "--points", help="what points mean: pixels, resized, unit, hundred, thousand, loc (default: by model)"
+    )
+    parser.add_argument(
+        "--parser", default="stated",
+        help="how answers are read: stated (default; what is said in the end, without reasoning and markup), or as "
+        "published figures of yes and no were: reference (POPE's own), contractions or strict",
+    )  # fmt: skip
     parser.add_argument("--synonyms", metavar="FILE", help="table of objects for CHAIR (default: our own)")
     parser.add_argument(
         "--policy", nargs="+", action="extend", default=[], metavar="POLICY",

@@ -21,6 +21,7 @@ from ..head_patterns import HeadPatterns
 from ..loading import DTYPES, Loaded, check_device, check_name, load
 from ..measure import Measurement, Spread, measure
 from ..media import check_file, load_image
+from ..metrics.clicks import UNITS
 from ..overlay import overlay
 from ..policy import Policy
 from ..prefill import SparsePrefill
@@ -39,14 +40,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="tiny-qwen", help="bundled name, directory, or Hub id (default tiny-qwen)")
     parser.add_argument("--policy", default="uniform-50", help="preset name or policy file (default uniform-50)")
     parser.add_argument(
-        "--profile",
-        metavar="FILE",
+        "--profile", metavar="FILE",
         help="debias the policy's methods by what `vlmopt calibrate` found, and give its sinks to visual_sink "
         "and its part iat to adaptive_generated_text",
-    )
-    parser.add_argument(
-        "--patterns", metavar="FILE", help="sparse prefill with what `vlmopt search-patterns` found for every head"
-    )
+    )  # fmt: skip
+    parser.add_argument("--patterns", metavar="FILE", help="sparse prefill with what `vlmopt search-patterns` found")
+    parser.add_argument("--points", choices=UNITS, help="what coordinates mean (default: by model, or none is drawn)")
     parser.add_argument("--out", default="vlmopt-out", metavar="DIR", help="for overlay.png and result.json")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--dtype", default="auto", choices=DTYPES)
@@ -87,7 +86,7 @@ def execute(options: argparse.Namespace) -> None:
     print(table(options.question, loaded, answers, measured))
     out.mkdir(parents=True, exist_ok=True)
     whole = len(visuals.images) == 1 and drawn[0].size == visuals.images[0].size  # neither padded nor cropped
-    click = click_of(loaded, drawn[0], answers["optimized"]) if whole else None
+    click = click_of(loaded, drawn[0], answers["optimized"], options.points) if whole else None
     for path in (*draw(drawn, measured, out, click), save(out, options, loaded, visuals, answers, measured)):
         print(f"wrote {path}")
 

@@ -30,7 +30,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train-tower", action="store_true", help="the second stage trains the vision tower, too")
     parser.add_argument("--images", metavar="DIR", help="where the pictures of a JSON file lie (default: beside it)")
     parser.add_argument("--boxes", help="how its boxes are written: xyxy, xywh, xyxy-unit or xywh-unit")
-    parser.add_argument("--points", help="what its answers count in: pixels, resized, unit, thousand")
+    parser.add_argument("--points", help="what its answers count in: pixels, resized, unit, hundred, thousand, loc")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=float, default=120.0, metavar="SECONDS", help="default 120")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu"), help="auto: what `accelerate` finds")

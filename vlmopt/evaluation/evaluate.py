@@ -12,8 +12,9 @@ from typing import Any
 from ..api import optimized
 from ..checkpoints import HERE, bundled, load_checkpoint
 from ..checkpoints.processor import FAILURES, first_line
+from ..families import click_units
 from ..loading import Loaded, _config, check_device, check_name, load
-from ..metrics.clicks import UNITS, UNITS_OF
+from ..metrics.clicks import UNITS
 from ..metrics.pope import PARSERS
 from ..policy import Policy
 from .data import Data, Source, load_data
@@ -39,7 +40,7 @@ class Settings:
         prompt: template; None for that of the data.
         max_new_tokens: None for what the kind of a sample needs.
         seed: of the policies; None for their own. Intervals and the choice of samples take `source.seed`.
-        parser: of yes and no; units: of clicks, None for what the model's type was taught.
+        parser: how answers are read (`scoring.Marking`); units: of clicks; None for what the model says.
         maps: kept-token maps to save per policy.
         retry_errors: ask once more what failed before.
     """
@@ -54,7 +55,7 @@ class Settings:
     prompt: str | None = None
     max_new_tokens: int | None = None
     seed: int | None = None
-    parser: str = "reference"
+    parser: str = "stated"
     units: str | None = None
     maps: int = 64
     retry_errors: bool = False
@@ -76,10 +77,11 @@ def evaluate(settings: Settings) -> Path | None:
                 "would need one each: start one process, or leave --device-map out"
             )
         run.mkdir(parents=True, exist_ok=True)
-        source = replace(settings.source, model_type=model_type(settings.model))
+        source = replace(settings.source, model_type=str(model_config(settings.model).model_type))
         if team.main:
             held.enter_context(locked(run, team))
             data = load_data(source)
+            units_of(settings, data)
         loaded = load_model(settings, team)
         for policy in policies.values():
             with optimized(loaded.model, policy):
@@ -146,18 +148,34 @@ def load_model(settings: Settings, team: Processes) -> Loaded:
     return Loaded(settings.model, model, processor)
 
 
-def model_type(name: str) -> str:
-    """The type of a model, from its config alone: data that cannot be right is refused before the weights are loaded.
+def model_config(name: str) -> Any:
+    """The config of a model: data that cannot be right is refused before the weights are loaded.
 
     Raises:
         ValueError: no such model.
     """
-    return str(_config(str(HERE / name) if name in bundled() else name).model_type)
+    return _config(str(HERE / name) if name in bundled() else name)
+
+
+def units_of(settings: Settings, data: Data) -> str:
+    """What coordinates in answers mean: what the user says, else the checkpoint's config or its family.
+
+    Raises:
+        ValueError: clicks are to be marked, and nobody says.
+    """
+    config = model_config(settings.model)
+    units = settings.units or click_units(config)
+    if units is None and any(sample.kind == "click" for sample in data.samples):
+        raise ValueError(
+            f"give --points {' | '.join(UNITS)}: clicks are marked, and in what models of type {config.model_type!r} "
+            "count coordinates is not known"
+        )
+    return units or "pixels"
 
 
 def runner_of(settings: Settings, loaded: Loaded, data: Data, policies: dict[str, Policy], team: Processes) -> Runner:
     """This process's share of the work."""
-    units = settings.units or UNITS_OF.get(loaded.model.config.model_type, "pixels")
+    units = units_of(settings, data)
     prompt = settings.prompt or (POINT_PROMPTS[units] if data.format == "screenspot" else data.prompt)
     run = settings.source.run
     asking = Asking(loaded=loaded, run=run, prompt=prompt, max_new_tokens=settings.max_new_tokens)

@@ -22,6 +22,9 @@ POINT_PROMPTS = {
     "pixels": 'Where is this in the picture: "{question}"? Answer with the point (x, y) in pixels, and nothing else.',
     "unit": 'Where is this in the picture: "{question}"? Answer with the point (x, y) as fractions from 0 to 1, and '
     "nothing else.",
+    "hundred": 'Where is this in the picture: "{question}"? Answer with the point (x, y) in percent of its width and '
+    "height, and nothing else.",
+    "loc": "detect {question}",
     "thousand": 'Where is this in the picture: "{question}"? Answer with the point (x, y) on a scale from 0 to 1000, '
     "and nothing else.",
 }

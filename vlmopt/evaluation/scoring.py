@@ -8,8 +8,9 @@ from typing import Any
 from ..metrics import Lexicon, chair, is_yes, text_state
 from ..metrics.answers import anls, choice, exact, right_choice
 from ..metrics.chair import COUNTS
-from ..metrics.clicks import hits, in_pixels, point
+from ..metrics.clicks import clicked, hits
 from ..metrics.lexicon import tokens
+from ..metrics.stated import stated, without_reasoning
 from .data import Sample
 
 
@@ -18,25 +19,31 @@ class Marking:
     """How answers are read.
 
     Attributes:
-        parser: of yes and no (`metrics.pope.PARSERS`).
+        parser: of yes and no (`metrics.pope.PARSERS`). With "stated", ANLS and captions are marked without reasoning
+            and markup, too; the others leave these to the rules of their sources, which read the words as they stand.
         units: of points (`metrics.clicks.UNITS`).
         lexicon: of captions; None if there are none with known objects.
         stops: marks between the sentences of captions.
     """
 
-    parser: str = "reference"
+    parser: str = "stated"
     units: str = "pixels"
     lexicon: Lexicon | None = None
     stops: str = ".!?"
 
+    @property
+    def stated(self) -> bool:
+        return self.parser == "stated"
+
     def described(self) -> dict[str, str]:
         """In words, for the summary."""
+        own = "what is stated in the end; " if self.stated else ""
         return {
             "yes_no": self.parser,
             "click": f"{self.units}; the middle of a box; edges included",
-            "exact": "small letters, single spaces, no full stop at the end",
-            "choice": "letter, else words",
-            "anls": "small letters, single spaces, 0 below one half",
+            "exact": "as it stands or stated in the end; small letters, single spaces, no full stop at the end",
+            "choice": "what is stated in the end; letter, else words",
+            "anls": f"{own}small letters, single spaces, 0 below one half",
             "caption": self.lexicon.source if self.lexicon else "no known objects",
         }
 
@@ -66,18 +73,19 @@ def grade(sample: Sample, said: Said | None, marking: Marking) -> Mark:
 
 
 def _yes_no(sample: Sample, said: Said | None, marking: Marking) -> Mark:
-    """`yes`: what the parser read; `unparsable`: the first word is neither yes nor no."""
+    """`yes`: what the parser read; `unparsable`: neither yes nor no was stated, or is the first word."""
     if said is None:
         return Mark(False, {"yes": None, "unparsable": True})
     yes = is_yes(said.text, marking.parser)
-    return Mark(yes is (sample.answer == "yes"), {"yes": yes, "unparsable": is_yes(said.text, "strict") is None})
+    plain = yes if marking.stated else is_yes(said.text, "strict")
+    return Mark(yes is (sample.answer == "yes"), {"yes": yes, "unparsable": plain is None})
 
 
 def _click(sample: Sample, said: Said | None, marking: Marking) -> Mark:
-    place = None if said is None else point(said.text)
-    if said is None or place is None or said.size is None:
+    at = None if said is None or said.size is None else clicked(said.text, marking.units, said.size, said.resized)
+    if at is None:
         return Mark(False, {"unparsable": True})
-    x, y = in_pixels(place, marking.units, said.size, said.resized)
+    x, y = at
     return Mark(sample.box is not None and hits((x, y), sample.box), {"unparsable": False}, {"point": [x, y]})
 
 
@@ -92,21 +100,23 @@ def _exact(sample: Sample, said: Said | None, marking: Marking) -> Mark:
 
 
 def _anls(sample: Sample, said: Said | None, marking: Marking) -> Mark:
-    return Mark(0.0 if said is None else anls(said.text, sample.references))
+    read = [] if said is None else [said.text, *([stated(said.text)] if marking.stated else [])]
+    return Mark(max((anls(text, sample.references) for text in read), default=0.0))
 
 
 def _caption(sample: Sample, said: Said | None, marking: Marking) -> Mark:
     """Counts of `metrics.chair.Chair` where the objects are known, and the state of the text."""
     if said is None:
         return Mark(None)
-    metrics: dict[str, Any] = {"words": len(tokens(said.text)), "cut_off": not said.ended}
-    state, words = text_state([said.text], stops=marking.stops), metrics["words"]
+    text = without_reasoning(said.text) if marking.stated else said.text
+    metrics: dict[str, Any] = {"words": len(tokens(text)), "cut_off": not said.ended}
+    state, words = text_state([text], stops=marking.stops), metrics["words"]
     metrics |= {"distinct_1": state.distinct_1 if words >= 1 else None}
     metrics |= {"distinct_4": state.distinct_4 if words >= 4 else None, "repeated": state.repeated == 1.0}
     if "." in marking.stops:  # a bare list has no last mark
         metrics["unended"] = state.unended == 1.0
     if sample.objects is not None and marking.lexicon is not None:
-        marks = chair([said.text], [sample.objects], marking.lexicon)
+        marks = chair([text], [sample.objects], marking.lexicon)
         metrics |= {name: int(getattr(marks, name)[0]) for name in COUNTS}
     return Mark(None, metrics)
 

@@ -23,6 +23,7 @@ _FAMILIES = (
         cells=patches.patch_cells,
         image_std=CLIP_STD,
         patch_grid=True,
+        click_units="thousand",
     ),
     Family(
         "qwen2_5_vl",
@@ -35,6 +36,7 @@ _FAMILIES = (
         cells=patches.patch_cells,
         image_std=CLIP_STD,
         patch_grid=True,
+        click_units="resized",
     ),
     Family(
         "qwen3_vl",
@@ -48,6 +50,7 @@ _FAMILIES = (
         image_std=HALF,
         patch_grid=True,
         frame_times=True,
+        click_units="thousand",
     ),
     Family(
         "qwen3_5",
@@ -61,6 +64,7 @@ _FAMILIES = (
         image_std=HALF,
         patch_grid=True,
         frame_times=True,
+        click_units="thousand",
     ),
     Family(
         "llava",
@@ -71,6 +75,7 @@ _FAMILIES = (
         by_token=True,
         cells=patches.square_cells,
         image_std=CLIP_STD,
+        click_units="unit",
     ),
     Family(
         "llava_next",
@@ -80,6 +85,7 @@ _FAMILIES = (
         "model.multi_modal_projector",
         layouts.any_resolution,
         by_token=True,
+        click_units="unit",
     ),
     Family(
         "llava_onevision",
@@ -101,6 +107,7 @@ _FAMILIES = (
         patches=patches.shuffled,
         cells=patches.square_cells,
         image_std=IMAGENET_STD,
+        click_units="thousand",
     ),
     Family(
         "idefics3",
@@ -136,6 +143,7 @@ _FAMILIES = (
         "model.multi_modal_projector",
         cells=patches.square_cells,
         image_std=HALF,
+        click_units="loc",
     ),
     Family(
         "mistral3",
@@ -171,4 +179,10 @@ def family_of(config: Any) -> Family:
     return Family(str(kind), (str(kind),), "", "", "", described=False)
 
 
-__all__ = ["Family", "Piece", "families", "family_of"]
+def click_units(config: Any) -> str | None:
+    """In what a model's answers count coordinates, as its config (`click_units`) or its family says; None: unknown."""
+    own: str | None = getattr(config, "click_units", None)
+    return own or family_of(config).click_units
+
+
+__all__ = ["Family", "Piece", "click_units", "families", "family_of"]

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
+
+from .stated import concluded, stated, words
 
 ANLS_THRESHOLD = 0.5
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+OTHER = "BCDEFGHJKLMNOPQRSTUVWXYZ"  # those that are no words of their own
+GOES_ON = "because|since|as|is|are|was|and|or|for|with|which|due"  # what no article stands before
+JOINED = r"\s*(?:[)\]]\s*)?(?:,?\s*\b(?:and|or)\b|[,/&|]|和|或)\s*(?:option\s+)?"
+OPTION = re.compile(r"\b(?:option|choice|letter|choose|pick|select)\b\s*(?:is\b)?\s*:?\s*|选(?:项|择)?\s*:?\s*", re.I)
 
 
 def plain(text: str) -> str:
     """Small letters, single spaces, no full stop at the end."""
-    return " ".join(text.casefold().split()).removesuffix(".").rstrip()
+    return " ".join(text.casefold().split()).removesuffix(".").removesuffix("。").rstrip()
 
 
 def exact(answer: str, references: Sequence[str]) -> bool:
-    """Whether an answer is one of the accepted ones, after `plain`."""
-    return plain(answer) in map(plain, references)
+    """Whether an answer, as it stands or as what it states (`metrics.stated`), is an accepted one, after `plain`."""
+    return not {plain(answer), plain(stated(answer))}.isdisjoint(map(plain, references))
 
 
 def anls(answer: str, references: Sequence[str]) -> float:
@@ -43,22 +50,52 @@ def anls(answer: str, references: Sequence[str]) -> float:
 def choice(answer: str, choices: Sequence[str]) -> int | None:
     """Which choice an answer names: by its letter, else by its words; None where it names none or several.
 
-    A letter counts alone ("B", "(B)", "B. a dog") or after "answer" ("The answer is B"); an "A" that begins a sentence
-    is a word.
+    Read is what the answer states in the end (`metrics.stated`). A letter counts behind "the answer is", alone on a
+    line, behind "option" or "I choose", and at the beginning of a line ("B. a dog"), in any case and in brackets or
+    none. A bare "A" before another word is an article, unless a word such as "because" follows: "Answer: A dog" names
+    the dog.
 
     Raises:
         ValueError: fewer than two choices, or more than there are letters.
     """
     if not 2 <= len(choices) <= len(LETTERS):
         raise ValueError(f"{len(choices)} choices: there must be 2 to {len(LETTERS)}")
-    said, last = answer.strip(), LETTERS[len(choices) - 1]
-    for pattern in (rf"\(?([A-{last}])(?:[).:,]|\s*$)", rf".*\banswer(?:\s+is)?\s*:?\s*\(?([A-{last}])(?:[).:,]|\s|$)"):
-        if found := re.match(pattern, said, re.IGNORECASE | re.DOTALL):
-            return LETTERS.index(found[1].upper())
-    text, words = plain(said), list(map(plain, choices))
-    same = [i for i, option in enumerate(words) if option == text]
-    named = same or [i for i, option in enumerate(words) if re.search(rf"(?<!\w){re.escape(option)}(?!\w)", text)]
-    return named[0] if len(named) == 1 else None
+    text = unicodedata.normalize("NFKC", words(answer))  # full-width letters and brackets are letters and brackets
+    last, options = LETTERS[len(choices) - 1], list(map(plain, choices))
+    if len(text) > 1 and options.count(plain(text)) == 1:
+        return options.index(plain(text))
+    if end := concluded(text):
+        found = _letters(end, last) or _named(end, options)
+        if found:
+            return found.pop() if len(found) == 1 else None
+    lines = re.split(r"\n|(?<=[.!?。])\s+", text)  # and sentences
+    alone = set[int]().union(*(_letters(line, last) for line in lines if len(re.findall(r"\w", line)) == 1))
+    behind = set[int]().union(*(_letters(text[cue.end() :], last) for cue in OPTION.finditer(text)))
+    found = alone or behind.union(*(_letters(line, last) for line in lines)) or _named(text, options)
+    return found.pop() if len(found) == 1 else None
+
+
+def _letters(text: str, last: str) -> set[int]:
+    """The letter, up to `last`, that a text begins with, or several that are joined ("A or B")."""
+    letter = rf"([A-{last}])"
+    ends = r"[\"'”’]?\s*(?:[).:,;!?。、\]}/&|=]|$|\n|[-–—]\s)"
+    single = rf"[(\[{{]\s*{letter}\s*[)\]}}]|{letter}(?={ends}|\s+(?:{GOES_ON})\b)|(?-i:([{OTHER}]))(?=\s)"
+    found, places = re.match(rf"[\s\"'“]*(?:{single})", text, re.I), set[int]()
+    while found:
+        (name,) = filter(None, found.groups())
+        if name.upper() > last:
+            break
+        places.add(LETTERS.index(name.upper()))
+        text = text[found.end() :]
+        found = re.match(rf"{JOINED}(?:[(\[]{letter}[)\]]|{letter}(?={ends}|\s+(?:and|or)\b))", text, re.I)
+    return places
+
+
+def _named(text: str, options: Sequence[str]) -> set[int]:
+    """The options whose words a text is, or else holds; all in small letters."""
+    said = plain(text)
+    same = {i for i, option in enumerate(options) if option == said}
+    return same or {i for i, option in enumerate(options) if re.search(rf"(?<!\w){re.escape(option)}(?!\w)", said)}
 
 
 def right_choice(references: Sequence[str], choices: Sequence[str]) -> int:

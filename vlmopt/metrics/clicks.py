@@ -3,39 +3,102 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+from typing import NamedTuple
+
+from .stated import concluded, unwrapped
 
 Point = tuple[float, float]
+Size = tuple[int, int]  # width, height
 # pixels: of the picture as given; resized: of the picture as the processor resizes it; unit: fractions, 0 to 1;
-# thousand: thousandths, 0 to 1000.
-UNITS = ("pixels", "resized", "unit", "thousand")
-# What models of a type were taught to answer in; all others: pixels.
-UNITS_OF = {"qwen2_vl": "thousand", "qwen2_5_vl": "resized", "qwen3_vl": "thousand", "qwen3_vl_moe": "thousand"}
+# hundred: percent; thousand: thousandths, 0 to 1000; loc: PaliGemma's, 0 to 1024.
+UNITS = ("pixels", "resized", "unit", "hundred", "thousand", "loc")
+WHOLE = {"unit": 1, "hundred": 100, "thousand": 1000, "loc": 1024}
 
-NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)"
+NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:\s*(?:%|px))?"
+GAP = r"\s*(?:[,;\s]|\band\b)\s*"
 PAIR = rf"({NUMBER})\s*[,;\s]\s*({NUMBER})"
 QUOTE = r"[\"']?"
-NAMED = rf"\bx{QUOTE}\s*[=:]\s*{QUOTE}({NUMBER}){QUOTE}\s*[,;\s]\s*{QUOTE}y{QUOTE}\s*[=:]\s*{QUOTE}({NUMBER})"
-PAIRS = rf"[(\[]\s*{PAIR}\s*[)\]]\s*,?\s*[(\[]\s*{PAIR}\s*[)\]]"  # (x0, y0), (x1, y1)
-GROUP = rf"[(\[>]\s*{PAIR}(?:\s*[,;\s]\s*{PAIR})?\s*[)\]<]"  # (x, y) or [x0, y0, x1, y1]
+
+
+def _named(*names: str) -> str:
+    """Numbers after their names, `x=1, y=2` or `"x": 1, "y": 2`."""
+    each = (rf"{QUOTE}\b(?:{name}){QUOTE}\s*(?:[=:]|is\b)\s*{QUOTE}({NUMBER}){QUOTE}" for name in names)
+    return GAP.join(each)
+
+
+LOC = r"<loc(\d{4})>\s*"
+FORMS = {  # what the numbers are -> how they are written; of forms that begin at one place, the first one here
+    "points": rf"<points?\b[^<>]*?{_named('x1?', 'y1?')}",  # of several points the first
+    "loc box": LOC * 4,
+    "loc": LOC * 2,
+    "size": _named("x", "y", "w|width", "h|height"),
+    "box": "|".join((_named("x1", "y1", "x2", "y2"), _named("x0", "y0", "x1", "y1"),
+                     _named("x_?min|left", "y_?min|top", "x_?max|right", "y_?max|bottom"))),
+    "named": _named("x1?", "y1?"),
+    "pairs": rf"[(\[]\s*{PAIR}\s*[)\]]\s*,?\s*[(\[]\s*{PAIR}\s*[)\]]",  # (x0, y0), (x1, y1)
+    "group": rf"[(\[>]\s*{PAIR}(?:\s*[,;\s]\s*{PAIR})?\s*[)\]<]",  # (x, y) or [x0, y0, x1, y1]
+}  # fmt: skip
 BARE = rf"\s*{PAIR}(?:\s*[,;\s]\s*{PAIR})?\s*\.?\s*"
 
 
-def point(answer: str) -> Point | None:
-    """The first point that an answer names, in the answer's own units; the middle of a box where it gives one.
+class Pointed(NamedTuple):
+    """Where an answer points, and the units that it says itself: "hundred" of percent, "loc" of its tokens, or None."""
 
-    Read are `x=1, y=2`, `(x0, y0), (x1, y1)`, `(x, y)` and `[x0, y0, x1, y1]` in round or square brackets or
-    between tags, anywhere in the text, and two or four bare numbers where the text is nothing else.
+    place: Point
+    units: str | None = None
+
+
+def pointed(answer: str) -> Pointed | None:
+    """The first point that an answer states, in the answer's own units; the middle of a box where it gives one.
+
+    Thoughts are no answer; an `<answer>`, a box or "the answer is" goes before the rest. Read are `x=1, y=2`, also with
+    numbers behind the names, boxes by their corners or by a corner and a size, `(x0, y0), (x1, y1)`, `(x, y)` and
+    `[x0, y0, x1, y1]` in round or square brackets or between tags, percent, tokens such as `<loc0300><loc0500>` (y
+    first), anywhere in the text; and two or four bare numbers where the text is nothing else.
     """
-    forms = (re.search(NAMED, answer, re.IGNORECASE), re.search(PAIRS, answer), re.search(GROUP, answer))
-    found = min((form for form in forms if form), key=lambda form: form.start(), default=re.fullmatch(BARE, answer))
-    if found is None:
+    text = re.sub(r"\\(?:left|right)\b", "", unicodedata.normalize("NFKC", unwrapped(answer)))
+    for part in filter(None, (concluded(text), text)):
+        if found := _first(part):
+            return found
+    return None
+
+
+def point(answer: str) -> Point | None:
+    """`pointed` without the units."""
+    found = pointed(answer)
+    return None if found is None else found.place
+
+
+def clicked(answer: str, units: str, size: Size, resized: Size | None = None) -> Point | None:
+    """Where an answer points, in pixels of a picture of `size`; units that the answer says itself go before `units`.
+
+    Raises:
+        ValueError: unknown units.
+    """
+    found = pointed(answer)
+    return None if found is None else in_pixels(found.place, found.units or units, size, resized)
+
+
+def _first(text: str) -> Pointed | None:
+    forms = [(name, found) for name, form in FORMS.items() if (found := re.search(form, text, re.IGNORECASE))]
+    name, match = min(forms, key=lambda form: form[1].start(), default=("bare", re.fullmatch(BARE, text)))
+    if match is None:
         return None
-    numbers = [float(value) for value in found.groups() if value is not None]
-    x, y = numbers[0], numbers[1]
-    return ((x + numbers[2]) / 2, (y + numbers[3]) / 2) if len(numbers) == 4 else (x, y)
+    written = [value for value in match.groups() if value is not None]
+    numbers = [float(value.rstrip("%px ")) for value in written]
+    units = "hundred" if all(value.endswith("%") for value in written) else None
+    if name.startswith("loc"):
+        numbers, units = [numbers[i ^ 1] for i in range(len(numbers))], "loc"  # y first
+    x, y, *rest = numbers
+    if not rest or name == "points":
+        return Pointed((x, y), units)
+    return Pointed(
+        (x + rest[0] / 2, y + rest[1] / 2) if name == "size" else ((x + rest[0]) / 2, (y + rest[1]) / 2), units
+    )
 
 
-def in_pixels(place: Point, units: str, size: tuple[int, int], resized: tuple[int, int] | None = None) -> Point:
+def in_pixels(place: Point, units: str, size: Size, resized: Size | None = None) -> Point:
     """A point in pixels of a picture of `size` (width, height); `resized` is its size behind the processor.
 
     Raises:
@@ -43,7 +106,8 @@ def in_pixels(place: Point, units: str, size: tuple[int, int], resized: tuple[in
     """
     if units not in UNITS:
         raise ValueError(f"units {units!r} are unknown: choose from {', '.join(UNITS)}")
-    whole = {"pixels": size, "resized": resized or size, "unit": (1, 1), "thousand": (1000, 1000)}[units]
+    own = {"pixels": size, "resized": resized or size}
+    whole = own.get(units) or (WHOLE[units], WHOLE[units])
     return place[0] * size[0] / whole[0], place[1] * size[1] / whole[1]
 
 

@@ -11,8 +11,20 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-PARSERS: tuple[str, ...] = ("reference", "contractions", "strict")
+from .stated import stated
+
+PARSERS: tuple[str, ...] = ("stated", "reference", "contractions", "strict")
 DENIALS = frozenset({"No", "no", "not"})
+SAYS = dict.fromkeys(("yes", "yeah", "yep", "true", "correct", "是", "是的", "有", "对"), True)
+SAYS |= dict.fromkeys(("no", "nope", "false", "incorrect", "none", "否", "不", "不是", "没有"), False)
+UNSURE = re.compile(
+    r"\b(?:cannot|can't|can’t|can not|unable|unsure|uncertain|unclear|impossible|not sure|maybe|perhaps)\b"
+)
+DENIED = re.compile(r"\b(?:no|not|none|nothing|never|neither|without)\b|n['’]t\b")
+SEEN = re.compile(
+    r"\b(?:there(?:['’]s| is| are)|it(?:['’]s| is)|i (?:can )?see|"
+    r"(?:image|picture|photo)\w* (?:shows?|contains?|includes?|has|depicts?|features?))\b"
+)
 
 
 @dataclass(frozen=True)
@@ -32,23 +44,37 @@ def is_yes(answer: str, parser: str = "reference") -> bool | None:
 
     Args:
         answer: the model's words.
-        parser: "reference" reads up to the first full stop and takes "No", "no" or "not" among the words for no and
-            everything else for yes, also an empty answer; "contractions" takes words with "n't" for no too;
-            "strict" wants the first word made of letters to be yes or no, in any case.
+        parser: "stated" reads what the answer states in the end (`metrics.stated`): its first word, or else a
+            sentence that denies ("There is no dog") or affirms ("There is a dog"); others, as of the released scripts,
+            read the words as they stand. "reference" is POPE's own: up to the first full stop, "No", "no" or "not"
+            among the words is no and everything else yes, also `**No**`, "NO" and an empty answer; "contractions"
+            takes words with "n't" for no too; "strict" wants the first word made of letters to be yes or no, in any
+            case.
 
     Returns:
-        True for yes, False for no, None where "strict" finds neither.
+        True for yes, False for no, None where "stated" or "strict" finds neither.
 
     Raises:
         ValueError: unknown parser.
     """
     if parser not in PARSERS:
         raise ValueError(f"parser {parser!r} is unknown: choose from {', '.join(PARSERS)}")
+    if parser == "stated":
+        return _stated(stated(answer).casefold())
     if parser == "strict":
         first = re.search(r"[^\W\d_]+", answer)
         return {"yes": True, "no": False}.get(first.group().lower()) if first else None
     words = answer.split(".")[0].replace(",", "").split(" ")
     return not any(word in DENIALS or (parser == "contractions" and "n't" in word) for word in words)
+
+
+def _stated(said: str) -> bool | None:
+    first = re.search(r"[^\W\d_]+", said)
+    if first and first.group() in SAYS:
+        return SAYS[first.group()]
+    if UNSURE.search(said):
+        return None
+    return False if DENIED.search(said) else True if SEEN.search(said) else None
 
 
 def pope_scores(labels: Sequence[bool], said: Sequence[bool | None]) -> Pope:

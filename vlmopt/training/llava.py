@@ -83,6 +83,7 @@ class Llava(Architecture):
         )
         return LlavaConfig(
             text_config=text,
+            click_units="pixels",
             vision_config=vision,
             image_token_index=token_id(IMAGE),
             image_seq_length=SQUARE * SQUARE,

@@ -14,7 +14,7 @@ from PIL import Image
 from vlmopt.evaluation.data import Sample, Source, load_data
 from vlmopt.evaluation.prompts import POINT_PROMPTS
 from vlmopt.media import load_image
-from vlmopt.metrics.clicks import UNITS, UNITS_OF
+from vlmopt.metrics.clicks import UNITS, WHOLE
 from vlmopt.synthetic import Question, World, scene, screen
 from vlmopt.synthetic.words import CELL
 
@@ -165,8 +165,10 @@ class Clicks(Examples):
         x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
         if self.units == "unit":
             return f"({x:.3f}, {y:.3f})"
-        if self.units == "thousand":
-            return f"({round(1000 * x)}, {round(1000 * y)})"
+        if self.units == "loc":
+            return f"<loc{min(round(1024 * y), 1023):04}><loc{min(round(1024 * x), 1023):04}>"
+        if self.units in WHOLE:
+            return f"({round(WHOLE[self.units] * x)}, {round(WHOLE[self.units] * y)})"
         width, height = self.resized(image) if self.units == "resized" else image.size
         return f"({round(x * width)}, {round(y * height)})"
 
@@ -200,7 +202,7 @@ def examples(
         resized: size of a picture behind the processor, for models that count in its pixels.
         run: where relative pictures lie.
         boxes, images: how the file's boxes are written, and where its pictures are.
-        units: of points; None for what the model's type was taught.
+        units: of points; None where the model does not say, for sources that need none.
 
     Raises:
         ValueError: no such data, or some of it is held out for measuring.
@@ -211,8 +213,7 @@ def examples(
         return Pages(seed, model_type)
     if data.startswith(RENDERED + ":"):
         return Stored(seed, Path(data.removeprefix(RENDERED + ":")))
-    units = units or UNITS_OF.get(model_type, "pixels")
-    if units not in UNITS:
+    if units is not None and units not in UNITS:
         raise ValueError(f"--points {units!r} is unknown: choose from {', '.join(UNITS)}")
     if not Path(data).exists():
         raise ValueError(f"--data {data!r} is neither {DRAWN}, {EVERY}, {RENDERED} nor a file of ScreenSpot's kind")
@@ -222,4 +223,6 @@ def examples(
     usable = [s for s in samples if s.box is not None and s.error is None and len(s.images) == 1]
     if not usable:
         raise ValueError(f"{data} has no sample with one picture and a box")
+    if units is None:
+        raise ValueError(f"give --points {' | '.join(UNITS)}: in what {model_type!r} counts coordinates is not known")
     return Clicks(usable, seed, units, resized)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlmopt.families import click_units
 from vlmopt.loading import Loaded, load
 from vlmopt.prompt import placed
 from vlmopt.pruning import Scorer, kl_loss
@@ -98,7 +99,7 @@ class Training:
         self.examples: Examples = Mixed([
             examples(
                 data, settings.seed, self.model.config.model_type, self.resized, settings.out,
-                boxes=settings.boxes, images=settings.images, units=settings.points,
+                boxes=settings.boxes, images=settings.images, units=settings.points or click_units(self.model.config),
             )
             for data in settings.data
         ])  # fmt: skip

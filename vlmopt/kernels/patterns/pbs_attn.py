@@ -22,8 +22,9 @@ class PBSAttn(Pattern):
     """Keys in order of importance inside segments; blocks of earlier segments by their means, the own segment whole.
 
     Sparser Block-Sparse Attention via Token Permutation (arXiv 2510.21270). One order per key head: importance is the
-    mean attention of the last rows of those of its query heads that the plan is for, with the causal mask that the
-    released code leaves out. The block of the first key always stays. Heads that follow slashes lose by the order.
+    mean attention of the last rows of those of its query heads that the plan is for. The block of the first key always
+    stays and counts towards the threshold. Heads that follow slashes lose by the order. The released code has an order
+    for every query head and no causal mask over the last rows; both are left out.
     """
 
     reads = "attention of the last rows; mean queries and keys of blocks"
@@ -35,6 +36,9 @@ class PBSAttn(Pattern):
         0.9, "Share of the estimated attention that the kept blocks hold.", "float", above=0, max=1
     )
     probe: int = setting(128, "Last rows whose attention orders the keys.", "int", min=1)
+    paper_compat: bool = setting(
+        False, "As released: the block of the first key comes on top of those that reach the threshold.", "bool"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,7 +62,8 @@ class PBSAttn(Pattern):
         share = logits.masked_fill_(~earlier, -torch.inf).softmax(-1).nan_to_num_(0)  # tiles of the first segment: 0
         sink = (order == prefill.key_first[:, None, None]).int().argmax(-1)[:, prefill.key_heads] // self.run  # [B, H]
         first = earlier & (start // self.run == sink[..., None, None])
-        keep = by_mass(share, self.threshold, earlier, first) | own
+        forced = torch.zeros_like(first) if self.paper_compat else first
+        keep = by_mass(share, self.threshold, earlier, forced) | first | own
         full = earlier & (start >= prefill.key_first[:, None, None, None])
         index = blocks_to_index(keep, self.tile, self.run, prefill, full=full)
         return [Launch(replace(index, k_order=order.int()))]

@@ -26,9 +26,9 @@ class PSA(Pattern):
 
     PSA: Pyramid Sparse Attention for Efficient Video Understanding and Generation (arXiv 2512.04025). A mean of l keys
     gets ln l on its logit, for the l that it stands for, and is seen from its last one on. Blocks come from the
-    antidiagonal scores of XAttention. The place of a block is the share that lies *before* it, so that a block that
-    holds everything stays (the released rule counts its own share, and may drop it). The sink block, the diagonal and
-    the last rows are exact. The pooled copies travel with the launch behind a copy of keys and values.
+    antidiagonal scores of XAttention. The place of a block is the share that lies *before* it, after the sink block and
+    the diagonal, so that a block that holds everything stays. These two and the last rows are exact. The pooled copies
+    travel with the launch behind a copy of keys and values.
     """
 
     reads = "sums of logits along antidiagonals; likeness of neighbouring keys"
@@ -54,6 +54,12 @@ class PSA(Pattern):
         max=1,
     )
     exact_tail: int = setting(512, "Last rows that read every key.", "int", min=0)
+    paper_compat: bool = setting(
+        False,
+        "As released: the place of a block among all, its own share included, so that one that holds nearly everything "
+        "is left out; a coarse level needs its own cosine, not those of finer ones.",
+        "bool",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,22 +104,28 @@ class PSA(Pattern):
         """Long[B, H, T, N]: 1, 2, 4 or 8 keys that one stands for; 0: left out."""
         grid = block_grid(prefill, self.tile, self.block)
         share = antidiagonal_share(prefill, self.tile, self.block, self.stride)
-        order, before = before_in_order(share, grid.forced)
-        place = before / share.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        if self.paper_compat:
+            order, before = before_in_order(share, torch.zeros_like(grid.forced))
+            held = before + share.gather(-1, order)
+        else:
+            order, held = before_in_order(share, grid.forced)
+        place = held / share.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         reach = torch.tensor([inf if end >= 1 else end for end in self.energy], device=place.device)
-        level = torch.tensor([*LEVELS, 0], device=place.device)[torch.bucketize(place, reach, right=True)]
+        slot = torch.bucketize(place, reach, right=not self.paper_compat)
+        level = torch.tensor([*LEVELS, 0], device=place.device)[slot]
         likeness = {stand: self.likeness[LEVELS.index(stand) - 1] for stand in self.levels[1:]}
-        coarsest = coarsest_level(prefill, self.block, likeness)[:, prefill.key_heads, None]  # [B, H, 1, N]
+        coarsest = coarsest_level(prefill, self.block, likeness, alone=self.paper_compat)
+        coarsest = coarsest[:, prefill.key_heads, None]  # [B, H, 1, N]
         level = torch.minimum(spread(order, level), coarsest)
         last = tile_span(prefill, self.tile)[1] >= prefill.key_end[:, None] - self.exact_tail  # [B, T]
         return level.masked_fill(grid.forced | last[:, None, :, None], 1).masked_fill(~grid.visible, 0)
 
 
-def coarsest_level(prefill: Prefill, block: int, likeness: dict[int, float]) -> Tensor:
+def coarsest_level(prefill: Prefill, block: int, likeness: dict[int, float], alone: bool = False) -> Tensor:
     """Long[B, Hk, N]: the coarsest level of `likeness` that a block bears, 1 for a block with padding.
 
-    It bears a level if at that and at every finer one the mean cosine between the first and the last key of a group
-    exceeds what `likeness` asks.
+    It bears a level if at that and (unless `alone`) at every finer one the mean cosine between the first and the last
+    key of a group exceeds what `likeness` asks.
     """
     whole = prefill.width // block
     start = torch.arange(whole, device=prefill.device) * block
@@ -123,8 +135,9 @@ def coarsest_level(prefill: Prefill, block: int, likeness: dict[int, float]) -> 
     for stand, least in likeness.items():
         groups = prefill.k[:, :, : whole * block].unflatten(2, (whole, block // stand, stand))
         cosine = cosine_similarity(groups[..., 0, :].float(), groups[..., -1, :].float(), -1).mean(-1)
-        alike = alike & (cosine > least)
-        level = level.masked_fill(alike, stand)
+        bears = alike & (cosine > least)
+        level = level.masked_fill(bears, stand)
+        alike = alike if alone else bears
     return pad(level, (0, tile_count(prefill.width, block) - whole), value=1)
 
 

@@ -22,7 +22,8 @@ class XAttention(Pattern):
 
     XAttention: Block Sparse Attention with Antidiagonal Scoring (arXiv 2503.16428). Every key and every query of a
     stride x stride cell enters its sum once, so vertical and slash lines are both seen. The sink block and the diagonal
-    always stay and count towards the threshold.
+    always stay and count towards the threshold. The released code keeps one block more in every row of its first chunk
+    of queries, an accident of its chunks, which are none of the pattern; it is left out.
     """
 
     reads = "sums of logits along antidiagonals"

@@ -26,6 +26,7 @@ class CDPruner(Selector):
     of the LLM. The paper negates it, because in CLIP patches that show what the text names are the less similar ones to
     it; nothing of the kind is known of a projector that was trained into the LLM's space, so ours keeps its sign. r is
     stretched to 0..1 within a picture, not within a batch, so that a sample gets the same tokens alone and in a batch.
+    On LLaVA the released code renumbers what stays, which is positions="repack".
     """
 
     reads = "embeddings"

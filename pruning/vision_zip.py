@@ -26,7 +26,8 @@ class VisionZip(Renumbered, ScoreSelector):
     goes to the target whose key is most alike; features merge before the projector, h = mean over target and assigned,
     and the result takes the target's place, so dominant and contextual tokens together are exactly the budget. The
     paper adds the mean of the assigned to the target, which about doubles the norm the projector was trained on. It
-    also hands over the CLS token, which has no slot among the visual tokens and is left out here.
+    also hands over the CLS token, which has no slot among the visual tokens and is left out here. So is what the
+    released code does on LLaVA-NeXT: another order of tokens, without row separators.
     """
 
     reads = "vision attention"

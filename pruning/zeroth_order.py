@@ -39,6 +39,7 @@ class ZeroOrder(Renumbered, Selector):
     Training-Free Token Pruning in Vision-Language Models via Zeroth-Order Gradient Estimation (ZOO-Prune,
     arXiv 2509.24837). Sensitivity S_i = E_u ||J(x_i) u|| of the projector, stretched to 0..1 within a segment. It reads
     neither question nor attention, and says nothing where the projector is linear: S is equal then, diversity decides.
+    On LLaVA-NeXT the released code gives every tile the same count and keeps all row separators; that is left out.
     """
 
     reads = "projector"

@@ -19,15 +19,20 @@ RESULTS = Path(__file__).parent / "results"
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     return {
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def cpu() -> str:
+    """The processor's model where the system tells it; `platform` knows little more than "x86_64"."""
+    facts = Path("/proc/cpuinfo")
+    models = facts.read_text().split("model name\t: ")[1:] if facts.is_file() else []
+    return models[0].splitlines()[0] if models else platform.processor() or platform.machine()
 
 
 def interleaved(variants: dict[str, Callable[[], float]], repeats: int, warmup: int = 1) -> dict[str, list[float]]:

@@ -71,7 +71,7 @@ def policies(scorer: str) -> dict[str, Any]:
 
 
 def random_model() -> Any:
-    """50 M parameters; the decoder does about a third of the work of a prompt with one screen."""
+    """36 M parameters; the decoder does about a third of the work of a prompt with one screen."""
     text = {
         "hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "num_attention_heads": 8,
         "num_key_value_heads": 4, "vocab_size": 1024, "max_position_embeddings": 4096, "tie_word_embeddings": True,

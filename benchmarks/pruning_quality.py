@@ -171,7 +171,7 @@ def run(options: argparse.Namespace) -> None:
             raise SystemExit(f"--only {sorted(unknown)}: unknown; there are {', '.join(sorted(known))}")
         plan = {keep: {n: m for n, m in cells.items() if n in options.only} for keep, cells in plan.items()}
     with tqdm(total=options.blocks * sum(map(len, plan.values())), desc=options.checkpoint) as bar:
-        for block in range(options.blocks):
+        for block in range(options.first_block, options.first_block + options.blocks):
             first_seed = FIRST_SEED + block * BLOCK_SEEDS
             asked = questions(options.questions, first_seed, model.config.model_type)
             prompts, store = prepared(processor, asked), {}
@@ -198,6 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default="tiny-llava")
     parser.add_argument("--blocks", type=int, default=3, help="of seeds; intervals are over the pictures of all")
+    parser.add_argument("--first-block", type=int, default=0, help="to add blocks to what was measured")
     parser.add_argument("--questions", type=int, default=144, help="in a block, each about a picture of its own")
     parser.add_argument("--keep", type=float, nargs="+", default=list(KEEP))
     parser.add_argument("--profile", type=Path, help="by `vlmopt calibrate`; without it there are no '+ trend' rows")

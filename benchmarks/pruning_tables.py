@@ -40,7 +40,8 @@ def read(path: Path) -> dict[str, Cells]:
         record = json.loads(text)
         cells = newest.setdefault(record["checkpoint"], {})
         for row in record["rows"]:
-            cells.setdefault((row["method"], row["keep_ratio"]), {})[record["block"]] = row
+            known = {**row, "kinds": record["kinds"]}
+            cells.setdefault((row["method"], row["keep_ratio"]), {})[record["block"]] = known
     return newest
 
 
@@ -53,11 +54,13 @@ def difference(before: Blocks, after: Blocks) -> Difference:
     """`after` less `before` on the pictures of the blocks that both have.
 
     Raises:
-        ValueError: fewer than three common blocks, which cannot tell a lucky draw from a gain.
+        ValueError: fewer than three common blocks, which cannot tell a lucky draw from a gain; or other questions.
     """
     common = sorted(before.keys() & after.keys())
     if len(common) < 3:
         raise ValueError(f"blocks {common} were asked of both: a difference needs three or more; run with --blocks 3")
+    if other := [block for block in common if before[block]["kinds"] != after[block]["kinds"]]:
+        raise ValueError(f"blocks {other} hold other questions for one of both: run them with the same --questions")
     pairs = [(marks(before[block]), marks(after[block])) for block in common]
     each = [float(b.mean() - a.mean()) for a, b in pairs]
     first, second = (np.concatenate(side) for side in zip(*pairs, strict=True))
@@ -79,7 +82,9 @@ def show(against: str | None) -> None:
         heading("method", [*columns, f"layers at {ratios[0]:g}", "slope", "padding", "pictures"])
         for name in names:
             mine = [cells.get((name, keep)) for keep in ratios]
-            print("| " + " | ".join([name, *map(accuracy, mine), *facts(next(filter(None, mine)))]) + " |")
+            asked = dict.fromkeys(str(pictures(cell)) for cell in mine if cell)
+            row = [name, *map(accuracy, mine), *facts(next(filter(None, mine))), " / ".join(asked)]
+            print("| " + " | ".join(row) + " |")
         bases = {name: against or base_of(name) for name in names}
         print(f"\n**{checkpoint}, differences in points: all blocks (95 % interval), lowest to highest block**\n")
         heading("method", ["less", *columns, "blocks", "pictures"])
@@ -106,7 +111,7 @@ def accuracy(cell: Blocks | None) -> str:
 
 
 def facts(cell: Blocks) -> list[str]:
-    """Means over the blocks at one budget: share of tokens, slope, padding; and how many pictures there were."""
+    """Means over the blocks at one budget: share of tokens, slope, padding."""
 
     def mean(key: str) -> float | None:
         values = [row[key] for row in cell.values()]
@@ -117,8 +122,11 @@ def facts(cell: Blocks) -> list[str]:
         f"{100 * (layers or 0):.0f} %",
         "" if slope is None else f"{slope:+.2f}",
         "" if padding is None else f"{100 * padding:.0f} %",
-        str(sum(len(row["marks"]) for row in cell.values())),
     ]
+
+
+def pictures(cell: Blocks) -> int:
+    return sum(len(row["marks"]) for row in cell.values())
 
 
 def sizes_of(found: Iterable[Difference | None]) -> list[list[int]]:

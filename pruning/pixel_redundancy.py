@@ -33,9 +33,10 @@ class PixelRedundancy(Selector):
     """Leaves out cells whose pixels equal, or nearly equal, what the edge rule of lossless JPEG predicts for them.
 
     PixelPrune (arXiv 2604.00886). A flat background costs one cell, a rectangle of one colour a fixed number of cells
-    whatever its size; with tolerance 0 the picture can be rebuilt exactly, with a tolerance no cell differs from the
-    cell it stands for by more. Photographs have no such cells and pass through untouched. The choice is made before the
-    vision tower, which runs on the survivors alone; at layer 0 another selector may choose among them.
+    whatever its size; with tolerance 0 the pixels can be rebuilt exactly, with a tolerance no cell differs from the
+    cell it stands for by more. The model does not rebuild them: it sees the survivors alone, so that answers may change
+    even at tolerance 0. Photographs have no such cells and pass through untouched. The choice is made before the vision
+    tower; at layer 0 another selector may choose among what it encoded.
     """
 
     reads = "pixels"

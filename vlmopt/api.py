@@ -21,6 +21,10 @@ Model = TypeVar("Model", bound=nn.Module)
 def optimize(model: Model, policy: Any) -> Model:
     """Change a loaded vision-language model in place so that `model.generate(**inputs)` applies `policy`.
 
+    Logits and `last_hidden_state` keep the length of the prompt as it was given (rows of dropped tokens are zeros).
+    What belongs to single layers has the length that layer saw, shorter behind a cut: `hidden_states`, `attentions`,
+    and the layers of the cache; `report(model).key_lengths` says how long each was.
+
     Args:
         model: a transformers `...ForConditionalGeneration` with weights loaded, on any device.
         policy: preset name, path of a policy file or directory, dict, method, list of methods, or `Policy`.

@@ -13,7 +13,7 @@ def benchmarks(monkeypatch):
 
 
 def blocks(*marks):
-    return {number: {"marks": text} for number, text in enumerate(marks)}
+    return {number: {"marks": text, "kinds": ["colour"] * len(text)} for number, text in enumerate(marks)}
 
 
 def test_a_difference_is_paired_over_the_pictures_of_all_blocks():
@@ -46,6 +46,13 @@ def test_fewer_than_three_blocks_make_no_difference():
         difference(blocks("1100", "1100", "1100"), blocks("1110", "1111"))
 
 
+def test_blocks_of_other_sizes_are_not_paired():
+    from pruning_tables import difference
+
+    with pytest.raises(ValueError, match="other questions"):
+        difference(blocks("11", "11", "11"), blocks("1111", "1111", "1111"))
+
+
 def test_what_a_name_adds_is_compared_with_the_rest_of_the_name():
     from pruning_tables import base_of
     from pruning_variants import variants
@@ -68,7 +75,7 @@ def test_tables_show_the_newest_row_of_every_block(tmp_path, monkeypatch, capsys
                 {"method": "fastv", "keep_ratio": 0.1, "marks": text, **facts},
                 {"method": "fastv + trend", "keep_ratio": 0.1, "marks": "1110", **facts},
             ]
-            file.write(json.dumps({"checkpoint": "toy", "block": block, "rows": rows}) + "\n")
+            file.write(json.dumps({"checkpoint": "toy", "block": block, "kinds": ["count"] * 4, "rows": rows}) + "\n")
     pruning_tables.show(None)
     said = capsys.readouterr().out
     assert "| fastv | 50.0 ± " in said

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from vlmopt.core import Registry, setting, validate
+from vlmopt.core import Configured, Registry, setting, validate
 
 from .layers import check_layers, layer_numbers
 
@@ -61,7 +61,7 @@ class RowView:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Correction(ABC):
+class Correction(Configured, ABC):
     """Base of every correction; registered with `register`.
 
     Raises:
@@ -116,7 +116,7 @@ class Correction(ABC):
         """
         return layer_numbers(self.layers, depth, self.name)
 
-    def check_model(self, model: Mapping[str, Any]) -> None:  # noqa: B027 (most corrections bring no measured numbers)
+    def check_model(self, model: Mapping[str, Any]) -> None:
         """Raise `ValueError` if measured numbers do not belong to this model.
 
         Args:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from vlmopt.core import Registry, setting, validate
+from vlmopt.core import Configured, Registry, setting, validate
 
 from .budget import ALLOCATIONS, allocate, kept_tokens, segments
 from .join import join
@@ -23,7 +23,7 @@ MARKERS = ("mean", "last", "trained")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Selector(ABC):
+class Selector(Configured, ABC):
     """Base of every selector: a budget and how it is shared, a place, a position policy, and `pick`.
 
     Raises:
@@ -162,7 +162,7 @@ class Selector(ABC):
         """Where numbers that were measured beforehand come from, for the report; None without any."""
         return None
 
-    def check_model(self, model: Mapping[str, Any]) -> None:  # noqa: B027 (most methods bring no measured numbers)
+    def check_model(self, model: Mapping[str, Any]) -> None:
         """Raise `ValueError` if measured numbers do not belong to this model (model_type, hidden_size, layers, ...)."""
 
     def budget(self, total: int) -> int:

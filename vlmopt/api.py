@@ -5,20 +5,20 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import nn
 
 from . import scorers
 from .checks import check
-from .policy import Policy
+from .policy import Policy, PolicyLike
 from .reporting import Report
 from .runtime.session import ATTRIBUTE, Session
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def optimize(model: Model, policy: Any) -> Model:
+def optimize(model: Model, policy: PolicyLike) -> Model:
     """Change a loaded vision-language model in place so that `model.generate(**inputs)` applies `policy`.
 
     Logits and `last_hidden_state` keep the length of the prompt as it was given (rows of dropped tokens are zeros).
@@ -27,7 +27,8 @@ def optimize(model: Model, policy: Any) -> Model:
 
     Args:
         model: a transformers `...ForConditionalGeneration` with weights loaded, on any device.
-        policy: preset name, path of a policy file or directory, dict, method, list of methods, or `Policy`.
+        policy: preset name, path of a policy file or directory, a line such as "fastv:keep_ratio=0.1,layer=4", dict,
+            method, list of methods, or `Policy`.
 
     Returns:
         The same object. A second call replaces the first; `restore(model)` undoes exactly.
@@ -53,7 +54,7 @@ def restore(model: Model) -> Model:
 
 
 @contextmanager
-def optimized(model: Model, policy: Any) -> Iterator[Model]:
+def optimized(model: Model, policy: PolicyLike) -> Iterator[Model]:
     """`optimize` for the length of a `with` block; `restore` also runs after an exception.
 
     A policy that was installed before is installed again at the end.

@@ -14,7 +14,7 @@ from vlmopt.core import shown
 
 from .checkpoints import bundled, load_checkpoint
 from .checkpoints.processor import FAILURES, first_line, load_processor
-from .methods import near
+from .core import near
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 LONGEST = 96  # characters of a Hub id

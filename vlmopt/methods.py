@@ -9,14 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields
-from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeAlias
 
 from vlmopt import attention_fix, pruning
 from vlmopt.attention_fix import Correction
-from vlmopt.core import check_depth, shown
+from vlmopt.core import check_depth, near, shown
 from vlmopt.pruning import Selector
 
 from .kernels import patterns
@@ -25,7 +24,6 @@ from .kernels.patterns import Pattern
 GROUP = "vlmopt.methods"
 Method: TypeAlias = Selector | Correction | Pattern
 BASES = (Selector, Correction, Pattern)
-LONGEST = 100  # characters of a name that may be a slip of the pen
 
 
 def methods() -> dict[str, type[Method]]:
@@ -185,12 +183,6 @@ def origin(point: EntryPoint) -> str:
     """An entry point for messages."""
     package = f" of package {point.dist.name}" if point.dist else ""
     return f"method {point.name!r} ({point.value}){package}"
-
-
-def near(name: str, names: list[str]) -> str:
-    """ " (did you mean 'uniform'?)" or nothing."""
-    close = get_close_matches(name, names, n=2, cutoff=0.5) if len(name) <= LONGEST else []
-    return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
 
 
 def default_of(f: Field[Any]) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmopt.core import check_depth, setting, shown, validate
+from vlmopt.core import check_depth, near, setting, shown, validate
 
 from . import methods
 from .head_patterns import HeadPatterns
@@ -79,8 +79,7 @@ class SparsePrefill:
         for key in data:
             if key not in names:
                 raise ValueError(
-                    f"prefill: unknown setting {shown(key)}{methods.near(str(key), names)}; "
-                    f"settings: {', '.join(names)}"
+                    f"prefill: unknown setting {shown(key)}{near(str(key), names)}; settings: {', '.join(names)}"
                 )
         return cls(**{key: methods.decoded(value) if key == "pattern" else value for key, value in data.items()})
 

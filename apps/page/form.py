@@ -11,10 +11,10 @@ from typing import Any
 import streamlit as st
 
 import vlmopt
-from vlmopt import methods
+from vlmopt import catalogue, methods
 from vlmopt.analysis.starting import holds, starting
 from vlmopt.apps.page.jobs import escaped, told
-from vlmopt.cli.listing import summary
+from vlmopt.policy.text import summary
 from vlmopt.prefill import SparsePrefill
 
 FIRST = ("keep_ratio", "layer", "layers")  # of the settings that all selectors share, these are shown at once
@@ -34,7 +34,7 @@ def policy_form(layers: int | None) -> vlmopt.Policy | None:
         "Preset",
         list(presets),
         key="preset",
-        index=list(presets).index("attention-25"),
+        index=list(presets).index(catalogue.default()),
         on_change=from_preset,
         help="Where to start from; everything below can be changed.",
     )
@@ -76,7 +76,7 @@ def put(data: dict[str, Any], slot: str, built: Row) -> None:
 
 def from_preset() -> None:
     """Fill the form with the chosen preset."""
-    policy = vlmopt.presets()[st.session_state.get("preset", "attention-25")].to_dict()
+    policy = vlmopt.presets()[st.session_state.get("preset", catalogue.default())].to_dict()
     prefill = dict(policy["prefill"] or {})
     pattern = prefill.pop("pattern", None)
     st.session_state.prefill = prefill

@@ -17,8 +17,8 @@ import torch
 import vlmopt
 from vlmopt.apps.page.running import asked
 from vlmopt.apps.page.state import Run
-from vlmopt.cli.listing import summary
 from vlmopt.overlay import overlay
+from vlmopt.policy.text import summary
 
 PICTURE, POLICY, OVERLAY, RESULT, SNIPPET = "picture.png", "policy.json", "overlay.png", "result.json", "again.py"
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import vlmopt
+from vlmopt import catalogue
 from vlmopt.synthetic import screen
 
 PATIENCE = 300_000  # milliseconds: a loaded machine draws slowly
@@ -104,6 +105,6 @@ def test_from_an_upload_to_the_policy(port: int, browser: Any, tmp_path: Path) -
     with page.expect_download() as caught:
         page.get_by_role("button", name="Policy").click()
     taken = json.loads(Path(caught.value.path()).read_text())
-    assert vlmopt.Policy.from_dict(taken) == vlmopt.presets()["attention-25"]
+    assert vlmopt.Policy.from_dict(taken) == vlmopt.presets()[catalogue.default()]
     assert not trouble
     context.close()

@@ -12,7 +12,7 @@ from streamlit.testing.v1 import AppTest
 
 import vlmopt
 from tests.support.demo import opened, quick, ran, settled, texts  # noqa: F401 (quick is a fixture)
-from vlmopt import methods
+from vlmopt import catalogue, methods
 from vlmopt.analysis.starting import starting
 
 
@@ -37,7 +37,7 @@ def test_one_press_shows_everything() -> None:
     assert not page.exception
     assert not page.error
     run = page.session_state["run_done"]
-    assert run.request.policy == vlmopt.presets()["attention-25"]
+    assert run.request.policy == vlmopt.presets()[catalogue.default()]
     assert run.dense.text == run.optimized.text == "(63, 84)"
     assert "same answer" in texts(page)
     assert "64 of 256 visual tokens" in texts(page).replace("**", "")
@@ -102,7 +102,7 @@ def test_settings_reach_the_policy_and_errors_are_sentences() -> None:
 
 def test_what_cannot_work_is_said_and_the_page_goes_on() -> None:
     page = opened()
-    page.selectbox(key="preset").set_value("safe").run()
+    page.selectbox(key="preset").set_value("sinks").run()
     ran(page)
     assert not page.exception
     assert "no sink dimensions are published" in page.error[0].value

@@ -20,7 +20,7 @@ from tests.support.fixtures.evaluation import (
 )
 from vlmopt.evaluation.boxes import CONVENTIONS, corners
 from vlmopt.evaluation.data import Data, Source, load_data
-from vlmopt.synthetic.__main__ import write as write_worlds
+from vlmopt.synthetic.writing import write as write_worlds
 
 
 def loaded(tmp_path: Path, *data: Path | str, **changes: Any) -> Data:

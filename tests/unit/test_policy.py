@@ -22,8 +22,9 @@ from vlmopt.pruning import FastV, Random, Resize, Selection, Selector, Uniform
 from vlmopt.version import __version__
 
 PRESETS = {"dense", "random-25", "uniform-25", "uniform-50", "resize-25", "attention-25"}
-PRESETS |= {"safe", "describe", "boost", "truer-25", "long-video"}
-PRESETS |= {"pospad-30", "progressive", "debiased-25", "diverse-25", "zeroth-order-25", "video-25"}
+PRESETS |= {"sinks", "describe", "boost", "truer-25", "long-video"}
+PRESETS |= {"pospad-30", "progressive", "debiased-25", "zeroth-order-25", "video-25"}
+PRESETS |= {"balanced", "gentle", "aggressive", "question-25", "screens", "screens-30"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +151,11 @@ def test_stored_sorted_and_frozen():
         (42, TypeError, "int"),
         (None, TypeError, "NoneType"),
         (Uniform, TypeError, "type"),
-        ("unform-25", ValueError, r"unform-25.*did you mean 'uniform-25'.*presets: attention-25, boost, debiased-25"),
+        (
+            "unform-25",
+            ValueError,
+            r"unform-25.*did you mean 'uniform-25'.*presets: aggressive, attention-25, balanced, boost",
+        ),
         ("", ValueError, "unknown preset"),
         ("no/such/file", ValueError, "no policy file"),
         ("policy.json", ValueError, "no policy file"),

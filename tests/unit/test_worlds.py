@@ -9,8 +9,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from vlmopt.cli.main import main
 from vlmopt.synthetic import scene, screen
-from vlmopt.synthetic.__main__ import main
 from vlmopt.synthetic.words import BACKGROUND, CELL, COLOURS, FIRST_SLOT, KINDS, LABELS, SECOND_SLOT, SHAPES
 
 FAMILIES = pytest.mark.parametrize("draw", [scene, screen])
@@ -133,7 +133,7 @@ def test_bad_seeds_are_refused(seed):
 
 
 def test_command_writes_pictures_and_manifest(tmp_path):
-    main(["--out", str(tmp_path), "--count", "4", "--seed", "3", "--questions", "5"])
+    main(["worlds", "--out", str(tmp_path), "--count", "4", "--seed", "3", "--questions", "5"])
     rows = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]
     assert {"id", "image", "question", "answer", "kind", "box"} == set(rows[0])
     assert len({row["id"] for row in rows}) == len(rows)

@@ -1,1 +1,1 @@
-"""One module per command, each with `NAME`, `HELP`, `arguments(parser)` and `execute(options)`."""
+"""The command line; one module per command, with `arguments(parser)` and `execute(options)`."""

@@ -23,8 +23,6 @@ from ..methods import find
 from ..prompt import chat, image_prompt
 from ..runtime.discover import discover
 
-NAME = "calibrate"
-HELP = "measure trends of attention, attention sinks and heads, for debiased pruning and corrections"
 IAT = "iat"  # a part that has to write captions, so only on demand
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 FIRST_SEED = 400_000_000  # of generated pictures; apart from those of training, tests and measurements

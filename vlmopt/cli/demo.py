@@ -9,8 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAME = "demo"
-HELP = "open a page that shows what a model looks at, what was dropped, and what it cost"
 HERE = ("localhost", "127.0.0.1", "::1")
 
 

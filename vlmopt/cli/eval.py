@@ -8,8 +8,6 @@ from typing import Any
 
 from ..loading import DTYPES
 
-NAME = "eval"
-HELP = "compare policies on a data set: accuracy, hallucination, clicks, latency, and a report"
 SHOWN = ("accuracy", "f1", "yes_ratio", "anls", "chair_s", "chair_i", "chair_recall", "length")
 PERCENT = frozenset(SHOWN) - {"length"}
 
@@ -35,7 +33,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--synonyms", metavar="FILE", help="table of objects for CHAIR (default: our own)")
     parser.add_argument(
         "--policy", nargs="+", action="extend", default=[], metavar="POLICY",
-        help="presets or policy files, compared on the same samples; dense is always one of them",
+        help="presets, policy files, or lines such as fastv:keep_ratio=0.1,layer=4; compared "
+        "on the same samples; dense is always one of them",
     )  # fmt: skip
     parser.add_argument("--prompt", metavar="TEXT", help="template, {question} stands for the sample's own")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="default: what the kind of a sample needs")

@@ -1,90 +1,130 @@
-"""`vlmopt list`: methods with their settings, presets, families, bundled checkpoints."""
+"""`vlmopt list`: presets and methods on one screen; with a name, everything about one of them."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from typing import Any
 
-from ..checkpoints import bundled
-from ..families import families
-from ..methods import describe
-from ..policy.presets import presets
+from .. import catalogue
+from ..core import near
 
-NAME = "list"
-HELP = "methods and their settings, presets, families, bundled checkpoints"
-SECTIONS = ("methods", "presets", "families", "checkpoints")
+SECTIONS = ("presets", "methods", "families", "checkpoints")
+TITLES = {"selector": "Selectors", "correction": "Corrections", "pattern": "Patterns of sparse prefill"}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("section", nargs="?", choices=SECTIONS, help="only this part")
-    parser.add_argument("--json", action="store_true", help="machine-readable")
+    parser.add_argument(
+        "what", nargs="?", metavar="WHAT", help=f"a preset, a method, or one of: {', '.join(SECTIONS)} (default: all)"
+    )
+    parser.add_argument("--json", action="store_true", help="machine-readable, with every setting")
 
 
 def execute(options: argparse.Namespace) -> None:
-    wanted = [options.section] if options.section else list(SECTIONS)
-    data = {name: _GATHER[name]() for name in wanted}
-    if options.json:
-        print(json.dumps(data, indent=2))
-        return
-    print("\n\n".join("\n".join([name.upper(), *_SHOW[name](data[name])]) for name in wanted))
+    print(as_json(options.what) if options.json else as_text(options.what))
 
 
-def summary(policy: dict[str, Any]) -> str:
-    """A policy's dict form in one line: `uniform(keep_ratio=0.25)`."""
-    prefill, sparse = policy["prefill"], []
-    if prefill is not None:
-        pattern = prefill.get("pattern", {"method": "min_p"})
-        sparse = ["sparse prefill by " + ("a pattern per head" if "heads" in prefill else call(pattern))]
-    methods = [call(method) for method in (*policy["prune"], *policy["attention"])]
-    return " + ".join(methods + sparse) or "nothing is changed, only measured"
+def as_text(what: str | None) -> str:
+    """Write what `vlmopt list` prints for people; only families and single methods need more than names."""
+    if what is None:
+        more = "vlmopt list NAME: all about a preset or a method · vlmopt list families · vlmopt list checkpoints"
+        return "\n".join([*preset_lines(), "", *method_lines(), "", more])
+    if what == "presets":
+        return "\n".join(preset_lines())
+    if what == "methods":
+        return "\n".join(f"{row['name']:<24} {row['kind']:<11} {row['summary']}" for row in gathered("methods"))
+    if what in SECTIONS:
+        return "\n".join(line(row) for row in gathered(what))
+    if (preset := catalogue.preset(what)) is not None:
+        return preset_page(preset)
+    return method_page(found(what))
 
 
-def call(method: dict[str, Any]) -> str:
-    """A method's dict form as it would be written in Python; what is nested in it, too."""
-    settings = {k: call(v) if isinstance(v, dict) and "method" in v else v for k, v in method.items() if k != "method"}
-    shown = (f"{k}=..." if isinstance(v, dict) else f"{k}={v}" for k, v in settings.items())  # a whole profile
-    return f"{method['method']}({', '.join(shown)})"
-
-
-def _families() -> dict[str, Any]:
-    return {f.name: {"model_types": list(f.model_types), "example": f.example} for f in families().values()}
-
-
-def _show_methods(rows: list[dict[str, Any]]) -> list[str]:
-    lines = []
-    for row in rows:
-        paper = f" [arXiv {row['paper']}]" if row["paper"] else ""
-        lines.append(f"  {row['name']} ({row['kind']}, reads {row['reads']}){paper}")
-        lines.append(f"      {row['summary']}")
-        for s in row["settings"]:
-            bounds = [f"> {s['above']}"] if "above" in s else []
-            bounds += [f">= {s['min']}"] if "min" in s else []
-            bounds += [f"<= {s['max']}"] if "max" in s else []
-            bounds += [" | ".join(s["choices"])] if "choices" in s else []
-            limits = f" [{', '.join(bounds)}]" if bounds else ""
-            default = "" if s["default"] is None else f" (default {s['default']})"
-            lines.append(f"      {s['name']:<12} {s.get('help', '')}{limits}{default}")
+def preset_lines() -> list[str]:
+    """List every preset under its group's title."""
+    lines = ["PRESETS (--policy NAME)"]
+    for group, title in catalogue.groups().items():
+        lines.append(f"  {title}")
+        for row in catalogue.presets().values():
+            if row.group == group:
+                mark = " (default)" if row.name == catalogue.default() else ""
+                lines.append(f"    {row.name:<16} {row.summary}{mark}")
     return lines
 
 
-def _show_presets(rows: dict[str, dict[str, Any]]) -> list[str]:
-    return [f"  {name:<16} {summary(policy)}" for name, policy in rows.items()]
+def method_lines() -> list[str]:
+    """List the names of built-in methods, a paragraph per kind."""
+    lines = ["METHODS (--policy NAME:SETTING=VALUE,...; joined by +)"]
+    for kind, title in TITLES.items():
+        names = ", ".join(entry.name for entry in catalogue.built_in() if entry.kind == kind)
+        lines += [f"  {title}", *textwrap.wrap(names, 110, initial_indent=" " * 4, subsequent_indent=" " * 4)]
+    return lines
 
 
-def _show_families(rows: dict[str, dict[str, Any]]) -> list[str]:
-    return [f"  {name:<16} {row['example']}" for name, row in rows.items()]
+def preset_page(preset: catalogue.Preset) -> str:
+    lines = [f"{preset.name}: {preset.summary}", f"  good for   {preset.goal}"]
+    lines += [f"  not for    {preset.avoid}"] if preset.avoid else []
+    lines += [f"  once named {', '.join(preset.was)}"] if preset.was else []
+    return "\n".join([*lines, "", json.dumps(preset.policy, indent=2)])
 
 
-_GATHER: dict[str, Any] = {
-    "methods": describe,
-    "presets": lambda: {name: policy.to_dict() for name, policy in presets().items()},
-    "families": _families,
-    "checkpoints": bundled,
-}
-_SHOW: dict[str, Any] = {
-    "methods": _show_methods,
-    "presets": _show_presets,
-    "families": _show_families,
-    "checkpoints": lambda names: [f"  {name}" for name in names] or ["  none"],
-}
+def found(name: str) -> dict[str, Any]:
+    """The row of a method; a name that is none is refused with what resembles it."""
+    rows = {row["name"]: row for row in gathered("methods")}
+    if name not in rows:
+        names = [*SECTIONS, *catalogue.presets(), *rows]
+        raise ValueError(f"nothing is called {name!r}{near(name, names)}; see `vlmopt list`")
+    return rows[name]
+
+
+def method_page(row: dict[str, Any]) -> str:
+    """Write all that is known of a method: what it does, its paper, its settings with their bounds."""
+    paper = f", arXiv {row['paper']}" if row["paper"] else ""
+    lines = [f"{row['name']} ({row['kind']}, reads {row['reads']}{paper})", f"  {row['summary']}", ""]
+    for s in row["settings"]:
+        bounds = [f"> {s['above']}"] if "above" in s else []
+        bounds += [f">= {s['min']}"] if "min" in s else []
+        bounds += [f"<= {s['max']}"] if "max" in s else []
+        bounds += [" | ".join(s["choices"])] if "choices" in s else []
+        limits = f" [{', '.join(bounds)}]" if bounds else ""
+        default = "" if s["default"] is None else f" (default {s['default']})"
+        lines.append(f"  {s['name']:<16} {s.get('help', '')}{limits}{default}")
+    return "\n".join(lines)
+
+
+def line(row: Any) -> str:
+    return f"{row['name']:<20} {row['example']}" if isinstance(row, dict) else str(row)
+
+
+def gathered(section: str) -> list[Any]:
+    """Collect the rows of a section; methods of other packages are loaded for it, and so is torch."""
+    if section == "methods":
+        from ..methods import describe
+
+        return describe()
+    if section == "families":
+        from ..families import families
+
+        return [{"name": f.name, "model_types": list(f.model_types), "example": f.example} for f in families().values()]
+    if section == "checkpoints":
+        from ..checkpoints import bundled
+
+        return bundled()
+    from ..policy.presets import presets
+
+    rows = catalogue.presets()
+    return [
+        {"name": n, "group": rows[n].group, "summary": rows[n].summary, "policy": p.to_dict()}
+        for n, p in presets().items()
+    ]
+
+
+def as_json(what: str | None) -> str:
+    if what is None or what in SECTIONS:
+        wanted = SECTIONS if what is None else (what,)
+        return json.dumps({name: gathered(name) for name in wanted}, indent=2)
+    preset = catalogue.preset(what)
+    if preset is not None:
+        return json.dumps(next(row for row in gathered("presets") if row["name"] == preset.name), indent=2)
+    return json.dumps(found(what), indent=2)

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from ..synthetic.web.catalogue import SPLITS
 
-NAME = "make-screens"
-HELP = "render web pages as pictures, with what to click and where (ScreenSpot's format)"
 SIZE = "1280x800"
 
 

@@ -6,13 +6,13 @@ import argparse
 
 from ..policy import Policy
 
-NAME = "policy"
-HELP = "print a policy as JSON"
-
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=("show",))
-    parser.add_argument("name", help="preset name, policy file, or directory with vlmopt_policy.json")
+    parser.add_argument(
+        "name",
+        help="preset, policy file, directory with vlmopt_policy.json, or a line such as fastv:keep_ratio=0.1,layer=4",
+    )
 
 
 def execute(options: argparse.Namespace) -> None:

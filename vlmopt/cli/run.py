@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from .. import catalogue
 from ..analysis.click import click_of
 from ..api import optimized
 from ..calibration import Profile
@@ -23,14 +24,11 @@ from ..measure import Measurement, Spread, measure
 from ..media import check_file, load_image
 from ..metrics.clicks import UNITS
 from ..overlay import overlay
-from ..policy import Policy
+from ..policy import Policy, inline
+from ..policy.text import summary
 from ..prefill import SparsePrefill
 from ..prompt import as_seen, image_prompt, placed, video_prompt
 from ..version import __version__
-from .listing import summary
-
-NAME = "run"
-HELP = "ask a model about a picture or a video, dense and with a policy, and compare"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +36,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--video", metavar="FILE")
     parser.add_argument("--question", required=True, metavar="TEXT")
     parser.add_argument("--model", default="tiny-qwen", help="bundled name, directory, or Hub id (default tiny-qwen)")
-    parser.add_argument("--policy", default="uniform-50", help="preset name or policy file (default uniform-50)")
+    parser.add_argument(
+        "--policy", default=catalogue.default(),
+        help=f"preset, policy file, or {inline.HELP} (default {catalogue.default()}; see vlmopt list)",
+    )  # fmt: skip
     parser.add_argument(
         "--profile", metavar="FILE",
         help="debias the policy's methods by what `vlmopt calibrate` found, and give its sinks to visual_sink "

@@ -28,8 +28,6 @@ from ..search.search import MATCHES
 from ..version import __version__
 from .calibrate import pictures_in, sound, stored
 
-NAME = "search-patterns"
-HELP = "find the best sparse pattern for every head of a model, for sparse prefill of long prompts"
 MOST = 5  # prompts
 
 

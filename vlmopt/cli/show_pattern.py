@@ -20,15 +20,13 @@ from ..kernels.patterns import Pattern, Prefill
 from ..kernels.picture import draw_head
 from ..loading import DTYPES, Loaded, check_device, check_name, load
 from ..media import check_file, load_image
+from ..policy.text import call
 from ..prompt import image_prompt, video_prompt
 from ..runtime.discover import discover
 from ..search import watch
 from ..search.capture import Shown
 from ..search.planted import KINDS, planted
-from .listing import call
 
-NAME = "show-pattern"
-HELP = "draw which parts of one head's attention map a sparse pattern reads"
 PLANTED = {"grid": "grid", "timestamps": "boundary_2d"}  # which pattern finds what is planted
 TITLE = 140  # characters
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-NAME = "train-focusui"
-HELP = "train a FocusUI scorer for a model, then its marker and language model under PosPad"
-
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="tiny-qwen", help="bundled name, directory, or Hub id (default tiny-qwen)")

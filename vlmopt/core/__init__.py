@@ -2,6 +2,7 @@
 
 from .data import check_depth, parse, shown
 from .registry import Registry
-from .settings import setting, validate
+from .settings import Configured, setting, validate
+from .suggest import near
 
-__all__ = ["Registry", "check_depth", "parse", "setting", "shown", "validate"]
+__all__ = ["Configured", "Registry", "check_depth", "near", "parse", "setting", "shown", "validate"]

@@ -6,10 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import Field, field, fields
 from numbers import Integral, Rational, Real
-from typing import Any
+from typing import Any, TypeVar
 
 from .data import shown
+from .suggest import near
 
+Own = TypeVar("Own", bound="Configured")
 BITS = 64  # of a whole number in a tensor
 KINDS: dict[str, tuple[Any, str]] = {
     "float": (Real, "a number"),
@@ -42,6 +44,19 @@ def setting(
     """
     given = {"help": help, "kind": kind, "min": min, "max": max, "above": above, "choices": choices}
     return field(default=default, metadata={k: v for k, v in given.items() if v is not None})
+
+
+class Configured:
+    """A base of dataclasses whose unknown settings are refused with the nearest known one."""
+
+    def __new__(cls: type[Own], *args: Any, **settings: Any) -> Own:
+        names = [f.name for f in fields(cls) if f.init]  # type: ignore[arg-type]  # subclasses are dataclasses
+        for name in settings:
+            if name not in names:
+                raise TypeError(
+                    f"{cls.__name__}: unknown setting {shown(name)}{near(name, names)}; settings: {', '.join(names)}"
+                )
+        return super().__new__(cls)
 
 
 def validate(owner: Any, label: str) -> None:

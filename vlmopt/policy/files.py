@@ -10,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from vlmopt.core import parse, shown
+from vlmopt.core import near, parse, shown
 
-from .. import methods, scorers
+from .. import catalogue, methods, scorers
 from ..media import check_file
+from . import inline
 
 if TYPE_CHECKING:
     from .policy import Policy
@@ -24,21 +25,24 @@ WEIGHTS = ("scorer", "marker_from")  # settings, of any selector, that name trai
 
 
 def named(name: str) -> Policy:
-    """A preset, the policy at a path, or one written out as JSON."""
+    """Load a preset, the policy at a path, or one that is written out as JSON or in one line."""
     from .policy import Policy
-    from .presets import presets
 
-    known = presets()
-    if name in known:
-        return known[name]
+    if (preset := catalogue.preset(name)) is not None:
+        return Policy.from_dict(preset.policy)
     if name.lstrip().startswith(("{", "[")):
         return Policy.load(parsed(name))
-    if name and (os.sep in name or name.endswith(".json") or os.path.exists(name)):
+    if name and os.path.exists(name):
         return read(Path(name))
-    names = sorted(known)
+    known = {*methods.registered(), *methods.plugins()}
+    if (written := inline.parse(name, known)) is not None:
+        return Policy.load(written)
+    if os.sep in name or name.endswith(".json"):
+        return read(Path(name))
+    names = sorted([*catalogue.presets(), *known])
     raise ValueError(
-        f"unknown preset {shown(name)}{methods.near(name, names)}; presets: {', '.join(names)}. "
-        "A string may also be the path of a policy file or directory, or a policy in JSON."
+        f"unknown preset {shown(name)}{near(name, names)}; presets: {', '.join(sorted(catalogue.presets()))}. "
+        f"A string may also be the path of a policy file or directory, a policy in JSON, or {inline.HELP}."
     )
 
 

@@ -7,13 +7,14 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from vlmopt.attention_fix import Correction
 from vlmopt.core import check_depth, shown
 from vlmopt.pruning import Selector
 
 from .. import methods
+from ..core import near
 from ..kernels.patterns import Pattern
 from ..prefill import SparsePrefill
 from ..version import __version__
@@ -22,6 +23,11 @@ from .combinations import check_corrections, check_stages, cuts, order
 
 FORMAT = 1
 KEYS = ["format", "vlmopt", "prune", "attention", "prefill", "seed"]
+
+
+PolicyLike: TypeAlias = (
+    "Policy | Selector | Correction | Pattern | SparsePrefill | str | os.PathLike[str] | Mapping[str, Any] | list[Any]"
+)
 
 
 @dataclass(frozen=True)
@@ -68,9 +74,9 @@ class Policy:
         return cuts(self.prune)
 
     @classmethod
-    def load(cls, source: Any) -> Policy:
-        """A policy from a preset name, a path (file, or directory with `vlmopt_policy.json`), JSON text, dict, method,
-        list of methods, or `Policy`.
+    def load(cls, source: PolicyLike) -> Policy:
+        """Make a policy of a preset's name, a path (file, or directory with `vlmopt_policy.json`), JSON text, a line
+        such as "fastv:keep_ratio=0.1,layer=4", a dict, a method, a list of methods, or a `Policy`.
 
         Raises:
             TypeError, ValueError: none of these, or not valid; a file written in a newer format.
@@ -126,9 +132,7 @@ class Policy:
             )
         for key in data:
             if key not in KEYS:
-                raise ValueError(
-                    f"unknown policy key {shown(key)}{methods.near(str(key), KEYS)}; keys: {', '.join(KEYS)}"
-                )
+                raise ValueError(f"unknown policy key {shown(key)}{near(str(key), KEYS)}; keys: {', '.join(KEYS)}")
         lists: dict[str, Any] = {key: data.get(key, []) for key in ("prune", "attention")}
         for key, value in lists.items():
             if not isinstance(value, (list, tuple)):

@@ -124,7 +124,7 @@ class Trainer:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one stage, or all of them in child processes of one thread each."""
-    parser = argparse.ArgumentParser(prog="vlmopt train-worlds", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m vlmopt.training.worlds", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="where the run keeps its state; run again to resume")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each that share a stage")
     parser.add_argument("--stage", choices=STAGES, help="only this stage; the default is all of them")

@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from ...core import near
 from ...media import check_file
-from ...methods import near
 from ..data import Data, Source
 
 Entry = tuple[str, dict[str, Any]]  # where it stands, for messages, and what it says

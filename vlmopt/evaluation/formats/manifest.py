@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...methods import near
+from ...core import near
 from ...metrics import Lexicon, coco_lexicon, load_synonyms, phrases
 from ...metrics.answers import anls, choice, right_choice
 from ...synthetic.questions import SCENE_KINDS, SCREEN_KINDS

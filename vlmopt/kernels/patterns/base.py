@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmopt.core import Registry, setting, validate
+from vlmopt.core import Configured, Registry, setting, validate
 
 from ..sparse_attention.index import Launch, tile_count
 from .tables import blocks_to_index, csr
@@ -114,7 +114,7 @@ class Prefill:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pattern(ABC):
+class Pattern(Configured, ABC):
     """Base of every pattern: tile sizes and `build`.
 
     Raises:

@@ -1,8 +1,7 @@
-"""Write generated pictures and their questions: `python -m vlmopt.synthetic --out DIR --count N --seed S`."""
+"""Generated images as files, with a manifest of their questions that `vlmopt eval` reads."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -32,21 +31,3 @@ def write(out: Path, count: int, seed: int, questions: int, size: tuple[int, int
                 }
                 lines.write(json.dumps(row) + "\n")
     return manifest
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m vlmopt.synthetic", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--count", type=int, default=100, help="pictures")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first picture; the others follow")
-    parser.add_argument("--questions", type=int, default=8, help="at most so many per picture")
-    parser.add_argument("--size", type=int, nargs=2, default=(224, 224), metavar=("WIDTH", "HEIGHT"))
-    parser.add_argument("--family", choices=("scene", "screen", "both"), default="both")
-    options = parser.parse_args(arguments)
-    if options.count < 1:
-        parser.error(f"--count must be 1 or more, got {options.count}")
-    print(write(options.out, options.count, options.seed, options.questions, tuple(options.size), options.family))
-
-
-if __name__ == "__main__":
-    main()

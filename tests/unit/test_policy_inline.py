@@ -1,0 +1,87 @@
+"""Policies in one line, and presets as data."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import vlmopt
+from vlmopt import catalogue, methods
+from vlmopt.kernels.patterns import MinP
+from vlmopt.policy import Policy
+from vlmopt.policy.inline import split
+from vlmopt.pruning import Debias, DivPrune, FastV, PixelRedundancy, Uniform
+
+
+@pytest.mark.parametrize(
+    ("line", "policy"),
+    [
+        ("fastv:keep_ratio=0.1,layer=4", Policy(prune=[FastV(keep_ratio=0.1, layer=4)])),
+        ("pixel_redundancy", Policy(prune=[PixelRedundancy()])),
+        (
+            "pixel_redundancy + div_prune:keep_ratio=0.3,positions=pospad",
+            Policy(prune=[PixelRedundancy(), DivPrune(keep_ratio=0.3, positions="pospad")]),
+        ),
+        ("uniform:keep_ratio=0.5+min_p", Policy.load([Uniform(keep_ratio=0.5), MinP()])),
+        (
+            'debias:fit=per_sample,host={"method": "fastv", "keep_ratio": 0.25, "layer": 2}',
+            Policy(prune=[Debias(FastV(keep_ratio=0.25, layer=2), fit="per_sample")]),
+        ),
+        ("screens+uniform:keep_tokens=9", Policy(prune=[PixelRedundancy(), Uniform(keep_tokens=9)])),
+        (
+            "uniform-25+boost",
+            Policy.load([*vlmopt.presets()["uniform-25"].prune, *vlmopt.presets()["boost"].attention]),
+        ),
+    ],
+)
+def test_lines(line, policy):
+    assert Policy.load(line) == policy
+
+
+@pytest.mark.parametrize(
+    ("line", "error", "match"),
+    [
+        ("fastv:keep_ratio", ValueError, "'keep_ratio' is no new setting=value"),
+        ("fastv:keep_ratio=0.1,keep_ratio=0.2", ValueError, "no new setting"),
+        ("fastvv:keep_ratio=0.1", ValueError, "did you mean 'fastv'"),
+        ("fastv:keep_ratio=2", ValueError, "keep_ratio must be"),
+        ("fastv:keep_ratio=many", TypeError, "keep_ratio must be a number"),
+        ("balanced:keep_ratio=0.1", ValueError, "is a preset and takes no settings"),
+        ("uniform+", ValueError, "no part of a policy"),
+        ("uniform+/etc/passwd", ValueError, "no part of a policy"),
+        ("uniform:keep_ratio=0.5+fastv:keep_ratio=0.7,layer=2", ValueError, "must not grow"),
+    ],
+)
+def test_bad_lines(line, error, match):
+    with pytest.raises(error, match=match):
+        Policy.load(line)
+
+
+def test_signs_inside_brackets_and_quotes_do_not_split():
+    assert split('a:b={"x": "1,2+3"},c=[1,2]', ",") == ['a:b={"x": "1,2+3"}', "c=[1,2]"]
+    assert split('a:b="+"+c', "+") == ['a:b="+"', "c"]
+
+
+def test_presets_are_data_that_everything_reads():
+    rows = catalogue.presets()
+    assert catalogue.default() in rows
+    assert {row.group for row in rows.values()} == set(catalogue.groups())
+    for name, row in rows.items():
+        assert row.summary.endswith(".")
+        assert row.avoid or row.group == "control", name
+        assert Policy.load(name) == Policy.from_dict(row.policy)
+    old = [name for row in rows.values() for name in row.was]
+    assert {"safe", "diverse-25"} <= set(old)
+    assert not set(old) & set(rows)
+    assert Policy.load("safe") == Policy.load("sinks")
+    json.dumps([row.policy for row in rows.values()])
+
+
+def test_the_catalogue_names_what_is_registered():
+    ours = {n: c for n, c in methods.registered().items() if c.__module__.startswith("vlmopt.")}
+    found = {entry.name: entry for entry in catalogue.built_in()}
+    assert set(found) == set(ours)
+    for name, cls in ours.items():
+        row = methods.row(cls)
+        assert (found[name].kind, found[name].summary) == (row["kind"], row["summary"])

@@ -1,0 +1,85 @@
+"""What can be named on a command line: presets and built-in methods. Read as text, so that nothing needs torch."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+KINDS = {"selector": "vlmopt.pruning", "correction": "vlmopt.attention_fix", "pattern": "vlmopt.kernels.patterns"}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A ready-made policy and what people need to know to choose it."""
+
+    name: str
+    group: str  # a key of `groups()`
+    summary: str  # what it does, one sentence
+    goal: str  # what it is for
+    avoid: str  # when not; "" for controls
+    policy: dict[str, Any]  # its dict form
+    was: tuple[str, ...] = ()  # older names, still read
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A built-in method by name."""
+
+    name: str
+    kind: str  # a key of KINDS
+    summary: str  # the first paragraph of its docstring
+
+
+@cache
+def _data() -> dict[str, Any]:
+    data: dict[str, Any] = json.loads((HERE / "policy" / "presets.json").read_text(encoding="utf-8"))
+    return data
+
+
+def default() -> str:
+    """Name the preset that is taken where none is given."""
+    return str(_data()["default"])
+
+
+def groups() -> dict[str, str]:
+    """Return the title of every group of presets, in the order in which they are shown."""
+    return dict(_data()["groups"])
+
+
+def presets() -> dict[str, Preset]:
+    """Return every preset by name, in the order in which they are shown."""
+    rows = [Preset(**{**row, "was": tuple(row.get("was", ()))}) for row in _data()["presets"]]
+    return {row.name: row for row in rows}
+
+
+def preset(name: str) -> Preset | None:
+    """Return the preset of that name or older name, None if there is none."""
+    return next((row for row in presets().values() if name == row.name or name in row.was), None)
+
+
+def built_in() -> list[Entry]:
+    """Return every method of this package, by name; those of other packages are known to `methods.methods()`."""
+    found = [Entry(name, kind, text) for kind, package in KINDS.items() for name, text in _registered(package)]
+    return sorted(found, key=lambda entry: entry.name)
+
+
+def _registered(package: str) -> Iterator[tuple[str, str]]:
+    """Name and first paragraph of every class under a `@register("name")`, read off the source."""
+    spec = find_spec(package)
+    folders = [] if spec is None else spec.submodule_search_locations or []
+    for path in sorted(path for folder in folders for path in Path(folder).glob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        if "@register(" not in source:
+            continue
+        for node in ast.parse(source).body:
+            for decorator in node.decorator_list if isinstance(node, ast.ClassDef) else ():
+                if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "register":
+                    text = ast.get_docstring(node) or ""  # type: ignore[arg-type]
+                    yield ast.literal_eval(decorator.args[0]), " ".join(text.split("\n\n")[0].split())

@@ -1,0 +1,84 @@
+"""Policies written in one line, as on a command line: `fastv:keep_ratio=0.1,layer=4`, joined by `+`."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from .. import catalogue
+from ..core import parse as parse_json
+from ..core import shown
+
+TERM = re.compile(r"\s*([a-z][a-z0-9_-]*)\s*(?::(.*))?", re.DOTALL)
+HELP = "name:setting=value,setting=value, several joined by '+', e.g. 'pixel_redundancy+div_prune:keep_ratio=0.3'"
+
+
+def parse(text: str, known: set[str]) -> list[dict[str, Any]] | None:
+    """Read a one-line policy as the dict forms of its methods.
+
+    Args:
+        text: terms joined by "+". A term is a preset's name, or a method's with its settings; values are JSON, and
+            what is no JSON is a string.
+        known: names of methods.
+
+    Returns:
+        None where the text is no such line: its first term has no settings and names no method.
+
+    Raises:
+        ValueError: a term that cannot be read, or a preset that holds more than methods.
+    """
+    terms = split(text, "+")
+    first = TERM.fullmatch(terms[0])
+    if first is None or (first[2] is None and len(terms) == 1 and first[1] not in known):
+        return None
+    return [method for term in terms for method in methods_of(term, known)]
+
+
+def methods_of(term: str, known: set[str]) -> list[dict[str, Any]]:
+    """Read one term: the methods of a preset, or a method with its settings."""
+    found = TERM.fullmatch(term)
+    if found is None:
+        raise ValueError(f"{shown(term)} is no part of a policy; write {HELP}")
+    name, settings = found[1], found[2]
+    preset = catalogue.preset(name)
+    if preset is not None and name not in known:
+        if settings is not None:
+            raise ValueError(f"{name!r} is a preset and takes no settings; name its methods instead: {HELP}")
+        return preset_methods(preset)
+    data: dict[str, Any] = {"method": name}
+    for word in split(settings or "", ","):
+        key, sign, value = word.partition("=")
+        key = key.strip()
+        if not sign and not word.strip():
+            continue
+        if not sign or not key or key == "method" or key in data:
+            raise ValueError(f"{name}: {shown(word.strip())} is no new setting=value; write {HELP}")
+        data[key] = value_of(value.strip())
+    return [data]
+
+
+def preset_methods(preset: catalogue.Preset) -> list[dict[str, Any]]:
+    prefill = preset.policy.get("prefill")
+    pattern = [] if prefill is None else [prefill["pattern"]]
+    return [*preset.policy.get("prune", []), *preset.policy.get("attention", []), *pattern]
+
+
+def value_of(text: str) -> Any:
+    """Read a JSON value, or else the text itself; True, False and None may be written as in Python."""
+    try:
+        return parse_json({"True": "true", "False": "false", "None": "null"}.get(text, text))
+    except ValueError:
+        return text
+
+
+def split(text: str, by: str) -> list[str]:
+    """Split at a sign that stands outside brackets and quotes."""
+    parts, depth, quoted = [""], 0, False
+    for letter in text:
+        quoted ^= letter == '"'
+        depth += 0 if quoted else (letter in "[{(") - (letter in "]})")
+        if letter == by and not depth and not quoted:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts

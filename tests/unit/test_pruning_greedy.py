@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from vlmopt.pruning import greedy
 from vlmopt.pruning.greedy import farthest
 
 
@@ -100,6 +101,26 @@ def test_low_precision_features_are_compared_in_fp32(dtype):
 def test_fewer_tokens_are_the_first_of_more():
     z, weights = random_features(50, 7), torch.rand(50, generator=torch.Generator().manual_seed(2))
     assert torch.equal(farthest(z, 11, weights), farthest(z, 50, weights)[:11])
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("n", [1, 40, 700])
+def test_cosines_that_are_kept_change_no_choice(n, weighted, monkeypatch):
+    z = torch.cat([random_features(n, 24), random_features(n, 24, seed=1)[: n // 3] * 2, random_features(n, 24)[:9]])
+    weights = torch.rand(len(z), generator=torch.Generator().manual_seed(3)) if weighted else None
+    ks = sorted({1, len(z) // 40 + 1, len(z) // 4 + 1, len(z)})
+    kept = [farthest(z, k, weights) for k in ks]
+    monkeypatch.setattr(greedy, "HELD", 0)
+    by_rows = [farthest(z, k, weights) for k in ks]
+    assert all(torch.equal(a, b) for a, b in zip(kept, by_rows, strict=True))
+
+
+def test_coarse_products_of_matrices_are_not_kept(monkeypatch):
+    z = random_features(60, 8)
+    order = farthest(z, 60)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")  # asked for by the user, for the model
+    monkeypatch.setattr(greedy, "lowest", lambda closeness: pytest.fail("cosines were kept"))
+    assert torch.equal(farthest(z, 60, first=order[0]), order)
 
 
 def test_one_token():

@@ -1,16 +1,23 @@
 """Queries and keys with attention of known shape: noise, and structure that raises chosen logits by `gain`.
 
 Everything is [1, H, S, D] with one seed per call and other structure per head, so that a hundred heads are a hundred
-draws. Structures take dimensions of their own, from `dim` on, and add up.
+draws. Structures take dimensions of their own, from `dim` on, and add up. `structured` makes a whole layer by the name
+of what is planted, and `sinks` gives its first keys a share of every row, as real models do.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 
+from vlmopt.kernels.patterns import Prefill
+
 WAVES = 16  # frequencies of a diagonal, two dimensions each
+FRAME = 196  # tokens of a frame
+TEXT = 16  # tokens before the first frame
+STRUCTURES = ("grid", "boundary", "blocks", "columns", "topics", "diagonals", "frames", "window", "mixed", "noise")
 
 
 def noise(heads=1, length=4096, dim=64, seed=0, batch=1):
@@ -89,3 +96,66 @@ def timestamped(frames, frame, seed, most=20):
     g = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, most + 1, (frames,), generator=g).tolist()
     return torch.cat([torch.cat([torch.zeros(n), torch.ones(frame)]) for n in lengths]).long()
+
+
+def structured(kind, heads=4, length=4096, dim=64, seed=0, gain=8.0, frame=FRAME):
+    """A prefill with one structure, at other places in every head; the last dimension stays free for `sinks`.
+
+    "frames": columns that repeat with the frames; "grid": diagonals too; "boundary": columns that repeat among vision
+    tokens only, between texts of any length; "blocks": stretches that look at themselves; "topics": stretches that
+    come back; "columns": single keys; "diagonals": one distance; "window": near keys; "mixed": topics, columns, frames
+    and a diagonal at once.
+    """
+    assert kind in STRUCTURES, kind
+    g = torch.Generator().manual_seed(seed)
+    q, k = noise(heads, length, dim, seed)
+    v = torch.randn(k.shape, generator=g)
+    place, strength = torch.arange(length), math.sqrt(gain * math.sqrt(dim))
+    phase = torch.randint(frame, (heads, 1), generator=g)
+    distance = torch.randint(length // 16, length // 2, (heads,), generator=g)
+    single = torch.randint(64, length // 2, (heads, 24), generator=g)
+    weight = torch.zeros(heads, length).scatter_(1, single, 1.0)
+    modality = (place >= TEXT).long()
+    every = kind == "mixed"
+    if kind == "blocks":
+        topics(q, k, place // 300, seed, strength)
+    if kind == "topics" or every:
+        topics(
+            q, k, torch.randint(16, (-(-length // 128),), generator=g).repeat_interleave(128)[:length], seed, strength
+        )
+    if kind == "columns" or every:
+        columns(q, k, weight, gain)
+    if kind == "frames" or kind == "grid" or every:
+        columns(q, k, ((place - phase) % frame == 0) | (weight.bool() & every), gain)
+    if kind == "grid":
+        s_grid(q, k, torch.full((heads,), frame), phase[:, 0], gain)
+    if kind == "diagonals" or every:
+        slash(q, k, distance, seed, gain)
+    if kind == "window":
+        local_window(q, k, torch.linspace(20, 200, heads), seed, gain)
+    if kind == "boundary":
+        modality = timestamped(-(-length // frame), frame, seed)[:length]
+        vision = modality.bool()
+        columns(q, k, vision & ((modality.cumsum(0) - phase) % frame == 0), gain, rows=vision)
+    q[..., -1] = k[..., -1] = 0
+    return Prefill(q, k, dim**-0.5, torch.arange(heads), modality[None], v, frame=None if kind == "boundary" else frame)
+
+
+def sinks(prefill, share, count=1):
+    """The prefill with `share` of every row on its first `count` real keys; what is left is spread as it was before.
+
+    The keys have one large component of their own, in the last dimension, along which every query points.
+    """
+    q, k = prefill.q.clone(), prefill.k.clone()
+    key = torch.arange(prefill.width)
+    for b in range(prefill.batch):
+        first = int(prefill.key_first[b])
+        last = prefill.position[b, :, None]
+        for h in range(q.shape[1]):
+            logits = (q[b, h] @ k[b, h].T * prefill.scale).masked_fill((key > last) | (key < first), -torch.inf)
+            own = logits[:, first : first + count].logsumexp(-1)
+            rest = logits[:, first + count :].logsumexp(-1)
+            needed = rest - own + math.log(share / (1 - share))
+            q[b, h, :, -1] = needed.where(needed.isfinite(), 0) / (prefill.scale * 8)
+        k[b, :, first : first + count, -1] = 8
+    return replace(prefill, q=q, k=k)

@@ -97,24 +97,31 @@ def test_cover_needs_the_fewest_runs():
 @pytest.mark.parametrize("shape", ["plain", "chunk", "left", "right_chunk"])
 def test_probe_is_softmax_over_what_the_last_rows_see(shape):
     p = shaped(shape)
-    weights = probe_rows(p, 20)
     logits = p.q.double() @ p.k.double().repeat_interleave(2, 1).transpose(-1, -2) * p.scale
-    dense = logits.masked_fill(~visible(p), -torch.inf).softmax(-1).nan_to_num(0)
     slots, limit = View(p).last(20)
-    for b in range(p.batch):
-        real = p.real[b].nonzero()[-20:, 0]
-        assert slots[b][slots[b] >= 0].tolist() == real.tolist()
-        assert torch.allclose(weights[b, :, -len(real) :].double(), dense[b, :, real], atol=1e-6)
-        assert not bool(weights[b, :, : 20 - len(real)].any())
+    beyond_sink = torch.arange(p.width) >= p.key_first[:, None, None, None] + 4
+    assert torch.allclose(probe_rows(p, rows=slots[:, -3:]), probe_rows(p, 20)[:, :, -3:], atol=1e-6)
+    compare(p, probe_rows(p, 20), logits.masked_fill(~visible(p), -torch.inf), slots)
+    weights = probe_rows(p, 20, sink=False)
+    compare(p, weights, logits.masked_fill(~(visible(p) & beyond_sink), -torch.inf), slots)
     by_hand = torch.zeros(p.batch, 4, p.width)
     for b, r in (slots >= 0).nonzero().tolist():
         by_hand[b, :, : limit[b, r] + 1] += weights[b, :, r, : limit[b, r] + 1].flip(-1)
     for consecutive in (True, False):
         assert torch.allclose(offset_mass(weights, limit, consecutive), by_hand, atol=1e-6)
-    assert torch.allclose(probe_rows(p, rows=slots[:, -3:]), weights[:, :, -3:], atol=1e-6)
     verticals, slashes = probe_lines(View(p), 20)
     assert torch.allclose(verticals, weights.sum(-2), atol=1e-6)
     assert torch.allclose(slashes, by_hand, atol=1e-6)
+
+
+def compare(p, weights, logits, slots):
+    """The weights are the softmax of the last rows of the logits, by number and by name."""
+    dense = logits.softmax(-1).nan_to_num(0)
+    for b in range(p.batch):
+        real = p.real[b].nonzero()[-20:, 0]
+        assert slots[b][slots[b] >= 0].tolist() == real.tolist()
+        assert torch.allclose(weights[b, :, -len(real) :].double(), dense[b, :, real], atol=1e-6)
+        assert not bool(weights[b, :, : 20 - len(real)].any())
 
 
 def test_vertical_slash_keeps_the_budget_it_names():
@@ -165,7 +172,8 @@ def test_min_p_keeps_what_is_near_the_running_maximum():
             for group in range(0, 300, 256):
                 best = -torch.inf
                 for j in range(group, min(group + 256, 300), 16):
-                    best = max(best, float(scores[j : j + 16].max()))
+                    if j >= 32:  # behind the sink
+                        best = max(best, float(scores[j : j + 16].max()))
                     expected[j : j + 16] = scores[j : j + 16] >= best + torch.tensor(0.6).log()
             expected[:32] = expected[16 * t : 16 * t + 16] = True
             i = torch.arange(300)[rows, None]

@@ -61,6 +61,18 @@ def test_planted_diagonals_are_found_with_any_stride(seed):
     assert int(right.sum()) >= 99
 
 
+@pytest.mark.parametrize(("gain", "count"), [(8, 1), (10, 1), (8, 4), (10, 4)])
+def test_a_sink_hides_no_diagonals_and_adds_no_columns(gain, count):
+    """At a gain of 10 a key takes about three quarters of a row of noise."""
+    stride, delta = draws(13, low=2 * planted.WAVES + 1)
+    q, k = planted.noise(HEADS, 4096, seed=13)
+    planted.s_grid(q, k, stride, delta)
+    planted.columns(q, k, (torch.arange(4096) < count).float().expand(HEADS, -1), gain, dim=63)
+    grids = found(of(q, k))
+    right = (grids.stride == stride) & (grids.delta == delta) & grids.diagonals & ~grids.columns
+    assert int(right.sum()) >= 99
+
+
 def null(q, k):
     pass
 

@@ -23,7 +23,10 @@ def test_pbs_orders_keys_by_importance_inside_whole_segments():
     assert torch.equal(order[..., 256:], torch.arange(256, 300).expand(2, 2, 44))
     logits = prefill.q[:, :, -32:] @ prefill.k[:, prefill.key_heads].mT * prefill.scale
     causal = torch.arange(300) <= torch.arange(268, 300)[:, None]
-    weights = logits.masked_fill(~causal, -torch.inf).softmax(-1).mean(2).unflatten(1, (2, 2)).mean(2)
+    seen = causal & (torch.arange(300) >= 4)  # the sink is no part of it, and keeps its place
+    weights = logits.masked_fill(~seen, -torch.inf).softmax(-1).mean(2).unflatten(1, (2, 2)).mean(2)
+    assert torch.equal(order[..., :4], torch.arange(4).expand(2, 2, 4))
+    weights[..., :4] = 1
     sorted_weights = weights.gather(-1, order)[..., :256].unflatten(-1, (4, 64))
     assert (sorted_weights.diff(dim=-1) <= 1e-7).all()
 
@@ -33,7 +36,7 @@ def test_pbs_means_are_those_of_the_keys_in_their_new_order(layout):
     prefill = layer(**LAYOUTS[layout])
     order = key_order(prefill, 64, 32)
     real = (torch.arange(prefill.width) < prefill.key_end[:, None]) & (
-        torch.arange(prefill.width) >= prefill.key_first[:, None]
+        torch.arange(prefill.width) >= prefill.key_first[:, None] + 4
     )
     moved = real[:, None].expand_as(order).gather(-1, order)
     keys = prefill.k.take_along_dim(order[..., None], 2) * moved[..., None]

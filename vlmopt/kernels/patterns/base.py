@@ -18,6 +18,7 @@ from .tables import blocks_to_index, csr
 __all__ = ["Pattern", "Prefill", "blocks_to_index", "csr", "register", "registry", "tile_span"]
 
 TILES = (16, 32, 64, 128, 256)
+SINKS = 4  # first real keys that may be an attention sink (StreamingLLM, arXiv 2309.17453)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +78,15 @@ class Prefill:
     def key_first(self) -> Tensor:
         """Long[B]: real keys start here."""
         return self._each(self.k_start, 0)
+
+    @cached_property
+    def sink_end(self) -> Tensor:
+        """Long[B]: the sink lies left of it.
+
+        Real models put any share of every row's mass on their first keys. Patterns keep these keys and leave them out
+        of every estimate: what a row needs of the rest does not depend on how much of it the sink takes.
+        """
+        return self.key_first + SINKS
 
     @cached_property
     def row_end(self) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..sparse_attention.index import tile_count
-from .base import Prefill, tile_span
+from .base import SINKS, Prefill, tile_span
 
 SCORES = 2**27  # bytes of fp32 scores at a time, where they are finer than blocks
 
@@ -21,7 +21,7 @@ class BlockGrid:
 
     visible: Tensor  # Bool[B, 1, T, N]: some row of the tile sees some key of the block
     diagonal: Tensor  # Bool[B, 1, T, N]: the block holds a row of the tile itself
-    first: Tensor  # Bool[B, 1, T, N]: the block holds the first real key
+    first: Tensor  # Bool[B, 1, T, N]: the block holds a key of the sink
 
     @property
     def forced(self) -> Tensor:
@@ -33,15 +33,21 @@ def block_grid(prefill: Prefill, tile: int, run: int) -> BlockGrid:
     """Tiles of `tile` rows by blocks of `run` keys; both start at index 0, wherever real rows and keys do."""
     low, high = (edge[:, None, :, None] for edge in tile_span(prefill, tile))
     start = torch.arange(tile_count(prefill.width, run), device=prefill.device) * run
-    begin = prefill.key_first[:, None, None, None]
+    begin, sink_end = (x[:, None, None, None] for x in (prefill.key_first, prefill.sink_end))
     visible = (start <= high) & (start + run > begin) & (low <= high)
-    return BlockGrid(visible, visible & (start + run > low), visible & (start <= begin))
+    return BlockGrid(visible, visible & (start + run > low), visible & (start < sink_end))
 
 
 def key_real(prefill: Prefill) -> Tensor:
     """Bool[B, W]: keys that are no padding."""
     key = torch.arange(prefill.width, device=prefill.device)
     return (key >= prefill.key_first[:, None]) & (key < prefill.key_end[:, None])
+
+
+def beyond_sink(prefill: Prefill) -> Tensor:
+    """Bool[B, W]: keys that are neither padding nor the sink."""
+    key = torch.arange(prefill.width, device=prefill.device)
+    return (key >= prefill.sink_end[:, None]) & (key < prefill.key_end[:, None])
 
 
 def pool_rows(prefill: Prefill, tile: int) -> Tensor:
@@ -51,8 +57,11 @@ def pool_rows(prefill: Prefill, tile: int) -> Tensor:
 
 
 def pool_keys(prefill: Prefill, run: int) -> Tensor:
-    """fp32 [B, Hk, N, D]: mean of the real keys of each block, 0 for a block of padding."""
-    return pool(prefill.k, padding_free(prefill, key_real(prefill)), run)
+    """fp32 [B, Hk, N, D]: mean of the real keys of each block, the sink left out; 0 for a block without any."""
+    means = pool(prefill.k, padding_free(prefill, beyond_sink(prefill)), run)
+    if padding_free(prefill, prefill.real) is None:
+        means[:, :, :1] = pool(prefill.k[:, :, SINKS:run], None, run - SINKS)
+    return means
 
 
 def padding_free(prefill: Prefill, real: Tensor) -> Tensor | None:

@@ -27,7 +27,7 @@ class FlexPrefill(Pattern):
     code: coverage is counted in blocks, not in tokens that are then divided by 128; a slash is scored by the distance
     between blocks that its cells really have, so an offset between two multiples of `run` brings in both blocks that it
     crosses; a block weighs in the prediction by the pairs of row and key that the probe sees of it, else the causal
-    limit inside the last blocks looks like an error of the means.
+    limit inside the last blocks looks like an error of the means; the sink is left out of all estimates.
     """
 
     reads = "attention of the last rows; mean queries and keys of blocks"
@@ -67,16 +67,16 @@ class FlexPrefill(Pattern):
 
     def last_rows(self, prefill: Prefill) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Of the probe, fp32: attention by block [B, H, N] and by distance [B, H, N + 1], mean query [B, H, 1, D], and
-        pairs of a row and a key that it sees, by block [B, 1, N]."""
+        pairs of a row and a key that it sees, by block [B, 1, N]; all but the mean query without the sink."""
         view = View(prefill)
         last, position = view.last(self.probe)  # Long[B, R], -1 where a sample has fewer rows
         real = (last >= 0)[:, None, :, None]
         mean = view.q(last.clamp_min(0)).float().masked_fill(~real, 0).sum(2, keepdim=True) / real.sum(2, keepdim=True)
-        weights = probe_rows(prefill, self.probe)  # [B, H, R, W]
+        weights = probe_rows(prefill, self.probe, sink=False)  # [B, H, R, W]
         lines = by_block(weights.sum(2), self.run), by_distance(offset_mass(weights, position), self.run)
         vertical, slash = (mass / real.sum(2).clamp_min(1) for mass in lines)  # each row has a mass of 1
         key = torch.arange(prefill.width, device=last.device)
-        pairs = (key <= position[..., None]) & (key >= prefill.key_first[:, None, None])
+        pairs = (key <= position[..., None]) & (key >= prefill.sink_end[:, None, None])
         return vertical, slash, mean, by_block(pairs.sum(1, keepdim=True), self.run).float()
 
 

@@ -27,7 +27,8 @@ class MinP(ViewPattern):
     """Keeps key j for a tile if mean(q) . k_j / sqrt(D) >= running maximum - ln(1 / tau).
 
     VecAttention (arXiv 2603.29494). The maximum runs over groups of 256 keys, 16 keys at a time, so each group is
-    decided by itself, without softmax or sort. The first `sink` keys and those of the tile itself always stay.
+    decided by itself, without softmax or sort. The first `sink` keys and those of the tile itself always stay; the
+    maximum starts behind them, since an attention sink would leave nothing of its group.
     """
 
     reads = "mean query of each tile"
@@ -46,6 +47,7 @@ class MinP(ViewPattern):
         low, high = view.span(self.tile)
         begin = -(-(view.first + self.sink) // self.run) * self.run if self.sink else view.first  # after the sink
         end = torch.where(high < 0, 0, low // self.run * self.run)  # where the tile's own blocks begin
+        start = torch.maximum(begin, view.sink_end)  # of the maximum
         tiles = low.shape[1]
         step = max(1, min(ENTRIES // (prefill.batch * len(prefill.heads) * view.width), -(-tiles // 4)))
         parts = []
@@ -54,18 +56,20 @@ class MinP(ViewPattern):
             scores = mean_scores(view, self.tile, slice(t, min(t + step, tiles)), min(seen, view.width))
             key = torch.arange(scores.shape[-1], device=scores.device)
             inside = (key >= begin[:, None, None]) & (key < end[:, t : t + step, None])
-            parts.append(csr(self.near_best(scores, None if view.unpadded else view.first) & inside[:, None]))
+            parts.append(csr(self.near_best(scores, start) & inside[:, None]))
         return glue(parts)
 
-    def near_best(self, scores: Tensor, first: Tensor | None) -> Tensor:
-        """Bool[B, H, T, N]: scores within ln(1 / tau) of the running maximum; keys left of `first` do not count."""
+    def near_best(self, scores: Tensor, start: Tensor) -> Tensor:
+        """Bool[B, H, T, N]: scores [B, H, T, N] within ln(1 / tau) of the running maximum.
+
+        It runs over 16 keys at a time, from the first 16 that do not begin left of `start` Long[B]; all before it pass.
+        """
         n = scores.shape[-1]
-        if first is not None:
-            padding = torch.arange(n, device=scores.device) < first[:, None, None, None]
-            scores = scores.masked_fill(padding, -torch.inf)
         short = -n % (KEYS * GROUP)
         groups = pad(scores, (0, short), value=-torch.inf) if short else scores
-        best = max_pool1d(groups.flatten(0, 2), KEYS).view(*scores.shape[:3], -1, GROUP).cummax(-1).values
+        best = max_pool1d(groups.flatten(0, 2), KEYS).view(*scores.shape[:3], -1)
+        before = torch.arange(0, groups.shape[-1], KEYS, device=scores.device) < start[:, None, None, None]
+        best = best.masked_fill_(before, -torch.inf).unflatten(-1, (-1, GROUP)).cummax(-1).values
         least = (best + math.log(self.tau)).flatten(-2)[..., None]
         return (groups.unflatten(-1, (-1, KEYS)) >= least).flatten(-2)[..., :n]
 

@@ -11,8 +11,8 @@ from torch.nn.functional import pad
 from vlmopt.core import setting
 
 from ..sparse_attention.index import Launch, tile_count
-from .base import Pattern, Prefill, blocks_to_index, register, tile_span
-from .blocks import block_grid, by_mass, key_real, padding_free, pool_rows
+from .base import SINKS, Pattern, Prefill, blocks_to_index, register, tile_span
+from .blocks import beyond_sink, block_grid, by_mass, padding_free, pool_rows
 from .probe import probe_rows
 
 
@@ -22,9 +22,10 @@ class PBSAttn(Pattern):
     """Keys in order of importance inside segments; blocks of earlier segments by their means, the own segment whole.
 
     Sparser Block-Sparse Attention via Token Permutation (arXiv 2510.21270). One order per key head: importance is the
-    mean attention of the last rows of those of its query heads that the plan is for. The block of the first key always
-    stays and counts towards the threshold. Heads that follow slashes lose by the order. The released code has an order
-    for every query head and no causal mask over the last rows; both are left out.
+    mean attention of the last rows of those of its query heads that the plan is for. The block of the sink always stays
+    and counts towards the threshold, the sink itself left out. Heads that follow slashes lose by the order. The
+    released code has an order for every query head, no causal mask over the last rows, and the sink in its estimates;
+    all three are left out.
     """
 
     reads = "attention of the last rows; mean queries and keys of blocks"
@@ -60,8 +61,7 @@ class PBSAttn(Pattern):
         keys = pool_ordered(prefill, order, self.segment, self.run)[:, prefill.key_heads]
         logits = pool_rows(prefill, self.tile) @ keys.mT * prefill.scale
         share = logits.masked_fill_(~earlier, -torch.inf).softmax(-1).nan_to_num_(0)  # tiles of the first segment: 0
-        sink = (order == prefill.key_first[:, None, None]).int().argmax(-1)[:, prefill.key_heads] // self.run  # [B, H]
-        first = earlier & (start // self.run == sink[..., None, None])
+        first = earlier & grid.first  # the order leaves the sink in its place
         forced = torch.zeros_like(first) if self.paper_compat else first
         keep = by_mass(share, self.threshold, earlier, forced) | first | own
         full = earlier & (start >= prefill.key_first[:, None, None, None])
@@ -72,13 +72,13 @@ class PBSAttn(Pattern):
 def key_order(prefill: Prefill, segment: int, probe: int) -> Tensor:
     """Long[B, Hk, W]: slot -> key, by falling importance inside whole segments, as they are in a last partial one.
 
-    Padding keeps its slots: left of the first real key, and behind the last.
+    Padding and the sink keep their slots: the first ones of their segments, and padding behind the last key.
     """
-    weights = probe_rows(prefill, probe).mean(2)  # [B, H, W]
+    weights = probe_rows(prefill, probe, sink=False).mean(2)  # [B, H, W]
     member = prefill.key_heads == torch.arange(prefill.k.shape[1], device=prefill.device)[:, None]
     importance = member.to(weights.dtype) @ weights  # [B, Hk, W]; a sum ranks as a mean does
     key = torch.arange(prefill.width, device=prefill.device)
-    importance = importance.masked_fill((key < prefill.key_first[:, None])[:, None], torch.inf)
+    importance = importance.masked_fill((key < prefill.sink_end[:, None])[:, None], torch.inf)
     importance = importance.masked_fill((key >= prefill.key_end[:, None])[:, None], -1)
     whole = prefill.width // segment * segment
     ranked = importance[..., :whole].unflatten(-1, (-1, segment)).argsort(dim=-1, descending=True, stable=True)
@@ -88,9 +88,10 @@ def key_order(prefill: Prefill, segment: int, probe: int) -> Tensor:
 
 
 def pool_ordered(prefill: Prefill, order: Tensor, segment: int, run: int) -> Tensor:
-    """fp32 [B, Hk, N, D]: mean of the real keys in each `run` slots; 0 behind the last whole segment, which none needs.
+    """fp32 [B, Hk, N, D]: mean of the real keys in each `run` slots, the sink left out.
 
-    By a product with 0 and 1 inside every segment: a copy of all keys in the new order takes several times as long.
+    0 behind the last whole segment, which none needs. By a product with 0 and 1 inside every segment: a copy of all
+    keys in the new order takes several times as long.
     """
     count, parts = prefill.width // segment, segment // run
     whole = count * segment
@@ -99,9 +100,11 @@ def pool_ordered(prefill: Prefill, order: Tensor, segment: int, run: int) -> Ten
     )
     part = (slot[..., :whole] % segment // run).unflatten(-1, (count, segment))  # [B, Hk, M, segment]
     member = part[..., None, :] == torch.arange(parts, device=order.device)[:, None]
-    real = padding_free(prefill, key_real(prefill))
+    real = padding_free(prefill, beyond_sink(prefill))
     k = prefill.k[:, :, :whole]
-    if real is not None:
+    if real is None:
+        member[:, :, :1, :, :SINKS] = False
+    else:
         real = real[:, None, :whole]
         k = k.masked_fill(~real[..., None], 0)
         member &= real.unflatten(-1, (count, segment))[..., None, :]

@@ -23,8 +23,8 @@ class ProxyAttn(Pattern):
 
     ProxyAttn: Guided Sparse Attention via Representative Heads (arXiv 2509.24745). The proxy of a group is the mean of
     its queries and the mean of its keys, over every query head of the layer and not only those built for. A head's
-    share of the visible blocks is what its own last rows need to reach `coverage`; the sink block and the diagonal
-    count.
+    share of the visible blocks is what its own last rows need to reach `coverage`, the sink left out; the sink block
+    and the diagonal count.
     """
 
     reads = "attention of mean heads at every few tokens; attention of the last rows"
@@ -55,8 +55,8 @@ class ProxyAttn(Pattern):
         scores = proxy_scores(prefill, self.tile, self.run, self.stride, self.groups)[:, group]
         seen = grid.visible.sum(-1)  # [B, 1, T]
         ever = grid.visible.any(2)  # [B, 1, N]
-        own = by_block(probe_rows(prefill, self.tile).mean(2), self.run)
-        needed = by_mass(own, self.coverage, ever, ever & False).sum(-1, keepdim=True)  # [B, H, 1]
+        own = by_block(probe_rows(prefill, self.tile, sink=False).mean(2), self.run)
+        needed = by_mass(own, self.coverage, ever, grid.first.any(2)).sum(-1, keepdim=True)  # [B, H, 1]
         count = -(-needed * seen // ever.sum(-1, keepdim=True).clamp_min(1))
         keep = by_rank(scores, count.clamp_min(tile_count(self.min_budget, self.run)), grid.visible, grid.forced)
         return [Launch(blocks_to_index(keep, self.tile, self.run, prefill))]
@@ -65,6 +65,8 @@ class ProxyAttn(Pattern):
 def proxy_scores(prefill: Prefill, tile: int, run: int, stride: int, groups: int) -> Tensor:
     """fp32 [B, groups, T, N]: largest attention of a mean head inside each block, at every `stride`-th row and key.
 
+    The sink takes no part.
+
     Raises:
         ValueError: the groups do not divide the key heads.
     """
@@ -72,7 +74,7 @@ def proxy_scores(prefill: Prefill, tile: int, run: int, stride: int, groups: int
         raise ValueError(f"proxy_attn: groups must divide the {prefill.k.shape[1]} key heads, got {groups}; try 1")
     keys = mean_head(prefill.k[:, :, ::stride], groups)  # [B, g, ceil(W / stride), D]
     key = torch.arange(keys.shape[2], device=keys.device) * stride
-    inside = (key >= prefill.key_first[:, None]) & (key < prefill.key_end[:, None])
+    inside = (key >= prefill.sink_end[:, None]) & (key < prefill.key_end[:, None])
     shape = (prefill.batch, groups, tile_count(prefill.rows, tile), tile_count(prefill.width, run))
     scores = keys.new_zeros(shape, dtype=torch.float32)
     for start, stop, limit in chunks(prefill, tile, prefill.batch * groups * tile // stride**2):

@@ -81,6 +81,11 @@ class View:
         return self.prefill.key_first if self.keys is None else torch.zeros_like(self.prefill.key_first)
 
     @cached_property
+    def sink_end(self) -> Tensor:
+        """Long[B]: key slots with a key of the prompt's sink lie left of it."""
+        return self.below(self.prefill.sink_end[:, None])[:, 0]
+
+    @cached_property
     def k(self) -> Tensor:
         """[B, Hk, N, D]: keys by slot (a copy where `keys` is given)."""
         k, keys = self.prefill.k, self.keys

@@ -22,8 +22,8 @@ class XAttention(Pattern):
 
     XAttention: Block Sparse Attention with Antidiagonal Scoring (arXiv 2503.16428). Every key and every query of a
     stride x stride cell enters its sum once, so vertical and slash lines are both seen. The sink block and the diagonal
-    always stay and count towards the threshold. The released code keeps one block more in every row of its first chunk
-    of queries, an accident of its chunks, which are none of the pattern; it is left out.
+    always stay and count towards the threshold. The released code has the sink in its estimate, and keeps one block
+    more in every row of its first chunk of queries, an accident of its chunks; neither is part of the pattern.
     """
 
     reads = "sums of logits along antidiagonals"
@@ -58,12 +58,13 @@ def antidiagonal_share(prefill: Prefill, tile: int, run: int, stride: int) -> Te
 
     Cell (i, j) scores the mean logit of its antidiagonal, q[i * t + t - 1 - u] . k[j * t + u] over u < t = `stride`,
     which is one product of vectors of t * D numbers; softmax over the cells j that any row of i sees. Padding counts 0.
+    Cells with keys of the sink take no part.
     """
     keys = cells(prefill.k, padding_free(prefill, key_real(prefill)), stride, run)  # [B, Hk, C, t * D]
     q = prefill.q if prefill.all_heads else prefill.q[:, prefill.heads]
     real = padding_free(prefill, prefill.real)
     first_key = torch.arange(keys.shape[2], device=q.device) * stride
-    inside = (first_key < prefill.key_end[:, None]) & (first_key + stride > prefill.key_first[:, None])
+    inside = (first_key < prefill.key_end[:, None]) & (first_key >= prefill.sink_end[:, None])
     shape = (*q.shape[:2], tile_count(prefill.rows, tile), tile_count(prefill.width, run))
     share = q.new_zeros(shape, dtype=torch.float32)
     for start, stop, limit in chunks(prefill, tile, shape[0] * shape[1] * tile // stride**2):

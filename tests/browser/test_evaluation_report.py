@@ -216,6 +216,31 @@ def test_the_table_for_a_readme(run: Path, facts: Facts) -> None:
     assert all(Image.open(run / link).format == "PNG" for link in links)
 
 
+def test_names_of_strangers_are_no_markup(tmp_path: Path) -> None:
+    """The model, the data and the policies are named by whoever made them."""
+    names = ("dense", "``x`` `y` | z", EVIL)
+    rows = [record(sample, policy) for sample in range(4) for policy in names]
+    run = write_run(tmp_path / "run", rows, names)
+    summary = json.loads((run / "summary.json").read_text())
+    summary |= {
+        "model": EVIL,
+        "data": [f"a|b/{EVIL} [l](javascript:x) ![i](http://e.x/i.png) **b** `c` _d_ https://e.x"],
+    }
+    (run / "summary.json").write_text(json.dumps(summary))
+    write_report(run)
+    page = (run / "report.html").read_text()
+    assert "<script>window" not in page
+    assert "<img src=x" not in page
+    table = (run / "report.md").read_text()
+    outside = re.sub(r"(?<!`)(`+)(?!`)(.*?)(?<!`)\1(?!`)", "", re.sub(r"!\[[^\]]*\]\(plots/[\w-]+\.png\)", "", table))
+    outside = outside.replace("p < 0.05", "").replace("**", "").replace("|", "").replace("### ", "").replace("\\", "")
+    assert not re.search(r"[<>`\[\]*]|_\w|://", outside)
+    rows_ = [re.split(r"(?<!\\)\|", text) for text in table.splitlines() if text.startswith("|")]
+    assert len({len(row) for row in rows_}) == 1
+    assert "4 samples about 2 pictures" in table
+    assert "4 samples about 2 pictures" in page
+
+
 @pytest.mark.parametrize("case", ["open", "text", "alone", "unfinished", "failed"])
 def test_runs_that_lack_something_are_reported(tmp_path: Path, case: str) -> None:
     """Nothing marked, no visual tokens, dense alone, answers still to come, a policy that failed throughout."""

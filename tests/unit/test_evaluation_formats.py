@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from tests.support.fixtures.evaluation import (
 )
 from vlmopt.evaluation.boxes import CONVENTIONS, corners
 from vlmopt.evaluation.data import Data, Source, load_data
+from vlmopt.synthetic.hallucination import DEGRADATIONS
 from vlmopt.synthetic.writing import write as write_worlds
 
 
@@ -221,17 +223,37 @@ def test_a_limit_is_a_seeded_choice_in_order(tmp_path: Path) -> None:
         loaded(tmp_path, *files, limit=0)
 
 
+def test_a_limit_spreads_over_pictures(tmp_path: Path) -> None:
+    """Six questions about each of four pictures: four answers are about four, six about four as well, not about one."""
+    rows = [
+        {"id": f"{picture}-{n}", "image": f"{picture}.png", "question": f"{n}?", "answer": "yes"}
+        for picture in range(4)
+        for n in range(6)
+    ]
+    for picture in range(4):
+        plain_picture(tmp_path / f"{picture}.png")
+    file = lines(tmp_path / "m.jsonl", rows)
+    for limit in (2, 4, 6, 9):
+        counts = Counter(s.picture for s in loaded(tmp_path, file, limit=limit, seed=limit).samples)
+        assert len(counts) == min(limit, 4)
+        assert max(counts.values()) - min(counts.values()) <= 1
+
+
 def test_worlds_by_name(tmp_path: Path) -> None:
     plain = loaded(tmp_path, "worlds", limit=10)
     assert len(plain.samples) == 10
     assert {"scene", "screen"} == {s.category.split()[0] for s in plain.samples}
+    assert len({s.picture for s in plain.samples}) == 10
+    assert len({s.category for s in plain.samples}) >= 5
     assert all((tmp_path / "run" / s.images[0]).exists() for s in plain.samples)
     screens = loaded(tmp_path, "worlds:screen", limit=6, model_type="llava")
     assert {s.category.split()[0] for s in screens.samples} == {"screen"}
     polls = loaded(tmp_path, "worlds:pope", limit=36)
     assert {s.category for s in polls.samples} == {"random", "popular", "adversarial"}
     assert sum(s.answer == "yes" for s in polls.samples) == 18
-    assert {s.extra["groups"][0] for s in polls.samples} == {"clean", "blur"}
+    assert len({s.picture for s in polls.samples}) == 36
+    assert {s.extra["groups"][0] for s in polls.samples} == set(DEGRADATIONS)
+    assert all((tmp_path / "run" / s.images[0]).exists() for s in polls.samples)
     captions = loaded(tmp_path, "worlds:captions", limit=8)
     assert captions.stops == ","
     assert captions.lexicon is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,10 @@ from vlmopt.evaluation.data import Sample
 from vlmopt.evaluation.figures import figures
 from vlmopt.evaluation.records import Record
 from vlmopt.evaluation.scoring import Marking, Said, grade
-from vlmopt.metrics import chair, is_yes, phrases, pope_scores, ratio_interval
+from vlmopt.metrics import chair, is_yes, phrases, pope_scores, ratio_interval, wilson
 from vlmopt.metrics.answers import anls, choice, exact, right_choice
 from vlmopt.metrics.clicks import hits, in_pixels, point
+from vlmopt.metrics.intervals import wilson_difference
 from vlmopt.metrics.paired import compare, estimate
 
 
@@ -193,6 +194,75 @@ def test_all_right_has_an_interval_with_a_width() -> None:
     accuracy = figures(rows, {})[0]["accuracy"]
     assert (accuracy["value"], accuracy["high"]) == (1, 1)
     assert accuracy["low"] == pytest.approx(0.839, abs=1e-3)
+
+
+def rows_of(pictures: int, each: int, right: int, policy: str = "dense") -> list[Record]:
+    """`each` questions about every picture, the first `right` of them answered rightly."""
+    return [
+        record(f"{p}/{n}", policy, sample("exact", answer="a"), "a" if n < right else "b", Marking(), str(p))
+        for p in range(pictures)
+        for n in range(each)
+    ]
+
+
+@pytest.mark.parametrize("pictures", [1, 3, 9])
+@pytest.mark.parametrize("right", [0, 13, 18])
+def test_few_pictures_have_no_bootstrap_and_no_interval_without_a_width(pictures: int, right: int) -> None:
+    """18 questions about each, all pictures alike: as sure as that many pictures, not as that many questions."""
+    dense, half = rows_of(pictures, 18, 18), rows_of(pictures, 18, right, "half")
+    found, versus = figures(half, {row.id: row for row in dense})
+    for name in ("accuracy", "agreement"):
+        one = found[name]
+        assert (one["pictures"], one["interval"]) == (pictures, "Wilson over pictures")
+        assert one["low"] <= one["value"] <= one["high"]
+        assert one["high"] - one["low"] > 0.25
+        assert (one["low"], one["high"]) == pytest.approx(wilson(right / 18 * pictures, pictures), abs=1e-9)
+    change = versus["accuracy"]
+    assert -1 <= change["low"] <= change["difference"] <= change["high"] <= 1
+    assert change["high"] - change["low"] > 0.25
+
+
+def test_many_pictures_that_are_all_alike_have_a_width_too() -> None:
+    found, versus = figures(rows_of(40, 4, 3, "half"), {row.id: row for row in rows_of(40, 4, 3)})
+    assert found["accuracy"]["interval"] == "Wilson over pictures"
+    assert found["accuracy"]["low"] < 0.75 < found["accuracy"]["high"]
+    assert (versus["accuracy"]["low"], versus["accuracy"]["high"]) == pytest.approx((-0.0876, 0.0876), abs=1e-3)
+    mixed = [row for n in range(20) for row in rows_of(1, 4, n % 5)]
+    mixed = [replace(row, id=str(n), picture=str(n // 4)) for n, row in enumerate(mixed)]
+    assert figures(mixed, {})[0]["accuracy"]["interval"] == "bootstrap over pictures"
+
+
+def test_dense_agrees_with_itself_by_definition() -> None:
+    dense = rows_of(3, 2, 1)
+    found, _ = figures(dense, {row.id: row for row in dense})
+    assert found["agreement"] == {
+        "value": 1, "low": 1, "high": 1, "n": 6, "pictures": 3, "interval": "by definition",
+    }  # fmt: skip
+
+
+def test_lengths_of_few_captions_have_a_width() -> None:
+    caption = sample("caption")
+    same = [record(str(n), "dense", caption, "a dog barks here", Marking(), str(n)) for n in range(4)]
+    length = figures(same, {})[0]["length"]
+    assert length["interval"] == "Student's t over pictures"
+    assert length["low"] < length["value"] == 4 < length["high"]
+    longer = [record(str(n), "half", caption, "a dog barks here now", Marking(), str(n)) for n in range(4)]
+    change = figures(longer, {row.id: row for row in same})[1]["length"]
+    assert change["low"] < change["difference"] == 1 < change["high"]
+
+
+def test_small_intervals_cover() -> None:
+    """Of pictures that are all right or all wrong, and of such as vary, 95 % intervals miss at most one in ten."""
+    rng = np.random.default_rng(0)
+    for pictures in (3, 6, 9):
+        for draw in (lambda n: (rng.random(n) < 0.7).astype(float), lambda n: rng.beta(2.8, 1.2, n)):
+            means = np.array([draw(pictures).mean() for _ in range(2000)])
+            ends = np.array([wilson(mean * pictures, pictures) for mean in means])
+            assert ((ends[:, 0] <= 0.7) & (ends[:, 1] >= 0.7)).mean() >= 0.9
+        for better, worse in ((0.0, 0.3), (0.1, 0.3), (0.3, 0.3)):
+            changed = rng.multinomial(pictures, (better, worse, 1 - better - worse), 2000) / pictures
+            ends = np.array([wilson_difference(gain, loss, pictures) for gain, loss, _ in changed])
+            assert ((ends[:, 0] <= better - worse) & (ends[:, 1] >= better - worse)).mean() >= 0.9
 
 
 def test_intervals_are_those_of_the_other_module() -> None:

@@ -108,7 +108,9 @@ def finish(run: Path) -> None:
     from ..evaluation.report import write_report
     from ..evaluation.summary import summarize
 
-    print(table(summarize(run)))
+    summary = summarize(run)
+    print(table(summary))
+    print(f"{summary['samples']} samples about {summary['pictures']} pictures; 95 % intervals over pictures")
     print(f"wrote {write_report(run)}")
 
 

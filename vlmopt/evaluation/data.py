@@ -9,6 +9,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ class Source:
         images: directory of the pictures; None for that of the data file.
         boxes: convention of the boxes in the files (`boxes.CONVENTIONS`).
         synonyms: a table for CHAIR of the user's own.
-        limit: how many samples; a seeded choice, kept in order.
+        limit: how many samples; a seeded choice, kept in order, spread over pictures.
         model_type: generated pictures have the sizes that suit the model.
         run: the run directory, where generated pictures are put.
     """
@@ -133,11 +134,18 @@ def load_data(source: Source) -> Data:
 
 
 def chosen(samples: Sequence[Sample], limit: int | None, seed: int) -> Sequence[Sample]:
-    """A seeded choice of `limit` samples in their order: the first ones of a file are often of one split."""
+    """A seeded choice of `limit` samples in their order, spread over pictures: a second question about one comes only
+    when every picture has its first.
+    """
     if limit is None or limit >= len(samples):
         return samples
-    places = random.Random(f"limit/{seed}").sample(range(len(samples)), limit)
-    return [samples[place] for place in sorted(places)]
+    draw = random.Random(f"limit/{seed}")
+    places: dict[str, list[int]] = {}
+    for place in draw.sample(range(len(samples)), len(samples)):
+        places.setdefault(samples[place].picture or samples[place].id, []).append(place)
+    rounds = zip_longest(*places.values())  # pictures in the order of their first question drawn
+    taken = islice((place for turn in rounds for place in turn if place is not None), limit)
+    return [samples[place] for place in sorted(taken)]
 
 
 def check_ids(samples: Sequence[Sample]) -> None:

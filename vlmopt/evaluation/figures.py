@@ -9,8 +9,14 @@ from typing import Any
 import numpy as np
 
 from ..metrics import Interval, wilson
+from ..metrics.intervals import t_interval, wilson_difference
 from ..metrics.paired import compare, estimate
 from .records import DENSE, Record
+
+FEW = 10  # pictures from which a bootstrap over them is given
+BOOTSTRAP, WILSON, STUDENTS = "bootstrap over pictures", "Wilson over pictures", "Student's t over pictures"
+CERTAIN = "by definition"  # dense agrees with itself
+UNBOUNDED = frozenset({"length"})  # metrics that are no fractions
 
 Fraction = tuple[float, float]  # numerator and denominator of one sample
 
@@ -74,30 +80,55 @@ def figures(
         dense: id -> record of dense; differences are taken over the samples in which both have a share.
 
     Returns:
-        metric -> value, low, high (95 %), n (samples); and metric -> difference, low, high, p, n.
+        metric -> value, low, high (95 %), n (samples), pictures (with a share), interval (its name in words); and
+        metric -> difference, low, high, p, n. A bootstrap over fewer than `FEW` pictures is too narrow, and has no
+        width at all where pictures are alike: there stands Wilson's interval with pictures for trials, or Student's.
     """
     own = [(r.picture, fractions(r) | agreement(r, dense.get(r.id))) for r in records]
     values = {}
     for names, table, counts in _tables(own):
-        for name, figure, n in zip(names, estimate(table, seed=seed), counts, strict=True):
-            low, high = _ends(name, figure, len(table))
-            values[name] = {"value": figure.value, "low": low, "high": high, "n": n}
+        for number, (name, figure, n) in enumerate(zip(names, estimate(table, seed=seed), counts, strict=True)):
+            pictures = max(int((table[:, number, 1] > 0).sum()), 1)
+            low, high, how = _ends(name, figure, table[:, number], pictures)
+            if name == "agreement" and records[0].policy == DENSE:
+                low, high, how = figure.value, figure.value, CERTAIN
+            values[name] = {
+                "value": figure.value, "low": low, "high": high, "n": n, "pictures": pictures, "interval": how,
+            }  # fmt: skip
     if records[0].policy == DENSE:
         return values, {}
     both = [(r.picture, _joined(fractions(dense[r.id]), fractions(r))) for r in records if r.id in dense]
     differences = {}
     for names, table, counts in _tables(both):
-        for name, (found, p), n in zip(names, compare(table, seed=seed), counts, strict=True):
-            differences[name] = {"difference": found.value, "low": found.low, "high": found.high, "p": p, "n": n}
+        for number, (name, (found, p), n) in enumerate(zip(names, compare(table, seed=seed), counts, strict=True)):
+            low, high = _apart(name, found, table[:, number])
+            differences[name] = {"difference": found.value, "low": low, "high": high, "p": p, "n": n}
     return values, differences
 
 
-def _ends(name: str, figure: Interval, pictures: int) -> tuple[float, float]:
-    """Where all pictures are alike a bootstrap has no width; Wilson's interval of as many marks stands in."""
-    if figure.low == figure.high and figure.value in (0.0, 1.0) and name != "length":
-        low, high = wilson(round(figure.value * pictures), pictures)
-        return min(low, figure.value), max(high, figure.value)  # rounding may leave the value out
-    return figure.low, figure.high
+def _ends(name: str, figure: Interval, table: np.ndarray, pictures: int) -> tuple[float, float, str]:
+    """Ends and name of the interval of one metric; table: [pictures, 2], of which `pictures` have a share."""
+    if pictures >= FEW and figure.low < figure.high:
+        return figure.low, figure.high, BOOTSTRAP
+    if name in UNBOUNDED:
+        return *t_interval(table[:, 0], table[:, 1], floor=float(table[:, 0].sum())), STUDENTS
+    low, high = wilson(figure.value * pictures, pictures)
+    return min(low, figure.value), max(high, figure.value), WILSON  # rounding of 1.96 may leave the value out
+
+
+def _apart(name: str, found: Interval, table: np.ndarray) -> tuple[float, float]:
+    """Ends of the interval of a difference; table: [pictures, 4], of dense and of the policy."""
+    pictures = max(int(((table[:, 1] > 0) | (table[:, 3] > 0)).sum()), 1)
+    if pictures >= FEW and found.low < found.high:
+        return found.low, found.high
+    if name in UNBOUNDED:
+        floor = float(table[:, 0].sum() + table[:, 2].sum())
+        return t_interval(table[:, 2] - table[:, 0], (table[:, 1] + table[:, 3]) / 2, floor)
+    whole = table.sum(0)
+    parts = table[:, 2] / max(whole[3], 1e-12) - table[:, 0] / max(whole[1], 1e-12)  # they add up to the difference
+    gain, loss = (min(1.0, float(np.clip(sign * parts, 0, None).sum())) for sign in (1, -1))
+    low, high = wilson_difference(gain, loss, pictures)
+    return min(low, found.value), max(high, found.value)
 
 
 def _joined(first: Mapping[str, Fraction], second: Mapping[str, Fraction]) -> dict[str, tuple[float, ...]]:

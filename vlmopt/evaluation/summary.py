@@ -2,15 +2,16 @@
 
 format, complete, samples, model, dtype, data, data_format, digest, decoding, prompt, parser, seed, limit,
 batch_size, notes
+pictures    how many the samples are about
 primary     the headline metric; `less` and `neutral` name those of which less, or nothing, is better
 policies    name -> {
     policy          as JSON
     n, errors       records, and those of them with an error
-    metrics         metric -> {value, low, high, n}; 95 % intervals over pictures
+    metrics         metric -> {value, low, high, n, pictures, interval}; 95 % intervals over pictures, with their names
     by_category     category or group -> {n, errors, metrics, versus_dense}
     mean_of_splits  of yes/no questions in several categories: the mean of each figure of POPE
     versus_dense    metric -> {difference, low, high, p, n}; empty for dense
-    agreement_with_dense   {value, low, high, n}
+    agreement_with_dense   as a metric
     latency         {ttft_ms, decode_ms, prefill_ms, vision_ms, scoring_ms, total_ms, decode_tokens_per_s:
                     {median, p20, p80} or null; peak_memory_bytes, calls, batch}: of whole batches
     tokens          {prompt, visual, kept, layer_average, new}: means over samples
@@ -60,6 +61,7 @@ def summarize(run: Path) -> dict[str, Any]:
         "format": FORMAT,
         "complete": all(len(records) == request["samples"] for records in by_policy.values()),
         **{name: value for name, value in request.items() if name not in ("format", "policies")},
+        "pictures": len({record.picture for record in by_policy[DENSE]}),
         "primary": next((name for name in PRIMARY if name in metrics), None),
         "less": sorted(metrics & LESS),
         "neutral": sorted(metrics & NEUTRAL),

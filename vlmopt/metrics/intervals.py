@@ -10,6 +10,7 @@ import numpy as np
 
 RESAMPLES = 10_000
 CHUNK = 500  # resamples at a time
+STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # 97.5 % quantiles of t for 1, 2, ... degrees
 
 
 class Interval(NamedTuple):
@@ -28,13 +29,43 @@ class McNemar(NamedTuple):
     p: float
 
 
-def wilson(right: int, of: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a fraction (Wilson, 1927)."""
+def wilson(right: float, of: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval of a fraction (Wilson, 1927), drawn to one half and never of width 0; `right` need not be whole."""
     if of < 1 or not 0 <= right <= of:
         raise ValueError(f"{right} of {of} is no fraction: `of` must be 1 or more, `right` from 0 to `of`")
     p, n = right / of, float(of)
     middle, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return max(0.0, (middle - spread) / (1 + z * z / n)), min(1.0, (middle + spread) / (1 + z * z / n))
+
+
+def wilson_difference(gain: float, loss: float, pictures: int) -> tuple[float, float]:
+    """95 % interval of `gain - loss`: of a paired difference of fractions over few pictures; never of width 0.
+
+    Wilson's intervals of both, put together as by Newcombe ("Interval estimation for the difference between independent
+    proportions", 1998, method 10), with pictures for trials.
+
+    Args:
+        gain, loss: what the pictures that became better, and worse, add to the difference and take from it, 0 to 1.
+    """
+    (gain_low, gain_high), (loss_low, loss_high) = (wilson(part * pictures, pictures) for part in (gain, loss))
+    down, up = math.hypot(gain - gain_low, loss_high - loss), math.hypot(gain_high - gain, loss - loss_low)
+    return max(-1.0, gain - loss - down), min(1.0, gain - loss + up)
+
+
+def t_interval(values: np.ndarray, weights: np.ndarray, floor: float) -> tuple[float, float]:
+    """95 % interval of sum(values) / sum(weights), both [n], by Student's t over pictures (Student, 1908).
+
+    Args:
+        floor: the least variance of the sum of values, so that equal pictures are not taken for certainty.
+    """
+    n, whole = len(values), max(float(weights.sum()), 1e-12)
+    rest = values - values.sum() / whole * weights
+    variance = max(floor, n / max(n - 1, 1) * float((rest**2).sum()))
+    middle, spread = (
+        float(values.sum()) / whole,
+        STUDENT[min(n - 1, len(STUDENT)) - 1 if n > 1 else 0] * math.sqrt(variance),
+    )
+    return middle - spread / whole, middle + spread / whole
 
 
 def ratio_interval(

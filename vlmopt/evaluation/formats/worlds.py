@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 
 from ...metrics import phrases
@@ -21,6 +21,8 @@ FIRST_SEED = 640_000_000  # training uses 1e9 and up, calibration 4e8, benchmark
 SEEDS = 1_000_000  # pictures of one --seed
 SAMPLES = 200  # without --limit
 COMPANY = 0.5  # how often the partner that habit expects is there; 0.85 in training
+SPREAD = 200  # pictures that few questions are spread over
+POLLS = 6  # questions about a picture in each split of POPE
 FEWEST = 8  # pictures from which POPE has enough names to deny
 
 
@@ -54,16 +56,21 @@ def read(source: Source) -> Data:
 
 
 def plain(source: Source, family: str) -> Iterator[Sample]:
-    """One question of each kind about each picture."""
-    count = source.limit or SAMPLES
-    asked = one_of_each_kind(count, first_seed(source), SIZES_OF.get(source.model_type, SIZES))
-    number = -1
-    before: World | None = None
-    for world, question in asked:
-        if family in ("", world.family):
-            number += world is not before
-            before = world
-            yield sample(source, world, f"{world.family}-{source.seed}-{number:06d}", question)
+    """One question of each kind about each picture, one about every picture before the second about any."""
+    wanted = source.limit or SAMPLES
+    made: list[tuple[World, list[Question]]] = []
+    asked = one_of_each_kind(wanted, first_seed(source), SIZES_OF.get(source.model_type, SIZES))
+    for _, pairs in groupby(asked, key=lambda pair: pair[0].family):  # scenes and screens take turns
+        worlds, questions = zip(*pairs, strict=True)
+        if family in ("", worlds[0].family):
+            made.append((worlds[0], list(questions)))
+        if len(made) >= min(wanted, SPREAD) and sum(len(own) for _, own in made) >= wanted:
+            break
+    for turn in range(max(len(own) for _, own in made)):
+        for index, (world, own) in enumerate(made):
+            if turn < len(own):
+                name = f"{world.family}-{source.seed}-{index:06d}"
+                yield sample(source, world, name, own[(index + turn) % len(own)])
 
 
 def sample(source: Source, world: World, name: str, question: Question) -> Sample:
@@ -83,25 +90,24 @@ def sample(source: Source, world: World, name: str, question: Question) -> Sampl
 
 
 def polled(source: Source, _: str) -> Iterator[Sample]:
-    """POPE's three splits about the same pictures, one picture after the other."""
-    count = source.limit or SAMPLES
-    worlds = habits(source, max(FEWEST, -(-count // 18)))  # six questions in each of three splits
-    polls = {split: iter(pope(worlds, split, seed=source.seed)) for split in SPLITS}
-    for index, world in enumerate(worlds):
-        name = f"habit-{source.seed}-{index:06d}"
-        picture = drawn(source, world, name)
-        for split in SPLITS:
-            for number, poll in enumerate(islice(polls[split], 6)):
-                yield Sample(
-                    id=f"{split}/{name}/{number}",
-                    question=poll.text,
-                    kind="yes_no",
-                    images=(picture,),
-                    answer=poll.label,
-                    category=split,
-                    picture=name,
-                    extra={"groups": [world.degradation]},
-                )
+    """POPE's three splits about the same pictures, one question about every picture before the second about any."""
+    wanted, each = source.limit or SAMPLES, POLLS * len(SPLITS)
+    worlds = habits(source, max(FEWEST, -(-wanted // each), min(wanted, SPREAD)))
+    polls = {split: list(pope(worlds, split, seed=source.seed)) for split in SPLITS}
+    for turn in range(each):
+        for index, world in enumerate(worlds):
+            split, number = divmod((index + turn) % each, POLLS)
+            name, poll = f"habit-{source.seed}-{index:06d}", polls[SPLITS[split]][POLLS * index + number]
+            yield Sample(
+                id=f"{SPLITS[split]}/{name}/{number}",
+                question=poll.text,
+                kind="yes_no",
+                images=(drawn(source, world, name),),
+                answer=poll.label,
+                category=SPLITS[split],
+                picture=name,
+                extra={"groups": [world.degradation]},
+            )
 
 
 def captions(source: Source, _: str) -> Iterator[Sample]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..figures import CERTAIN
 from ..records import DENSE, FORMAT, Record, read
 
 # Metric -> title, unit. Fractions are shown in percent, in the order of this table.
@@ -58,13 +59,19 @@ class Metric(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A figure in its unit with the ends of its interval; `p` of a difference from dense."""
+    """A figure in its unit with the ends of its interval and the interval's name; `p` of a difference from dense."""
 
     value: float
     low: float
     high: float
     n: int
     p: float | None = None
+    interval: str = ""
+
+    @property
+    def ends(self) -> str:
+        """The interval; "" where there is none, for a figure that follows from its definition."""
+        return "" if self.interval == CERTAIN else f"{number(self.low)} to {number(self.high)}"
 
     def reading(self, better: int) -> str:
         """A difference in words: only what the interval and the test agree on is called one."""
@@ -129,6 +136,12 @@ class Facts:
     @property
     def policies(self) -> list[str]:
         return list(self.summary["policies"])
+
+    @property
+    def asked(self) -> str:
+        """How many samples, and how many pictures they are about."""
+        pictures = self.summary.get("pictures", len({record.picture for record in self.records}))
+        return f"{self.summary['samples']} samples about {pictures} picture{'' if pictures == 1 else 's'}"
 
     @property
     def title(self) -> str:
@@ -200,7 +213,7 @@ class Facts:
 
 def _figure(found: Mapping[str, Any], name: str, metric: Metric) -> Figure:
     value, low, high = (metric.scale * found[part] for part in (name, "low", "high"))
-    return Figure(value, low, high, found["n"], found.get("p"))
+    return Figure(value, low, high, found["n"], found.get("p"), found.get("interval", ""))
 
 
 def number(value: float | None, digits: int = 1, sign: bool = False) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from string import Template
 
+from ..figures import FEW
 from .draw import Scene, svg
 from .facts import AXES, Facts
 from .gallery import gallery
@@ -73,7 +74,7 @@ def theme() -> str:
 
 def header(facts: Facts) -> Markup:
     summary, environment = facts.summary, facts.environment
-    told = [f"{summary['samples']} samples", f"{len(facts.policies)} policies", summary["dtype"]]
+    told = [facts.asked, f"{len(facts.policies)} policies", summary["dtype"]]
     told += [environment["device"], environment["date"][:10]] if environment else []
     if not summary["complete"]:
         told.append("not complete")
@@ -88,8 +89,10 @@ def header(facts: Facts) -> Markup:
 
 READING = tag(
     "p",
-    "Small figures below a value are its 95 % interval (bootstrap over pictures), below a time its 20th and 80th "
-    "percentile over batches. A change from dense is paired, on the same samples; it is called better or worse only "
+    "Small figures below a value are its 95 % interval: bootstrap over pictures, or, where fewer than "
+    f"{FEW} have a share in it or all are alike, Wilson's with pictures for trials (of lengths, Student's). Below a "
+    "time stand its 20th and 80th percentile over batches. A change from dense is paired, on the same samples; it is "
+    "called better or worse only "
     "where its 95 % interval leaves out zero and the paired test has p < 0.05. No clear difference is no proof that "
     "there is none: look at the interval.",
     css="note",

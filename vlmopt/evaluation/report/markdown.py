@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..figures import FEW
 from .facts import Facts, Figure, Metric, milliseconds, number, probability
 
 COLUMNS = 3  # metrics in the table
@@ -26,7 +28,7 @@ def markdown(facts: Facts, plots: Mapping[str, str]) -> str:
     for policy in facts.policies:
         one = summary["policies"][policy]
         kept, share, ttft = one["tokens"]["kept"], facts.kept_share(policy), one["latency"]["ttft_ms"]
-        row = [f"`{policy}`", number(kept) + (f" ({number(share, 0)} %)" if share is not None else "")]
+        row = [code(policy), number(kept) + (f" ({number(share, 0)} %)" if share is not None else "")]
         for metric in metrics:
             row += [interval(facts.figure(policy, metric)), change(facts.difference(policy, metric), metric)]
         agreement = one["agreement_with_dense"]
@@ -37,21 +39,24 @@ def markdown(facts: Facts, plots: Mapping[str, str]) -> str:
             str(one["errors"]),
         ]
         rows.append(row)
-    lines = [f"### {cell(facts.title)}", ""]
+    lines = [f"### {plain(facts.title)}", ""]
     if not summary["complete"]:
         lines += ["**Not complete: some samples have no answer yet.**", ""]
     lines += [f"| {' | '.join(map(cell, head))} |", "|---" + "|---:" * (len(head) - 1) + "|"]
     lines += [f"| {' | '.join(map(cell, row))} |" for row in rows]
-    lines += ["", f"{summary['samples']} samples, the same in every row, with 95 % bootstrap intervals over pictures. "]
+    lines += ["", f"{facts.asked}, the same in every row, with 95 % intervals over pictures: bootstrap, or Wilson's "]
+    lines[-1] += f"where fewer than {FEW} have a share or all are alike. "
     lines[-1] += "Bold: the 95 % interval of the difference from dense leaves out 0, and the paired test has p < 0.05. "
     lines[-1] += f"Latency: median over batches of up to {summary['batch_size']}"
-    lines[-1] += f", {cell(environment['device'])}, {environment['model']['dtype']}." if environment else "."
-    lines += ["", *(f"![{cell(shown)}]({Path(path).as_posix()})" for path, shown in plots.items())]
+    lines[-1] += f", {plain(environment['device'])}, {environment['model']['dtype']}." if environment else "."
+    lines += ["", *(f"![{plain(shown)}]({Path(path).as_posix()})" for path, shown in plots.items())]
     return "\n".join(lines) + "\n"
 
 
 def interval(figure: Figure | None) -> str:
-    return f"{number(figure.value)} ({number(figure.low)} to {number(figure.high)})" if figure else "–"
+    if figure is None:
+        return "–"
+    return f"{number(figure.value)} ({figure.ends})" if figure.ends else number(figure.value)
 
 
 def change(difference: Figure | None, metric: Metric) -> str:
@@ -62,5 +67,22 @@ def change(difference: Figure | None, metric: Metric) -> str:
     return f"{text} ({probability(difference.p)})" if difference.p is not None else text
 
 
+def code(text: str) -> str:
+    """A name as code: in a fence longer than any in it, so that nothing ends it early."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    pad = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{pad}{line(text)}{pad}{fence}"
+
+
+def plain(text: str) -> str:
+    """A text of strangers as Markdown that shows it letter by letter; nothing in it is markup, HTML or a link."""
+    return re.sub(r"[^\w\s.,;:%()/–-]|_|:(?=//)|(?<=www)\.", lambda sign: f"&#{ord(sign[0])};", line(text))
+
+
+def line(text: str) -> str:
+    return " ".join(text.split())
+
+
 def cell(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+    """Ready Markdown in a cell of a table."""
+    return text.replace("|", "\\|")

@@ -37,7 +37,7 @@ def value(figure: Figure | None) -> Markup:
     """A figure, its interval below."""
     if figure is None:
         return tag("span", "–", css="none")
-    return join(tag("b", number(figure.value)), tag("small", f"{number(figure.low)} to {number(figure.high)}"))
+    return join(tag("b", number(figure.value)), tag("small", figure.ends) if figure.ends else None)
 
 
 def change(difference: Figure | None, metric: Metric, *, brief: bool = False) -> Markup | None:

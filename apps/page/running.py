@@ -24,7 +24,7 @@ from vlmopt.families import click_units
 from vlmopt.frames import load_video
 from vlmopt.loading import Loaded
 from vlmopt.measure import Measurement, measure
-from vlmopt.metrics.clicks import clicked
+from vlmopt.metrics.clicks import Point, clicked
 from vlmopt.prompt import as_seen, image_prompt, placed, video_prompt
 
 WARMUP = 1
@@ -201,6 +201,11 @@ def prepared(model: Any, processor: Any, request: Request) -> Prompt:
 def outcome(model: Any, processor: Any, request: Request, prompt: Prompt, measured: Measurement) -> Outcome:
     """The answer as text, and where it points when a click was asked for."""
     text = str(processor.tokenizer.decode(measured.new_ids[0], skip_special_tokens=True)).strip()
+    return Outcome(text, measured, place(model, request, prompt, text))
+
+
+def place(model: Any, request: Request, prompt: Prompt, text: str) -> Point | None:
+    """Where an answer clicks, in pixels of the picture as given; None where it should not, or names no point."""
     if request.task != "click" or not request.images:
-        return Outcome(text, measured)
-    return Outcome(text, measured, clicked(text, units_of(model), request.images[0].size, prompt.resized))
+        return None
+    return clicked(text, units_of(model), request.images[0].size, prompt.resized)

@@ -69,11 +69,11 @@ class About:
 
     name: str
     model_type: str
-    units: str  # of coordinates in its answers
     parameters: int
     layers: int
     heads: int
     notes: tuple[str, ...] = ()
+    units: str = "pixels"  # of coordinates in its answers
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -9,12 +10,13 @@ import pytest
 
 import vlmopt
 from tests.support.tab_page import TABS, charts, fine, images, loaded, one_model, page, pressed, run_of, said
+from vlmopt.analysis.click import REACH
 from vlmopt.apps.page import running
 from vlmopt.apps.page.tabs import layers, ledger, pareto
 from vlmopt.attention_fix import VisionHeads, VisualSink
 from vlmopt.kernels.patterns import AShape
 from vlmopt.prefill import SparsePrefill
-from vlmopt.pruning import FastV, Uniform
+from vlmopt.pruning import FastV, Random, Uniform
 
 __all__ = ["one_model"]
 pytestmark = pytest.mark.usefixtures("one_model")
@@ -125,6 +127,22 @@ def test_a_sweep_compares_with_the_controls_and_says_what_it_is_worth():
     again = next(button for button in test.button if button.label == "Run again")
     test = fine(again.click().run())
     assert any(button.label == "Run 7 variants" for button in test.button)
+
+
+def test_a_sweep_of_clicks_is_marked_by_pixels():
+    """Whatever the tokens have in common: what counts is how far a click is from the dense one."""
+    run = run_of([FastV(keep_ratio=0.25, layer=2)])
+    request = replace(run.request, task="click", max_new_tokens=32)
+    contest = {"random": Random(keep_ratio=0.1)}
+    swept = pareto.measure(loaded().model, loaded().processor, request, contest, (0.1, 0.5), lambda *_: None)
+    size = request.images[0].size
+    assert swept.off[0] == 0
+    for point, off in zip(swept.points, swept.off, strict=True):
+        reach = REACH * math.hypot(*size)
+        assert point.agreement == pytest.approx(0 if off is None else max(0, 1 - off / reach))
+    unclicked = replace(request, task="answer")
+    swept = pareto.measure(loaded().model, loaded().processor, unclicked, contest, (0.5,), lambda *_: None)
+    assert swept.off == [None] * 2
 
 
 def test_a_stopped_sweep_keeps_what_it_has():

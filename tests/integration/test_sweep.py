@@ -9,6 +9,7 @@ import pytest
 
 import vlmopt
 from tests.support.families import FAMILIES, GREEDY, Image
+from vlmopt.analysis.click import click_agreement
 from vlmopt.analysis.sweep import SweepPoint, agreement, contenders, front, sweep, with_keep_ratio
 from vlmopt.api import session_of
 from vlmopt.pruning import Debias, FastV, PyramidDrop, Random, Uniform, ZipVL
@@ -74,6 +75,17 @@ def test_agreement_counts_matches_in_order():
     assert agreement((1, 2, 3), (9, 1, 2, 3)) == pytest.approx(6 / 7)
     assert agreement((5,), (6,)) == 0
     assert agreement((), ()) == 1
+
+
+def test_clicks_agree_by_pixels_not_by_digits(asked):
+    """ "(110, 20)" and "(0, 20)" share most of their tokens and are 110 pixels apart."""
+    size = (448, 448)
+    assert click_agreement((100, 20), (100, 20), size) == 1
+    assert 0 < click_agreement((110, 20), (100, 20), size) < 1
+    assert click_agreement((210, 20), (100, 20), size) == 0
+    model, inputs = asked
+    points = sweep(model, inputs, METHODS, (0.25,), max_new_tokens=2, agree=lambda ids, dense: 0.5)
+    assert [point.agreement for point in points] == [0.5] * 3
 
 
 def test_the_front_holds_what_nothing_beats():

@@ -252,17 +252,18 @@ def test_lengths_of_few_captions_have_a_width() -> None:
 
 
 def test_small_intervals_cover() -> None:
-    """Of pictures that are all right or all wrong, and of such as vary, 95 % intervals miss at most one in ten."""
-    rng = np.random.default_rng(0)
+    """95 % intervals over few pictures hold the truth in 93 % of all draws, and in 87 % in the worst case."""
+    rng, held = np.random.default_rng(0), []
     for pictures in (3, 6, 9):
         for draw in (lambda n: (rng.random(n) < 0.7).astype(float), lambda n: rng.beta(2.8, 1.2, n)):
-            means = np.array([draw(pictures).mean() for _ in range(2000)])
-            ends = np.array([wilson(mean * pictures, pictures) for mean in means])
-            assert ((ends[:, 0] <= 0.7) & (ends[:, 1] >= 0.7)).mean() >= 0.9
-        for better, worse in ((0.0, 0.3), (0.1, 0.3), (0.3, 0.3)):
+            ends = np.array([wilson(draw(pictures).mean() * pictures, pictures) for _ in range(2000)])
+            held.append(((ends[:, 0] <= 0.7) & (ends[:, 1] >= 0.7)).mean())
+        for better, worse in ((0.0, 0.3), (0.1, 0.3), (0.3, 0.3), (0.05, 0.05), (0.5, 0.5)):
             changed = rng.multinomial(pictures, (better, worse, 1 - better - worse), 2000) / pictures
             ends = np.array([wilson_difference(gain, loss, pictures) for gain, loss, _ in changed])
-            assert ((ends[:, 0] <= better - worse) & (ends[:, 1] >= better - worse)).mean() >= 0.9
+            held.append(((ends[:, 0] <= better - worse) & (ends[:, 1] >= better - worse)).mean())
+    assert np.mean(held) >= 0.93
+    assert min(held) >= 0.87
 
 
 def test_intervals_are_those_of_the_other_module() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 from PIL import Image
 
 from ..families import click_units
 from ..loading import Loaded
-from ..metrics.clicks import in_pixels, pointed
+from ..metrics.clicks import Point, in_pixels, pointed
+
+REACH = 0.05  # of the diagonal: about the size of a button
 
 
 def click_of(loaded: Loaded, image: Image.Image, answer: str, units: str | None = None) -> tuple[float, float] | None:
@@ -30,6 +34,15 @@ def click_of(loaded: Loaded, image: Image.Image, answer: str, units: str | None 
         part / side for part, side in zip(in_pixels(found.place, units, image.size, resized), image.size, strict=True)
     )
     return (x, y) if 0 <= x <= 1 and 0 <= y <= 1 else None
+
+
+def click_agreement(first: Point, second: Point, size: tuple[int, int]) -> float:
+    """1 for two clicks on one pixel, falling with their distance to 0 at `REACH` of the picture's diagonal.
+
+    Args:
+        size: (width, height) of the picture in whose pixels both clicks are.
+    """
+    return max(0.0, 1 - math.dist(first, second) / (REACH * math.hypot(*size)))
 
 
 def behind_processor(loaded: Loaded, image: Image.Image) -> tuple[int, int] | None:

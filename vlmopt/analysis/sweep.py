@@ -28,7 +28,7 @@ class SweepPoint:
     kept_share: float  # left after the last cut, of all visual tokens
     layer_share: float  # visual tokens (with markers) that a decoder layer sees on average, of all
     ids: tuple[int, ...]  # the answer
-    agreement: float  # with the dense answer, see `agreement`
+    agreement: float  # with the dense answer, 0-1, by the sweep's `agree`
     ttft_ms: float  # median
     total_ms: float
 
@@ -72,6 +72,7 @@ def sweep(
     repeats: int = 1,
     seed: int = 0,
     generate: Mapping[str, Any] | None = None,
+    agree: Callable[[Sequence[int], Sequence[int]], float] = agreement,
     progress: Callable[[int, int, str], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> list[SweepPoint]:
@@ -81,6 +82,8 @@ def sweep(
         model: a loaded vision-language model; it is given back as it came. inputs: of `generate`, on its device.
         repeats: timed runs per point, of which the medians count; one unmeasured run comes before all others.
         seed: of the policies. generate: further arguments of `model.generate`.
+        agree: how well an answer agrees with the dense one, 0-1, from the tokens of both; where they name points, what
+            counts is how far apart these are, not how many digits are the same (`click.click_agreement`).
         progress: told (done, all, what comes next) before every run. stop: asked before and after every run; True ends
             the sweep, without the run that it came in.
 
@@ -115,7 +118,7 @@ def sweep(
                 kept_share=sample["visual_tokens_kept"] / total,
                 layer_share=sample["layer_average"] / total,
                 ids=ids,
-                agreement=agreement(ids, points[0].ids if points else ids),
+                agreement=agree(ids, points[0].ids if points else ids),
                 ttft_ms=median(run.ms["ttft"] or 0.0 for run in found),
                 total_ms=median(run.ms["total"] or 0.0 for run in found),
             )

@@ -41,14 +41,20 @@ def wilson(right: float, of: int, z: float = 1.96) -> tuple[float, float]:
 def wilson_difference(gain: float, loss: float, pictures: int) -> tuple[float, float]:
     """95 % interval of `gain - loss`: of a paired difference of fractions over few pictures; never of width 0.
 
-    Wilson's intervals of both, put together as by Newcombe ("Interval estimation for the difference between independent
-    proportions", 1998, method 10), with pictures for trials.
+    Wilson's intervals of both, with pictures for trials, put together by the recovery of variances (Zou and Donner,
+    "Construction of confidence limits about effect measures", 2008); no picture can become better and worse.
 
     Args:
         gain, loss: what the pictures that became better, and worse, add to the difference and take from it, 0 to 1.
     """
     (gain_low, gain_high), (loss_low, loss_high) = (wilson(part * pictures, pictures) for part in (gain, loss))
-    down, up = math.hypot(gain - gain_low, loss_high - loss), math.hypot(gain_high - gain, loss - loss_low)
+    rest = (1 - gain) * (1 - loss)
+    opposed = min(1.0, math.sqrt(gain * loss / rest)) if rest > 0 else 1.0  # less their correlation
+
+    def spread(one: float, other: float) -> float:
+        return math.sqrt(one**2 + other**2 + 2 * opposed * one * other)
+
+    down, up = spread(gain - gain_low, loss_high - loss), spread(gain_high - gain, loss - loss_low)
     return max(-1.0, gain - loss - down), min(1.0, gain - loss + up)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +12,12 @@ import streamlit as st
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from vlmopt.analysis.sweep import SweepPoint, contenders, front, sweep
+from vlmopt.analysis.click import REACH, click_agreement
+from vlmopt.analysis.sweep import SweepPoint, agreement, contenders, front, sweep
 from vlmopt.apps.page import figures
-from vlmopt.apps.page.running import Progress, Stopped, Worker, prepared
+from vlmopt.apps.page.running import Progress, Stopped, Worker, place, prepared
 from vlmopt.apps.page.state import Request, Run
+from vlmopt.metrics.clicks import Point
 
 RATIOS = [0.05, 0.1, 0.15, 0.25, 0.35, 0.5, 0.75]
 FIRST = [0.1, 0.25, 0.5]
@@ -26,6 +30,7 @@ class Swept:
 
     points: list[SweepPoint]
     answers: list[str]  # untrusted: a model wrote them
+    off: list[float | None]  # pixels between each click and the dense one; None where one of both names no point
     wanted: int
 
 
@@ -62,7 +67,7 @@ def show(run: Run, worker: Worker) -> None:
 
 
 def charts(found: Swept) -> None:
-    best = front(found.points)
+    best, clicks = front(found.points), found.off[0] is not None
     rows = [
         {
             "method": point.name,
@@ -71,9 +76,10 @@ def charts(found: Swept) -> None:
             "first token, ms": point.ttft_ms,
             "whole answer, ms": point.total_ms,
             "on the front": point in best,
+            **({"click off, px": off} if clicks else {}),
             "answer": answer,
         }
-        for point, answer in zip(found.points, found.answers, strict=True)
+        for point, answer, off in zip(found.points, found.answers, found.off, strict=True)
     ]
     names = list(dict.fromkeys(point.name for point in found.points))
     left, right = st.columns(2, gap="large")
@@ -81,7 +87,12 @@ def charts(found: Swept) -> None:
         st.markdown("**Agreement with the dense answer**")
         figures.show(lines(rows, names, "agreement", True), height=330)
         st.caption(
-            "Share of the answer's tokens that match in order. Filled points are on the Pareto front: no other keeps "
+            (
+                f"1 for a click on the same pixel, falling to 0 at {REACH:.0%} of the picture's diagonal. "
+                if clicks
+                else "Share of the answer's tokens that match in order. "
+            )
+            + "Filled points are on the Pareto front: no other keeps "
             "as few and agrees as well."
         )
     with right:
@@ -90,7 +101,8 @@ def charts(found: Swept) -> None:
         st.caption("One run each; on a busy machine times scatter more than methods differ.")
     percent = st.column_config.NumberColumn(format="percent")
     ms = st.column_config.NumberColumn(format="%.0f")
-    config = {"kept": percent, "agreement": percent, "first token, ms": ms, "whole answer, ms": ms}
+    config = {"kept": percent, "agreement": percent}
+    config |= dict.fromkeys(("first token, ms", "whole answer, ms", "click off, px"), ms)
     st.dataframe(rows, hide_index=True, width="stretch", column_config=config)
 
 
@@ -124,21 +136,36 @@ def measure(
     progress: Progress,
 ) -> Swept:
     """The sweep; what was done before Stop was pressed stays."""
-    inputs = prepared(model, processor, request).inputs
-    beat = Beat(progress)
+    prompt, beat = prepared(model, processor, request), Beat(progress)
+
+    def said(ids: Sequence[int]) -> str:
+        return str(processor.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+    def click(ids: Sequence[int]) -> Point | None:
+        return place(model, request, prompt, said(ids))
+
+    def agree(ids: Sequence[int], dense: Sequence[int]) -> float:
+        """By pixels where the dense answer clicks, else by tokens."""
+        wanted, found = click(dense), click(ids)
+        if wanted is None:
+            return agreement(ids, dense)
+        return 0.0 if found is None else click_agreement(found, wanted, request.images[0].size)
+
     points = sweep(
         model,
-        inputs,
+        prompt.inputs,
         methods,
         ratios,
         max_new_tokens=request.max_new_tokens,
         seed=request.policy.seed,
         generate={"stopping_criteria": StoppingCriteriaList([beat])},
+        agree=agree,
         progress=beat.tell,
         stop=lambda: beat.stopped,
     )
-    answers = [str(processor.tokenizer.decode(list(point.ids), skip_special_tokens=True)).strip() for point in points]
-    return Swept(points, answers, 1 + len(methods) * len(ratios))
+    clicks = [click(point.ids) for point in points]
+    off = [math.dist(one, clicks[0]) if one is not None and clicks[0] is not None else None for one in clicks]
+    return Swept(points, [said(point.ids) for point in points], off, 1 + len(methods) * len(ratios))
 
 
 class Beat(StoppingCriteria):

@@ -13,7 +13,7 @@ from . import scorers
 from .checks import check
 from .policy import Policy, PolicyLike
 from .reporting import Report
-from .runtime.session import ATTRIBUTE, Session
+from .runtime.session import Session, session_of
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -31,7 +31,8 @@ def optimize(model: Model, policy: PolicyLike) -> Model:
             method, list of methods, or `Policy`.
 
     Returns:
-        The same object. A second call replaces the first; `restore(model)` undoes exactly.
+        The same object. A second call replaces the first; `restore(model)` undoes exactly. Copies and pickles of an
+        optimized model are optimized. A wrapper such as PEFT's may be put around the model or taken off at any time.
 
     Raises:
         ValueError, TypeError: the policy is invalid or cannot work on this model. Nothing has been changed then.
@@ -41,12 +42,15 @@ def optimize(model: Model, policy: PolicyLike) -> Model:
     for caution in [c.caution for c in fitted.attention if c.caution is not None]:
         warnings.warn(caution, stacklevel=2)
     restore(model)
-    Session(model, fitted, anatomy, trained).install()
+    Session(fitted, anatomy, trained).install()
     return model
 
 
 def restore(model: Model) -> Model:
-    """Give back the model's own behaviour, bit for bit. Harmless on a model that is not optimized."""
+    """Give back the model's own behaviour, bit for bit. Harmless on a model that is not optimized.
+
+    `model` is what `optimize` was given, or any module around it or inside it that carries hooks.
+    """
     session = session_of(model)
     if session is not None:
         session.remove()
@@ -73,17 +77,18 @@ def report(model: nn.Module) -> Report:
     """What the last `generate` (or bare forward) of an optimized model did and cost.
 
     Raises:
-        ValueError: the model is not optimized, or has not run yet.
+        ValueError: the model is not optimized, has not run yet, or its last call did not finish.
     """
     session = session_of(model)
     if session is None:
         raise ValueError(
             "this model is not optimized: call vlmopt.optimize(model, policy) first, read the report before restore()"
         )
+    if session.last_call is None and session.called:
+        raise ValueError(
+            "nothing to report: the last call did not finish (it failed, was interrupted, or still runs); call "
+            "model.generate(**inputs) or model(**inputs) again"
+        )
     if session.last_call is None:
         raise ValueError("nothing to report yet: call model.generate(**inputs) or model(**inputs) first")
     return Report.of(session.last_call)
-
-
-def session_of(model: nn.Module) -> Session | None:
-    return getattr(model, ATTRIBUTE, None)

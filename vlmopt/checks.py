@@ -26,7 +26,7 @@ from vlmopt.pruning import (
 from .families import Family, families, family_of
 from .methods import Method
 from .policy import Policy
-from .runtime import compat, first_pass, tower
+from .runtime import compat, first_pass, offload, tower
 from .runtime.activations import last_linear
 from .runtime.corrections import why_not
 from .runtime.discover import Anatomy, discover, shared_key_source
@@ -193,6 +193,8 @@ def check_projector(model: Any, anatomy: Anatomy, method: Method, need: Any) -> 
             f"(pooled, scaled or undescribed); works with: {described(lambda f: f.by_token)}. "
             "Use a selector that reads embeddings, e.g. div_prune"
         )
+    if reason := offload.why_unreadable(part(anatomy.outer, family_of(model.config).projector)):
+        raise ValueError(f"{method.name}: {reason}; load the model's weights first")
 
 
 def check_tower(model: Any, anatomy: Anatomy, method: Method, need: VisionAttention | VisionKeys) -> None:

@@ -13,6 +13,7 @@ from .corrected import corrected
 from .corrected import lines as corrected_lines
 from .runtime import compat
 from .runtime.ledger import Call
+from .runtime.offload import device_of
 from .sparsity import lines as sparse_lines
 from .sparsity import sparse_layers
 from .stages import Stage, stages
@@ -54,7 +55,7 @@ class Report:
     def of(cls, call: Call) -> Report:
         """Read the raw marks and tensors of a finished call."""
         session = call.session
-        device = next(session.model.parameters()).device
+        device = device_of(session.model)
         batch = call.query_lengths[0][0] if call.query_lengths else 0
         ms = milliseconds(call)
         shown = {row: maps(call, row) for row in range(batch)}

@@ -20,6 +20,7 @@ from vlmopt.pruning import Scorer, Selector
 
 from .checkpoints import HERE
 from .families import family_of
+from .runtime.offload import resident
 from .version import __version__
 
 FILES = ("focus_ui.json", "focus_ui.safetensors")
@@ -75,7 +76,7 @@ def required(selectors: Sequence[Selector], model: Any) -> dict[str, TrainedScor
 
 def facts(model: Any) -> dict[str, Any]:
     """What a scorer's file remembers of its model."""
-    embeddings = model.get_input_embeddings().weight
+    embeddings = resident(model.get_input_embeddings()).weight
     return {
         "family": family_of(model.config).name,
         "model_type": model.config.model_type,

@@ -16,6 +16,7 @@ import vlmopt
 from tests.support.broken import broken_tiff
 from tests.support.families import FAMILIES, Image
 from tests.support.mechanism import forward
+from vlmopt.api import session_of
 from vlmopt.calibration import Collector, Profile, default_hosts
 from vlmopt.calibration.collect import Sums
 from vlmopt.cli.main import main
@@ -204,7 +205,7 @@ def test_report_names_the_profile_and_another_model_refuses_it(profile):
     other = copy.deepcopy(FAMILIES["llava"].build())
     with pytest.raises(ValueError, match=r"model_type is 'llava'"):
         vlmopt.optimize(other, method)
-    assert not hasattr(other, "_vlmopt")
+    assert session_of(other) is None
     forced = replace(method.prune[0], force=True)
     with vlmopt.optimized(other, forced):
         forward(other, FAMILIES["llava"].inputs([[5, Image(0), 7]]))

@@ -13,6 +13,7 @@ import torch
 import vlmopt
 from tests.support.families import FAMILIES, GREEDY, Image
 from tests.support.tiny import SPECIAL
+from vlmopt.api import session_of
 from vlmopt.attention_fix import AdaptiveGeneratedText
 from vlmopt.calibration import Calibration, IATCollector, Profile, iat_sums
 from vlmopt.calibration.iat_sums import IATSums
@@ -81,7 +82,7 @@ def test_means_are_those_of_full_attention_matrices(name, monkeypatch):
     found, captions = by_hand(name, batch)
     collector = IATCollector(model, Words(), LEXICON, new_tokens=NEW)
     assert collector.add(batch(), [truth_of(caption) for caption in captions]) == captions
-    assert not hasattr(model, "_vlmopt")
+    assert session_of(model) is None
     profile = collector.profile("mine")
     hallucinated, real = (torch.stack(means) for means in found)
     assert profile.stats["words"] == {"hallucinated": len(hallucinated), "real": len(real)}

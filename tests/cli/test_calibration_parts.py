@@ -14,6 +14,7 @@ import vlmopt
 from tests.support.families import FAMILIES, Image
 from tests.support.massive import DIMS, planted, prompt
 from tests.support.mechanism import forward
+from vlmopt.api import session_of
 from vlmopt.attention_fix import HeadGain, VisionHeads, VisualSink
 from vlmopt.calibration import PARTS, Calibration, Profile
 from vlmopt.cli.main import main
@@ -124,7 +125,7 @@ def test_profiles_of_another_model_are_refused():
         vlmopt.optimize(deeper, VisualSink(profile=profile.sinks))
     with pytest.raises(ValueError, match="6 layers of 4 heads"):
         replace(profile.heads, visual_mass=profile.heads.visual_mass[:3])
-    assert not hasattr(other, "_vlmopt")
+    assert session_of(other) is None
 
 
 def test_files_of_the_first_format(tmp_path):

@@ -17,6 +17,7 @@ from tests.support.families import FAMILIES, Image
 from tests.support.untrained import WIDTH, marker
 from tests.support.visual import scorer
 from vlmopt import scorers
+from vlmopt.api import session_of
 from vlmopt.policy import Policy
 from vlmopt.pruning import FocusUI, Uniform
 from vlmopt.scorers import FILES, TrainedScorer, facts
@@ -190,7 +191,7 @@ def test_a_scorer_of_another_model_is_refused_before_anything_changes(model, tmp
         source = str(scorers.save(strange, tmp_path / "strange"))
         with pytest.raises(ValueError, match=match):
             vlmopt.optimize(model, methods_of(source)[method])
-        assert not hasattr(model, "_vlmopt")
+        assert session_of(model) is None
     source = str(scorers.save(trained(model), tmp_path / "own"))
     vlmopt.optimize(model.bfloat16(), methods_of(source)[method])  # rounding is no retraining
 

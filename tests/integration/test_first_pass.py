@@ -15,6 +15,7 @@ from tests.support.listen import ROWS, by_name, listen
 from tests.support.mechanism import TOLERANCE, gap
 from tests.support.reference import decoder_of
 from tests.support.visual import visual
+from vlmopt.api import session_of
 from vlmopt.pruning import FastV, FirstPass, FirstPassRows, PixelRedundancy, Projector
 from vlmopt.pruning.resize import resize_patches
 from vlmopt.pruning.signals import PixelScale
@@ -221,6 +222,6 @@ def test_a_layer_without_attention_is_refused_and_the_default_is_one_with():
     model = copy.deepcopy(FAMILIES["qwen3_5"].build())
     with pytest.raises(ValueError, match=r"layer 2 .*layers that have: \[1, 3, 5\]"):
         vlmopt.optimize(model, FirstPass(keep_ratio=0.5, attention_layer=2))
-    assert not hasattr(model, "_vlmopt")
+    assert session_of(model) is None
     vlmopt.optimize(model, FirstPass(keep_ratio=0.5))
     vlmopt.restore(model)

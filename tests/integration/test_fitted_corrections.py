@@ -14,6 +14,7 @@ import vlmopt
 from tests.support.families import FAMILIES, Image
 from tests.support.massive import prompt
 from tests.support.mechanism import forward
+from vlmopt.api import session_of
 from vlmopt.attention_fix import InformedTokens, SinkProfile, VisualSink
 from vlmopt.attention_fix.sinks import Published
 from vlmopt.checks import model_facts, whole_blocks
@@ -54,7 +55,7 @@ def test_published_dimensions_are_filled_in(monkeypatch):
     model = model_of()
     with pytest.raises(ValueError, match=r"no sink dimensions are published for .*`vlmopt calibrate`"):
         vlmopt.optimize(model, VisualSink())
-    assert not hasattr(model, "_vlmopt")
+    assert session_of(model) is None
     row = Published("tiny", {"hidden_size": 64, "layers": 6, "model_type": ("llava",)}, (3, 17), "P")
     monkeypatch.setattr("vlmopt.attention_fix.sinks.PUBLISHED", (row,))
     with vlmopt.optimized(model, VisualSink(recycle=0.5)):
@@ -71,7 +72,7 @@ def test_towers_with_windows_are_read_where_the_whole_picture_is_seen():
     assert whole_blocks(model) == (1,)
     assert whole_blocks(model_of()) is None
     with vlmopt.optimized(model, InformedTokens()):
-        fitted = model._vlmopt.policy.attention[0]
+        fitted = session_of(model).policy.attention[0]
         forward(model, FAMILIES["qwen2_5_vl"].inputs([[5, Image(0), 7]]))
         assert vlmopt.report(model).corrections[0]["method"] == "informed_tokens"
     assert (fitted.local_block, fitted.summary_block) == (1, 1)

@@ -12,6 +12,7 @@ import vlmopt
 from tests.support.families import FAMILIES, MASKABLE, Family
 from tests.support.listen import ROWS, Listen, by_name, listen
 from tests.support.mechanism import BATCHES, TOLERANCE, Case, forward, gap
+from vlmopt.api import session_of
 from vlmopt.pruning import (
     TEXT,
     Activations,
@@ -180,5 +181,5 @@ def test_signals_that_cannot_be_had_are_refused_before_anything_changes():
         before = {n: id(m) for n, m in model.named_modules()}
         with pytest.raises(ValueError, match=match):
             vlmopt.optimize(model, Listen(keep_ratio=0.5, layer=0, signals=(need,)))
-        assert not hasattr(model, "_vlmopt")
+        assert session_of(model) is None
         assert before == {n: id(m) for n, m in model.named_modules()}

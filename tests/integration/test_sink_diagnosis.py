@@ -12,6 +12,7 @@ import vlmopt
 from tests.support.families import FAMILIES, GREEDY, Image
 from tests.support.massive import DIMS, FAMILY, Plan, planted, prompt
 from tests.support.mechanism import LOGITS, DropByOrdinal, forward
+from vlmopt.api import session_of
 from vlmopt.attention_fix import ImageBoost, SinkDiagnosis, SinkProfile, VisualSink
 
 # 12 layers: first token and token 8 behind layers 1 to 9, token 11 behind 3 to 8, token 14 behind 3 to 5
@@ -166,7 +167,7 @@ def test_diagnose_sinks():
     before = forward(model, batch)
     vlmopt.optimize(model, DropByOrdinal(digits="14", keep_ratio=0.8, layer=2))
     found = vlmopt.diagnose_sinks(model, batch(), dims=DIMS, tau=5.0)
-    assert [m.name for m in model._vlmopt.policy.prune] == ["drop_by_ordinal"]
+    assert [m.name for m in session_of(model).policy.prune] == ["drop_by_ordinal"]
     vlmopt.restore(model)
     assert torch.equal(forward(model, batch), before)
     assert isinstance(found, vlmopt.SinkReport)

@@ -53,6 +53,11 @@ def square_grid(n: int) -> Grid | None:
     return (1, side, side) if side * side == n else None
 
 
+def as_they_come(outer: Any, values: Tensor) -> Tensor:
+    """Patches in the order of the tower."""
+    return values
+
+
 @dataclass(frozen=True)
 class Family:
     """Description of one model family. `model_types` are values of `config.model_type`."""
@@ -64,7 +69,7 @@ class Family:
     projector: str
     layout: Layout = square
     by_token: bool = False  # every visual token is a row of the projector's output, made from p patches of its own
-    patches: Patches = lambda outer, values: values
+    patches: Patches = as_they_come
     cells: Cells | None = None  # pixels under every token; None where they cannot be told
     image_std: tuple[float, ...] = ()  # of the example's processor, per channel; () where it is not known
     patch_grid: bool = False  # pixels arrive as patches of any grid: pictures can be resized inside the model

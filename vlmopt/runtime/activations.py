@@ -16,7 +16,11 @@ LAST = ("down_proj", "w2")
 
 def last_linear(layer: nn.Module) -> nn.Linear | None:
     """The one down projection of a decoder layer; None where there are several (experts) or none."""
-    found = [m for name, m in layer.named_modules() if name.split(".")[-1] in LAST and isinstance(m, nn.Linear)]
+    found = [
+        m
+        for name, m in layer.named_modules()
+        if name.removesuffix(".base_layer").split(".")[-1] in LAST and isinstance(m, nn.Linear)  # PEFT wraps a linear
+    ]
     return found[0] if len(found) == 1 else None
 
 

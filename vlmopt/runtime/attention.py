@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 NAME = "vlmopt"
 
 
+def register(name: str, function: Callable[..., Any]) -> None:
+    """Make an attention function known to transformers, once."""
+    if name not in ALL_ATTENTION_FUNCTIONS:
+        AttentionInterface.register(name, function)
+
+
 class BaseView:
     """The module as the base implementation should see it: same attributes, original config; made per call."""
 
@@ -44,12 +50,18 @@ class AttentionPlan:
     """What happens in one attention module: which of its rows are read, corrected, and how its prefill is computed."""
 
     def __init__(self, session: Session, layer: int, base: Any) -> None:
+        register(NAME, vlmopt_attention)
         self.session, self.layer, self.base = session, layer, base
         self.rows = 0
         self.text = False  # also the rows of the question
         self.corrections: LayerCorrections | None = None
         self.sparse: SparseLayer | None = None
         self.captures = False  # head outputs of the stream without pictures
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A pickled model may come back in a process that has never optimized one."""
+        register(NAME, vlmopt_attention)
+        self.__dict__.update(state)
 
     def count(self, step: Step) -> int:
         """How many of the last rows are read in this step."""
@@ -176,8 +188,6 @@ def plan_of(session: Session, layer: int) -> AttentionPlan:
     """Route one attention module through `vlmopt_attention` (once); the undo goes onto the session's stack."""
     module = session.anatomy.attentions[layer]
     assert module is not None
-    if NAME not in ALL_ATTENTION_FUNCTIONS:
-        AttentionInterface.register(NAME, vlmopt_attention)
     plan: AttentionPlan | None = getattr(module, "_vlmopt_plan", None)
     if plan is None:
         base = module.config

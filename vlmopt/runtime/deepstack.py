@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from .context import STEP
 from .masks import take_rows
+from .stand_in import StandIn
 
 if TYPE_CHECKING:
     from .session import Session
 
 
-class DeepStack:
+class DeepStack(StandIn):
     """Stands in for the decoder's `_deepstack_process(hidden_states, visual_pos_masks, visual_embeds)`."""
 
-    def __init__(self, session: Session, original: Callable[..., Any]) -> None:
-        self.session, self.original = session, original
+    def __init__(self, session: Session) -> None:
+        super().__init__(session, session.anatomy.decoder, "_deepstack_process")
 
     def __call__(self, hidden_states: Tensor, visual_pos_masks: Tensor, visual_embeds: Tensor) -> Tensor:
         step = STEP.get()

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from vlmopt.pruning.signals import TwoLayers, VisionAttention, VisionKeys
 
-from .attention import BaseView, Uninstall, base_function
+from .attention import BaseView, Uninstall, base_function, register
+from .offload import resident
 
 if TYPE_CHECKING:
     from .session import Session
@@ -59,11 +59,36 @@ class ProjectorHook:
             call.features.encoded.outputs.append(output.detach())
 
 
-def two_layers(module: nn.Module, inputs: Tensor) -> TwoLayers | None:
-    """The projector as second(gelu(first(norm(x)))), None where it is none: tried out on two of its input rows.
+class ProjectorLayers:
+    """The projector's parts, with what selectors derived from them, for as long as it computes the same.
+
+    It is asked with two rows: adapters merge into weights without a trace in addresses or autograd's version counters.
+    """
+
+    def __init__(self) -> None:
+        self.rows: Tensor | None = None  # [2, p, d_v]
+        self.answer: Tensor | None = None
+        self.layers: TwoLayers | None = None
+
+    @torch.no_grad()
+    def of(self, module: nn.Module, inputs: Tensor) -> TwoLayers | None:
+        """Its two layers, None where it is no such MLP; inputs [k, p, d_v], patches as they enter."""
+        if self.rows is None or self.rows.shape[1:] != inputs.shape[1:]:
+            self.rows, self.answer = inputs[:2].clone(), None
+        rows, before = self.rows.to(inputs), self.answer
+        self.answer = module.forward(rows.flatten(0, 1))
+        same = before is not None and (before.dtype, before.device) == (self.answer.dtype, self.answer.device)
+        if not (same and torch.equal(before, self.answer)):  # type: ignore[arg-type]
+            self.layers = two_layers(module, rows, self.answer)
+        return self.layers
+
+
+def two_layers(module: nn.Module, rows: Tensor, expected: Tensor) -> TwoLayers | None:
+    """The projector as second(gelu(first(norm(x)))), None where it is none: tried out on some of its input rows.
 
     Args:
-        inputs: [k, p, d_v], patches as they enter.
+        rows: [k, p, d_v], patches as they enter.
+        expected: [k, d], what the module makes of them.
     """
     parts = [m for m in module.modules() if not list(m.children())]
     linears = [m for m in parts if isinstance(m, nn.Linear) and m.weight.is_floating_point()]
@@ -71,13 +96,12 @@ def two_layers(module: nn.Module, inputs: Tensor) -> TwoLayers | None:
     activations = [m for m in parts if m not in linears and m not in norms and "gelu" in type(m).__name__.lower()]
     if len(linears) != 2 or len(norms) > 1 or len(activations) != 1:
         return None
-    norm = norms[0] if norms else None
+    norm = resident(norms[0]) if norms else None
     if norm is not None and not (isinstance(norm, NORMS) or hasattr(norm, "variance_epsilon")):
         return None
-    width = inputs.shape[-1] if norm is None else next(norm.parameters()).shape[-1]
-    found = TwoLayers(norm, width == inputs.shape[-1], linears[0], activations[0], linears[1])
-    rows = inputs[:2]
-    expected = module.forward(rows.flatten(0, 1))
+    width = rows.shape[-1] if norm is None else next(norm.parameters()).shape[-1]
+    first, second = (resident(linear) for linear in linears)
+    found = TwoLayers(norm, width == rows.shape[-1], first, activations[0], second)
     try:
         x = rows.flatten(1) if norm is None else norm(rows if found.per_patch else rows.flatten(1)).flatten(1)
         got = found.second(found.gelu(found.first(x)))
@@ -90,8 +114,13 @@ class VisionPlan:
     """What is read in one attention module of the tower."""
 
     def __init__(self, session: Session, block: int, base: Any, has_cls: bool) -> None:
+        register(NAME, vision_attention)
         self.session, self.block, self.base, self.has_cls = session, block, base, has_cls
         self.attention = self.keys = False
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        register(NAME, vision_attention)
+        self.__dict__.update(state)
 
 
 def vision_attention(
@@ -154,8 +183,6 @@ def install(session: Session, need: VisionAttention | VisionKeys) -> int:
     attentions = blocks_of(tower)
     block = need.layer % len(attentions)
     module: Any = attentions[block]
-    if NAME not in ALL_ATTENTION_FUNCTIONS:
-        AttentionInterface.register(NAME, vision_attention)
     plan: VisionPlan | None = getattr(module, "_vlmopt_plan", None)
     if plan is None:
         base = module.config

@@ -67,6 +67,7 @@ class Call:
     prompt_length: int | None = None
     prompt_mask: Tensor | None = None  # Bool[B, L] that `generate` was given; with static caches models see 4-D ones
     prompt_ids: Tensor | None = None  # Long[B, L] that `generate` was given
+    around: Call | None = None  # of another model, inside which a bare forward runs
     began: int | None = None  # length of the cache before the first chunk
     start: Any = None
     end: Any = None

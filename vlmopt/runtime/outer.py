@@ -14,6 +14,7 @@ from ..families.base import Piece
 from . import resize, tower
 from .context import PicturePart, VisualContext, VisualSpan
 from .encoder import Encoded
+from .stand_in import StandIn
 
 if TYPE_CHECKING:
     from .session import Session
@@ -56,13 +57,13 @@ def by_name(signature: inspect.Signature, *args: Any, **kwargs: Any) -> dict[str
     return bound | rest
 
 
-class FeatureProbe:
-    """Stands in for a bound `get_image_features`; records lengths and grids, times the tower, changes its pixels."""
+class FeatureProbe(StandIn):
+    """Stands in for `get_image_features`: records lengths and grids, times the tower, changes its pixels."""
 
-    def __init__(self, session: Session, modality: str, original: Callable[..., Any]) -> None:
-        self.session, self.modality, self.original = session, modality, original
-        self.__signature__ = inspect.signature(original)  # `generate` picks its arguments by name
-        self.__name__, self.__doc__ = MODALITIES[modality], original.__doc__
+    def __init__(self, session: Session, modality: str) -> None:
+        super().__init__(session, session.anatomy.outer, MODALITIES[modality])
+        self.modality = modality
+        self.__signature__ = inspect.signature(self.original)  # `generate` picks its arguments by name
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call = self.session.running_call()

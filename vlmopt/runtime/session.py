@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
+import copy
 import uuid
-from collections.abc import Callable, Mapping
-from contextvars import Token
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from vlmopt.attention_fix import Correction
@@ -19,7 +17,6 @@ from vlmopt.pruning import (
     Pixels,
     Projector,
     Selector,
-    TwoLayers,
     VisionAttention,
     VisionKeys,
 )
@@ -29,30 +26,40 @@ from ..policy import Policy
 from ..scorers import TrainedScorer
 from . import attention, encoder, first_pass, sparse, tower
 from .activations import ActivationHook, last_linear
-from .context import CALL, Lease
+from .calls import CloseForward, FirstToken, Generate
+from .context import CALL, STEP, Lease
 from .correct import Record
 from .corrections import Corrections
 from .decoder import CloseStep, OpenStep
 from .deepstack import DeepStack
 from .discover import Anatomy
-from .guidance import branching, guided
 from .layers import LayerHook
 from .ledger import Call, Clock
+from .offload import device_of
 from .outer import MODALITIES, FeatureProbe, OuterHook
+from .stand_in import RestoreAttribute, StandIn
 
-ATTRIBUTE = "_vlmopt"
+# Of a module: the first two hold the hooks, the others what was said of them.
+HOOK_TABLES = (
+    "_forward_pre_hooks",
+    "_forward_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)
 
 
 class Session:
-    """Everything `optimize` put on one model. Hooks are objects, not closures, so that deepcopy copies them."""
+    """Everything `optimize` put on one model. Hooks are objects, not closures, so that they copy and pickle.
 
-    def __init__(
-        self, model: nn.Module, policy: Policy, anatomy: Anatomy, trained: Mapping[str, TrainedScorer] | None = None
-    ) -> None:
-        self.model: Any = model
+    Nothing is put on wrappers such as PEFT's: they come and go, and reach `generate` of the model below anyway.
+    """
+
+    def __init__(self, policy: Policy, anatomy: Anatomy, trained: Mapping[str, TrainedScorer] | None = None) -> None:
+        self.model: Any = anatomy.head
         self.policy, self.anatomy = policy, anatomy
         self.trained = dict(trained or {})  # by source
-        self.family = family_of(model.config)
+        self.family = family_of(self.model.config)
         active: list[Selector] = policy.active
         self.selectors = tuple(active)  # the k-th cut starts stage k + 1
         self.stage_of = [sum(method.layer <= i for method in active) for i in range(len(anatomy.layers))]
@@ -67,11 +74,25 @@ class Session:
         self.reads_pixels = any(isinstance(need, Pixels) for need in captures)
         self.first_passes = any(isinstance(need, FirstPassRows) for need in captures)
         self.tower_depth = 0
-        self._layers: tuple[list[Any], TwoLayers | None] | None = None
+        self.projector_layers = encoder.ProjectorLayers()
         self.lease = Lease()
         self.serial = uuid.uuid4().hex  # copies of the session share it
         self.undo: list[Callable[[], None]] = []
-        self.last_call: Call | None = None
+        self.last_call: Call | None = None  # None also while a call runs, and when it did not finish
+        self.called = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles take along: they have not run yet."""
+        return {**self.__dict__, "last_call": None, "called": False}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Session:
+        """A copied model gets a session of its own; a copied part (PEFT's `modules_to_save`) stays with this one."""
+        if id(self.model) not in memo:
+            return self
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
+        return twin
 
     def install(self) -> None:
         """Put every hook in place; on an error, take back what was done."""
@@ -83,11 +104,10 @@ class Session:
 
     def _install(self) -> None:
         anatomy = self.anatomy
-        self.set_attribute(self.model, ATTRIBUTE, self)
-        self.set_attribute(self.model, "generate", Generate(self))
+        self.stand_in(Generate(self))
         for modality, name in MODALITIES.items():
             if hasattr(anatomy.outer, name):
-                self.set_attribute(anatomy.outer, name, FeatureProbe(self, modality, getattr(anatomy.outer, name)))
+                self.stand_in(FeatureProbe(self, modality))
         self.hook(anatomy.outer.register_forward_pre_hook(OuterHook(self), with_kwargs=True))
         self.hook(anatomy.outer.register_forward_hook(CloseForward(self), always_call=True))
         self.hook(anatomy.head.register_forward_hook(FirstToken(self)))
@@ -97,9 +117,7 @@ class Session:
             for i, layer in enumerate(anatomy.layers):
                 self.hook(layer.register_forward_pre_hook(LayerHook(self, i), with_kwargs=True))
             if hasattr(anatomy.decoder, "_deepstack_process"):
-                self.set_attribute(
-                    anatomy.decoder, "_deepstack_process", DeepStack(self, anatomy.decoder._deepstack_process)
-                )
+                self.stand_in(DeepStack(self))
         if self.sparse is not None:
             sparse.install(self, self.sparse)
         if self.corrections is not None:
@@ -121,31 +139,30 @@ class Session:
         if self.before_tower is not None:
             tower.install(self)  # behind the probes, which read what the tower really ran on
 
-    def set_attribute(self, module: nn.Module, name: str, value: Any) -> None:
-        """An instance attribute over a class attribute (or over somebody else's instance attribute)."""
-        self.undo.append(RestoreAttribute(module, name))
-        object.__setattr__(module, name, value)
+    def stand_in(self, method: StandIn) -> None:
+        self.undo.append(RestoreAttribute(method.module, method.name))
+        object.__setattr__(method.module, method.name, method)
 
     def hook(self, handle: Any) -> None:
         self.undo.append(handle.remove)
 
     def remove(self) -> None:
-        """Undo in reverse order; idempotent."""
+        """Undo in reverse order, and let go of a call that was interrupted; idempotent."""
         self.lease.alive = False
         while self.undo:
             self.undo.pop()()
-
-    def projector_layers(self, module: nn.Module, inputs: torch.Tensor) -> TwoLayers | None:
-        """The projector's parts, with what selectors derived from them, until a weight changes."""
-        stamp = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in module.parameters()]
-        if self._layers is None or self._layers[0] != stamp:
-            self._layers = (stamp, encoder.two_layers(module, inputs))
-        return self._layers[1]
+        for tables, key, _ in hooks_below(self.model, self):  # on copies of parts
+            for table in tables:
+                table.pop(key, None)
+        if (step := STEP.get()) is not None and step.owner is self:
+            STEP.set(None)
+        if self.running_call() is not None:
+            CALL.set(None)
 
     def new_call(self, *, by_generate: bool, prompt_length: int | None = None) -> Call:
-        device = next(self.model.parameters()).device
-        call = Call(self, Clock(device), by_generate, prompt_length)
+        call = Call(self, Clock(device_of(self.model)), by_generate, prompt_length)
         call.start = call.clock.now()
+        self.last_call, self.called = None, True
         return call
 
     def running_call(self) -> Call | None:
@@ -157,7 +174,9 @@ class Session:
         """The running `generate` of this session, or a new call for a bare forward."""
         call = self.running_call()
         if call is None or not call.by_generate:
+            around = CALL.get() if call is None else call.around  # an earlier forward of ours was interrupted
             call = self.new_call(by_generate=False)
+            call.around = around
             CALL.set(call)
         return call
 
@@ -175,72 +194,16 @@ class Session:
         self.last_call = call
 
 
-class RestoreAttribute:
-    """Put an instance attribute back to what it was, or take it away."""
-
-    def __init__(self, module: nn.Module, name: str) -> None:
-        self.module, self.name = module, name
-        self.had = name in module.__dict__
-        self.old = module.__dict__.get(name)
-
-    def __call__(self) -> None:
-        if self.had:
-            object.__setattr__(self.module, self.name, self.old)
-        else:
-            self.module.__dict__.pop(self.name, None)
+def session_of(model: nn.Module) -> Session | None:
+    """The session whose hooks `model`, or anything below it, carries."""
+    return next((hook.session for _, _, hook in hooks_below(model)), None)
 
 
-class Generate:
-    """`model.generate` with a ledger around it; arguments and result are the model's own."""
-
-    def __init__(self, session: Session) -> None:
-        self.session: Session = session
-        self.original: Callable[..., Any] = session.model.generate
-        functools.update_wrapper(self, self.original, updated=())
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        session = self.session
-        ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
-        length = ids.shape[1] if isinstance(ids, torch.Tensor) and ids.ndim == 2 else None
-        call = session.new_call(by_generate=True, prompt_length=length)
-        call.prompt_ids = ids if length is not None else None
-        mask = kwargs.get("attention_mask")
-        call.prompt_mask = mask.bool() if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
-        call.branches = branching(session, kwargs)
-        if session.corrections is not None and session.corrections.guided:
-            kwargs["logits_processor"] = guided(session, kwargs, call.branches)
-        token: Token[Call | None] = CALL.set(call)
-        try:
-            out = self.original(*args, **kwargs)
-            sequences = getattr(out, "sequences", out)
-            call.new_tokens = sequences.shape[1] - (length or 0)
-            session.finish(call)
-            return out
-        finally:
-            CALL.reset(token)
-
-
-class CloseForward:
-    """Ends the call of a bare forward, also when it raised."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        call = self.session.running_call()
-        if call is not None and not call.by_generate:
-            CALL.set(None)
-            if output is not None:
-                self.session.finish(call)
-
-
-class FirstToken:
-    """Marks when the first logits of a call exist: the end of TTFT."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        call = self.session.running_call()
-        if call is not None and call.by_generate and call.prompt_done and call.first_token is None:
-            call.first_token = call.clock.now()
+def hooks_below(model: nn.Module, session: Session | None = None) -> Iterator[tuple[list[dict[int, Any]], int, Any]]:
+    """(tables of its module, key in them, hook) of every hook of `session`, or of any that is installed."""
+    for part in model.modules():
+        tables: list[dict[int, Any]] = [vars(part)[name] for name in HOOK_TABLES]
+        for key, hook in [*tables[0].items(), *tables[1].items()]:
+            found = getattr(hook, "session", None)
+            if isinstance(found, Session) and (found is session or (session is None and found.lease.alive)):
+                yield tables, key, hook

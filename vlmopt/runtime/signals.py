@@ -180,7 +180,7 @@ def projector(need: Projector, at: Place) -> ProjectorCall:
     def function(x: Tensor) -> Tensor:
         return module.forward(x.flatten(0, 1))
 
-    layers = session.projector_layers(module, grouped)
+    layers = session.projector_layers.of(module, grouped)
     return ProjectorCall(of_tokens(at, grouped, float("nan")), function, layers)
 
 

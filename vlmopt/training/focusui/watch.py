@@ -128,7 +128,7 @@ def watched(model: Any, scorer: Scorer, marker: Tensor | None) -> Iterator[Watch
     more = {} if marker is None else {"positions": "pospad", "marker": "trained", "marker_from": HERE}
     watch = Watch(keep_ratio=0.999, scorer=scorer, graph=graph, **more)
     anatomy, policy = check(model, Policy.of([watch]))
-    session = Session(model, policy, anatomy, {HERE: TrainedScorer(scorer, marker, {})})
+    session = Session(policy, anatomy, {HERE: TrainedScorer(scorer, marker, {})})
     session.install()
     try:
         yield watch

@@ -1,0 +1,71 @@
+"""Where a call begins and ends: around `generate`, around a bare forward, and at its first logits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .context import CALL, STEP
+from .guidance import branching, guided
+from .stand_in import StandIn
+
+if TYPE_CHECKING:
+    from .session import Session
+
+
+class Generate(StandIn):
+    """`model.generate` with a ledger around it; arguments and result are the model's own."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(session, session.model, "generate")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        session = self.session
+        ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
+        length = ids.shape[1] if isinstance(ids, torch.Tensor) and ids.ndim == 2 else None
+        call = session.new_call(by_generate=True, prompt_length=length)
+        call.prompt_ids = ids if length is not None else None
+        mask = kwargs.get("attention_mask")
+        call.prompt_mask = mask.bool() if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
+        call.branches = branching(session, kwargs)
+        if session.corrections is not None and session.corrections.guided:
+            kwargs["logits_processor"] = guided(session, kwargs, call.branches)
+        running, open_step = CALL.set(call), STEP.set(None)
+        try:
+            out = self.original(*args, **kwargs)
+            sequences = getattr(out, "sequences", out)
+            call.new_tokens = sequences.shape[1] - (length or 0)
+            session.finish(call)
+            return out
+        finally:  # also after Ctrl-C, for which hooks are not called
+            STEP.reset(open_step)
+            CALL.reset(running)
+
+
+class CloseForward:
+    """Ends the call of a bare forward, also when it raised."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        call = self.session.running_call()
+        if call is not None and not call.by_generate:
+            CALL.set(call.around)
+            call.around = None
+            if output is not None:
+                self.session.finish(call)
+
+
+class FirstToken:
+    """Marks when the first logits of a call exist: the end of TTFT."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        call = self.session.running_call()
+        if call is not None and call.by_generate and call.prompt_done and call.first_token is None:
+            call.first_token = call.clock.now()

@@ -1,0 +1,44 @@
+"""Instance attributes that stand in for methods of a module while it is optimized."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from .session import Session
+
+
+class StandIn:
+    """Knows its method by module and name: a bound method would come back from a pickle as the stand-in itself."""
+
+    def __init__(self, session: Session, module: nn.Module, name: str) -> None:
+        self.session, self.module, self.name = session, module, name
+        self.other = module.__dict__.get(name)  # somebody else's instance attribute
+        self.__name__, self.__doc__ = name, self.original.__doc__
+
+    @property
+    def original(self) -> Callable[..., Any]:
+        """What is called without us."""
+        if self.other is not None:
+            return self.other
+        return getattr(type(self.module), self.name).__get__(self.module)
+
+    __wrapped__ = original  # for `inspect.signature`
+
+
+class RestoreAttribute:
+    """Put an instance attribute back to what it was, or take it away."""
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        self.module, self.name = module, name
+        self.had = name in module.__dict__
+        self.old = module.__dict__.get(name)
+
+    def __call__(self) -> None:
+        if self.had:
+            object.__setattr__(self.module, self.name, self.old)
+        else:
+            self.module.__dict__.pop(self.name, None)

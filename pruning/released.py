@@ -36,6 +36,11 @@ class OnePool(Selector):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.paper_compat and self.allocation not in ("proportional", "global"):  # the default, and what it becomes
+            raise ValueError(
+                f"{self.label}: paper_compat=True is one pool for all pictures, got allocation={self.allocation!r}; "
+                "leave one out"
+            )
         if self.paper_compat:
             object.__setattr__(self, "allocation", "global")
 

@@ -14,6 +14,8 @@ from vlmopt.pruning import (
     Activations,
     AttentionRows,
     CoreMatching,
+    DivPrune,
+    FastV,
     FocusUI,
     HiddenStates,
     HoloV,
@@ -210,6 +212,17 @@ def test_sparse_vlm_chooses_its_voters_among_all_tokens_of_the_prompt(seed):
     votes = tokens.signals[AttentionRows(2, TEXT)].double()[:, relevance > relevance.mean()]
     scores = SparseVLM(keep_ratio=0.5, layers=(3,), paper_compat=True).select(tokens).scores
     assert torch.allclose(scores.double(), votes.mean((0, 1)), atol=1e-6)
+
+
+# ---- FastV, DivPrune: one pool
+
+
+def test_one_pool_refuses_another_allocation():
+    for cls in (FastV, DivPrune):
+        for allocation in ("proportional", "global"):
+            assert cls(keep_ratio=0.5, paper_compat=True, allocation=allocation).allocation == "global"
+        with pytest.raises(ValueError, match=r"one pool for all pictures, got allocation='equal'"):
+            cls(keep_ratio=0.5, paper_compat=True, allocation="equal")
 
 
 # ---- FocusUI: the budget rounded down

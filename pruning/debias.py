@@ -157,8 +157,9 @@ class Debias(ScoreSelector):
     def source(self) -> str | None:
         if self.profile is not None:
             m = self.profile.model
-            slopes = ", ".join(f"{value:+.3f}" for value in self.profile.sigma)
-            return f"profile of {m.get('name_or_path') or m.get('model_type')}: sigma {slopes} ({self.profile.axes})"
+            doubt = "; the slope may be 0" if self.profile.doubts else ""
+            name = m.get("name_or_path") or m.get("model_type")
+            return f"profile of {name}: sigma {self.profile.slopes} ({self.profile.axes}){doubt}"
         preset = PRESETS.get(self.preset) if self.preset else published(self.host.name)
         stated = f"sigma {self.sigma:+.3f}, given" if self.sigma is not None else None
         if self.fit in ("preset", "subtract") and preset is not None and stated is None:

@@ -17,6 +17,7 @@ from .tokens import VisualTokens
 from .trend import LIMITS, frame_place, grid_place, raster_place
 
 FORMAT = 1
+Z = 1.96  # of a 95 % interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,9 @@ class DebiasProfile:
     across_frames: float | None = setting(
         None, "Slope over the frames of a video; sigma is then the slope inside a frame. Raster only.", "float"
     )
+    error: tuple[float, ...] = setting(
+        (), "Standard error of every slope, over samples; empty where it is not known.", "floats", min=0
+    )
     mu: float | None = setting(None, "Score at the first place; of no consequence for a ranking.", "float", above=0)
 
     def __post_init__(self) -> None:
@@ -48,6 +52,8 @@ class DebiasProfile:
         wanted = 1 if self.axes == "raster" else 3
         if len(self.sigma) != wanted:
             raise ValueError(f"debias profile: axes={self.axes!r} takes {wanted} slopes in sigma, got {self.sigma!r}")
+        if len(self.error) not in (0, wanted):
+            raise ValueError(f"debias profile: error={self.error!r} must be empty or hold as many numbers as sigma")
         if self.across_frames is not None and self.axes != "raster":
             raise ValueError("debias profile: across_frames is for axes='raster'; with 'thw' it is the first of sigma")
 
@@ -66,6 +72,23 @@ class DebiasProfile:
                 f"this debias profile was measured elsewhere: {'; '.join(differ)}. Measure anew, or force it"
             )
 
+    @property
+    def slopes(self) -> str:
+        """In words: every slope with its standard error."""
+        errors = [f" ± {error:.3f}" for error in self.error] or [""] * len(self.sigma)
+        return ", ".join(f"{value:+.3f}{error}" for value, error in zip(self.sigma, errors, strict=True))
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What speaks against using it: slopes whose 95 % interval spans 0."""
+        axes = ("t", "y", "x") if self.axes == "thw" else ("the place in the picture",)
+        return tuple(
+            f"{self.host} before layer {self.layer}: the slope over {axis} is {value:+.3f} ± {error:.3f} (standard "
+            f"error over {self.samples} samples) and may be 0: measure on more pictures, or do not debias by it"
+            for axis, value, error in zip(axes, self.sigma, self.error, strict=False)
+            if error > 0 and abs(value) < Z * error
+        )
+
     def log(self, tokens: VisualTokens) -> Tensor:
         """fp32 [n]: logarithm of the trend, up to a constant; slopes beyond `LIMITS` are clipped."""
         sigma = [min(max(value, LIMITS[0]), LIMITS[1]) for value in (*self.sigma, self.across_frames or 0.0)]
@@ -78,8 +101,9 @@ class DebiasProfile:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, complete."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {"format": FORMAT, **values, "model": dict(self.model), "sigma": list(self.sigma)}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "error"}
+        error = {"error": list(self.error)} if self.error else {}  # earlier versions read profiles without
+        return {"format": FORMAT, **values, "model": dict(self.model), "sigma": list(self.sigma), **error}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> DebiasProfile:

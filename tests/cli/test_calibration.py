@@ -19,10 +19,12 @@ from tests.support.mechanism import forward
 from vlmopt.api import session_of
 from vlmopt.calibration import Collector, Profile, default_hosts
 from vlmopt.calibration.collect import Sums
+from vlmopt.calibration.table import table
 from vlmopt.cli.main import main
 from vlmopt.pruning import Debias, DebiasProfile, DivPrune, FastV, PyramidDrop, SparseVLM, VisualTokens
 from vlmopt.pruning.signals import AttentionRows
 
+ROOT = Path(__file__).resolve().parents[2]
 HOSTS = ["--host", "fastv:2", "--host", "pyramid_drop:2", "--host", "sparse_vlm:3"]
 
 
@@ -50,6 +52,63 @@ def test_axes_are_told_apart():
         t = tokens(h, w)
         sums.add(t, (0.9 * t.coords[:, 1] / h - 0.3 * t.coords[:, 2] / w).exp())
     assert sums.grid_fit() == pytest.approx((0.0, 0.9, -0.3), abs=0.06)
+
+
+def drawn(pictures: int, slope: float, spread: float, seed: int = 0) -> Sums:
+    """Pictures whose own slopes lie around `slope`, big and small ones in turn."""
+    sums, generator = Sums(), torch.Generator().manual_seed(seed)
+    for number in range(pictures):
+        t = tokens(*((8, 8), (24, 24))[number % 2])
+        own = slope + spread * torch.randn(1, generator=generator)
+        sums.add(t, (torch.rand(len(t), generator=generator) + 0.5) * (own * t.place / len(t)).exp())
+    return sums
+
+
+def test_the_standard_error_is_that_of_other_pictures():
+    """The slope found on forty other sets of pictures varies as the standard error of one set says."""
+    found = [drawn(46, 0.5, 0.6, seed) for seed in range(40)]
+    slopes = torch.tensor([sums.raster_fit()[1] for sums in found])
+    errors = torch.tensor([sums.raster_error()[0] for sums in found])
+    assert float(errors.mean()) == pytest.approx(float(slopes.std()), rel=0.3)
+    assert 0.06 < float(errors.mean()) < 0.16  # 0.6 / sqrt(46) is 0.09: pictures count, not their 14 000 tokens
+    held = (slopes - slopes.mean()).abs() < 1.96 * errors
+    assert float(held.float().mean()) > 0.85
+    y, x = found[0].grid_error()[1:]
+    assert y > 0
+    assert x > 0
+    assert drawn(1, 0.5, 0.0).raster_error() == drawn(1, 0.5, 0.0).grid_error() == ()
+
+
+def test_a_slope_that_may_be_0_is_doubted():
+    facts = {"model": {}, "host": "fastv", "layer": 2, "samples": 60, "queries": "", "head_reduction": ""}
+    clear, unclear = (DebiasProfile(sigma=(value,), error=(0.1,), **facts) for value in (0.23, 0.1))
+    assert clear.doubts == ()
+    assert "+0.100 ± 0.100" in unclear.doubts[0]
+    axes = DebiasProfile(sigma=(0.0, 0.1, 0.9), error=(0.0, 0.1, 0.1), axes="thw", **facts)
+    assert len(axes.doubts) == 1
+    assert "slope over y" in axes.doubts[0]
+    assert DebiasProfile.from_dict(unclear.to_dict()) == unclear
+    known = DebiasProfile(sigma=(0.1,), **facts)
+    assert "error" not in known.to_dict()  # as earlier versions read it
+    assert known.doubts == ()
+    shown = table(Profile({}, "some", (unclear, replace(axes, layer=2))), "m")
+    assert "+0.100 ± 0.100" in shown
+    assert "warning  fastv before layer 2: the slope over the place in the picture" in shown
+    assert "the slope may be 0" in str(Debias(FastV(keep_ratio=0.5, layer=2), fit="offline", profile=unclear).source)
+    with pytest.raises(ValueError, match="as many numbers as sigma"):
+        DebiasProfile(sigma=(0.1,), error=(0.1, 0.2), **facts)
+
+
+@pytest.mark.parametrize("name", ["tiny-llava", "tiny-qwen"])
+def test_files_without_standard_errors_are_read(name):
+    found = Profile.load(ROOT / "benchmarks" / "profiles" / f"{name}.json")
+    assert {p.error for p in found.debias} == {()}
+
+
+def test_sums_of_an_earlier_version_are_refused():
+    state = Sums().state()
+    with pytest.raises(ValueError, match="earlier version"):
+        Sums.of(state | {"raster": state["raster"][0]})
 
 
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if not family.extra])

@@ -7,7 +7,7 @@ size count alike, each sample scaled to mean 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -25,15 +25,20 @@ from ..runtime.discover import discover
 from .heads import HeadSums
 
 RASTER, FRAMES, SIDE = 64, 8, 16  # bins of the place in the sequence; of frames; of rows and columns
+GROUPS = 23  # of samples, for standard errors; a prime, so that kinds of pictures that come in turn are in all of them
 MISSING = "no picture reached the selectors: the prompts hold no visual tokens, or the model cannot be read"
+
+
+def _blank(bins: int) -> Tensor:
+    return torch.zeros(GROUPS, 2, bins, dtype=torch.float64)
 
 
 @dataclass
 class Sums:
-    """Running sums of one host's scores."""
+    """Running sums of one host's scores, by group of samples, [GROUPS, 2, bins]: sum and count."""
 
-    raster: Tensor = field(default_factory=lambda: torch.zeros(2, RASTER, dtype=torch.float64))  # sum, count
-    grid: Tensor = field(default_factory=lambda: torch.zeros(2, FRAMES * SIDE * SIDE, dtype=torch.float64))
+    raster: Tensor = field(default_factory=lambda: _blank(RASTER))
+    grid: Tensor = field(default_factory=lambda: _blank(FRAMES * SIDE * SIDE))
     samples: int = 0
 
     def add(self, tokens: VisualTokens, scores: Tensor) -> None:
@@ -43,32 +48,67 @@ class Sums:
         bins = torch.tensor([FRAMES, SIDE, SIDE])
         t, y, x = (grid_place(tokens).cpu() * bins).long().T
         for store, index in ((self.raster, place), (self.grid, (t * SIDE + y) * SIDE + x)):
-            store[0].index_add_(0, index, scores)
-            store[1].index_add_(0, index, torch.ones_like(scores))
+            own = store[self.samples % GROUPS]
+            own[0].index_add_(0, index, scores)
+            own[1].index_add_(0, index, torch.ones_like(scores))
         self.samples += 1
 
     def raster_fit(self) -> tuple[float, float]:
         """(mu, sigma) over the place in the sequence; empty bins take the value of their neighbours."""
-        total, count = self.raster
-        known = count > 0
-        mean = torch.where(known, total / count.clamp_min(1), 0)
-        nearest = (torch.arange(RASTER)[:, None] - known.nonzero()[:, 0]).abs().argmin(1)
-        return fit_exponential(mean[known.nonzero()[:, 0][nearest]])
+        return _raster_fit(self.raster.sum(0))
 
     def grid_fit(self) -> tuple[float, ...]:
         """Slopes over t, y and x."""
-        total, count = self.grid
-        coords = torch.cartesian_prod(*(torch.arange(n) / n for n in (FRAMES, SIDE, SIDE)))
-        known = count > 0
-        return tuple(fit_axes((total[known] / count[known]).float(), coords[known].float()).tolist())
+        return _grid_fit(self.grid.sum(0))
+
+    def raster_error(self) -> tuple[float, ...]:
+        """Standard error of sigma, over samples; () with fewer than two."""
+        return _jackknife(self.raster, lambda total: _raster_fit(total)[1:])
+
+    def grid_error(self) -> tuple[float, ...]:
+        """Standard errors of the slopes over t, y and x, over samples; () with fewer than two."""
+        return _jackknife(self.grid, _grid_fit)
 
     def state(self) -> dict[str, Any]:
         return {"raster": self.raster.tolist(), "grid": self.grid.tolist(), "samples": self.samples}
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Sums:
+        """
+        Raises:
+            ValueError: sums of an earlier version, without groups.
+        """
         raster, grid = (torch.tensor(state[name], dtype=torch.float64) for name in ("raster", "grid"))
+        if raster.ndim != 3:
+            raise ValueError("the interrupted calibration was begun by an earlier version; delete its .part file")
         return cls(raster, grid, int(state["samples"]))
+
+
+def _raster_fit(total: Tensor) -> tuple[float, float]:
+    known = total[1] > 0
+    mean = torch.where(known, total[0] / total[1].clamp_min(1), 0)
+    nearest = (torch.arange(RASTER)[:, None] - known.nonzero()[:, 0]).abs().argmin(1)
+    return fit_exponential(mean[known.nonzero()[:, 0][nearest]])
+
+
+def _grid_fit(total: Tensor) -> tuple[float, ...]:
+    coords = torch.cartesian_prod(*(torch.arange(n) / n for n in (FRAMES, SIDE, SIDE)))
+    known = total[1] > 0
+    return tuple(fit_axes((total[0][known] / total[1][known]).float(), coords[known].float()).tolist())
+
+
+def _jackknife(groups: Tensor, fit: Callable[[Tensor], tuple[float, ...]]) -> tuple[float, ...]:
+    """Standard errors of what `fit` finds, from leaving out one group [2, bins] of samples after the other.
+
+    The tokens of a sample stay together, so a big picture is one observation and not a thousand (Tukey, "Bias and
+    confidence in not-quite large samples", 1958).
+    """
+    held = [group for group in groups if group[1].any()]
+    if len(held) < 2:
+        return ()
+    whole = groups.sum(0)
+    found = torch.tensor([fit(whole - group) for group in held], dtype=torch.float64)
+    return tuple(((len(held) - 1) * found.var(0, correction=0)).sqrt().tolist())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +233,6 @@ class Collector:
                 "queries": "those of the host",
                 "head_reduction": "that of the host",
             }
-            out.append(DebiasProfile(sigma=(sigma,), mu=mu, axes="raster", **common))
-            out.append(DebiasProfile(sigma=sums.grid_fit(), axes="thw", **common))
+            out.append(DebiasProfile(sigma=(sigma,), error=sums.raster_error(), mu=mu, axes="raster", **common))
+            out.append(DebiasProfile(sigma=sums.grid_fit(), error=sums.grid_error(), axes="thw", **common))
         return out

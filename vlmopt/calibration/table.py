@@ -13,10 +13,11 @@ def table(profile: Profile, name: str) -> str:
     raster = [p for p in profile.debias if p.axes == "raster"]
     axes = {(p.host, p.layer): p.sigma for p in profile.debias if p.axes == "thw"}
     if raster:
-        lines.append(f"{'host':<14} {'layer':>5} {'sigma':>7} {'  t, y, x':<22} samples")
+        lines.append(f"{'host':<14} {'layer':>5}  {'sigma, standard error':<23} {'t, y, x':<20} samples")
     for p in raster:
         parts = ", ".join(f"{value:+.2f}" for value in axes[p.host, p.layer])
-        lines.append(f"{p.host:<14} {p.layer:>5} {p.sigma[0]:>+7.3f}   {parts:<20} {p.samples}")
+        lines.append(f"{p.host:<14} {p.layer:>5}  {p.slopes:<23} {parts:<20} {p.samples}")
+    lines += [f"warning  {doubt}" for p in raster for doubt in p.doubts]
     if profile.sinks is not None:
         lines += sink_lines(profile.sinks)
     if profile.heads is not None:

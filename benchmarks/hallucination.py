@@ -5,14 +5,14 @@ partner came along with probability 0.85, here with 0.5. A quarter of the pictur
 low in contrast or made of small shapes. POPE asks six questions per picture and split; captions answer "Describe the
 picture." and are marked with exact ground truth. CHAIR alone proves nothing: a caption that stops early or repeats
 what is safe scores well, so recall, length, distinct-n, repeated items and captions cut off stand beside it.
-Differences are paired with greedy decoding on the same pictures (bootstrap over pictures, 95 %) and pooled over the
-blocks of seeds that were asked: one interval in twenty of one block leaves out zero where there is nothing. Figures are
-those of the bundled checkpoints and say nothing about real models.
+Differences are paired with greedy decoding on the same pictures (bootstrap over pictures, 95 %). One interval in twenty
+leaves out zero where there is nothing: what stands out in one block of seeds is asked again in others, and believed for
+what these say. Figures are those of the bundled checkpoints and say nothing about real models.
 
     python benchmarks/hallucination.py --checkpoint tiny-llava
     python benchmarks/hallucination.py --checkpoint tiny-qwen --methods greedy PAI VHR
     python benchmarks/hallucination.py --checkpoint tiny-llava --methods "PAINT 0.5" --block 1 2
-    python benchmarks/hallucination.py --tables          # Markdown of what was measured
+    python benchmarks/hallucination.py --tables          # Markdown of what was measured; --block chooses here, too
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tqdm import tqdm
 import vlmopt
 from common import append
 from hallucination_tables import show
-from hallucination_task import BLOCK_SEEDS, FIRST_SEED, GROUPS, LETTERS, Task, cells, task
+from hallucination_task import GROUPS, LETTERS, Task, cells, seed_of, task
 from vlmopt.checkpoints import HERE
 from vlmopt.metrics import Lexicon, chair, is_yes, phrases, text_state
 from vlmopt.metrics.chair import COUNTS
@@ -118,8 +118,7 @@ def run(options: argparse.Namespace) -> None:
     lexicon = phrases(classes(), "classes of the pictures")
     weights = hashlib.sha256((HERE / options.checkpoint / "model.safetensors").read_bytes()).hexdigest()[:16]
     for block in options.block:
-        seed = FIRST_SEED + block * BLOCK_SEEDS
-        job = task(options.pictures, options.polled, model.config.model_type, seed)
+        job = task(options.pictures, options.polled, model.config.model_type, seed_of(block))
         for name in names:
             policy = Policy.load(named[name])
             key = {
@@ -143,7 +142,9 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="tiny-llava")
     parser.add_argument("--pictures", type=int, default=512, help="described; a quarter of them is clean")
     parser.add_argument("--polled", type=int, default=128, help="how many of them are asked POPE's questions too")
-    parser.add_argument("--block", type=int, nargs="+", default=[0], help="of seeds, each with pictures of its own")
+    parser.add_argument(
+        "--block", type=int, nargs="+", default=[0], help="of seeds, each with its own pictures; --tables pools them"
+    )
     parser.add_argument("--methods", nargs="+", help=f"of {', '.join(CORRECTIONS)}; greedy always runs")
     parser.add_argument(
         "--settings", type=Path, help="JSON: method -> settings to add, such as {'visual_sink': {'profile': {...}}}"
@@ -151,7 +152,7 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true", help="print Markdown of what was measured, and stop")
     options = parser.parse_args()
     if options.tables:
-        show()
+        show(options.block)
     else:
         run(options)
 

@@ -1,4 +1,4 @@
-"""Markdown of what `hallucination.py` measured, the blocks of a method pooled."""
+"""Markdown of what `hallucination.py` measured on some blocks of seeds, pooled."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hallucination_task import GROUPS, LETTERS, Task, cells, task
+from hallucination_task import GROUPS, LETTERS, Task, cells, seed_of, task
 from vlmopt.metrics import (
     Chair,
     Interval,
@@ -56,9 +56,10 @@ def methods(measured: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[Bloc
 pictures = cache(task)
 
 
-def show() -> None:
+def show(blocks: Sequence[int]) -> None:
     """Print tables by checkpoint and group of pictures."""
-    for checkpoint, rows in methods(list(cells())).items():
+    seeds = [seed_of(block) for block in blocks]
+    for checkpoint, rows in methods([cell for cell in cells() if cell["task"]["seed"] in seeds]).items():
         for group in GROUPS:
             print(f"\n**{checkpoint}, {group} pictures: POPE**\n")
             pope_table(rows, group)

@@ -21,6 +21,11 @@ GROUPS = {"degraded": DEGRADATIONS[1:], "clean": DEGRADATIONS[:1]}
 LETTERS: dict[bool | None, str] = {True: "y", False: "n", None: "?"}
 
 
+def seed_of(block: int) -> int:
+    """Of the first picture of a block."""
+    return FIRST_SEED + block * BLOCK_SEEDS
+
+
 @dataclass(frozen=True)
 class Task:
     """Pictures to describe, of which the first `polled` are also asked about by every split of POPE."""
@@ -37,7 +42,7 @@ class Task:
         return sorted(pairs, key=lambda pair: (pair[1] == DESCRIBE, self.worlds[pair[0]].size))
 
 
-def task(pictures: int, polled: int, model_type: str, seed: int = FIRST_SEED) -> Task:
+def task(pictures: int, polled: int, model_type: str, seed: int) -> Task:
     """`pictures` scenes of seeds from `seed` on, degradations and the sizes that suit the model in turn."""
     sizes = SIZES_OF.get(model_type, SIZES)
     worlds = [

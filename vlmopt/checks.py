@@ -63,15 +63,20 @@ def check(model: nn.Module, policy: Policy) -> tuple[Anatomy, Policy]:
 
 
 def model_facts(model: Any, anatomy: Anatomy) -> dict[str, Any]:
-    """What a calibration profile remembers of its model, and is compared with."""
+    """What a calibration profile remembers of its model, and is compared with; a list where layers differ."""
+    width = anatomy.config.hidden_size
+    rows = []
+    for layer in range(len(anatomy.layers)):
+        config = compat.layer_config(anatomy.config, layer)
+        heads = config.num_attention_heads
+        key_heads = getattr(config, "num_key_value_heads", None) or heads
+        rows.append((heads, key_heads, getattr(config, "head_dim", None) or width // heads))
+    shape = [values[0] if len(set(values)) == 1 else list(values) for values in zip(*rows, strict=True)]
     return {
         "model_type": model.config.model_type,
-        "hidden_size": anatomy.config.hidden_size,
+        "hidden_size": width,
         "layers": len(anatomy.layers),
-        "num_heads": anatomy.config.num_attention_heads,
-        "num_kv_heads": getattr(anatomy.config, "num_key_value_heads", None) or anatomy.config.num_attention_heads,
-        "head_dim": getattr(anatomy.config, "head_dim", None)
-        or anatomy.config.hidden_size // anatomy.config.num_attention_heads,
+        **dict(zip(("num_heads", "num_kv_heads", "head_dim"), shape, strict=True)),
         "name_or_path": model.config.name_or_path,
     }
 

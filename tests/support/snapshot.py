@@ -20,7 +20,7 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
             out[f"{name}.{key}"] = value if isinstance(value, (bool, int, str)) else id(value)
             if isinstance(value, dict):
                 out[f"{name}.{key}[]"] = [(k, id(v)) for k, v in value.items()]
-        if hasattr(module, "config"):
+        if hasattr(getattr(module, "config", None), "_attn_implementation"):
             out[f"{name}.config"] = (id(module.config), str(module.config), module.config._attn_implementation)
     return out
 

@@ -65,6 +65,11 @@ def layer_types(config: Any) -> list[str]:
     return list(getattr(config, "layer_types", None) or [])
 
 
+def layer_config(config: Any, layer: int) -> Any:
+    """What a config says of one decoder layer: heads and their width may differ, and then the whole says nothing."""
+    return config.per_layer_config[layer] if getattr(config, "is_heterogeneous", False) else config
+
+
 RECURRENT = ("linear_attention", "conv")
 
 

@@ -14,6 +14,7 @@ from vlmopt.attention_fix.vision_heads import token_divergence
 from vlmopt.pruning.signals import VisionAttention
 
 from . import attention, diagnosis
+from .compat import layer_config
 from .context import STEP, Step
 from .correct import LayerCorrections
 from .editable import decoding, last_row_passes, prompt_places
@@ -192,10 +193,14 @@ def why_not(module: Any) -> str | None:
     """Why attention of a module cannot be corrected, None if it can."""
     if (reason := attention.why_not(module)) is not None:
         return reason
-    q, heads = getattr(module, "q_proj", None), getattr(module.config, "num_attention_heads", 0)
+    q, heads = getattr(module, "q_proj", None), heads_of(module)
     if q is not None and hasattr(module, "head_dim") and q.out_features == 2 * heads * module.head_dim:
         return "its attention output is gated"
     return None
+
+
+def heads_of(module: Any) -> int:
+    return int(getattr(layer_config(module.config, module.layer_idx), "num_attention_heads", 0))
 
 
 class ResidualHook:

@@ -10,6 +10,7 @@ from torch import nn
 
 from .compat import layer_types
 
+FEATURES = "get_image_features"
 IMAGE_IDS = ("image_token_id", "image_token_index")
 VIDEO_IDS = ("video_token_id", "video_token_index")
 DELIMITERS = re.compile(r"((vision|image|video)_(start|end|break|newline)|boi|eoi|bov|eov)_token_(id|index)")
@@ -36,33 +37,20 @@ class Anatomy:
 
 
 def discover(model: nn.Module) -> Anatomy:
-    """Anatomy of a vision-language model; `ValueError` says what was missing and what was found."""
+    """Anatomy of a vision-language model.
+
+    Raises:
+        TypeError: no module. ValueError: why this one cannot be changed, and what can.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a loaded transformers model, got {type(model).__name__}")
-    decoder = next(
-        (
-            m
-            for m in model.modules()
-            if isinstance(getattr(m, "layers", None), nn.ModuleList) and hasattr(m, "embed_tokens")
-        ),
-        None,
-    )
-    if decoder is None:
-        raise ValueError(
-            f"{type(model).__name__} has no language decoder (a module with `layers` and `embed_tokens`); {hint()}"
-        )
-    outer = next((m for m in model.modules() if any(child is decoder for child in m.children())), None)
+    decoder = next((m for m in model.modules() if is_decoder(m)), None)
+    outer = next((m for m in model.modules() if is_outer(m)), None)
     ids = visual_ids(model)
-    if outer is None or not hasattr(outer, "get_image_features") or not ids:
-        missing = (
-            "image token id in its config"
-            if outer is not None and hasattr(outer, "get_image_features")
-            else "get_image_features"
-        )
-        raise ValueError(
-            f"{type(model).__name__} is not a vision-language model: found a decoder ({type(decoder).__name__}) but no "
-            f"{missing}; {hint()}"
-        )
+    if (reason := why_not(model, decoder, outer, ids)) is not None:
+        raise ValueError(f"{type(model).__name__} {reason}; {hint()}")
+    assert outer is not None
+    decoder = next(child for child in outer.children() if is_decoder(child))
     layers: list[Any] = list(decoder.layers)  # type: ignore[arg-type]
     rope = getattr(decoder.config, "rope_parameters", None) or getattr(decoder.config, "rope_scaling", None) or {}
     return Anatomy(
@@ -78,12 +66,51 @@ def discover(model: nn.Module) -> Anatomy:
     )
 
 
+def is_decoder(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "layers", None), nn.ModuleList) and hasattr(module, "embed_tokens")
+
+
+def is_outer(module: nn.Module) -> bool:
+    """Whether a module puts pictures into the prompt of a decoder that it holds."""
+    return hasattr(module, FEATURES) and any(is_decoder(child) for child in module.children())
+
+
+def why_not(model: Any, decoder: Any, outer: Any, ids: dict[int, str]) -> str | None:
+    """Why a model cannot be optimized, as the end of a sentence; None if it can."""
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return (
+            "is an encoder-decoder: pictures are read by its encoder, while visual tokens are dropped from the "
+            "sequence that a decoder reads"
+        )
+    if decoder is None:
+        return "has no language decoder (a module with `layers` and `embed_tokens`)"
+    if outer is not None and not callable(getattr(model, "generate", None)):
+        return "cannot generate text: it is a part of a model or lacks its language head. Hand in the whole model"
+    found = f"its decoder is {type(decoder).__name__}"
+    if outer is None:
+        owner = next((m for m in model.modules() if hasattr(m, FEATURES)), None)
+        if owner is not None:
+            return (
+                f"is built in a way that is not supported: {found}, but `{FEATURES}` belongs to "
+                f"{type(owner).__name__}, which does not hold that decoder itself"
+            )
+        if getattr(model.config, "vision_config", None) is not None:
+            return (
+                f"has no `{FEATURES}`, by which models put visual tokens into the prompt: {found}, and pictures reach "
+                "it in another way, such as cross-attention"
+            )
+        return f"is not a vision-language model: {found}, but nothing in it has `{FEATURES}`"
+    if not ids:
+        return f"names no image token in its config ({' or '.join(IMAGE_IDS)}), so visual tokens cannot be told"
+    return None
+
+
 def hint() -> str:
     from ..families import families
 
     return (
-        f"described families: {', '.join(sorted(families()))}. Load the model with AutoModelForImageTextToText, "
-        "or describe its family in vlmopt/families (see CONTRIBUTING.md)."
+        f"load one of these families with AutoModelForImageTextToText: {', '.join(sorted(families()))}, or another "
+        "that merges pictures into its prompt as they do (see CONTRIBUTING.md)"
     )
 
 

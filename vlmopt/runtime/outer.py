@@ -97,7 +97,7 @@ class FeatureProbe(StandIn):
 def feature_lengths(out: Any) -> list[int]:
     """Number of tokens of every item in what a feature function returned, in any of its shapes across versions."""
     if hasattr(out, "pooler_output"):
-        out = out.pooler_output
+        out = out.last_hidden_state if out.pooler_output is None else out.pooler_output  # Fuyu has no projector
     if isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], list):  # up to 4.57: (embeds, deepstack)
         out = out[0]
     if isinstance(out, Tensor):

@@ -16,6 +16,7 @@ from ..kernels.patterns import DensePattern, Prefill, View
 from ..kernels.sparse_attention import Launch, chosen_backend, run_plan
 from ..prefill import SparsePrefill
 from . import attention
+from .compat import layer_config
 from .context import Step
 from .editable import decoding
 
@@ -54,7 +55,7 @@ class SparseLayer:
     def __init__(self, session: Session, layer: int, method: SparsePrefill) -> None:
         self.session, self.layer, self.method = session, layer, method
         self.stage = session.stage_of[layer]
-        self.groups = method.groups(layer, session.anatomy.config.num_attention_heads)
+        self.groups = method.groups(layer, layer_config(session.anatomy.config, layer).num_attention_heads)
 
     def run(
         self, step: Step, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kw: Any

@@ -59,7 +59,8 @@ class Resize(Selector):
     def select(self, tokens: VisualTokens) -> Selection:
         """The cells whose features the tower really made; how many follows from the grids.
 
-        A held cell takes the place of the one that stands for its block, whose features it shows, too.
+        A held cell takes the place of the one that stands for its block, whose features it shows, too; several held
+        cells of one block all stay.
         """
         coords, held = tokens.coords, tokens.held
         keep = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.item.device)

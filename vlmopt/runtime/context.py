@@ -197,3 +197,6 @@ class Step:
 
 STEP: ContextVar[Step | None] = ContextVar("vlmopt_step", default=None)
 CALL: ContextVar[Call | None] = ContextVar("vlmopt_call", default=None)
+TARGETS: ContextVar[Tensor | None] = ContextVar(
+    "vlmopt_targets", default=None
+)  # on the way to the model inside the head

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..families.base import Piece
 from . import resize, tower
-from .context import PicturePart, VisualContext, VisualSpan
+from .context import TARGETS, PicturePart, VisualContext, VisualSpan
 from .encoder import Encoded
-from .predicting import predicting_rows, targets_of
+from .predicting import predicting_rows
 from .stand_in import StandIn
 
 if TYPE_CHECKING:
@@ -129,8 +129,9 @@ class OuterHook:
             attention_mask2d=mask if isinstance(mask, Tensor) and mask.ndim == 2 else None,
             pixels=any(carries_pixels(name, value) for name, value in bound.items()),
             embeds_only=ids is None and bound.get("inputs_embeds") is not None,
-            targets=targets_of(bound.get("labels"), bound.get("shift_labels")),
+            targets=TARGETS.get(),
         )
+        TARGETS.set(None)
 
 
 def carries_pixels(name: str, value: Any) -> bool:

@@ -5,10 +5,14 @@ Whatever a selector says, none of them leaves. A prompt may end in a picture.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import inspect
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from .context import TARGETS
 
 if TYPE_CHECKING:
     from .ledger import Call
@@ -31,7 +35,7 @@ def predicting_rows(call: Call, real: Tensor, past: int, targets: Tensor | None)
     end = past + real.shape[1] if end is None or end <= past else end
     last = place == last_real(call, real & (place < end), past, end)[:, None]
     column = torch.zeros_like(real) if not call.by_generate else ~real & (place == end - 1)
-    return last if targets is None else last | targets, column
+    return last if targets is None else last | targets.to(last.device), column
 
 
 def last_real(call: Call, real: Tensor, past: int, end: int) -> Tensor:
@@ -40,15 +44,24 @@ def last_real(call: Call, real: Tensor, past: int, end: int) -> Tensor:
     if mask is None or mask.shape[1] != end or real.shape[0] % len(mask):
         if past + real.shape[1] < end:
             return torch.full_like(real[:, 0], -1, dtype=torch.long)
-        mask = torch.nn.functional.pad(real, (past, 0))
+        mask = pad(real, (past, 0))
     mask = mask.to(real.device).repeat_interleave(real.shape[0] // len(mask), 0)
     return torch.arange(mask.shape[1], device=mask.device).masked_fill(~mask, -1).amax(1)
+
+
+class LabelsHook:
+    """Forward pre-hook of the model with the head: only there are labels known."""
+
+    def __init__(self, head: nn.Module) -> None:
+        self.signature = inspect.signature(type(head).forward)
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = {**self.signature.bind_partial(module, *args).arguments, **kwargs}
+        TARGETS.set(targets_of(given.get("labels"), given.get("shift_labels")))
 
 
 def targets_of(labels: Tensor | None, shifted: Tensor | None) -> Tensor | None:
     """Bool[B, L]: rows whose next token counts in the loss, from `labels` or `shift_labels` of a call."""
     if shifted is not None:
         return shifted != IGNORED
-    if labels is None:
-        return None
-    return torch.nn.functional.pad(labels[:, 1:] != IGNORED, (0, 1))
+    return None if labels is None else pad(labels[:, 1:] != IGNORED, (0, 1))

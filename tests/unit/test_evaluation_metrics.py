@@ -134,7 +134,7 @@ def record(name: str, policy: str, sample: Sample, text: str, marking: Marking, 
     mark = grade(sample, Said(text=text), marking)
     return Record(
         id=name, index=0, policy=policy, question="?", answer=sample.answer and str(sample.answer), prediction=text,
-        category="", kind=sample.kind, correct=mark.correct, metrics=mark.metrics, picture=picture,
+        category="", kind=sample.kind, correct=mark.correct, metrics=mark.metrics, picture=picture, extra=mark.extra,
     )  # fmt: skip
 
 
@@ -238,6 +238,25 @@ def test_dense_agrees_with_itself_by_definition() -> None:
     assert found["agreement"] == {
         "value": 1, "low": 1, "high": 1, "n": 6, "pictures": 3, "interval": "by definition",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("asked", "dense", "pruned", "same"),
+    [
+        (sample("exact", answer="a"), "two dogs", "**Two dogs.**", True),
+        (sample("exact", answer="a"), "two dogs", "three dogs", False),
+        (sample("choice", answer="cat", choices=("cat", "dog")), "B", "The answer is (B) dog.", True),
+        (sample("choice", answer="cat", choices=("cat", "dog")), "B", "A", False),
+        (sample("yes_no", answer="no"), "No", "There is no dog.", True),
+        (sample("yes_no", answer="no"), "No", "<think>no</think>Yes", False),
+        (sample("yes_no", answer="no"), "Perhaps.", "Who knows?", False),
+        (sample("caption"), "A dog barks.", "<think>What is it?</think>A dog barks.", True),
+    ],
+)
+def test_another_style_is_no_other_answer(asked: Sample, dense: str, pruned: str, same: bool) -> None:
+    before = record("1", "dense", asked, dense, Marking(), "1")
+    after = record("1", "half", asked, pruned, Marking(), "1")
+    assert figures([after], {"1": before})[0]["agreement"]["value"] == same
 
 
 def test_lengths_of_few_captions_have_a_width() -> None:

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from ..metrics import Interval, wilson
+from ..metrics.answers import plain
 from ..metrics.intervals import t_interval, wilson_difference
 from ..metrics.paired import compare, estimate
+from ..metrics.stated import stated
 from .records import DENSE, Record
 
 FEW = 10  # pictures from which a bootstrap over them is given
@@ -64,10 +66,18 @@ def fractions(record: Record) -> dict[str, Fraction]:
 
 
 def agreement(record: Record, dense: Record | None) -> dict[str, Fraction]:
-    """Whether a policy says what the unpruned model says, word for word."""
+    """Whether a policy states what the unpruned model states; another style is no other answer."""
     if dense is None or record.prediction is None or dense.prediction is None:
         return {}
-    return {"agreement": (float(record.prediction == dense.prediction), 1.0)}
+    same = record.prediction == dense.prediction or substance(record) == substance(dense)
+    return {"agreement": (float(same), 1.0)}
+
+
+def substance(record: Record) -> Any:
+    """What an answer comes to: the choice or the yes or no that was read, else its words in plain style."""
+    read = (record.extra.get("chosen"), record.metrics.get("yes")) if record.metrics.get("unparsable") is False else ()
+    words = plain(stated(record.prediction or ""))
+    return next((value for value in read if value is not None), words)
 
 
 def figures(

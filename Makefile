@@ -4,23 +4,28 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo app test lint typed train clean
+.PHONY: help demo app test lint types typed docs dist train clean
 help:
 	@echo "make demo   ask the bundled checkpoint about a rendered web page, dense and pruned (writes demo-out/)"
 	@echo "make app    open the page that shows what a model looks at, what was dropped, and what it cost"
 	@echo "make test   ruff, mypy and the whole test suite"
 	@echo "make lint   ruff and mypy only"
+	@echo "make docs   the documentation as a site, strictly: build/site"
+	@echo "make dist   source distribution and wheel, tried in environments of their own: dist/"
 	@echo "make train  train the bundled checkpoints from scratch (resumable)"
 
 # The stamps make a second call start at once; they are renewed when the pins or the package data change.
 $(VENV)/bin/python:
+	@echo "== a virtual environment in $(VENV)"
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "== vlmopt and what it needs, at the versions of constraints.txt (a minute or two, once)"
 	$(BIN)/python -m pip install --constraint constraints.txt --editable .
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
+	@echo "== what the tests need"
 	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[test]"
 	touch $@
 
@@ -36,6 +41,7 @@ $(VENV)/.installed-lmms: $(VENV)/.installed-test
 	touch $@
 
 demo: $(VENV)/.installed
+	@echo "== the bundled model on a rendered web page, as it is and pruned"
 	$(BIN)/vlmopt run --image vlmopt/synthetic/samples/page.png --question "Click Save." \
 		--policy vlmopt/synthetic/samples/focus-30.json --out demo-out
 
@@ -47,10 +53,24 @@ typed:
 	@rm -rf build/typed && mkdir -p build/typed/vlmopt
 	@ln -s $(CURDIR)/vlmopt/* $(addprefix $(CURDIR)/,pruning attention_fix apps) build/typed/vlmopt/
 
-lint: $(VENV)/.installed-test typed
+types: $(VENV)/.installed-test typed
+	$(BIN)/mypy
+
+lint: $(VENV)/.installed-test types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	@echo "== what the documentation needs"
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[docs]"
+	touch $@
+
+docs: $(VENV)/.installed-docs typed
+	PYTHONPATH=build/typed $(BIN)/mkdocs build --strict --site-dir build/site
+
+dist: $(VENV)/.installed-test
+	rm -rf dist && $(BIN)/python -m build --outdir dist
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cli/test_distributions.py
 
 # One thread per worker: two workers with a thread pool each slow one another down.
 test: lint $(VENV)/.installed-lmms

@@ -23,6 +23,8 @@ class Preset:
     group: str  # a key of `groups()`
     summary: str  # what it does, one sentence
     goal: str  # what it is for
+    keeps: str  # visual tokens left, as a mean over the layers
+    price: str  # what was measured that it costs: fewer right answers of tiny-qwen and tiny-llava, or time
     avoid: str  # when not; "" for controls
     policy: dict[str, Any]  # its dict form
     was: tuple[str, ...] = ()  # older names, still read

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-import vlmopt
 from tests.support.stock import save_checkpoint
-from vlmopt.methods import describe
+from vlmopt import catalogue
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -25,24 +25,34 @@ def test_the_quickstart_runs(
 ) -> None:
     quickstart, second = blocks()[:2]
     checkpoint = save_checkpoint(tmp_path / "model")
-    code = re.sub(r'name = ".*"', f"name = {str(checkpoint)!r}", quickstart)
-    # The one change: the processor of such a checkpoint needs torchvision in AutoProcessor.
-    code = re.sub(r"model = Auto.*\nprocessor = Auto.*", "model, processor = vlmopt.load_checkpoint(name)", code)
-    assert "load_checkpoint" in code
+    code = quickstart.replace('"Qwen/Qwen2.5-VL-3B-Instruct"', repr(str(checkpoint)))
+    assert code != quickstart
     Image.new("RGB", (112, 112), "white").save(tmp_path / "page.png")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(code, names)
-    exec(second.replace("layer=8", "layer=3"), names)
-    assert "uniform" in capsys.readouterr().out
+    exec(second.replace("layer=2", "layer=1").replace("layer=4", "layer=3"), names)  # its layers are few
+    assert "div_prune" in capsys.readouterr().out
 
 
-def test_methods_presets_and_commands_exist() -> None:
-    table = TEXT.split("## Methods")[1].split("## Families")[0]
-    ours = {row["name"] for row in describe() if row["package"] == "vlmopt"}
-    assert set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == ours
-    for preset in re.findall(r"(?:--policy|policy show) ([\w-]+-\d+)", TEXT):
-        assert preset in vlmopt.presets()
+def test_methods_are_counted_right() -> None:
+    kinds = Counter(entry.kind for entry in catalogue.built_in())
+    for kind, words in (("selector", "selectors"), ("correction", "corrections"), ("pattern", "sparse patterns")):
+        assert f"**{kinds[kind]} {words}**" in TEXT
+
+
+def test_the_table_of_presets_is_that_of_the_data() -> None:
+    rows = re.findall(r"^\| (.*?) \| `([\w-]+)`(.*?) \| (.*?) \| (.*?) \| (.*?) \|$", TEXT, re.MULTILINE)
+    assert len(rows) >= 8
+    for goal, name, mark, keeps, price, avoid in rows:
+        row = catalogue.presets()[name]
+        assert (goal, keeps, price, avoid) == (row.goal, row.keeps, row.price, row.avoid)
+        assert (mark == " (default)") == (name == catalogue.default())
+
+
+def test_it_is_short() -> None:
+    assert len(TEXT.splitlines()) <= 200
+    assert len(TEXT.encode()) <= 12 * 1024
 
 
 def test_links_and_pictures_exist() -> None:

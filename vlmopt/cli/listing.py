@@ -63,9 +63,14 @@ def method_lines() -> list[str]:
 
 
 def preset_page(preset: catalogue.Preset) -> str:
-    lines = [f"{preset.name}: {preset.summary}", f"  good for   {preset.goal}"]
-    lines += [f"  not for    {preset.avoid}"] if preset.avoid else []
-    lines += [f"  once named {', '.join(preset.was)}"] if preset.was else []
+    facts = {
+        "good for": preset.goal,
+        "keeps": preset.keeps,
+        "price": preset.price,
+        "not for": preset.avoid,
+        "once named": ", ".join(preset.was),
+    }
+    lines = [f"{preset.name}: {preset.summary}", *(f"  {key:<11}{text}" for key, text in facts.items() if text)]
     return "\n".join([*lines, "", json.dumps(preset.policy, indent=2)])
 
 

@@ -43,7 +43,7 @@ class OpenStep:
         q = embeds.shape[1]
         state = cache._vlmopt if isinstance(cache, LogicalCache) else None
         call.began = past if call.began is None else call.began
-        context = build_context(self.session, arguments, call, q, past)
+        context = build_context(self.session, arguments, call.features, q, past)
         if arguments.embeds_only and q > 1:
             call.skip("pruning", "the call passed inputs_embeds without input_ids: visual tokens cannot be located")
         positions = kwargs.get("position_ids")

@@ -142,8 +142,6 @@ class LayerHook:
             content = content & before.valid
         if step.context.attention_mask2d is not None:
             content = content & step.context.attention_mask2d.gather(1, before.log)
-        if step.context.read is not None:
-            content = content | step.context.read.gather(1, before.log)
         if keep.written:
             hidden = write_merged(step, hidden, keep, before)
         if here.selector.numbering == "pospad":
@@ -190,8 +188,7 @@ class LayerHook:
             if rows is None:
                 step.new_positions[self.stage] = positions
             else:
-                real = None if step.context is None else step.context.attention_mask2d
-                new, shift = repack_positions(positions, rows.log, rows.valid, real)
+                new, shift = repack_positions(positions, rows.log, rows.valid)
                 step.new_positions[self.stage] = new
                 step.new_shift[self.stage] = shift if old is None else shift + old
         positions = step.new_positions[self.stage][:, -hidden.shape[1] :]  # the loop may have kept the last rows only

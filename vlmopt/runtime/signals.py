@@ -102,18 +102,11 @@ def text_places(at: Place) -> Tensor:
 
 def text_rows(step: Step, row: int) -> Tensor:
     assert step.context is not None
-    text = prompt_text(step, row)
-    text[: int(step.context.visual[row].nonzero()[-1, 0])] = False
-    return text.nonzero()[:, 0]
-
-
-def prompt_text(step: Step, row: int) -> Tensor:
-    """Bool[q]: real text of the prompt in this chunk; what `generate` or a helper appended is none of it."""
-    assert step.context is not None
+    end = min(step.q, (step.call.prompt_length or step.past + step.q) - step.past)  # candidates of a helper come after
     visual, mask = step.context.visual[row], step.context.attention_mask2d
-    end = (step.call.prompt_length or step.past + step.q) - step.past
-    text = ~visual & (torch.arange(step.q, device=visual.device) < end)
-    return text if mask is None else text & mask[row]
+    places = torch.arange(step.q, device=visual.device)
+    text = (places > visual.nonzero()[-1, 0]) & (places < end)
+    return (text if mask is None else text & mask[row]).nonzero()[:, 0]
 
 
 def visual_embeds(need: VisualEmbeds, at: Place) -> Tensor:
@@ -131,12 +124,15 @@ def hidden_states(need: Signal, at: Place) -> Tensor:
 
 
 def activations(need: Activations, at: Place) -> Tensor:
-    """Rows of the layer before the cut."""
-    values = at.step.activations[need.layer]
+    """Rows of the layer before the cut; text is everything real that is not visual."""
+    values, context = at.step.activations[need.layer], at.step.context
     if need.of == "visual":
         return values[at.row, at.physical.to(values.device)]
+    assert context is not None
     rows = at.step.current(at.step.stage - 1)
-    text = prompt_text(at.step, at.row)[rows.log[at.row]]
+    text = ~context.visual[at.row, rows.log[at.row]]
+    if context.attention_mask2d is not None:
+        text = text & context.attention_mask2d[at.row, rows.log[at.row]]
     if rows.valid is not None:
         text = text & rows.valid[at.row]
     return values[at.row, text.to(values.device)]

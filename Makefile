@@ -43,7 +43,7 @@ $(VENV)/.installed-lmms: $(VENV)/.installed-test
 demo: $(VENV)/.installed
 	@echo "== the bundled model on a rendered web page, as it is and pruned"
 	$(BIN)/vlmopt run --image vlmopt/synthetic/samples/page.png --question "Click Save." \
-		--policy vlmopt/synthetic/samples/focus-30.json --out demo-out
+		--out demo-out
 
 app: $(VENV)/.installed-app
 	$(BIN)/vlmopt demo

@@ -38,6 +38,8 @@ def policy_form(layers: int | None) -> vlmopt.Policy | None:
         on_change=from_preset,
         help="Where to start from; everything below can be changed.",
     )
+    chosen = catalogue.presets()[st.session_state.preset]
+    st.caption(escaped(f"{catalogue.groups()[chosen.group]}. {chosen.summary}"))
     if "entries" not in st.session_state:
         from_preset()
     data: dict[str, Any] = {"prune": [], "attention": [], "prefill": {}}

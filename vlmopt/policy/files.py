@@ -1,14 +1,18 @@
-"""Policies as files, in a directory or a Hub repository, with the trained weights that their methods name."""
+"""Policies as they are written: by name, in one line, in files and on the Hub, with the weights that they name.
+
+Everything here is data; `Policy` builds it.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vlmopt.core import near, parse, shown
 
@@ -16,27 +20,30 @@ from .. import catalogue, methods, scorers
 from ..media import check_file
 from . import inline
 
-if TYPE_CHECKING:
-    from .policy import Policy
-
 FILE_NAME = "vlmopt_policy.json"
 BESIDE = "./"  # in a policy's file: relative to the file
 WEIGHTS = ("scorer", "marker_from")  # settings, of any selector, that name trained weights
 
 
-def named(name: str) -> Policy:
-    """Load a preset, the policy at a path, or one that is written out as JSON or in one line."""
-    from .policy import Policy
+@dataclass(frozen=True)
+class Written:
+    """A policy as it was written, not built yet."""
 
+    data: Any  # a dict, or a list of methods' dicts
+    path: Path | None = None  # the file it came from, for messages
+
+
+def named(name: str) -> Written:
+    """Find a preset, the policy at a path, or one that is written out as JSON or in one line."""
     if (preset := catalogue.preset(name)) is not None:
-        return Policy.from_dict(preset.policy)
+        return Written(preset.policy)
     if name.lstrip().startswith(("{", "[")):
-        return Policy.load(parsed(name))
+        return Written(parsed(name))
     if name and os.path.exists(name):
         return read(Path(name))
     known = {*methods.registered(), *methods.plugins()}
     if (written := inline.parse(name, known)) is not None:
-        return Policy.load(written)
+        return Written(written)
     if os.sep in name or name.endswith(".json"):
         return read(Path(name))
     names = sorted([*catalogue.presets(), *known])
@@ -47,17 +54,15 @@ def named(name: str) -> Policy:
 
 
 def parsed(text: str) -> Any:
-    """The policy in a JSON text, not built yet."""
+    """Read JSON text; the error quotes it."""
     try:
         return parse(text)
     except ValueError as error:
         raise ValueError(f"{shown(text)} cannot be read as a JSON policy: {error}") from error
 
 
-def read(path: Path) -> Policy:
-    """The policy in a file, or in the `vlmopt_policy.json` of a directory; errors name the file."""
-    from .policy import Policy
-
+def read(path: Path) -> Written:
+    """Read a file, or the `vlmopt_policy.json` of a directory; weights beside it get their place on this machine."""
     path = path / FILE_NAME if os.path.isdir(path) else path
     try:
         data = parse(check_file(path, "policy file").read_text(encoding="utf-8"))
@@ -68,13 +73,13 @@ def read(path: Path) -> Policy:
     if not isinstance(data, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(data).__name__}")
     try:
-        return with_weights(Policy.from_dict(data), lambda source: located(source, path.parent))
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{path}: {error}") from error
+        return Written(with_weights(data, lambda source: located(source, path.parent)), path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
-def save(policy: Policy, directory: Path) -> Path:
-    """Write a policy into a directory, and the weights that lie in directories of this machine beside it.
+def save(policy: dict[str, Any], directory: Path) -> Path:
+    """Write a policy's dict form into a directory, and the weights that lie in directories of this machine beside it.
 
     Names of bundled weights and of Hub repositories mean the same everywhere; they stay as they are.
     """
@@ -83,12 +88,16 @@ def save(policy: Policy, directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     moved = with_weights(policy, lambda source: brought(source, directory))
     path = directory / FILE_NAME
-    path.write_text(moved.to_json(), encoding="utf-8")
+    path.write_text(as_json(moved), encoding="utf-8")
     return path
 
 
-def download(repo_id: str, **options: Any) -> Policy:
-    """The policy of a Hub repository; weights beside it are fetched with it."""
+def as_json(policy: dict[str, Any]) -> str:
+    return json.dumps(policy, indent=2, allow_nan=False) + "\n"
+
+
+def download(repo_id: str, **options: Any) -> Written:
+    """Fetch the policy of a Hub repository, and weights that lie beside it."""
     path = fetched(repo_id, FILE_NAME, **options)
     for folder in beside(path):
         for file in scorers.FILES:
@@ -108,8 +117,8 @@ def fetched(repo_id: str, file: str, **options: Any) -> Path:
         ) from error
 
 
-def upload(policy: Policy, repo_id: str, private: bool | None, token: str | bool | None, **commit: Any) -> str:
-    """Upload what `save` writes; returns the address of the commit."""
+def upload(policy: dict[str, Any], repo_id: str, private: bool | None, token: str | bool | None, **commit: Any) -> str:
+    """Upload what `save` writes; return the address of the commit."""
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)
@@ -119,20 +128,22 @@ def upload(policy: Policy, repo_id: str, private: bool | None, token: str | bool
         return str(api.upload_folder(repo_id=repo, folder_path=folder, **commit))
 
 
-def with_weights(policy: Policy, change: Callable[[str], str]) -> Policy:
-    """The policy with every name of trained weights changed."""
-    prune = []
-    for method in policy.prune:
-        sources = {name: getattr(method, name, None) for name in WEIGHTS}
-        changed: dict[str, Any] = {name: change(source) for name, source in sources.items() if source is not None}
-        prune.append(replace(method, **changed) if changed else method)
-    return replace(policy, prune=prune)
+def with_weights(data: Any, change: Callable[[str], str]) -> Any:
+    """Copy a policy's dict form with every name of trained weights changed, those of hosts among them."""
+    if isinstance(data, (list, tuple)):
+        return [with_weights(entry, change) for entry in data]
+    if not isinstance(data, dict):
+        return data
+    return {
+        key: change(value) if key in WEIGHTS and isinstance(value, str) else with_weights(value, change)
+        for key, value in data.items()
+    }
 
 
 def beside(path: Path) -> list[str]:
     """Weights that a policy's file says lie beside it, as paths relative to it."""
     found: list[str] = []
-    with_weights(read(path), lambda source: found.append(source) or source)  # type: ignore[func-returns-value]
+    with_weights(read(path).data, lambda source: found.append(source) or source)  # type: ignore[func-returns-value]
     folders = [Path(source) for source in found if Path(source).is_relative_to(path.parent)]
     return sorted({folder.relative_to(path.parent).as_posix() for folder in folders})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -90,13 +89,23 @@ class Policy:
         if isinstance(source, (list, tuple)):
             return cls.of([methods.build(m) if isinstance(m, Mapping) else m for m in source])
         if isinstance(source, str):
-            return files.named(source)
+            return cls.built(files.named(source))
         if isinstance(source, os.PathLike):
-            return files.read(Path(source))
+            return cls.built(files.read(Path(source)))
         raise TypeError(
             "a policy must be a preset name, a path, JSON, a dict, a method, a list of methods or a Policy, "
             f"got {shown(source)} of type {type(source).__name__}"
         )
+
+    @classmethod
+    def built(cls, written: files.Written) -> Policy:
+        """Build a policy that was read; errors name its file."""
+        if written.path is None:
+            return cls.load(written.data)
+        try:
+            return cls.from_dict(written.data)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{written.path}: {error}") from error
 
     @classmethod
     def of(cls, items: Sequence[Any]) -> Policy:
@@ -152,14 +161,14 @@ class Policy:
         }
 
     def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+        return files.as_json(self.to_dict())
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> Path:
         """Write `vlmopt_policy.json` into a directory, which is made if missing; returns the file's path.
 
         Trained weights that methods name by a directory are copied beside it and named relative to it.
         """
-        return files.save(self, Path(save_directory))
+        return files.save(self.to_dict(), Path(save_directory))
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike[str], **download: Any) -> Policy:
@@ -173,8 +182,8 @@ class Policy:
             ValueError: neither holds a valid policy.
         """
         if os.path.exists(source):
-            return files.read(Path(source))
-        return files.download(str(source), **download)
+            return cls.built(files.read(Path(source)))
+        return cls.built(files.download(str(source), **download))
 
     def push_to_hub(
         self,
@@ -187,7 +196,7 @@ class Policy:
     ) -> str:
         """Upload what `save_pretrained` writes to a Hub repository, made if missing; returns the commit's address."""
         commit = {"revision": revision, "commit_message": commit_message}
-        return files.upload(self, repo_id, private, token, **commit)
+        return files.upload(self.to_dict(), repo_id, private, token, **commit)
 
 
 def entries(key: str, given: Any, kind: type) -> tuple[Any, ...]:

@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo app test lint types typed docs dist train clean
+.PHONY: help demo app test fuzz lint types typed docs dist train clean
 help:
 	@echo "make demo   ask the bundled checkpoint about a rendered web page, dense and pruned (writes demo-out/)"
 	@echo "make app    open the page that shows what a model looks at, what was dropped, and what it cost"
 	@echo "make test   ruff, mypy and the whole test suite"
+	@echo "make fuzz   10 000 random policies, and 10 000 damaged pictures of every format that is read here"
 	@echo "make lint   ruff and mypy only"
 	@echo "make docs   the documentation as a site, strictly: build/site"
 	@echo "make dist   source distribution and wheel, tried in environments of their own: dist/"
@@ -75,6 +76,9 @@ dist: $(VENV)/.installed-test
 # One thread per worker: two workers with a thread pool each slow one another down.
 test: lint $(VENV)/.installed-lmms
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+fuzz: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz --hypothesis-show-statistics --hypothesis-profile=many
 
 train: $(VENV)/.installed
 	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[screens]"

@@ -1,0 +1,120 @@
+"""Any file is read as an RGB picture or refused with `ValueError`."""
+
+from __future__ import annotations
+
+import functools
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from vlmopt.media import load_image
+
+MODES = ("RGB", "L", "RGBA", "P", "1", "CMYK", "I;16", "F")
+OPENCV = (
+    ".avif",
+    ".bmp",
+    ".exr",
+    ".hdr",
+    ".jp2",
+    ".jpg",
+    ".pbm",
+    ".pfm",
+    ".pgm",
+    ".png",
+    ".ppm",
+    ".ras",
+    ".tiff",
+    ".webp",
+)
+
+
+def picture(mode: str) -> Image.Image:
+    values = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    image = Image.fromarray(values)
+    return (
+        image if mode == "RGB" else image.convert("L").convert(mode) if mode in ("I;16", "F") else image.convert(mode)
+    )
+
+
+@functools.cache
+def seeds() -> dict[str, list[bytes]]:
+    """Small valid files of every format that Pillow and OpenCV write here, by format."""
+    Image.init()
+    found: dict[str, list[bytes]] = {}
+    for name in sorted(Image.SAVE.keys() & Image.OPEN.keys()):
+        for mode in MODES:
+            out = io.BytesIO()
+            try:
+                picture(mode).save(out, name)
+                with Image.open(io.BytesIO(out.getvalue())) as image:
+                    image.load()
+            except Exception:  # a mode that the format does not know, a codec that is not built in
+                continue
+            found.setdefault(name, []).append(out.getvalue())
+    for ending in OPENCV:
+        values: Any = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        values = values.astype(np.float32) if ending in (".exr", ".hdr", ".pfm") else values
+        try:
+            done, data = cv2.imencode(ending, values[..., 0] if ending == ".pgm" else values)
+        except cv2.error:
+            continue
+        if done:
+            found[f"opencv{ending}"] = [data.tobytes()]
+    return found
+
+
+@st.composite
+def damaged(draw: Any, whole: bytes) -> bytes:
+    """A file with some bytes changed, a stretch repeated or its end cut off."""
+    data = bytearray(whole)
+    places = st.integers(0, len(data) - 1)
+    near = st.integers(0, min(len(data), 64) - 1)  # headers
+    for place, byte in draw(st.lists(st.tuples(st.one_of(near, places), st.integers(0, 255)), max_size=6)):
+        data[place] = byte
+    first, last = sorted((draw(places), draw(places)))
+    change = draw(st.sampled_from(["none", "cut", "repeat", "drop"]))
+    if change == "cut":
+        return bytes(data[:last])
+    if change == "repeat":
+        return bytes(data[:last] + data[first:])
+    return bytes(data[:first] + data[last:]) if change == "drop" else bytes(data)
+
+
+@pytest.mark.parametrize("kind", sorted(seeds()))
+def test_read_or_refused(kind, tmp_path_factory):
+    file: Path = tmp_path_factory.mktemp("fuzz") / "file"
+
+    @given(st.sampled_from(seeds()[kind]).flatmap(damaged))
+    def read(data: bytes) -> None:
+        file.write_bytes(data)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                image = load_image(file).image
+            except ValueError as error:
+                refusal = str(error)
+            else:
+                refusal = ""
+        if refusal:
+            assert str(file) in refusal
+        else:
+            assert image.mode == "RGB"
+            assert min(image.size) > 0
+
+    read()
+
+
+def test_undamaged_files_are_read(tmp_path):
+    for kind, files in seeds().items():
+        for data in files:
+            (tmp_path / "file").write_bytes(data)
+            if not kind.startswith("opencv"):
+                assert load_image(tmp_path / "file").image.mode == "RGB"

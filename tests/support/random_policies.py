@@ -1,0 +1,101 @@
+"""Strategies for policies in their dict form, derived from the settings that methods declare."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from hypothesis import strategies as st
+
+from tests.support.fixes import DIMS
+from vlmopt import methods
+from vlmopt.prefill import SparsePrefill
+
+Strategy = st.SearchStrategy[Any]
+WEIRD: list[Any] = [None, True, -1, 0, 1.5, float("nan"), float("inf"), 10**400, 2**62, "", "a" * 300, [], [[[]]], {}]
+LAYERS = st.sampled_from(["0:", "1:", "2:-1", "1,3:5", "50%:", "-1", "6", "9:", ":", "x"])
+NAMES = {"scorer": "untrained", "marker_from": "untrained"}  # settings that name files
+SKIPPED = ("keep_ratio", "keep_tokens", "marker_from")
+DEPTH = 6  # decoder layers of the tiny models
+
+
+def number(setting: dict[str, Any]) -> Strategy:
+    """Values inside the declared bounds, and the bounds themselves."""
+    low = setting.get("min", setting.get("above", -2))
+    high = setting.get("max", low + 8)
+    if setting["kind"].startswith("int"):
+        return st.integers(low, min(high, low + 8))
+    return st.floats(low, high, exclude_min="above" in setting)
+
+
+def value(setting: dict[str, Any]) -> Strategy:
+    """What a setting may hold, by its metadata."""
+    name, kind = setting["name"], setting.get("kind")
+    if name in NAMES:
+        return st.just(NAMES[name])
+    if "choices" in setting:
+        return st.sampled_from(list(setting["choices"]))
+    if name == "layers" and kind == "str":
+        return LAYERS
+    if name in ("tile", "run"):
+        return st.sampled_from([16, 32, 64])
+    if name == "layer" or name.endswith("_layer"):
+        return st.integers(-2 if setting.get("min") is None else setting["min"], min(setting.get("max", DEPTH), DEPTH))
+    if kind == "bool":
+        return st.booleans()
+    if kind in ("ints", "floats"):
+        return st.lists(number(setting), max_size=3).map(sorted)
+    return number(setting) if kind in ("int", "float") else st.sampled_from(WEIRD)
+
+
+def odd(strategy: Strategy, wild: bool) -> Strategy:
+    """In a wild policy, now and then something that cannot be meant."""
+    return st.one_of(strategy, strategy, st.sampled_from(WEIRD)) if wild else strategy
+
+
+@functools.cache
+def registered(kind: str) -> list[dict[str, Any]]:
+    return [row for row in methods.describe() if row["kind"] == kind]
+
+
+@st.composite
+def method(draw: Any, kind: str, wild: bool, depth: int = 0) -> dict[str, Any]:
+    """One registered method with some of its settings."""
+    row = draw(st.sampled_from(registered(kind)))
+    settings = {s["name"]: s for s in row["settings"]}
+    data: dict[str, Any] = {"method": row["name"]}
+    if kind == "selector" and "host" not in settings:
+        budget = draw(st.sampled_from(["keep_ratio", "keep_ratio", "keep_tokens"]))
+        data[budget] = draw(odd(value(settings[budget]), wild))
+    for name, setting in settings.items():
+        if name == "host":
+            data[name] = draw(method(kind, wild, depth + 1)) if wild else {"method": "fastv", "keep_ratio": 0.3}
+        elif name == "scorer" or (
+            name not in SKIPPED and (wild or setting.get("kind")) and draw(st.integers(0, 3)) == 3
+        ):
+            data[name] = draw(odd(value(setting), wild))
+    if data.get("marker") == "trained":
+        data["marker_from"] = "untrained"
+    if row["name"] in ("visual_sink", "sink_diagnosis") and draw(st.booleans()):
+        data |= {name: list(v) if isinstance(v, tuple) else v for name, v in DIMS.items()}
+    return data
+
+
+@st.composite
+def prefill(draw: Any, wild: bool) -> dict[str, Any]:
+    """A pattern, from short prompts on."""
+    fields = [{"name": f.name, **f.metadata} for f in SparsePrefill.__dataclass_fields__.values()]
+    data = {f["name"]: draw(value(f)) for f in fields if f.get("kind") and draw(st.booleans())}
+    return {"pattern": draw(method("pattern", wild)), **data, "min_len": 1}
+
+
+@st.composite
+def policy(draw: Any) -> dict[str, Any]:
+    """A policy's dict form: cuts in one or several places, corrections, sparse prefill."""
+    wild = draw(st.integers(0, 3)) == 3
+    return {
+        "prune": draw(st.lists(method("selector", wild), max_size=2)),
+        "attention": draw(st.lists(method("correction", wild), max_size=2)),
+        "prefill": draw(st.one_of(st.none(), st.none(), prefill(wild))),
+        "seed": draw(odd(st.integers(0, 5), wild)),
+    }

@@ -25,6 +25,9 @@ def optimize(model: Model, policy: PolicyLike) -> Model:
     What belongs to single layers has the length that layer saw, shorter behind a cut: `hidden_states`, `attentions`,
     and the layers of the cache; `report(model).key_lengths` says how long each was.
 
+    The last real row of a prompt never leaves, nor a row whose next token is a label in `labels`: each counts inside
+    the budget.
+
     Args:
         model: a transformers `...ForConditionalGeneration` with weights loaded, on any device.
         policy: preset name, path of a policy file or directory, a line such as "fastv:keep_ratio=0.1,layer=4", dict,

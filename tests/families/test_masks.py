@@ -55,7 +55,7 @@ def test_gather_4d(rng, heads, batch, ragged, kind, already):
                     if kind == "float":
                         wanted = float(given) if real else lowest
                     else:
-                        diagonal = not already and keys is not None and column == row + PAST
+                        diagonal = not already and not real and column == row + PAST  # a filler sees itself alone
                         wanted = (bool(given) and real) or diagonal
                     assert out[b, h, i, j].item() == wanted
 

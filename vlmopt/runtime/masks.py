@@ -43,7 +43,8 @@ def gather_4d(mask: Tensor, rows: Tensor | None, columns: Tensor, valid: Tensor 
         return out.masked_fill(~keys, torch.finfo(out.dtype).min)
     if rows is None:
         return out & keys
-    return (out & keys) | (columns[:, None, None, :] == (rows_ + past)[:, None, :, None])
+    own = columns[:, None, None, :] == (rows_ + past)[:, None, :, None]
+    return (out & keys) | (own & ~keys)  # a filler sees itself, so that no row is empty; others what they may
 
 
 def gather_2d(mask: Tensor, columns: Tensor, valid: Tensor | None) -> Tensor:

@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo app test fuzz lint types typed docs dist train clean
+.PHONY: help demo app test test-versions fuzz lint types typed docs dist train clean
 help:
 	@echo "make demo   ask the bundled checkpoint about a rendered web page, dense and pruned (writes demo-out/)"
 	@echo "make app    open the page that shows what a model looks at, what was dropped, and what it cost"
 	@echo "make test   ruff, mypy and the whole test suite"
 	@echo "make fuzz   10 000 random policies, and 10 000 damaged pictures of every format that is read here"
+	@echo "make test-versions   the tests that depend on transformers, on every release promised (hours; see docs/transformers.md)"
 	@echo "make lint   ruff and mypy only"
 	@echo "make docs   the documentation as a site, strictly: build/site"
 	@echo "make dist   source distribution and wheel, tried in environments of their own: dist/"
@@ -79,6 +80,8 @@ test: lint $(VENV)/.installed-lmms
 
 fuzz: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz --hypothesis-show-statistics --hypothesis-profile=many
+test-versions: $(VENV)/.installed-test
+	$(BIN)/python tools/test_versions.py
 
 train: $(VENV)/.installed
 	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[screens]"
@@ -88,4 +91,4 @@ train: $(VENV)/.installed
 		--out runs/tiny-qwen-focus --steps-scorer 700 --steps-model 400 --batch-size 16
 
 clean:
-	rm -rf $(VENV) build demo-out *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venvs build demo-out *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -37,6 +37,7 @@ def check(model: nn.Module, policy: Policy) -> tuple[Anatomy, Policy]:
     """Anatomy of `model` and the policy fitted to it, or `ValueError`/`TypeError` naming what does not fit."""
     compat.check_version()
     anatomy = discover(model)
+    check_names(anatomy)
     implementation = compat.implementation(anatomy.config)
     if (policy.active or policy.corrections or policy.prefill) and implementation == "flex_attention":
         raise ValueError(
@@ -60,6 +61,14 @@ def check(model: nn.Module, policy: Policy) -> tuple[Anatomy, Policy]:
     for correction in policy.corrections:
         check_correction(model, anatomy, correction)
     return anatomy, policy
+
+
+def check_names(anatomy: Anatomy) -> None:
+    """Raise `RuntimeError` where arguments have other names than on the releases of transformers that were tested."""
+    for module, names in ((anatomy.outer, compat.OUTER), (anatomy.decoder, compat.DECODER)):
+        compat.check_signature(type(module).forward, names, f"{type(module).__name__}.forward")
+    for kind in {type(layer) for layer in anatomy.layers}:
+        compat.check_signature(kind.forward, compat.layer_arguments(anatomy.decoder), f"{kind.__name__}.forward")
 
 
 def model_facts(model: Any, anatomy: Anatomy) -> dict[str, Any]:

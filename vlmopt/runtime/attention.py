@@ -6,7 +6,6 @@ vision tower are untouched.
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
@@ -18,7 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 from vlmopt.attention_fix.rows import attention_rows
 from vlmopt.pruning.signals import TEXT, AttentionRows
 
-from .compat import implementation
+from .compat import attention_arguments, implementation, substitute
 from .context import STEP, Step
 from .lookahead import Looked
 
@@ -68,15 +67,14 @@ class AttentionPlan:
         return max(self.rows, longest_question(step)) if self.text else self.rows
 
 
-def vlmopt_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
-) -> tuple[Tensor, Tensor | None]:
+def vlmopt_attention(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
     """Delegate to the base kernel; read the rows that selectors asked for, and correct those that corrections name."""
     plan, step = cast("AttentionPlan", module._vlmopt_plan), STEP.get()
-    given = (query, key, value, attention_mask)
+    given = query, key, _, attention_mask = attention_arguments(args, kwargs)
     base = base_function(module, plan.base)
     if step is None or step.owner is not plan.session:
         return base(BaseView(module, plan.base), *given, **kwargs)
+    step.reached.add(("attention", plan.layer))
     reads = step.context is not None and step.captured is None
     if reads and step.ahead is not None and step.ahead[0] == plan.layer:
         raise Looked(probe_rows(module, step, step.ahead[1], query, key, attention_mask, **kwargs))
@@ -192,8 +190,7 @@ def plan_of(session: Session, layer: int) -> AttentionPlan:
     if plan is None:
         base = module.config
         plan = AttentionPlan(session, layer, base)
-        clone = copy.copy(base)
-        clone._attn_implementation_internal = NAME
+        clone = substitute(base, NAME)
         module._vlmopt_plan = plan
         module.config = clone
         session.undo.append(Uninstall(module, base))

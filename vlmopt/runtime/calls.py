@@ -9,7 +9,9 @@ from torch import nn
 
 from .context import CALL, STEP
 from .guidance import branching, guided
+from .outer import brings_pixels
 from .stand_in import StandIn
+from .unseen import refuse_unread
 
 if TYPE_CHECKING:
     from .session import Session
@@ -27,6 +29,7 @@ class Generate(StandIn):
         length = ids.shape[1] if isinstance(ids, torch.Tensor) and ids.ndim == 2 else None
         call = session.new_call(by_generate=True, prompt_length=length)
         call.prompt_ids = ids if length is not None else None
+        call.given_images = brings_pixels(kwargs)
         mask = kwargs.get("attention_mask")
         call.prompt_mask = mask.bool() if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
         call.branches = branching(session, kwargs)
@@ -35,6 +38,7 @@ class Generate(StandIn):
         running, open_step = CALL.set(call), STEP.set(None)
         try:
             out = self.original(*args, **kwargs)
+            refuse_unread(call)
             sequences = getattr(out, "sequences", out)
             call.new_tokens = sequences.shape[1] - (length or 0)
             session.finish(call)

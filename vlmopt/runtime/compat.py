@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 import transformers
 from packaging.version import Version
-from torch import Tensor
+from torch import Tensor, nn
 
 FLOOR = "4.57.6"  # the lowest release on which the oracle tests pass
+NEWEST = "5.24.0"  # the highest
 CACHE_NAMES = ("cache", "past_key_values", "past_key_value")  # from 5.24; up to 5.23; in layers of 4.57
+ROTARY = ("position_embeddings", "position_embeddings_global")  # the second: gemma3 up to 4.57
+
+# Arguments that every tested release has; of a tuple, one.
+Names = tuple[str | tuple[str, ...], ...]
+OUTER: Names = ("input_ids", "inputs_embeds", "attention_mask", "pixel_values", CACHE_NAMES)
+DECODER: Names = ("inputs_embeds", "attention_mask", "position_ids", CACHE_NAMES)
+LAYER: Names = ("hidden_states", "attention_mask", CACHE_NAMES)
+ATTENTION = ("query", "key", "value", "attention_mask")
 
 
 def check_version() -> None:
@@ -22,6 +32,57 @@ def check_version() -> None:
             f"transformers {transformers.__version__} is older than {FLOOR}, the lowest release whose results are "
             f"tested. Upgrade: pip install 'transformers>={FLOOR}'"
         )
+
+
+def unknown(what: str) -> RuntimeError:
+    """The error for a model that does not do what it does on every tested release."""
+    return RuntimeError(
+        f"transformers {transformers.__version__}: {what}. Tested are {FLOOR} to {NEWEST}: on another release install "
+        f"one of these, on one of these restore(model) and report this"
+    )
+
+
+def require(names: Names, found: Collection[str], where: str) -> None:
+    """Raise `RuntimeError` if one of `names` is not among the arguments `found`."""
+    for name in names:
+        choices = (name,) if isinstance(name, str) else name
+        if not any(choice in found for choice in choices):
+            raise unknown(f"{where} has no argument {' or '.join(choices)}, only {', '.join(found)}")
+
+
+def check_signature(forward: Callable[..., Any], names: Names, where: str) -> None:
+    """Raise `RuntimeError` if `forward` does not name its arguments as the tested releases do."""
+    parameters = inspect.signature(forward).parameters
+    if not any(p.kind is p.VAR_POSITIONAL for p in parameters.values()):  # a wrapper that passes everything on
+        require(names, list(parameters)[1:], where)
+
+
+def layer_arguments(decoder: nn.Module) -> Names:
+    """What every layer of `decoder` must be handed."""
+    return (*LAYER, ROTARY) if hasattr(decoder, "rotary_emb") else LAYER
+
+
+def attention_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Query, key, value and mask of a call of the attention function, taken out of `kwargs` where they stand there.
+
+    Raises:
+        RuntimeError: one of them, or the scale that goes with them, has another name.
+    """
+    given = dict(zip(ATTENTION, args, strict=False)) | kwargs
+    require((*ATTENTION, "scaling"), given, "the attention function")
+    query, key, value, mask = (given[name] for name in ATTENTION)
+    for name in ATTENTION:
+        kwargs.pop(name, None)
+    return query, key, value, mask
+
+
+def substitute(config: Any, name: str) -> Any:
+    """A shallow copy of an attention module's `config` that routes it through the attention function `name`."""
+    clone = copy.copy(config)
+    clone._attn_implementation_internal = name
+    if implementation(clone) != name:
+        raise unknown(f"{type(config).__name__} does not take its attention function from _attn_implementation")
+    return clone
 
 
 def query_length(query: int | Tensor) -> int:

@@ -142,6 +142,9 @@ class Step:
     divergence: list[Tensor] = field(default_factory=list)  # fp32 [B, H] per traced layer of this step
     captured: dict[int, Tensor] | None = None  # layer -> head outputs [B, H, D], in a pass without pictures
     captured_rows: Tensor | None = None  # Long[B] rows whose head outputs are captured
+    reached: set[tuple[str, int]] = field(
+        default_factory=set
+    )  # ("layer" | "attention", layer) that ran under our hooks
     memo: dict[Any, Any] = field(default_factory=dict)
 
     def real(self) -> Tensor:

@@ -13,6 +13,7 @@ from . import compat
 from .cache import LogicalCache
 from .context import STEP, Step
 from .outer import OuterArguments, build_context, by_name
+from .unseen import refuse_bypassed, refuse_ungrouped, refuse_unseen
 
 if TYPE_CHECKING:
     from .ledger import Call
@@ -35,7 +36,8 @@ class OpenStep:
         if args:
             kwargs = by_name(self.signature, module, *args, **kwargs)
         arguments, call.outer = call.outer or OuterArguments(None, None, False, False), None
-        embeds = kwargs.get("inputs_embeds")
+        compat.require(compat.DECODER, kwargs, type(module).__name__)
+        embeds = kwargs["inputs_embeds"]
         if embeds is None:
             return
         cache = compat.cache_in(kwargs)
@@ -44,6 +46,10 @@ class OpenStep:
         state = cache._vlmopt if isinstance(cache, LogicalCache) else None
         call.began = past if call.began is None else call.began
         context = build_context(self.session, arguments, call.features, q, past)
+        if context is None:
+            refuse_unseen(call, arguments, q, past)
+        else:
+            refuse_ungrouped(call, arguments)
         if arguments.embeds_only and q > 1:
             call.skip("pruning", "the call passed inputs_embeds without input_ids: visual tokens cannot be located")
         positions = kwargs.get("position_ids")
@@ -93,6 +99,8 @@ class CloseStep:
         STEP.set(None)
         if output is None:
             return None
+        if step.context is not None:
+            refuse_bypassed(step)
         if step.rows:
             commit(step, max(self.session.stage_of))
             output = restore_length(step, self.session.stage_of[-1], output)

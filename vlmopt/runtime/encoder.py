@@ -5,7 +5,6 @@ Only installed for methods that ask. Results lie on the call's `Features`, in th
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from vlmopt.pruning.signals import TwoLayers, VisionAttention, VisionKeys
 
 from .attention import BaseView, Uninstall, base_function, register
+from .compat import attention_arguments, substitute
 from .offload import resident
 
 if TYPE_CHECKING:
@@ -123,12 +123,11 @@ class VisionPlan:
         self.__dict__.update(state)
 
 
-def vision_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
-) -> tuple[Tensor, Tensor | None]:
+def vision_attention(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
     """Delegate to the base kernel, and read what its patches receive."""
     plan = cast("VisionPlan", module._vlmopt_plan)
-    out = base_function(module, plan.base)(BaseView(module, plan.base), query, key, value, attention_mask, **kwargs)
+    query, key, _, _ = given = attention_arguments(args, kwargs)
+    out = base_function(module, plan.base)(BaseView(module, plan.base), *given, **kwargs)
     call = plan.session.running_call()
     if call is None:
         return out
@@ -187,8 +186,7 @@ def install(session: Session, need: VisionAttention | VisionKeys) -> int:
     if plan is None:
         base = module.config
         plan = VisionPlan(session, block, base, has_cls(tower))
-        clone = copy.copy(base)
-        clone._attn_implementation_internal = NAME
+        clone = substitute(base, NAME)
         module._vlmopt_plan = plan
         module.config = clone
         session.undo.append(Uninstall(module, base))

@@ -53,6 +53,7 @@ class LayerHook:
         anatomy = session.anatomy
         self.stage = session.stage_of[layer]
         self.names = list(inspect.signature(type(anatomy.layers[layer]).forward).parameters)[1:]
+        self.required = compat.layer_arguments(anatomy.decoder)
         self.recurrent = bool(anatomy.layer_types) and anatomy.layer_types[layer] in compat.RECURRENT
         rotary = getattr(anatomy.decoder, "rotary_emb", None)
         by_type = rotary is not None and "layer_type" in inspect.signature(type(rotary).forward).parameters
@@ -76,6 +77,8 @@ class LayerHook:
         if step.context is None and step.state is None:
             return None
         given = dict(zip(self.names, args, strict=False)) | kwargs  # some families pass positionally
+        compat.require(self.required, given, f"decoder layer {self.layer}")
+        step.reached.add(("layer", self.layer))
         hidden = given.pop("hidden_states")
         cache = compat.cache_in(given)
         for here in self.cuts:

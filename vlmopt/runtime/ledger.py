@@ -75,6 +75,8 @@ class Call:
     outer: OuterArguments | None = None
     features: Features = field(default_factory=Features)
     contexts: list[VisualContext] = field(default_factory=list)
+    given_images: bool = False  # `generate` was given pixels
+    saw_image: bool = False  # in any of its passes, also in one that began anew since
     cuts: list[Cut] = field(default_factory=list)
     vision: list[tuple[Any, Any]] = field(default_factory=list)
     patches: list[tuple[int, int]] = field(default_factory=list)  # (given, encoded) per run of the tower
@@ -104,6 +106,7 @@ class Call:
         if step.past == 0:  # without a cache every step starts over: the ledger describes the last pass
             self.contexts, self.cuts, self.query_lengths = [], [], []
         if step.context is not None:
+            self.saw_image = True
             self.contexts.append(step.context)
             if not step.context.grouped:
                 self.skip(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MODALITIES = {"image": "get_image_features", "video": "get_video_features"}
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+CARRIERS = ("pixel_values", "mm_encoder_outputs", "image_hidden_states")  # how names of arguments with images begin
 
 
 @dataclass
@@ -31,6 +32,8 @@ class OuterArguments:
     attention_mask2d: Tensor | None
     pixels: bool
     embeds_only: bool
+    encodes: bool = False  # this very forward runs the vision encoder
+    names: tuple[str, ...] = ()  # of all arguments that were given
 
 
 @dataclass
@@ -116,7 +119,8 @@ class OuterHook:
     def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         bound = by_name(self.signature, module, *args, **kwargs) if args else kwargs
         call = self.session.open_forward_call()
-        if any(name.startswith("pixel_values") and value is not None for name, value in bound.items()):
+        encodes = brings_pixels(bound)
+        if encodes:
             call.features.clear()  # this forward encodes by itself, in older releases at every uncached step
             call.patches.clear()
         mask = bound.get("attention_mask")
@@ -126,14 +130,21 @@ class OuterHook:
             attention_mask2d=mask if isinstance(mask, Tensor) and mask.ndim == 2 else None,
             pixels=any(carries_pixels(name, value) for name, value in bound.items()),
             embeds_only=ids is None and bound.get("inputs_embeds") is not None,
+            encodes=encodes,
+            names=tuple(name for name, value in bound.items() if value is not None),
         )
+
+
+def brings_pixels(arguments: Mapping[str, Any]) -> bool:
+    """Whether a call of `generate` or of the outer model brings images that are still to be encoded."""
+    return any(name.startswith("pixel_values") and value is not None for name, value in arguments.items())
 
 
 def carries_pixels(name: str, value: Any) -> bool:
     """Without pixels in the call an image id is only a token, e.g. a candidate of prompt-lookup decoding."""
     if value is None or (isinstance(value, dict) and not value):
         return False
-    return name.startswith("pixel_values") or name in ("mm_encoder_outputs", "image_hidden_states")
+    return name.startswith(CARRIERS)
 
 
 def build_context(

@@ -1,0 +1,187 @@
+"""A release of transformers that names things otherwise is refused; it never answers as if there were no image."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+import vlmopt
+from tests.support.families import FAMILIES, GREEDY, Image
+from tests.support.mechanism import DropByOrdinal
+from tests.support.snapshot import differences, snapshot
+from vlmopt.pruning import FastV
+from vlmopt.runtime import compat
+from vlmopt.runtime.attention import vlmopt_attention
+from vlmopt.runtime.discover import discover
+
+ROOT = Path(__file__).parents[2]
+NAMED = f"transformers {transformers.__version__}: "
+CUT = [DropByOrdinal(layer=2, keep_ratio=0.5)]
+
+
+def model_and_batch(name: str) -> tuple[Any, Any]:
+    return copy.deepcopy(FAMILIES[name].build()), FAMILIES[name].inputs([[4, Image(), 5]])
+
+
+def rename(module: Any, old: str, new: str, *, told: bool) -> None:
+    """`module` as on a release whose callers hand over `old` as `new`; `told` says whether its signature shows it."""
+    cls = type(module)
+    parameters = inspect.signature(cls.forward).parameters
+    names = [new if name == old else name for name in parameters]
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if new in kwargs:
+            kwargs[old] = kwargs.pop(new)
+        return cls.forward(self, *args, **kwargs)
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if old in kwargs:
+            kwargs[new] = kwargs.pop(old)
+        return cls.__call__(self, *args, **kwargs)
+
+    forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [p.replace(name=name if told else p.name) for name, p in zip(names, parameters.values(), strict=True)]
+    )
+    module.__class__ = type(cls.__name__, (cls,), {"forward": forward, "__call__": call, "__module__": cls.__module__})
+
+
+def cache_of(module: Any) -> str:
+    return compat.cache_name(type(module).forward)
+
+
+def part(model: Any, name: str) -> list[Any]:
+    found = discover(model)
+    return {"outer": [found.outer], "decoder": [found.decoder], "layer": found.layers}[name]
+
+
+RENAMED = [
+    ("layer", "cache", "kv"),
+    ("layer", "hidden_states", "hidden"),
+    ("layer", "attention_mask", "mask"),
+    ("layer", "position_embeddings", "rope"),
+    ("decoder", "cache", "kv"),
+    ("decoder", "inputs_embeds", "embeds"),
+    ("decoder", "attention_mask", "mask"),
+    ("decoder", "position_ids", "positions"),
+    ("outer", "pixel_values", "pictures"),
+    ("outer", "input_ids", "tokens"),
+    ("outer", "cache", "kv"),
+]
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize(("where", "old", "new"), RENAMED)
+def test_a_renamed_argument_is_refused_before_anything_is_changed(name, where, old, new):
+    model, _ = model_and_batch(name)
+    for module in part(model, where):
+        rename(module, cache_of(module) if old == "cache" else old, new, told=True)
+    before = snapshot(model)
+    with pytest.raises(RuntimeError, match=re.escape(NAMED)) as caught:
+        vlmopt.optimize(model, CUT)
+    assert type(part(model, where)[0]).__name__ in str(caught.value)
+    assert new in str(caught.value)
+    assert differences(before, snapshot(model)) == []
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize(
+    ("where", "old", "new"),
+    [
+        row
+        for row in RENAMED
+        if row[1] != "hidden_states" and row[:2] not in (("outer", "cache"), ("outer", "input_ids"))
+    ],
+)
+def test_an_argument_that_callers_rename_is_refused_at_the_first_step(name, where, old, new):
+    model, batch = model_and_batch(name)
+    for module in part(model, where):
+        rename(module, cache_of(module) if old == "cache" else old, new, told=False)
+        if old == "pixel_values":
+            rename(module, "mm_encoder_outputs", f"{new}_encoded", told=False)
+    vlmopt.optimize(model, CUT)
+    for run in (model, functools.partial(model.generate, max_new_tokens=2, **GREEDY)):
+        with pytest.raises(RuntimeError, match=re.escape(NAMED)) as caught, torch.no_grad():
+            run(**batch())
+        assert new in str(caught.value)
+
+
+@pytest.mark.parametrize(("old", "new"), [("attention_mask", "mask"), ("scaling", "scale"), ("query", "q")])
+def test_a_renamed_argument_of_the_attention_function_is_refused(old, new, monkeypatch):
+    def called(module: Any, *args: Any, **kwargs: Any) -> Any:
+        given = dict(zip(compat.ATTENTION, args, strict=False)) | kwargs
+        given[new] = given.pop(old)
+        return vlmopt_attention(module, **given)
+
+    model, batch = model_and_batch("llava")
+    vlmopt.optimize(model, [FastV(layer=2, keep_ratio=0.5)])
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "vlmopt", called)
+    with pytest.raises(RuntimeError, match=f"{re.escape(NAMED)}the attention function has no argument {old}"):
+        model.generate(**batch(), max_new_tokens=2, **GREEDY)
+
+
+def test_a_config_that_takes_its_attention_function_from_elsewhere_is_refused(monkeypatch):
+    model, _ = model_and_batch("llava")
+    before = snapshot(model)
+    config = type(discover(model).config)
+    elsewhere = property(lambda self: "sdpa", lambda self, value: None)
+    monkeypatch.setattr(config, "_attn_implementation", elsewhere)
+    with pytest.raises(RuntimeError, match=f"{re.escape(NAMED)}{config.__name__} does not take"):
+        vlmopt.optimize(model, [FastV(layer=2, keep_ratio=0.5)])
+    assert differences(before, snapshot(model)) == []
+
+
+def test_a_decoder_that_runs_around_a_hook_is_refused(monkeypatch):
+    model, batch = model_and_batch("llava")
+    layer = type(discover(model).layers[0])
+    vlmopt.optimize(model, CUT)
+    monkeypatch.setattr(layer, "__call__", lambda self, *args, **kwargs: self.forward(*args, **kwargs))
+    with pytest.raises(RuntimeError, match=f"{re.escape(NAMED)}.* ran around the hooks of layer 2"):
+        model(**batch())
+
+
+def test_images_encoded_elsewhere_are_refused():
+    model, batch = model_and_batch("llava")
+    outer = discover(model).outer
+    encode = type(outer).get_image_features
+    vlmopt.optimize(model, CUT)
+    probe = outer.get_image_features
+    outer.get_image_features = functools.partial(encode, outer)
+    with pytest.raises(RuntimeError, match=f"{re.escape(NAMED)}.* encoded an image without calling get_image_features"):
+        model(**batch())
+    outer.get_image_features = probe
+    with torch.no_grad():
+        model(**batch())
+    assert vlmopt.report(model).skipped == []
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_calls_without_images_stay_quiet(name):
+    model, batch = model_and_batch(name)
+    vlmopt.optimize(model, CUT)
+    text = FAMILIES[name].inputs([[6]])
+    with torch.no_grad():
+        model(**text())
+        said = model.generate(**text(), max_new_tokens=2, **GREEDY)
+        assert "no visual tokens" in str(vlmopt.report(model))
+        first = model.generate(**batch(), max_new_tokens=2, return_dict_in_generate=True, use_cache=True, **GREEDY)
+        told = first.sequences
+        cache = compat.cache_in(dict(first))
+        turn = torch.cat([told, said[:, -3:]], 1)
+        again = {"input_ids": turn, "attention_mask": torch.ones_like(turn), **FAMILIES[name].token_types(turn)}
+        model.generate(**again, past_key_values=cache, max_new_tokens=2, **GREEDY)
+
+
+def test_the_range_of_releases_is_told_alike_everywhere():
+    project, pins = ((ROOT / name).read_text() for name in ("pyproject.toml", "constraints.txt"))
+    major, minor, _ = compat.NEWEST.split(".")
+    assert f'"transformers>={compat.FLOOR},<{major}.{int(minor) + 1}"' in project
+    assert f"\ntransformers=={compat.NEWEST}\n" in pins

@@ -1,0 +1,70 @@
+"""No silent no-op: a call that brings an image must reach the hooks, or raise `RuntimeError`.
+
+On a release of transformers that hands things over by other names or other ways, nothing would be found and the report
+would say that there was nothing to do.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .compat import unknown
+from .outer import CARRIERS, MODALITIES, OuterArguments
+
+if TYPE_CHECKING:
+    from .context import Step
+    from .ledger import Call
+    from .session import Session
+
+
+def refuse_unseen(call: Call, arguments: OuterArguments, length: int, past: int) -> None:
+    """Refuse a chunk of `length` rows behind `past` that found no visual token, though an image came with it."""
+    session, ids, end = call.session, arguments.input_ids, call.prompt_length
+    if arguments.embeds_only or length == 1 or (end is not None and past >= end):
+        return  # the report says so; a generated token; candidates of assisted decoding
+    encoded = bool(call.features.pieces) and not call.saw_image  # a later stream may do without its images
+    if not (arguments.pixels or encoded):
+        return
+    outer = type(session.anatomy.outer).__name__
+    if ids is None:
+        raise unknown(f"{outer} was handed an image, and neither input_ids nor inputs_embeds")
+    if not has_visual(session, ids):
+        return
+    if ids.shape[1] != length:
+        raise unknown(f"{outer} was handed {ids.shape[1]} input_ids, its decoder {length} embeddings")
+    given = ", ".join(arguments.names)
+    raise unknown(f"{outer} was handed an image under none of the names {', '.join(CARRIERS)}, only {given}")
+
+
+def refuse_ungrouped(call: Call, arguments: OuterArguments) -> None:
+    """Refuse visual tokens whose images were encoded in this call, but not where lengths and grids are read."""
+    if (arguments.encodes or call.given_images) and not call.features.pieces:
+        names = " or ".join(MODALITIES.values())
+        raise unknown(f"{type(call.session.anatomy.outer).__name__} encoded an image without calling {names}")
+
+
+def refuse_bypassed(step: Step) -> None:
+    """Refuse a pass over visual tokens that went around a layer or an attention function with work to do."""
+    session = step.call.session
+    planned = {("layer", method.layer) for method in session.selectors}
+    attentions = enumerate(session.anatomy.attentions)
+    planned |= {("attention", layer) for layer, module in attentions if hasattr(module, "_vlmopt_plan")}
+    if missing := sorted(planned - step.reached):
+        what = ", ".join(f"{part} {layer}" for part, layer in missing)
+        raise unknown(f"{type(session.anatomy.decoder).__name__} ran around the hooks of {what}")
+
+
+def refuse_unread(call: Call) -> None:
+    """Refuse a `generate` whose new part of the prompt holds images that no pass of the decoder was handed."""
+    ids = call.prompt_ids
+    if ids is None or call.saw_image or "pruning" in call.skipped or not call.given_images:
+        return
+    if has_visual(call.session, ids[:, call.began or 0 :]):
+        raise unknown(f"generate of {type(call.session.model).__name__} never handed the image to the decoder")
+
+
+def has_visual(session: Session, ids: Tensor) -> bool:
+    return bool(torch.isin(ids, ids.new_tensor(list(session.anatomy.visual_ids))).any())

@@ -51,7 +51,7 @@ def pinned(package: str) -> str:
 
 def promised() -> SpecifierSet:
     """The releases of transformers that the package asks for."""
-    found = re.search(r'"transformers(.+?)"', (ROOT / "pyproject.toml").read_text())
+    found = re.search(r'"transformers([<>=].*?)"', (ROOT / "pyproject.toml").read_text())
     assert found
     return SpecifierSet(found[1])
 

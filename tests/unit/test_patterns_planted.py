@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from tests.support import planted
-from tests.support.kept import L, check, recall_of, visible
+from tests.support.kept import L, check, recall_of, seen, visible
 from tests.unit.test_patterns_grid import found, of
 from vlmopt.kernels.patterns import (
     AShape,
@@ -18,6 +19,8 @@ from vlmopt.kernels.patterns import (
     View,
 )
 from vlmopt.kernels.patterns.boundary import slots_of
+from vlmopt.kernels.patterns.cover import slash_places
+from vlmopt.kernels.patterns.probe import probe_lines
 
 
 def test_planted_verticals_and_slashes_are_found():
@@ -87,3 +90,22 @@ def test_timestamps_of_any_length_hide_the_period_from_positions_only():
     assert recalls[0][0].min() > 0.8
     assert recalls[0][0].min() > recalls[1][0].max() + 0.1
     assert recalls[0][1] < recalls[1][1]
+
+
+@pytest.mark.parametrize("kind", ["noise", "window", "topics", "diagonals"])
+def test_an_open_number_of_distances_is_bounded_by_the_prompt(kind):
+    p = planted.structured(kind, heads=2, length=2048)
+    view = View(p)
+    lines = probe_lines(view, 64)
+    cells = visible(p).sum()
+    for pattern in (VerticalSlash(vertical=30), GridSparse(vertical=30)):
+        kept = seen(p, pattern.build(p)).sum((0, 2, 3))
+        assert bool((kept < 0.5 * cells).all())
+    wanted = VerticalSlash().distances(view, lines[1])
+    counts = wanted.sum(-1)[0].tolist()
+    assert all(n in (100, 200, 400, 800, 1600) for n in counts)
+    for h, n in enumerate(counts):
+        assert torch.equal(wanted[0, h], VerticalSlash(slash=n).distances(view, lines[1])[0, h])
+        places = int(slash_places(wanted, 64)[0, h].sum())
+        assert places <= 2048 / 4 or n == 100
+        assert int(slash_places(VerticalSlash(slash=2 * n).distances(view, lines[1]), 64)[0, h].sum()) > 2048 / 4

@@ -49,7 +49,9 @@ class GridSparse(ViewPattern):
     )
     probe: int = setting(64, "Last rows that are looked at.", "int", min=1)
     vertical: int = setting(1000, "Single keys of a head without a grid.", "int", min=30)
-    slash: int = setting(6096, "Distances of a head without a grid.", "int", min=100)
+    slash: int | None = setting(
+        None, "Distances of a head without a grid; open: as many as `vertical_slash` takes.", "int", min=100
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

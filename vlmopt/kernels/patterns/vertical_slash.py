@@ -17,6 +17,7 @@ from .tables import ENTRIES, csr, glue, runs
 from .view import View, ViewPattern
 
 NEAR = 100  # distances that are always kept
+DOUBLINGS = 6  # of the distances, where their number is open
 
 
 @register("vertical_slash")
@@ -32,7 +33,13 @@ class VerticalSlash(ViewPattern):
     reads = "last rows"
 
     vertical: int = setting(1000, "Single keys, the first ones among them; never fewer than `run`.", "int", min=30)
-    slash: int = setting(6096, "Distances, the last 100 among them.", "int", min=100)
+    slash: int | None = setting(
+        None,
+        "Distances, the last 100 among them; open: 100, 200, 400, up to 6400, the most for which the last row reads at "
+        "most a quarter of its keys.",
+        "int",
+        min=100,
+    )
     probe: int = setting(64, "Last rows that are looked at.", "int", min=1)
 
     def select(self, view: View) -> list[Launch]:
@@ -44,9 +51,24 @@ class VerticalSlash(ViewPattern):
         first = view.first[:, None, None]
         head = (slot >= first) & (slot < first + self.run)
         singles = verticals.masked_fill(head, torch.inf).topk(min(max(self.vertical, self.run), view.width)).indices
-        chosen = slashes.masked_fill(slot < NEAR, torch.inf).topk(min(self.slash, view.width)).indices
-        wanted = torch.zeros_like(slashes, dtype=torch.bool).scatter_(-1, chosen, True)
-        return self._tabulate(view, singles.sort(-1).values, wanted)
+        return self._tabulate(view, singles.sort(-1).values, self.distances(view, slashes))
+
+    def distances(self, view: View, slashes: Tensor) -> Tensor:
+        """Bool[B, H, N]: the kept distances, for given masses."""
+        most = self.slash or NEAR << DOUBLINGS
+        near = torch.arange(view.width, device=slashes.device) < NEAR
+        chosen = slashes.masked_fill(near, torch.inf).topk(min(most, view.width)).indices
+        rank = torch.full_like(slashes, most, dtype=torch.long)
+        rank.scatter_(-1, chosen, torch.arange(chosen.shape[-1], device=rank.device).expand_as(chosen))
+        if self.slash:
+            return rank < self.slash
+        quarter = ((view.limit.amax(-1) + 1 - view.first) / 4)[:, None]
+        wanted = near.expand_as(rank)
+        for doubling in range(1, DOUBLINGS + 1):
+            more = rank < NEAR << doubling
+            read = slash_places(more, self.tile).sum(-1)  # by a tile far down; scattered distances share no runs
+            wanted = wanted | more & (read <= quarter)[..., None]
+        return wanted
 
     def _tabulate(self, view: View, singles: Tensor, slashes: Tensor) -> Launch:
         """Runs and columns of every tile from key slots Long[B, H, C], ascending, and distances Bool[B, H, N]."""

@@ -10,9 +10,9 @@ from typing import Any
 from tqdm import tqdm
 
 from common import RESULTS
+from vlmopt.synthetic.asked import SIZES, SIZES_OF
 from vlmopt.synthetic.hallucination import DEGRADATIONS, DESCRIBE, HabitWorld, hallucination
 from vlmopt.synthetic.polling import SPLITS, Poll, pope
-from vlmopt.training.evaluate import SIZES, SIZES_OF
 
 FIRST_SEED = 620_000_000  # training uses 1e9 and up, calibration 4e8, the model cards 5e8, pruning 6.11e8
 BLOCK_SEEDS = 100_000

@@ -40,7 +40,8 @@ from vlmopt.pruning import Projector, Selector, VisionAttention, VisionKeys
 from vlmopt.pruning.padding import square_padding
 from vlmopt.pruning.trend import fit_exponential
 from vlmopt.synthetic import Question, World, scene, screen
-from vlmopt.training.evaluate import SIZES, SIZES_OF, correct
+from vlmopt.synthetic.asked import SIZES, SIZES_OF
+from vlmopt.training.evaluate import correct
 
 KEEP = (0.22, 0.11, 0.056)
 # What is asked, in turn: the kinds with short answers.

@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from vlmopt.cli.main import main
-from vlmopt.evaluation.data import Source, load_data
+from vlmopt.evaluation.data import Source
+from vlmopt.evaluation.loading import load_data
 from vlmopt.synthetic.web import screenspot as spot
 from vlmopt.synthetic.web.catalogue import HELD_OUT, PAGES, TRAIN, template
 from vlmopt.synthetic.web.fill import Filled, fill

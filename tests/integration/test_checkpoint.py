@@ -14,7 +14,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import vlmopt
 from vlmopt.checkpoints import HERE, bundled, load_checkpoint
-from vlmopt.training.evaluate import SIZES, SIZES_OF, answer_all, correct, one_of_each_kind, wilson
+from vlmopt.synthetic.asked import SIZES, SIZES_OF, one_of_each_kind
+from vlmopt.training.evaluate import answer_all, correct, wilson
 
 CLASSES = {"tiny-qwen": "Qwen2_5_VLForConditionalGeneration", "tiny-llava": "LlavaForConditionalGeneration"}
 BYTES = {"tiny-qwen": 16_000_000, "tiny-llava": 12_000_000}

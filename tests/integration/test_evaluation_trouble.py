@@ -19,8 +19,8 @@ from tests.support.broken import broken_tiff
 from tests.support.fixtures.evaluation import answers, lines, manifest_file, plain_picture, settings
 from vlmopt.evaluation import evaluate as module
 from vlmopt.evaluation import runner
-from vlmopt.evaluation.data import load_data
 from vlmopt.evaluation.evaluate import evaluate
+from vlmopt.evaluation.loading import load_data
 from vlmopt.evaluation.processes import Processes, lock, processes
 from vlmopt.evaluation.records import Record, Writer, read
 from vlmopt.evaluation.summary import summarize

@@ -22,15 +22,15 @@ from tests.support.stock import save_checkpoint
 from vlmopt.checkpoints import HERE
 from vlmopt.checkpoints.processor import build_processor
 from vlmopt.cli.main import main
+from vlmopt.focusui import run as module
+from vlmopt.focusui.examples import Example, Mixed, Screens, examples
+from vlmopt.focusui.loop import Loop
+from vlmopt.focusui.prompts import IGNORE, prompts
+from vlmopt.focusui.run import Settings, Training
+from vlmopt.focusui.watch import look, watched
 from vlmopt.prompt import placed
 from vlmopt.pruning import FocusUI
 from vlmopt.synthetic.web.render import find_browser
-from vlmopt.training.focusui import run as module
-from vlmopt.training.focusui.examples import Example, Mixed, Screens, examples
-from vlmopt.training.focusui.loop import Loop
-from vlmopt.training.focusui.prompts import IGNORE, prompts
-from vlmopt.training.focusui.run import Settings, Training
-from vlmopt.training.focusui.watch import look, watched
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl", "llava")
 TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from vlmopt.synthetic import World, screen
+from vlmopt.synthetic.web.stored import Windows, make
 from vlmopt.synthetic.words import FIRST_SLOT
 from vlmopt.training.data import Packer, Share
 from vlmopt.training.language import Reader
@@ -19,7 +20,6 @@ from vlmopt.training.tower import dense_loss
 from vlmopt.training.type import TypeStage
 from vlmopt.training.vocabulary import build_tokenizer
 from vlmopt.training.web import WebStage
-from vlmopt.training.windows import Windows, make
 
 SMALL = {(168, 168): 1.0}
 

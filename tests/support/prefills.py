@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import normalize
 
-from vlmopt.kernels.patterns.base import Prefill
+from vlmopt.kernels.patterns.prefill import Prefill
 from vlmopt.kernels.sparse_attention import run_plan
 from vlmopt.kernels.sparse_attention.reference import expand
 

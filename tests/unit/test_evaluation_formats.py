@@ -20,7 +20,8 @@ from tests.support.fixtures.evaluation import (
     screenspot_file,
 )
 from vlmopt.evaluation.boxes import CONVENTIONS, corners
-from vlmopt.evaluation.data import Data, Source, load_data
+from vlmopt.evaluation.data import Data, Source
+from vlmopt.evaluation.loading import load_data
 from vlmopt.synthetic.hallucination import DEGRADATIONS
 from vlmopt.synthetic.writing import write as write_worlds
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from vlmopt.metrics import chair, is_yes, phrases, pope_scores
+from vlmopt.synthetic.asked import SIZES, SIZES_OF
 from vlmopt.synthetic.hallucination import (
     ALIKE_COLOURS,
     ALIKE_SHAPES,
@@ -22,7 +23,6 @@ from vlmopt.synthetic.hallucination import (
 )
 from vlmopt.synthetic.polling import SPLITS, poll, pope
 from vlmopt.synthetic.words import CELL
-from vlmopt.training.evaluate import SIZES, SIZES_OF
 from vlmopt.training.vocabulary import build_tokenizer, word_id
 
 LEXICON = phrases(classes(), "classes of the pictures")

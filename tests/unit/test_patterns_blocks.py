@@ -10,10 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support.prefills import LAYOUTS, layer, mask_of, masked, run, visible
 from vlmopt.kernels.patterns import registry
-from vlmopt.kernels.patterns.base import Prefill
 from vlmopt.kernels.patterns.flex_prefill import FlexPrefill
 from vlmopt.kernels.patterns.minference_blocks import MInferenceBlocks
 from vlmopt.kernels.patterns.pbs_attn import PBSAttn
+from vlmopt.kernels.patterns.prefill import Prefill
 from vlmopt.kernels.patterns.proxy_attn import ProxyAttn
 from vlmopt.kernels.patterns.psa import PSA
 from vlmopt.kernels.patterns.x_attention import XAttention

@@ -31,8 +31,8 @@ def habits(model_type: str, count: int, first_seed: int) -> Described:
     """Generated scenes in which habit and picture disagree, of every degradation, as often as in evaluations."""
     from ..evaluation.formats.worlds import COMPANY
     from ..metrics import phrases
+    from ..synthetic.asked import SIZES, SIZES_OF
     from ..synthetic.hallucination import DEGRADATIONS, DESCRIBE, classes, hallucination
-    from ..training.evaluate import SIZES, SIZES_OF
 
     sizes = SIZES_OF.get(model_type, SIZES)
 
@@ -52,8 +52,9 @@ def annotated(files: Sequence[str], images: str | None, synonyms: str | None, co
     Raises:
         ValueError, OSError: it cannot be read, or holds no captions of pictures whose objects are known.
     """
-    from ..evaluation.data import Source, load_data
+    from ..evaluation.data import Source
     from ..evaluation.formats import worlds
+    from ..evaluation.loading import load_data
 
     if any(map(worlds.is_name, files)):
         raise ValueError(f"--data {' '.join(files)}: generated pictures are described without --data")

@@ -203,7 +203,7 @@ def pictures(
             yield load_image(path).image, options.question
         return
     from ..synthetic import scene, screen
-    from ..training.evaluate import SIZES, SIZES_OF
+    from ..synthetic.asked import SIZES, SIZES_OF
 
     sizes = SIZES_OF.get(loaded.model.config.model_type, SIZES)
     for number in range(start, total):

@@ -38,8 +38,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(options: argparse.Namespace) -> None:
-    """Train; several processes: `accelerate launch --num_processes N -m vlmopt.cli train-focusui ...`."""
-    from ..training.focusui.run import Settings, train
+    """Train; several processes: `accelerate launch --num_processes N -m vlmopt train-focusui ...`."""
+    from ..focusui.run import Settings, train
 
     settings = Settings(
         model=options.model,

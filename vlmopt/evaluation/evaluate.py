@@ -17,9 +17,10 @@ from ..loading import Loaded, _config, check_device, check_name, load
 from ..metrics.clicks import UNITS
 from ..metrics.pope import PARSERS
 from ..policy import Policy
-from .data import Data, Source, load_data
+from .data import Data, Source
 from .environment import environment
 from .generation import decoding
+from .loading import load_data
 from .processes import Processes, locked, processes
 from .prompts import POINT_PROMPTS, Asking
 from .recording import Recorder, maps_left

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .patterns.base import Prefill
 from .patterns.blocks import products
+from .patterns.prefill import Prefill
 from .sparse_attention import run_plan
 from .sparse_attention.index import Keys, Launch, tile_count
 from .yardsticks import causal_cells

@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from .metrics import kept_cells, recall, sample_rows
-from .patterns.base import Prefill, blocks_to_index
+from .patterns.base import blocks_to_index
 from .patterns.blocks import block_grid
+from .patterns.prefill import Prefill
 from .sheet import Panel, sheet
 from .sparse_attention.index import Launch
 

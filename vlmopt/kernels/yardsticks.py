@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .patterns.base import Prefill, blocks_to_index, tile_span
+from .patterns.base import blocks_to_index, tile_span
 from .patterns.blocks import block_grid, by_block, ranked, spread
+from .patterns.prefill import Prefill
 from .patterns.probe import probe_rows
 from .sparse_attention.index import Launch, tile_count
 

@@ -3,8 +3,9 @@
 from .chair import Chair, chair
 from .coco import coco_lexicon
 from .intervals import Interval, McNemar, mcnemar, mean_interval, paired_difference, ratio_interval, wilson
-from .lexicon import Lexicon, load_synonyms, phrases
+from .lexicon import Lexicon, phrases
 from .pope import Pope, is_yes, mean_of_splits, pope_fractions, pope_scores
+from .synonyms import load_synonyms
 from .text import TextState, text_state
 
 __all__ = [

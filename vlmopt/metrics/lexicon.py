@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
-REFERENCE_SHA256 = "b685537b36fe21b791c87151b96a991ceb582edff19f3da204dcc7a7905502f2"
 IRREGULAR = {
     "men": "man", "women": "woman", "people": "person", "children": "child", "mice": "mouse", "knives": "knife",
     "geese": "goose", "calves": "calf", "loaves": "loaf", "feet": "foot", "teeth": "tooth", "oxen": "ox",
@@ -80,23 +77,3 @@ def phrases(names: Iterable[str], source: str) -> Lexicon:
         raise ValueError(f"names have one or two words, got {long}")
     pairs = {(words[0], words[1]): " ".join(words) for words in split if len(words) == 2}
     return Lexicon({name: name for name in names}, pairs, source)
-
-
-def load_synonyms(path: str | Path) -> Lexicon:
-    """CHAIR's table from a file of one's own: a line per object, the canonical name first, then synonyms.
-
-    Entries are split at ", " and kept as they are, so that those of the reference table which can never match do not
-    start to. Pairs of words and exclusions are those of `coco_lexicon`.
-
-    Raises:
-        ValueError: the file holds no names.
-    """
-    from .coco import EXCLUSIONS, PAIRS
-
-    content = Path(path).read_bytes()
-    rows = [line.rstrip("\r").split(", ") for line in content.decode("utf-8").split("\n") if line.strip()]
-    if not rows:
-        raise ValueError(f"{str(path)!r} holds no names: expected lines such as 'couch, sofa'")
-    known = hashlib.sha256(content).hexdigest() == REFERENCE_SHA256
-    source = "reference table" if known else f"{Path(path).name}, not the reference table"
-    return Lexicon({word: row[0] for row in rows for word in row}, PAIRS, source, EXCLUSIONS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,8 @@ from tqdm import tqdm
 from vlmopt.checkpoints import load_checkpoint
 from vlmopt.metrics import wilson
 from vlmopt.prompt import chat
-from vlmopt.synthetic import Question, World, scene, screen
-
-SIZES = ((224, 224), (224, 224), (280, 196), (196, 280))  # half of the pictures are square
-# Pictures that a checkpoint pads to squares are asked about in shapes that need it, by model type.
-SIZES_OF = {"llava": ((224, 168), (168, 224), (224, 140), (140, 224), (224, 112), (112, 224))}
-FIRST_SEED = 500_000_000  # training pictures have seeds from 1 000 000 000 on
+from vlmopt.synthetic import Question, World
+from vlmopt.synthetic.asked import SIZES, SIZES_OF, one_of_each_kind
 
 
 def answer_all(model: Any, processor: Any, asked: Sequence[tuple[World, Question]], batch: int = 16) -> list[str]:
@@ -46,19 +42,6 @@ def correct(question: Question, answer: str) -> bool:
     x, y = (int(part) for part in parts)
     x0, y0, x1, y1 = question.box
     return x0 <= x < x1 and y0 <= y < y1
-
-
-def one_of_each_kind(
-    pictures: int, first_seed: int = FIRST_SEED, sizes: Sequence[tuple[int, int]] = SIZES
-) -> Iterator[tuple[World, Question]]:
-    """One question of every kind that fits from each of `pictures` scenes and as many screens, `sizes` in turn."""
-    for number in range(pictures):
-        for draw in (scene, screen):
-            world = draw(first_seed + number, sizes[number % len(sizes)], questions=40)
-            first = {}
-            for question in world.questions:
-                first.setdefault(question.kind, question)
-            yield from ((world, question) for question in first.values())
 
 
 def measure(model: Any, processor: Any, pictures: int, batch: int = 16) -> dict[str, dict[str, Any]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,26 +12,14 @@ import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
+from vlmopt.focusui.schedule import Schedule
+
 SAVE_EVERY = 120.0  # seconds
 LOG_EVERY = 25  # steps
 TABLE_RATE = 0.5  # rate of a CLIP tower's embeddings to the others'; at the full rate pixels drown the positions
 
 Counts = dict[str, tuple[float, float]]  # name -> (right, of)
 Marked = tuple[torch.Tensor, Counts]  # a loss and what was right
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Linear warm-up, a constant rate, then a linear fall to zero over the last `cooldown` fraction of the steps."""
-
-    steps: int
-    rate: float
-    warmup: int = 60
-    cooldown: float = 0.25
-
-    def __call__(self, step: int) -> float:
-        left = (self.steps - step) / max(1.0, self.cooldown * self.steps)
-        return self.rate * min(1.0, (step + 1) / self.warmup, max(left, 0.0))
 
 
 class Loop:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from vlmopt.synthetic.web.stored import Windows
+
 from .data import Packer, Share
 from .loop import Marked
 from .tower import look
 from .web import of_windows
-from .windows import Windows
 
 SIZE = (224, 224)
 DRAWN = 1 / 6  # fraction of the pictures that are scenes and screens

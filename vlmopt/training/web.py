@@ -12,13 +12,13 @@ import torch
 
 from vlmopt.synthetic import World
 from vlmopt.synthetic.hallucination import DEGRADATIONS, hallucination
+from vlmopt.synthetic.web.stored import Windows
 
 from .data import FIRST_TRAINING_SEED, Packer, Share
 from .joint import DENSE_WEIGHT, FULL
 from .language import Reader
 from .loop import Counts, Marked
 from .tower import look
-from .windows import Windows
 
 PRUNED = 0.5  # fraction of batches that are short of visual tokens
 WEB, HABIT = 0.5, 1 / 6  # fractions of the pictures; the rest are drawn scenes and screens

@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from vlmopt.synthetic.web.stored import Windows, make, windows
+
 from .architecture import Architecture
 from .data import Packer, Share
 from .export import export
@@ -31,7 +33,6 @@ from .tower import TowerStage
 from .type import SIZE, TypeStage
 from .vocabulary import build_tokenizer
 from .web import WebStage
-from .windows import Windows, make, windows
 
 SEED = 0
 ARCHITECTURES: dict[str, Architecture] = {"qwen": QWEN, "llava": LLAVA}

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from ...metrics import phrases
 from ...synthetic import Question, World
+from ...synthetic.asked import SIZES, SIZES_OF, one_of_each_kind
 from ...synthetic.hallucination import DEGRADATIONS, DESCRIBE, HabitWorld, class_of, classes, hallucination
 from ...synthetic.polling import SPLITS, pope
-from ...training.evaluate import SIZES, SIZES_OF, one_of_each_kind
 from ..data import Data, Sample, Source
 from .files import Entry
 from .manifest import WORLD_KINDS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .a_shape import AShape
-from .base import Pattern, Prefill, register, registry
+from .base import Pattern, register, registry
 from .boundary_2d import Boundary2D
 from .dense import DensePattern
 from .flex_prefill import FlexPrefill
@@ -11,6 +11,7 @@ from .grid import GridSparse
 from .min_p import MinP
 from .minference_blocks import MInferenceBlocks
 from .pbs_attn import PBSAttn
+from .prefill import Prefill
 from .proxy_attn import ProxyAttn
 from .psa import PSA
 from .q_boundary import QBoundary

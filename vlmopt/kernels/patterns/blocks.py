@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..sparse_attention.index import tile_count
-from .base import SINKS, Prefill, tile_span
+from .base import tile_span
+from .prefill import SINKS, Prefill
 
 SCORES = 2**27  # bytes of fp32 scores at a time, where they are finer than blocks
 

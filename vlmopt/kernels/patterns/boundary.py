@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..sparse_attention.index import Launch, SparseIndex
-from .base import Pattern, Prefill
+from .base import Pattern
+from .prefill import Prefill
 from .tables import glue
 from .view import ViewPattern, tiled
 

@@ -9,10 +9,11 @@ from torch import Tensor
 from vlmopt.core import setting
 
 from ..sparse_attention.index import Launch
-from .base import Pattern, Prefill, register
+from .base import Pattern, register
 from .boundary import CLASSES, check_parts, slots_of
 from .dense import DensePattern
 from .grid import GridSparse
+from .prefill import Prefill
 from .vertical_slash import VerticalSlash
 from .view import View, ViewPattern
 

@@ -11,8 +11,9 @@ from torch.nn.functional import pad
 from vlmopt.core import setting
 
 from ..sparse_attention.index import Launch, tile_count
-from .base import Pattern, Prefill, blocks_to_index, register, tile_span
+from .base import Pattern, blocks_to_index, register, tile_span
 from .blocks import block_grid, by_block, by_mass, by_rank, pool_keys, pool_rows
+from .prefill import Prefill
 from .probe import offset_mass, probe_rows
 from .view import View
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from vlmopt.core import setting
 
 from ..sparse_attention.index import Launch
-from .base import Pattern, Prefill, blocks_to_index, register
+from .base import Pattern, blocks_to_index, register
 from .blocks import block_grid, by_rank, pool_keys, pool_rows
+from .prefill import Prefill
 
 
 @register("minference_blocks")

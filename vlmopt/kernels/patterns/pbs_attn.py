@@ -11,8 +11,9 @@ from torch.nn.functional import pad
 from vlmopt.core import setting
 
 from ..sparse_attention.index import Launch, tile_count
-from .base import SINKS, Pattern, Prefill, blocks_to_index, register, tile_span
+from .base import Pattern, blocks_to_index, register, tile_span
 from .blocks import beyond_sink, block_grid, by_mass, padding_free, pool_rows
+from .prefill import SINKS, Prefill
 from .probe import probe_rows
 
 

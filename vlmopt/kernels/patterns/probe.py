@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .base import SINKS, Prefill
+from .prefill import SINKS, Prefill
 from .view import View
 
 ENTRIES = 2**25  # fp32 logits at a time

@@ -11,8 +11,9 @@ from torch.nn.functional import pad
 from vlmopt.core import setting
 
 from ..sparse_attention.index import Launch, tile_count
-from .base import Pattern, Prefill, blocks_to_index, register
+from .base import Pattern, blocks_to_index, register
 from .blocks import block_grid, by_block, by_mass, by_rank, chunks
+from .prefill import Prefill
 from .probe import probe_rows
 
 

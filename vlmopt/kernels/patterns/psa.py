@@ -12,8 +12,9 @@ from torch.nn.functional import cosine_similarity, pad
 from vlmopt.core import setting
 
 from ..sparse_attention.index import Keys, Launch, tile_count
-from .base import Pattern, Prefill, blocks_to_index, register, tile_span
+from .base import Pattern, blocks_to_index, register, tile_span
 from .blocks import before_in_order, block_grid, pool, spread
+from .prefill import Prefill
 from .x_attention import antidiagonal_share
 
 LEVELS = (1, 2, 4, 8)  # keys that one stands for

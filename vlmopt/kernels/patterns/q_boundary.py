@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..sparse_attention.index import Launch
-from .base import Pattern, Prefill, register
+from .base import Pattern, register
 from .boundary import CLASSES, check_parts, join_rows, slots_of
 from .dense import DensePattern
+from .prefill import Prefill
 from .vertical_slash import VerticalSlash
 from .view import View, ViewPattern
 

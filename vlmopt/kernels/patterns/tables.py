@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..sparse_attention.index import SparseIndex, tile_count
-
-if TYPE_CHECKING:
-    from .base import Prefill
+from .prefill import Prefill
 
 Columns = tuple[Tensor, Tensor]  # col_ptr, col_idx
 ENTRIES = 2**25  # entries of a mask at a time

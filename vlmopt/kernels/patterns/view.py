@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..sparse_attention.index import Launch, SparseIndex
-from .base import Pattern, Prefill
+from .base import Pattern
+from .prefill import Prefill
 from .tables import Columns
 
 

@@ -11,8 +11,9 @@ from torch.nn.functional import pad
 from vlmopt.core import setting
 
 from ..sparse_attention.index import Launch, tile_count
-from .base import Pattern, Prefill, blocks_to_index, register
+from .base import Pattern, blocks_to_index, register
 from .blocks import block_grid, by_mass, chunks, key_real, padding_free, products
+from .prefill import Prefill
 
 
 @register("x_attention")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..loop import Schedule
+from .schedule import Schedule
 
 LOG_EVERY = 25  # steps
 CLIP = 1.0  # largest norm of all gradients together

@@ -11,14 +11,14 @@ from typing import Any
 
 from PIL import Image
 
-from vlmopt.evaluation.data import Sample, Source, load_data
+from vlmopt.evaluation.data import Sample, Source
+from vlmopt.evaluation.loading import load_data
 from vlmopt.evaluation.prompts import POINT_PROMPTS
 from vlmopt.media import load_image
 from vlmopt.metrics.clicks import UNITS, WHOLE
 from vlmopt.synthetic import Question, World, scene, screen
+from vlmopt.synthetic.asked import SIZES, SIZES_OF
 from vlmopt.synthetic.words import CELL
-
-from ..evaluate import SIZES, SIZES_OF
 
 FIRST_SEED = 2_000_000_000  # of generated screens; smaller ones are left to other trainings, tests and measurements
 CLICKS = 0.5  # fraction of examples that click where questions of other kinds are wanted, too
@@ -126,7 +126,7 @@ class Stored(Examples):
     """Windows of training pages that lie rendered in a directory (`training.windows.make`)."""
 
     def __init__(self, seed: int, directory: Path) -> None:
-        from ..windows import Windows
+        from vlmopt.synthetic.web.stored import Windows
 
         names = [path.stem for path in sorted(directory.glob("*x*.json"))]
         if not names:

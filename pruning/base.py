@@ -171,31 +171,40 @@ class Selector(Configured, ABC):
 
     @abstractmethod
     def pick(self, tokens: VisualTokens, k: int) -> Selection:
-        """Choose k of the n tokens of one segment, 1 <= k <= n; padding and structural tokens are already left out."""
+        """Choose k of the n tokens of one segment, 1 <= k <= n.
+
+        Padding, structural tokens and those that are held are already left out.
+        """
 
     def select(self, tokens: VisualTokens) -> Selection:
         """Choose min(budget(tokens.total), valid tokens) of the current tokens of one sample.
 
-        Structural tokens (row separators) are never scored and come last, after every valid patch.
+        Held tokens are never scored: they stay, inside the budget and their segment's share of it, and beyond the
+        budget only where it does not reach for them. Structural tokens (row separators) come last, after every valid
+        patch.
         """
-        structural = tokens.structural
-        valid = valid_cells(tokens, self.padding, self.padded)
-        content = (~structural if valid is None else valid & ~structural).nonzero()[:, 0]
-        k = min(self.budget(tokens.total), len(tokens) if valid is None else len(content) + int(structural.sum()))
+        structural, valid = tokens.structural, valid_cells(tokens, self.padding, self.padded)
+        held = torch.zeros_like(structural) if tokens.held is None else tokens.held
+        content = ((~structural if valid is None else valid & ~structural) | held).nonzero()[:, 0]
+        rest, fixed = (structural & ~held).nonzero()[:, 0], held.nonzero()[:, 0]
+        k = min(self.budget(tokens.total), len(tokens) if valid is None else len(content) + len(rest))
+        k = max(k, len(fixed))
         parts: list[tuple[Tensor, Selection]] = []
         if len(content):
             pool = tokens if len(content) == len(tokens) else tokens.subset(content)
             split = segments(pool, self.segment, self.allocation)
-            shares = allocate(pool, split, min(k, len(pool)), self.allocation, self.min_per_segment)
-            for index, share in zip(split, shares, strict=True):
-                if share:
-                    part = pool if len(index) == len(pool) else pool.subset(index)
+            owed = [int(held[content[index]].sum()) if len(fixed) else 0 for index in split]
+            shares = allocate(pool, split, min(k, len(pool)), self.allocation, self.min_per_segment, owed)
+            for index, share, own in zip(split, shares, owed, strict=True):
+                if share > own:
+                    free = index[~held[content[index]]] if own else index
+                    part = pool if len(free) == len(pool) else pool.subset(free)
                     whole = share == len(index) and not self.adaptive
-                    every = torch.arange(len(index), device=index.device)
-                    parts.append((content[index], Selection(every) if whole else self.pick(part, share)))
-        rest = structural.nonzero()[:, 0][: max(k - len(content), 0)]
+                    every = torch.arange(len(free), device=free.device)
+                    parts.append((content[free], Selection(every) if whole else self.pick(part, share - own)))
+        others = torch.cat([fixed, rest[: max(k - len(content), 0)]])
         stats = {} if valid is None else {"padding": int((~valid & ~structural).sum())}
-        return join(parts, rest, len(tokens), stats)
+        return join(parts, others, len(tokens), stats)
 
 
 @dataclass(frozen=True, kw_only=True)

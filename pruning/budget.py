@@ -28,18 +28,21 @@ def share(counts: Sequence[int], budget: int) -> list[int]:
     return apportion(counts, budget, counts, 1)
 
 
-def apportion(weights: Sequence[float], budget: int, caps: Sequence[int], least: int) -> list[int]:
+def apportion(
+    weights: Sequence[float], budget: int, caps: Sequence[int], least: int, held: Sequence[int] | None = None
+) -> list[int]:
     """Whole parts in proportion to `weights` >= 0: largest remainders, ties to the earlier part.
 
-    Sums to min(budget, sum(caps)); part i lies within min(least, caps[i])..caps[i]. Where the budget does not reach for
-    every minimum, heavier parts get theirs first.
+    Sums to min(budget, sum(caps)); part i lies within max(min(least, caps[i]), held[i])..caps[i]. Where the budget does
+    not reach for every minimum, each part gets what it holds, then heavier parts get their minimum first.
     """
     budget = min(budget, sum(caps))
-    floors = [min(least, cap) for cap in caps]
+    held = held or [0] * len(caps)
+    floors = [max(min(least, cap), own) for cap, own in zip(caps, held, strict=True)]
     if sum(floors) >= budget:
-        parts = [0] * len(caps)
+        parts = list(held)
         for i in sorted(range(len(caps)), key=lambda i: (-weights[i], i)):
-            parts[i] = min(floors[i], budget - sum(parts))
+            parts[i] = min(floors[i], parts[i] + budget - sum(parts))
         return parts
     fixed: dict[int, int] = {i: 0 for i, cap in enumerate(caps) if not cap}
     while True:  # parts that would leave their bounds are pinned to them, and the others share what is left
@@ -68,14 +71,25 @@ def segments(tokens: VisualTokens, kind: str, allocation: str) -> list[Tensor]:
     return list(of.sort(stable=True).indices.split(sizes))
 
 
-def allocate(tokens: VisualTokens, split: Sequence[Tensor], k: int, allocation: str, least: int) -> list[int]:
-    """k tokens shared among the segments `split`; never by attention, whose recency would favour the last segment."""
+def allocate(
+    tokens: VisualTokens,
+    split: Sequence[Tensor],
+    k: int,
+    allocation: str,
+    least: int,
+    held: Sequence[int] | None = None,
+) -> list[int]:
+    """k tokens shared among the segments `split`; never by attention, whose recency would favour the last segment.
+
+    held: tokens that each segment has to get, at most k of them.
+    """
     sizes = [len(index) for index in split]
     if len(split) == 1:
         return [min(k, sizes[0])]
     if allocation == "first_whole":
-        first = min(k, sizes[0])
-        return [first, *apportion(sizes[1:], k - first, sizes[1:], least)]
+        held = held or [0] * len(split)
+        first = min(k - sum(held[1:]), sizes[0])
+        return [first, *apportion(sizes[1:], k - first, sizes[1:], least, held[1:])]
     if allocation == "temporal_change":
         change = temporal_change(tokens)
         weights: Sequence[float] = [float(x) for x in torch.stack([change[index].sum() for index in split]).tolist()]
@@ -83,7 +97,7 @@ def allocate(tokens: VisualTokens, split: Sequence[Tensor], k: int, allocation: 
         weights = distinctiveness(tokens, split)
     else:
         weights = [1.0] * len(split) if allocation == "equal" else sizes
-    return apportion(weights, k, sizes, least)
+    return apportion(weights, k, sizes, least, held)
 
 
 def temporal_change(tokens: VisualTokens) -> Tensor:

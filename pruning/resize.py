@@ -54,17 +54,31 @@ class Resize(Selector):
         return target_grid(h, w, max(kept_tokens(t * h * w, self.keep_ratio, None) // t, 1))
 
     def pick(self, tokens: VisualTokens, k: int) -> Selection:
-        """The cells whose features the tower really made; how many follows from the grids."""
+        raise NotImplementedError("the grids decide which cells stay")
+
+    def select(self, tokens: VisualTokens) -> Selection:
+        """The cells whose features the tower really made; how many follows from the grids.
+
+        A held cell takes the place of the one that stands for its block, whose features it shows, too; several held
+        cells of one block all stay.
+        """
+        coords, held = tokens.coords, tokens.held
         keep = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.item.device)
         for item in tokens.item.unique().tolist():
             mine, grid = tokens.item == item, tokens.grids[item]
-            if grid is None or not bool((tokens.coords[mine] >= 0).all()):
+            if grid is None or not bool((coords[mine] >= 0).all()):
                 raise ValueError(f"{self.label}: picture {item} has no known patch grid, so it cannot be resized")
             _, h, w = grid
-            cells = grid_cells(h, w, *self.grid(*grid)).to(tokens.coords.device)
-            keep |= mine & torch.isin(tokens.coords[:, 1] * w + tokens.coords[:, 2], cells)
-        index = keep.nonzero()[:, 0]
-        return Selection(index, stats={"requested": k, "actual": len(index)})
+            cells = grid_cells(h, w, *self.grid(*grid)).to(coords.device)
+            cell, frame = coords[:, 1] * w + coords[:, 2], coords[:, 0] * h * w
+            keep |= mine & torch.isin(cell, cells)
+            if held is not None:
+                own = mine & held
+                block = block_of(h, w, *self.grid(*grid)).to(coords.device)[cell[own]]
+                keep &= ~(mine & torch.isin(frame + cell, frame[own] + cells[block])) | own
+        index = (keep if held is None else keep | held).nonzero()[:, 0]
+        requested = min(self.budget(tokens.total), len(tokens))
+        return Selection(index, stats={"requested": requested, "actual": len(index)})
 
 
 def target_grid(h: int, w: int, budget: int) -> tuple[int, int]:
@@ -98,6 +112,12 @@ def grid_cells(h: int, w: int, h2: int, w2: int) -> Tensor:
         raise ValueError(f"a coarse grid of {h2} x {w2} does not fit into {h} x {w}")
     rows, columns = torch.tensor(strided(h, h2)), torch.tensor(strided(w, w2))
     return (rows[:, None] * w + columns).flatten()
+
+
+def block_of(h: int, w: int, h2: int, w2: int) -> Tensor:
+    """Long[h * w]: the coarse cell, of h2 * w2, in which each cell of a grid lies."""
+    rows, columns = ((2 * torch.arange(n) + 1) * k // (2 * n) for n, k in ((h, h2), (w, w2)))
+    return (rows[:, None] * w2 + columns).flatten()
 
 
 def resize_patches(

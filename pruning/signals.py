@@ -92,7 +92,8 @@ class HiddenStates(TokenSignal):
 class Activations(TokenSignal):
     """Gated feed-forward activations act(W_g x) * (W_u x) of decoder layer `layer`.
 
-    of="visual": [n, m] of the current visual tokens; of="text": [R, m] of all real text rows of the prompt.
+    of="visual": [n, m] of the current visual tokens; of="text": [R, m] of all real text rows of the prompt (of the last
+    chunk, where it is prefilled in chunks), never of generated tokens.
     """
 
     layer: int

@@ -24,6 +24,9 @@ class VisualTokens:
     signals: Mapping[Signal, Any]
     seed: int  # the policy's seed
     lengths: tuple[int, ...] = ()  # tokens of each span before any pruning; () means one span of N
+    held: Tensor | None = (
+        None  # Bool[n]: tokens that have to stay, since a prediction is read off their row; None: none
+    )
 
     def __len__(self) -> int:
         return len(self.ordinal)
@@ -54,6 +57,7 @@ class VisualTokens:
             ordinal=self.ordinal[index],
             item=self.item[index],
             coords=self.coords[index],
+            held=None if self.held is None else self.held[index],
             signals={signal: signal.subset(value, index) for signal, value in self.signals.items()},
         )
 
@@ -65,7 +69,7 @@ class Written:
     A written slot keeps its position, and is no longer a patch (nothing is added to it by DeepStack).
     """
 
-    slots: Tensor  # Long[e] indices into the current tokens, all of them in `keep`
+    slots: Tensor  # Long[e] indices into the current tokens, all of them in `keep`, none of them held
     embeds: Tensor  # [e, d] in the space of the hidden states at the cut
     origin: Tensor  # Long[n] the slot into which each current token was merged; -1 where none
     kind: str = "merged"  # "merged" | "cls"
@@ -75,7 +79,7 @@ class Written:
 class Selection:
     """Which of the current tokens stay."""
 
-    keep: Tensor  # Long[k], sorted, unique, indices into 0..n-1 of the current tokens
+    keep: Tensor  # Long[k], sorted, unique, indices into 0..n-1 of the current tokens, all held ones among them
     scores: Tensor | None = None  # fp32 [n], higher = keep; NaN where a token was no candidate
     stats: Mapping[str, Any] = field(default_factory=dict)
     written: Written | None = None

@@ -46,7 +46,8 @@ class DropByOrdinal(Selector):
     digits: str = "147"
 
     def select(self, tokens: VisualTokens) -> Selection:
-        return Selection(keep=(~pattern(tokens.ordinal, tokens.total, self.digits)).nonzero()[:, 0])
+        stays = ~pattern(tokens.ordinal, tokens.total, self.digits)
+        return Selection(keep=(stays if tokens.held is None else stays | tokens.held).nonzero()[:, 0])
 
     def pick(self, tokens: VisualTokens, k: int) -> Selection:
         raise NotImplementedError("the digits decide, row separators and all")

@@ -130,7 +130,9 @@ def test_repack_against_loops(past, filler):
                 ids[b, i] = number if r or filler is None else filler
                 number += r or filler is None
         index, valid = pack(torch.tensor([keep for _, keep in rows]))
-        new, shift = repack_positions(ids, index, valid)
+        new, shift = repack_positions(
+            ids, index, valid, None if filler is None else torch.tensor([real for real, _ in rows])
+        )
         for b, (real, keep) in enumerate(rows):
             kept, last_real = sum(keep), max(i for i in range(length) if real[i])
             assert new[b, new.shape[1] - kept :].tolist() == list(range(past, past + kept))
@@ -139,7 +141,7 @@ def test_repack_against_loops(past, filler):
 
 
 def test_repack_when_the_chunk_begins_and_ends_with_dropped_tokens():
-    new, shift = repack_positions(torch.arange(20, 30)[None], torch.tensor([[2, 3, 6]]), None)
+    new, shift = repack_positions(torch.arange(20, 30)[None], torch.tensor([[2, 3, 6]]), None, None)
     assert new.tolist() == [[20, 21, 22]]
     assert shift.tolist() == [-7]  # the next token stood at 30, now at 23
 

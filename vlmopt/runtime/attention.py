@@ -109,7 +109,7 @@ def probe_rows(
     module: nn.Module, step: Step, count: int, query: Tensor, key: Tensor, mask: Tensor | None, **kwargs: Any
 ) -> Tensor:
     """Attention fp32 [B, H, R, L] of the last R prompt rows to logical places, softmax over all keys; R <= count."""
-    last = last_prompt_rows(step, count)
+    last, known = last_prompt_rows(step, count) or (None, None)
     scaling = kwargs.get("scaling")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     softcap = kwargs.get("softcap")
@@ -122,34 +122,34 @@ def probe_rows(
         rows = query.transpose(1, 2)[batch, last].transpose(1, 2)
         mask = row_mask(mask, last, batch, query.shape[2], key.shape[2])
     weights = attention_rows(rows, key, mask, scaling, softcap=softcap)[..., -query.shape[2] :]
+    if known is not None:
+        weights = weights * known.to(weights.device)[:, None, :, None]
     log = step.current(step.stage).log.to(weights.device)[:, None, None].expand_as(weights)
     return weights.new_zeros(*weights.shape[:3], step.q).scatter_(3, log, weights)
 
 
 def longest_question(step: Step) -> int:
-    """Rows between the last visual token and the end of the prompt, of the sample that has most of them."""
+    """Rows between the last visual token and the end of the step, of the sample that has most of them; at least 1."""
 
     def longest() -> int:
         assert step.context is not None
         places = torch.arange(step.q, device=step.context.visual.device)
         last = places.masked_fill(~step.context.visual, -1).amax(1)
-        return step.q - 1 - int(last[last >= 0].min())
+        return max(step.q - 1 - int(last[last >= 0].min()), 1)
 
     return int(step.remember(("question",), None, longest))
 
 
-def last_prompt_rows(step: Step, count: int) -> Tensor | None:
-    """Physical row index Long[B, R] of the last real prompt rows of this chunk; None when they simply come last.
+def last_prompt_rows(step: Step, count: int) -> tuple[Tensor, Tensor] | None:
+    """Physical index Long[B, R] of the last real prompt rows of this chunk, and Bool[B, R] False where a sample has
+    fewer; None when they simply come last.
 
     They do not come last with right padding, nor when assisted decoding has appended its candidates to the prompt.
     """
     assert step.context is not None
-    rows, beyond = (
-        step.current(step.stage),
-        max(step.past + step.q - (step.call.prompt_length or step.past + step.q), 0),
-    )
-    mask = step.context.attention_mask2d
-    if not beyond and (mask is None or rows.valid is not None or bool(mask[:, -1].all())):
+    rows, mask = step.current(step.stage), step.context.attention_mask2d
+    beyond = max(step.past + step.q - (step.call.prompt_length or step.past + step.q), 0)
+    if not beyond and (mask is None or bool(mask[:, -1].all())):
         return None
     logical = rows.log
     real = logical < step.q - beyond
@@ -158,7 +158,8 @@ def last_prompt_rows(step: Step, count: int) -> Tensor | None:
     if rows.valid is not None:
         real = real & rows.valid
     order = torch.arange(logical.shape[1], device=logical.device).expand_as(logical)
-    return order.masked_fill(~real, -1).topk(min(count, logical.shape[1]), dim=1).values.clamp_min(0).flip(1)
+    last = order.masked_fill(~real, -1).topk(min(count, logical.shape[1]), dim=1).values.flip(1)
+    return last.clamp_min(0), last >= 0
 
 
 def row_mask(mask: Tensor | None, last: Tensor, batch: Tensor, q: int, kv: int) -> Tensor:

@@ -54,6 +54,8 @@ class VisualContext:
     attention_mask2d: Tensor | None  # Bool[B, L]
     grouped: bool  # False: the encoder's record did not match, runs of ids stand in for images
     parts: list[PicturePart] = field(default_factory=list)  # where a chunk of a prompt cuts pictures: what they are
+    held: Tensor | None = None  # Bool[B, L] visual places that stay, since they predict; None without any
+    read: Tensor | None = None  # Bool[B, L] padding that stays, since `generate` reads its logits
 
 
 @dataclass
@@ -198,3 +200,6 @@ class Step:
 
 STEP: ContextVar[Step | None] = ContextVar("vlmopt_step", default=None)
 CALL: ContextVar[Call | None] = ContextVar("vlmopt_call", default=None)
+TARGETS: ContextVar[Tensor | None] = ContextVar(
+    "vlmopt_targets", default=None
+)  # on the way to the model inside the head

@@ -45,7 +45,7 @@ class OpenStep:
         q = embeds.shape[1]
         state = cache._vlmopt if isinstance(cache, LogicalCache) else None
         call.began = past if call.began is None else call.began
-        context = build_context(self.session, arguments, call.features, q, past)
+        context = build_context(self.session, arguments, call, q, past)
         if context is None:
             refuse_unseen(call, arguments, q, past)
         else:

@@ -145,6 +145,8 @@ class LayerHook:
             content = content & before.valid
         if step.context.attention_mask2d is not None:
             content = content & step.context.attention_mask2d.gather(1, before.log)
+        if step.context.read is not None:
+            content = content | step.context.read.gather(1, before.log)
         if keep.written:
             hidden = write_merged(step, hidden, keep, before)
         if here.selector.numbering == "pospad":
@@ -191,7 +193,8 @@ class LayerHook:
             if rows is None:
                 step.new_positions[self.stage] = positions
             else:
-                new, shift = repack_positions(positions, rows.log, rows.valid)
+                real = None if step.context is None else step.context.attention_mask2d
+                new, shift = repack_positions(positions, rows.log, rows.valid, real)
                 step.new_positions[self.stage] = new
                 step.new_shift[self.stage] = shift if old is None else shift + old
         positions = step.new_positions[self.stage][:, -hidden.shape[1] :]  # the loop may have kept the last rows only

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from ..families.base import Piece
 from . import resize, tower
-from .context import PicturePart, VisualContext, VisualSpan
+from .context import TARGETS, PicturePart, VisualContext, VisualSpan
 from .encoder import Encoded
+from .predicting import predicting_rows
 from .stand_in import StandIn
 
 if TYPE_CHECKING:
+    from .ledger import Call
     from .session import Session
 
 MODALITIES = {"image": "get_image_features", "video": "get_video_features"}
@@ -34,6 +36,7 @@ class OuterArguments:
     embeds_only: bool
     encodes: bool = False  # this very forward runs the vision encoder
     names: tuple[str, ...] = ()  # of all arguments that were given
+    targets: Tensor | None = None  # Bool[B, L], rows whose next token is a label
 
 
 @dataclass
@@ -132,7 +135,9 @@ class OuterHook:
             embeds_only=ids is None and bound.get("inputs_embeds") is not None,
             encodes=encodes,
             names=tuple(name for name, value in bound.items() if value is not None),
+            targets=TARGETS.get(),
         )
+        TARGETS.set(None)
 
 
 def brings_pixels(arguments: Mapping[str, Any]) -> bool:
@@ -148,7 +153,7 @@ def carries_pixels(name: str, value: Any) -> bool:
 
 
 def build_context(
-    session: Session, arguments: OuterArguments, features: Features, length: int, past: int = 0
+    session: Session, arguments: OuterArguments, call: Call, length: int, past: int = 0
 ) -> VisualContext | None:
     """Visual context of this chunk, None when the call brings no visual tokens."""
     ids = arguments.input_ids
@@ -162,16 +167,19 @@ def build_context(
         return None
     mask = arguments.attention_mask2d
     mask = None if mask is None else mask[:, -length:].to(ids.device).bool()
-    spans, expand = group(ids, visual, features, modality_of)
+    spans, expand = group(ids, visual, call.features, modality_of)
     grouped = spans is not None
-    parts = [] if grouped else parts_of_chunk(session, ids, features, modality_of, past)
+    parts = [] if grouped else parts_of_chunk(session, ids, call.features, modality_of, past)
     if spans is None:
         spans, expand = runs(visual), 1
     span = torch.full_like(ids, -1)
     for item in spans:
         span[item.row, item.index] = item.item
     ordinal = visual.long().cumsum(1) - 1
-    return VisualContext(visual, span, ordinal, spans, expand, mask, grouped, parts)
+    real = torch.ones_like(visual) if mask is None else mask
+    predicts, read = predicting_rows(call, real, past, arguments.targets)
+    held = predicts & visual
+    return VisualContext(visual, span, ordinal, spans, expand, mask, grouped, parts, held if held.any() else None, read)
 
 
 def group(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vlmopt.pruning.resize import grid_cells, resize_patches
+from vlmopt.pruning.resize import block_of, resize_patches
 
 if TYPE_CHECKING:
     from .session import Session
@@ -34,17 +34,15 @@ class ResizePlan:
     def run(self, original: Callable[..., Any], bound: dict[str, Any]) -> tuple[Any, list[int]]:
         """The function's output with its features spread over the full grid, and the full lengths."""
         out = original(**{**bound, **self.arguments})
-        cells = [
-            torch.cat([grid_cells(*f[1:], *s[1:]) + t * f[1] * f[2] for t in range(f[0])])
+        blocks = [
+            torch.cat([block_of(*f[1:], *s[1:]) + t * s[1] * s[2] for t in range(f[0])])
             for f, s in zip(self.full.tolist(), self.small.tolist(), strict=False)
         ]
-        return changed(out, [len(c) for c in cells], lambda items: self.spread(items, cells)), self.lengths
+        return changed(out, self.small.prod(1).tolist(), lambda items: self.spread(items, blocks)), self.lengths
 
-    def spread(self, items: list[Tensor], cells: list[Tensor]) -> list[Tensor]:
-        return [
-            x.new_zeros(n, x.shape[-1]).index_copy_(0, c.to(x.device), x)
-            for x, c, n in zip(items, cells, self.lengths, strict=False)
-        ]
+    def spread(self, items: list[Tensor], blocks: list[Tensor]) -> list[Tensor]:
+        """Every cell of the full grid with the features of the coarse cell in which it lies."""
+        return [x[block.to(x.device)] for x, block in zip(items, blocks, strict=False)]
 
 
 def changed(out: Any, lengths: list[int], change: Callable[[list[Tensor]], list[Tensor]]) -> Any:

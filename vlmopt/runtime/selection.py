@@ -68,8 +68,13 @@ def choose(session: Session, step: Step, selector: Selector, rows: Rows, hidden:
             continue
         at = signals.Place(session, step, first, places, rows.log[first, places], hidden)
         tokens = visual_tokens(at, selector)
-        result = checked(selector, selector.select(tokens), len(places))
+        result = checked(selector, selector.select(tokens), tokens)
         budget = selector.budget(tokens.total)
+        if tokens.held is not None and int(tokens.held.sum()) > budget:
+            call.skip(
+                f"budget of {selector.name} at layer {selector.layer}",
+                f"{int(tokens.held.sum())} visual tokens predict labels and stay, more than the {budget} asked for",
+            )
         if selector.keep_tokens is not None and selector.keep_tokens > tokens.total:
             call.skip(
                 f"{selector.name} at layer {selector.layer}",
@@ -105,12 +110,13 @@ def visual_tokens(at: signals.Place, selector: Selector) -> VisualTokens:
         signals={need: signals.read(need, at) for need in selector.captures},
         seed=at.session.policy.seed,
         lengths=tuple(len(span.index) for span in spans),
+        held=None if context.held is None else context.held[row, at.logical],
     )
 
 
-def checked(selector: Selector, result: Selection, count: int) -> Selection:
-    """A third party's selector must not corrupt the sequence."""
-    keep = result.keep
+def checked(selector: Selector, result: Selection, tokens: VisualTokens) -> Selection:
+    """A third party's selector must not corrupt the sequence, nor drop what predicts."""
+    keep, count = result.keep, len(tokens)
     if keep.ndim != 1 or keep.dtype != torch.long or not len(keep) or len(keep) > count:
         raise ValueError(
             f"{selector.name}: keep must be a non-empty Long vector of at most {count} indices, "
@@ -123,6 +129,15 @@ def checked(selector: Selector, result: Selection, count: int) -> Selection:
         len(written.slots) != len(written.embeds) or not bool(torch.isin(written.slots, keep).all())
     ):
         raise ValueError(f"{selector.name}: every written slot must be kept and have one embedding")
+    if tokens.held is not None:
+        held = tokens.held.nonzero()[:, 0].to(keep.device)
+        if not bool(torch.isin(held, keep).all()) or (
+            written is not None and bool(torch.isin(written.slots, held).any())
+        ):
+            raise ValueError(
+                f"{selector.name}: tokens {held.tolist()} predict what follows, so they must be kept as they are; "
+                "override pick, not select, or keep what tokens.held marks"
+            )
     return result
 
 

@@ -37,6 +37,7 @@ from .layers import LayerHook
 from .ledger import Call, Clock
 from .offload import device_of
 from .outer import MODALITIES, FeatureProbe, OuterHook
+from .predicting import LabelsHook
 from .stand_in import RestoreAttribute, StandIn
 
 # Of a module: the first two hold the hooks, the others what was said of them.
@@ -110,6 +111,7 @@ class Session:
                 self.stand_in(FeatureProbe(self, modality))
         self.hook(anatomy.outer.register_forward_pre_hook(OuterHook(self), with_kwargs=True))
         self.hook(anatomy.outer.register_forward_hook(CloseForward(self), always_call=True))
+        self.hook(anatomy.head.register_forward_pre_hook(LabelsHook(anatomy.head), with_kwargs=True))
         self.hook(anatomy.head.register_forward_hook(FirstToken(self)))
         self.hook(anatomy.decoder.register_forward_pre_hook(OpenStep(self), with_kwargs=True))
         self.hook(anatomy.decoder.register_forward_hook(CloseStep(self), with_kwargs=True, always_call=True))

@@ -36,6 +36,7 @@ from vlmopt.pruning.signals import (
 from . import cells, first_pass
 from .context import PicturePart, Step
 from .encoder import Encoded, part
+from .predicting import prompt_text
 
 if TYPE_CHECKING:
     from .session import Session
@@ -97,16 +98,12 @@ def attention_rows(need: AttentionRows, at: Place) -> Tensor:
 
 def text_places(at: Place) -> Tensor:
     """Long[R]: logical places of the real prompt rows behind the sample's last visual token."""
-    return at.step.remember(("text", at.row), None, lambda: text_rows(at.step, at.row))
 
+    def behind() -> Tensor:
+        text = prompt_text(at.step, at.row).nonzero()[:, 0]
+        return text[text > at.step.context.visual[at.row].nonzero()[-1, 0]]  # type: ignore[union-attr]
 
-def text_rows(step: Step, row: int) -> Tensor:
-    assert step.context is not None
-    end = min(step.q, (step.call.prompt_length or step.past + step.q) - step.past)  # candidates of a helper come after
-    visual, mask = step.context.visual[row], step.context.attention_mask2d
-    places = torch.arange(step.q, device=visual.device)
-    text = (places > visual.nonzero()[-1, 0]) & (places < end)
-    return (text if mask is None else text & mask[row]).nonzero()[:, 0]
+    return at.step.remember(("text", at.row), None, behind)
 
 
 def visual_embeds(need: VisualEmbeds, at: Place) -> Tensor:
@@ -124,15 +121,12 @@ def hidden_states(need: Signal, at: Place) -> Tensor:
 
 
 def activations(need: Activations, at: Place) -> Tensor:
-    """Rows of the layer before the cut; text is everything real that is not visual."""
-    values, context = at.step.activations[need.layer], at.step.context
+    """Rows of the layer before the cut."""
+    values = at.step.activations[need.layer]
     if need.of == "visual":
         return values[at.row, at.physical.to(values.device)]
-    assert context is not None
     rows = at.step.current(at.step.stage - 1)
-    text = ~context.visual[at.row, rows.log[at.row]]
-    if context.attention_mask2d is not None:
-        text = text & context.attention_mask2d[at.row, rows.log[at.row]]
+    text = prompt_text(at.step, at.row)[rows.log[at.row]]
     if rows.valid is not None:
         text = text & rows.valid[at.row]
     return values[at.row, text.to(values.device)]

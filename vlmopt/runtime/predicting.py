@@ -1,0 +1,76 @@
+"""Rows that somebody predicts from: the last real row of every prompt, and rows whose next token is a label.
+
+Whatever a selector says, none of them leaves. A prompt may end in a picture.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from .context import TARGETS, Step
+
+if TYPE_CHECKING:
+    from .ledger import Call
+
+IGNORED = -100  # a label that no loss counts
+
+
+def predicting_rows(call: Call, real: Tensor, past: int, targets: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Rows of a chunk that have to stay, Bool[B, L] each: those that predict, and padding that `generate` reads.
+
+    `generate` takes the logits of the prompt's last column, which is padding where a prompt is padded on the right.
+    Rows behind the prompt (generated ones, candidates of assisted decoding) are text.
+
+    Args:
+        real: Bool[B, L], False on padding. past: logical length before the chunk.
+        targets: Bool[B, L], rows whose next token is a label; None without labels.
+    """
+    place = torch.arange(past, past + real.shape[1], device=real.device)
+    end = call.prompt_length if call.by_generate else None
+    end = past + real.shape[1] if end is None or end <= past else end
+    last = place == last_real(call, real & (place < end), past, end)[:, None]
+    column = torch.zeros_like(real) if not call.by_generate else ~real & (place == end - 1)
+    return last if targets is None else last | targets.to(last.device), column
+
+
+def last_real(call: Call, real: Tensor, past: int, end: int) -> Tensor:
+    """Long[B]: logical place of every sample's last real row; -1 where it lies in a chunk that is not known."""
+    mask = call.prompt_mask
+    if mask is None or mask.shape[1] != end or real.shape[0] % len(mask):
+        if past + real.shape[1] < end:
+            return torch.full_like(real[:, 0], -1, dtype=torch.long)
+        mask = pad(real, (past, 0))
+    mask = mask.to(real.device).repeat_interleave(real.shape[0] // len(mask), 0)
+    return torch.arange(mask.shape[1], device=mask.device).masked_fill(~mask, -1).amax(1)
+
+
+def prompt_text(step: Step, row: int) -> Tensor:
+    """Bool[q]: real text of the prompt in this chunk; what `generate` or a helper appended is none of it."""
+    assert step.context is not None
+    visual, mask = step.context.visual[row], step.context.attention_mask2d
+    end = (step.call.prompt_length or step.past + step.q) - step.past
+    text = ~visual & (torch.arange(step.q, device=visual.device) < end)
+    return text if mask is None else text & mask[row]
+
+
+class LabelsHook:
+    """Forward pre-hook of the model with the head: only there are labels known."""
+
+    def __init__(self, head: nn.Module) -> None:
+        self.signature = inspect.signature(type(head).forward)
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = {**self.signature.bind_partial(module, *args).arguments, **kwargs}
+        TARGETS.set(targets_of(given.get("labels"), given.get("shift_labels")))
+
+
+def targets_of(labels: Tensor | None, shifted: Tensor | None) -> Tensor | None:
+    """Bool[B, L]: rows whose next token counts in the loss, from `labels` or `shift_labels` of a call."""
+    if shifted is not None:
+        return shifted != IGNORED
+    return None if labels is None else pad(labels[:, 1:] != IGNORED, (0, 1))

@@ -190,9 +190,9 @@ def test_the_reference_table_is_known_by_its_hash(tmp_path, monkeypatch):
     path.write_text("dog, puppy\n")
     import hashlib
 
-    from vlmopt.metrics import lexicon
+    from vlmopt.metrics import synonyms
 
-    monkeypatch.setattr(lexicon, "REFERENCE_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(synonyms, "REFERENCE_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
     assert load_synonyms(path).source == "reference table"
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 import vlmopt
 from tests.support.broken import broken_tiff
@@ -195,6 +198,35 @@ def test_two_runs_do_not_share_a_directory(data: Path, tmp_path: Path) -> None:
     with lock(tmp_path / "run" / ".lock.3"), pytest.raises(ValueError, match="another run is at work"):
         evaluate(settings(data, tmp_path / "run"))
     evaluate(settings(data, tmp_path / "run", source={"limit": 1}))
+
+
+def test_a_killed_holder_leaves_no_lock(tmp_path: Path) -> None:
+    """By another process, on every platform; the file that stays is no lock."""
+    holds = "import sys, time; from vlmopt.evaluation.processes import lock\n"
+    holds += "with lock(__import__('pathlib').Path(sys.argv[1])) as had: print(had, flush=True); time.sleep(600)"
+    path = tmp_path / ".lock.0"
+    with subprocess.Popen([sys.executable, "-c", holds, str(path)], stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "True\n"
+            with lock(path) as had:
+                assert not had
+        finally:
+            holder.kill()
+    with lock(path) as had:
+        assert had
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "no locks"), NotImplementedError("no flock")])
+def test_a_file_system_without_locks_is_worked_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(FileLock, "_acquire", refuse)
+    with lock(tmp_path / ".lock.0") as had:
+        assert had
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import get_cpu_distributed_information
-
-from ..media import optional_module
+from filelock import FileLock, Timeout
 
 PATIENCE = timedelta(days=30)  # a process that is done early waits for the slowest
 PLAIN = ("cpu", "cuda")  # devices whose processes can meet through gloo; answers travel as files
@@ -98,15 +97,18 @@ def locked(run: Path, team: Processes) -> Iterator[None]:
 @contextmanager
 def lock(path: Path) -> Iterator[bool]:
     """Whether the lock on a file could be had; it goes with the process that holds it, so none is ever left over."""
-    fcntl, _ = optional_module("fcntl")
-    with path.open("a") as file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            except OSError as error:
-                if error.errno not in UNLOCKABLE:
-                    raise
+    held = FileLock(path)
+    try:
+        held.acquire(blocking=False)
+    except Timeout:
+        yield False
+        return
+    except NotImplementedError:  # how filelock before 3.21 says ENOSYS
+        pass
+    except OSError as error:
+        if error.errno not in UNLOCKABLE:
+            raise
+    try:
         yield True
+    finally:
+        held.release()

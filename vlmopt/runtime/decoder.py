@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from . import compat
 from .cache import LogicalCache
 from .context import STEP, Step
-from .outer import OuterArguments, build_context, by_name
+from .grouping import build_context
+from .outer import OuterArguments, by_name
 from .unseen import refuse_bypassed, refuse_ungrouped, refuse_unseen
 
 if TYPE_CHECKING:

@@ -1,0 +1,118 @@
+"""Which positions of a chunk are visual, and how they group into images, tiles and frames."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..families.base import Piece
+from .context import PicturePart, VisualContext, VisualSpan
+from .predicting import predicting_rows
+
+if TYPE_CHECKING:
+    from .ledger import Call
+    from .outer import Features, OuterArguments
+    from .session import Session
+
+
+def build_context(
+    session: Session, arguments: OuterArguments, call: Call, length: int, past: int = 0
+) -> VisualContext | None:
+    """Visual context of this chunk, None when the call brings no visual tokens."""
+    ids = arguments.input_ids
+    if not arguments.pixels or ids is None or ids.shape[1] != length or length == 1:
+        return None
+    modality_of = session.anatomy.visual_ids
+    visual = torch.zeros_like(ids, dtype=torch.bool)
+    for token in modality_of:
+        visual |= ids == token
+    if not bool(visual.any()):
+        return None
+    mask = arguments.attention_mask2d
+    mask = None if mask is None else mask[:, -length:].to(ids.device).bool()
+    spans, expand = group(ids, visual, call.features, modality_of)
+    grouped = spans is not None
+    parts = [] if grouped else parts_of_chunk(ids, call, modality_of, past)
+    if spans is None:
+        spans, expand = runs(visual), 1
+    span = torch.full_like(ids, -1)
+    for item in spans:
+        span[item.row, item.index] = item.item
+    ordinal = visual.long().cumsum(1) - 1
+    real = torch.ones_like(visual) if mask is None else mask
+    predicts, read = predicting_rows(call, real, past, arguments.targets)
+    held = predicts & visual
+    return VisualContext(visual, span, ordinal, spans, expand, mask, grouped, parts, held if held.any() else None, read)
+
+
+def group(
+    ids: Tensor, visual: Tensor, features: Features, modality_of: dict[int, str]
+) -> tuple[list[VisualSpan] | None, int]:
+    """Cut every row's visual positions by the encoder's pieces. (None, 1) when the two do not match."""
+    pieces = {m: list(p) for m, p in features.pieces.items()}
+    ids_by_modality = {
+        m: visual & torch.isin(ids, ids.new_tensor([t for t, k in modality_of.items() if k == m])) for m in pieces
+    }
+    totals = {m: int(where.sum()) for m, where in ids_by_modality.items()}
+    lengths = {m: sum(piece.length for piece in p) for m, p in pieces.items()}
+    if (
+        not pieces
+        or any(not lengths[m] or totals[m] % lengths[m] for m in pieces)
+        or sum(totals.values()) != int(visual.sum())
+    ):
+        return None, 1
+    expands = {totals[m] // lengths[m] for m in pieces}
+    expand = expands.pop()
+    if expands or not expand or ids.shape[0] % expand:
+        return None, 1
+    spans: list[VisualSpan] = []
+    for start in range(0, ids.shape[0], expand):
+        found: list[tuple[Tensor, Piece]] = []
+        for modality, where in ids_by_modality.items():
+            positions = where[start].nonzero()[:, 0]
+            while len(positions):
+                if not pieces[modality] or pieces[modality][0].length > len(positions):
+                    return None, 1
+                piece = pieces[modality].pop(0)
+                found.append((positions[: piece.length], piece))
+                positions = positions[piece.length :]
+        found.sort(key=lambda pair: int(pair[0][0]))
+        for row in range(start, start + expand):
+            spans += [
+                VisualSpan(row, index, piece.kind, item, piece.grid, piece.coords.to(ids.device))
+                for item, (index, piece) in enumerate(found)
+            ]
+    return spans, expand
+
+
+def parts_of_chunk(ids: Tensor, call: Call, modality_of: dict[int, str], past: int) -> list[PicturePart]:
+    """What a chunk of the prompt that `generate` was given holds of every picture; empty if that cannot be known."""
+    whole = call.prompt_ids
+    if call.began is None or whole is None or ids.shape[0] % whole.shape[0]:
+        return []
+    whole = whole.to(ids.device).repeat_interleave(ids.shape[0] // whole.shape[0], 0)
+    if not torch.equal(whole[:, past : past + ids.shape[1]], ids):
+        return []
+    whole, start = whole[:, call.began :], past - call.began
+    spans, _ = group(whole, torch.isin(whole, whole.new_tensor(list(modality_of))), call.features, modality_of)
+    found = []
+    for span in spans or []:
+        inside = ((span.index >= start) & (span.index < start + ids.shape[1])).nonzero()[:, 0]
+        if len(inside):
+            found.append(PicturePart(span, inside, span.index[inside] - start))
+    return found
+
+
+def runs(visual: Tensor) -> list[VisualSpan]:
+    """One span per contiguous run of visual ids: the fallback when nothing says how tokens group."""
+    spans = []
+    for row in range(visual.shape[0]):
+        positions = visual[row].nonzero()[:, 0]
+        breaks = (positions.diff() != 1).nonzero()[:, 0] + 1
+        for item, index in enumerate(positions.tensor_split(breaks.cpu())):
+            if len(index):
+                coords = torch.full((len(index), 3), -1, device=visual.device)
+                spans.append(VisualSpan(row, index, "run", item, None, coords))
+    return spans

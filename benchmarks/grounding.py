@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 import vlmopt
 from common import RESULTS, append
+from pages import Pages, pages
 from vlmopt.metrics import mean_interval, wilson
 from vlmopt.prompt import chat
 from vlmopt.pruning import DivPrune, FastV, FirstPass, FocusUI, InstructionSimilarity, Random, Resize, UIGraph
@@ -39,7 +40,6 @@ from vlmopt.synthetic.words import CELL, LABELS
 from vlmopt.training.evaluate import correct
 
 CHECKPOINT = "tiny-qwen"
-SCREENS = Path(__file__).parent / "screens"
 KEEP = (0.5, 0.3, 0.1)
 SIDE = 224  # pixels of a window
 FIRST_SEED = 630_000_000  # no training picture has it
@@ -68,20 +68,23 @@ def generated(count: int, seed: int = FIRST_SEED) -> list[Target]:
     return targets
 
 
-def real(count: int, seed: int = FIRST_SEED, cell: int = CELL) -> list[Target]:
+def real(found: Pages, count: int, seed: int = FIRST_SEED, cell: int = CELL) -> list[Target]:
     """Windows of held-out pages, each around one target whose name the checkpoint can read, at a place drawn by lot.
 
-    Windows begin at multiples of `cell` pixels; those of training began where the model's cells do.
+    Windows begin at multiples of `cell` pixels; those of training began where the model's cells do. Fewer targets than
+    `count` are a ValueError.
     """
-    entries = json.loads((SCREENS / "held-out_web.json").read_text(encoding="utf-8"))
     known = {f"Click {label}." for label in LABELS}
-    fitting = [e for e in entries if e["instruction"] in known and max(e["bbox"][2:]) < SIDE]
+    fitting = [row for row in found.rows if row["instruction"] in known and max(row["bbox"][2:]) < SIDE]
+    if count > len(fitting):
+        raise ValueError(f"{found.name}: {len(fitting)} targets, not {count}; make more pages or ask for fewer")
     random.Random(seed).shuffle(fitting)
-    return [window(entry, random.Random(f"window/{number}"), cell) for number, entry in enumerate(fitting[:count])]
+    chosen = enumerate(fitting[:count])
+    return [window(found.folder, row, random.Random(f"window/{number}"), cell) for number, row in chosen]
 
 
-def window(entry: dict[str, Any], rng: random.Random, cell: int) -> Target:
-    page = Image.open(SCREENS / entry["img_filename"]).convert("RGB")
+def window(folder: Path, entry: dict[str, Any], rng: random.Random, cell: int) -> Target:
+    page = Image.open(folder / entry["img_filename"]).convert("RGB")
     x, y, width, height = entry["bbox"]
     left, top = start(rng, x, width, page.width, cell), start(rng, y, height, page.height, cell)
     box: Box = (round(x - left), round(y - top), round(x - left + width), round(y - top + height))
@@ -151,9 +154,14 @@ def run(options: argparse.Namespace) -> None:
         if unknown := set(options.only) - known:
             raise SystemExit(f"--only {sorted(unknown)}: unknown; there are {', '.join(sorted(known))}")
         plan = [row for row in plan if row[1] in {"dense", *options.only}]
-    for part in options.on:
-        seed, count = options.seed, options.targets
-        targets = generated(count, seed) if part == "generated" else real(count, seed, options.cell)
+    seed, count = options.seed, options.targets
+    asked: dict[str, tuple[list[Target], dict[str, str]]] = {}
+    if "real" in options.on:  # first, so that a set too small is refused before anything is measured
+        found = pages()
+        asked["real"] = real(found, count, seed, options.cell), {"pages": found.name}
+    if "generated" in options.on:
+        asked["generated"] = generated(count, seed), {}
+    for part, (targets, source) in asked.items():
         dense: list[bool] = []
         rows = []
         for keep_ratio, name, policy in tqdm(plan, desc=f"{part}, {len(targets)} targets"):
@@ -163,7 +171,7 @@ def run(options: argparse.Namespace) -> None:
             rows.append({"method": name, "keep_ratio": keep_ratio, **tokens, **summed(targets, hit, dense)})
             tqdm.write(f"{part:10s} {keep_ratio:4.2f} {name:32s} {percent(rows[-1])}")
         facts = {"checkpoint": CHECKPOINT, "targets": part, "of": len(targets), "seed": seed, "cell": options.cell}
-        append("grounding", {**facts, "rows": rows})
+        append("grounding", {**facts, **source, "rows": rows})
 
 
 def summed(targets: Sequence[Target], hit: Sequence[bool], dense: Sequence[bool]) -> dict[str, Any]:
@@ -182,11 +190,11 @@ def tables() -> None:
     newest: dict[tuple[Any, ...], dict[tuple[str, float], dict[str, Any]]] = {}
     for text in (RESULTS / "grounding.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(text)
-        cells = newest.setdefault(tuple(record[key] for key in ("targets", "of", "cell", "seed")), {})
+        cells = newest.setdefault(tuple(record.get(key) for key in ("targets", "of", "cell", "seed", "pages")), {})
         cells.update({(row["method"], row["keep_ratio"]): row for row in record["rows"]})
-    for (part, count, cell, seed), cells in newest.items():
+    for (part, count, cell, seed, source), cells in newest.items():
         ratios = sorted({keep for name, keep in cells if name != "dense"}, reverse=True)
-        begin = f", windows begin at multiples of {cell} px" if part == "real" else ""
+        begin = f" in {source}, windows begin at multiples of {cell} px" if part == "real" else ""
         print(f"\n**{part} screens, seed {seed}, {count} targets{begin}, dense {percent(cells['dense', 1.0])}**\n")
         shown = " | ".join(f"{keep:g}" for keep in ratios)
         print(f"| method, positions | {shown} | markers at {ratios[-1]:g} |")

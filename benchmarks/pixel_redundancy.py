@@ -32,6 +32,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 import vlmopt
 from common import append, interleaved
 from grounding import CHECKPOINT, answers, generated, hits, real
+from pages import pages
 from vlmopt.frames import video_inputs
 from vlmopt.measure import Spread
 from vlmopt.metrics import mean_interval, wilson
@@ -202,7 +203,12 @@ def run(name: str, model: Any, picture: Image.Image, policies: dict[str, Any], r
 def ask(count: int) -> None:
     """Clicks of the bundled checkpoint, dense and without redundant cells, on drawn screens and on windows of pages."""
     model, processor = vlmopt.load_checkpoint(CHECKPOINT)
-    for part, targets in {"drawn": generated(count, ASKED_SEED), "web": real(count, ASKED_SEED)}.items():
+    found = pages()
+    asked = {
+        "drawn": (generated(count, ASKED_SEED), {}),
+        "web": (real(found, count, ASKED_SEED), {"pages": found.name}),
+    }
+    for part, (targets, source) in asked.items():
         before, whole = answers(model, processor, targets, "dense")
         rows = []
         for tolerance in (0.0, 0.02):
@@ -221,7 +227,7 @@ def ask(count: int) -> None:
                 f"{100 * less.value:+.1f} ({100 * less.low:+.1f} to {100 * less.high:+.1f}) points"
             )
         facts = {"checkpoint": CHECKPOINT, "targets": part, "of": len(targets), "seed": ASKED_SEED}
-        append("pixel_answers", {**facts, "dense": sum(hit[0]), "rows": rows})
+        append("pixel_answers", {**facts, **source, "dense": sum(hit[0]), "rows": rows})
 
 
 def main() -> None:

@@ -51,7 +51,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("dist")
     copy = tmp_path_factory.mktemp("tree") / "vlmopt"  # a build writes into its tree
     left = shutil.ignore_patterns(
-        ".*", "build", "dist", "*.egg-info", "__pycache__", "runs", "demo-out", "screens", "site"
+        ".*", "build", "dist", "*.egg-info", "__pycache__", "runs", "demo-out", "whole", "site"
     )
     shutil.copytree(ROOT, copy, ignore=left)
     words = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(copy)]

@@ -105,6 +105,40 @@ def test_windows_hold_their_target_and_begin_where_asked(cell):
         assert low + length <= begin + SIDE
 
 
+def test_the_pages_in_the_repository_are_an_even_part_of_all():
+    from pages import FOLDER, LIST, MAKE
+    from vlmopt.synthetic.web import HELD_OUT
+    from vlmopt.synthetic.web.screenspot import plan, read_rows
+
+    rows = json.loads((FOLDER / LIST).read_text())
+    names = list(dict.fromkeys(row["img_filename"] for row in rows))
+    assert names == [picture.name for picture in plan("held-out", 3 * len(HELD_OUT), [(1280, 800)], 0)]
+    assert rows == [row for name in names for row in read_rows(FOLDER / name)]
+    assert sum(path.stat().st_size for path in FOLDER.iterdir() if path.is_file()) < 3 * 2**20
+    assert MAKE in (FOLDER / "README.md").read_text()
+
+
+def test_a_part_of_the_pages_is_said_and_named(tmp_path, capsys):
+    from grounding import real
+    from pages import FOLDER, LIST, MAKE, WHOLE, pages
+
+    rows = json.loads((FOLDER / LIST).read_text())
+    (tmp_path / LIST).write_text(json.dumps(rows))
+    part = pages(tmp_path)
+    assert part.name.startswith("36 pictures, list ")
+    assert MAKE in capsys.readouterr().err
+    with pytest.raises(ValueError, match="319 targets, not 320"):
+        real(part, 320)
+
+    (tmp_path / "whole").mkdir()
+    many = [row | {"img_filename": f"{number}.png"} for number, row in enumerate(rows[:WHOLE])]
+    (tmp_path / "whole" / LIST).write_text(json.dumps(many))
+    whole = pages(tmp_path)
+    assert (whole.folder, whole.pictures) == (tmp_path / "whole", WHOLE)
+    assert whole.name.split(", ")[1] != part.name.split(", ")[1]
+    assert not capsys.readouterr().err
+
+
 def test_blocks_are_pooled_and_other_weights_left_out():
     from hallucination_tables import fractions, methods, polled
 

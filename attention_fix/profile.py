@@ -127,7 +127,7 @@ class SinkProfile(ModelProfile):
 
 @dataclass(frozen=True, kw_only=True)
 class HeadProfile(ModelProfile):
-    """How much each head looks at pictures: means over text rows, by [layer][head].
+    """How much each head looks at pictures: means over text rows, by `[layer][head]`.
 
     Raises:
         TypeError, ValueError: as the base; tables that do not fit the model, or hold other numbers than they may.

@@ -134,6 +134,7 @@ class Listener(Selector):
 
 
 def key(host: ScoreSelector) -> str:
+    """Name a host in a profile: its method and its layer, as "fastv:2"."""
     return f"{host.name}:{host.layer}"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -31,10 +31,14 @@ class Boundary2D(Pattern):
 
     reads = "last rows of each modality"
 
-    text_text: ViewPattern | None = None  # open: dense
-    text_vision: ViewPattern | None = None  # open: vertical_slash, dense over few keys
-    vision_text: ViewPattern | None = None  # open: vertical_slash, dense over few keys
-    vision_vision: ViewPattern | None = None  # open: grid
+    text_text: ViewPattern | None = field(default=None, metadata={"help": "Text on text; open: dense."})
+    text_vision: ViewPattern | None = field(
+        default=None, metadata={"help": "Text on vision; open: vertical_slash, dense over few keys."}
+    )
+    vision_text: ViewPattern | None = field(
+        default=None, metadata={"help": "Vision on text; open: vertical_slash, dense over few keys."}
+    )
+    vision_vision: ViewPattern | None = field(default=None, metadata={"help": "Vision on vision; open: grid."})
     dense_below: int = setting(4096, "An open part between modalities is dense over fewer keys.", "int", min=0)
 
     def __post_init__(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..sparse_attention.index import Launch
 from .base import Pattern, register
@@ -25,8 +25,10 @@ class QBoundary(Pattern):
 
     reads = "last rows of each modality"
 
-    text: ViewPattern | None = None  # open: dense
-    vision: ViewPattern | None = None  # open: vertical_slash
+    text: ViewPattern | None = field(default=None, metadata={"help": "Pattern of rows of text; open: dense."})
+    vision: ViewPattern | None = field(
+        default=None, metadata={"help": "Pattern of rows of vision; open: vertical_slash."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

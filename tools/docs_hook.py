@@ -1,33 +1,90 @@
 """What MkDocs fills in: tables of settings and of presets, from the same data that the program reads.
 
-`<!-- settings: NAME -->` becomes the table of a method's settings, `<!-- presets -->` the table of presets.
+`<!-- settings: NAME -->` becomes a method's class, the table of what is its own, and its docstring folded away;
+`<!-- shared settings: KIND -->` the table of what most methods of that kind have; `<!-- presets -->` that of presets.
+Links that leave `docs/` become links to the repository.
 """
 
 from __future__ import annotations
 
+import json
 import re
+from collections import Counter
+from functools import cache
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vlmopt import catalogue
-from vlmopt.methods import describe
+from vlmopt.methods import describe, find
+
+ROOT = Path(__file__).parents[1]
+LINK = re.compile(r"\]\((\.\./[^)#\s]+)(#[^)\s]*)?\)")
+HEAD = ["| setting | default | range | what it does |", "|---|---|---|---|"]
+FULL = """
+??? info "`{name}` in full, as its docstring says it"
+
+    ::: {path}
+        options:
+          heading_level: 3
+          show_root_heading: true
+          show_root_toc_entry: false
+          show_signature: false
+          show_bases: false
+          members: false
+"""
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
+def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: Any) -> str:
     markdown = re.sub(r"<!-- settings: (\w+) -->", lambda found: settings(found[1]), markdown)
-    return markdown.replace("<!-- presets -->", presets())
+    markdown = re.sub(r"<!-- shared settings: (\w+) -->", lambda found: table(shared(found[1]).values()), markdown)
+    here = PurePosixPath("docs", page.file.src_uri).parent
+    markdown = LINK.sub(lambda found: outward(found, here, config["repo_url"]), markdown)
+    return markdown.replace("<!-- presets -->", presets()) if "<!-- presets -->" in markdown else markdown
+
+
+def outward(link: re.Match[str], here: PurePosixPath, repository: str) -> str:
+    """Turn a link to a file of the repository that is no page into its address there; leave all others."""
+    path = (ROOT / here / link[1]).resolve().relative_to(ROOT)
+    if path.parts[0] == "docs":
+        return link[0]
+    if not (ROOT / path).exists():
+        raise FileNotFoundError(f"{here}: a link leads to {path}, which does not exist")
+    return f"]({repository}/blob/main/{path.as_posix()}{link[2] or ''})"
+
+
+@cache
+def rows() -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in describe()}
+
+
+@cache
+def shared(kind: str) -> dict[str, dict[str, Any]]:
+    """Settings that more than half of a kind's methods have, each as most of them have it."""
+    methods = [row for row in rows().values() if row["kind"] == kind]
+    forms: dict[str, list[dict[str, Any]]] = {}
+    for row in methods:
+        for s in row["settings"]:
+            forms.setdefault(s["name"], []).append(s)
+    common = {}
+    for name, found in forms.items():
+        form, count = Counter(json.dumps(s, default=str) for s in found).most_common(1)[0]
+        if 2 * count > len(methods):
+            common[name] = next(s for s in found if json.dumps(s, default=str) == form)
+    return common
 
 
 def settings(name: str) -> str:
-    """Write the table of a method's settings that are its own; those that all of its kind share come once."""
-    rows = {row["name"]: row for row in describe()}
-    row = rows[name]
-    shared = set.intersection(*({s["name"] for s in r["settings"]} for r in rows.values() if r["kind"] == row["kind"]))
-    own = [s for s in row["settings"] if s["name"] not in shared]
-    if not own:
-        return "*No settings of its own.*"
-    lines = ["| setting | default | range | what it does |", "|---|---|---|---|"]
-    lines += [f"| `{s['name']}` | {code(s['default'])} | {bounds(s)} | {cell(s.get('help', ''))} |" for s in own]
-    return "\n".join(lines)
+    """Write a method's class, the table of the settings that are its own or differ, and its docstring."""
+    cls, row = find(name), rows()[name]
+    home = {"selector": "vlmopt.pruning", "correction": "vlmopt.attention_fix", "pattern": "vlmopt.kernels.patterns"}
+    own = [s for s in row["settings"] if s != shared(row["kind"]).get(s["name"])]
+    parts = [f"`from {home[row['kind']]} import {cls.__name__}`", "", table(own) if own else "No settings of its own."]
+    return "\n".join([*parts, FULL.format(name=cls.__name__, path=f"{cls.__module__}.{cls.__qualname__}")])
+
+
+def table(found: Any) -> str:
+    lines = [f"| `{s['name']}` | {code(s['default'])} | {bounds(s)} | {cell(s.get('help', ''))} |" for s in found]
+    return "\n".join([*HEAD, *lines])
 
 
 def bounds(s: dict[str, Any]) -> str:
@@ -39,7 +96,9 @@ def bounds(s: dict[str, Any]) -> str:
 
 
 def code(value: Any) -> str:
-    return "" if value is None else f"`{value}`"
+    if value is None:
+        return ""
+    return f"`{value:.4g}`" if isinstance(value, float) else f"`{value}`"
 
 
 def cell(text: str) -> str:

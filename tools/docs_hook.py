@@ -25,8 +25,7 @@ FULL = """
 
     ::: {path}
         options:
-          heading_level: 3
-          show_root_heading: true
+          show_root_heading: false
           show_root_toc_entry: false
           show_signature: false
           show_bases: false
@@ -77,9 +76,14 @@ def settings(name: str) -> str:
     """Write a method's class, the table of the settings that are its own or differ, and its docstring."""
     cls, row = find(name), rows()[name]
     home = {"selector": "vlmopt.pruning", "correction": "vlmopt.attention_fix", "pattern": "vlmopt.kernels.patterns"}
-    own = [s for s in row["settings"] if s != shared(row["kind"]).get(s["name"])]
+    own = [s for s in row["settings"] if not fixed(s) and s != shared(row["kind"]).get(s["name"])]
     parts = [f"`from {home[row['kind']]} import {cls.__name__}`", "", table(own) if own else "No settings of its own."]
     return "\n".join([*parts, FULL.format(name=cls.__name__, path=f"{cls.__module__}.{cls.__qualname__}")])
+
+
+def fixed(s: dict[str, Any]) -> bool:
+    """Tell a setting that has one value only, such as the layer of what acts before the LLM."""
+    return len(s.get("choices", ())) == 1 or ("min" in s and s["min"] == s.get("max"))
 
 
 def table(found: Any) -> str:

@@ -67,7 +67,8 @@ def sample(call: Call, row: int, shown: list[VisualMap]) -> dict[str, Any]:
     for m in shown:
         total["merged"] += int((m.merged & m.kept).sum())
         total["structural"] += 0 if m.grid is None else int(((m.coords < 0).all(1) & m.kept).sum())
-    length = sum(q for _, q in call.query_lengths)
+    length = sum(q for _, q in call.query_lengths)  # candidates of assisted decoding among them
+    length = min(length, call.prompt_length or length)
     return {
         "row": row,
         "prompt_tokens": length if call.prompt_tokens is None else int(call.prompt_tokens[row]),

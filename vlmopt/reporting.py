@@ -25,7 +25,9 @@ class Report:
 
     Times in milliseconds, memory in bytes. `ms["vision"]` is the tower with its projector, `ms["scoring"]` selectors
     and row probes, `ms["prefill"]` the decoder without scoring, `ms["ttft"]` from the start of `generate` to the first
-    logits, `ms["decode"]` from there to the end. None where a stage did not run.
+    logits, `ms["decode"]` from there to the end. None where a stage did not run. Tokens, keys and the first three times
+    are those of the prompt that was asked for: what runs beside it (a guidance scale's unconditional sequence) or again
+    (without a cache) counts as decoding. An assistant model runs one `generate` a round: its report is of the last.
     """
 
     family: str
@@ -173,6 +175,9 @@ def applied(call: Call) -> list[dict[str, Any]]:
 
 def skipped(call: Call) -> list[dict[str, str]]:
     out = [{"what": what, "why": why} for what, why in call.skipped.items()]
+    nothing = "the prompt brought no visual tokens"
+    if call.began:
+        nothing = f"the call went on from a cache of {call.began} tokens and brought no visual tokens of its own"
     out += [{"what": m.name, "why": "neutral setting (keep_ratio=1.0)"} for m in call.session.policy.prune if m.neutral]
     out += [{"what": c.name, "why": c.idle or "neutral setting"} for c in call.session.policy.attention if c.neutral]
     if (corrections := call.session.corrections) is not None:
@@ -180,9 +185,9 @@ def skipped(call: Call) -> list[dict[str, str]]:
         ran = {name for name, _ in call.records}
         missed = corrections.editing and not ran.intersection(c.name for c in corrections.editing)
         if missed and not call.contexts and "corrections" not in call.skipped:
-            out.append({"what": "corrections", "why": "the prompt brought no visual tokens"})
+            out.append({"what": "corrections", "why": nothing})
     if call.session.selectors and not call.contexts and "pruning" not in call.skipped:
-        out.append({"what": "pruning", "why": "the prompt brought no visual tokens"})
+        out.append({"what": "pruning", "why": nothing})
     return out
 
 

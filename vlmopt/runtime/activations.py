@@ -32,5 +32,5 @@ class ActivationHook:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         step = STEP.get()
-        if step is not None and step.owner is self.session and step.context is not None:
-            step.activations[self.layer] = args[0]
+        if step is not None and step.owner is self.session and step.context is not None and not step.again:
+            step.activations[self.layer] = args[0].detach()

@@ -75,7 +75,7 @@ def vlmopt_attention(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tens
     if step is None or step.owner is not plan.session:
         return base(BaseView(module, plan.base), *given, **kwargs)
     step.reached.add(("attention", plan.layer))
-    reads = step.context is not None and step.captured is None
+    reads = step.context is not None and step.captured is None and not step.again
     if reads and step.ahead is not None and step.ahead[0] == plan.layer:
         raise Looked(probe_rows(module, step, step.ahead[1], query, key, attention_mask, **kwargs))
     edits = plan.corrections
@@ -105,6 +105,7 @@ def base_function(module: nn.Module, config: Any) -> Callable[..., tuple[Tensor,
     return ALL_ATTENTION_FUNCTIONS[name]
 
 
+@torch.no_grad()  # choices have no gradient, and a checkpointed layer must keep the same tensors when it runs again
 def probe_rows(
     module: nn.Module, step: Step, count: int, query: Tensor, key: Tensor, mask: Tensor | None, **kwargs: Any
 ) -> Tensor:

@@ -25,6 +25,8 @@ class Generate(StandIn):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         session = self.session
+        if not session.lease.alive:  # restored, while somebody else had wrapped us
+            return self.original(*args, **kwargs)
         ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
         length = ids.shape[1] if isinstance(ids, torch.Tensor) and ids.ndim == 2 else None
         call = session.new_call(by_generate=True, prompt_length=length)
@@ -72,4 +74,4 @@ class FirstToken:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         call = self.session.running_call()
         if call is not None and call.by_generate and call.prompt_done and call.first_token is None:
-            call.first_token = call.clock.now()
+            call.close_prompt()

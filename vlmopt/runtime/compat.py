@@ -134,16 +134,16 @@ def layer_config(config: Any, layer: int) -> Any:
 RECURRENT = ("linear_attention", "conv")
 
 
-def physical_past(cache: Any, layer: int) -> int:
-    """Keys that `layer` really holds and will return, in slots; 0 for recurrent layers and empty caches."""
+def physical_past(cache: Any, layer: int, beyond: int = 0) -> int:
+    """Keys that `layer` really holds and will return, in slots, but for the newest `beyond`; 0 for recurrent layers."""
     layers = getattr(cache, "layers", ())
     if layer >= len(layers) or not hasattr(layers[layer], "get_mask_sizes"):
         return 0
-    length = layers[layer].get_seq_length()
+    length = layers[layer].get_seq_length() - beyond
     window = getattr(layers[layer], "sliding_window", None)
     if window is not None and getattr(layers[layer], "is_sliding", False):  # it may record more than it returns
         length = min(length, window - 1)
-    return int(length)
+    return max(int(length), 0)
 
 
 def cache_bytes(cache: Any) -> int:

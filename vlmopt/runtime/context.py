@@ -137,6 +137,7 @@ class Step:
     written: Tensor | None = None  # Bool[B, L] logical places that carry merged tokens
     left: Tensor | None = None  # Bool[B, L] logical places that the next cut at this boundary has to drop
     stage: int = 0  # stage of the layer that runs now
+    again: bool = False  # a checkpointed layer runs once more, in the backward pass
     ahead: tuple[int, int] | None = None  # (layer, rows) of a look-ahead that runs now
     padding: Tensor | None = None  # Bool[B, q] of this chunk, False at padding; None when every token is real
     marks: Marks | None = None  # what corrections know of the sequence; None when none is installed

@@ -184,7 +184,10 @@ class Watch:
         self.session, self.step, self.layer = session, step, layer
         self.prompt = not decoding(step)
 
+    @torch.no_grad()  # a checkpointed layer must keep the same tensors when it runs again, unwatched
     def __call__(self, correction: RowCorrection, values: Tensor, view: RowView, edited: Tensor) -> None:
+        if self.step.again or (self.prompt and self.step.call.prompt):
+            return  # the prompt once more, in a backward pass or without a cache
         record = self.session.record(self.step.call, correction, self.layer)
         total = edited[:, :, 0] if edited.shape[2] == 1 else edited.sum(2)
         if self.prompt:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from . import compat
+from . import checkpointing, compat
 from .cache import LogicalCache
 from .context import STEP, Step
 from .grouping import build_context
+from .ledger import Call
 from .outer import OuterArguments, by_name
 from .unseen import refuse_bypassed, refuse_ungrouped, refuse_unseen
 
 if TYPE_CHECKING:
-    from .ledger import Call
     from .session import Session
 
 
@@ -45,6 +45,9 @@ class OpenStep:
         past = 0 if cache is None else int(cache.get_seq_length())
         q = embeds.shape[1]
         state = cache._vlmopt if isinstance(cache, LogicalCache) else None
+        if call.aside(cache, arguments.input_ids):
+            call = Call(self.session, call.clock, by_generate=True)
+        first = call.began is None
         call.began = past if call.began is None else call.began
         context = build_context(self.session, arguments, call, q, past)
         if context is None:
@@ -56,6 +59,8 @@ class OpenStep:
         positions = kwargs.get("position_ids")
         if positions is None:
             positions = torch.arange(past, past + q, device=embeds.device)[None]
+        if module.training:
+            checkpointing.install(self.session)
         step = Step(embeds.shape[0], q, past, embeds.device, context, state, positions, call, self.session)
         step.embeds, step.given = embeds, kwargs
         step.fast = (
@@ -68,7 +73,7 @@ class OpenStep:
             and not state.shift
             and all(valid is None for valid in state.valid.values())
         )
-        if state is not None and past and not call.query_lengths and q > 1:
+        if state is not None and past and first and q > 1:
             self.warn_about_question(call)
         call.open_step(step, arguments)
         if self.session.corrections is not None:

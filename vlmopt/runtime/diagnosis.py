@@ -37,6 +37,8 @@ class Ear:
         step = STEP.get()
         if step is None or step.owner is not self.session or step.captured is not None or decoding(step):
             return
+        if step.call.prompt:
+            return  # the prompt once more: there is no cache
         if output is not None:
             hidden = output[0] if isinstance(output, tuple) else output
         else:

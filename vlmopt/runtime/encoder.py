@@ -129,10 +129,17 @@ def vision_attention(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tens
     query, key, _, _ = given = attention_arguments(args, kwargs)
     out = base_function(module, plan.base)(BaseView(module, plan.base), *given, **kwargs)
     call = plan.session.running_call()
-    if call is None:
-        return out
-    start = call.clock.now()
-    store, scaling = call.features.encoded, kwargs.get("scaling")
+    if call is not None:
+        start = call.clock.now()
+        read_patches(plan, call.features.encoded, query, key, **kwargs)
+        call.probing.append((start, call.clock.now()))
+    return out
+
+
+@torch.no_grad()  # as in the decoder's probe
+def read_patches(plan: VisionPlan, store: Encoded, query: Tensor, key: Tensor, **kwargs: Any) -> None:
+    """Take down what patches receive and their keys, picture by picture."""
+    scaling = kwargs.get("scaling")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     pieces = [(query, key)]
     if kwargs.get("cu_seq_lens_q") is not None:  # flash kernels take all pictures as one row
@@ -145,8 +152,6 @@ def vision_attention(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tens
             store.attention[plan.block].append(received[:, first:])
         if plan.keys:
             store.keys[plan.block].append(k.float().mean(1)[:, first:])
-    call.probing.append((start, call.clock.now()))
-    return out
 
 
 def column_mean(query: Tensor, key: Tensor, scaling: float) -> Tensor:

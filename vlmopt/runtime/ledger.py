@@ -57,6 +57,9 @@ class Cut:
     written: Tensor | None = None  # Bool[B, L] places that carry merged tokens
 
 
+OF_PROMPT = ("contexts", "cuts", "vision", "patches", "scoring", "probing", "prefill", "sparse")
+
+
 @dataclass
 class Call:
     """One `generate`, or one bare forward. Held in a context variable while it runs; the session keeps the last."""
@@ -69,6 +72,8 @@ class Call:
     prompt_ids: Tensor | None = None  # Long[B, L] that `generate` was given
     around: Call | None = None  # of another model, inside which a bare forward runs
     began: int | None = None  # length of the cache before the first chunk
+    cache: Any = None  # of the sequence asked for, while the call runs
+    prompt: dict[str, Any] = field(default_factory=dict)  # what `OF_PROMPT` names, from the first logits on
     start: Any = None
     end: Any = None
     first_token: Any = None
@@ -101,10 +106,23 @@ class Call:
     tripped: Tensor | None = None  # Bool[B] samples whose text began to repeat itself
     divergence: list[Tensor] = field(default_factory=list)  # fp32 [B] per generated token, where a method traces it
 
+    def aside(self, cache: Any, ids: Tensor | None) -> bool:
+        """Whether a pass is of another sequence than the one asked for, e.g. the unconditional one of a guidance scale.
+
+        Sequences are told apart by their cache, without one by how they begin.
+        """
+        if self.began is None:
+            return False
+        if cache is not None or self.cache is not None:
+            return cache is not self.cache
+        if ids is None or self.prompt_ids is None:
+            return False
+        prompt = self.prompt_ids.to(ids.device)
+        copies, rest = divmod(len(ids), len(prompt))
+        return bool(rest) or not torch.equal(ids[:, : prompt.shape[1]], prompt.repeat_interleave(copies, 0))
+
     def open_step(self, step: Step, arguments: OuterArguments) -> None:
         """A decoder forward begins; prefills are marked, decode steps only counted."""
-        if step.past == 0:  # without a cache every step starts over: the ledger describes the last pass
-            self.contexts, self.cuts, self.query_lengths = [], [], []
         if step.context is not None:
             self.saw_image = True
             self.contexts.append(step.context)
@@ -113,24 +131,47 @@ class Call:
                     "grouping by image",
                     "the encoder's record did not match the prompt: contiguous runs stand in for images",
                 )
-        reach = step.past + step.q
-        prefill = self.first_token is None or reach <= (self.prompt_length or 0)
-        self.prompt_done = reach >= (self.prompt_length or 0)
+        prefill = self.first_token is None
+        self.prompt_done = step.past + step.q >= (self.prompt_length or 0)
         self.open_mark = self.clock.now() if prefill else None
         self.decode_steps += not prefill
-        if not self.query_lengths:
-            mask = arguments.attention_mask2d
-            self.prompt_tokens = None if mask is None else mask.sum(1)
+        mask = arguments.attention_mask2d
+        if prefill and mask is not None:
+            self.prompt_tokens = mask[:, : self.prompt_length].sum(1)
 
     def close_step(self, step: Step, cache: Any) -> None:
-        if self.open_mark is not None:
-            self.prefill.append((self.open_mark, self.clock.now()))
-        elif step.past:
+        """A decoder forward ended; `cache` may have been made by it."""
+        self.cache = cache
+        if self.open_mark is None:
             return
+        self.prefill.append((self.open_mark, self.clock.now()))
         self.query_lengths.append((step.batch, step.q))
-        depth = len(self.session.stage_of)
-        self.key_lengths = [compat.physical_past(cache, i) or step.key_length.get(i, 0) for i in range(depth)]
+        reach = step.past + step.q
+        beyond = reach - min(self.prompt_length or reach, reach)  # candidates of assisted decoding
+        self.key_lengths = [
+            compat.physical_past(cache, i, beyond) or max(step.key_length.get(i, 0) - beyond, 0)
+            for i in range(len(self.session.stage_of))
+        ]
         self.cache_bytes = compat.cache_bytes(cache)
+
+    def close_prompt(self) -> None:
+        """The first logits exist: what later passes write, e.g. the prompt again without a cache, is set aside."""
+        self.first_token = self.clock.now()
+        self.prompt = {name: getattr(self, name) for name in OF_PROMPT}
+        self.turn_page()
+
+    def turn_page(self) -> None:
+        vars(self).update({name: type(getattr(self, name))() for name in OF_PROMPT})
+
+    def finish(self) -> None:
+        """The call is over: only what the report needs stays."""
+        self.end = self.clock.now()
+        vars(self).update(self.prompt)
+        self.features.clear()
+        if self.marks is not None:
+            tables = self.marks.tables.items()
+            self.sinks = {layer: table for (name, layer), table in tables if name == "sink" and layer is not None}
+        self.marks = self.cache = None
 
     def skip(self, what: str, why: str) -> None:
         self.skipped.setdefault(what, why)

@@ -41,6 +41,7 @@ class ReadOnlyCache:
         return torch.cat([past, key], 2), torch.cat([layers[layer_idx].values, value], 2)
 
 
+@torch.no_grad()
 def look_ahead(step: Step, module: nn.Module, layer: int, count: int, hidden: Tensor, given: dict[str, Any]) -> Tensor:
     """Rows fp32 [B, H, R, L] of `layer` over logical places, R = the last `count` real prompt rows."""
     given = dict(given)

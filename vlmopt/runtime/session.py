@@ -38,7 +38,7 @@ from .ledger import Call, Clock
 from .offload import device_of
 from .outer import MODALITIES, FeatureProbe, OuterHook
 from .predicting import LabelsHook
-from .stand_in import RestoreAttribute, StandIn
+from .stand_in import StandIn
 
 # Of a module: the first two hold the hooks, the others what was said of them.
 HOOK_TABLES = (
@@ -142,8 +142,8 @@ class Session:
             tower.install(self)  # behind the probes, which read what the tower really ran on
 
     def stand_in(self, method: StandIn) -> None:
-        self.undo.append(RestoreAttribute(method.module, method.name))
-        object.__setattr__(method.module, method.name, method)
+        self.undo.append(method.take_back)
+        method.put()
 
     def hook(self, handle: Any) -> None:
         self.undo.append(handle.remove)
@@ -187,12 +187,7 @@ class Session:
         return call.records.setdefault((correction.name, layer), Record())
 
     def finish(self, call: Call) -> None:
-        call.end = call.clock.now()
-        call.features.clear()  # the report needs none of the encoder's tensors
-        if call.marks is not None:
-            tables = call.marks.tables.items()
-            call.sinks = {layer: table for (name, layer), table in tables if name == "sink" and layer is not None}
-            call.marks = None
+        call.finish()
         self.last_call = call
 
 

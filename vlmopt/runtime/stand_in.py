@@ -28,17 +28,13 @@ class StandIn:
 
     __wrapped__ = original  # for `inspect.signature`
 
+    def put(self) -> None:
+        object.__setattr__(self.module, self.name, self)
 
-class RestoreAttribute:
-    """Put an instance attribute back to what it was, or take it away."""
-
-    def __init__(self, module: nn.Module, name: str) -> None:
-        self.module, self.name = module, name
-        self.had = name in module.__dict__
-        self.old = module.__dict__.get(name)
-
-    def __call__(self) -> None:
-        if self.had:
-            object.__setattr__(self.module, self.name, self.old)
-        else:
-            self.module.__dict__.pop(self.name, None)
+    def take_back(self) -> None:
+        """Undo `put`. What somebody has since put over us stays, and reaches the module's own method through us."""
+        if vars(self.module).get(self.name) is not self:
+            return
+        del vars(self.module)[self.name]
+        if self.other is not None:
+            object.__setattr__(self.module, self.name, self.other)

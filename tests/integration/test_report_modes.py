@@ -1,0 +1,110 @@
+"""The report is of the call that was asked for, in every mode of generation."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import vlmopt
+from tests.support.families import FAMILIES, Image
+from tests.support.mechanism import generate
+from vlmopt import attention_fix, pruning
+
+POLICY = [
+    pruning.Uniform(keep_ratio=0.75),
+    pruning.FastV(keep_ratio=0.5, layer=2),
+    attention_fix.ImageBoost(layers="1:", gamma=1.0),
+]
+MODES = {
+    "guidance_scale": {"guidance_scale": 1.5},
+    "guidance_scale, no cache": {"guidance_scale": 1.5, "use_cache": False},
+    "negative prompt": {"guidance_scale": 1.5, "negative_prompt_ids": torch.tensor([[5, 6, 7]])},
+    "no cache": {"use_cache": False},
+    "prompt lookup": {"prompt_lookup_num_tokens": 2},
+    "assistant": {"assistant_model": "plain"},
+    "pruned assistant": {"assistant_model": "pruned"},
+    "sampling": {"do_sample": True},
+    "chunks": {"prefill_chunk_size": 7},
+    "stopped": {"max_new_tokens": 1},
+}
+# An unwrapped Qwen2.5-VL fails with a guidance scale.
+CELLS = [("llava", mode) for mode in MODES] + [("qwen2_5_vl", m) for m in MODES if "guidance_scale" not in MODES[m]]
+
+
+def optimized(family, policy=POLICY):
+    return vlmopt.optimize(copy.deepcopy(family.build()), policy)
+
+
+@pytest.mark.parametrize(("name", "mode"), CELLS)
+def test_tokens_and_times_are_those_of_the_prompt(name, mode):
+    family, settings = FAMILIES[name], dict(MODES[mode])
+    batch = family.inputs([[5, Image(0), 7]])
+    model = optimized(family)
+    generate(model, batch)
+    expected = vlmopt.report(model)
+    if "assistant_model" in settings:
+        pruned = settings["assistant_model"] == "pruned"
+        settings["assistant_model"] = optimized(family, [pruning.Random(keep_ratio=0.3)] if pruned else [])
+    out = generate(model, batch, **settings)
+    report = vlmopt.report(model)
+    if mode != "chunks":  # whose earlier chunks are not cut by methods that read the question
+        assert report.samples == expected.samples
+        assert report.key_lengths == expected.key_lengths
+        assert report.applied == expected.applied
+    if mode not in ("chunks", "assistant", "pruned assistant"):  # whose first candidates count as rows of the prompt
+        got, wanted = ([c["layers"][0]["rows"] for c in r.corrections] for r in (report, expected))
+        assert got == wanted
+    assert report.samples[0]["prompt_tokens"] == batch.ids.shape[1]
+    assert report.samples[0]["visual_tokens"] == int(batch.total[0])
+    assert report.new_tokens == out.sequences.shape[1] - batch.ids.shape[1]
+    ms = report.ms
+    assert all(value is None or value > 0 for value in ms.values())
+    assert ms["vision"] + ms["scoring"] + ms["prefill"] <= ms["ttft"]
+    assert ms["ttft"] + (ms["decode"] or 0) <= ms["total"] + 1e-6
+    assert (ms["decode"] is None) == (mode == "stopped")
+
+
+@pytest.mark.parametrize("settings", [{"num_beams": 2}, {"num_beams": 2, "use_cache": False}], ids=str)
+def test_beams_without_a_cache_are_the_sequence_asked_for(settings):
+    family = FAMILIES["llava"]
+    batch, model = family.inputs([[5, Image(0), 7], [3, Image(1), Image(2), 6]]), optimized(family, POLICY[:2])
+    generate(model, batch, **settings)
+    report = vlmopt.report(model)
+    assert [s["prompt_tokens"] for s in report.samples[::2]] == batch.real.sum(1).tolist()
+    assert [s["visual_tokens"] for s in report.samples[::2]] == batch.total.tolist()
+    assert report.ms["prefill"] > 0
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_guidance_of_both_kinds_at_once(use_cache):
+    """The unconditional sequence does not touch what corrections know of the one asked for."""
+    family = FAMILIES["llava"]
+    batch = family.inputs([[5, Image(0), 7]])
+    model = optimized(family, [attention_fix.ImageBoost(layers="1:", gamma=1.2)])
+    alone = generate(model, batch)
+    nearly = generate(model, batch, guidance_scale=1 + 1e-6, use_cache=use_cache)
+    for got, wanted in zip(nearly.logits, alone.logits, strict=True):
+        assert torch.allclose(got, wanted, atol=1e-3)
+    assert torch.equal(nearly.sequences, alone.sequences)
+
+
+def test_a_failed_call_has_no_report():
+    family = FAMILIES["llava"]
+    batch, model = family.inputs([[5, Image(0), 7]]), optimized(family)
+    generate(model, batch)
+    with pytest.raises(ValueError, match="nonsense"):
+        generate(model, batch, nonsense=1)
+    with pytest.raises(ValueError, match="did not finish"):
+        vlmopt.report(model)
+
+
+def test_a_turn_over_a_cache_says_so():
+    family = FAMILIES["llava"]
+    batch, model = family.inputs([[5, Image(0), 7]]), optimized(family, [pruning.Uniform(keep_ratio=0.5)])
+    first = generate(model, batch)
+    turn = torch.cat([first.sequences, torch.tensor([[7, 8, 9]])], 1)
+    model.generate(turn, past_key_values=first.past_key_values, max_new_tokens=2)
+    (line,) = vlmopt.report(model).skipped
+    assert f"cache of {first.sequences.shape[1] - 1} tokens" in line["why"]

@@ -80,6 +80,7 @@ test: lint $(VENV)/.installed-lmms
 
 fuzz: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz --hypothesis-show-statistics --hypothesis-profile=many
+
 test-versions: $(VENV)/.installed-test
 	$(BIN)/python tools/test_versions.py
 

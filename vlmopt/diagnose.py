@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from vlmopt.attention_fix import SinkDiagnosis, SinkProfile
 
-from .accounting import VisualMap
 from .api import optimized, report
+from .reporting import VisualMap
 
 LISTED = 20  # tokens of a sample in a table
 

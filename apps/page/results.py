@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 import streamlit as st
 from PIL import Image
 
-from vlmopt.accounting import VisualMap
 from vlmopt.apps.page.jobs import escaped
 from vlmopt.apps.page.state import Outcome, Run
 from vlmopt.measure import Measurement, Spread
 from vlmopt.overlay import GAP, overlay
+from vlmopt.reporting import VisualMap
 from vlmopt.ring import ring
 
 LEGEND = 48 + GAP  # pixels below an overlay

@@ -8,10 +8,10 @@ import altair as alt
 import pandas as pd
 import streamlit as st
 
-from vlmopt.accounting import VisualMap
 from vlmopt.apps.page import results
 from vlmopt.apps.page.state import Run
 from vlmopt.overlay import overlay
+from vlmopt.reporting import VisualMap
 
 COLUMNS = 4
 GREEN = "#009e73"

@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from vlmopt.accounting import VisualMap
 from vlmopt.evaluation import records
 from vlmopt.evaluation.maps import load_maps, save_maps, save_picture
 from vlmopt.evaluation.records import Record, Writer, consolidate, file_name, part, parts, read
 from vlmopt.overlay import overlay
+from vlmopt.reporting import VisualMap
 
 
 def record(name: str, policy: str = "dense", index: int = 0, **changes: Any) -> Record:

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from vlmopt.accounting import VisualMap
 from vlmopt.evaluation.maps import save_maps, save_picture
 from vlmopt.evaluation.records import Record, Writer, file_name, part
 from vlmopt.evaluation.summary import summarize
+from vlmopt.reporting import VisualMap
 from vlmopt.synthetic import scene
 
 EVIL = "</script><script>window.caught = 1</script><img src=x onerror='window.caught = 1'>"

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from vlmopt.pruning import Selection, Selector, VisualTokens
 
-from ..accounting import VisualMap
 from ..api import optimized, report
 from ..policy import Policy
+from ..reporting import VisualMap
 from .sweep import with_keep_ratio
 
 RATIOS = tuple(n / 20 for n in range(1, 21))

@@ -179,12 +179,7 @@ def table(question: str, loaded: Loaded, answers: dict[str, str], measured: dict
         "",
         f"times: median (p20-p80); memory: {other.peak_memory_kind}",
     ]
-    lines += [
-        f"applied  {a['method']} before layer {a['layer']} ({a['positions']}): {a['before']} -> {a['after']} tokens"
-        + (f"; {a['source']}" if a["source"] else "")
-        for a in report.applied
-    ]
-    lines += [f"skipped  {s['what']}: {s['why']}" for s in report.skipped]
+    lines += report.pruned_lines() + report.skipped_lines()
     return "\n".join(lines)
 
 

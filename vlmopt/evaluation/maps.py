@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..accounting import VisualMap
+from ..reporting import VisualMap
 
 FLAGS = ("coords", "kept", "markers", "merged", "merged_into")
 SIDE = 768  # pixels a saved picture has at most

@@ -11,7 +11,7 @@ from vlmopt.apps.page import figures
 from vlmopt.apps.page.running import Worker
 from vlmopt.apps.page.state import Run
 from vlmopt.overlay import overlay
-from vlmopt.stages import Stage
+from vlmopt.reporting import Stage
 
 BINS = 40
 SPREAD = 50.0  # largest score over the median one, from which on the axis is logarithmic

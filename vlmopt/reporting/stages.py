@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ..runtime.ledger import Call
 from .accounting import VisualMap, chunk_maps, cuts_of
-from .runtime.ledger import Call
 
 
 @dataclass(frozen=True)

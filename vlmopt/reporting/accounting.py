@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .runtime.ledger import Call, Cut
+from ..runtime.ledger import Call, Cut
 
 
 @dataclass(frozen=True)

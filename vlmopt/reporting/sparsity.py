@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .runtime.ledger import Call
+from ..runtime.ledger import Call
 
 
 def sparse_layers(call: Call) -> list[dict[str, Any]]:

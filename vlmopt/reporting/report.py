@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from ..runtime import compat
+from ..runtime.ledger import Call
+from ..runtime.offload import device_of
 from .accounting import VisualMap, maps, sample
-from .corrected import corrected
-from .corrected import lines as corrected_lines
-from .runtime import compat
-from .runtime.ledger import Call
-from .runtime.offload import device_of
+from .corrections import corrected
+from .corrections import lines as corrected_lines
 from .sparsity import lines as sparse_lines
 from .sparsity import sparse_layers
 from .stages import Stage, stages
@@ -104,6 +104,18 @@ class Report:
         """Plain lists, numbers and strings."""
         return {f.name: copy.deepcopy(getattr(self, f.name)) for f in fields(self) if f.name[0] != "_"}
 
+    def pruned_lines(self) -> list[str]:
+        """Write one line per cut: what it dropped, and where."""
+        return [
+            f"applied  {a['method']} before layer {a['layer']} ({a['positions']}): {a['before']} -> {a['after']} tokens"
+            + (f"; {a['source']}" if a["source"] else "")
+            for a in self.applied
+        ]
+
+    def skipped_lines(self) -> list[str]:
+        """Write one line per thing that did not happen, with the reason."""
+        return [f"skipped  {s['what']}: {s['why']}" for s in joined(self.skipped)]
+
     def __str__(self) -> str:
         lines = [f"{self.family} · {self.attn_implementation} · {self.dtype} · {self.device}"]
         lines.append(
@@ -116,17 +128,13 @@ class Report:
                 f"{s['visual_tokens_kept']:>6} {s['layer_average']:>9.1f} {s['markers']:>7} {s['extras']['merged']:>6} "
                 f"{s['extras']['structural']:>10}"
             )
-        lines += [
-            f"applied  {a['method']} before layer {a['layer']} ({a['positions']}): {a['before']} -> {a['after']} tokens"
-            + (f"; {a['source']}" if a["source"] else "")
-            for a in self.applied
-        ]
+        lines += self.pruned_lines()
         if self.tower is not None:
             lines.append(f"tower    {self.tower['given']} patches given, {self.tower['encoded']} encoded")
         lines += corrected_lines(self.corrections) + sparse_lines(self.prefill)
         if self.repeating:
             lines.append(f"warning  the text repeats itself in samples {', '.join(map(str, self.repeating))}")
-        lines += [f"skipped  {s['what']}: {s['why']}" for s in joined(self.skipped)]
+        lines += self.skipped_lines()
         lines.append("keys     " + runs_of(self.key_lengths) + f"  ({self.kv_cache_bytes / 2**20:.2f} MiB)")
         lines.append(
             "time     " + "  ".join(f"{name} {value:.1f} ms" for name, value in self.ms.items() if value is not None)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from vlmopt.attention_fix import Correction, Diagnosis
 
-from .runtime.correct import Record
-from .runtime.ledger import Call
+from ..runtime.correct import Record
+from ..runtime.ledger import Call
 
 
 def corrected(call: Call) -> list[dict[str, Any]]:

@@ -194,3 +194,22 @@ def test_restore_from_any_part(part):
     vlmopt.optimize(model, [pruning.FastV(keep_ratio=0.5, layer=2)])
     vlmopt.restore(model.get_submodule(part))
     assert differences(before, snapshot(model)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["optimize, compile", "compile, optimize", "optimize the compiled"])
+def test_torch_compile(order):
+    """Graphs break at the hooks; what comes out is what comes out without compiling, restored too."""
+    policy = [pruning.FastV(keep_ratio=0.5, layer=2)]
+    plain, model = (copy.deepcopy(LLAVA.build()) for _ in range(2))
+    dense = forward(plain, prompt())
+    expected = forward(vlmopt.optimize(plain, policy), prompt())
+    if order == "optimize, compile":
+        vlmopt.optimize(model, policy)
+    compiled = torch.compile(model, backend="eager")
+    if order != "optimize, compile":
+        vlmopt.optimize(model if order == "compile, optimize" else compiled, policy)
+    assert torch.equal(forward(compiled, prompt()), expected)
+    assert vlmopt.report(compiled).key_lengths == vlmopt.report(plain).key_lengths
+    vlmopt.restore(compiled)
+    assert torch.equal(forward(compiled, prompt()), dense)

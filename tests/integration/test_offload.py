@@ -73,6 +73,19 @@ def test_weights_on_disk(place, when, tmp_path):
     assert all(map(torch.equal, generate(model, prompt()).logits, generate(plain, prompt()).logits))
 
 
+@pytest.mark.parametrize(
+    "method", [pruning.PyramidDrop(keep_ratio=0.5, layers=(1, 3)), pruning.FirstPass(keep_ratio=0.5)], ids=repr
+)
+def test_whole_layers_are_loaded_at_once(method):
+    """The hook sits on the layer then, and a look into it has to go by that hook; so it is with a layer per device."""
+    plain, model = (copy.deepcopy(QWEN.build()) for _ in range(2))
+    accelerate.cpu_offload(model, torch.device("cpu"), preload_module_classes=["Qwen2_5_VLDecoderLayer"])
+    vlmopt.optimize(plain, method)
+    vlmopt.optimize(model, method)
+    assert all(map(torch.equal, generate(model, prompt()).logits, generate(plain, prompt()).logits))
+    assert all(p.device.type == "meta" for p in model.model.language_model.layers.parameters())
+
+
 @pytest.mark.parametrize("method", [pruning.ZeroOrder(keep_ratio=0.5), pruning.VisionZip(keep_ratio=0.5)], ids=repr)
 def test_weights_that_are_nowhere_are_refused(method):
     with torch.device("meta"):

@@ -50,7 +50,7 @@ def look_ahead(step: Step, module: nn.Module, layer: int, count: int, hidden: Te
             given[name] = ReadOnlyCache(given[name])
     step.ahead = (layer, count)
     try:
-        type(module).forward(module, hidden, **given)
+        module.forward(hidden, **given)  # the instance's own, where accelerate loads weights and moves inputs
     except Looked as looked:
         return looked.rows
     finally:

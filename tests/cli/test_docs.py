@@ -1,0 +1,155 @@
+"""Every method has a section, every public name stands on a page, and every link leads somewhere."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tests.support.documents import DOCS, DOCUMENTS, PAGES, ROOT, name_of, text_of
+from vlmopt import catalogue
+from vlmopt.methods import describe, find
+
+ROWS = {row["name"]: row for row in describe() if row["name"] in {entry.name for entry in catalogue.built_in()}}
+PUBLIC = ("vlmopt", "vlmopt.pruning", "vlmopt.attention_fix", "vlmopt.kernels.patterns", "vlmopt.policy",
+          "vlmopt.calibration")  # fmt: skip
+LARGEST = 40 * 1024  # bytes of a method's picture
+CODE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def hook() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_hook", ROOT / "tools" / "docs_hook.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def sections() -> dict[str, tuple[Path, str]]:
+    """Page and text of every section whose heading is one name in code."""
+    found = {}
+    for page in PAGES:
+        for part in re.split(r"^## ", text_of(page), flags=re.MULTILINE)[1:]:
+            named = re.match(r"`(\w+)`\n", part)
+            if named:
+                assert named[1] not in found, f"{named[1]} has two sections"
+                found[named[1]] = page, part
+    return found
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_method_has_a_section(name: str) -> None:
+    """Its settings, when it fails, the paper of its docstring, and where it keeps something a small picture of it."""
+    page, text = sections()[name]
+    assert f"<!-- settings: {name} -->" in text
+    assert "**When it fails.**" in text
+    paper = text.partition("**Paper.**")[2]
+    assert paper
+    assert (ROWS[name]["paper"] or "") in paper
+    kind = ROWS[name]["kind"]
+    if kind != "correction":
+        picture = re.search(rf"!\[.+\]\((\S*pictures/{kind}s/{name}\.png)\)", text)
+        assert picture, "no picture"
+        assert 0 < (page.parent / picture[1]).stat().st_size <= LARGEST
+
+
+def test_every_section_is_of_a_method() -> None:
+    assert set(sections()) == set(ROWS)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_setting_is_listed_once(name: str, hook: ModuleType) -> None:
+    """In the table of the method or of its kind; a setting that has one value only in neither."""
+    row = ROWS[name]
+    own = re.findall(r"^\| `(\w+)` \|", hook.settings(name), re.MULTILINE)
+    assert len(own) == len(set(own))
+    shared = hook.shared(row["kind"])
+    for s in row["settings"]:
+        if s["name"] not in own:
+            assert hook.fixed(s) or s == shared[s["name"]]
+        assert s.get("help"), f"{name}: {s['name']} has no help"
+
+
+def test_shared_settings_have_a_table() -> None:
+    text = "".join(map(text_of, PAGES))
+    for kind in ("selector", "correction", "pattern"):
+        assert text.count(f"<!-- shared settings: {kind} -->") == 1
+
+
+def test_a_link_out_of_the_docs_needs_its_file(hook: ModuleType) -> None:
+    link = hook.LINK.search("[a](../LICENSE#top)")
+    assert hook.outward(link, Path("docs"), "https://host/repo") == "](https://host/repo/blob/main/LICENSE#top)"
+    with pytest.raises(FileNotFoundError, match=r"no-such-file"):
+        hook.outward(hook.LINK.search("[a](../no-such-file)"), Path("docs"), "")
+
+
+def public() -> dict[str, Any]:
+    modules = {name: importlib.import_module(name) for name in PUBLIC}
+    return {f"{m}.{name}": getattr(module, name) for m, module in modules.items() for name in module.__all__}
+
+
+def is_code(value: Any) -> bool:
+    return inspect.isclass(value) or inspect.isfunction(value)
+
+
+def test_every_public_name_stands_on_a_page() -> None:
+    """A class or function by its own entry or as a method; a constant or alias is named in a sentence."""
+    text = "\n".join(map(text_of, PAGES))
+    entries = set(re.findall(r"^::: ([\w.]+)", text, re.MULTILINE))
+    methods = {find(name) for name in ROWS}
+    lost = []
+    for name, value in public().items():
+        if is_code(value):
+            home = f"{value.__module__}.{value.__qualname__}"
+            ok = home in entries or value in methods
+        else:
+            ok = f"`{name}`" in text
+        lost += [] if ok else [name]
+    assert not lost, f"on no page: {lost}"
+
+
+def test_every_entry_exists() -> None:
+    for page in PAGES:
+        for entry in re.findall(r"^::: ([\w.]+)", text_of(page), re.MULTILINE):
+            module, _, name = entry.rpartition(".")
+            assert is_code(getattr(importlib.import_module(module), name)), entry
+
+
+def test_every_public_name_has_a_docstring() -> None:
+    """Of its own: a dataclass without one gets its signature, which says nothing."""
+    for name, value in public().items():
+        if is_code(value):
+            doc = value.__doc__ or ""
+            assert doc.strip(), name
+            assert not doc.startswith(f"{value.__name__}("), name
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub and the site name them."""
+    headings = re.findall(r"^#+ (.+)$", CODE.sub("", text_of(page)), re.MULTILINE)
+    plain = (re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading) for heading in headings)
+    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading.lower()).strip()) for heading in plain}
+
+
+@pytest.mark.parametrize("page", [*DOCUMENTS, ROOT / "CONTRIBUTING.md"], ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", CODE.sub("", text_of(page))):
+        if target.startswith(("http:", "https:")):
+            continue
+        path = (page.parent / target).resolve() if target else page
+        assert path.exists(), f"{name_of(page)}: {target}"
+        if anchor and path.suffix == ".md":
+            assert anchor in anchors(path), f"{name_of(page)}: {target}#{anchor}"
+
+
+def test_the_menu_names_every_page() -> None:
+    menu = set(re.findall(r"(\S+\.md)$", text_of(ROOT / "mkdocs.yml").partition("\nnav:")[2], re.MULTILINE))
+    assert menu == {page.relative_to(DOCS).as_posix() for page in PAGES}

@@ -26,6 +26,11 @@ class Masses(NamedTuple):
     nonsink: Tensor
     open: Tensor  # Bool
 
+    @property
+    def divisor(self) -> Tensor:
+        """`nonsink`, 1 where the gate is closed: a quotient by 0 has no gradient, even where it is not used."""
+        return torch.where(self.open, self.nonsink, 1.0)
+
 
 @register("visual_sink")
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +107,7 @@ class VisualSink(SinkSettings, RowCorrection):
             return values, no_rows(values)
         found = self.weigh(values, view, sets.to(values.dtype))
         if self.scope == "all":
-            share = (found.sink / found.nonsink)[..., None]
+            share = (found.sink / found.divisor)[..., None]
         else:
             share = share_by_picture(values, view.span, found)
         nonsink, minus_sink = (keys[:, None, None] for keys in found.sets[:, 2:].unbind(1))
@@ -166,7 +171,7 @@ def share_by_picture(values: Tensor, span: Tensor, found: Masses) -> Tensor:
     )
     empty = nonsink <= torch.finfo(values.dtype).tiny
     own.masked_fill_(empty, 0.0)
-    pool = (found.sink - own.sum(-1)) / found.nonsink
+    pool = (found.sink - own.sum(-1)) / found.divisor
     own.div_(nonsink.masked_fill_(empty, 1.0))
     return own.gather(-1, place).add_(pool[..., None])
 

@@ -50,11 +50,12 @@ def gradients(policy, reentrant=None, family=QWEN, first="optimize"):
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_gradients_are_those_without_checkpointing(method):
     expected = gradients(method)
+    assert all(value.isfinite().all() for value in expected.values())
     for reentrant in (False, True):
         got = gradients(method, reentrant)
         assert got.keys() == expected.keys()
         for name, value in expected.items():
-            assert torch.allclose(got[name], value, rtol=1e-4, atol=1e-6, equal_nan=True), (name, reentrant)
+            assert torch.allclose(got[name], value, rtol=1e-4, atol=1e-6), (name, reentrant)
 
 
 @pytest.mark.parametrize("family", [FAMILIES[n] for n in ("llava", "gemma3", "qwen3_vl")], ids=lambda f: f.name)

@@ -3,52 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, ClassVar, TypeVar
+from dataclasses import MISSING, dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from vlmopt.core import check_depth, setting, shown, validate
+from vlmopt.core import MeasuredProfile, setting
 
-FORMAT = 1
 CRITERIA = ("visual_mass", "nonsink_mass", "divergence")
-
-Kind = TypeVar("Kind", bound="ModelProfile")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelProfile:
-    """Base: facts about the model that was measured, comparison with another one, and the dict form.
+class ModelProfile(MeasuredProfile):
+    """Base: what was found beside the numbers, too.
 
     Raises:
-        TypeError, ValueError: a value of the wrong type or out of range; facts that are missing.
+        TypeError, ValueError: as the base; `stats` that are no dict.
     """
 
-    label: ClassVar[str] = "profile"
-    facts: ClassVar[tuple[str, ...]] = ()  # whole numbers that `model` must hold
-
-    model: Mapping[str, Any] = field(hash=False)  # model_type, hidden_size, layers, num_heads, ..., name_or_path
-    samples: int = setting(MISSING, "Number of prompts averaged.", "int", min=1)
     stats: Mapping[str, Any] = field(default_factory=dict, hash=False)  # what else was found, JSON-ready
 
     def __post_init__(self) -> None:
-        validate(self, self.label)
-        if not isinstance(self.model, Mapping):
-            raise TypeError(f"{self.label}: model must be a dict of facts about the model, got {self.model!r}")
+        super().__post_init__()
         if not isinstance(self.stats, Mapping):
             raise TypeError(f"{self.label}: stats must be a dict, got {self.stats!r}")
-        for name in ("model", "stats"):
-            object.__setattr__(self, name, dict(getattr(self, name)))
-        missing = [name for name in self.facts if not isinstance(self.model.get(name), int)]
-        if missing:
-            raise ValueError(f"{self.label}: model must hold {', '.join(missing)} as whole numbers, got {self.model!r}")
-
-    @property
-    def source(self) -> str:
-        """Where the numbers come from, in words."""
-        name = self.model.get("name_or_path") or self.model.get("model_type") or "a model without a name"
-        return f"{self.label} of {name}, {self.samples} samples"
+        object.__setattr__(self, "stats", dict(self.stats))
 
     def check(self, model: Mapping[str, Any]) -> None:
         """Compare with the model of its use; `name_or_path` may differ, copies have others.
@@ -56,34 +36,7 @@ class ModelProfile:
         Raises:
             ValueError: naming everything that differs.
         """
-        pairs = [(key, value, model.get(key)) for key, value in self.model.items() if key != "name_or_path"]
-        differ = [f"{what} is {here!r}, the profile's is {own!r}" for what, own, here in pairs if own != here]
-        if differ:
-            raise ValueError(f"this {self.label} was measured on another model: {'; '.join(differ)}. Measure anew")
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, complete."""
-        return {"format": FORMAT, **{f.name: plain(getattr(self, f.name)) for f in fields(self)}}
-
-    @classmethod
-    def from_dict(cls: type[Kind], data: Mapping[str, Any]) -> Kind:
-        """Inverse of `to_dict`.
-
-        Raises:
-            TypeError, ValueError: no dict, another format, unknown or missing keys, values out of range.
-        """
-        if not isinstance(data, Mapping):
-            raise TypeError(f"a {cls.label} must be a dict, got {shown(data)} of type {type(data).__name__}")
-        check_depth(data)
-        if data.get("format") != FORMAT:
-            raise ValueError(f"a {cls.label} must have 'format': {FORMAT}, got {shown(data.get('format'))}")
-        names = [f.name for f in fields(cls)]
-        needed = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
-        unknown = sorted(str(key) for key in data if key != "format" and key not in names)
-        missing = [name for name in needed if name not in data]
-        if unknown or missing:
-            raise ValueError(f"{cls.label}: unknown keys {unknown}, missing keys {missing}; keys: {', '.join(names)}")
-        return cls(**{key: value for key, value in data.items() if key != "format"})
+        self.refuse_others(model=model, way_out="Measure anew")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,10 +147,3 @@ def table(rows: Any, shape: tuple[int, int], high: float | None, label: str) -> 
     if wrong:
         raise ValueError(f"{label} must be >= 0{'' if high is None else f' and <= {high}'}, got {wrong[0]!r}")
     return numbers
-
-
-def plain(value: Any) -> Any:
-    """Tuples as lists, mappings as dicts, all the way down."""
-    if isinstance(value, Mapping):
-        return {key: plain(entry) for key, entry in value.items()}
-    return [plain(entry) for entry in value] if isinstance(value, (tuple, list)) else value

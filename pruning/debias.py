@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
@@ -16,6 +16,8 @@ from .signals import Signal
 from .tokens import Selection, VisualTokens
 from .trend import fit_axes, fit_robust, grid_place, raster_place, rope_trend
 
+Kind = TypeVar("Kind", bound=type)
+
 FITS = {  # what each may be told about the trend
     "preset": ("sigma", "preset"),
     "offline": ("profile",),
@@ -25,13 +27,18 @@ FITS = {  # what each may be told about the trend
 }
 
 
-def copied() -> Any:
-    """A setting of the host, mirrored; it is stated there."""
-    return field(init=False, repr=False, compare=False, metadata={"help": "That of the host."})
+def mirrors_host(cls: Kind) -> Kind:
+    """Take the settings that all selectors share from the host, where they are stated."""
+    for shared in fields(Selector):
+        mirrored: Any = field(init=False, repr=False, compare=False, metadata={"help": "That of the host."})
+        setattr(cls, shared.name, mirrored)
+        cls.__annotations__[shared.name] = shared.type
+    return cls
 
 
 @register("debias")
 @dataclass(frozen=True, kw_only=True)
+@mirrors_host
 class Debias(ScoreSelector):
     """Divides the host's attention scores by exp(sigma * x), x in 0..1 the place in the picture; the host then chooses.
 
@@ -85,17 +92,6 @@ class Debias(ScoreSelector):
     rope_gap: int = setting(
         30, "rope_kernel: prompt tokens from the last visual token to the question's end.", "int", min=1
     )
-
-    keep_ratio: float | None = copied()
-    keep_tokens: int | None = copied()
-    layer: int = copied()
-    positions: str | None = copied()
-    marker: str = copied()
-    marker_from: str | None = copied()
-    padding: str = copied()
-    allocation: str = copied()
-    segment: str = copied()
-    min_per_segment: int = copied()
 
     def __post_init__(self) -> None:
         if isinstance(self.host, Debias):

@@ -5,34 +5,33 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from vlmopt.core import check_depth, parse, setting, shown, validate
+from vlmopt.core import MeasuredProfile, parse, setting
 
 from .tokens import VisualTokens
 from .trend import LIMITS, frame_place, grid_place, raster_place
 
-FORMAT = 1
 Z = 1.96  # of a 95 % interval
 
 
 @dataclass(frozen=True, kw_only=True)
-class DebiasProfile:
+class DebiasProfile(MeasuredProfile):
     """Positional trend of a host's scores on one model: exp(sigma * x), what was measured, and on what.
 
     Raises:
         TypeError, ValueError: a value of the wrong type or out of range; a number of slopes that does not fit `axes`.
     """
 
-    model: Mapping[str, Any] = field(hash=False)  # model_type, hidden_size, layers, name_or_path
+    label: ClassVar[str] = "debias profile"
+
     host: str = setting(MISSING, "Registered name of the method whose scores were measured.", "str")
     layer: int = setting(MISSING, "Layer before which the host cuts, at its first stage.", "int", min=0)
     sigma: tuple[float, ...] = setting(MISSING, "Slope over the raster place, or over t, y and x.", "floats")
-    samples: int = setting(MISSING, "Number of samples averaged.", "int", min=1)
     queries: str = setting(MISSING, "Prompt rows whose attention was read, in words.", "str")
     head_reduction: str = setting(MISSING, "How heads were reduced, in words.", "str")
     axes: str = setting("raster", "Coordinates of sigma.", "str", choices=("raster", "thw"))
@@ -45,10 +44,7 @@ class DebiasProfile:
     mu: float | None = setting(None, "Score at the first place; of no consequence for a ranking.", "float", above=0)
 
     def __post_init__(self) -> None:
-        validate(self, "debias profile")
-        if not isinstance(self.model, Mapping):
-            raise TypeError(f"debias profile: model must be a dict of facts about the model, got {self.model!r}")
-        object.__setattr__(self, "model", dict(self.model))
+        super().__post_init__()
         wanted = 1 if self.axes == "raster" else 3
         if len(self.sigma) != wanted:
             raise ValueError(f"debias profile: axes={self.axes!r} takes {wanted} slopes in sigma, got {self.sigma!r}")
@@ -63,14 +59,8 @@ class DebiasProfile:
         Raises:
             ValueError: naming everything that differs.
         """
-        pairs = [("host", self.host, host), ("layer", self.layer, layer)]
-        if model is not None:
-            pairs += [(key, value, model.get(key)) for key, value in self.model.items() if key != "name_or_path"]
-        differ = [f"{what} is {here!r}, the profile's is {own!r}" for what, own, here in pairs if own != here]
-        if differ:
-            raise ValueError(
-                f"this debias profile was measured elsewhere: {'; '.join(differ)}. Measure anew, or force it"
-            )
+        here = (("host", self.host, host), ("layer", self.layer, layer))
+        self.refuse_others(*here, model=model, way_out="Measure anew, or force it")
 
     @property
     def slopes(self) -> str:
@@ -101,30 +91,8 @@ class DebiasProfile:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, complete."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "error"}
-        error = {"error": list(self.error)} if self.error else {}  # earlier versions read profiles without
-        return {"format": FORMAT, **values, "model": dict(self.model), "sigma": list(self.sigma), **error}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> DebiasProfile:
-        """Inverse of `to_dict`.
-
-        Raises:
-            TypeError, ValueError: no dict, another format, unknown or missing keys, values out of range.
-        """
-        if not isinstance(data, Mapping):
-            raise TypeError(f"a debias profile must be a dict, got {shown(data)} of type {type(data).__name__}")
-        check_depth(data)
-        if data.get("format") != FORMAT:
-            raise ValueError(f"a debias profile must have 'format': {FORMAT}, got {shown(data.get('format'))}")
-        names = [f.name for f in fields(cls)]
-        unknown = sorted(str(key) for key in data if key != "format" and key not in names)
-        missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in data]
-        if unknown or missing:
-            raise ValueError(
-                f"debias profile: unknown keys {unknown}, missing keys {missing}; keys: {', '.join(names)}"
-            )
-        return cls(**{key: value for key, value in data.items() if key != "format"})
+        data = super().to_dict()
+        return data if self.error else {k: v for k, v in data.items() if k != "error"}  # as earlier versions wrote it
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a JSON file; returns its path."""

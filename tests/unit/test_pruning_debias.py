@@ -165,7 +165,7 @@ def test_profiles_that_are_no_profiles(tmp_path):
     for name in ("text.json", "missing.json"):
         with pytest.raises(ValueError, match="holds no debias profile"):
             DebiasProfile.load(tmp_path / name)
-    with pytest.raises(ValueError, match=r"missing keys \['model', 'host'"):
+    with pytest.raises(ValueError, match=r"missing keys \['model', 'samples', 'host'"):
         DebiasProfile.from_dict({"format": 1, "sigma": [1.0]})
     with pytest.raises(TypeError, match="must be a dict"):
         DebiasProfile.from_dict([1])

@@ -14,6 +14,7 @@ from vlmopt.attention_fix import SinkDiagnosis, SinkProfile
 
 from .api import optimized, report
 from .reporting import VisualMap
+from .runtime.offload import device_of
 
 LISTED = 20  # tokens of a sample in a table
 
@@ -86,7 +87,7 @@ def diagnose_sinks(
     Raises:
         ValueError, TypeError: as `optimize`, and for dimensions that do not fit the model.
     """
-    device = next(model.parameters()).device
+    device = device_of(model)
     moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
     with optimized(model, SinkDiagnosis(profile=profile, dims=dims, tau=tau)):
         model(**moved, use_cache=False)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .api import optimized, report
 from .reporting import Report
+from .runtime.offload import device_of
 
 CLEAR = Path("/proc/self/clear_refs")
 
@@ -101,7 +102,7 @@ def measure(
     if not policies:
         raise ValueError("no policy to measure; give at least one, e.g. {'dense': 'dense'}")
     arguments = {"do_sample": False, "max_new_tokens": max_new_tokens, **(generate or {})}
-    device = next(model.parameters()).device
+    device = device_of(model)
     reports: dict[str, list[Report]] = {name: [] for name in policies}
     ids: dict[str, Tensor] = {}
     for turn in range(warmup + repeats):

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import nn
 
 from .families import family_of
 from .frames import Video, video_inputs
+from .runtime.offload import device_of
 
 
 def image_prompt(processor: Any, question: str, images: Sequence[Image.Image]) -> dict[str, Any]:
@@ -68,6 +70,11 @@ def placed(inputs: Mapping[str, Any], device: torch.device, dtype: torch.dtype) 
         else value
         for name, value in inputs.items()
     }
+
+
+def placed_for(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Put inputs where a model computes, wherever its weights are kept, pixels in its dtype."""
+    return placed(inputs, device_of(model), next(model.parameters()).dtype)
 
 
 def as_seen(processor: Any, image: Image.Image) -> Image.Image:

@@ -25,7 +25,7 @@ from vlmopt.frames import load_video
 from vlmopt.loading import Loaded
 from vlmopt.measure import Measurement, measure
 from vlmopt.metrics.clicks import Point, clicked
-from vlmopt.prompt import as_seen, image_prompt, placed, video_prompt
+from vlmopt.prompt import as_seen, image_prompt, placed_for, video_prompt
 
 WARMUP = 1
 MEMORY = 1  # `measure` counts memory in a round of its own
@@ -177,7 +177,6 @@ def asked(request: Request, units: str) -> str:
 def prepared(model: Any, processor: Any, request: Request) -> Prompt:
     """The prompt of a request, on the model's device."""
     question, sizes = asked(request, units_of(model)), processor.image_processor
-    first = next(model.parameters())
     notes: tuple[str, ...] = ()
     if request.clip is None:
         inputs = image_prompt(processor, question, request.images)
@@ -195,7 +194,7 @@ def prepared(model: Any, processor: Any, request: Request) -> Prompt:
     if grid is not None and hasattr(sizes, "patch_size"):
         _, rows, columns = grid[0].tolist()
         resized = (columns * sizes.patch_size, rows * sizes.patch_size)
-    return Prompt(placed(inputs, first.device, first.dtype), shown, notes, resized)
+    return Prompt(placed_for(model, inputs), shown, notes, resized)
 
 
 def outcome(model: Any, processor: Any, request: Request, prompt: Prompt, measured: Measurement) -> Outcome:

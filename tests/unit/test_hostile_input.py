@@ -89,10 +89,10 @@ HOSTILE = {
 @pytest.mark.parametrize("case", HOSTILE)
 def test_refused_at_once(case):
     methods.installed()  # what is read once
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises((ValueError, TypeError)) as caught:
         HOSTILE[case]()
-    assert time.perf_counter() - start < AT_ONCE
+    assert time.process_time() - start < AT_ONCE
     assert type(caught.value) in (ValueError, TypeError)
     if case not in ("long scorer path", "long directory"):  # these quote the Hub client
         assert len(str(caught.value)) < READABLE

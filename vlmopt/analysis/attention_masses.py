@@ -17,6 +17,7 @@ from vlmopt.attention_fix.base import no_rows
 
 from ..api import optimized
 from ..policy import Policy
+from ..runtime.offload import device_of
 
 KINDS = ("visual_sinks", "other_visual", "text_sinks", "other_text")
 
@@ -104,7 +105,7 @@ def attention_masses(
     inner = own or (None if sinks is None or not sinks.needs else sinks)
     listener = MassListener(layers=own.layers if own else "0:", inner=inner, apply=own is not None)
     attention = [listener if c is own else c for c in given.attention] + ([] if own else [listener])
-    device = next(model.parameters()).device
+    device = device_of(model)
     moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
     with optimized(model, replace(given, attention=attention)):
         model(**moved, use_cache=False)

@@ -22,6 +22,7 @@ from ..api import optimized
 from ..checks import model_facts
 from ..policy import Policy
 from ..runtime.discover import discover
+from ..runtime.offload import device_of
 from .heads import HeadSums
 
 RASTER, FRAMES, SIDE = 64, 8, 16  # bins of the place in the sequence; of frames; of rows and columns
@@ -201,7 +202,7 @@ class Collector:
     @torch.inference_mode()
     def add(self, inputs: Mapping[str, Any]) -> None:
         """One prompt with pictures, batch 1, through the unpruned model."""
-        device = next(self.model.parameters()).device
+        device = device_of(self.model)
         moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
         with optimized(self.model, self.policy):
             self.model(**moved, use_cache=False)

@@ -20,7 +20,7 @@ from ..api import optimized
 from ..checks import model_facts
 from ..metrics.lexicon import Lexicon
 from ..policy import Policy
-from ..prompt import placed
+from ..prompt import placed_for
 from ..runtime.discover import discover
 from .captions import first_token, mentions
 from .collect import MISSING
@@ -90,8 +90,8 @@ class IATCollector:
         Raises:
             ValueError: the prompts hold no visual tokens.
         """
-        parameter, listener = next(self.model.parameters()), TextListener()
-        moved = placed(inputs, parameter.device, parameter.dtype)
+        listener = TextListener()
+        moved = placed_for(self.model, inputs)
         end = self.tokenizer.eos_token_id
         pad = end if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
         with optimized(self.model, Policy(attention=[listener])):

@@ -21,6 +21,7 @@ from ..checks import model_facts
 from ..policy import Policy
 from ..runtime.corrections import why_not
 from ..runtime.discover import discover
+from ..runtime.offload import device_of
 from .sink_dims import Layer, Look, Values, sink_profile
 
 PROMPTS, TEXTS = 16, 8  # pictures that are looked at, and of their questions alone: two halves of eight
@@ -152,7 +153,7 @@ class SinkCollector:
 
     @torch.inference_mode()
     def look(self, inputs: Mapping[str, Any]) -> Look:
-        device = next(self.model.parameters()).device
+        device = device_of(self.model)
         moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
         eye = Eye(self.layers)
         with optimized(self.model, Policy(attention=[SinkListener(eye=eye)])):

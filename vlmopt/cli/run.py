@@ -27,7 +27,7 @@ from ..overlay import overlay
 from ..policy import Policy, inline
 from ..policy.text import summary
 from ..prefill import SparsePrefill
-from ..prompt import as_seen, image_prompt, placed, video_prompt
+from ..prompt import as_seen, image_prompt, placed_for, video_prompt
 from ..version import __version__
 
 
@@ -138,11 +138,10 @@ def ask(loaded: Loaded, visuals: Visuals, options: argparse.Namespace, policy: P
         inputs = video_prompt(loaded.processor, loaded.model, options.question, visuals.video)
     else:
         inputs = image_prompt(loaded.processor, options.question, visuals.images)
-    first = next(loaded.model.parameters())
     policies = {"dense": "dense", "optimized": policy}
     return measure(
         loaded.model,
-        placed(inputs, first.device, first.dtype),
+        placed_for(loaded.model, inputs),
         policies,
         repeats=options.repeats,
         warmup=options.warmup,

@@ -22,6 +22,7 @@ from ..loading import DTYPES, Loaded, check_device, check_name, load
 from ..media import check_file
 from ..methods import to_dict
 from ..runtime.discover import discover
+from ..runtime.offload import device_of
 from ..search import PatternSearch, candidates
 from ..search.prompts import Inputs, length, picture_source, video_source
 from ..search.search import MATCHES
@@ -73,7 +74,7 @@ def execute(options: argparse.Namespace) -> None:
         {
             "samples": [name for name, _ in prompts],
             "tokens": run.tokens,
-            "device": str(next(loaded.model.parameters()).device),
+            "device": str(device_of(loaded.model)),
             "date": datetime.now(timezone.utc).date().isoformat(),
             "reference": to_dict(run.search.candidates[0]),
             "vlmopt": __version__,

@@ -16,6 +16,7 @@ import torch
 from ..loading import Loaded
 from ..runtime import compat
 from ..runtime.discover import discover
+from ..runtime.offload import device_of
 from ..version import __version__
 
 PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "numpy", "pillow", "rapidfuzz", "qwen-vl-utils")
@@ -25,7 +26,7 @@ FORMAT = 1
 def environment(loaded: Loaded, processes: int, command: Sequence[str] | None = None) -> dict[str, Any]:
     """Facts of the software, the machine, the model and this start."""
     first = next(loaded.model.parameters())
-    device = first.device
+    device = device_of(loaded.model)
     return {
         "format": FORMAT,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

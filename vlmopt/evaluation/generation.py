@@ -12,6 +12,7 @@ from ..api import report
 from ..loading import Loaded
 from ..prompt import placed
 from ..reporting import Report
+from ..runtime.offload import device_of
 from .prompts import Batch
 
 # Settings of a model's own generation config that change greedy answers, too.
@@ -57,7 +58,7 @@ def decoding(model: Any) -> dict[str, Any]:
 def input_device(model: Any) -> torch.device:
     """Where inputs go: of a model that was spread out, the first device that computes."""
     places = [place for place in device_map(model).values() if place not in ("cpu", "disk")]
-    device = torch.device(places[0]) if places else next(model.parameters()).device
+    device = torch.device(places[0]) if places else device_of(model)
     return torch.device("cpu") if device.type == "meta" else device
 
 

@@ -14,7 +14,7 @@ from ..api import optimized, report, session_of
 from ..kernels.patterns import AShape, Prefill
 from ..policy import Policy
 from ..prefill import SparsePrefill
-from ..prompt import placed
+from ..prompt import placed_for
 from ..runtime.attention import plan_of
 from ..runtime.context import Step
 from ..runtime.editable import decoding
@@ -72,6 +72,5 @@ def watch(
                 watcher.show = show
                 plan_of(session, layer).sparse = watcher
         few = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-        first = next(model.parameters())
-        model(**placed(inputs, first.device, first.dtype), **few, use_cache=False)
+        model(**placed_for(model, inputs), **few, use_cache=False)
         return sorted({entry["why"] for entry in report(model).skipped})

@@ -9,6 +9,7 @@ from .. import catalogue
 from ..core import parse as parse_json
 from ..core import shown
 
+LONGEST = 10_000  # characters of a line
 TERM = re.compile(r"\s*([a-z][a-z0-9_-]*)\s*(?::(.*))?", re.DOTALL)
 HELP = "name:setting=value,setting=value, several joined by '+', e.g. 'pixel_redundancy+div_prune:keep_ratio=0.3'"
 
@@ -22,11 +23,13 @@ def parse(text: str, known: set[str]) -> list[dict[str, Any]] | None:
         known: names of methods.
 
     Returns:
-        None where the text is no such line: its first term has no settings and names no method.
+        None where the text is no such line: its first term has no settings and names no method, or it is too long.
 
     Raises:
         ValueError: a term that cannot be read, or a preset that holds more than methods.
     """
+    if len(text) > LONGEST:
+        return None
     terms = split(text, "+")
     first = TERM.fullmatch(terms[0])
     if first is None or (first[2] is None and len(terms) == 1 and first[1] not in known):

@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jinja2 import UndefinedError
 from PIL import Image
 
 from tests.support.report_runs import EVIL, MAPPED, POLICIES, record, whole, write_run
 from vlmopt.evaluation.report import write_report
 from vlmopt.evaluation.report.facts import Facts, Figure, number
-from vlmopt.evaluation.report.gallery import CARDS, changed, chosen, differing
-from vlmopt.evaluation.report.markup import tag
+from vlmopt.evaluation.report.gallery import CARDS, Option, changed, chosen, differing
 from vlmopt.evaluation.report.palette import DARK, LIGHT
+from vlmopt.evaluation.report.templates import environment, render
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +111,14 @@ def test_texts_stay_texts(page: str, elements: Elements) -> None:
     assert not any("onerror" in element for element in elements.found)
     assert EVIL in [heading["text"] for heading in elements.all("h3")]
     assert "a|b <i>" in [cell["text"] for cell in elements.all("th")]
-    assert tag("p", "<&>", tag("b", "'"), title='"') == '<p title="&quot;">&lt;&amp;&gt;<b>&#x27;</b></p>'
+    choice = environment().get_template("figures.html").module.choice("<&>", "data-of", '"', [Option("'", "<b>")])
+    option = '<option value="&#39;">&lt;b&gt;</option>'
+    assert choice == f'<label>&lt;&amp;&gt;<select data-of="&#34;">{option}</select></label>'
+
+
+def test_a_template_leaves_no_gap_where_a_name_is_missing() -> None:
+    with pytest.raises(UndefinedError, match="facts"):
+        render("report.md")
 
 
 def test_the_page_can_be_read_aloud(elements: Elements) -> None:

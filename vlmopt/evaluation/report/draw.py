@@ -1,4 +1,4 @@
-"""A drawing in a few kinds of marks, turned into SVG for a page and into a picture for a README."""
+"""A drawing in a few kinds of marks: SVG on a page (page/figures.html), and here a picture for a README."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import io
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
+from typing import ClassVar
 
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from .markup import Markup, tag
 from .palette import LIGHT
 
 SCALE = 2  # pixels of a picture per unit of its drawing
@@ -22,6 +22,7 @@ Points = list[tuple[float, float]]
 class Line:
     """Through points; filled to an area, faintly, if `fill`."""
 
+    kind: ClassVar[str] = "line"
     points: Points
     ink: str
     width: float = 1.0
@@ -31,6 +32,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Box:
+    kind: ClassVar[str] = "box"
     x: float
     y: float
     width: float
@@ -43,6 +45,7 @@ class Box:
 class Dot:
     """A marker with its bars, level ones fainter; hollow if `hollow`."""
 
+    kind: ClassVar[str] = "dot"
     x: float
     y: float
     ink: str
@@ -57,6 +60,7 @@ class Dot:
 class Text:
     """`anchor`: start, middle or end at x; y is the baseline; `turned` reads upwards."""
 
+    kind: ClassVar[str] = "text"
     x: float
     y: float
     text: str
@@ -98,44 +102,6 @@ def outline(dot: Dot) -> Points:
         "diamond": [(0.0, -1.25), (1.25, 0.0), (0.0, 1.25), (-1.25, 0.0)],
     }.get(dot.shape, [])
     return [(dot.x + r * x, dot.y + r * y) for x, y in corners]
-
-
-def svg(scene: Scene, css: str | None = None) -> Markup:
-    """Inline SVG that takes its colours from the page; one without a title is only for the eye."""
-    named = {"role": "group", "aria_label": f"{scene.title}. {scene.told}"} if scene.title else {"aria_hidden": "true"}
-    return tag("svg", *map(_svg, scene.marks), css=css, viewBox=f"0 0 {scene.width:g} {scene.height:g}", **named)
-
-
-def _svg(mark: Line | Box | Dot | Text) -> Markup:
-    if isinstance(mark, Text):
-        turn = f"rotate(-90 {_n(mark.x)} {_n(mark.y)})" if mark.turned else None
-        css = f"f-{mark.ink}" + (" bold" if mark.bold else "")
-        place = {"x": _n(mark.x), "y": _n(mark.y), "font_size": _n(mark.size), "text_anchor": mark.anchor}
-        return tag("text", mark.text, css=css, transform=turn, **place)
-    if isinstance(mark, Line):
-        if mark.fill:
-            return tag("polygon", points=_points(mark.points), css=f"f-{mark.ink} faint")
-        dashes = f"{DASH} {DASH}" if mark.dashed else None
-        css = f"line s-{mark.ink}"
-        return tag(
-            "polyline", points=_points(mark.points), css=css, stroke_width=_n(mark.width), stroke_dasharray=dashes
-        )
-    tip = {"tabindex": "0", "role": "img", "aria_label": mark.tip} if mark.tip else {}
-    if isinstance(mark, Box):
-        sides = {"x": _n(mark.x), "y": _n(mark.y), "width": _n(mark.width), "height": _n(mark.height)}
-        return tag("rect", css=f"f-{mark.ink} edge" + (" tip" if tip else ""), **sides, **tip)
-    css = f"f-paper s-{mark.ink} hollow" if mark.hollow else f"f-{mark.ink} edge"
-    shape = (
-        tag("polygon", points=_points(outline(mark)), css=css)
-        if mark.shape != "circle"
-        else tag("circle", cx=_n(mark.x), cy=_n(mark.y), r=_n(mark.radius), css=css)
-    )
-    bars = []
-    for x0, y0, x1, y1 in mark.bars:
-        level = " level" if y0 == y1 else ""
-        bars.append(tag("polyline", points=_points([(x0, y0), (x1, y1)]), css=f"line s-{mark.ink} bar{level}"))
-    reach = [tag("circle", cx=_n(mark.x), cy=_n(mark.y), r="16", css="reach")] if tip else []
-    return tag("g", *reach, *bars, shape, css="tip" if tip else None, **tip)
 
 
 def png(scene: Scene, colours: dict[str, str] = LIGHT) -> bytes:
@@ -222,9 +188,10 @@ def dashes(points: Points) -> list[Points]:
     return pieces
 
 
-def _n(value: float) -> str:
+def coordinate(value: float) -> str:
+    """As SVG has it, to a tenth of a unit."""
     return f"{value:.1f}".removesuffix(".0")
 
 
-def _points(points: Points) -> str:
-    return " ".join(f"{_n(x)},{_n(y)}" for x, y in points)
+def coordinates(points: Points) -> str:
+    return " ".join(f"{coordinate(x)},{coordinate(y)}" for x, y in points)

@@ -50,6 +50,11 @@ class Metric(NamedTuple):
     better: int
 
     @property
+    def full(self) -> str:
+        """The title with the unit."""
+        return f"{self.title}, {self.unit}" if self.unit else self.title
+
+    @property
     def scale(self) -> float:
         return 100.0 if self.unit == "%" else 1.0
 

@@ -6,16 +6,21 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+
+from markupsafe import Markup
 
 from ...media import load_image
 from ..records import DENSE, Record
 from .facts import Facts, count
-from .markup import Markup, join, tag
-from .shown import clicks, embedded, kept_picture
-from .tables import marker
+from .shown import Embedded, clicks, embedded, kept_picture
 
 CARDS = 40  # samples shown at most
 FIGURES = 160  # and pictures, which are what makes a page heavy
+
+
+OUTCOMES = {"worse": "worse than dense", "better": "better than dense", "other": "neither"}
+MARK = Markup("<mark>{}</mark>")
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,55 @@ class Changed:
 
     dense: Record
     others: tuple[Record, ...]
+
+
+class Option(NamedTuple):
+    """What the page's script filters by, and how it is called."""
+
+    name: str
+    title: str
+
+
+class Verdict(NamedTuple):
+    css: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer on a card: what was kept, or why that cannot be shown, and what was said, in pieces."""
+
+    record: Record
+    outcome: str  # "" for dense's own
+    picture: Embedded | None
+    why: str
+    said: Sequence[str]
+
+    @property
+    def verdict(self) -> Verdict | None:
+        return verdict(self.record)
+
+    @property
+    def kept(self) -> str:
+        return kept_of(self.record)
+
+
+class Card(NamedTuple):
+    """A sample: the question, then dense's answer and every other one."""
+
+    dense: Record
+    facts: str
+    wanted: str
+    answers: Sequence[Answer]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """`count` samples changed; choices are (label, name, options)."""
+
+    count: int
+    choices: Sequence[tuple[str, str, Sequence[Option]]]
+    cards: Sequence[Card]
 
 
 def changed(facts: Facts) -> list[Changed]:
@@ -85,52 +139,28 @@ def _worth(record: Record) -> float | None:
     return -float(record.metrics["false"]) if "false" in record.metrics else None
 
 
-def gallery(facts: Facts) -> Markup:
-    """A card per sample, with what the page's script filters by."""
+def gallery(facts: Facts) -> Gallery | None:
+    """The cards, and what the page's script filters by; None where no answer changed."""
     samples = changed(facts)
     if not samples:
-        return tag("p", "No policy changed an answer.")
+        return None
     cards = chosen(samples, facts.policies)
     policies = [p for p in facts.policies if any(r.policy == p for s in cards for r in s.others)]
     groups = sorted({s.dense.category for s in cards} - {""})
-    options = [_choice("Policy", "policy", policies)]
-    kinds = {"worse": "worse than dense", "better": "better than dense", "other": "neither"}
-    options.append(_choice("Answer", "outcome", list(kinds), kinds))
+    choices = [
+        ("Policy", "policy", [Option(policy, policy) for policy in policies]),
+        ("Answer", "outcome", [Option(name, title) for name, title in OUTCOMES.items()]),
+    ]
     if len(groups) > 1:
-        options.append(_choice("Category", "category", groups))
-    some = f"{len(cards)} of them are shown, the policies in turn. " if len(cards) < len(samples) else ""
-    note = f"{len(samples)} of {facts.summary['samples']} samples have another answer under some policy. {some}"
-    legend = tag(
-        "p", tag("span", "", css="key kept"), "kept", tag("span", "", css="key dropped"), "dropped",
-        tag("span", "", css="key merged"), "marker or merged token", css="legend",
-    )  # fmt: skip
-    shown = tag("p", f"{len(cards)} samples", css="count", role="status", id="count")
-    made = tag("div", *(card(facts, sample) for sample in cards), css="cards")
-    more = tag("button", "Show more", id="more", type="button", hidden=True)
-    return join(tag("p", note), tag("div", *options, shown, css="choices scripted"), legend, made, more)
+        choices.append(("Category", "category", [Option(group, group) for group in groups]))
+    return Gallery(len(samples), choices, [card(facts, sample) for sample in cards])
 
 
-def _choice(label: str, name: str, values: Sequence[str], titles: dict[str, str] | None = None) -> Markup:
-    options = [tag("option", "all", value="")]
-    options += [tag("option", (titles or {}).get(v, v), value=v) for v in values]
-    return tag("label", label, tag("select", *options, data_filter=name))
-
-
-def card(facts: Facts, sample: Changed) -> Markup:
-    """The question, then dense's answer below the picture and every other answer below what was kept."""
+def card(facts: Facts, sample: Changed) -> Card:
     dense = sample.dense
-    facts_line = " · ".join(filter(None, (dense.id, dense.category, dense.kind.replace("_", "/"))))
-    wanted = reference(dense)
-    figures = [_dense(facts, sample), *(_other(facts, record, dense) for record in sample.others)]
-    return tag(
-        "article",
-        tag("p", facts_line, css="id"),
-        tag("h3", dense.question),
-        tag("p", "Right answer: ", tag("b", wanted)) if wanted else None,
-        tag("div", *figures, css="figures"),
-        css="card",
-        data_category=dense.category,
-    )
+    line = " · ".join(filter(None, (dense.id, dense.category, dense.kind.replace("_", "/"))))
+    answers = [_dense(facts, sample), *(_other(facts, record, dense) for record in sample.others)]
+    return Card(dense, line, reference(dense), answers)
 
 
 def reference(record: Record) -> str:
@@ -141,7 +171,7 @@ def reference(record: Record) -> str:
     return ", ".join(record.extra.get("objects", ()))
 
 
-def _dense(facts: Facts, sample: Changed) -> Markup:
+def _dense(facts: Facts, sample: Changed) -> Answer:
     dense, seen = sample.dense, next((r.seen for r in sample.others if r.seen), None)
     alt = f"Picture of sample {dense.id}"
     if dense.extra.get("box"):
@@ -156,52 +186,38 @@ def _dense(facts: Facts, sample: Changed) -> Markup:
             drawn = clicks(picture, facts, dense, sample.others) if name == dense.image else picture
             shown = embedded(drawn, alt)
             break
-    return tag(
-        "figure",
-        shown or tag("div", why, css="missing"),
-        tag("figcaption", marker(facts, DENSE), verdict(dense), kept_of(dense)),
-        tag("p", dense.prediction or "(nothing)", css="said"),
-        css="dense",
-    )
+    return Answer(dense, "", shown, why, [dense.prediction or "(nothing)"])
 
 
-def _other(facts: Facts, record: Record, dense: Record) -> Markup:
-    shown: Markup | None = None
-    why = "no map was saved"
-    kept = kept_of(record)
+def _other(facts: Facts, record: Record, dense: Record) -> Answer:
+    shown, why = None, "no map was saved"
     if record.map:
         alt = f"Kept tokens of sample {record.id} under {record.policy}"
         try:
             shown = embedded(kept_picture(facts, record), alt)
         except (OSError, ValueError, KeyError) as error:  # lost, cut off, or no such archive
             why = f"the map cannot be read ({error})"
-    became = outcome(record, dense)
-    return tag(
-        "figure",
-        shown or tag("div", why, css="missing"),
-        tag("figcaption", marker(facts, record.policy), verdict(record), kept),
-        tag("p", *differing(dense.prediction or "", record.prediction or "(nothing)"), css="said"),
-        data_policy=record.policy,
-        data_outcome=became,
-    )
+    said = list(differing(dense.prediction or "", record.prediction or "(nothing)"))
+    return Answer(record, outcome(record, dense), shown, why, said)
 
 
-def kept_of(record: Record) -> Markup | None:
+def kept_of(record: Record) -> str:
     if not record.tokens:
-        return None
+        return ""
     kept, visual = count(record.tokens["kept"]), count(record.tokens["visual"])
-    return tag("small", f"all {visual} visual tokens" if kept == visual else f"{kept} of {visual} visual tokens")
+    return f"all {visual} visual tokens" if kept == visual else f"{kept} of {visual} visual tokens"
 
 
-def verdict(record: Record) -> Markup | None:
+def verdict(record: Record) -> Verdict | None:
     if isinstance(record.correct, bool):
-        return tag("span", "✓ right" if record.correct else "✗ wrong", css="good" if record.correct else "bad")
+        return Verdict("good", "✓ right") if record.correct else Verdict("bad", "✗ wrong")
     if record.correct is not None:
-        return tag("span", f"{100 * record.correct:.0f} % right", css="even")
+        return Verdict("even", f"{100 * record.correct:.0f} % right")
     if "false" in record.metrics:
         false = int(record.metrics["false"])
-        text = f"✗ {false} object{'' if false == 1 else 's'} not there" if false else "✓ no false object"
-        return tag("span", text, css="bad" if false else "good")
+        if false:
+            return Verdict("bad", f"✗ {false} object{'' if false == 1 else 's'} not there")
+        return Verdict("good", "✓ no false object")
     return None
 
 
@@ -213,4 +229,4 @@ def differing(before: str, after: str) -> Iterator[str]:
         return
     for what, _, _, start, end in difflib.SequenceMatcher(a=old, b=new, autojunk=False).get_opcodes():
         piece = "".join(new[start:end])
-        yield tag("mark", piece) if what != "equal" and piece.strip() else piece
+        yield MARK.format(piece) if what != "equal" and piece.strip() else piece

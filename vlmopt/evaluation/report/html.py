@@ -1,4 +1,4 @@
-"""The page: one file, no network, light and dark, readable without its script."""
+"""The page: one file, no network, light and dark, readable without its script. Its markup is in page/."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import hashlib
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
-from string import Template
+from typing import NamedTuple
+
+from markupsafe import Markup
 
 from ..figures import FEW
-from .draw import Scene, svg
-from .facts import AXES, Facts
+from ..records import DENSE, Record
+from .draw import DASH, Dot, Scene
+from .facts import AXES, Axis, Facts, Metric
 from .gallery import gallery
-from .markup import Markup, join, tag
-from .palette import DARK, LIGHT, css
+from .palette import DARK, LIGHT, css, look
 from .plots import NARROW, WIDE, stages, tradeoff
-from .tables import categories, errors, everything, overview
+from .templates import ready, render
 
 SECTIONS = {
     "overview": "Overview",
@@ -29,143 +30,105 @@ SECTIONS = {
     "errors": "Errors",
     "setup": "How it was measured",
 }
+ERRORS = 200  # rows of the table of errors
+SIDES = (AXES[:2], AXES[2:])  # the plot on the left shows one of these, the plot on the right one of those
+
+
+class Plot(NamedTuple):
+    """A drawing in two widths, and what the page's script chooses it by."""
+
+    wide: Scene
+    narrow: Scene
+    metric: str = ""
+    axis: str = ""
 
 
 def page(facts: Facts) -> str:
     """The whole report."""
-    parts = {
-        "overview": (overview(facts), READING),
-        "cost": cost(facts),
-        "time": time(facts),
-        "categories": by_category(facts),
-        "figures": (everything(facts),) if facts.metrics else (tag("p", "Nothing was marked."),),
-        "changed": (gallery(facts),),
-        "errors": (errors(facts),),
-        "setup": setup(facts),
-    }
-    sections = [
-        tag("section", tag("h2", title, id=f"{name}-title"), *parts[name], id=name, aria_labelledby=f"{name}-title")
-        for name, title in SECTIONS.items()
-    ]
-    script = _file("script.js")
+    script = ready("script.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return Template(_file("page.html")).substitute(
+    return render(
+        "page.html",
         # Even a text that slipped through unescaped could neither run nor call home.
         policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
-        title=join(f"{facts.title}: report"),
-        style=theme() + _file("style.css"),
+        style=theme() + ready("style.css"),
         script=script,
-        header=header(facts),
-        links=join(*(tag("a", title, href=f"#{name}") for name, title in SECTIONS.items())),
-        body=join(*sections),
+        facts=facts,
+        dense=DENSE,
+        few=FEW,
+        dash=DASH,
+        sections=SECTIONS,
+        chips=chips(facts),
+        signs={policy: sign(facts, policy) for policy in facts.policies},
+        axes=AXES,
+        costs=[[cost(facts, metric, axis) for metric in facts.headlines for axis in side] for side in SIDES],
+        times=[time(facts, whole) for whole in (False, True)],
+        by_category={metric.name: rows for metric in facts.headlines if (rows := categories(facts, metric))},
+        splits=splits(facts),
+        changed=gallery(facts),
+        failed=failed(facts),
+        most_errors=ERRORS,
+        setup=setup(facts),
     )
 
 
-def theme() -> str:
+def chips(facts: Facts) -> list[str]:
+    summary, environment = facts.summary, facts.environment
+    told = [facts.asked, f"{len(facts.policies)} policies", summary["dtype"]]
+    told += [environment["device"], environment["date"][:10]] if environment else []
+    return told if summary["complete"] else [*told, "not complete"]
+
+
+def sign(facts: Facts, policy: str) -> Scene:
+    """The marker of a policy in the plots."""
+    ink, shape = look(facts.style(policy))
+    return Scene(16, 16, "", marks=[Dot(x=8, y=8, ink=ink, shape=shape)])
+
+
+def cost(facts: Facts, metric: Metric, axis: Axis) -> Plot:
+    wide, narrow = (tradeoff(facts, metric, axis, size) for size in (WIDE, NARROW))
+    return Plot(wide, narrow, metric.name, axis.name)
+
+
+def time(facts: Facts, whole: bool) -> Plot:
+    wide, narrow = (stages(facts, whole=whole, width=size[0]) for size in (WIDE, NARROW))
+    return Plot(wide, narrow)
+
+
+def categories(facts: Facts, metric: Metric) -> dict[str, int]:
+    """Samples per category in which a policy has the metric."""
+    found = {name: [facts.figure(policy, metric, name) for policy in facts.policies] for name in facts.categories}
+    return {name: max(one.n for one in row if one) for name, row in found.items() if any(row)}
+
+
+def splits(facts: Facts) -> dict[str, list[float | None]]:
+    """Means of the splits in percent, by title; a value per policy."""
+    own = [facts.summary["policies"][policy]["mean_of_splits"] or {} for policy in facts.policies]
+    names = dict.fromkeys(name for means in own for name in means)
+    return {
+        f"Mean of the splits: {name.replace('_', ' ')}, %": [100 * m[name] if name in m else None for m in own]
+        for name in names
+    }
+
+
+def failed(facts: Facts) -> list[Record] | None:
+    """Records of the policies of the summary that have no answer; None where none at all failed."""
+    records = [record for record in facts.records if record.error]
+    return [record for record in records if record.policy in facts.policies] if records else None
+
+
+def theme() -> Markup:
     """Colours as custom properties, for the system's theme and for one that was chosen on the page."""
     inks = "".join(f".f-{ink}{{fill:var(--{ink})}}.s-{ink}{{stroke:var(--{ink})}}" for ink in LIGHT)
     dark = css(DARK)
-    return (
+    return Markup(
         f":root{{{css(LIGHT)}}}"
         f"@media(prefers-color-scheme:dark){{:root:not([data-theme=light]){{{dark}}}}}"
         f":root[data-theme=dark]{{{dark}}}{inks}\n"
     )
 
 
-def header(facts: Facts) -> Markup:
-    summary, environment = facts.summary, facts.environment
-    told = [facts.asked, f"{len(facts.policies)} policies", summary["dtype"]]
-    told += [environment["device"], environment["date"][:10]] if environment else []
-    if not summary["complete"]:
-        told.append("not complete")
-    return join(
-        tag("p", "vlmopt evaluation", css="kicker"),
-        tag("h1", tag("span", summary["model"]), tag("small", " on "), " ".join(summary["data"])),
-        tag("p", *(tag("span", text, css="chip") for text in told)),
-        tag("p", "Not complete: some samples have no answer yet.", css="warning") if not summary["complete"] else None,
-        *(tag("p", f"Note: {note}", css="warning") for note in summary["notes"]),
-    )
-
-
-READING = tag(
-    "p",
-    "Small figures below a value are its 95 % interval: bootstrap over pictures, or, where fewer than "
-    f"{FEW} have a share in it or all are alike, Wilson's with pictures for trials (of lengths, Student's). Below a "
-    "time stand its 20th and 80th percentile over batches. A change from dense is paired, on the same samples; it is "
-    "called better or worse only "
-    "where its 95 % interval leaves out zero and the paired test has p < 0.05. No clear difference is no proof that "
-    "there is none: look at the interval.",
-    css="note",
-)
-
-
-def cost(facts: Facts) -> Sequence[Markup]:
-    """Plots of every headline metric, of which the page shows one against tokens and one against time."""
-    metrics = facts.headlines
-    if not metrics:
-        return (tag("p", "Nothing was marked."),)
-    plots = []
-    for side in (AXES[:2], AXES[2:]):
-        shown = []
-        for metric in metrics:
-            for axis in side:
-                first = metric == metrics[0] and axis == side[0]
-                drawn = (tradeoff(facts, metric, axis, size) for size in (WIDE, NARROW))
-                shown.append(tag("div", *both(*drawn), data_metric=metric.name, data_axis=axis.name, hidden=not first))
-        plots.append(tag("div", *shown, css="plot"))
-    choices = [
-        select("Metric", "metric", [(metric.name, metric.title) for metric in metrics]),
-        select("Tokens", "axis-0", [(axis.name, axis.title) for axis in AXES[:2]]),
-        select("Latency", "axis-1", [(axis.name, axis.title) for axis in AXES[2:]]),
-    ]
-    note = (
-        "Bars are 95 % intervals, and across, the 20th to 80th percentile over batches. Filled markers lie on the "
-        "Pareto front of this run (dashed): no other policy is both as cheap and as good. It is drawn through the "
-        "values themselves; where intervals overlap, another run may draw it otherwise. Markers of the same cost stand "
-        "side by side."
-    )
-    return tag("div", *choices, css="choices scripted"), tag("div", *plots, css="plots"), tag("p", note, css="note")
-
-
-def select(label: str, name: str, options: Sequence[tuple[str, str]]) -> Markup:
-    return tag(
-        "label", label, tag("select", *(tag("option", title, value=value) for value, title in options), data_plot=name)
-    )
-
-
-def both(wide: Scene, narrow: Scene) -> tuple[Markup, Markup]:
-    """The style sheet shows the one that fits, so that letters keep their size."""
-    return svg(wide, css="wide"), svg(narrow, css="narrow")
-
-
-def time(facts: Facts) -> Sequence[Markup]:
-    plots = [
-        tag("div", *both(*(stages(facts, whole=whole, width=size[0]) for size in (WIDE, NARROW))), css="plot")
-        for whole in (False, True)
-    ]
-    size = facts.summary["batch_size"]
-    note = (
-        f"Medians over batches of up to {size}, each stage on its own; “other” is what they leave of the median of the "
-        "whole: preparing inputs, sampling, Python. Warm-up calls are not counted."
-    )
-    return tag("div", *plots, css="plots"), tag("p", note, css="note")
-
-
-def by_category(facts: Facts) -> Sequence[Markup]:
-    tables = {metric: found for metric in facts.headlines if (found := categories(facts, metric))}
-    if not tables:
-        return (tag("p", "The data has no categories."),)
-    shown = [
-        tag("div", made, data_category_metric=metric.name, hidden=number > 0)
-        for number, (metric, made) in enumerate(tables.items())
-    ]
-    if len(tables) == 1:
-        return shown
-    choice = select("Metric", "category", [(metric.name, metric.title) for metric in tables])
-    return tag("div", choice, css="choices scripted"), *shown
-
-
-def setup(facts: Facts) -> Sequence[Markup]:
+def setup(facts: Facts) -> Sequence[tuple[str, str]]:
     """Everything needed to run it again."""
     summary, environment = facts.summary, facts.environment
     rows: list[tuple[str, str]] = [
@@ -193,13 +156,9 @@ def setup(facts: Facts) -> Sequence[Markup]:
     for name, one in summary["policies"].items():
         settings = {key: part for key, part in one["policy"].items() if key != "format"}
         rows.append((f"Policy {name}", json.dumps(settings, ensure_ascii=False)))
-    return (tag("dl", *(join(tag("dt", name), tag("dd", text)) for name, text in rows)),)
+    return rows
 
 
 def _pairs(facts: Mapping[str, object]) -> str:
     told = {name: f"({_pairs(part)})" if isinstance(part, Mapping) else part for name, part in facts.items()}
     return "; ".join(f"{name} {part}" for name, part in told.items() if part is not None)
-
-
-def _file(name: str) -> str:
-    return (files(__package__) / "page" / name).read_text(encoding="utf-8")

@@ -1,13 +1,13 @@
-"""The table of a run for a README."""
+"""The table of a run for a README; page/report.md has the words around it."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 from ..figures import FEW
 from .facts import Facts, Figure, Metric, milliseconds, number, probability
+from .templates import render
 
 COLUMNS = 3  # metrics in the table
 
@@ -18,15 +18,14 @@ def markdown(facts: Facts, plots: Mapping[str, str]) -> str:
     Args:
         plots: path relative to the run directory -> what the picture shows.
     """
-    summary, environment = facts.summary, facts.environment
     metrics = [metric for metric in facts.headlines if metric.name != "agreement"][:COLUMNS]
     head = ["policy", "tokens kept"]
     for metric in metrics:
-        head += [f"{metric.title}{f', {metric.unit}' if metric.unit else ''} (95 %)", "vs. dense"]
+        head += [f"{metric.full} (95 %)", "vs. dense"]
     head += ["agrees with dense, %", "first token, ms", "times as fast", "errors"]
     rows = []
     for policy in facts.policies:
-        one = summary["policies"][policy]
+        one = facts.summary["policies"][policy]
         kept, share, ttft = one["tokens"]["kept"], facts.kept_share(policy), one["latency"]["ttft_ms"]
         row = [code(policy), number(kept) + (f" ({number(share, 0)} %)" if share is not None else "")]
         for metric in metrics:
@@ -39,18 +38,8 @@ def markdown(facts: Facts, plots: Mapping[str, str]) -> str:
             str(one["errors"]),
         ]
         rows.append(row)
-    lines = [f"### {plain(facts.title)}", ""]
-    if not summary["complete"]:
-        lines += ["**Not complete: some samples have no answer yet.**", ""]
-    lines += [f"| {' | '.join(map(cell, head))} |", "|---" + "|---:" * (len(head) - 1) + "|"]
-    lines += [f"| {' | '.join(map(cell, row))} |" for row in rows]
-    lines += ["", f"{facts.asked}, the same in every row, with 95 % intervals over pictures: bootstrap, or Wilson's "]
-    lines[-1] += f"where fewer than {FEW} have a share or all are alike. "
-    lines[-1] += "Bold: the 95 % interval of the difference from dense leaves out 0, and the paired test has p < 0.05. "
-    lines[-1] += f"Latency: median over batches of up to {summary['batch_size']}"
-    lines[-1] += f", {plain(environment['device'])}, {environment['model']['dtype']}." if environment else "."
-    lines += ["", *(f"![{plain(shown)}]({Path(path).as_posix()})" for path, shown in plots.items())]
-    return "\n".join(lines) + "\n"
+    head, *rows = ([cell(text) for text in row] for row in (head, *rows))
+    return render("report.md", facts=facts, head=head, rows=rows, few=FEW, plots=plots, plain=plain)
 
 
 def interval(figure: Figure | None) -> str:

@@ -112,8 +112,7 @@ def tradeoff(facts: Facts, metric: Metric, axis: Axis, size: tuple[float, float]
     scene.marks.append(Line(points=[(frame.x0, frame.y1), (frame.x1, frame.y1)], ink="mute"))
     scene.marks.append(Text(x=frame.x1, y=height - 8, text=f"{axis.title}, {axis.unit}", anchor="end"))
     hint = metric.direction if metric.better else ""
-    unit = f", {metric.unit}" if metric.unit else ""
-    scene.marks.append(Text(x=4, y=16, text=metric.title + unit, ink="ink", size=13, bold=True))
+    scene.marks.append(Text(x=4, y=16, text=metric.full, ink="ink", size=13, bold=True))
     scene.marks.append(Text(x=frame.x1, y=16, text=hint, anchor="end"))
 
     best = front(found, metric.better) if metric.better else []

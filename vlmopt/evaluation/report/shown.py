@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 
@@ -12,7 +13,6 @@ from ...overlay import GAP, overlay
 from ..maps import load_maps
 from ..records import Record
 from .facts import Facts
-from .markup import Markup, tag
 from .palette import LIGHT, look
 
 SIDE = 480  # pixels of a picture
@@ -49,12 +49,19 @@ def clicks(image: Image.Image, facts: Facts, dense: Record, others: Sequence[Rec
     return image
 
 
-def embedded(image: Image.Image, alt: str) -> Markup:
-    """An element that holds the picture itself."""
+class Embedded(NamedTuple):
+    """A picture as an address that holds it; sides in pixels."""
+
+    source: str
+    alt: str
+    width: int
+    height: int
+
+
+def embedded(image: Image.Image, alt: str) -> Embedded:
     small = image.convert("RGB")
     small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     packed = io.BytesIO()
     small.save(packed, "WEBP", quality=80)
     source = f"data:image/webp;base64,{base64.b64encode(packed.getvalue()).decode()}"
-    picture = tag("img", src=source, alt=alt, width=str(small.width), height=str(small.height), decoding="async")
-    return tag("button", picture, css="zoom", type="button", title="enlarge")
+    return Embedded(source, alt, small.width, small.height)

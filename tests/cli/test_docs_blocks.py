@@ -27,10 +27,10 @@ SMALL = {"Qwen/Qwen2.5-VL-3B-Instruct": "tiny-qwen", "runs/focus/scorer": "tiny-
 
 
 def fences(path: Path, python: bool) -> Iterator[str]:
-    """Blocks of Python, or of commands; those marked as text or as a drawing are neither."""
+    """Blocks of Python, or of commands; those marked as text are neither."""
     for language, body in re.findall(r"^```(\w*)\n(.*?)^```", text_of(path), re.MULTILINE | re.DOTALL):
-        assert language in ("", "mermaid", "python", "text"), f"{name_of(path)}: nobody checks a block of {language}"
-        if language in (["python"] if python else [""]):
+        assert language in ("", "python", "sh", "text"), f"{name_of(path)}: nobody checks a block of {language}"
+        if language in (["python"] if python else ["", "sh"]):
             yield body
 
 
@@ -109,8 +109,8 @@ def check_ours(words: list[str]) -> None:
     """The real parser takes the words; a bare `...` stands for options, and a command without any is only named."""
     words = words[: words.index(">")] if ">" in words else words
     words = [word for i, word in enumerate(words) if word != "..." or words[i - 1].startswith("--")]
-    assert words[0] in COMMANDS, words
     if len(words) == 1:
+        assert words[0] in {*COMMANDS, "--help", "--version"}, words
         return
     parser = build_parser([words[0]])
     given = {word.partition("=")[0] for word in words if word.startswith("--")}

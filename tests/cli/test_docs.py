@@ -11,10 +11,13 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.support.documents import DOCS, DOCUMENTS, PAGES, ROOT, name_of, text_of
-from vlmopt import catalogue
+from tools import method_pictures
+from vlmopt import catalogue, load_checkpoint
 from vlmopt.methods import describe, find
+from vlmopt.pruning import UIGraph
 
 ROWS = {row["name"]: row for row in describe() if row["name"] in {entry.name for entry in catalogue.built_in()}}
 PUBLIC = ("vlmopt", "vlmopt.pruning", "vlmopt.attention_fix", "vlmopt.kernels.patterns", "vlmopt.policy",
@@ -153,3 +156,13 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_the_menu_names_every_page() -> None:
     menu = set(re.findall(r"(\S+\.md)$", text_of(ROOT / "mkdocs.yml").partition("\nnav:")[2], re.MULTILINE))
     assert menu == {page.relative_to(DOCS).as_posix() for page in PAGES}
+
+
+def test_pictures_can_be_drawn_again() -> None:
+    """Every pattern has its planted head, and what is drawn has the form of what the pages show."""
+    assert set(method_pictures.PATTERNS) == {name for name, row in ROWS.items() if row["kind"] == "pattern"}
+    selector = method_pictures.draw_selector(*load_checkpoint("tiny-qwen"), UIGraph(keep_ratio=0.25))
+    pattern = method_pictures.draw_pattern(*method_pictures.PATTERNS["a_shape"])
+    for drawn, name in ((selector, "selectors/ui_graph"), (pattern, "patterns/a_shape")):
+        with Image.open(DOCS / "pictures" / f"{name}.png") as shown:
+            assert drawn.size == shown.size

@@ -22,6 +22,7 @@ from ..media import load_image, readable
 from ..methods import find
 from ..prompt import chat, image_prompt
 from ..runtime.discover import discover
+from ..whole import whole
 
 IAT = "iat"  # a part that has to write captions, so only on demand
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -227,11 +228,9 @@ def stored(part: Path, request: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def save_state(part: Path, request: dict[str, Any], run: Calibration) -> None:
-    """Write to a neighbour first, so that a kill leaves a whole file."""
     part.parent.mkdir(parents=True, exist_ok=True)
-    fresh = part.with_suffix(".new")
-    fresh.write_text(json.dumps({"request": request, **run.state()}), encoding="utf-8")
-    fresh.replace(part)
+    with whole(part) as fresh:
+        fresh.write_text(json.dumps({"request": request, **run.state()}), encoding="utf-8")
 
 
 def described(options: argparse.Namespace, run: Calibration, shown: Described | None, lost: int) -> str:

@@ -27,6 +27,7 @@ from ..search import PatternSearch, candidates
 from ..search.prompts import Inputs, length, picture_source, video_source
 from ..search.search import MATCHES
 from ..version import __version__
+from ..whole import whole
 from .calibrate import pictures_in, sound, stored
 
 MOST = 5  # prompts
@@ -182,12 +183,10 @@ class Run:
         self.save()
 
     def save(self) -> None:
-        """Write to a neighbour first, so that a kill leaves a whole file."""
         self.part.parent.mkdir(parents=True, exist_ok=True)
         state = {"sums": self.search.state(), "tokens": self.tokens, "finished": self.finished}
-        fresh = self.part.with_suffix(".new")
-        fresh.write_text(json.dumps({"request": self.request, **state}), encoding="utf-8")
-        fresh.replace(self.part)
+        with whole(self.part) as fresh:
+            fresh.write_text(json.dumps({"request": self.request, **state}), encoding="utf-8")
 
 
 def table(found: HeadPatterns, search: PatternSearch) -> str:

@@ -17,6 +17,7 @@ from ..loading import Loaded, _config, check_device, check_name, load
 from ..metrics.clicks import UNITS
 from ..metrics.pope import PARSERS
 from ..policy import Policy
+from ..whole import whole
 from .data import Data, Source
 from .environment import environment
 from .generation import decoding
@@ -24,7 +25,7 @@ from .loading import load_data
 from .processes import Processes, locked, processes
 from .prompts import POINT_PROMPTS, Asking
 from .recording import Recorder, maps_left
-from .records import FORMAT, consolidate, write_whole
+from .records import FORMAT, consolidate
 from .request import named_policies, settle
 from .runner import Runner
 from .scoring import Marking
@@ -227,4 +228,7 @@ def note_environment(run: Path, facts: dict[str, Any]) -> None:
     path = run / "environment.json"
     earlier = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.exists() else []
     start = {name: facts[name] for name in ("date", "command", "processes", "platform", "vlmopt", "commit")}
-    write_whole(path, json.dumps({**facts, "starts": [*earlier, start]}, indent=2, ensure_ascii=False) + "\n")
+    with whole(path) as fresh:
+        fresh.write_text(
+            json.dumps({**facts, "starts": [*earlier, start]}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )

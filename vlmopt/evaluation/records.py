@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from ..whole import whole
+
 FORMAT = 1
 SAMPLES = "samples.jsonl"
 DENSE = "dense"  # the policy that every run has, and that the others are compared with
@@ -142,7 +144,8 @@ def consolidate(run: Path, policies: Sequence[str], *, without_errors: bool = Fa
     place = {name: number for number, name in enumerate(policies)}
     kept = (record for record in read(run) if record.error is None or not without_errors)
     records = sorted(kept, key=lambda r: (r.index, place.get(r.policy, len(place))))
-    write_whole(run / SAMPLES, "".join(map(line, records)))
+    with whole(run / SAMPLES) as fresh:
+        fresh.write_text("".join(map(line, records)), encoding="utf-8")
     for path in parts(run):
         path.unlink()
     return records
@@ -156,24 +159,6 @@ def parts(run: Path) -> list[Path]:
 def part(run: Path, process: int) -> Path:
     """Where a process writes."""
     return run / (f"samples.{process:05d}.jsonl" if process else SAMPLES)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write to a neighbour first, so that a kill or a full disk leaves the old file or the new one.
-
-    Raises:
-        OSError: it cannot be written; the old file is as it was.
-    """
-    fresh = path.with_name(path.name + ".new")
-    try:
-        with fresh.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
-    except OSError as error:
-        fresh.unlink(missing_ok=True)
-        raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
 
 
 def file_name(name: str) -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..policy import Policy
-from .records import DENSE, FORMAT, file_name, write_whole
+from ..whole import whole
+from .records import DENSE, FORMAT, file_name
 
 NAME = "run.json"
 
@@ -54,7 +55,8 @@ def settle(run: Path, request: Mapping[str, Any]) -> None:
                 )
     elif stray := next((path for path in run.glob("samples*.jsonl") if path.stat().st_size), None):
         raise ValueError(f"{stray} belongs to a run whose {NAME} is gone: choose another --out")
-    write_whole(run / NAME, json.dumps(dict(request), indent=2, ensure_ascii=False) + "\n")
+    with whole(run / NAME) as fresh:
+        fresh.write_text(json.dumps(dict(request), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def named_policies(texts: list[str], seed: int | None) -> dict[str, Policy]:

@@ -29,8 +29,9 @@ from typing import Any
 
 from ..measure import Spread
 from ..metrics import mean_of_splits, pope_scores
+from ..whole import whole
 from .figures import LESS, NEUTRAL, PRIMARY, figures
-from .records import DENSE, FORMAT, Record, read, write_whole
+from .records import DENSE, FORMAT, Record, read
 from .request import load_request
 
 STAGES = ("vision", "scoring", "prefill", "ttft", "decode", "total")
@@ -67,7 +68,8 @@ def summarize(run: Path) -> dict[str, Any]:
         "neutral": sorted(metrics & NEUTRAL),
         "policies": policies,
     }
-    write_whole(run / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    with whole(run / "summary.json") as fresh:
+        fresh.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return summary
 
 

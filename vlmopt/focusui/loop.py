@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..whole import whole
 from .schedule import Schedule
 
 LOG_EVERY = 25  # steps
@@ -108,9 +109,8 @@ class Loop:
             "parameters": {name: p.detach() for name, p in self.parameters.items()},
             "optimizer": self.optimizer.state_dict(),
         }
-        part = self.path.with_suffix(".part")
-        torch.save(state, part)
-        part.replace(self.path)
+        with whole(self.path) as fresh:
+            torch.save(state, fresh)
 
     @torch.no_grad()
     def _load(self, state: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 from vlmopt.focusui.schedule import Schedule
+from vlmopt.whole import whole
 
 SAVE_EVERY = 120.0  # seconds
 LOG_EVERY = 25  # steps
@@ -122,9 +123,8 @@ class Loop:
             "averages": self.averages,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
-        part = self.path.with_suffix(".part")
-        torch.save(state, part)
-        part.replace(self.path)
+        with whole(self.path) as fresh:
+            torch.save(state, fresh)
 
     def _load(self, state: dict) -> None:
         self.step = state["step"]

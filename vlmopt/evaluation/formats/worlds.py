@@ -11,6 +11,7 @@ from ...synthetic import Question, World
 from ...synthetic.asked import SIZES, SIZES_OF, one_of_each_kind
 from ...synthetic.hallucination import DEGRADATIONS, DESCRIBE, HabitWorld, class_of, classes, hallucination
 from ...synthetic.polling import SPLITS, pope
+from ...whole import whole
 from ..data import Data, Sample, Source
 from .files import Entry
 from .manifest import WORLD_KINDS
@@ -147,7 +148,6 @@ def drawn(source: Source, world: World, name: str) -> str:
     path = Path("pictures") / f"{name}.png"
     if not (source.run / path).exists():
         (source.run / path).parent.mkdir(parents=True, exist_ok=True)
-        fresh = (source.run / path).with_suffix(".new")
-        world.image.save(fresh, format="PNG")
-        fresh.replace(source.run / path)
+        with whole(source.run / path) as fresh:
+            world.image.save(fresh, format="PNG")
     return path.as_posix()

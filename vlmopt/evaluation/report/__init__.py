@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..records import write_whole
+from ...whole import whole
 from .draw import png
 from .facts import Facts
 from .html import page
@@ -29,6 +29,8 @@ def write_report(run: Path) -> Path:
     drawn = pictures(facts)
     for name, scene in drawn.items():
         (folder / f"{name}.png").write_bytes(png(scene))
-    write_whole(run / "report.md", markdown(facts, {f"plots/{name}.png": scene.title for name, scene in drawn.items()}))
-    write_whole(run / "report.html", page(facts))
+    plots = {f"plots/{name}.png": scene.title for name, scene in drawn.items()}
+    for name, text in (("report.md", markdown(facts, plots)), ("report.html", page(facts))):
+        with whole(run / name) as fresh:
+            fresh.write_text(text, encoding="utf-8")
     return run / "report.html"

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ...whole import whole
 from .catalogue import SPLITS
 from .render import Control, Renderer, Screen
 
@@ -93,7 +94,8 @@ def make(
     out.mkdir(parents=True, exist_ok=True)
     found = list(_make(out, pictures, cell))
     path = out / f"{split}_web.json"
-    _write(path, ("[\n" + ",\n".join(json.dumps(row) for row in found) + "\n]\n").encode())
+    with whole(path) as fresh:
+        fresh.write_text("[\n" + ",\n".join(json.dumps(row) for row in found) + "\n]\n", encoding="utf-8")
     return path, found
 
 
@@ -111,7 +113,8 @@ def _make(out: Path, pictures: list[Picture], cell: int) -> Iterator[dict[str, A
                 renderer = open_ones.enter_context(Renderer(picture.size, cell))
             screen = renderer.render(picture.page, picture.seed)
             told = rows(screen, picture.name)
-            _write(path, encode(screen.image, {KEY: json.dumps(told)}))
+            with whole(path) as fresh:
+                fresh.write_bytes(encode(screen.image, {KEY: json.dumps(told)}))
             yield from told
 
 
@@ -151,10 +154,3 @@ def encode(image: Image.Image, texts: dict[str, str]) -> bytes:
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write to a neighbour first, so that a kill leaves no half file."""
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_bytes(data)
-    fresh.replace(path)

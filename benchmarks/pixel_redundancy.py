@@ -7,13 +7,8 @@ FocusUI runs with an untrained scorer, which costs what a trained one does.
 Limits: the share of patches, which no tower can beat, and the FLOPs that remain, counted from what the blocks got;
 "tokens" is the mean over the decoder's layers.
 
-`--answers` asks the bundled `tiny-qwen` to click on screens instead: how often the answer stays the same, and how many
-clicks hit. At tolerance 0 the pixels can be rebuilt exactly, but the model does not get to see them again: its answers
-may change. Figures of the small bundled checkpoint say nothing about real models.
-
     python benchmarks/pixel_redundancy.py
     python benchmarks/pixel_redundancy.py --image screenshot.png --repeats 7
-    python benchmarks/pixel_redundancy.py --answers 400
 """
 
 from __future__ import annotations
@@ -31,11 +26,8 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 import vlmopt
 from common import append, interleaved
-from grounding import CHECKPOINT, answers, generated, hits, real
-from pages import pages
 from vlmopt.frames import video_inputs
 from vlmopt.measure import Spread
-from vlmopt.metrics import mean_interval, wilson
 from vlmopt.pruning import (
     DivPrune,
     FastV,
@@ -51,7 +43,6 @@ from vlmopt.scorers import TrainedScorer, facts, save
 
 IMAGE, START, END = 1000, 1001, 1002
 ON_NOISE = ("dense", "pixel_redundancy, exact", "pixel_redundancy, 0.02")
-ASKED_SEED = 631_000_000  # of screens that neither training nor `grounding.py` has seen
 
 
 def policies(scorer: str) -> dict[str, Any]:
@@ -200,47 +191,12 @@ def run(name: str, model: Any, picture: Image.Image, policies: dict[str, Any], r
     print(f"appended to {append('pixel_redundancy', {**record, 'rows': rows})}")
 
 
-def ask(count: int) -> None:
-    """Clicks of the bundled checkpoint, dense and without redundant cells, on drawn screens and on windows of pages."""
-    model, processor = vlmopt.load_checkpoint(CHECKPOINT)
-    found = pages()
-    asked = {
-        "drawn": (generated(count, ASKED_SEED), {}),
-        "web": (real(found, count, ASKED_SEED), {"pages": found.name}),
-    }
-    for part, (targets, source) in asked.items():
-        before, whole = answers(model, processor, targets, "dense")
-        rows = []
-        for tolerance in (0.0, 0.02):
-            after, tokens = answers(model, processor, targets, PixelRedundancy(tolerance=tolerance))
-            same = sum(a == b for a, b in zip(before, after, strict=True))
-            hit = [hits(targets, said) for said in (before, after)]
-            less = mean_interval([float(b) - float(a) for a, b in zip(*hit, strict=True)])
-            rows.append({
-                "tolerance": tolerance, "cells": tokens["kept"] / whole["kept"], "same": same, "hit": sum(hit[1]),
-                "less_dense": less,
-            })  # fmt: skip
-            low, high = wilson(same, len(targets))
-            print(
-                f"{part}, tolerance {tolerance:g}: {100 * rows[-1]['cells']:.0f} % of the cells, same answer {same} of "
-                f"{len(targets)} ({100 * low:.1f} to {100 * high:.1f} %), hits {sum(hit[1])} against {sum(hit[0])}, "
-                f"{100 * less.value:+.1f} ({100 * less.low:+.1f} to {100 * less.high:+.1f}) points"
-            )
-        facts = {"checkpoint": CHECKPOINT, "targets": part, "of": len(targets), "seed": ASKED_SEED}
-        append("pixel_answers", {**facts, **source, "dense": sum(hit[0]), "rows": rows})
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image", type=Path, help="a screenshot instead of the drawn one")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument(
-        "--answers", type=int, metavar="TARGETS", help="ask for that many clicks of each kind, and stop"
-    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    if args.answers:
-        return ask(args.answers)
     model = random_model().to(args.device)
     picture = Image.open(args.image) if args.image else screen()
     with tempfile.TemporaryDirectory() as folder:

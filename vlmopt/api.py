@@ -13,7 +13,7 @@ from . import scorers
 from .checks import check
 from .policy import Policy, PolicyLike
 from .reporting import Report
-from .runtime.session import Session, session_of
+from .runtime.session import install, remove, session_of
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -45,7 +45,7 @@ def optimize(model: Model, policy: PolicyLike) -> Model:
     for caution in [c.caution for c in fitted.attention if c.caution is not None]:
         warnings.warn(caution, stacklevel=2)
     restore(model)
-    Session(fitted, anatomy, trained).install()
+    install(fitted, anatomy, trained)
     return model
 
 
@@ -56,7 +56,7 @@ def restore(model: Model) -> Model:
     """
     session = session_of(model)
     if session is not None:
-        session.remove()
+        remove(session)
     return model
 
 
@@ -87,11 +87,11 @@ def report(model: nn.Module) -> Report:
         raise ValueError(
             "this model is not optimized: call vlmopt.optimize(model, policy) first, read the report before restore()"
         )
-    if session.last_call is None and session.called:
+    if session.last.call is None and session.last.began:
         raise ValueError(
             "nothing to report: the last call did not finish (it failed, was interrupted, or still runs); call "
             "model.generate(**inputs) or model(**inputs) again"
         )
-    if session.last_call is None:
+    if session.last.call is None:
         raise ValueError("nothing to report yet: call model.generate(**inputs) or model(**inputs) first")
-    return Report.of(session.last_call)
+    return Report.of(session.last.call)

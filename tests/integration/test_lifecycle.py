@@ -21,7 +21,7 @@ from tests.support.snapshot import differences, snapshot
 from vlmopt import attention_fix, pruning
 from vlmopt.api import session_of
 from vlmopt.families import families
-from vlmopt.runtime.context import CALL, STEP
+from vlmopt.runtime.call import CALL, STEP
 
 LLAVA = FAMILIES["llava"]
 POLICY = vlmopt.Policy(

@@ -20,6 +20,7 @@ from tests.support.families import LAYERS, Batch, Family
 from tests.support.reference import Reference, Removal, Stage, decoder_of
 from vlmopt.api import session_of
 from vlmopt.runtime import layers
+from vlmopt.runtime.selection import Cuts
 
 GIVEN = ("inputs_embeds", "visual_pos_masks", "deepstack_visual_embeds")
 
@@ -38,7 +39,7 @@ class Record:
         stages: dict[int, Stage] = {}
         session = session_of(model)
         positions = {method.layer: method.positions for method in session.selectors}
-        for cut in session.last_call.cuts:
+        for cut in session.last.call.page.slot(Cuts):
             drop = cut.before & ~cut.keep
             if cut.layer in stages:
                 drop = drop | stages[cut.layer].drop
@@ -79,7 +80,7 @@ def recording(model: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Record]:
         record.given = {name: copy.copy(kwargs[name]) for name in GIVEN if kwargs.get(name) is not None}
 
     def write(step: Any, hidden: Tensor, keep: Any, rows: Any) -> Tensor:
-        written = record.merged.setdefault(step.call.cuts[-1].layer, {})
+        written = record.merged.setdefault(step.call.page.slot(Cuts)[-1].layer, {})
         for row, places, embeds in keep.written:
             columns = rows.log[row, places].tolist()
             written |= {(row, column): embed for column, embed in zip(columns, embeds, strict=True)}

@@ -28,7 +28,7 @@ from vlmopt.pruning import labels as fused
 from vlmopt.pruning.base import top
 from vlmopt.pruning.budget import kept_tokens
 from vlmopt.pruning.ui_graph import graph_of
-from vlmopt.runtime.session import Session
+from vlmopt.runtime.session import install, remove
 from vlmopt.scorers import TrainedScorer
 
 HERE = "in training"  # the source of a marker that is in no file
@@ -128,12 +128,11 @@ def watched(model: Any, scorer: Scorer, marker: Tensor | None) -> Iterator[Watch
     more = {} if marker is None else {"positions": "pospad", "marker": "trained", "marker_from": HERE}
     watch = Watch(keep_ratio=0.999, scorer=scorer, graph=graph, **more)
     anatomy, policy = check(model, Policy.of([watch]))
-    session = Session(policy, anatomy, {HERE: TrainedScorer(scorer, marker, {})})
-    session.install()
+    session = install(policy, anatomy, {HERE: TrainedScorer(scorer, marker, {})})
     try:
         yield watch
     finally:
-        session.remove()
+        remove(session)
 
 
 def look(model: Any, watch: Watch, inputs: dict[str, Any], boxes: Sequence[Tensor]) -> list[Seen]:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..runtime.ledger import Call, Cut
+from ..runtime.call import Call
+from ..runtime.selection import Cut, Cuts
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def sample(call: Call, row: int, shown: list[VisualMap]) -> dict[str, Any]:
     stages: list[dict[str, Any]] = []
     total = dict.fromkeys(("all", "pre_llm", "kept", "markers", "merged", "structural"), 0)
     area = 0.0
-    for number, context in enumerate(call.contexts):
+    for number, context in enumerate(call.page.contexts):
         left = int(context.visual[row].sum())
         last_layer = markers = 0
         total["all"] += left
@@ -67,11 +68,11 @@ def sample(call: Call, row: int, shown: list[VisualMap]) -> dict[str, Any]:
     for m in shown:
         total["merged"] += int((m.merged & m.kept).sum())
         total["structural"] += 0 if m.grid is None else int(((m.coords < 0).all(1) & m.kept).sum())
-    length = sum(q for _, q in call.query_lengths)  # candidates of assisted decoding among them
-    length = min(length, call.prompt_length or length)
+    length = sum(q for _, q in call.page.query_lengths)  # candidates of assisted decoding among them
+    length = min(length, call.request.length or length)
     return {
         "row": row,
-        "prompt_tokens": length if call.prompt_tokens is None else int(call.prompt_tokens[row]),
+        "prompt_tokens": length if call.page.prompt_tokens is None else int(call.page.prompt_tokens[row]),
         "visual_tokens": total["all"],
         "visual_tokens_pre_llm": total["pre_llm"],
         "visual_tokens_kept": total["kept"],
@@ -98,16 +99,16 @@ def count(places: Tensor | None, row: int) -> int:
 
 
 def cuts_of(call: Call, chunk: int) -> list[Cut]:
-    return [cut for cut in call.cuts if cut.chunk == chunk]
+    return [cut for cut in call.page.slot(Cuts) if cut.chunk == chunk]
 
 
 def maps(call: Call, row: int) -> list[VisualMap]:
-    return [m for number in range(len(call.contexts)) for m in chunk_maps(call, number, row)]
+    return [m for number in range(len(call.page.contexts)) for m in chunk_maps(call, number, row)]
 
 
 def chunk_maps(call: Call, number: int, row: int, cuts: Sequence[Cut] | None = None) -> list[VisualMap]:
     """One map per picture of a chunk, after all of its cuts or after those that are given."""
-    context = call.contexts[number]
+    context = call.page.contexts[number]
     cuts = cuts_of(call, number) if cuts is None else cuts
     out = []
     for span in (s for s in context.spans if s.row == row):

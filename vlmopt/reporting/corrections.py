@@ -9,8 +9,9 @@ from torch import Tensor
 
 from vlmopt.attention_fix import Correction, Diagnosis
 
-from ..runtime.correct import Record
-from ..runtime.ledger import Call
+from ..runtime.call import Call
+from ..runtime.correct import Record, Records
+from ..runtime.corrections import Corrections
 
 
 def corrected(call: Call) -> list[dict[str, Any]]:
@@ -20,12 +21,12 @@ def corrected(call: Call) -> list[dict[str, Any]]:
     head) pairs that it changed, the same of generated rows, `heads` how many heads of each sample got another gain, and
     what the method measured. None where nothing of the kind happened. `found` is what a diagnosis found in each sample.
     """
-    session = call.session
-    if session.corrections is None:
+    corrections = call.session.component(Corrections)
+    if corrections is None:
         return []
     out = []
-    for correction in session.corrections.active:
-        found = {layer: record for (name, layer), record in call.records.items() if name == correction.name}
+    for correction in corrections.active:
+        found = {layer: record for (name, layer), record in call.slot(Records).items() if name == correction.name}
         if found:
             edits = {} if isinstance(correction, Diagnosis) else found
             layers = [{"layer": layer} | of_layer(record) for layer, record in sorted(edits.items())]
@@ -39,14 +40,14 @@ def heard(call: Call, correction: Correction) -> list[dict[str, Any]]:
 
     Their tokens get a "cell" [picture, frame, row, column] where they are patches, None elsewhere.
     """
-    record = call.records.get((correction.name, 0))
+    record = call.slot(Records).get((correction.name, 0))
     if record is None or record.listening is None:
         return []
-    batch, width = call.query_lengths[-1]
+    batch, width = call.page.query_lengths[-1]
     names: list[dict[int, str]] = [{} for _ in range(batch)]
     cells: list[dict[int, list[int]]] = [{} for _ in range(batch)]
     image = torch.zeros(batch, width, dtype=torch.bool)
-    for context in call.contexts:  # a single one: prompts that come in parts are not diagnosed
+    for context in call.page.contexts:  # a single one: prompts that come in parts are not diagnosed
         image = context.visual
         for span in context.spans:
             coords = dict(zip(span.index.tolist(), span.coords.tolist(), strict=True))

@@ -9,8 +9,12 @@ from typing import Any
 import torch
 
 from ..runtime import compat
-from ..runtime.ledger import Call
+from ..runtime.call import Call
+from ..runtime.correct import Divergence, Records, Repeating
+from ..runtime.corrections import Corrections
 from ..runtime.offload import device_of
+from ..runtime.selection import Cuts
+from ..runtime.tower import Patches
 from .accounting import VisualMap, maps, sample
 from .corrections import corrected
 from .corrections import lines as corrected_lines
@@ -58,10 +62,11 @@ class Report:
         """Read the raw marks and tensors of a finished call."""
         session = call.session
         device = device_of(session.model)
-        batch = call.query_lengths[0][0] if call.query_lengths else 0
+        batch = call.page.query_lengths[0][0] if call.page.query_lengths else 0
         ms = milliseconds(call)
         shown = {row: maps(call, row) for row in range(batch)}
         decode = ms["decode"]
+        tripped, divergence = call.slot(Repeating).tripped, call.slot(Divergence)
         return cls(
             family=session.family.name
             if session.family.described
@@ -72,8 +77,8 @@ class Report:
             device=str(device),
             policy=session.policy.to_dict(),
             samples=[sample(call, row, shown[row]) for row in range(batch)],
-            key_lengths=list(call.key_lengths),
-            kv_cache_bytes=call.cache_bytes,
+            key_lengths=list(call.page.key_lengths),
+            kv_cache_bytes=call.page.cache_bytes,
             ms=ms,
             new_tokens=call.new_tokens,
             decode_tokens_per_s=call.decode_steps / decode * 1e3 if decode and call.decode_steps else None,
@@ -83,8 +88,8 @@ class Report:
             skipped=skipped(call),
             corrections=corrected(call),
             prefill=sparse_layers(call),
-            repeating=None if call.tripped is None else call.tripped.nonzero()[:, 0].tolist(),
-            token_divergence=torch.stack(call.divergence, 1).tolist() if call.divergence else None,
+            repeating=None if tripped is None else tripped.nonzero()[:, 0].tolist(),
+            token_divergence=torch.stack(divergence, 1).tolist() if divergence else None,
             _maps=shown,
             _stages={row: stages(call, row) for row in shown},
         )
@@ -152,12 +157,12 @@ def milliseconds(call: Call) -> dict[str, float | None]:
     def total(marks: list[tuple[Any, Any]]) -> float:
         return sum(ms(start, end) for start, end in marks)
 
-    scoring, probing = total(call.scoring), total(call.probing)
+    scoring, probing = total(call.page.scoring), total(call.page.probing)
     first, end = call.first_token, call.end
     return {
-        "vision": total(call.vision) - probing if call.vision else None,
-        "scoring": scoring + probing if call.scoring or call.probing else None,
-        "prefill": total(call.prefill) - scoring if call.prefill else None,
+        "vision": total(call.page.vision) - probing if call.page.vision else None,
+        "scoring": scoring + probing if call.page.scoring or call.page.probing else None,
+        "prefill": total(call.page.prefill) - scoring if call.page.prefill else None,
         "decode": ms(first, end) if first is not None and call.decode_steps else None,
         "ttft": ms(call.start, first) if first is not None else None,
         "total": ms(call.start, end) if end is not None else None,
@@ -165,15 +170,16 @@ def milliseconds(call: Call) -> dict[str, float | None]:
 
 
 def patches(call: Call) -> dict[str, int] | None:
-    given, encoded = (sum(run[i] for run in call.patches) for i in (0, 1))
-    return {"given": given, "encoded": encoded} if call.patches else None
+    runs = call.page.slot(Patches)
+    given, encoded = (sum(run[i] for run in runs) for i in (0, 1))
+    return {"given": given, "encoded": encoded} if runs else None
 
 
 def applied(call: Call) -> list[dict[str, Any]]:
     out = []
     for method in call.session.selectors:
         layer = method.layer
-        cuts = [cut for cut in call.cuts if cut.layer == layer and cut.method == method.name]
+        cuts = [cut for cut in call.page.slot(Cuts) if cut.layer == layer and cut.method == method.name]
         if cuts:
             before, after = sum(int(c.before.sum()) for c in cuts), sum(int(c.keep.sum()) for c in cuts)
             row = {"method": method.name, "layer": layer, "positions": method.numbering}
@@ -188,13 +194,13 @@ def skipped(call: Call) -> list[dict[str, str]]:
         nothing = f"the call went on from a cache of {call.began} tokens and brought no visual tokens of its own"
     out += [{"what": m.name, "why": "neutral setting (keep_ratio=1.0)"} for m in call.session.policy.prune if m.neutral]
     out += [{"what": c.name, "why": c.idle or "neutral setting"} for c in call.session.policy.attention if c.neutral]
-    if (corrections := call.session.corrections) is not None:
+    if (corrections := call.session.component(Corrections)) is not None:
         out += [{"what": what, "why": why} for what, why in corrections.skipped().items()]
-        ran = {name for name, _ in call.records}
+        ran = {name for name, _ in call.slot(Records)}
         missed = corrections.editing and not ran.intersection(c.name for c in corrections.editing)
-        if missed and not call.contexts and "corrections" not in call.skipped:
+        if missed and not call.page.contexts and "corrections" not in call.skipped:
             out.append({"what": "corrections", "why": nothing})
-    if call.session.selectors and not call.contexts and "pruning" not in call.skipped:
+    if call.session.selectors and not call.page.contexts and "pruning" not in call.skipped:
         out.append({"what": "pruning", "why": nothing})
     return out
 

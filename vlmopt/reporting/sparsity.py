@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..runtime.ledger import Call
+from ..runtime.call import Call
+from ..runtime.sparse import Sparse
 
 
 def sparse_layers(call: Call) -> list[dict[str, Any]]:
@@ -14,7 +15,7 @@ def sparse_layers(call: Call) -> list[dict[str, Any]]:
     sampled rows keep (None unless asked for), `index_ms` and `attention_ms` the time of estimating and of computing.
     """
     ms, out = call.clock.ms, []
-    for layer, runs in sorted(call.sparse.items()):
+    for layer, runs in sorted(call.page.slot(Sparse).items()):
         recalls = [run.recall for run in runs if run.recall is not None]
         out.append(
             {

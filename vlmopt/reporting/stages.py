@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..runtime.ledger import Call
+from ..runtime.call import Call
 from .accounting import VisualMap, chunk_maps, cuts_of
 
 
@@ -27,7 +27,7 @@ class Stage:
 def stages(call: Call, row: int) -> list[Stage]:
     """The cuts of sample `row`, by the order in which they were made."""
     found = []
-    for number in range(len(call.contexts)):
+    for number in range(len(call.page.contexts)):
         cuts = cuts_of(call, number)
         for count, cut in enumerate(cuts, 1):
             maps = chunk_maps(call, number, row, cuts[:count])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from .context import STEP
+from vlmopt.pruning import Activations
 
-if TYPE_CHECKING:
-    from .session import Session
+from .call import Session
 
 LAST = ("down_proj", "w2")
 
@@ -24,6 +23,10 @@ def last_linear(layer: nn.Module) -> nn.Linear | None:
     return found[0] if len(found) == 1 else None
 
 
+class Taken(dict[int, Tensor]):
+    """State of a step: layer -> [B, W, m], until the cut behind it."""
+
+
 class ActivationHook:
     """Forward pre-hook of the down projection: keeps a reference until the next cut, copies nothing."""
 
@@ -31,6 +34,13 @@ class ActivationHook:
         self.session, self.layer = session, layer
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        step = STEP.get()
-        if step is not None and step.owner is self.session and step.context is not None and not step.again:
-            step.activations[self.layer] = args[0].detach()
+        step = self.session.running_step()
+        if step is not None and step.context is not None and not step.again:
+            step.slot(Taken)[self.layer] = args[0].detach()
+
+
+def install(session: Session, need: Activations) -> None:
+    """Listen at the down projection of a layer that has one."""
+    linear = last_linear(session.anatomy.layers[need.layer])
+    assert linear is not None
+    session.hook(linear.register_forward_pre_hook(ActivationHook(session, need.layer)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +17,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 from vlmopt.attention_fix.rows import attention_rows
 from vlmopt.pruning.signals import TEXT, AttentionRows
 
+from .call import Session, Step
 from .compat import attention_arguments, implementation, substitute
-from .context import STEP, Step
-from .lookahead import Looked
-
-if TYPE_CHECKING:
-    from .correct import LayerCorrections
-    from .session import Session
-    from .sparse import SparseLayer
+from .side_forward import HeadOutputs, Look, Looked
+from .unseen import Reached
 
 NAME = "vlmopt"
 
@@ -45,6 +41,38 @@ class BaseView:
         return getattr(self._module, name)
 
 
+class Kernel:
+    """What may compute the attention of a layer in the place of its kernel."""
+
+    def run(
+        self, step: Step, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+    ) -> Tensor | None:
+        """The layer's attention output [B, Q, H, D]; None where the kernel has to run."""
+        raise NotImplementedError
+
+
+class Edits:
+    """What changes the attention output of a layer."""
+
+    def active(self, step: Step) -> bool:
+        """Whether `run` has anything to do in this step."""
+        raise NotImplementedError
+
+    def replaces_kernel(self, step: Step, query: Tensor) -> bool:
+        """Whether `run` does without the kernel's output in this step."""
+        raise NotImplementedError
+
+    def run(
+        self, step: Step, out: Tensor | None, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kw: Any
+    ) -> Tensor:
+        """The output [B, Q, H, D], changed; `out` None: computed here for every row."""
+        raise NotImplementedError
+
+
+class Probed(dict[int, Tensor]):
+    """State of a step: layer -> its last rows, fp32 [B, H, R, L] over logical places."""
+
+
 class AttentionPlan:
     """What happens in one attention module: which of its rows are read, corrected, and how its prefill is computed."""
 
@@ -53,9 +81,9 @@ class AttentionPlan:
         self.session, self.layer, self.base = session, layer, base
         self.rows = 0
         self.text = False  # also the rows of the question
-        self.corrections: LayerCorrections | None = None
-        self.sparse: SparseLayer | None = None
-        self.captures = False  # head outputs of the stream without pictures
+        self.edits: Edits | None = None
+        self.prefill: Kernel | None = None
+        self.heads = False  # passes beside the sequence take down what heads make
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A pickled model may come back in a process that has never optimized one."""
@@ -69,31 +97,32 @@ class AttentionPlan:
 
 def vlmopt_attention(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
     """Delegate to the base kernel; read the rows that selectors asked for, and correct those that corrections name."""
-    plan, step = cast("AttentionPlan", module._vlmopt_plan), STEP.get()
+    plan = cast("AttentionPlan", module._vlmopt_plan)
+    step = plan.session.running_step()
     given = query, key, _, attention_mask = attention_arguments(args, kwargs)
     base = base_function(module, plan.base)
-    if step is None or step.owner is not plan.session:
+    if step is None:
         return base(BaseView(module, plan.base), *given, **kwargs)
-    step.reached.add(("attention", plan.layer))
-    reads = step.context is not None and step.captured is None and not step.again
-    if reads and step.ahead is not None and step.ahead[0] == plan.layer:
-        raise Looked(probe_rows(module, step, step.ahead[1], query, key, attention_mask, **kwargs))
-    edits = plan.corrections
+    step.slot(Reached).add(("attention", plan.layer))
+    side = step.side
+    if isinstance(side, Look) and side.layer == plan.layer:
+        raise Looked(probe_rows(module, step, side.count, query, key, attention_mask, **kwargs))
+    edits = plan.edits if plan.edits is not None and plan.edits.active(step) else None
     if edits is not None and edits.replaces_kernel(step, query):
         return edits.run(step, None, *given, **kwargs), None
     weights = None
-    out = None if plan.sparse is None or step.ahead is not None else plan.sparse.run(step, *given, **kwargs)
+    out = None if plan.prefill is None or side is not None else plan.prefill.run(step, *given, **kwargs)
     if out is None:
         out, weights = base(BaseView(module, plan.base), *given, **kwargs)
-    if reads and step.ahead is None and (count := plan.count(step)):
+    reads = step.context is not None and side is None and not step.again
+    if reads and (count := plan.count(step)):
         start = step.call.clock.now()
-        step.scores["rows", plan.layer] = probe_rows(module, step, count, query, key, attention_mask, **kwargs)
-        step.call.scoring.append((start, step.call.clock.now()))
-    if edits is not None and edits.active(step):
+        step.slot(Probed)[plan.layer] = probe_rows(module, step, count, query, key, attention_mask, **kwargs)
+        step.call.page.scoring.append((start, step.call.clock.now()))
+    if edits is not None:
         out = edits.run(step, out, *given, **kwargs)
-    elif plan.captures and step.captured is not None:
-        assert step.captured_rows is not None
-        step.captured[plan.layer] = out[torch.arange(len(out), device=out.device), step.captured_rows.to(out.device)]
+    elif plan.heads and isinstance(side, HeadOutputs):
+        side.found[plan.layer] = out[torch.arange(len(out), device=out.device), side.rows.to(out.device)]
     return out, weights
 
 
@@ -149,7 +178,7 @@ def last_prompt_rows(step: Step, count: int) -> tuple[Tensor, Tensor] | None:
     """
     assert step.context is not None
     rows, mask = step.current(step.stage), step.context.attention_mask2d
-    beyond = max(step.past + step.q - (step.call.prompt_length or step.past + step.q), 0)
+    beyond = max(step.past + step.q - (step.call.request.length or step.past + step.q), 0)
     if not beyond and (mask is None or bool(mask[:, -1].all())):
         return None
     logical = rows.log

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -88,6 +89,14 @@ class LogicalCache:
 
 class LogicalDynamicCache(LogicalCache, DynamicCache):
     """Defined at module level so that instances pickle."""
+
+
+@dataclass(eq=False)
+class Moved:
+    """State of a step under "repack": stage -> new positions Long[B, W], and by how much later ones move, Long[B]."""
+
+    positions: dict[int, Tensor] = field(default_factory=dict)
+    shift: dict[int, Tensor] = field(default_factory=dict)
 
 
 def adopt(cache: Any, lease: Lease) -> CacheState:

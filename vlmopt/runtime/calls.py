@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-from .context import CALL, STEP
+from .arguments import brings_pixels
+from .call import CALL, STEP, Request, Session
+from .corrections import Corrections
 from .guidance import branching, guided
-from .outer import brings_pixels
 from .stand_in import StandIn
 from .unseen import refuse_unread
-
-if TYPE_CHECKING:
-    from .session import Session
 
 
 class Generate(StandIn):
@@ -29,21 +27,25 @@ class Generate(StandIn):
             return self.original(*args, **kwargs)
         ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
         length = ids.shape[1] if isinstance(ids, torch.Tensor) and ids.ndim == 2 else None
-        call = session.new_call(by_generate=True, prompt_length=length)
-        call.prompt_ids = ids if length is not None else None
-        call.given_images = brings_pixels(kwargs)
         mask = kwargs.get("attention_mask")
-        call.prompt_mask = mask.bool() if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
-        call.branches = branching(session, kwargs)
-        if session.corrections is not None and session.corrections.guided:
-            kwargs["logits_processor"] = guided(session, kwargs, call.branches)
+        request = Request(
+            length,
+            ids if length is not None else None,
+            mask.bool() if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None,
+            brings_pixels(kwargs),
+            branching(session, kwargs),
+        )
+        call = session.new_call(request)
+        corrections = session.component(Corrections)
+        if corrections is not None and corrections.guided:
+            kwargs["logits_processor"] = guided(corrections.guided, kwargs, request.branches)
         running, open_step = CALL.set(call), STEP.set(None)
         try:
             out = self.original(*args, **kwargs)
             refuse_unread(call)
             sequences = getattr(out, "sequences", out)
             call.new_tokens = sequences.shape[1] - (length or 0)
-            session.finish(call)
+            call.finish()
             return out
         finally:  # also after Ctrl-C, for which hooks are not called
             STEP.reset(open_step)
@@ -62,7 +64,7 @@ class CloseForward:
             CALL.set(call.around)
             call.around = None
             if output is not None:
-                self.session.finish(call)
+                call.finish()
 
 
 class FirstToken:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,14 +10,17 @@ from torch import Tensor
 from vlmopt.pruning.signals import Novelty, Pixels, PixelScale
 
 from ..families.patches import first_copy
+from .place import Place
+from .tower import Found
 
-if TYPE_CHECKING:
-    from .signals import Place
+
+class GivenPixels(dict[str, list[Tensor]]):
+    """State of the features of a call: what its feature functions were given, per modality, in order."""
 
 
 def pixels(need: Pixels, at: Place) -> Tensor:
     """Pixels under every token of the sample's spans."""
-    family, config, store = at.session.family, at.session.model.config, at.step.call.features.pixels
+    family, config, store = at.session.family, at.session.model.config, at.step.call.features.slot(GivenPixels)
     of_family = family.cells
     assert of_family is not None
 
@@ -38,7 +40,7 @@ def pixel_scale(need: PixelScale, at: Place) -> Tensor:
 
 def novelty(need: Novelty, at: Place) -> Tensor:
     """What was found before the tower ran."""
-    store = at.step.call.features.novelty
+    store = at.step.call.features.slot(Found)
     return of_cells(at, "novelty", lambda: {modality: torch.cat(found) for modality, found in store.items()})
 
 

@@ -10,15 +10,13 @@ import copy
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import transformers
 
-from .context import STEP, Step
+from .call import STEP, Session, Step
+from .ledger import Page
 from .stand_in import StandIn
-
-if TYPE_CHECKING:
-    from .session import Session
 
 NAME = "_gradient_checkpointing_func"  # set on every layer when a user enables checkpointing, before or after us
 
@@ -28,15 +26,15 @@ def install(session: Session) -> None:
     for layer in session.anatomy.layers:
         found = vars(layer).get(NAME)
         if found is not None and not (isinstance(found, Checkpointed) and found.session is session):
-            session.stand_in(Checkpointed(session, layer, NAME))
+            Checkpointed(session, layer, NAME).put()
 
 
 class Checkpointed(StandIn):
     """`checkpoint(function, *args)` of one layer."""
 
     def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        step = STEP.get()
-        if step is None or step.owner is not self.session:
+        step = self.session.running_step()
+        if step is None:
             return self.original(function, *args, **kwargs)
         if self.session.selectors and isinstance(function, partial) and inspect.ismethod(function.func):
             raise RuntimeError(
@@ -53,7 +51,7 @@ class Again:
         self.function, self.ran = function, False
         self.step = copy.copy(step)  # its stage is that of this layer
         self.step.again, self.step.call = True, copy.copy(step.call)
-        self.step.call.turn_page()
+        self.step.call.page = Page()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.ran:

@@ -9,16 +9,11 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Callable
-from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from .ledger import Call
-    from .marks import Marks
 
 
 @dataclass
@@ -110,51 +105,18 @@ class CacheState:
                     table[stage] = change(value)
 
 
-@dataclass
-class Step:
-    """One forward of the decoder. Held in a context variable, never on a module or class."""
+@dataclass(eq=False, kw_only=True)
+class Chunk:
+    """The rows of one forward in both coordinate systems."""
 
     batch: int
     q: int  # logical query length
-    past: int  # logical length of the cache before this step
+    past: int  # logical length of the cache before this chunk
     device: torch.device
-    context: VisualContext | None  # None: nothing to prune
-    state: CacheState | None
-    positions: Tensor | None  # Long[B or 1, L] or [3, B, L], as the decoder was given them
-    call: Call
-    owner: object  # the session whose hooks act in this step
-    fast: bool = False  # plain decode step: layer hooks have nothing to do
+    context: VisualContext | None = None  # None: nothing to prune
+    state: CacheState | None = None
     rows: dict[int, Rows] = field(default_factory=dict)  # stage -> rows
-    embeds: Tensor = field(default_factory=lambda: torch.empty(0))  # [B, L, d] what the decoder was given
-    given: dict[str, Any] = field(default_factory=dict)  # its other arguments by name
-    # ("rows" | "ahead", layer) -> row probe fp32 [B, H, R, L] over logical places
-    scores: dict[tuple[str, int], Tensor] = field(default_factory=dict)
-    activations: dict[int, Tensor] = field(default_factory=dict)  # layer -> [B, W, m], until the cut behind it
-    key_length: dict[int, int] = field(default_factory=dict)  # layer -> physical keys it attends to
-    new_shift: dict[int, Tensor] = field(default_factory=dict)
-    new_positions: dict[int, Tensor] = field(default_factory=dict)
-    marker: Tensor | None = None  # Bool[B, L] logical places overwritten by PosPad markers
-    written: Tensor | None = None  # Bool[B, L] logical places that carry merged tokens
-    left: Tensor | None = None  # Bool[B, L] logical places that the next cut at this boundary has to drop
-    stage: int = 0  # stage of the layer that runs now
-    again: bool = False  # a checkpointed layer runs once more, in the backward pass
-    ahead: tuple[int, int] | None = None  # (layer, rows) of a look-ahead that runs now
-    padding: Tensor | None = None  # Bool[B, q] of this chunk, False at padding; None when every token is real
-    marks: Marks | None = None  # what corrections know of the sequence; None when none is installed
-    tripped: Tensor | None = None  # Bool[B] samples whose text repeats itself, where a method watches
-    divergence: list[Tensor] = field(default_factory=list)  # fp32 [B, H] per traced layer of this step
-    captured: dict[int, Tensor] | None = None  # layer -> head outputs [B, H, D], in a pass without pictures
-    captured_rows: Tensor | None = None  # Long[B] rows whose head outputs are captured
-    reached: set[tuple[str, int]] = field(
-        default_factory=set
-    )  # ("layer" | "attention", layer) that ran under our hooks
     memo: dict[Any, Any] = field(default_factory=dict)
-
-    def real(self) -> Tensor:
-        """Bool[B, q]: not padding."""
-        if self.padding is not None:
-            return self.padding
-        return torch.ones(self.batch, self.q, dtype=torch.bool, device=self.device)
 
     def stored(self, stage: int) -> int:
         """Key slots of a layer of `stage`, those of this step among them."""
@@ -197,10 +159,3 @@ class Step:
             new = rows.valid if rows.valid is not None else torch.ones_like(rows.log, dtype=torch.bool)
             valid = torch.cat([old, new.to(old.device)], 1)
         return torch.cat([index, rows.log.to(index.device) + self.past], 1), valid
-
-
-STEP: ContextVar[Step | None] = ContextVar("vlmopt_step", default=None)
-CALL: ContextVar[Call | None] = ContextVar("vlmopt_call", default=None)
-TARGETS: ContextVar[Tensor | None] = ContextVar(
-    "vlmopt_targets", default=None
-)  # on the way to the model inside the head

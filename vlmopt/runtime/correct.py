@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,11 +18,11 @@ from vlmopt.attention_fix.base import Listening
 from vlmopt.attention_fix.rows import read_mask, sees_all
 from vlmopt.attention_fix.vision_heads import head_divergence
 
-from .context import Step
-from .editable import Editable, decoding, editable, generated_keys, last_row_passes, rows_of_mask
-
-if TYPE_CHECKING:
-    from .session import Session
+from .attention import Edits
+from .call import Call, Session, Step
+from .editable import Editable, editable, generated_keys, rows_of_mask
+from .marks import Marks
+from .places import decoding, last_row_passes
 
 VERIFIED = 16  # query rows up to which a step behind the prompt counts as decoding (candidates of assisted decoding)
 MARKED = ("sink", "local", "summary")  # tables that hold what corrections marked or chose
@@ -41,7 +41,28 @@ class Record:
     listening: Listening | None = None  # what a diagnosis heard; in the record of layer 0
 
 
-class LayerCorrections:
+class Records(dict[tuple[str, int], Record]):
+    """State of a call: (correction, layer) -> what it did."""
+
+
+def record_of(call: Call, correction: Correction, layer: int) -> Record:
+    """Where a correction takes down what it does in a layer during a call."""
+    return call.slot(Records).setdefault((correction.name, layer), Record())
+
+
+@dataclass(eq=False)
+class Repeating:
+    """State of a call, where a method watches its text."""
+
+    generated: Tensor | None = None  # Long[B, n] of this call; candidates of assisted decoding at its end
+    tripped: Tensor | None = None  # Bool[B] samples whose text began to repeat itself
+
+
+class Divergence(list[Tensor]):
+    """State of a step, fp32 [B, H] per traced layer, and of its call, fp32 [B] per generated token."""
+
+
+class LayerCorrections(Edits):
     """The corrections of one layer, in the order in which they act."""
 
     def __init__(self, session: Session, layer: int, corrections: Sequence[Correction]) -> None:
@@ -54,11 +75,11 @@ class LayerCorrections:
         self.stage = session.stage_of[layer]
 
     def active(self, step: Step) -> bool:
-        return step.captured is None and step.marks is not None and step.marks.has_image
+        return step.slot(Marks).has_image
 
     def replaces_kernel(self, step: Step, query: Tensor) -> bool:
         """Whether the explicit rows stand in for the kernel: while decoding, and only where asked for."""
-        return self.fast and decoding(step) and self.active(step) and query.shape[2] <= VERIFIED
+        return self.fast and decoding(step) and query.shape[2] <= VERIFIED
 
     def run(
         self, step: Step, out: Tensor | None, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kw: Any
@@ -97,7 +118,7 @@ class LayerCorrections:
         else:
             own, allowed = step.remember(("row masks", self.stage, shape, window, key.device), mask, masks)
         edits = [(c, self.view(step, c, rows, allowed, key)) for c in self.rows]
-        watch = Watch(self.session, step, self.layer)
+        watch = Watch(step, self.layer)
         fixed, edited = correct_rows(
             chosen, key, value, own, scaling, edits, softcap=kwargs.get("softcap"), observe=watch
         )
@@ -114,8 +135,7 @@ class LayerCorrections:
         self, step: Step, correction: RowCorrection, rows: Editable, allowed: Tensor | None, key: Tensor
     ) -> RowView:
         """What the correction may know of the rows and keys of this step."""
-        marks = step.marks
-        assert marks is not None
+        marks = step.slot(Marks)
         width, device = key.shape[2], key.device
 
         def of_keys(name: str, layer: int | None = None) -> Tensor:
@@ -126,8 +146,9 @@ class LayerCorrections:
             "generated": generated_keys(step, self.stage, width, device),
         })  # fmt: skip
         may = rows.kinds[correction.rows].to(device)
-        if step.tripped is not None and getattr(correction, "watchdog", "off") == "stop":
-            may = may & ~step.tripped.to(device)[:, None]
+        tripped = step.call.slot(Repeating).tripped
+        if tripped is not None and getattr(correction, "watchdog", "off") == "stop":
+            may = may & ~tripped.to(device)[:, None]
         named = {name: at for name in MARKED for at in ((name, None), (name, self.layer)) if at in marks.tables}
         sets = marks.sets(step, self.stage, width, correction, named)
         given: dict[str, Any] = {"sets": sets.to(device)} if sets is not None else {}
@@ -136,8 +157,7 @@ class LayerCorrections:
 
     def scale(self, step: Step, out: Tensor) -> Tensor:
         """Head gains on rows that predict a token; chosen when the prompt's last row passes, kept from then on."""
-        marks = step.marks
-        assert marks is not None
+        marks = step.slot(Marks)
         last = None  # while decoding, every row
         if decoding(step):
             if self.traced:
@@ -154,15 +174,13 @@ class LayerCorrections:
 
     def trace(self, step: Step, heads: Tensor) -> None:
         """Take down how far head outputs [B, H, D] are from those without pictures."""
-        assert step.marks is not None
-        without = step.marks.stream.heads.get(self.layer)
+        without = step.slot(Marks).stream.heads.get(self.layer)
         if without is not None:
-            step.divergence.append(head_divergence(heads, without.to(heads.device)).to(step.device))
+            step.slot(Divergence).append(head_divergence(heads, without.to(heads.device)).to(step.device))
 
     def choose(self, step: Step, out: Tensor, last: Tensor) -> None:
         """Gains from the head outputs of the last prompt row of every sample."""
-        marks, call = step.marks, step.call
-        assert marks is not None
+        marks = step.slot(Marks)
         first = last.long().argmax(1)  # rows behind it are candidates of assisted decoding
         heads = out[torch.arange(len(out), device=out.device), first]
         stream = None if marks.stream is None else marks.stream.heads.get(self.layer)
@@ -172,7 +190,7 @@ class LayerCorrections:
         for correction in self.heads:
             gain = correction.gain(heads, None if stream is None else stream.to(out.device), self.layer).to(out.device)
             gain = torch.where(marks.seen.to(out.device)[:, None], gain.expand_as(total), 1.0)
-            self.session.record(call, correction, self.layer).gain = gain
+            record_of(step.call, correction, self.layer).gain = gain
             total = total * gain
         marks.gains[self.layer] = total
 
@@ -180,15 +198,15 @@ class LayerCorrections:
 class Watch:
     """Takes down what corrections saw and did, without looking at any number."""
 
-    def __init__(self, session: Session, step: Step, layer: int) -> None:
-        self.session, self.step, self.layer = session, step, layer
+    def __init__(self, step: Step, layer: int) -> None:
+        self.step, self.layer = step, layer
         self.prompt = not decoding(step)
 
     @torch.no_grad()  # a checkpointed layer must keep the same tensors when it runs again, unwatched
     def __call__(self, correction: RowCorrection, values: Tensor, view: RowView, edited: Tensor) -> None:
-        if self.step.again or (self.prompt and self.step.call.prompt):
+        if self.step.again or (self.prompt and self.step.call.prompt is not None):
             return  # the prompt once more, in a backward pass or without a cache
-        record = self.session.record(self.step.call, correction, self.layer)
+        record = record_of(self.step.call, correction, self.layer)
         total = edited[:, :, 0] if edited.shape[2] == 1 else edited.sum(2)
         if self.prompt:
             offered = view.rows.sum(1)

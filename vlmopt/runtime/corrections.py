@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from vlmopt.attention_fix import Correction, Diagnosis, HeadCorrection, Residual, TextOnly, Tower, repetitive
 from vlmopt.attention_fix.vision_heads import token_divergence
 from vlmopt.pruning.signals import VisionAttention
 
 from . import attention, diagnosis
+from .call import Call, Component, Session, Step
 from .compat import layer_config
-from .context import STEP, Step
-from .correct import LayerCorrections
-from .editable import decoding, last_row_passes, prompt_places
-from .marks import keep_marks, marks_of
-from .outer import OuterArguments
-from .signals import Place, read, whole_picture
+from .correct import Divergence, LayerCorrections, Repeating
+from .marks import Marks, keep_marks, marks_of
+from .place import Place
+from .places import decoding, last_row_passes, prompt_places
+from .signals import read, whole_picture
 from .text_stream import TextStream
-
-if TYPE_CHECKING:
-    from .session import Session
 
 WINDOW = 128  # generated tokens that a watchdog looks at
 
 
-class Corrections:
-    """What a session holds beside its selectors."""
+class Corrections(Component):
+    """All corrections of a session; a sparse prefill asks for it alone, for its marks."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -57,8 +53,8 @@ class Corrections:
         session = self.session
         for layer, corrections in self.layers.items():
             plan = attention.plan_of(session, layer)
-            plan.corrections = LayerCorrections(session, layer, corrections)
-            plan.captures = self.streams and any(isinstance(c, HeadCorrection) for c in corrections)
+            plan.edits = LayerCorrections(session, layer, corrections)
+            plan.heads = self.streams and any(isinstance(c, HeadCorrection) for c in corrections)
             marking = [c for c in corrections if Residual() in c.needs]
             if marking:
                 hook = ResidualHook(session, layer, marking)
@@ -79,45 +75,48 @@ class Corrections:
                     found[f"{correction.name} in layer {layer}"] = reason
         return found
 
-    def open(self, step: Step, arguments: OuterArguments, given: dict[str, Any], cache: Any) -> None:
+    def open_step(self, step: Step, cache: Any) -> None:
         """A decoder pass begins: marks, the tower's choices, the stream without pictures, the watchdog."""
         call = step.call
-        step.padding = padding(step, arguments.attention_mask2d)
-        step.marks = call.marks = marks = marks_of(cache, step.batch, step.past, self.session.serial)
+        call.drop(Marks)
+        marks = marks_of(cache, step.batch, step.past, self.session.serial)
         if marks is None:
             call.skip(
                 "corrections",
                 "the cache was filled before the model was optimized, or optimized like this; start the sequence anew",
             )
             return
+        step.put(marks)
+        call.put(marks)
         if not decoding(step):
             marks.open(step)
-            self.ask_tower(step)
+            self.ask_tower(step, marks)
         if self.streams:
-            traced = bool(self.traced) and call.branches is None
-            if self.traced and call.branches is not None:
+            traced = bool(self.traced) and call.request.branches is None
+            if self.traced and call.request.branches is not None:
                 call.skip(
-                    f"trace of {self.traced.name}", f"{call.branches}: the second stream goes along with one text"
+                    f"trace of {self.traced.name}",
+                    f"{call.request.branches}: the second stream goes along with one text",
                 )
-            marks.stream = marks.stream or TextStream(self.session, bool(self.guided or traced))
-            marks.stream.take(step, arguments.input_ids, given)
+            marks.stream = marks.stream or TextStream(bool(self.guided or traced))
+            marks.stream.take(step)
             if marks.has_image:
                 self.go_along(step, marks.stream)
         if self.watching:
-            self.watch(step, arguments.input_ids)
+            self.watch(step, step.arguments.input_ids)
 
     def go_along(self, step: Step, stream: TextStream) -> None:
         start = step.call.clock.now()
         if last_row_passes(step):
             stream.prompt(step)
-            step.call.scoring.append((start, step.call.clock.now()))
+            step.call.page.scoring.append((start, step.call.clock.now()))
         elif decoding(step) and stream.lasting:
             stream.token(step)
 
-    def ask_tower(self, step: Step) -> None:
+    def ask_tower(self, step: Step, marks: Marks) -> None:
         """Let corrections choose among the tokens of every picture by what the tower attended to."""
-        context, marks = step.context, step.marks
-        if context is None or marks is None:
+        context = step.context
+        if context is None:
             return
         for correction, needs in self.towers.items():
             if not needs:
@@ -149,44 +148,36 @@ class Corrections:
 
     def watch(self, step: Step, ids: Tensor | None) -> None:
         """Which samples have begun to repeat themselves; finished ones are not looked at."""
-        call, end = step.call, step.call.prompt_length
-        if ids is None or step.marks is None or end is None:
+        call, end = step.call, step.call.request.length
+        if ids is None or end is None:
             return
-        if call.branches == "beams":
+        if call.request.branches == "beams":
             call.skip("watchdog", "beams: texts change places while they are written")
             return
+        known = call.slot(Repeating)
         if decoding(step):  # behind the first come candidates of assisted decoding, which may be rejected
-            earlier = ids[:, :0] if call.generated is None else call.generated[:, : step.past - end]
+            earlier = ids[:, :0] if known.generated is None else known.generated[:, : step.past - end]
             text = torch.cat([earlier, ids[:, :1]], 1)
-            call.generated = torch.cat([earlier, ids], 1)
+            known.generated = torch.cat([earlier, ids], 1)
         else:  # without a cache every step brings the whole text
-            call.generated = ids[:, max(end - step.past, 0) :]
-            text = call.generated if call.first_token is not None else ids[:, :0]
+            known.generated = ids[:, max(end - step.past, 0) :]
+            text = known.generated if call.first_token is not None else ids[:, :0]
         if not text.shape[1]:
             return
         running = ~torch.isin(text[:, -1], text.new_tensor(self.ends))
         now = repetitive(text, WINDOW) & running
-        call.tripped = step.tripped = now if call.tripped is None else call.tripped.to(now.device) | now
+        known.tripped = now if known.tripped is None else known.tripped.to(now.device) | now
 
-    def close(self, step: Step, cache: Any) -> None:
+    def close_step(self, step: Step, cache: Any) -> None:
         """The pass is over: its marks stay with the cache."""
-        keep_marks(cache, step.marks)
-        if step.divergence and step.call.branches is None:
-            step.call.divergence.append(token_divergence(step.divergence, self.traced.trace_heads))
+        keep_marks(cache, step.find(Marks))
+        divergence = step.slot(Divergence)
+        if divergence and step.call.request.branches is None:
+            step.call.slot(Divergence).append(token_divergence(divergence, self.traced.trace_heads))
 
-
-def padding(step: Step, mask: Tensor | None) -> Tensor | None:
-    """Bool[B, q] of this chunk's real places; None when all are."""
-    if step.q == 1:
-        return None
-    if mask is None and step.call.prompt_mask is not None:
-        given = step.call.prompt_mask
-        mask = pad(given, (0, max(step.past + step.q - given.shape[1], 0)), value=True)[:, : step.past + step.q]
-        mask = mask.repeat_interleave(max(step.batch // len(mask), 1), 0)
-    if mask is None or mask.shape[1] < step.q or len(mask) != step.batch:
-        return None
-    mask = mask[:, -step.q :].bool().to(step.device)
-    return None if bool(mask.all()) else mask
+    def close_call(self, call: Call) -> None:
+        """The cache holds the marks."""
+        call.drop(Marks)
 
 
 def why_not(module: Any) -> str | None:
@@ -210,10 +201,11 @@ class ResidualHook:
         self.session, self.layer, self.corrections = session, layer, corrections
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        step = STEP.get()
-        if step is None or step.owner is not self.session or step.marks is None or decoding(step):
+        step = self.session.running_step()
+        if step is None or step.side is not None or decoding(step):
             return
-        if step.captured is not None:
+        marks = step.find(Marks)
+        if marks is None:
             return
         hidden = args[0] if args else kwargs["hidden_states"]
         rows = step.current(self.session.stage_of[self.layer])
@@ -225,4 +217,4 @@ class ResidualHook:
         for correction in self.corrections:
             for name, marked in correction.mark(hidden).items():
                 places = torch.zeros_like(prompt).scatter_(1, logical, marked & real)
-                step.marks.append(name, self.layer, places.to(step.device), step.past)
+                marks.append(name, self.layer, places.to(step.device), step.past)

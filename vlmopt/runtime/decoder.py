@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import checkpointing, compat
-from .cache import LogicalCache
-from .context import STEP, Step
+from .arguments import OuterArguments, by_name
+from .cache import LogicalCache, Moved
+from .call import STEP, Call, Session, Step
+from .context import CacheState
 from .grouping import build_context
-from .ledger import Call
-from .outer import OuterArguments, by_name
 from .unseen import refuse_bypassed, refuse_ungrouped, refuse_unseen
-
-if TYPE_CHECKING:
-    from .session import Session
 
 
 class OpenStep:
@@ -36,7 +33,7 @@ class OpenStep:
             return
         if args:
             kwargs = by_name(self.signature, module, *args, **kwargs)
-        arguments, call.outer = call.outer or OuterArguments(None, None, False, False), None
+        arguments, call.arguments = call.arguments or OuterArguments(), None
         compat.require(compat.DECODER, kwargs, type(module).__name__)
         embeds = kwargs["inputs_embeds"]
         if embeds is None:
@@ -61,24 +58,36 @@ class OpenStep:
             positions = torch.arange(past, past + q, device=embeds.device)[None]
         if module.training:
             checkpointing.install(self.session)
-        step = Step(embeds.shape[0], q, past, embeds.device, context, state, positions, call, self.session)
-        step.embeds, step.given = embeds, kwargs
-        step.fast = (
+        step = Step(
+            batch=embeds.shape[0],
+            q=q,
+            past=past,
+            device=embeds.device,
+            context=context,
+            state=state,
+            call=call,
+            positions=positions,
+            embeds=embeds,
+            given=kwargs,
+            arguments=arguments,
+            fast=q == 1 and context is None and kwargs.get("attention_mask") is None and self.stays_fast(state),
+        )
+        if state is not None and past and first and q > 1:
+            self.warn_about_question(call)
+        call.open_step(step)
+        for component in self.session.components:
+            component.open_step(step, cache)
+        STEP.set(step)
+
+    def stays_fast(self, state: CacheState | None) -> bool:
+        """Whether layers of a plain decode step need nothing that was not in place for the step before."""
+        return (
             state is not None
-            and context is None
-            and q == 1
-            and kwargs.get("attention_mask") is None
             and not self.windowed
             and compat.implementation(self.session.anatomy.config) != "eager"  # always makes a mask
             and not state.shift
             and all(valid is None for valid in state.valid.values())
         )
-        if state is not None and past and first and q > 1:
-            self.warn_about_question(call)
-        call.open_step(step, arguments)
-        if self.session.corrections is not None:
-            self.session.corrections.open(step, arguments, kwargs, cache)
-        STEP.set(step)
 
     def warn_about_question(self, call: Call) -> None:
         """A new turn over a cache that was pruned for an earlier question."""
@@ -99,8 +108,8 @@ class CloseStep:
         self.session = session
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        step = STEP.get()
-        if step is None or step.owner is not self.session:
+        step = self.session.running_step()
+        if step is None:
             return None
         STEP.set(None)
         if output is None:
@@ -113,8 +122,8 @@ class CloseStep:
         cache = compat.cache_in(
             {**kwargs, **output} if isinstance(output, dict) else kwargs
         )  # its own, if none was given
-        if self.session.corrections is not None:
-            self.session.corrections.close(step, cache)
+        for component in self.session.components:
+            component.close_step(step, cache)
         step.call.close_step(step, cache)
         return output
 
@@ -129,7 +138,7 @@ def commit(step: Step, stages: int) -> None:
         if index is not None:
             state.index[stage], state.valid[stage] = index, valid
     state.tail = step.past + step.q
-    state.shift.update(step.new_shift)
+    state.shift.update(step.slot(Moved).shift)
 
 
 def restore_length(step: Step, stage: int, output: Any) -> Any:

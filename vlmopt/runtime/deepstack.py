@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
-from .context import STEP
+from .call import Session
 from .masks import take_rows
+from .selection import Overwritten
 from .stand_in import StandIn
-
-if TYPE_CHECKING:
-    from .session import Session
 
 
 class DeepStack(StandIn):
@@ -21,8 +17,8 @@ class DeepStack(StandIn):
         super().__init__(session, session.anatomy.decoder, "_deepstack_process")
 
     def __call__(self, hidden_states: Tensor, visual_pos_masks: Tensor, visual_embeds: Tensor) -> Tensor:
-        step = STEP.get()
-        rows = step.rows.get(step.stage) if step is not None and step.owner is self.session else None
+        step = self.session.running_step()
+        rows = None if step is None else step.rows.get(step.stage)
         if step is None or rows is None:
             return self.original(hidden_states, visual_pos_masks, visual_embeds)
         where = visual_pos_masks.to(hidden_states.device)
@@ -33,8 +29,9 @@ class DeepStack(StandIn):
         here = where.gather(1, log)
         if rows.valid is not None:
             here = here & rows.valid.to(where.device)
-        if step.marker is not None:  # a marker stands for a run, not for the cell whose slot it took
-            here = here & ~step.marker.to(where.device).gather(1, log)
-        if step.written is not None:  # nor is a merged token the patch whose slot it took
-            here = here & ~step.written.to(where.device).gather(1, log)
+        overwritten = step.slot(Overwritten)
+        if overwritten.marker is not None:  # a marker stands for a run, not for the cell whose slot it took
+            here = here & ~overwritten.marker.to(where.device).gather(1, log)
+        if overwritten.merged is not None:  # nor is a merged token the patch whose slot it took
+            here = here & ~overwritten.merged.to(where.device).gather(1, log)
         return self.original(hidden_states, here, take_rows(spread, log)[here])

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from vlmopt.attention_fix import Diagnosis
 
-from .context import STEP, Step
+from .call import Session, Step
+from .correct import record_of
 from .decoder import scatter_rows
-from .editable import decoding, prompt_places
-
-if TYPE_CHECKING:
-    from .session import Session
+from .places import decoding, prompt_places
 
 
 def install(session: Session, diagnosis: Diagnosis) -> None:
@@ -34,16 +32,16 @@ class Ear:
         self.stage = session.stage_of[min(place, len(session.stage_of) - 1)]
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> None:
-        step = STEP.get()
-        if step is None or step.owner is not self.session or step.captured is not None or decoding(step):
+        step = self.session.running_step()
+        if step is None or step.side is not None or decoding(step):
             return
-        if step.call.prompt:
+        if step.call.prompt is not None:
             return  # the prompt once more: there is no cache
         if output is not None:
             hidden = output[0] if isinstance(output, tuple) else output
         else:
             hidden = args[0] if args else kwargs["hidden_states"]
-        record = self.session.record(step.call, self.diagnosis, 0)
+        record = record_of(step.call, self.diagnosis, 0)
         if self.place == 1:
             record.listening = None if self.partial(step) else self.diagnosis.listen(prompt_places(step, step.device))
         if record.listening is not None:  # layers may lie on several devices
@@ -51,7 +49,7 @@ class Ear:
 
     def partial(self, step: Step) -> bool:
         """Whether this pass holds a part of a prompt only; the reason then goes into the report."""
-        if part := bool(step.past) or step.q < (step.call.prompt_length or 0):
+        if part := bool(step.past) or step.q < (step.call.request.length or 0):
             step.call.skip(self.diagnosis.name, "the prompt came in parts, or over a cache that was filled before")
         return part
 

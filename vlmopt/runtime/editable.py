@@ -7,7 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .context import Step
+from . import places
+from .call import Step
+from .marks import Marks
+from .places import decoding
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,32 +25,13 @@ class Editable:
         return self.index is None or len(self.index) > 0
 
 
-def decoding(step: Step) -> bool:
-    """A step behind the prompt: one generated row, or the candidates of assisted decoding."""
-    end = step.call.prompt_length
-    return bool(step.past) and (step.q == 1 if end is None else step.past >= end)
-
-
-def last_row_passes(step: Step) -> bool:
-    """Whether this chunk holds the last row of the prompt."""
-    end = step.call.prompt_length
-    return not decoding(step) and (end is None or step.past + step.q >= end)
-
-
-def prompt_places(step: Step, device: torch.device) -> Tensor:
-    """Bool[B, q]: places of this step that are real and belong to the prompt."""
-    real, end = step.real().to(device), step.call.prompt_length
-    return real if end is None else real & (torch.arange(step.q, device=device) < end - step.past)
-
-
 def editable(step: Step, stage: int, width: int) -> Editable:
     """Rows of this step that corrections may edit, among the last `width` physical ones of a stage; once per step."""
     return step.remember(("editable", stage, width), None, lambda: find_rows(step, stage, width))
 
 
 def find_rows(step: Step, stage: int, width: int) -> Editable:
-    marks = step.marks
-    assert marks is not None
+    marks = step.slot(Marks)
     seen = marks.seen.to(step.device)
     if seen.shape[0] != step.batch:
         seen = seen.repeat_interleave(step.batch // seen.shape[0])
@@ -56,13 +40,14 @@ def find_rows(step: Step, stage: int, width: int) -> Editable:
         return Editable(None, {"text": every, "last": every})
     rows = step.current(stage)
     logical = rows.log[:, -width:].to(step.device)
-    real = step.real().gather(1, logical)
+    valid = places.real(step)
+    real = valid.gather(1, logical)
     if rows.valid is not None:
         real = real & rows.valid[:, -width:].to(step.device)
-    end = step.call.prompt_length
+    end = step.call.request.length
     inside = step.q if end is None else max(end - step.past, 0)  # places of this chunk that belong to the prompt
-    places = torch.arange(step.q, device=step.device)
-    last_real = torch.where(step.real() & (places < inside), places, -1).amax(1, keepdim=True)
+    place = torch.arange(step.q, device=step.device)
+    last_real = torch.where(valid & (place < inside), place, -1).amax(1, keepdim=True)
     if end is not None and step.past + step.q < end:
         last_real = torch.full_like(last_real, step.q)  # the prompt goes on
     last = real & (logical >= last_real) & seen[:, None]
@@ -78,7 +63,7 @@ def find_rows(step: Step, stage: int, width: int) -> Editable:
 
 def generated_keys(step: Step, stage: int, width: int, device: torch.device) -> Tensor:
     """Bool[B, width]: key slots of tokens that `generate` produced."""
-    end = step.call.prompt_length
+    end = step.call.request.length
     total = step.stored(stage)
     start = max(total - width, 0)
     slots = torch.arange(start, start + width, device=device)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,9 @@ from torch import Tensor, nn
 from vlmopt.pruning.signals import TwoLayers, VisionAttention, VisionKeys
 
 from .attention import BaseView, Uninstall, base_function, register
+from .call import Session
 from .compat import attention_arguments, substitute
 from .offload import resident
-
-if TYPE_CHECKING:
-    from .session import Session
 
 NAME = "vlmopt_vision"
 NORMS = (nn.LayerNorm, nn.RMSNorm)  # and the RMS norms of transformers, which have a `variance_epsilon`
@@ -28,16 +26,12 @@ ROWS_AT_ONCE = 1024  # query rows of a column mean; bounds its memory at heads x
 
 @dataclass
 class Encoded:
-    """What one call's encoder runs left for the methods of the policy."""
+    """State of the features of a call: what runs of the encoder left for the methods of the policy."""
 
     inputs: list[Tensor] = field(default_factory=list)  # of the projector, as it was called
     outputs: list[Tensor] = field(default_factory=list)
     attention: dict[int, list[Tensor]] = field(default_factory=lambda: defaultdict(list))  # block -> [items, patches]
     keys: dict[int, list[Tensor]] = field(default_factory=lambda: defaultdict(list))  # block -> [items, patches, d_h]
-
-    def clear(self) -> None:
-        for store in (self.inputs, self.outputs, self.attention, self.keys):
-            store.clear()
 
 
 def part(outer: Any, path: str) -> nn.Module:
@@ -55,8 +49,9 @@ class ProjectorHook:
         call = self.session.running_call()
         given = args[0] if args else next(iter(kwargs.values()), None)
         if call is not None and isinstance(given, Tensor) and isinstance(output, Tensor):
-            call.features.encoded.inputs.append(given.detach())
-            call.features.encoded.outputs.append(output.detach())
+            encoded = call.features.slot(Encoded)
+            encoded.inputs.append(given.detach())
+            encoded.outputs.append(output.detach())
 
 
 class ProjectorLayers:
@@ -113,10 +108,11 @@ def two_layers(module: nn.Module, rows: Tensor, expected: Tensor) -> TwoLayers |
 class VisionPlan:
     """What is read in one attention module of the tower."""
 
-    def __init__(self, session: Session, block: int, base: Any, has_cls: bool) -> None:
+    def __init__(self, session: Session, base: Any, has_cls: bool) -> None:
         register(NAME, vision_attention)
-        self.session, self.block, self.base, self.has_cls = session, block, base, has_cls
-        self.attention = self.keys = False
+        self.session, self.base, self.has_cls = session, base, has_cls
+        self.attention: set[int] = set()  # the numbers under which it is asked for: a block has two
+        self.keys: set[int] = set()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         register(NAME, vision_attention)
@@ -131,8 +127,8 @@ def vision_attention(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tens
     call = plan.session.running_call()
     if call is not None:
         start = call.clock.now()
-        read_patches(plan, call.features.encoded, query, key, **kwargs)
-        call.probing.append((start, call.clock.now()))
+        read_patches(plan, call.features.slot(Encoded), query, key, **kwargs)
+        call.page.probing.append((start, call.clock.now()))
     return out
 
 
@@ -149,9 +145,13 @@ def read_patches(plan: VisionPlan, store: Encoded, query: Tensor, key: Tensor, *
         first = int(plan.has_cls)
         if plan.attention:
             received = column_mean(q[:, :, :1] if plan.has_cls else q, k, float(scaling))
-            store.attention[plan.block].append(received[:, first:])
+            received = received[:, first:]
+            for number in plan.attention:
+                store.attention[number].append(received)
         if plan.keys:
-            store.keys[plan.block].append(k.float().mean(1)[:, first:])
+            keys = k.float().mean(1)[:, first:]
+            for number in plan.keys:
+                store.keys[number].append(keys)
 
 
 def column_mean(query: Tensor, key: Tensor, scaling: float) -> Tensor:
@@ -181,20 +181,24 @@ def has_cls(tower: nn.Module) -> bool:
     return any(name.endswith(("class_embedding", "cls_token")) for name, _ in tower.named_parameters())
 
 
-def install(session: Session, need: VisionAttention | VisionKeys) -> int:
-    """Route one attention module of the tower through `vision_attention`; returns the tower's depth."""
+def install(session: Session, need: VisionAttention | VisionKeys) -> None:
+    """Route one attention module of the tower through `vision_attention`."""
     tower = part(session.anatomy.outer, session.family.vision_tower)
     attentions = blocks_of(tower)
-    block = need.layer % len(attentions)
-    module: Any = attentions[block]
+    module: Any = attentions[need.layer]
     plan: VisionPlan | None = getattr(module, "_vlmopt_plan", None)
     if plan is None:
         base = module.config
-        plan = VisionPlan(session, block, base, has_cls(tower))
+        plan = VisionPlan(session, base, has_cls(tower))
         clone = substitute(base, NAME)
         module._vlmopt_plan = plan
         module.config = clone
         session.undo.append(Uninstall(module, base))
-    plan.attention |= isinstance(need, VisionAttention)
-    plan.keys |= isinstance(need, VisionKeys)
-    return len(attentions)
+    asked = plan.attention if isinstance(need, VisionAttention) else plan.keys
+    asked.add(need.layer)
+
+
+def install_projector(session: Session) -> None:
+    """Keep what goes into the projector and what comes out."""
+    projector = part(session.anatomy.outer, session.family.projector)
+    session.hook(projector.register_forward_hook(ProjectorHook(session), with_kwargs=True))

@@ -8,9 +8,9 @@ it stays: no cache, no marks, no signals of the encoder.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,17 +20,19 @@ from vlmopt.pruning.budget import strided
 
 from . import masks, resize
 from .attention import plan_of
-from .context import CALL, STEP, Step, VisualContext, VisualSpan
-from .lookahead import Looked
+from .call import CALL, Session, Step
+from .context import VisualContext, VisualSpan
+from .discover import Anatomy
+from .place import Place
+from .side_forward import Look, Looked, side_forward
 from .text_stream import PER_LAYER
-
-if TYPE_CHECKING:
-    from .discover import Anatomy
-    from .session import Session
-    from .signals import Place
 
 DEPTH = 0.4  # where the attention is read unless a layer is named: between a third and a half of the decoder
 Levels = list[Tensor]  # embeddings [k, d], then what DeepStack adds to the first layers
+
+
+class GivenCalls(list[tuple[str, Callable[..., Any], dict[str, Any]]]):
+    """State of the features of a call: modality, function and arguments of every call of a feature function."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,16 +101,23 @@ def run(session: Session, step: Step, need: FirstPassRows) -> tuple[Tensor, Tens
         extra["visual_pos_masks"] = visual
         extra["deepstack_visual_embeds"] = [level[batch, index][visual] for level in short.levels[1:]]
     positions = step.positions
-    assert positions is not None
     positions = positions.expand(*positions.shape[:-2], step.batch, step.q)[..., samples, :].to(index.device)
     positions = positions.gather(-1, index.expand(*positions.shape[:-1], -1))
-    silent = Step(len(index), index.shape[1], 0, step.device, None, None, positions, step.call, session)
-    silent.context = VisualContext(visual, visual.long() - 1, visual.long().cumsum(1) - 1, [], 1, real, True)
     layer, count = layer_of(session.anatomy, need), max(questions) if need.rows == TEXT else int(need.rows)
-    silent.fast, silent.ahead = True, (layer, max(count, 1))
-    STEP.set(silent)
+    silent = Step(
+        batch=len(index),
+        q=index.shape[1],
+        past=0,
+        device=step.device,
+        call=step.call,
+        positions=positions,
+        context=VisualContext(visual, visual.long() - 1, visual.long().cumsum(1) - 1, [], 1, real, True),
+        side=Look(layer, max(count, 1)),
+        fast=True,
+    )
     try:
-        session.anatomy.decoder.forward(
+        side_forward(
+            silent,
             inputs_embeds=short.levels[0][batch, index],
             attention_mask=short_mask(given.get("attention_mask"), samples, index, real),
             position_ids=positions,
@@ -117,8 +126,6 @@ def run(session: Session, step: Step, need: FirstPassRows) -> tuple[Tensor, Tens
         )
     except Looked as looked:
         return looked.rows, short.block, questions
-    finally:
-        STEP.set(step)
     raise RuntimeError(f"layer {layer} ran without its attention function")
 
 
@@ -145,7 +152,7 @@ def shorten(session: Session, step: Step, shrink: int) -> Short:
     stay = ~context.visual[samples]
     if context.attention_mask2d is not None:
         stay &= context.attention_mask2d[samples]
-    end = step.call.prompt_length or step.q  # candidates of a helper come after
+    end = step.call.request.length or step.q  # candidates of a helper come after
     stay &= torch.arange(step.q, device=stay.device) < end
     middle_of = torch.full(stay.shape, -1, device=stay.device)  # logical place of the block of each visual token
     encoded = encode(session, step, shrink)
@@ -206,7 +213,7 @@ def encode(session: Session, step: Step, shrink: int) -> dict[str, Iterator[Leve
     if not session.family.patch_grid:
         return None
     found: dict[str, list[Levels]] = {}
-    for modality, original, bound in step.call.features.given:
+    for modality, original, bound in step.call.features.slot(GivenCalls):
         plan = resize.smaller(session, modality, bound, lambda t, h, w: (-(-h // shrink), -(-w // shrink)))
         token = CALL.set(None)  # the encoder's probes must not hear of it
         try:

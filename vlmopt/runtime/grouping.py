@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from ..families.base import Piece
+from .arguments import OuterArguments
+from .call import Call, Features, Session
 from .context import PicturePart, VisualContext, VisualSpan
 from .predicting import predicting_rows
-
-if TYPE_CHECKING:
-    from .ledger import Call
-    from .outer import Features, OuterArguments
-    from .session import Session
 
 
 def build_context(
@@ -89,7 +84,7 @@ def group(
 
 def parts_of_chunk(ids: Tensor, call: Call, modality_of: dict[int, str], past: int) -> list[PicturePart]:
     """What a chunk of the prompt that `generate` was given holds of every picture; empty if that cannot be known."""
-    whole = call.prompt_ids
+    whole = call.request.ids
     if call.began is None or whole is None or ids.shape[0] % whole.shape[0]:
         return []
     whole = whole.to(ids.device).repeat_interleave(ids.shape[0] // whole.shape[0], 0)

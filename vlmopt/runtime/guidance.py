@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,28 +10,25 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from vlmopt.attention_fix import guide
 
-from .context import CALL
-
-if TYPE_CHECKING:
-    from .session import Session
+from .call import CALL, Session
+from .marks import Marks
 
 
 class Guidance(LogitsProcessor):
     """Works on the logits of every step, greedy or sampled; samples without a picture stay as they are."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
+    def __init__(self, method: Any) -> None:
+        self.method = method
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        call, corrections = CALL.get(), self.session.corrections
-        if call is None or call.marks is None or call.marks.stream is None or corrections is None:
+        call = CALL.get()
+        marks = None if call is None else call.find(Marks)
+        without = None if marks is None or marks.stream is None else marks.stream.logits
+        if marks is None or without is None:
             return scores
-        without = call.marks.stream.logits
-        if without is None or corrections.guided is None:
-            return scores
-        method = corrections.guided
+        method = self.method
         out = guide(scores, without.to(scores.device), method.gamma, method.cutoff).to(scores.dtype)
-        return torch.where(call.marks.seen.to(scores.device)[:, None], out, scores)
+        return torch.where(marks.seen.to(scores.device)[:, None], out, scores)
 
 
 def branching(session: Session, kwargs: dict[str, Any]) -> str | None:
@@ -47,16 +44,15 @@ def branching(session: Session, kwargs: dict[str, Any]) -> str | None:
     return "assisted decoding" if assisted else None
 
 
-def guided(session: Session, kwargs: dict[str, Any], branches: str | None) -> LogitsProcessorList:
+def guided(method: Any, kwargs: dict[str, Any], branches: str | None) -> LogitsProcessorList:
     """The processors of a `generate` call with guidance behind them; `branches` is from `branching`.
 
     Raises:
         ValueError: beams or assisted decoding, whose second stream would have to be reordered or rolled back.
     """
     if branches:
-        name = session.corrections.guided.name if session.corrections else "guidance"
         raise ValueError(
-            f"{name}: gamma > 1 needs one sequence per sample and step; use num_beams=1 without assisted decoding, or "
-            "gamma=1"
+            f"{method.name}: gamma > 1 needs one sequence per sample and step; use num_beams=1 without assisted "
+            "decoding, or gamma=1"
         )
-    return LogitsProcessorList([*(kwargs.get("logits_processor") or []), Guidance(session)])
+    return LogitsProcessorList([*(kwargs.get("logits_processor") or []), Guidance(method)])

@@ -10,7 +10,7 @@ import inspect
 import warnings
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +18,15 @@ from torch import Tensor, nn
 from vlmopt.pruning import TEXT, LookAheadRows, Selector, pack, repack_positions
 
 from . import compat, masks
+from .activations import Taken
 from .attention import longest_question
-from .cache import adopt
-from .context import STEP, Rows, Step
+from .cache import Moved, adopt
+from .call import Session, Step
+from .context import Rows
 from .discover import shared_key_source
-from .lookahead import look_ahead
-from .selection import choose, write_markers, write_merged
-from .signals import score_key
-
-if TYPE_CHECKING:
-    from .session import Session
+from .lookahead import Ahead, look_ahead
+from .selection import Overwritten, choose, write_markers, write_merged
+from .unseen import Reached
 
 
 def take_tables(tables: tuple[Tensor, ...], log: Tensor) -> tuple[Tensor, ...]:
@@ -52,6 +51,7 @@ class LayerHook:
         self.session, self.layer = session, layer
         anatomy = session.anatomy
         self.stage = session.stage_of[layer]
+        self.repack = any(method.numbering == "repack" for method in session.selectors)
         self.names = list(inspect.signature(type(anatomy.layers[layer]).forward).parameters)[1:]
         self.required = compat.layer_arguments(anatomy.decoder)
         self.recurrent = bool(anatomy.layer_types) and anatomy.layer_types[layer] in compat.RECURRENT
@@ -70,15 +70,15 @@ class LayerHook:
                 self.cuts.append(CutHere(selector, stage, ahead, before, joins))
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        step = STEP.get()
-        if step is None or step.fast or step.owner is not self.session:
+        step = self.session.running_step()
+        if step is None or step.fast:
             return None
         step.stage = self.stage
         if step.context is None and step.state is None:
             return None
         given = dict(zip(self.names, args, strict=False)) | kwargs  # some families pass positionally
         compat.require(self.required, given, f"decoder layer {self.layer}")
-        step.reached.add(("layer", self.layer))
+        step.slot(Reached).add(("layer", self.layer))
         hidden = given.pop("hidden_states")
         cache = compat.cache_in(given)
         for here in self.cuts:
@@ -115,9 +115,9 @@ class LayerHook:
         given = dict(given)
         here.before.prepare(step, hidden, given, cache)
         count = max(longest_question(step) if need.rows == TEXT else int(need.rows) for need in here.ahead)
-        step.scores[score_key(here.ahead[0])] = look_ahead(step, module, self.layer, count, hidden, given)
+        step.slot(Ahead)[here.ahead[0].layer] = look_ahead(step, module, self.layer, count, hidden, given)
         step.stage = self.stage
-        step.call.scoring.append((start, step.call.clock.now()))
+        step.call.page.scoring.append((start, step.call.clock.now()))
 
     def cut(self, step: Step, here: CutHere, hidden: Tensor, cache: Any) -> Tensor:
         """Run one selector of this boundary and gather the rows that stay."""
@@ -131,12 +131,13 @@ class LayerHook:
         before = step.current(here.stage - 1)
         start = step.call.clock.now()
         keep = choose(self.session, step, here.selector, before, hidden)
-        step.activations.clear()
-        step.left = None
+        step.slot(Taken).clear()
+        overwritten = step.slot(Overwritten)
+        overwritten.left = None
         if keep is None or here.joins:  # nothing to drop, or not yet: the rows of the stage before go on
             if keep is not None:
-                step.left = torch.zeros_like(step.context.visual).scatter(1, before.log, keep.dropped)
-            step.call.scoring.append((start, step.call.clock.now()))
+                overwritten.left = torch.zeros_like(step.context.visual).scatter(1, before.log, keep.dropped)
+            step.call.page.scoring.append((start, step.call.clock.now()))
             if previous is not None:
                 step.rows[here.stage] = previous
             return hidden
@@ -157,7 +158,7 @@ class LayerHook:
         if cache is not None and step.state is None:
             step.state = adopt(cache, self.session.lease)
         hidden = masks.take_rows(hidden, index)
-        step.call.scoring.append((start, step.call.clock.now()))
+        step.call.page.scoring.append((start, step.call.clock.now()))
         return hidden
 
     def keys_needed(self, step: Step, hidden: Tensor, cache: Any) -> int:
@@ -184,20 +185,20 @@ class LayerHook:
     def move_positions(self, step: Step, rows: Rows | None, hidden: Tensor, given: dict[str, Any]) -> None:
         """Policy "repack": rotary tables of the re-numbered survivors; later steps of the stage stay shifted alike."""
         old = None if step.state is None else step.state.shift.get(self.stage)
-        if not self.stage or not self.session.repack or (rows is None and old is None):
+        if not self.stage or not self.repack or (rows is None and old is None):
             return
-        if self.stage not in step.new_positions:
-            assert step.positions is not None
+        moved = step.slot(Moved)
+        if self.stage not in moved.positions:
             positions = step.positions.to(hidden.device).expand(step.batch, -1)
             positions = positions if old is None else positions + old[:, None]
             if rows is None:
-                step.new_positions[self.stage] = positions
+                moved.positions[self.stage] = positions
             else:
                 real = None if step.context is None else step.context.attention_mask2d
                 new, shift = repack_positions(positions, rows.log, rows.valid, real)
-                step.new_positions[self.stage] = new
-                step.new_shift[self.stage] = shift if old is None else shift + old
-        positions = step.new_positions[self.stage][:, -hidden.shape[1] :]  # the loop may have kept the last rows only
+                moved.positions[self.stage] = new
+                moved.shift[self.stage] = shift if old is None else shift + old
+        positions = moved.positions[self.stage][:, -hidden.shape[1] :]  # the loop may have kept the last rows only
         for name in [n for n in given if n.startswith("position_embeddings") and given[n] is not None]:
             decoder = self.session.anatomy.decoder
             rotary = decoder.rotary_emb_local if name.endswith("_local") else decoder.rotary_emb  # gemma3 up to 4.57

@@ -6,22 +6,18 @@ attention function, before any kernel, feed-forward or cache write: it costs the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .call import Step
 from .compat import CACHE_NAMES
-
-if TYPE_CHECKING:
-    from .context import Step
+from .side_forward import Look, Looked
 
 
-class Looked(Exception):
-    """Carries the rows out of the layer's forward."""
-
-    def __init__(self, rows: Tensor) -> None:
-        self.rows = rows
+class Ahead(dict[int, Tensor]):
+    """State of a step: layer -> rows read before its input was cut, fp32 [B, H, R, L] over logical places."""
 
 
 class ReadOnlyCache:
@@ -48,11 +44,11 @@ def look_ahead(step: Step, module: nn.Module, layer: int, count: int, hidden: Te
     for name in CACHE_NAMES:
         if given.get(name) is not None:
             given[name] = ReadOnlyCache(given[name])
-    step.ahead = (layer, count)
+    step.side = Look(layer, count)
     try:
         module.forward(hidden, **given)  # the instance's own, where accelerate loads weights and moves inputs
     except Looked as looked:
         return looked.rows
     finally:
-        step.ahead = None
+        step.side = None
     raise RuntimeError(f"layer {layer} ran without its attention function")

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-if TYPE_CHECKING:
-    from vlmopt.attention_fix import RowCorrection
+from vlmopt.attention_fix import RowCorrection
 
-    from .context import Step
+from .call import Step
+from .places import real
 
 ATTRIBUTE = "_vlmopt_marks"
 ROOM = 256  # slots by which the physical copy of a table grows, so that decoding pads rarely
@@ -24,11 +24,14 @@ ROOM = 256  # slots by which the physical copy of a table grows, so that decodin
 Name = tuple[str, int | None]  # what is flagged, and in which layer where that matters
 
 
-@dataclass
+@dataclass(eq=False)
 class Marks:
-    """Tables are [B, n] over the first n logical places; what lies behind them is unflagged."""
+    """State of a step and of its call; blank where nothing is corrected.
 
-    batch: int
+    Tables are [B, n] over the first n logical places; what lies behind them is unflagged.
+    """
+
+    batch: int = 0
     serial: str = ""  # of the session that made them
     length: int = 0  # logical places of prompts seen so far
     has_image: bool = False
@@ -47,10 +50,10 @@ class Marks:
         device, context = step.device, step.context
         if not len(self.seen):
             self.seen = torch.zeros(self.batch, dtype=torch.bool, device=device)
-        real = step.real()
+        valid = real(step)
         before = self.seen[:, None]
         if context is not None:
-            visual = context.visual.to(device) & real
+            visual = context.visual.to(device) & valid
             started = visual.long().cumsum(1) > 0
             self.append("image", None, visual, step.past)
             if step.past == (step.call.began or 0) or not context.parts:
@@ -60,12 +63,12 @@ class Marks:
                 number[part.whole.row, part.index.to(device)] = part.whole.item
             number = (number + self.first).masked_fill(~visual, -1)
             self.append("span", None, number, step.past)
-            self.append("system", None, real & ~started & ~before, step.past)
+            self.append("system", None, valid & ~started & ~before, step.past)
             self.pictures = max(self.pictures, int(number.max()) + 1)
             self.seen = self.seen | visual.any(1)
             self.has_image = self.has_image or bool(visual.any())
         else:
-            self.append("system", None, real & ~before, step.past)
+            self.append("system", None, valid & ~before, step.past)
         self.length = step.past + step.q
 
     def append(self, name: str, layer: int | None, values: Tensor, past: int) -> None:

@@ -3,62 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..families.base import Piece
+from vlmopt.pruning import FirstPassRows, Pixels
+
 from . import resize, tower
-from .context import TARGETS
-from .encoder import Encoded
+from .arguments import MODALITIES, PIXELS, OuterArguments, brings_pixels, by_name, carries_pixels
+from .call import CALL, Call, Session
+from .cells import GivenPixels
+from .first_pass import GivenCalls
+from .predicting import TARGETS
 from .stand_in import StandIn
-
-if TYPE_CHECKING:
-    from .session import Session
-
-MODALITIES = {"image": "get_image_features", "video": "get_video_features"}
-PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
-CARRIERS = ("pixel_values", "mm_encoder_outputs", "image_hidden_states")  # how names of arguments with images begin
-
-
-@dataclass
-class OuterArguments:
-    """What the outer model was called with; consumed by the decoder's pre-hook."""
-
-    input_ids: Tensor | None
-    attention_mask2d: Tensor | None
-    pixels: bool
-    embeds_only: bool
-    encodes: bool = False  # this very forward runs the vision encoder
-    names: tuple[str, ...] = ()  # of all arguments that were given
-    targets: Tensor | None = None  # Bool[B, L], rows whose next token is a label
-
-
-@dataclass
-class Features:
-    """What the vision encoder returned in this call: the pieces of its output, per modality, in order."""
-
-    pieces: dict[str, list[Piece]] = field(default_factory=dict)
-    encoded: Encoded = field(default_factory=Encoded)
-    pixels: dict[str, list[Tensor]] = field(default_factory=dict)  # per modality, only where a method reads them
-    novelty: dict[str, list[Tensor]] = field(default_factory=dict)  # per modality, before the tower
-    given: list[tuple[str, Callable[..., Any], dict[str, Any]]] = field(default_factory=list)  # calls, for a first pass
-    plan: tower.TowerPlan | None = None  # while the tower runs on some of its patches
-    depth: int = 0  # a video function may call the image function
-
-    def clear(self) -> None:
-        for store in (self.pieces, self.encoded, self.pixels, self.novelty, self.given):
-            store.clear()
-
-
-def by_name(signature: inspect.Signature, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """Arguments of a call by parameter name, those of a `**kwargs` among them."""
-    bound = dict(signature.bind_partial(*args, **kwargs).arguments)
-    rest = bound.pop("kwargs", {})
-    return bound | rest
+from .tower import Patches
 
 
 class FeatureProbe(StandIn):
@@ -67,6 +26,9 @@ class FeatureProbe(StandIn):
     def __init__(self, session: Session, modality: str) -> None:
         super().__init__(session, session.anatomy.outer, MODALITIES[modality])
         self.modality = modality
+        needs = [need for method in session.selectors for need in method.captures]
+        self.keeps_pixels = any(isinstance(need, Pixels) for need in needs)
+        self.keeps_calls = any(isinstance(need, FirstPassRows) for need in needs)
         self.__signature__ = inspect.signature(self.original)  # `generate` picks its arguments by name
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -77,10 +39,10 @@ class FeatureProbe(StandIn):
         start = call.clock.now()
         call.features.depth += 1
         given = bound.get(PIXELS[self.modality], bound.get("pixel_values"))
-        if self.session.reads_pixels and given is not None:
-            call.features.pixels.setdefault(self.modality, []).append(given)
-        if self.session.first_passes and given is not None:
-            call.features.given.append((self.modality, self.original, bound))
+        if self.keeps_pixels and given is not None:
+            call.features.slot(GivenPixels).setdefault(self.modality, []).append(given)
+        if self.keeps_calls and given is not None:
+            call.features.slot(GivenCalls).append((self.modality, self.original, bound))
         try:
             plan = resize.plan_for(self.session, self.modality, bound) or tower.plan_for(
                 self.session, self.modality, bound
@@ -92,7 +54,7 @@ class FeatureProbe(StandIn):
                 out, lengths = plan.run(self.original, bound)
         finally:
             call.features.depth -= 1
-        call.vision.append((start, call.clock.now()))
+        call.page.vision.append((start, call.clock.now()))
         pieces = self.session.family.layout(self.modality, lengths, bound, self.session.model.config)
         call.features.pieces.setdefault(self.modality, []).extend(pieces)
         return out
@@ -119,14 +81,14 @@ class OuterHook:
 
     def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         bound = by_name(self.signature, module, *args, **kwargs) if args else kwargs
-        call = self.session.open_forward_call()
+        call = self.open_call()
         encodes = brings_pixels(bound)
         if encodes:
             call.features.clear()  # this forward encodes by itself, in older releases at every uncached step
-            call.patches.clear()
+            call.page.slot(Patches).clear()
         mask = bound.get("attention_mask")
         ids = bound.get("input_ids")
-        call.outer = OuterArguments(
+        call.arguments = OuterArguments(
             input_ids=ids,
             attention_mask2d=mask if isinstance(mask, Tensor) and mask.ndim == 2 else None,
             pixels=any(carries_pixels(name, value) for name, value in bound.items()),
@@ -137,14 +99,11 @@ class OuterHook:
         )
         TARGETS.set(None)
 
-
-def brings_pixels(arguments: Mapping[str, Any]) -> bool:
-    """Whether a call of `generate` or of the outer model brings images that are still to be encoded."""
-    return any(name.startswith("pixel_values") and value is not None for name, value in arguments.items())
-
-
-def carries_pixels(name: str, value: Any) -> bool:
-    """Without pixels in the call an image id is only a token, e.g. a candidate of prompt-lookup decoding."""
-    if value is None or (isinstance(value, dict) and not value):
-        return False
-    return name.startswith(CARRIERS)
+    def open_call(self) -> Call:
+        """The running `generate` of this session, or a new call for a bare forward."""
+        call = self.session.running_call()
+        if call is None or not call.by_generate:
+            around = CALL.get() if call is None else call.around  # an earlier forward of ours was interrupted
+            call = self.session.new_call(around=around)
+            CALL.set(call)
+        return call

@@ -6,17 +6,16 @@ Whatever a selector says, none of them leaves. A prompt may end in a picture.
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from .context import TARGETS, Step
+from .call import Call, Step
 
-if TYPE_CHECKING:
-    from .ledger import Call
-
+TARGETS: ContextVar[Tensor | None] = ContextVar("vlmopt_targets", default=None)  # on the way to the model in the head
 IGNORED = -100  # a label that no loss counts
 
 
@@ -31,7 +30,7 @@ def predicting_rows(call: Call, real: Tensor, past: int, targets: Tensor | None)
         targets: Bool[B, L], rows whose next token is a label; None without labels.
     """
     place = torch.arange(past, past + real.shape[1], device=real.device)
-    end = call.prompt_length if call.by_generate else None
+    end = call.request.length if call.by_generate else None
     end = past + real.shape[1] if end is None or end <= past else end
     last = place == last_real(call, real & (place < end), past, end)[:, None]
     column = torch.zeros_like(real) if not call.by_generate else ~real & (place == end - 1)
@@ -40,7 +39,7 @@ def predicting_rows(call: Call, real: Tensor, past: int, targets: Tensor | None)
 
 def last_real(call: Call, real: Tensor, past: int, end: int) -> Tensor:
     """Long[B]: logical place of every sample's last real row; -1 where it lies in a chunk that is not known."""
-    mask = call.prompt_mask
+    mask = call.request.mask
     if mask is None or mask.shape[1] != end or real.shape[0] % len(mask):
         if past + real.shape[1] < end:
             return torch.full_like(real[:, 0], -1, dtype=torch.long)
@@ -53,7 +52,7 @@ def prompt_text(step: Step, row: int) -> Tensor:
     """Bool[q]: real text of the prompt in this chunk; what `generate` or a helper appended is none of it."""
     assert step.context is not None
     visual, mask = step.context.visual[row], step.context.attention_mask2d
-    end = (step.call.prompt_length or step.past + step.q) - step.past
+    end = (step.call.request.length or step.past + step.q) - step.past
     text = ~visual & (torch.arange(step.q, device=visual.device) < end)
     return text if mask is None else text & mask[row]
 

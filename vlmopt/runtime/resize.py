@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vlmopt.pruning.resize import block_of, resize_patches
 
-if TYPE_CHECKING:
-    from .session import Session
+from .call import Session
 
 ARGUMENTS = {"image": ("pixel_values", "image_grid_thw"), "video": ("pixel_values_videos", "video_grid_thw")}
 
@@ -82,9 +81,10 @@ def levels(out: Any, lengths: list[int]) -> list[list[Tensor]]:
 
 def plan_for(session: Session, modality: str, bound: dict[str, Any]) -> ResizePlan | None:
     """How to resize the pixels of this call; None when the policy does not resize."""
-    if session.resizer is None or any(bound.get(name) is None for name in ARGUMENTS[modality]):
+    resizer: Any = next((method for method in session.selectors if method.resizes_pixels), None)
+    if resizer is None or any(bound.get(name) is None for name in ARGUMENTS[modality]):
         return None
-    return smaller(session, modality, bound, session.resizer.grid)
+    return smaller(session, modality, bound, resizer.grid)
 
 
 def smaller(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,11 +11,38 @@ from torch import Tensor
 from vlmopt.pruning import Selection, Selector, VisualTokens, run_ends, run_mean
 
 from . import signals
-from .context import Rows, Step
-from .ledger import Cut
+from .call import Session, Step
+from .context import Rows
 
-if TYPE_CHECKING:
-    from .session import Session
+
+@dataclass
+class Cut:
+    """One selector's work on one prefill chunk."""
+
+    chunk: int  # running number of the pruned prefill inside the call
+    layer: int
+    method: str
+    keep: Tensor  # Bool[B, L] over logical places: visual tokens that stay
+    before: Tensor  # Bool[B, L]: visual tokens that were offered
+    markers: Tensor | None  # Bool[B, L] places overwritten by PosPad markers
+    requested: list[int]  # per row
+    scores: list[Tensor | None]  # per row, fp32 over the offered tokens
+    stats: list[dict[str, Any]]
+    origin: list[Tensor | None]  # per row, Long over the offered tokens: the one into which each was merged, or -1
+    written: Tensor | None = None  # Bool[B, L] places that carry merged tokens
+
+
+class Cuts(list[Cut]):
+    """State of a page: every cut of the prompt, in order."""
+
+
+@dataclass(eq=False)
+class Overwritten:
+    """State of a step: Bool[B, L] logical places whose content is no longer what the model put there."""
+
+    marker: Tensor | None = None  # overwritten by PosPad markers
+    merged: Tensor | None = None  # carry merged tokens
+    left: Tensor | None = None  # the next cut at this boundary has to drop them
 
 
 @dataclass
@@ -45,22 +72,22 @@ class Answers:
 
 def choose(session: Session, step: Step, selector: Selector, rows: Rows, hidden: Tensor) -> Keep | None:
     """Run `selector` on every sample; None when it keeps everything or cannot run in this chunk."""
-    context, call = step.context, step.call
+    context, call, overwritten = step.context, step.call, step.slot(Overwritten)
     assert context is not None
     if reason := signals.missing(step, selector.captures, selector.asks_text):
         call.skip(f"{selector.name} at layer {selector.layer}", reason)
-        if step.left is None:
+        if overwritten.left is None:
             return None
-        dropped = step.left.gather(1, rows.log)
+        dropped = overwritten.left.gather(1, rows.log)
         return Keep(~dropped, dropped, context.span.gather(1, rows.log), [])
     visual = context.visual.gather(1, rows.log)
-    if step.marker is not None:
-        visual = visual & ~step.marker.gather(1, rows.log)
+    if overwritten.marker is not None:
+        visual = visual & ~overwritten.marker.gather(1, rows.log)
     if rows.valid is not None:
         visual = visual & rows.valid
     arrived = visual
-    if step.left is not None:
-        visual = visual & ~step.left.gather(1, rows.log)
+    if overwritten.left is not None:
+        visual = visual & ~overwritten.left.gather(1, rows.log)
     keep, answers = ~arrived, Answers.blank(visual.shape[0])
     for first in range(0, visual.shape[0], context.expand):
         places = visual[first].nonzero()[:, 0]
@@ -150,8 +177,9 @@ def write_merged(step: Step, hidden: Tensor, keep: Keep, rows: Rows) -> Tensor:
         hidden[row, places.to(hidden.device)] = embeds.to(hidden)
         here[row, places] = True
     where = torch.zeros_like(step.context.visual).scatter(1, rows.log, here)
-    step.written = where if step.written is None else step.written | where
-    step.call.cuts[-1].written = where
+    overwritten = step.slot(Overwritten)
+    overwritten.merged = where if overwritten.merged is None else overwritten.merged | where
+    step.call.page.slot(Cuts)[-1].written = where
     return hidden
 
 
@@ -173,8 +201,9 @@ def write_markers(
         means = run_mean(hidden, keep.dropped.to(hidden.device), keep.span.to(hidden.device))
         hidden = torch.where(ends.to(hidden.device)[..., None], means, hidden)
     where = torch.zeros_like(step.context.visual).scatter(1, rows.log, ends)
-    step.marker = where if step.marker is None else step.marker | where
-    step.call.cuts[-1].markers = where
+    overwritten = step.slot(Overwritten)
+    overwritten.marker = where if overwritten.marker is None else overwritten.marker | where
+    step.call.page.slot(Cuts)[-1].markers = where
     return hidden, ends
 
 
@@ -183,9 +212,9 @@ def record(step: Step, selector: Selector, rows: Rows, visual: Tensor, keep: Ten
     context = step.context
     assert context is not None
     blank = torch.zeros_like(context.visual)
-    step.call.cuts.append(
+    step.call.page.slot(Cuts).append(
         Cut(
-            chunk=len(step.call.contexts) - 1,
+            chunk=len(step.call.page.contexts) - 1,
             layer=selector.layer,
             method=selector.name,
             keep=blank.scatter(1, rows.log, visual & keep),

@@ -7,8 +7,7 @@ window orders, newline tokens and unpadding of its own, so equal bits say which 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,26 +33,18 @@ from vlmopt.pruning.signals import (
 )
 
 from . import cells, first_pass
-from .context import PicturePart, Step
-from .encoder import Encoded, part
+from .activations import Taken
+from .attention import Probed
+from .call import Step
+from .cells import GivenPixels
+from .context import PicturePart
+from .encoder import Encoded, ProjectorLayers, part
+from .lookahead import Ahead
+from .place import Place
 from .predicting import prompt_text
-
-if TYPE_CHECKING:
-    from .session import Session
+from .tower import Found
 
 PRINTED = 64  # columns that make up a row's fingerprint
-
-
-@dataclass(frozen=True, eq=False)
-class Place:
-    """One sample's current visual tokens inside a step."""
-
-    session: Session
-    step: Step
-    row: int
-    physical: Tensor  # Long[n] rows of `hidden`
-    logical: Tensor  # Long[n] offsets inside the chunk
-    hidden: Tensor  # [B, W, d] at this boundary
 
 
 def read(need: Signal, at: Place) -> Any:
@@ -63,35 +54,36 @@ def read(need: Signal, at: Place) -> Any:
 
 def missing(step: Step, needs: frozenset[Signal], asks_text: bool) -> str | None:
     """Why these signals cannot be had in this chunk, None if they can."""
-    prompt, text = step.call.prompt_length, asks_text or any(isinstance(n, (AttentionRows, TextEmbeds)) for n in needs)
+    prompt, text = step.call.request.length, asks_text or any(isinstance(n, (AttentionRows, TextEmbeds)) for n in needs)
     if text and prompt is not None and step.past + step.q < prompt:
         return "chunked prefill: only the last chunk holds the question, earlier chunks are not cut"
-    encoded = step.call.features.encoded
+    features = step.call.features
     for need in needs:
-        if isinstance(need, AttentionRows) and score_key(need) not in step.scores:
+        if isinstance(need, AttentionRows) and need.layer not in rows_read(step, need):
             return f"no attention rows of layer {need.layer} in this step"
         if isinstance(need, FirstPassRows) and (reason := first_pass.why_not(step)):
             return reason
-        if isinstance(need, Activations) and need.layer not in step.activations:
+        if isinstance(need, Activations) and need.layer not in step.slot(Taken):
             return f"no feed-forward activations of layer {need.layer} in this step"
         if isinstance(need, (Projector, VisionAttention, VisionKeys)):
-            if not encoded.outputs:
+            if not features.slot(Encoded).outputs:
                 return "the projector did not run in this call (features were computed before)"
             if not bool((patch_rows(step)[step.context.visual] >= 0).any()):  # type: ignore[union-attr]
                 return "this model changes the projector's output before the LLM, so tokens have no row of their own"
-        if isinstance(need, Pixels) and not step.call.features.pixels:
+        if isinstance(need, Pixels) and not features.slot(GivenPixels):
             return "no pixels came with this call (features were computed before)"
-        if isinstance(need, Novelty) and not (step.call.features.novelty and step.context.grouped):  # type: ignore[union-attr]
+        if isinstance(need, Novelty) and not (features.slot(Found) and step.context.grouped):  # type: ignore[union-attr]
             return "the vision tower did not run in this call, or its pictures cannot be told apart in the prompt"
     return None
 
 
-def score_key(need: AttentionRows) -> tuple[str, int]:
-    return ("ahead" if isinstance(need, LookAheadRows) else "rows", need.layer)
+def rows_read(step: Step, need: AttentionRows) -> dict[int, Tensor]:
+    """By layer."""
+    return step.slot(Ahead if isinstance(need, LookAheadRows) else Probed)
 
 
 def attention_rows(need: AttentionRows, at: Place) -> Tensor:
-    scores = at.step.scores[score_key(need)]
+    scores = rows_read(at.step, need)[need.layer]
     rows = len(text_places(at)) if need.rows == TEXT else need.rows
     return scores[at.row, :, max(scores.shape[2] - rows, 0) :][..., at.logical.to(scores.device)]
 
@@ -122,7 +114,7 @@ def hidden_states(need: Signal, at: Place) -> Tensor:
 
 def activations(need: Activations, at: Place) -> Tensor:
     """Rows of the layer before the cut."""
-    values = at.step.activations[need.layer]
+    values = at.step.slot(Taken)[need.layer]
     if need.of == "visual":
         return values[at.row, at.physical.to(values.device)]
     rows = at.step.current(at.step.stage - 1)
@@ -137,7 +129,7 @@ def patch_rows(step: Step) -> Tensor:
 
     def match() -> Tensor:
         assert step.context is not None
-        rows = torch.cat([out.flatten(0, -2) for out in step.call.features.encoded.outputs]).to(step.embeds)
+        rows = torch.cat([out.flatten(0, -2) for out in step.call.features.slot(Encoded).outputs]).to(step.embeds)
         print_, order = fingerprint(rows).sort(stable=True)
         found = torch.full(step.embeds.shape[:2], -1, device=step.embeds.device)
         visual = step.context.visual.to(step.embeds.device)
@@ -167,14 +159,14 @@ def of_tokens(at: Place, per_row: Tensor, fill: float) -> Tensor:
 
 
 def projector(need: Projector, at: Place) -> ProjectorCall:
-    encoded, session = at.step.call.features.encoded, at.session
+    encoded, session = at.step.call.features.slot(Encoded), at.session
     module = part(session.anatomy.outer, session.family.projector)
     grouped = torch.cat([group_patches(i, o) for i, o in zip(encoded.inputs, encoded.outputs, strict=True)])
 
     def function(x: Tensor) -> Tensor:
         return module.forward(x.flatten(0, 1))
 
-    layers = session.projector_layers.of(module, grouped)
+    layers = session.slot(ProjectorLayers).of(module, grouped)
     return ProjectorCall(of_tokens(at, grouped, float("nan")), function, layers)
 
 
@@ -186,7 +178,7 @@ def group_patches(inputs: Tensor, outputs: Tensor) -> Tensor:
 
 def per_projector_row(at: Place, values: list[Tensor]) -> Tensor:
     """Per-patch values, one [items, patches, c] per tower call, as [rows, c]: mean over the patches of a row."""
-    encoded: Encoded = at.step.call.features.encoded
+    encoded = at.step.call.features.slot(Encoded)
     rows = sum(out.shape[:-1].numel() for out in encoded.outputs)
     arranged = [at.session.family.patches(at.session.anatomy.outer, v) for v in values]
     flat = torch.cat([v.flatten(0, -2) for v in arranged])
@@ -194,13 +186,13 @@ def per_projector_row(at: Place, values: list[Tensor]) -> Tensor:
 
 
 def vision_attention(need: VisionAttention, at: Place) -> Tensor:
-    values = at.step.call.features.encoded.attention[block(need, at)]
+    values = at.step.call.features.slot(Encoded).attention[need.layer]
     return of_tokens(at, per_projector_row(at, [v[..., None] for v in values]), 0.0)[:, 0]
 
 
 def whole_picture(need: VisionAttention, at: Place, part: PicturePart) -> Tensor:
     """The same of a whole picture of which this chunk holds a part; 0 where no row of the projector became a token."""
-    values = at.step.call.features.encoded.attention[block(need, at)]
+    values = at.step.call.features.slot(Encoded).attention[need.layer]
     per_row = per_projector_row(at, [v[..., None] for v in values])[:, 0]
     rows = patch_rows(at.step)[at.row, part.index.to(at.step.embeds.device)].to(per_row.device)
     known = rows >= 0
@@ -215,11 +207,7 @@ def whole_picture(need: VisionAttention, at: Place, part: PicturePart) -> Tensor
 
 
 def vision_keys(need: VisionKeys, at: Place) -> Tensor:
-    return of_tokens(at, per_projector_row(at, at.step.call.features.encoded.keys[block(need, at)]), 0.0)
-
-
-def block(need: VisionAttention | VisionKeys, at: Place) -> int:
-    return need.layer % at.session.tower_depth
+    return of_tokens(at, per_projector_row(at, at.step.call.features.slot(Encoded).keys[need.layer]), 0.0)
 
 
 def weights(need: Weights, at: Place) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,12 +16,11 @@ from ..kernels.patterns import DensePattern, Prefill, View
 from ..kernels.sparse_attention import Launch, chosen_backend, run_plan
 from ..prefill import SparsePrefill
 from . import attention
+from .call import Session, Step
 from .compat import layer_config
-from .context import Step
-from .editable import decoding
-
-if TYPE_CHECKING:
-    from .session import Session
+from .corrections import Corrections
+from .marks import Marks
+from .places import decoding, real
 
 CHECKED = 1024  # rows of a mask that are compared with the causal one at a time
 
@@ -49,19 +48,25 @@ class Layout:
     q_len: Tensor | None = None
 
 
-class SparseLayer:
+class Sparse(dict[int, list[Ran]]):
+    """State of a page: layer -> its sparse prefills, chunk by chunk."""
+
+
+class SparseLayer(attention.Kernel):
     """The sparse prefill of one layer."""
 
     def __init__(self, session: Session, layer: int, method: SparsePrefill) -> None:
         self.session, self.layer, self.method = session, layer, method
         self.stage = session.stage_of[layer]
+        corrections = session.component(Corrections)
+        self.corrected = corrections is not None and layer in corrections.layers
         self.groups = method.groups(layer, layer_config(session.anatomy.config, layer).num_attention_heads)
 
     def run(
         self, step: Step, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kw: Any
     ) -> Tensor | None:
         """The layer's attention output [B, Q, H, D]; None where it has to be dense."""
-        if decoding(step) or step.captured is not None:
+        if decoding(step):
             return None
         layout = self.layout(step, query, key, mask, **kw)
         if isinstance(layout, str):
@@ -80,7 +85,7 @@ class SparseLayer:
         if float(share) > self.method.max_work:  # gathering so many keys is slower than the dense kernel
             kept = f"{100 * float(share):.0f} % of the cells are more than max_work={self.method.max_work:g}"
             step.call.skip(f"sparse prefill in layer {self.layer}", kept)
-            step.call.scoring.append((start, clock.now()))
+            step.call.page.scoring.append((start, clock.now()))
             return None
         built = clock.now()
         softcap, backend = kw.get("softcap"), self.method.backend
@@ -92,7 +97,7 @@ class SparseLayer:
             given = self.prefill(step, query, key, value, scale, every, lengths)
             out = self.densely(out, rows.to(query.device), given, lengths, softcap)
         end = clock.now()
-        step.call.sparse.setdefault(self.layer, []).append(
+        step.call.page.slot(Sparse).setdefault(self.layer, []).append(
             Ran(
                 chosen_backend(query, launches, backend),
                 {pattern.name: len(heads) for pattern, heads in self.groups},
@@ -122,7 +127,7 @@ class SparseLayer:
         given = self.prefill(step, query, key, value, scale, every, lengths)
         rows = torch.linspace(0, query.shape[2] - 1, self.method.recall_rows, device=query.device).long().unique()
         found = recall(given, launches, rows.expand(query.shape[0], -1), self.method.backend)
-        step.call.scoring.append((start, step.call.clock.now()))
+        step.call.page.scoring.append((start, step.call.clock.now()))
         return found
 
     def layout(self, step: Step, query: Tensor, key: Tensor, mask: Tensor | None, **kwargs: Any) -> Layout | str:
@@ -140,7 +145,7 @@ class SparseLayer:
     def prefill(
         self, step: Step, query: Tensor, key: Tensor, value: Tensor, scale: float, heads: Tensor, lengths: Any
     ) -> Prefill:
-        marks = step.marks
+        marks = step.find(Marks)
         modality = None if marks is None else marks.of_keys(step, self.stage, key.shape[2], "image").long()
         frame, row = strides(step) if self.stage == 0 else (None, None)  # after a cut the steps are no longer even
         return Prefill(
@@ -150,7 +155,7 @@ class SparseLayer:
 
     def dense_rows(self, step: Step, width: int) -> Tensor | None:
         """Long[R] rows that are computed densely: text, where it is short or corrected."""
-        plan_edits = self.session.corrections is not None and self.layer in self.session.corrections.layers
+        plan_edits = self.corrected
         if not self.method.dense_text and not plan_edits:
             return None
         rows = step.remember(("text rows", self.stage, width), None, lambda: text_rows(step, self.stage, width))
@@ -170,13 +175,22 @@ class SparseLayer:
         return out.index_copy(1, rows, exact.transpose(1, 2)[:, rows])
 
 
-def install(session: Session, method: SparsePrefill) -> None:
+def method_of(session: Session) -> SparsePrefill | None:
+    """What the policy asks for; None where that is nothing."""
+    method = session.policy.prefill
+    return None if method is None or method.neutral else method
+
+
+def install(session: Session) -> None:
     """Give every layer with attention and a pattern its sparse prefill."""
+    method = method_of(session)
+    if method is None:
+        return
     for layer, module in enumerate(session.anatomy.attentions):
         if attention.why_not(module) is None:
             found = SparseLayer(session, layer, method)
             if found.groups:
-                attention.plan_of(session, layer).sparse = found
+                attention.plan_of(session, layer).prefill = found
 
 
 def work(launches: Sequence[Launch], query: Tensor, key: Tensor) -> Tensor:
@@ -238,7 +252,7 @@ def text_rows(step: Step, stage: int, width: int) -> Tensor:
     """Long[R]: physical rows that hold text in any sample."""
     rows = step.current(stage)
     logical = rows.log[:, -width:].to(step.device)
-    text = step.real().gather(1, logical)
+    text = real(step).gather(1, logical)
     if step.context is not None:
         text = text & ~step.context.visual.to(step.device).gather(1, logical)
     if rows.valid is not None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
-if TYPE_CHECKING:
-    from .session import Session
+from .call import Session
 
 
 class StandIn:
@@ -29,6 +28,7 @@ class StandIn:
     __wrapped__ = original  # for `inspect.signature`
 
     def put(self) -> None:
+        self.session.undo.append(self.take_back)
         object.__setattr__(self.module, self.name, self)
 
     def take_back(self) -> None:

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from .call import Session, Step
 from .compat import cache_name
-from .context import STEP, Step
-
-if TYPE_CHECKING:
-    from .session import Session
+from .places import real
+from .side_forward import HeadOutputs, side_forward
 
 PER_LAYER = "per_layer_inputs"  # gemma3n and gemma4 feed every layer an embedding of its own
 
@@ -45,7 +44,6 @@ class TextStream:
     `lasting` streams keep a cache and go along with every generated token; others run once per prompt.
     """
 
-    session: Session
     lasting: bool
     parts: list[Part] = field(default_factory=list)
     heads: dict[int, Tensor] = field(default_factory=dict)  # layer -> [B, H, D]
@@ -55,22 +53,22 @@ class TextStream:
     position: Tensor | None = None  # Long[B] of the last row
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TextStream:
-        """A copied cache gets a stream of its own, over the same session and the same embeddings."""
+        """A copied cache gets a stream of its own, over the same embeddings."""
         twin = copy.copy(self)
         twin.parts, twin.heads = list(self.parts), dict(self.heads)
         twin.cache = copy.deepcopy(self.cache, memo)
         return twin
 
-    def take(self, step: Step, ids: Tensor | None, given: dict[str, Any]) -> None:
+    def take(self, step: Step) -> None:
         """Take down the text of this step."""
         self.parts = [part.before(step.past) for part in self.parts if part.start < step.past]
-        text = step.real()
+        text, ids = real(step), step.arguments.input_ids
         if step.context is not None:
             text = text & ~step.context.visual.to(text.device)
         if ids is not None and ids.shape[1] == step.q:
-            between = ids.new_tensor(sorted(self.session.anatomy.delimiters))
+            between = ids.new_tensor(sorted(step.call.session.anatomy.delimiters))
             text = text & ~torch.isin(ids, between).to(text.device)
-        self.parts.append(Part(step.past, step.embeds.detach(), text, given.get(PER_LAYER)))
+        self.parts.append(Part(step.past, step.embeds.detach(), text, step.given.get(PER_LAYER)))
 
     def prompt(self, step: Step) -> None:
         """Run all text up to the end of this step, from the start.
@@ -88,16 +86,16 @@ class TextStream:
             )
         width = int(counts.max())
         order = text.long().sort(dim=1, stable=True).indices[:, -width:]  # text last, in order: left padding
-        real = text.gather(1, order)
-        positions = (real.long().cumsum(1) - 1).clamp_min(0)
-        end = step.call.prompt_length
+        valid = text.gather(1, order)
+        positions = (valid.long().cumsum(1) - 1).clamp_min(0)
+        end = step.call.request.length
         inside = self.places() < (end if end is not None else step.past + step.q)
-        last = (real & inside.to(real.device)[order]).long() * torch.arange(1, width + 1, device=real.device)
+        last = (valid & inside.to(valid.device)[order]).long() * torch.arange(1, width + 1, device=valid.device)
         taken = [part.per_layer for part in self.parts if part.per_layer is not None]
         per_layer = torch.cat(taken, 1) if taken else None
         batch = torch.arange(len(order), device=order.device)[:, None]
-        self.cache = DynamicCache(config=self.session.anatomy.config) if self.lasting else None
-        self.real, self.position = real, positions[:, -1]
+        self.cache = DynamicCache(config=step.call.session.anatomy.config) if self.lasting else None
+        self.real, self.position = valid, positions[:, -1]
         per_layer = None if per_layer is None else per_layer[batch, order]
         self.run(step, embeds[batch, order], positions, last.argmax(1), per_layer)
 
@@ -116,33 +114,38 @@ class TextStream:
         rows = torch.full((step.batch,), step.q - 1, device=embeds.device)
         self.run(step, embeds, positions, rows, self.parts[-1].per_layer)
 
+    @torch.no_grad()
     def run(self, step: Step, embeds: Tensor, positions: Tensor, rows: Tensor, per_layer: Tensor | None) -> None:
         """One pass of the decoder below its hooks; keeps head outputs of `rows` Long[B] and logits of the last row."""
-        anatomy = self.session.anatomy
+        session = step.call.session
         assert self.real is not None
-        axes = step.positions.shape[0] if step.positions is not None and step.positions.ndim == 3 else 0
+        axes = step.positions.shape[0] if step.positions.ndim == 3 else 0
         kwargs: dict[str, Any] = {} if per_layer is None else {PER_LAYER: per_layer}
-        silent = Step(len(embeds), embeds.shape[1], 0, step.device, None, None, positions, step.call, self.session)
-        silent.fast, silent.captured, silent.captured_rows = True, self.heads, rows
-        before = STEP.get()
-        STEP.set(silent)
-        try:
-            with torch.no_grad():
-                out = anatomy.decoder.forward(
-                    inputs_embeds=embeds,
-                    attention_mask=None if bool(self.real.all()) else self.real.long(),
-                    position_ids=positions.expand(axes, -1, -1) if axes else positions,
-                    use_cache=self.lasting,
-                    **{cache_name(type(anatomy.decoder).forward): self.cache},
-                    **kwargs,
-                )
-                if self.lasting:
-                    self.logits = self.vocabulary(out[0][:, -1])
-        finally:
-            STEP.set(before)
+        silent = Step(
+            batch=len(embeds),
+            q=embeds.shape[1],
+            past=0,
+            device=step.device,
+            call=step.call,
+            positions=positions,
+            side=HeadOutputs(rows, self.heads),
+            fast=True,
+        )
+        out = side_forward(
+            silent,
+            inputs_embeds=embeds,
+            attention_mask=None if bool(self.real.all()) else self.real.long(),
+            position_ids=positions.expand(axes, -1, -1) if axes else positions,
+            use_cache=self.lasting,
+            **{cache_name(type(session.anatomy.decoder).forward): self.cache},
+            **kwargs,
+        )
+        if self.lasting:
+            self.logits = vocabulary(session, out[0][:, -1])
 
-    def vocabulary(self, hidden: Tensor) -> Tensor:
-        """Logits fp32 [B, V], as the model's head makes them."""
-        logits = self.session.model.get_output_embeddings()(hidden).float()
-        cap = getattr(self.session.anatomy.config, "final_logit_softcapping", None)
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+def vocabulary(session: Session, hidden: Tensor) -> Tensor:
+    """Logits fp32 [B, V], as the model's head makes them."""
+    logits = session.model.get_output_embeddings()(hidden).float()
+    cap = getattr(session.anatomy.config, "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)

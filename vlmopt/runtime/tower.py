@@ -12,17 +12,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from vlmopt.pruning import Selector
+
+from .call import Session
 from .encoder import part
 from .resize import ARGUMENTS, changed
-
-if TYPE_CHECKING:
-    from .session import Session
 
 PARTS = ("patch_embed", "blocks", "merger")
 
@@ -43,11 +43,12 @@ class TowerPlan:
         """The function's output at full length."""
         call = self.session.running_call()
         assert call is not None
-        call.features.plan = self
+        running = call.slot(Running)
+        running.plan = self
         try:
             out = original(**bound)
         finally:
-            call.features.plan = None
+            running.plan = None
         if self.rows is None:
             raise ValueError(f"the blocks of {type(self.session.model).__name__}'s vision tower did not run")
         return changed(out, self.lengths, self.fill), self.lengths
@@ -98,12 +99,33 @@ class TowerPlan:
         return merged.new_zeros(len(self.keep), merged.shape[-1]).index_copy_(0, cells, merged)
 
 
+@dataclass(eq=False)
+class Running:
+    """State of a call: the plan that acts, while the tower runs on some of its patches."""
+
+    plan: TowerPlan | None = None
+
+
+class Found(dict[str, list[Tensor]]):
+    """State of the features of a call: novelty of every cell, per modality, in the order of the pictures."""
+
+
+class Patches(list[tuple[int, int]]):
+    """State of a page: (given, encoded) per run of the tower."""
+
+
+def method_of(session: Session) -> Selector | None:
+    """The method that chooses before the tower."""
+    return next((method for method in session.selectors if method.before_tower), None)
+
+
 def plan_for(session: Session, modality: str, bound: dict[str, Any]) -> TowerPlan | None:
     """Which cells of this call's pictures are encoded; None where that is all of them.
 
     What the method found lies on the call's features either way, for its cut before the LLM.
     """
-    method, call = session.before_tower, session.running_call()
+    method: Any = method_of(session)
+    call = session.running_call()
     pixels, grid = (bound.get(name) for name in ARGUMENTS[modality])
     if method is None or call is None or pixels is None or grid is None:
         return None
@@ -118,13 +140,13 @@ def plan_for(session: Session, modality: str, bound: dict[str, Any]) -> TowerPla
     std = torch.tensor(session.family.image_std, device=pixels.device)
     found = [method.encode(x.unflatten(0, g), std) for x, g in zip(cells.split(lengths), grids, strict=True)]
     novelty = torch.cat([one.novelty for one in found])
-    call.features.novelty.setdefault(modality, []).append(novelty)
+    call.features.slot(Found).setdefault(modality, []).append(novelty)
     starts = torch.tensor([0, *lengths[:-1]]).cumsum(0).tolist()
     anchor = torch.cat([one.anchor + first for one, first in zip(found, starts, strict=True)])
     keep = novelty >= 0
     whole = bool(keep.all())
-    call.patches.append((len(pixels), len(pixels) if whole else int(keep.sum()) * merge**2))
-    call.probing.append((start, call.clock.now()))
+    call.page.slot(Patches).append((len(pixels), len(pixels) if whole else int(keep.sum()) * merge**2))
+    call.page.probing.append((start, call.clock.now()))
     return None if whole else TowerPlan(session, keep, anchor, lengths, merge**2)
 
 
@@ -136,6 +158,8 @@ def why_not(tower: nn.Module) -> str | None:
 
 def install(session: Session) -> None:
     """Hooks at the tower's patch embedding, blocks and mergers; they act while a plan runs."""
+    if method_of(session) is None:
+        return
     tower: Any = part(session.anatomy.outer, session.family.vision_tower)
     session.hook(tower.patch_embed.register_forward_pre_hook(ChosenPixels(session)))
     session.hook(tower.patch_embed.register_forward_hook(MarkedRows(session)))
@@ -152,7 +176,7 @@ class TowerHook:
     @property
     def plan(self) -> TowerPlan | None:
         call = self.session.running_call()
-        return None if call is None else call.features.plan
+        return None if call is None else call.slot(Running).plan
 
 
 class ChosenPixels(TowerHook):

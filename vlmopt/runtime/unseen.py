@@ -6,23 +6,21 @@ would say that there was nothing to do.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
+from .arguments import CARRIERS, MODALITIES, OuterArguments
+from .call import Call, Session, Step
 from .compat import unknown
-from .outer import CARRIERS, MODALITIES, OuterArguments
 
-if TYPE_CHECKING:
-    from .context import Step
-    from .ledger import Call
-    from .session import Session
+
+class Reached(set[tuple[str, int]]):
+    """State of a step: ("layer" | "attention", layer) that ran under our hooks."""
 
 
 def refuse_unseen(call: Call, arguments: OuterArguments, length: int, past: int) -> None:
     """Refuse a chunk of `length` rows behind `past` that found no visual token, though an image came with it."""
-    session, ids, end = call.session, arguments.input_ids, call.prompt_length
+    session, ids, end = call.session, arguments.input_ids, call.request.length
     if arguments.embeds_only or length == 1 or (end is not None and past >= end):
         return  # the report says so; a generated token; candidates of assisted decoding
     encoded = bool(call.features.pieces) and not call.saw_image  # a later stream may do without its images
@@ -41,7 +39,7 @@ def refuse_unseen(call: Call, arguments: OuterArguments, length: int, past: int)
 
 def refuse_ungrouped(call: Call, arguments: OuterArguments) -> None:
     """Refuse visual tokens whose images were encoded in this call, but not where lengths and grids are read."""
-    if (arguments.encodes or call.given_images) and not call.features.pieces:
+    if (arguments.encodes or call.request.images) and not call.features.pieces:
         names = " or ".join(MODALITIES.values())
         raise unknown(f"{type(call.session.anatomy.outer).__name__} encoded an image without calling {names}")
 
@@ -52,15 +50,15 @@ def refuse_bypassed(step: Step) -> None:
     planned = {("layer", method.layer) for method in session.selectors}
     attentions = enumerate(session.anatomy.attentions)
     planned |= {("attention", layer) for layer, module in attentions if hasattr(module, "_vlmopt_plan")}
-    if missing := sorted(planned - step.reached):
+    if missing := sorted(planned - step.slot(Reached)):
         what = ", ".join(f"{part} {layer}" for part, layer in missing)
         raise unknown(f"{type(session.anatomy.decoder).__name__} ran around the hooks of {what}")
 
 
 def refuse_unread(call: Call) -> None:
     """Refuse a `generate` whose new part of the prompt holds images that no pass of the decoder was handed."""
-    ids = call.prompt_ids
-    if ids is None or call.saw_image or "pruning" in call.skipped or not call.given_images:
+    ids = call.request.ids
+    if ids is None or call.saw_image or "pruning" in call.skipped or not call.request.images:
         return
     if has_visual(call.session, ids[:, call.began or 0 :]):
         raise unknown(f"generate of {type(call.session.model).__name__} never handed the image to the decoder")

@@ -16,8 +16,8 @@ from ..policy import Policy
 from ..prefill import SparsePrefill
 from ..prompt import placed_for
 from ..runtime.attention import plan_of
-from ..runtime.context import Step
-from ..runtime.editable import decoding
+from ..runtime.call import Step
+from ..runtime.places import decoding
 from ..runtime.sparse import SparseLayer
 
 
@@ -36,7 +36,7 @@ class Watcher(SparseLayer):
     show: Callable[[Shown], None]
 
     def run(self, step: Step, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kw: Any) -> None:
-        if decoding(step) or step.captured is not None:
+        if decoding(step):
             return
         layout = self.layout(step, query, key, mask, **kw)
         if isinstance(layout, str):
@@ -67,10 +67,10 @@ def watch(
         session = session_of(model)
         assert session is not None
         for layer, module in enumerate(session.anatomy.attentions):
-            if module is not None and hasattr(module, "_vlmopt_plan") and plan_of(session, layer).sparse is not None:
+            if module is not None and hasattr(module, "_vlmopt_plan") and plan_of(session, layer).prefill is not None:
                 watcher = Watcher(session, layer, method)
                 watcher.show = show
-                plan_of(session, layer).sparse = watcher
+                plan_of(session, layer).prefill = watcher
         few = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
         model(**placed_for(model, inputs), **few, use_cache=False)
         return sorted({entry["why"] for entry in report(model).skipped})

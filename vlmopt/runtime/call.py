@@ -1,0 +1,253 @@
+"""The three objects that hooks are handed, from long-lived to short-lived: a session, a call, a step.
+
+They hold facts. What a feature remembers beside them lies in slots whose classes stand in the feature's own file.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from vlmopt.pruning import Selector
+
+from ..families import Family
+from ..families.base import Piece
+from ..policy import Policy
+from ..scorers import TrainedScorer
+from . import compat
+from .arguments import OuterArguments
+from .context import Chunk, Lease
+from .discover import Anatomy
+from .ledger import Clock, Page
+from .offload import device_of
+from .slots import Slots
+
+Part = TypeVar("Part", bound="Component")
+
+
+class Component:
+    """A feature of the runtime in one session; its hooks and its part in every pass."""
+
+    def install(self) -> None:
+        """Put its hooks in place, behind those that cut."""
+
+    def open_step(self, step: Step, cache: Any) -> None:
+        """A decoder pass begins."""
+
+    def close_step(self, step: Step, cache: Any) -> None:
+        """It is over."""
+
+    def close_call(self, call: Call) -> None:
+        """Leave in the call what a report needs, and nothing that is large."""
+
+
+@dataclass(eq=False)
+class Last:
+    """The last call of a session; copies and pickles of a model have not run yet."""
+
+    call: Call | None = None  # None also while one runs, and when it did not finish
+    began: bool = False
+
+    def __reduce__(self) -> tuple[type[Last], tuple[()]]:
+        return Last, ()
+
+
+@dataclass(frozen=True, eq=False)
+class Session(Slots):
+    """One optimized model: the facts that its hooks share. Hooks are objects, not closures, so that they copy."""
+
+    model: Any  # with the head; below wrappers such as PEFT's, which come and go
+    policy: Policy
+    anatomy: Anatomy
+    family: Family
+    trained: Mapping[str, TrainedScorer]  # by source
+    serial: str  # copies of the session share it
+    components: list[Component] = field(default_factory=list)
+    lease: Lease = field(default_factory=Lease)
+    undo: list[Callable[[], None]] = field(default_factory=list)
+    last: Last = field(default_factory=Last)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Session:
+        """A copied model gets a session of its own; a copied part (PEFT's `modules_to_save`) stays with this one."""
+        if id(self.model) not in memo:
+            return self
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        vars(twin).update(copy.deepcopy(vars(self), memo))
+        return twin
+
+    @cached_property
+    def selectors(self) -> tuple[Selector, ...]:
+        """The k-th cut starts stage k + 1."""
+        return tuple(self.policy.active)
+
+    @cached_property
+    def stage_of(self) -> list[int]:
+        """Stage of every decoder layer."""
+        return [sum(method.layer <= i for method in self.selectors) for i in range(len(self.anatomy.layers))]
+
+    def component(self, kind: type[Part]) -> Part | None:
+        """One of the components."""
+        return next((part for part in self.components if isinstance(part, kind)), None)
+
+    def hook(self, handle: Any) -> None:
+        """Remove a hook of torch's with everything else."""
+        self.undo.append(handle.remove)
+
+    def running_call(self) -> Call | None:
+        """The call of this session that runs now in this context, None outside one."""
+        call = CALL.get()
+        return call if call is not None and call.session is self else None
+
+    def running_step(self) -> Step | None:
+        """The step of this session that runs now in this context, None outside one."""
+        step = STEP.get()
+        return step if step is not None and step.call.session is self else None
+
+    def new_call(self, request: Request | None = None, around: Call | None = None) -> Call:
+        """Begin a `generate`, or a bare forward where nothing was requested."""
+        clock = Clock(device_of(self.model))
+        self.last.call, self.last.began = None, True
+        return Call(self, clock, request is not None, request or Request(), around, clock.now())
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What `generate` was asked; a bare forward asks nothing."""
+
+    length: int | None = None  # of the prompt
+    ids: Tensor | None = None  # Long[B, L]
+    mask: Tensor | None = None  # Bool[B, L]; with static caches models see 4-D ones
+    images: bool = False
+    branches: str | None = None  # why rows of one step are not yet the text: beams, candidates of assisted decoding
+
+
+@dataclass(eq=False)
+class Features(Slots):
+    """What the vision encoder returned in this call: the pieces of its output, per modality, in order."""
+
+    pieces: dict[str, list[Piece]] = field(default_factory=dict)
+    depth: int = 0  # a video function may call the image function
+
+    def clear(self) -> None:
+        self.pieces.clear()
+        self._slots.clear()
+
+
+@dataclass(eq=False)
+class Call(Slots):
+    """One `generate`, or one bare forward. Held in a context variable while it runs; the session keeps the last."""
+
+    session: Session
+    clock: Clock
+    by_generate: bool
+    request: Request = field(default_factory=Request)
+    around: Call | None = None  # of another model, inside which a bare forward runs
+    start: Any = None
+    began: int | None = None  # length of the cache before the first chunk
+    cache: Any = None  # of the sequence asked for, while the call runs
+    arguments: OuterArguments | None = None  # on the way from the outer model to its decoder
+    features: Features = field(default_factory=Features)
+    page: Page = field(default_factory=Page)
+    prompt: Page | None = None  # the page of the prompt, from the first logits on
+    skipped: dict[str, str] = field(default_factory=dict)  # what -> why, once each
+    saw_image: bool = False  # in any of its passes, also in one that began anew since
+    prompt_done: bool = False
+    open_mark: Any = None
+    first_token: Any = None
+    end: Any = None
+    decode_steps: int = 0
+    new_tokens: int = 0
+
+    def aside(self, cache: Any, ids: Tensor | None) -> bool:
+        """Whether a pass is of another sequence than the one asked for, e.g. the unconditional one of a guidance scale.
+
+        Sequences are told apart by their cache, without one by how they begin.
+        """
+        if self.began is None:
+            return False
+        if cache is not None or self.cache is not None:
+            return cache is not self.cache
+        if ids is None or self.request.ids is None:
+            return False
+        prompt = self.request.ids.to(ids.device)
+        copies, rest = divmod(len(ids), len(prompt))
+        return bool(rest) or not torch.equal(ids[:, : prompt.shape[1]], prompt.repeat_interleave(copies, 0))
+
+    def open_step(self, step: Step) -> None:
+        """A decoder forward begins; prefills are marked, decode steps only counted."""
+        if step.context is not None:
+            self.saw_image = True
+            self.page.contexts.append(step.context)
+            if not step.context.grouped:
+                self.skip(
+                    "grouping by image",
+                    "the encoder's record did not match the prompt: contiguous runs stand in for images",
+                )
+        prefill = self.first_token is None
+        self.prompt_done = step.past + step.q >= (self.request.length or 0)
+        self.open_mark = self.clock.now() if prefill else None
+        self.decode_steps += not prefill
+        mask = step.arguments.attention_mask2d
+        if prefill and mask is not None:
+            self.page.prompt_tokens = mask[:, : self.request.length].sum(1)
+
+    def close_step(self, step: Step, cache: Any) -> None:
+        """A decoder forward ended; `cache` may have been made by it."""
+        self.cache = cache
+        if self.open_mark is None:
+            return
+        page, reach = self.page, step.past + step.q
+        page.prefill.append((self.open_mark, self.clock.now()))
+        page.query_lengths.append((step.batch, step.q))
+        beyond = reach - min(self.request.length or reach, reach)  # candidates of assisted decoding
+        page.key_lengths = [
+            compat.physical_past(cache, i, beyond) or max(step.key_length.get(i, 0) - beyond, 0)
+            for i in range(len(self.session.stage_of))
+        ]
+        page.cache_bytes = compat.cache_bytes(cache)
+
+    def close_prompt(self) -> None:
+        """The first logits exist: what later passes write, e.g. the prompt again without a cache, is set aside."""
+        self.first_token = self.clock.now()
+        self.prompt, self.page = self.page, Page()
+
+    def finish(self) -> None:
+        """The call is over: only what the report needs stays."""
+        self.end = self.clock.now()
+        self.page = self.prompt or self.page
+        self.features.clear()
+        for component in self.session.components:
+            component.close_call(self)
+        self.cache = None
+        self.session.last.call = self
+
+    def skip(self, what: str, why: str) -> None:
+        self.skipped.setdefault(what, why)
+
+
+@dataclass(eq=False, kw_only=True)
+class Step(Chunk, Slots):
+    """One forward of the decoder. Held in a context variable, never on a module or class."""
+
+    call: Call
+    positions: Tensor  # Long[B or 1, L] or [3, B, L], as the decoder was given them
+    embeds: Tensor = field(default_factory=lambda: torch.empty(0))  # [B, L, d] what the decoder was given
+    given: dict[str, Any] = field(default_factory=dict)  # its other arguments by name
+    arguments: OuterArguments = field(default_factory=OuterArguments)  # those of the outer model
+    side: object = None  # what a pass beside the sequence is run for; None in the sequence's own
+    fast: bool = False  # plain decode step: layer hooks have nothing to do
+    again: bool = False  # a checkpointed layer runs once more, in the backward pass
+    stage: int = 0  # stage of the layer that runs now
+    key_length: dict[int, int] = field(default_factory=dict)  # layer -> physical keys it attends to
+
+
+STEP: ContextVar[Step | None] = ContextVar("vlmopt_step", default=None)
+CALL: ContextVar[Call | None] = ContextVar("vlmopt_call", default=None)

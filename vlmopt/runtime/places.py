@@ -1,0 +1,52 @@
+"""Where a chunk lies in its prompt: told by absolute position, never by the length of the query."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from .call import Step
+
+
+def decoding(step: Step) -> bool:
+    """A step behind the prompt: one generated row, or the candidates of assisted decoding."""
+    end = step.call.request.length
+    return bool(step.past) and (step.q == 1 if end is None else step.past >= end)
+
+
+def last_row_passes(step: Step) -> bool:
+    """Whether this chunk holds the last row of the prompt."""
+    end = step.call.request.length
+    return not decoding(step) and (end is None or step.past + step.q >= end)
+
+
+def prompt_places(step: Step, device: torch.device) -> Tensor:
+    """Bool[B, q]: places of this step that are real and belong to the prompt."""
+    valid, end = real(step).to(device), step.call.request.length
+    return valid if end is None else valid & (torch.arange(step.q, device=device) < end - step.past)
+
+
+def real(step: Step) -> Tensor:
+    """Bool[B, q]: not padding."""
+
+    def find() -> Tensor:
+        found = padding(step)
+        return torch.ones(step.batch, step.q, dtype=torch.bool, device=step.device) if found is None else found
+
+    return step.remember(("real",), None, find)
+
+
+def padding(step: Step) -> Tensor | None:
+    """Bool[B, q] of this chunk's real places; None when all are."""
+    mask = step.arguments.attention_mask2d
+    if step.q == 1:
+        return None
+    if mask is None and step.call.request.mask is not None:
+        given = step.call.request.mask
+        mask = pad(given, (0, max(step.past + step.q - given.shape[1], 0)), value=True)[:, : step.past + step.q]
+        mask = mask.repeat_interleave(max(step.batch // len(mask), 1), 0)
+    if mask is None or mask.shape[1] < step.q or len(mask) != step.batch:
+        return None
+    mask = mask[:, -step.q :].bool().to(step.device)
+    return None if bool(mask.all()) else mask

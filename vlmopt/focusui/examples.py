@@ -123,7 +123,7 @@ class Pages(Examples):
 
 
 class Stored(Examples):
-    """Windows of training pages that lie rendered in a directory (`training.windows.make`)."""
+    """Windows of training pages that lie rendered in a directory (`vlmopt.synthetic.web.stored.make`)."""
 
     def __init__(self, seed: int, directory: Path) -> None:
         from vlmopt.synthetic.web.stored import Windows
@@ -131,7 +131,8 @@ class Stored(Examples):
         names = [path.stem for path in sorted(directory.glob("*x*.json"))]
         if not names:
             raise ValueError(f"{directory} holds no rendered windows; leave it out and pages are rendered as needed")
-        self.seed, self.sizes = seed, [tuple(map(int, name.split("x"))) for name in names]
+        sides = [name.split("x") for name in names]
+        self.seed, self.sizes = seed, [(int(width), int(height)) for width, height in sides]
         self.windows = Windows(directory, dict.fromkeys(self.sizes, 1.0))
 
     def draw(self, number: int, clicks: bool) -> Example:

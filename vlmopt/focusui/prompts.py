@@ -23,7 +23,7 @@ class Prompts:
     """Inputs of a batch, on the CPU, padded on the left."""
 
     inputs: dict[str, Any]
-    labels: Tensor | None  # Long[B, L]; None without answers
+    labels: Tensor  # Long[B, L]; IGNORE but for answers
     answers: list[int]  # tokens of every answer at the end of its row
     boxes: list[Tensor]  # [k, 4] per example, in fractions of what the tower sees of the picture
 
@@ -52,7 +52,7 @@ def prompts(processor: Any, examples: Sequence[Example], *, answered: bool) -> P
         padding=True,
         padding_side="left",
     )
-    labels = None
+    labels = torch.full_like(inputs["input_ids"], IGNORE)
     if answered:
         places = torch.arange(inputs["input_ids"].shape[1])
         mine = places >= len(places) - torch.tensor(answers)[:, None]

@@ -168,7 +168,8 @@ class Training:
         drawn = [self.examples.draw(number, clicks=False) for number in numbers]
         asked = prompts(self.processor, drawn, answered=True)
         ratios = [random.Random(self.draw("ratio", number)).uniform(*RETENTION) for number in numbers]
-        batch = Batch(asked.boxes, asked.answers, ratios, [self.draw("dropout", number) for number in numbers])
+        seeds = [self.draw("dropout", number) for number in numbers]
+        batch = Batch(asked.boxes, asked.answers, list(zip(ratios, seeds, strict=True)))
         watch.now[:] = [batch]
         self.scorer.train()
         with self.accelerator.autocast():

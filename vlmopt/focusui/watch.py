@@ -53,8 +53,7 @@ class Batch:
 
     boxes: Sequence[Tensor]  # [k, 4] per example, in fractions
     answers: Sequence[int]  # tokens of each answer
-    ratios: Sequence[float] | None  # kept share of each; None: the pass ends once all have been seen
-    draws: Sequence[int] | None = None  # of dropout, per example
+    shares: Sequence[tuple[float, int]] | None  # kept share and seed of dropout of each; None: the pass only looks
     seen: list[Seen] = field(default_factory=list)
     scores: list[Tensor] = field(default_factory=list)  # fp32 [n] with gradients
 
@@ -87,13 +86,14 @@ class Watch(Selector):
             label_of(tokens, batch.boxes[number], self.graph),
         )
         batch.seen.append(one)
-        if batch.ratios is None:
+        if batch.shares is None:
             if len(batch.seen) == len(batch.boxes):
                 raise Stop
             return Selection(torch.arange(len(tokens), device=one.visual.device))
-        scores = scored(self.scorer, one, batch.draws[number])
+        ratio, seed = batch.shares[number]
+        scores = scored(self.scorer, one, seed)
         batch.scores.append(scores)
-        k = kept_tokens(len(tokens), batch.ratios[number], None)
+        k = kept_tokens(len(tokens), ratio, None)
         return Selection(top(scores.detach(), k), scores.detach())
 
 
@@ -125,7 +125,7 @@ def watched(model: Any, scorer: Scorer, marker: Tensor | None) -> Iterator[Watch
     """The model with a `Watch` before its first layer; it drops nothing without a marker."""
     family = family_of(model.config)
     graph = family.cells is not None and bool(family.image_std)
-    more = {} if marker is None else {"positions": "pospad", "marker": "trained", "marker_from": HERE}
+    more: dict[str, Any] = {} if marker is None else {"positions": "pospad", "marker": "trained", "marker_from": HERE}
     watch = Watch(keep_ratio=0.999, scorer=scorer, graph=graph, **more)
     anatomy, policy = check(model, Policy.of([watch]))
     session = install(policy, anatomy, {HERE: TrainedScorer(scorer, marker, {})})

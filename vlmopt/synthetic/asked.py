@@ -19,7 +19,7 @@ def one_of_each_kind(
     for number in range(pictures):
         for draw in (scene, screen):
             world = draw(first_seed + number, sizes[number % len(sizes)], questions=40)
-            first = {}
+            first: dict[str, Question] = {}
             for question in world.questions:
                 first.setdefault(question.kind, question)
             yield from ((world, question) for question in first.values())

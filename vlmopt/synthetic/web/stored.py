@@ -13,7 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from vlmopt.synthetic import Question, World
-from vlmopt.synthetic.base import Thing
+from vlmopt.synthetic.base import Box, Thing
 from vlmopt.synthetic.web.catalogue import TRAIN
 from vlmopt.synthetic.web.render import Renderer
 from vlmopt.synthetic.web.windows import candidates, window
@@ -41,14 +41,19 @@ class Windows:
 
     def world(self, size: Size, index: int) -> World:
         facts = self.facts[size][index]
-        questions = [Question(q["text"], q["answer"], q["kind"], box(q["box"])) for q in facts["questions"]]
-        objects = [Thing(t["name"], t["sort"], box(t["box"]), box(t["text_box"])) for t in facts["objects"]]
+        questions = [Question(q["text"], q["answer"], q["kind"], maybe(q["box"])) for q in facts["questions"]]
+        objects = [Thing(t["name"], t["sort"], box(t["box"]), maybe(t["text_box"])) for t in facts["objects"]]
         image, cells = Image.fromarray(self.images[size][index]), np.array(self.cells[size][index])
         return World(image, questions, objects, cells, family="screen", theme=facts["theme"])
 
 
-def box(sides: list[int] | None) -> tuple[int, int, int, int] | None:
-    return None if sides is None else tuple(sides)
+def box(sides: list[int]) -> Box:
+    x0, y0, x1, y1 = sides
+    return x0, y0, x1, y1
+
+
+def maybe(sides: list[int] | None) -> Box | None:
+    return None if sides is None else box(sides)
 
 
 def part(directory: Path, size: Size, name: str) -> Path:

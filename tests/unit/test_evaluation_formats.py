@@ -185,6 +185,13 @@ def test_files_that_are_no_data(tmp_path: Path) -> None:
     broken.write_text(json.dumps(ROW) + "\n{oops\n")
     with pytest.raises(ValueError, match=r"m.jsonl, line 2, is no valid JSON"):
         loaded(tmp_path, broken)
+    broken.write_text('{"id": "0", "id": "1"}\n')
+    with pytest.raises(ValueError, match=r"line 1, is no valid JSON: key 'id' is given twice"):
+        loaded(tmp_path, broken)
+    for deep in ("[" * 10_000 + "]" * 10_000, '{"id":' * 10_000 + "1" + "}" * 10_000):
+        broken.write_text(deep)
+        with pytest.raises(ValueError, match="nested more than 32 deep"):
+            loaded(tmp_path, broken)
     broken.write_text(json.dumps([1, 2]))
     with pytest.raises(ValueError, match="entry 1 is a int, expected an object"):
         loaded(tmp_path, broken)

@@ -13,9 +13,11 @@ import pytest
 from vlmopt import methods, scorers
 from vlmopt.attention_fix import ImageBoost, VisualSink
 from vlmopt.calibration.profile import Profile
+from vlmopt.cli.show_pattern import named
 from vlmopt.core import parse, shown
 from vlmopt.head_patterns import HeadPatterns
 from vlmopt.loading import check_name
+from vlmopt.metrics import load_synonyms
 from vlmopt.policy import Policy
 from vlmopt.prefill import SparsePrefill
 from vlmopt.pruning import Debias, FastV, PyramidDrop, Random, Uniform
@@ -133,10 +135,21 @@ def test_a_key_given_twice_in_any_file(tmp_path):
             load(file)
 
 
-def test_a_pipe_is_no_policy_file(tmp_path):
-    os.mkfifo(tmp_path / "pipe.json")
-    with pytest.raises(ValueError, match="no regular file"):
-        Policy.load(str(tmp_path / "pipe.json"))
+@pytest.mark.parametrize("load", [Policy.load, Profile.load, HeadPatterns.load, DebiasProfile.load, load_synonyms])
+def test_a_pipe_is_no_file_of_ours(load, tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")  # whoever opens it waits for ever
+    with pytest.raises(ValueError, match="no regular"):
+        load(str(tmp_path / "pipe.json"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"method": "min_p", "tau": 0.5, "tau": 0.6}', '{"a":' * 100_000 + "1" + "}" * 100_000],
+    ids=("twice", "deep"),
+)
+def test_a_pattern_on_the_command_line_is_strict_json(text):
+    with pytest.raises(ValueError, match=r"given twice|nested more than"):
+        named(text)
 
 
 def test_entry_points_are_read_once(monkeypatch):

@@ -48,6 +48,9 @@ def test_style_changes_nothing(style: str) -> None:
         ("选B", 1), ("故选：（B）", 1), ("Ｂ", 1), ("B.\nOption A is wrong.", 1), ("A: cat? No.\nFinal answer: B", 1),
         ("The answer is A.\nWait, the answer is B.", 1), ("Answer: B\n\nThe dog barks.", 1), ("B<|im_end|>", 1),
         ("<b>B</b>", 1), ("“B”", 1),
+        ("A. cat\nB. dog\n\nB", 1), ("I think it's B", 1), ("It is B.", 1), ("The answer's B", 1), ("Go with B.", 1),
+        ("It's not A. It's B.", 1), ("The answer is not A, it is B.", 1), ("It should be B", 1), ("So (B).", 1),
+        ("It is a dog", 1), ("It is not A", None),
         ("A or B", None), ("A and B", None), ("A, B", None), ("A/B", None), ("The answer is A or B", None),
         ("A. cat\nB. dog", None), ("Option A is wrong, option B is right", None), ("The answer is not A", None),
         ("it is the dog, not the cat", None), ("<think>It must be A", None), ("C", None), ("", None),
@@ -71,6 +74,7 @@ def test_choices_are_read_or_not_guessed(answer: str, found: int | None) -> None
         ("left=1, top=2, right=3, bottom=4", (2, 3), None),
         ('{"point_2d": [490, 290], "label": "a"}', (490, 290), None), ("（490，290）", (490, 290), None),
         (r"$\left(490, 290\right)$", (490, 290), None), ("x is 490 and y is 290", (490, 290), None),
+        ('{"y": 20, "x": 10}', (10, 20), None), ("left=1, top=2, width=4, height=4", (3, 4), None),
         ("Not (1, 2). The answer is (3, 4).", (3, 4), None), ("<box>[[1,2,3,4]]</box>", (2, 3), None),
     ],
 )  # fmt: skip
@@ -96,6 +100,8 @@ def test_units_that_an_answer_says_go_before_those_of_the_model() -> None:
         ("There is no dog.", False), ("There isn't a dog.", False), ("There is a dog.", True),
         ("Yes, there is no dog", True),
         ("The picture shows a dog.", True), ("", None), ("I cannot tell.", None), ("Maybe.", None), ("A dog", None),
+        ("Answer: yes or no? No", False), ("Yes/No: Yes", True), ("yes or no", None), ("By its ears, yes.", True),
+        ("A dog is clearly visible.", True), ("No dog is visible.", False),
         ("没有", False), ("是的，有。", True), ("<think>Yes? No dog.", None), ('{"answer": false}', False),
     ],
 )  # fmt: skip

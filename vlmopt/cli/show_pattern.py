@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
 import torch
+
+from vlmopt.core import parse
 
 from .. import methods
 from ..analysis.head_maps import detail_of
@@ -99,7 +100,7 @@ def check(options: argparse.Namespace) -> Pattern:
 def named(text: str) -> Pattern:
     """A pattern by name or in its JSON form."""
     try:
-        data: Any = json.loads(text) if text.lstrip().startswith("{") else {"method": text}
+        data: Any = parse(text) if text.lstrip().startswith("{") else {"method": text}
     except ValueError as error:
         raise ValueError(f"--pattern {text} is no JSON: {error}") from error
     found = methods.build(data)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from reprlib import Repr
 from typing import Any
 
@@ -26,14 +26,17 @@ def shown(value: Any) -> str:
     return _SHORT.repr(value)
 
 
-def parse(text: str) -> Any:
+def parse(text: str, constant: Callable[[str], Any] | None = None) -> Any:
     """JSON, strictly: no key twice, no NaN or infinity, no deeper than `DEPTH`.
+
+    Args:
+        constant: what NaN, Infinity and -Infinity mean, by name; None: they are refused.
 
     Raises:
         ValueError: it is not.
     """
     try:
-        data = json.loads(text, object_pairs_hook=_once, parse_constant=_refused)
+        data = json.loads(text, object_pairs_hook=_once, parse_constant=constant or _refused)
     except RecursionError:
         raise ValueError(f"nested more than {DEPTH} deep") from None
     check_depth(data)

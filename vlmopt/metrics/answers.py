@@ -13,7 +13,11 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 OTHER = "BCDEFGHJKLMNOPQRSTUVWXYZ"  # those that are no words of their own
 GOES_ON = "because|since|as|is|are|was|and|or|for|with|which|due"  # what no article stands before
 JOINED = r"\s*(?:[)\]]\s*)?(?:,?\s*\b(?:and|or)\b|[,/&|]|和|或)\s*(?:option\s+)?"
-OPTION = re.compile(r"\b(?:option|choice|letter|choose|pick|select)\b\s*(?:is\b)?\s*:?\s*|选(?:项|择)?\s*:?\s*", re.I)
+OPTION = re.compile(
+    r"\b(?:option|choice|letter|choose|pick|select|(?:would|should|must)\s+be|it\s+is|it['’]s|go(?:ing)?\s+with|say"
+    r"|so|thus|hence|therefore|looks\s+like)\b,?\s*(?:is\b)?\s*:?\s*|选(?:项|择)?\s*:?\s*",
+    re.I,
+)
 
 
 def plain(text: str) -> str:
@@ -51,9 +55,9 @@ def choice(answer: str, choices: Sequence[str]) -> int | None:
     """Which choice an answer names: by its letter, else by its words; None where it names none or several.
 
     Read is what the answer states in the end (`metrics.stated`). A letter counts behind "the answer is", alone on a
-    line, behind "option" or "I choose", and at the beginning of a line ("B. a dog"), in any case and in brackets or
-    none. A bare "A" before another word is an article, unless a word such as "because" follows: "Answer: A dog" names
-    the dog.
+    line, alone in a sentence, behind "option", "I choose" or "it is", and at the beginning of a line ("B. a dog"), in
+    any case and in brackets or none. A bare "A" before another word is an article, unless a word such as "because"
+    follows: "Answer: A dog" names the dog.
 
     Raises:
         ValueError: fewer than two choices, or more than there are letters.
@@ -68,11 +72,17 @@ def choice(answer: str, choices: Sequence[str]) -> int | None:
         found = _letters(end, last) or _named(end, options)
         if found:
             return found.pop() if len(found) == 1 else None
-    lines = re.split(r"\n|(?<=[.!?。])\s+", text)  # and sentences
-    alone = set[int]().union(*(_letters(line, last) for line in lines if len(re.findall(r"\w", line)) == 1))
+    sentences = re.split(r"\n|(?<=[.!?。])\s+", text)
+    # Lines first: as sentences, "A." and "B." of a list of all choices stand alone, too.
+    alone = _alone(text.split("\n"), last) or _alone(sentences, last)
     behind = set[int]().union(*(_letters(text[cue.end() :], last) for cue in OPTION.finditer(text)))
-    found = alone or behind.union(*(_letters(line, last) for line in lines)) or _named(text, options)
+    found = alone or behind.union(*(_letters(sentence, last) for sentence in sentences)) or _named(text, options)
     return found.pop() if len(found) == 1 else None
+
+
+def _alone(parts: Sequence[str], last: str) -> set[int]:
+    """The letters of those parts that are nothing but a letter."""
+    return set[int]().union(*(_letters(part, last) for part in parts if len(re.findall(r"\w", part)) == 1))
 
 
 def _letters(text: str, last: str) -> set[int]:

@@ -32,10 +32,11 @@ FORMS = {  # what the numbers are -> how they are written; of forms that begin a
     "points": rf"<points?\b[^<>]*?{_named('x1?', 'y1?')}",  # of several points the first
     "loc box": LOC * 4,
     "loc": LOC * 2,
-    "size": _named("x", "y", "w|width", "h|height"),
+    "size": _named("x|left", "y|top", "w|width", "h|height"),
     "box": "|".join((_named("x1", "y1", "x2", "y2"), _named("x0", "y0", "x1", "y1"),
                      _named("x_?min|left", "y_?min|top", "x_?max|right", "y_?max|bottom"))),
     "named": _named("x1?", "y1?"),
+    "named, y first": _named("y1?", "x1?"),
     "pairs": rf"[(\[]\s*{PAIR}\s*[)\]]\s*,?\s*[(\[]\s*{PAIR}\s*[)\]]",  # (x0, y0), (x1, y1)
     "group": rf"[(\[>]\s*{PAIR}(?:\s*[,;\s]\s*{PAIR})?\s*[)\]<]",  # (x, y) or [x0, y0, x1, y1]
 }  # fmt: skip
@@ -88,8 +89,10 @@ def _first(text: str) -> Pointed | None:
     written = [value for value in match.groups() if value is not None]
     numbers = [float(value.rstrip("%px ")) for value in written]
     units = "hundred" if all(value.endswith("%") for value in written) else None
+    if name.startswith("loc") or name == "named, y first":
+        numbers = [numbers[i ^ 1] for i in range(len(numbers))]
     if name.startswith("loc"):
-        numbers, units = [numbers[i ^ 1] for i in range(len(numbers))], "loc"  # y first
+        units = "loc"
     x, y, *rest = numbers
     if not rest or name == "points":
         return Pointed((x, y), units)

@@ -23,8 +23,10 @@ UNSURE = re.compile(
 DENIED = re.compile(r"\b(?:no|not|none|nothing|never|neither|without)\b|n['’]t\b")
 SEEN = re.compile(
     r"\b(?:there(?:['’]s| is| are)|it(?:['’]s| is)|i (?:can )?see|"
-    r"(?:image|picture|photo)\w* (?:shows?|contains?|includes?|has|depicts?|features?))\b"
+    r"(?:image|picture|photo)\w* (?:shows?|contains?|includes?|has|depicts?|features?)|"
+    r"(?:is|are) (?:\w+ )?(?:visible|present)|can be seen)\b|[,;:] ?yes\W*$"
 )
+ASKED = re.compile(r"\byes\s*(?:/|or)\s*no\b\W*")  # the question once more
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ def is_yes(answer: str, parser: str = "reference") -> bool | None:
 
 
 def _stated(said: str) -> bool | None:
+    said = ASKED.sub("", said)
     first = re.search(r"[^\W\d_]+", said)
     if first and first.group() in SAYS:
         return SAYS[first.group()]

@@ -31,7 +31,7 @@ TAG = re.compile(r"</?[a-zA-Z][^<>]*>|<\|[^<>|]*\|>")
 LINE = re.compile(r"^\s*(?:#{1,6}\s+|>\s?|[-*+•]\s+)", re.MULTILINE)
 CUE = re.compile(
     r"(?:^(?:final\s+)?answer[ \t]*\n|\banswer\b\s*(?:to\b[^.:\n]{0,60}?)?"
-    r"(?:(?:is|would\s+be|should\s+be|must\s+be)\b\s*[:：]?|[:：=])|答案\s*(?:是|为|应该是|应为)?\s*[:：]?)\s*",
+    r"(?:(?:['’]s|is|would\s+be|should\s+be|must\s+be)\b\s*[:：]?|[:：=])|答案\s*(?:是|为|应该是|应为)?\s*[:：]?)\s*",
     re.IGNORECASE | re.MULTILINE,
 )
 

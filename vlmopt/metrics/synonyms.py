@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from ..media import check_file
 from .coco import EXCLUSIONS, PAIRS
 from .lexicon import Lexicon
 
@@ -18,9 +19,10 @@ def load_synonyms(path: str | Path) -> Lexicon:
     start to. Pairs of words and exclusions are those of `coco_lexicon`.
 
     Raises:
-        ValueError: the file holds no names.
+        ValueError: the file holds no names, or is no regular one. FileNotFoundError, IsADirectoryError,
+            PermissionError: a bad path.
     """
-    content = Path(path).read_bytes()
+    content = check_file(path, "table of synonyms").read_bytes()
     rows = [line.rstrip("\r").split(", ") for line in content.decode("utf-8").split("\n") if line.strip()]
     if not rows:
         raise ValueError(f"{str(path)!r} holds no names: expected lines such as 'couch, sofa'")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...core import parse
 from ...metrics import coco_lexicon, load_synonyms
 from ..data import Data, Sample, Source
 from .files import Entry, files
@@ -68,7 +68,7 @@ def read(source: Source) -> Data:
 
 def _coco(path: Path) -> dict[str, Any]:
     try:
-        coco = json.loads(path.read_text(encoding="utf-8"))
+        coco = parse(path.read_text(encoding="utf-8"), float)
         images, annotations = coco["images"], coco["annotations"]
         whole = all({"id", "file_name"} <= set(row) for row in images) and all(
             "image_id" in row and (isinstance(row["caption"], str) if "caption" in row else "category_id" in row)

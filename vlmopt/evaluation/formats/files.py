@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...core import near
+from ...core import near, parse
 from ...media import check_file
 from ..data import Data, Source
 
@@ -28,7 +28,7 @@ def files(source: Source) -> list[Path]:
         inside = sorted(file for file in path.glob("*") if file.suffix in SUFFIXES) if path.is_dir() else []
         if path.is_dir() and not inside:
             raise ValueError(f"{path} holds no .json or .jsonl file")
-        found += inside or [check_file(path, "data")]
+        found += [check_file(file, "data") for file in inside or [path]]
     return found
 
 
@@ -43,7 +43,7 @@ def load(path: Path) -> list[Entry]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text in UTF-8: {error}") from error
     try:
-        whole = json.loads(text, parse_constant=_missing)
+        whole = parse(text, _missing)
         values = whole if isinstance(whole, list) else [whole]
         rows = [(f"{path}, entry {number}", value) for number, value in enumerate(values, start=1)]
     except ValueError as error:
@@ -68,7 +68,7 @@ def _line(path: Path, number: int, line: str) -> list[tuple[str, Any]]:
     if not line.strip():
         return []
     try:
-        return [(f"{path}, line {number}", json.loads(line, parse_constant=_missing))]
+        return [(f"{path}, line {number}", parse(line, _missing))]
     except ValueError as error:
         raise ValueError(f"{path}, line {number}, is no valid JSON: {error}") from error
 

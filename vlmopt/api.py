@@ -40,12 +40,12 @@ def optimize(model: Model, policy: PolicyLike) -> Model:
     Raises:
         ValueError, TypeError: the policy is invalid or cannot work on this model. Nothing has been changed then.
     """
-    anatomy, fitted = check(model, Policy.load(policy))
+    structure, fitted = check(model, Policy.load(policy))
     trained = scorers.required(fitted.active, model)
     for caution in [c.caution for c in fitted.attention if c.caution is not None]:
         warnings.warn(caution, stacklevel=2)
     restore(model)
-    install(fitted, anatomy, trained)
+    install(fitted, structure, trained)
     return model
 
 

@@ -17,7 +17,7 @@ from vlmopt.checks import model_facts
 from vlmopt.kernels.patterns import registry as patterns
 from vlmopt.methods import methods
 from vlmopt.prefill import SparsePrefill
-from vlmopt.runtime.discover import discover
+from vlmopt.runtime.structure import structure_of
 
 WIDTH = 192  # of the bundled model
 SLOW = {"zeroth_order", "first_pass"}  # their easy setting takes seconds; the hard one is small
@@ -37,7 +37,7 @@ def policies() -> dict[str, Any]:
         found[name] = lambda row=row, name=name: vlmopt.Policy(prune=[row[name in SLOW]])
     for name, row in TABLE.items():
         found[name] = lambda row=row: vlmopt.Policy(
-            attention=[row[0](model_facts(loaded().model, discover(loaded().model)))]
+            attention=[row[0](model_facts(loaded().model, structure_of(loaded().model)))]
         )
     for name, cls in patterns.items():
         least = 128 if name == "psa" else 1  # psa needs a whole block of 128 keys, and stays dense here

@@ -21,7 +21,7 @@ from vlmopt.head_patterns import HeadPatterns
 from vlmopt.kernels.patterns import AShape, DensePattern, VerticalSlash
 from vlmopt.policy import Policy
 from vlmopt.prefill import SparsePrefill
-from vlmopt.runtime.discover import discover
+from vlmopt.runtime.structure import structure_of
 from vlmopt.search import PatternSearch, candidates, watch
 from vlmopt.search.layer import LayerSearch
 from vlmopt.search.prompts import length, picture_source, video_source
@@ -34,7 +34,7 @@ PROMPT = [[30, Image(0), 20]]
 
 
 def facts_of(model):
-    return model_facts(model, discover(model))
+    return model_facts(model, structure_of(model))
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "gemma3"])
@@ -42,14 +42,14 @@ def test_watching_changes_nothing(name):
     family = FAMILIES[name]
     model, batch, seen = copy.deepcopy(family.build()), family.inputs(PROMPT), []
     plain = forward(model, batch)
-    config = [module.config for module in discover(model).attentions]
+    config = [module.config for module in structure_of(model).attentions]
     logits = []
     hook = model.register_forward_hook(lambda module, args, out: logits.append(out.logits[:, -1]))
     reasons = watch(model, batch(), seen.append, 2)
     hook.remove()
     assert torch.allclose(logits[0], plain[:, -1], atol=1e-5)
     assert torch.equal(forward(model, batch), plain)
-    assert [module.config for module in discover(model).attentions] == config
+    assert [module.config for module in structure_of(model).attentions] == config
     if name == "gemma3":  # pictures attend to themselves in both directions
         assert not seen
         assert any("not causal" in reason for reason in reasons)

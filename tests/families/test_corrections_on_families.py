@@ -19,7 +19,7 @@ from vlmopt.attention_fix import Tower
 from vlmopt.checks import model_facts
 from vlmopt.families import families
 from vlmopt.pruning import Debias, FastV
-from vlmopt.runtime.discover import discover
+from vlmopt.runtime.structure import structure_of
 
 ROWS: list[list[Any]] = [[5, Image(0), 7], [3, Image(1), 4, Image(2), 6], [9]]
 PROMISED = [family for family in FAMILIES.values() if not family.extra]
@@ -86,7 +86,7 @@ def test_debiased_pruning_sinks_and_heads_in_one_call():
 def test_refusals():
     family = FAMILIES["llava"]
     model = copy.deepcopy(family.build("sdpa"))
-    facts = model_facts(model, discover(model))
+    facts = model_facts(model, structure_of(model))
     boost, other = made("image_boost-easy", family), made("head_guided-easy", family)
     other_model = {**facts, "num_heads": 8}
     cases = [

@@ -105,12 +105,12 @@ def test_heads_that_differ_from_layer_to_layer():
     """Released checkpoints have wider heads in the layers that see everything."""
     config = KINDS["gemma4"]()
     model = built("gemma4", config)
-    anatomy, _ = check(model, vlmopt.Policy.load("uniform-25"))
+    structure, _ = check(model, vlmopt.Policy.load("uniform-25"))
     text = config.text_config
-    assert model_facts(model, anatomy)["num_heads"] == text.num_attention_heads
-    widths = {kind: layer.self_attn.head_dim for kind, layer in zip(text.layer_types, anatomy.layers, strict=True)}
+    assert model_facts(model, structure)["num_heads"] == text.num_attention_heads
+    widths = {kind: layer.self_attn.head_dim for kind, layer in zip(text.layer_types, structure.layers, strict=True)}
     assert len(set(widths.values())) == 2
-    assert model_facts(model, anatomy)["head_dim"] == [widths[kind] for kind in text.layer_types]
+    assert model_facts(model, structure)["head_dim"] == [widths[kind] for kind in text.layer_types]
 
 
 def fuyu() -> Any:

@@ -20,7 +20,7 @@ from vlmopt.calibration import Calibration
 from vlmopt.checks import model_facts
 from vlmopt.diagnose import diagnose_sinks
 from vlmopt.pruning import Uniform
-from vlmopt.runtime.discover import discover
+from vlmopt.runtime.structure import structure_of
 
 OPEN = {"min_visual_mass": 0.0, "min_nonsink_ratio": 0.0, "min_nonsink_tokens": 1}
 FIRST, LAST = 6, 21  # the visual tokens of `prompt`
@@ -128,7 +128,7 @@ def test_heads_of_one_prompt_are_those_of_the_calibration():
 
 def test_the_profile_of_a_policy_is_found():
     model = FAMILIES["llava"].build()
-    profile = heads(model_facts(model, discover(model)))
+    profile = heads(model_facts(model, structure_of(model)))
     policy = vlmopt.Policy(attention=[VisualSink(dims=DIMS), VisionHeads(mode="static", profile=profile)])
     assert profile_in(policy) is profile
     assert profile_in(vlmopt.Policy(attention=[VisualSink(dims=DIMS)])) is None

@@ -18,7 +18,7 @@ from vlmopt.api import session_of
 from vlmopt.attention_fix import InformedTokens, SinkProfile, VisualSink
 from vlmopt.attention_fix.sinks import Published
 from vlmopt.checks import model_facts, whole_blocks
-from vlmopt.runtime.discover import discover
+from vlmopt.runtime.structure import structure_of
 
 
 def model_of(name="llava"):
@@ -26,7 +26,7 @@ def model_of(name="llava"):
 
 
 def none_found(model, **facts):
-    known = model_facts(model, discover(model)) | {"name_or_path": "mine"} | facts
+    known = model_facts(model, structure_of(model)) | {"name_or_path": "mine"} | facts
     return SinkProfile(model=known, samples=8, dims=(), tau=2.5, stats={"reason": "no massive activations"})
 
 

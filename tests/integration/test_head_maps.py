@@ -19,7 +19,7 @@ from vlmopt.head_patterns import HeadPatterns
 from vlmopt.kernels.patterns import AShape, DensePattern, PBSAttn
 from vlmopt.overlay import GAP
 from vlmopt.prefill import SparsePrefill
-from vlmopt.runtime.discover import discover
+from vlmopt.runtime.structure import structure_of
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def test_dense_reads_everything(asked):
     model, inputs = asked
     told: list[float] = []
     maps = head_maps(model, inputs, DensePattern(), 3, block=16, size=96, progress=lambda done, text: told.append(done))
-    heads = model_facts(model, discover(model))["num_heads"]
+    heads = model_facts(model, structure_of(model))["num_heads"]
     assert [m.head for m in maps] == list(range(heads))
     for m in maps:
         assert (m.layer, m.pattern, m.blocks, m.cells) == (3, "dense", 1, 1)
@@ -57,7 +57,7 @@ def test_a_window_reads_less_and_an_order_of_its_own_is_a_second_panel(asked):
 
 def test_found_patterns_count_where_prefill_would_stay_dense(asked):
     model, inputs = asked
-    facts = model_facts(model, discover(model))
+    facts = model_facts(model, structure_of(model))
     layers = tuple(None if i == 1 else tuple(h % 2 for h in range(facts["num_heads"])) for i in range(facts["layers"]))
     prefill = SparsePrefill(heads=HeadPatterns(facts, (DensePattern(), AShape(sink=16, local=16)), layers))
     maps = head_maps(model, inputs, prefill, 0, block=16, size=96)

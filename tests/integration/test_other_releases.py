@@ -20,8 +20,8 @@ from tests.support.mechanism import DropByOrdinal
 from tests.support.snapshot import differences, snapshot
 from vlmopt.pruning import FastV
 from vlmopt.runtime import compat
-from vlmopt.runtime.attention import vlmopt_attention
-from vlmopt.runtime.discover import discover
+from vlmopt.runtime.hooks.attention import vlmopt_attention
+from vlmopt.runtime.structure import structure_of
 
 ROOT = Path(__file__).parents[2]
 NAMED = f"transformers {transformers.__version__}: "
@@ -59,7 +59,7 @@ def cache_of(module: Any) -> str:
 
 
 def part(model: Any, name: str) -> list[Any]:
-    found = discover(model)
+    found = structure_of(model)
     return {"outer": [found.outer], "decoder": [found.decoder], "layer": found.layers}[name]
 
 
@@ -131,7 +131,7 @@ def test_a_renamed_argument_of_the_attention_function_is_refused(old, new, monke
 def test_a_config_that_takes_its_attention_function_from_elsewhere_is_refused(monkeypatch):
     model, _ = model_and_batch("llava")
     before = snapshot(model)
-    config = type(discover(model).config)
+    config = type(structure_of(model).config)
     elsewhere = property(lambda self: "sdpa", lambda self, value: None)
     monkeypatch.setattr(config, "_attn_implementation", elsewhere)
     with pytest.raises(RuntimeError, match=f"{re.escape(NAMED)}{config.__name__} does not take"):
@@ -141,7 +141,7 @@ def test_a_config_that_takes_its_attention_function_from_elsewhere_is_refused(mo
 
 def test_a_decoder_that_runs_around_a_hook_is_refused(monkeypatch):
     model, batch = model_and_batch("llava")
-    layer = type(discover(model).layers[0])
+    layer = type(structure_of(model).layers[0])
     vlmopt.optimize(model, CUT)
     monkeypatch.setattr(layer, "__call__", lambda self, *args, **kwargs: self.forward(*args, **kwargs))
     with pytest.raises(RuntimeError, match=f"{re.escape(NAMED)}.* ran around the hooks of layer 2"):
@@ -150,7 +150,7 @@ def test_a_decoder_that_runs_around_a_hook_is_refused(monkeypatch):
 
 def test_images_encoded_elsewhere_are_refused():
     model, batch = model_and_batch("llava")
-    outer = discover(model).outer
+    outer = structure_of(model).outer
     encode = type(outer).get_image_features
     vlmopt.optimize(model, CUT)
     probe = outer.get_image_features

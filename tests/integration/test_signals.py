@@ -121,7 +121,7 @@ def test_a_probe_reads_its_row_alone_and_leaves_the_kernel_as_it_is(method, monk
     """Under sdpa: one query row per picture, and no layer falls back to the eager kernel."""
     from transformers.models.llama import modeling_llama
 
-    from vlmopt.runtime import attention
+    from vlmopt.runtime.hooks import attention
 
     shapes, kept = [], attention.attention_rows
 

@@ -19,7 +19,7 @@ from vlmopt.calibration.sink_dims import Layer, candidates, half
 from vlmopt.calibration.sinks import SinkCollector
 from vlmopt.checks import model_facts
 from vlmopt.pruning import FastV
-from vlmopt.runtime.discover import discover
+from vlmopt.runtime.structure import structure_of
 
 TAU = 0.3125 * 8
 
@@ -145,7 +145,7 @@ def test_state_goes_through_json():
 # ---------------------------------------------------------------- heads
 def test_head_tables_are_those_of_full_attention_matrices():
     model = planted()
-    anatomy = discover(model)
+    structure = structure_of(model)
     sums = HeadSums(6, 4, list(range(6)), DIMS, TAU)
     collector = Collector(model, [FastV(keep_ratio=0.5, layer=2)], heads=sums)
     eager = copy.deepcopy(model)
@@ -169,7 +169,7 @@ def test_head_tables_are_those_of_full_attention_matrices():
             expected["nonsink_mass"][layer] += rest.sum(-1).mean(-1)
             expected["sharpness"][layer] += (1 - entropy / torch.tensor(rest.shape[-1]).log()).mean(-1)
             expected["divergence"][layer] += (with_image[layer] - without[layer]).norm(dim=-1)
-    found = sums.profile(model_facts(model, anatomy))
+    found = sums.profile(model_facts(model, structure))
     for name in ("visual_mass", "nonsink_mass", "divergence"):
         assert torch.allclose(torch.tensor(getattr(found, name)), expected[name] / len(seeds), atol=1e-4), name
     assert torch.allclose(torch.tensor(found.stats["sharpness"]), expected["sharpness"] / len(seeds), atol=1e-3)

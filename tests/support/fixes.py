@@ -24,7 +24,7 @@ from vlmopt.attention_fix import (
     VisualSink,
 )
 from vlmopt.checks import model_facts
-from vlmopt.runtime.discover import discover
+from vlmopt.runtime.structure import structure_of
 
 DIMS: dict[str, Any] = {"dims": (3, 17), "tau": 1.6}
 OPEN: dict[str, Any] = {"min_visual_mass": 0.05, "min_nonsink_ratio": 0.3, "min_nonsink_tokens": 1}
@@ -96,4 +96,4 @@ SETTINGS = {f"{name}-{level}": make for name, pair in TABLE.items()
 def made(name: str, family: Family) -> Correction:
     """One row's setting for a family's tiny model."""
     model: Any = family.build("sdpa")
-    return SETTINGS[name](model_facts(model, discover(model)))
+    return SETTINGS[name](model_facts(model, structure_of(model)))

@@ -19,8 +19,8 @@ from torch import Tensor
 from tests.support.families import LAYERS, Batch, Family
 from tests.support.reference import Reference, Removal, Stage, decoder_of
 from vlmopt.api import session_of
-from vlmopt.runtime import layers
-from vlmopt.runtime.selection import Cuts
+from vlmopt.runtime.components.selection import Cuts
+from vlmopt.runtime.hooks import layer as layers
 
 GIVEN = ("inputs_embeds", "visual_pos_masks", "deepstack_visual_embeds")
 

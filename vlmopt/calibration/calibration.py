@@ -14,7 +14,7 @@ from vlmopt.attention_fix import SinkProfile
 from vlmopt.pruning import ScoreSelector
 
 from ..checks import model_facts
-from ..runtime.discover import discover
+from ..runtime.structure import structure_of
 from .collect import MISSING, Collector
 from .heads import HeadSums
 from .iat import IATCollector
@@ -46,14 +46,14 @@ class Calibration:
         state: Mapping[str, Any] | None = None,
         iat: IATCollector | None = None,
     ) -> None:
-        anatomy, state = discover(model), state or {}
-        self.facts = model_facts(model, anatomy)
+        structure, state = structure_of(model), state or {}
+        self.facts = model_facts(model, structure)
         self.looked, self.seen = int(state.get("looked", 0)), int(state.get("seen", 0))
         wanted, self.iat = set(parts), iat
         if not (wanted or iat) or not wanted <= set(PARTS):
             raise ValueError(f"parts must be some of {', '.join(PARTS)}, got {', '.join(parts) or 'none'}")
         self.sinks = SinkCollector(model, state.get("sinks")) if wanted & {"sinks", "heads"} else None
-        size = len(anatomy.layers), self.facts["num_heads"]
+        size = len(structure.layers), self.facts["num_heads"]
         self.heads = HeadSums(*size, readable_layers(model)) if "heads" in wanted else None
         trends = hosts if "debias" in wanted else ()
         self.collector = Collector(model, trends, state.get("sums"), self.heads) if wanted - {"sinks"} else None

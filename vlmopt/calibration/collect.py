@@ -21,8 +21,8 @@ from vlmopt.pruning.trend import fit_axes, fit_exponential, grid_place, raster_p
 from ..api import optimized
 from ..checks import model_facts
 from ..policy import Policy
-from ..runtime.discover import discover
 from ..runtime.offload import device_of
+from ..runtime.structure import structure_of
 from .heads import HeadSums
 
 RASTER, FRAMES, SIDE = 64, 8, 16  # bins of the place in the sequence; of frames; of rows and columns
@@ -222,7 +222,7 @@ class Collector:
         """
         if not self.done:
             raise ValueError(MISSING)
-        facts = model_facts(self.model, discover(self.model)) | {"name_or_path": name}
+        facts = model_facts(self.model, structure_of(self.model)) | {"name_or_path": name}
         out = []
         for host in self.hosts:
             sums = self.sums[key(host)]

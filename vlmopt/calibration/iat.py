@@ -21,7 +21,7 @@ from ..checks import model_facts
 from ..metrics.lexicon import Lexicon
 from ..policy import Policy
 from ..prompt import placed_for
-from ..runtime.discover import discover
+from ..runtime.structure import structure_of
 from .captions import first_token, mentions
 from .collect import MISSING
 from .iat_sums import IATSums
@@ -72,7 +72,7 @@ class IATCollector:
         new_tokens: int = 512,
     ) -> None:
         self.model, self.tokenizer, self.lexicon, self.new_tokens = model, tokenizer, lexicon, new_tokens
-        self.layers, self.facts = readable_layers(model), model_facts(model, discover(model))
+        self.layers, self.facts = readable_layers(model), model_facts(model, structure_of(model))
         self.sums = IATSums(self.facts["layers"], self.facts["num_heads"], state)
 
     @property

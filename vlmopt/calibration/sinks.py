@@ -19,9 +19,9 @@ from vlmopt.attention_fix.sinks import auto_tau
 from ..api import optimized
 from ..checks import model_facts
 from ..policy import Policy
-from ..runtime.corrections import why_not
-from ..runtime.discover import discover
+from ..runtime.components.corrections import why_not
 from ..runtime.offload import device_of
+from ..runtime.structure import structure_of
 from .sink_dims import Layer, Look, Values, sink_profile
 
 PROMPTS, TEXTS = 16, 8  # pictures that are looked at, and of their questions alone: two halves of eight
@@ -127,7 +127,7 @@ class SinkCollector:
     """
 
     def __init__(self, model: nn.Module, state: Mapping[str, Any] | None = None) -> None:
-        self.model, self.anatomy = model, discover(model)
+        self.model, self.structure = model, structure_of(model)
         self.layers = readable_layers(model)
         state = state or {"pictures": [], "texts": [], "asked": []}
         self.pictures = [[Layer(**layer) for layer in look] for look in state["pictures"]]
@@ -144,7 +144,7 @@ class SinkCollector:
         if not any(layer.image for layer in look):
             return
         self.pictures.append(look)
-        between = sorted({*self.anatomy.visual_ids, *self.anatomy.delimiters})
+        between = sorted({*self.structure.visual_ids, *self.structure.delimiters})
         ids = inputs["input_ids"][0]
         text = ids[~torch.isin(ids, ids.new_tensor(between))]
         if len(text) and len(self.texts) < TEXTS and text.tolist() not in self.asked:
@@ -174,7 +174,7 @@ class SinkCollector:
         Args:
             name: what the model is called in the profile.
         """
-        facts = model_facts(self.model, self.anatomy) | {"name_or_path": name}
+        facts = model_facts(self.model, self.structure) | {"name_or_path": name}
         return sink_profile(facts, self.pictures, self.texts)
 
 
@@ -184,7 +184,7 @@ def readable_layers(model: nn.Module) -> list[int]:
     Raises:
         ValueError: none can.
     """
-    reasons = [why_not(attention) for attention in discover(model).attentions]
+    reasons = [why_not(attention) for attention in structure_of(model).attentions]
     found = [layer for layer, reason in enumerate(reasons) if reason is None]
     if not found:
         why = "; ".join(sorted({str(reason) for reason in reasons}))

@@ -21,7 +21,7 @@ from ..loading import DTYPES, Loaded, check_device, check_name, load
 from ..media import load_image, readable
 from ..methods import find
 from ..prompt import chat, image_prompt
-from ..runtime.discover import discover
+from ..runtime.structure import structure_of
 from ..whole import whole
 
 IAT = "iat"  # a part that has to write captions, so only on demand
@@ -65,7 +65,7 @@ def execute(options: argparse.Namespace) -> None:
     check_name(options.model)
     files, lost = sound(files, options.samples) if files else ([], 0)
     loaded = load(options.model, device=options.device, dtype=options.dtype)
-    hosts = hosts or default_hosts(len(discover(loaded.model).layers))
+    hosts = hosts or default_hosts(len(structure_of(loaded.model).layers))
     parts = options.only or able(loaded)
     part = Path(f"{options.out}.part")
     request = {

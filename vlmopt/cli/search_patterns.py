@@ -21,8 +21,8 @@ from ..kernels.patterns import ViewPattern
 from ..loading import DTYPES, Loaded, check_device, check_name, load
 from ..media import check_file
 from ..methods import to_dict
-from ..runtime.discover import discover
 from ..runtime.offload import device_of
+from ..runtime.structure import structure_of
 from ..search import PatternSearch, candidates
 from ..search.prompts import Inputs, length, picture_source, video_source
 from ..search.search import MATCHES
@@ -59,7 +59,7 @@ def execute(options: argparse.Namespace) -> None:
     profile, files = check(options)
     files = sound(files, len(files))[0] if files else []
     loaded = load(options.model, device=options.device, dtype=options.dtype)
-    facts = model_facts(loaded.model, discover(loaded.model))
+    facts = model_facts(loaded.model, structure_of(loaded.model))
     if profile is not None and (
         differ := [name for name in FACTS if profile.model.get(name, facts[name]) != facts[name]]
     ):

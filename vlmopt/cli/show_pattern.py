@@ -23,7 +23,7 @@ from ..loading import DTYPES, Loaded, check_device, check_name, load
 from ..media import check_file, load_image
 from ..policy.text import call
 from ..prompt import image_prompt, video_prompt
-from ..runtime.discover import discover
+from ..runtime.structure import structure_of
 from ..search import watch
 from ..search.capture import Shown
 from ..search.planted import KINDS, planted
@@ -115,7 +115,7 @@ def of_head(found: HeadPatterns, options: argparse.Namespace, loaded: Loaded) ->
     Raises:
         ValueError: for another model, no such layer or head, or a layer that stays dense.
     """
-    found.check(model_facts(loaded.model, discover(loaded.model)))
+    found.check(model_facts(loaded.model, structure_of(loaded.model)))
     check_place(options, loaded)
     row = found.layers[options.layer]
     if row is None:
@@ -124,7 +124,7 @@ def of_head(found: HeadPatterns, options: argparse.Namespace, loaded: Loaded) ->
 
 
 def check_place(options: argparse.Namespace, loaded: Loaded) -> None:
-    facts = model_facts(loaded.model, discover(loaded.model))
+    facts = model_facts(loaded.model, structure_of(loaded.model))
     for name, count in (("layer", facts["layers"]), ("head", facts["num_heads"])):
         if getattr(options, name) >= count:
             raise ValueError(f"--{name} must be 0 to {count - 1} for {loaded.name}, got {getattr(options, name)}")

@@ -15,8 +15,8 @@ import torch
 
 from ..loading import Loaded
 from ..runtime import compat
-from ..runtime.discover import discover
 from ..runtime.offload import device_of
+from ..runtime.structure import structure_of
 from ..version import __version__
 
 PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "numpy", "pillow", "rapidfuzz", "qwen-vl-utils")
@@ -47,7 +47,7 @@ def environment(loaded: Loaded, processes: int, command: Sequence[str] | None = 
             "type": loaded.model.config.model_type,
             "parameters": sum(p.numel() for p in loaded.model.parameters()),
             "dtype": str(first.dtype).removeprefix("torch."),
-            "attention": compat.implementation(discover(loaded.model).config),
+            "attention": compat.implementation(structure_of(loaded.model).config),
         },
     }
 

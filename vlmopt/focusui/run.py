@@ -18,7 +18,7 @@ from vlmopt.prompt import placed
 from vlmopt.pruning import Scorer, kl_loss
 from vlmopt.pruning.base import top
 from vlmopt.pruning.budget import kept_tokens
-from vlmopt.runtime.discover import discover
+from vlmopt.runtime.structure import structure_of
 from vlmopt.scorers import TrainedScorer, facts, save
 
 from .examples import Examples, Mixed, examples
@@ -133,7 +133,7 @@ class Training:
     def model_loop(self, marker: nn.Parameter) -> Loop:
         """The decoder and its head learn, their word embeddings do not: the scorer and the tower speak in these."""
         settings = self.settings
-        decoder = discover(self.model).decoder
+        decoder = structure_of(self.model).decoder
         parts = {"": self.model} if settings.tower else {"decoder": decoder, "head": self.model.get_output_embeddings()}
         table = self.model.get_input_embeddings().weight
         learned: dict[str, nn.Parameter] = {}

@@ -127,8 +127,8 @@ def watched(model: Any, scorer: Scorer, marker: Tensor | None) -> Iterator[Watch
     graph = family.cells is not None and bool(family.image_std)
     more: dict[str, Any] = {} if marker is None else {"positions": "pospad", "marker": "trained", "marker_from": HERE}
     watch = Watch(keep_ratio=0.999, scorer=scorer, graph=graph, **more)
-    anatomy, policy = check(model, Policy.of([watch]))
-    session = install(policy, anatomy, {HERE: TrainedScorer(scorer, marker, {})})
+    structure, policy = check(model, Policy.of([watch]))
+    session = install(policy, structure, {HERE: TrainedScorer(scorer, marker, {})})
     try:
         yield watch
     finally:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..runtime.call import Call
-from ..runtime.selection import Cut, Cuts
+from ..runtime.components.selection import Cut, Cuts
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from torch import Tensor
 from vlmopt.attention_fix import Correction, Diagnosis
 
 from ..runtime.call import Call
-from ..runtime.correct import Record, Records
-from ..runtime.corrections import Corrections
+from ..runtime.components.corrections import Corrections
+from ..runtime.components.layer_corrections import Record, Records
 
 
 def corrected(call: Call) -> list[dict[str, Any]]:

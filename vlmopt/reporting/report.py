@@ -10,11 +10,11 @@ import torch
 
 from ..runtime import compat
 from ..runtime.call import Call
-from ..runtime.correct import Divergence, Records, Repeating
-from ..runtime.corrections import Corrections
+from ..runtime.components.corrections import Corrections
+from ..runtime.components.layer_corrections import Divergence, Records, Repeating
+from ..runtime.components.selection import Cuts
+from ..runtime.components.tower_pruning import Patches
 from ..runtime.offload import device_of
-from ..runtime.selection import Cuts
-from ..runtime.tower import Patches
 from .accounting import VisualMap, maps, sample
 from .corrections import corrected
 from .corrections import lines as corrected_lines
@@ -72,7 +72,7 @@ class Report:
             if session.family.described
             else f"{session.family.name} (undescribed: generic path)",
             model_type=str(session.model.config.model_type),
-            attn_implementation=compat.implementation(session.anatomy.config),
+            attn_implementation=compat.implementation(session.structure.config),
             dtype=str(next(session.model.parameters()).dtype).removeprefix("torch."),
             device=str(device),
             policy=session.policy.to_dict(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..runtime.call import Call
-from ..runtime.sparse import Sparse
+from ..runtime.components.sparse_prefill import Sparse
 
 
 def sparse_layers(call: Call) -> list[dict[str, Any]]:

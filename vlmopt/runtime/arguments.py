@@ -1,17 +1,29 @@
-"""What the outer model is called with, under the names that tested releases use."""
+"""What `generate`, the outer model and its feature functions are called with, under the names of tested releases."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
 MODALITIES = {"image": "get_image_features", "video": "get_video_features"}
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+PER_LAYER = "per_layer_inputs"  # gemma3n and gemma4 feed every layer an embedding of its own
 CARRIERS = ("pixel_values", "mm_encoder_outputs", "image_hidden_states")  # how names of arguments with images begin
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What `generate` was asked; a bare forward asks nothing."""
+
+    length: int | None = None  # of the prompt
+    ids: Tensor | None = None  # Long[B, L]
+    mask: Tensor | None = None  # Bool[B, L]; with static caches models see 4-D ones
+    images: bool = False
+    branches: str | None = None  # why rows of one step are not yet the text: beams, candidates of assisted decoding
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +51,20 @@ def brings_pixels(arguments: Mapping[str, Any]) -> bool:
     return any(name.startswith("pixel_values") and value is not None for name, value in arguments.items())
 
 
+def pixels_in(modality: str, bound: Mapping[str, Any]) -> Any:
+    """The pixels that a feature function is called with; None if it is handed none."""
+    return bound.get(PIXELS[modality], bound.get("pixel_values"))
+
+
 def carries_pixels(name: str, value: Any) -> bool:
     """Without pixels in the call an image id is only a token, e.g. a candidate of prompt-lookup decoding."""
     if value is None or (isinstance(value, dict) and not value):
         return False
     return name.startswith(CARRIERS)
+
+
+class EncodingPlan(Protocol):
+    """What runs in the place of a feature function."""
+
+    def run(self, original: Callable[..., Any], bound: dict[str, Any]) -> tuple[Any, list[int]]:
+        """The function's output at full length, and the tokens of every picture."""

@@ -15,28 +15,46 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from vlmopt.pruning import Selector
+from vlmopt.pruning import Selector, Signal
 
 from ..families import Family
-from ..families.base import Piece
 from ..policy import Policy
 from ..scorers import TrainedScorer
 from . import compat
-from .arguments import OuterArguments
+from .arguments import EncodingPlan, OuterArguments, Request
 from .context import Chunk, Lease
-from .discover import Anatomy
-from .ledger import Clock, Page
+from .ledger import Clock, Features, Page
 from .offload import device_of
 from .slots import Slots
+from .structure import ModelStructure
 
 Part = TypeVar("Part", bound="Component")
 
 
 class Component:
-    """A feature of the runtime in one session; its hooks and its part in every pass."""
+    """A feature of the runtime in one session: its hooks, and its part in every pass."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    @staticmethod
+    def wanted(session: Session) -> bool:
+        """Whether the policy asks for it."""
+        raise NotImplementedError
+
+    def signals(self) -> set[Signal]:
+        """What has to be captured for it."""
+        return set()
 
     def install(self) -> None:
-        """Put its hooks in place, behind those that cut."""
+        """Put its hooks in place, behind those of the components before it."""
+
+    def open_call(self, request: Request, arguments: dict[str, Any]) -> None:
+        """A `generate` begins; its arguments may be changed in place."""
+
+    def plan_encoding(self, modality: str, bound: dict[str, Any]) -> EncodingPlan | None:
+        """What is to run in the place of a feature function called with these arguments, None for itself."""
+        return None
 
     def open_step(self, step: Step, cache: Any) -> None:
         """A decoder pass begins."""
@@ -65,7 +83,7 @@ class Session(Slots):
 
     model: Any  # with the head; below wrappers such as PEFT's, which come and go
     policy: Policy
-    anatomy: Anatomy
+    structure: ModelStructure
     family: Family
     trained: Mapping[str, TrainedScorer]  # by source
     serial: str  # copies of the session share it
@@ -91,7 +109,7 @@ class Session(Slots):
     @cached_property
     def stage_of(self) -> list[int]:
         """Stage of every decoder layer."""
-        return [sum(method.layer <= i for method in self.selectors) for i in range(len(self.anatomy.layers))]
+        return [sum(method.layer <= i for method in self.selectors) for i in range(len(self.structure.layers))]
 
     def component(self, kind: type[Part]) -> Part | None:
         """One of the components."""
@@ -116,29 +134,6 @@ class Session(Slots):
         clock = Clock(device_of(self.model))
         self.last.call, self.last.began = None, True
         return Call(self, clock, request is not None, request or Request(), around, clock.now())
-
-
-@dataclass(frozen=True, eq=False)
-class Request:
-    """What `generate` was asked; a bare forward asks nothing."""
-
-    length: int | None = None  # of the prompt
-    ids: Tensor | None = None  # Long[B, L]
-    mask: Tensor | None = None  # Bool[B, L]; with static caches models see 4-D ones
-    images: bool = False
-    branches: str | None = None  # why rows of one step are not yet the text: beams, candidates of assisted decoding
-
-
-@dataclass(eq=False)
-class Features(Slots):
-    """What the vision encoder returned in this call: the pieces of its output, per modality, in order."""
-
-    pieces: dict[str, list[Piece]] = field(default_factory=dict)
-    depth: int = 0  # a video function may call the image function
-
-    def clear(self) -> None:
-        self.pieces.clear()
-        self._slots.clear()
 
 
 @dataclass(eq=False)

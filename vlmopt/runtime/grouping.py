@@ -7,8 +7,9 @@ from torch import Tensor
 
 from ..families.base import Piece
 from .arguments import OuterArguments
-from .call import Call, Features, Session
+from .call import Call, Session
 from .context import PicturePart, VisualContext, VisualSpan
+from .ledger import Features
 from .predicting import predicting_rows
 
 
@@ -19,7 +20,7 @@ def build_context(
     ids = arguments.input_ids
     if not arguments.pixels or ids is None or ids.shape[1] != length or length == 1:
         return None
-    modality_of = session.anatomy.visual_ids
+    modality_of = session.structure.visual_ids
     visual = torch.zeros_like(ids, dtype=torch.bool)
     for token in modality_of:
         visual |= ids == token

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..families.base import Piece
 from .context import VisualContext
 from .slots import Slots
 
@@ -46,3 +47,15 @@ class Page(Slots):
     key_lengths: list[int] = field(default_factory=list)  # physical keys per layer after the last chunk
     cache_bytes: int = 0
     prompt_tokens: Tensor | None = None  # Long[B]
+
+
+@dataclass(eq=False)
+class Features(Slots):
+    """What the vision encoder returned in this call: the pieces of its output, per modality, in order."""
+
+    pieces: dict[str, list[Piece]] = field(default_factory=dict)
+    depth: int = 0  # a video function may call the image function
+
+    def clear(self) -> None:
+        self.pieces.clear()
+        self._slots.clear()

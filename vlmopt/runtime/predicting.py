@@ -5,18 +5,11 @@ Whatever a selector says, none of them leaves. A prompt may end in a picture.
 
 from __future__ import annotations
 
-import inspect
-from contextvars import ContextVar
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
 from .call import Call, Step
-
-TARGETS: ContextVar[Tensor | None] = ContextVar("vlmopt_targets", default=None)  # on the way to the model in the head
-IGNORED = -100  # a label that no loss counts
 
 
 def predicting_rows(call: Call, real: Tensor, past: int, targets: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -55,21 +48,3 @@ def prompt_text(step: Step, row: int) -> Tensor:
     end = (step.call.request.length or step.past + step.q) - step.past
     text = ~visual & (torch.arange(step.q, device=visual.device) < end)
     return text if mask is None else text & mask[row]
-
-
-class LabelsHook:
-    """Forward pre-hook of the model with the head: only there are labels known."""
-
-    def __init__(self, head: nn.Module) -> None:
-        self.signature = inspect.signature(type(head).forward)
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = {**self.signature.bind_partial(module, *args).arguments, **kwargs}
-        TARGETS.set(targets_of(given.get("labels"), given.get("shift_labels")))
-
-
-def targets_of(labels: Tensor | None, shifted: Tensor | None) -> Tensor | None:
-    """Bool[B, L]: rows whose next token counts in the loss, from `labels` or `shift_labels` of a call."""
-    if shifted is not None:
-        return shifted != IGNORED
-    return None if labels is None else pad(labels[:, 1:] != IGNORED, (0, 1))

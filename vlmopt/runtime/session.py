@@ -8,22 +8,19 @@ from typing import Any
 
 from torch import nn
 
-from vlmopt.pruning import Activations, AttentionRows, FirstPassRows, Projector, Signal, VisionAttention, VisionKeys
-
 from ..families import family_of
 from ..policy import Policy
 from ..scorers import TrainedScorer
-from . import activations, attention, encoder, first_pass, sparse, tower
 from .arguments import MODALITIES
 from .call import CALL, STEP, Session
-from .calls import CloseForward, FirstToken, Generate
-from .corrections import Corrections
-from .decoder import CloseStep, OpenStep
-from .deepstack import DeepStack
-from .discover import Anatomy
-from .layers import LayerHook
-from .outer import FeatureProbe, OuterHook
-from .predicting import LabelsHook
+from .captures import capture_of
+from .components.order import COMPONENTS
+from .hooks.decoder import CloseStep, OpenStep
+from .hooks.encoder import FeatureProbe
+from .hooks.generate import Generate
+from .hooks.head import FirstToken, LabelsHook
+from .hooks.outer import CloseForward, OuterHook
+from .structure import ModelStructure
 
 # Of a module: the first two hold the hooks, the others what was said of them.
 HOOK_TABLES = (
@@ -35,12 +32,11 @@ HOOK_TABLES = (
 )
 
 
-def install(policy: Policy, anatomy: Anatomy, trained: Mapping[str, TrainedScorer] | None = None) -> Session:
+def install(policy: Policy, structure: ModelStructure, trained: Mapping[str, TrainedScorer] | None = None) -> Session:
     """Put every hook of a checked policy in place; on an error, take back what was done."""
-    model = anatomy.head
-    session = Session(model, policy, anatomy, family_of(model.config), dict(trained or {}), uuid.uuid4().hex)
-    if policy.corrections or sparse.method_of(session):  # sparse prefills read the marks
-        session.components.append(Corrections(session))
+    model = structure.head
+    session = Session(model, policy, structure, family_of(model.config), dict(trained or {}), uuid.uuid4().hex)
+    session.components.extend(kind(session) for kind in COMPONENTS if kind.wanted(session))
     try:
         put(session)
     except BaseException:
@@ -50,46 +46,24 @@ def install(policy: Policy, anatomy: Anatomy, trained: Mapping[str, TrainedScore
 
 
 def put(session: Session) -> None:
-    """Touch points from the outside in; of two at one place, the one that cuts comes first."""
-    anatomy = session.anatomy
+    """What every call needs, then what is captured, then what the components do."""
+    outer, head, decoder = session.structure.outer, session.structure.head, session.structure.decoder
+    needs = {need for component in session.components for need in component.signals()}
+    captures = {capture_of(need): None for need in sorted(needs, key=repr)}  # two sessions install alike
     Generate(session).put()
     for modality, name in MODALITIES.items():
-        if hasattr(anatomy.outer, name):
-            FeatureProbe(session, modality).put()
-    session.hook(anatomy.outer.register_forward_pre_hook(OuterHook(session), with_kwargs=True))
-    session.hook(anatomy.outer.register_forward_hook(CloseForward(session), always_call=True))
-    session.hook(anatomy.head.register_forward_pre_hook(LabelsHook(anatomy.head), with_kwargs=True))
-    session.hook(anatomy.head.register_forward_hook(FirstToken(session)))
-    session.hook(anatomy.decoder.register_forward_pre_hook(OpenStep(session), with_kwargs=True))
-    session.hook(anatomy.decoder.register_forward_hook(CloseStep(session), with_kwargs=True, always_call=True))
-    if session.selectors:
-        for i, layer in enumerate(anatomy.layers):
-            session.hook(layer.register_forward_pre_hook(LayerHook(session, i), with_kwargs=True))
-        if hasattr(anatomy.decoder, "_deepstack_process"):
-            DeepStack(session).put()
-    sparse.install(session)
+        if hasattr(outer, name):
+            FeatureProbe(session, modality, list(captures)).put()
+    session.hook(outer.register_forward_pre_hook(OuterHook(session), with_kwargs=True))
+    session.hook(outer.register_forward_hook(CloseForward(session), always_call=True))
+    session.hook(head.register_forward_pre_hook(LabelsHook(head), with_kwargs=True))
+    session.hook(head.register_forward_hook(FirstToken(session)))
+    session.hook(decoder.register_forward_pre_hook(OpenStep(session), with_kwargs=True))
+    session.hook(decoder.register_forward_hook(CloseStep(session), with_kwargs=True, always_call=True))
+    for need in sorted(needs, key=repr):
+        capture_of(need).install(session, need)
     for component in session.components:
         component.install()
-    capture(session)
-    tower.install(session)  # behind the probes, which read what the tower really ran on
-
-
-def capture(session: Session) -> None:
-    """Read the signals that methods ask for."""
-    corrections = session.component(Corrections)
-    needs: set[Signal] = {need for method in session.selectors for need in method.captures}
-    needs |= corrections.signals() if corrections is not None else set()
-    for need in sorted(needs, key=repr):  # a fixed order, so that two sessions install alike
-        if isinstance(need, AttentionRows):
-            attention.install(session, need)
-        elif isinstance(need, FirstPassRows):
-            first_pass.install(session, need)
-        elif isinstance(need, Activations):
-            activations.install(session, need)
-        elif isinstance(need, (VisionAttention, VisionKeys)):
-            encoder.install(session, need)
-    if any(isinstance(need, (Projector, VisionAttention, VisionKeys)) for need in needs):
-        encoder.install_projector(session)
 
 
 def remove(session: Session) -> None:

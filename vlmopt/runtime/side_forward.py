@@ -45,6 +45,6 @@ def side_forward(step: Step, **arguments: Any) -> Any:
     before = STEP.get()
     STEP.set(step)
     try:
-        return step.call.session.anatomy.decoder.forward(**arguments)
+        return step.call.session.structure.decoder.forward(**arguments)
     finally:
         STEP.set(before)

@@ -26,7 +26,7 @@ def refuse_unseen(call: Call, arguments: OuterArguments, length: int, past: int)
     encoded = bool(call.features.pieces) and not call.saw_image  # a later stream may do without its images
     if not (arguments.pixels or encoded):
         return
-    outer = type(session.anatomy.outer).__name__
+    outer = type(session.structure.outer).__name__
     if ids is None:
         raise unknown(f"{outer} was handed an image, and neither input_ids nor inputs_embeds")
     if not has_visual(session, ids):
@@ -41,18 +41,18 @@ def refuse_ungrouped(call: Call, arguments: OuterArguments) -> None:
     """Refuse visual tokens whose images were encoded in this call, but not where lengths and grids are read."""
     if (arguments.encodes or call.request.images) and not call.features.pieces:
         names = " or ".join(MODALITIES.values())
-        raise unknown(f"{type(call.session.anatomy.outer).__name__} encoded an image without calling {names}")
+        raise unknown(f"{type(call.session.structure.outer).__name__} encoded an image without calling {names}")
 
 
 def refuse_bypassed(step: Step) -> None:
     """Refuse a pass over visual tokens that went around a layer or an attention function with work to do."""
     session = step.call.session
     planned = {("layer", method.layer) for method in session.selectors}
-    attentions = enumerate(session.anatomy.attentions)
+    attentions = enumerate(session.structure.attentions)
     planned |= {("attention", layer) for layer, module in attentions if hasattr(module, "_vlmopt_plan")}
     if missing := sorted(planned - step.slot(Reached)):
         what = ", ".join(f"{part} {layer}" for part, layer in missing)
-        raise unknown(f"{type(session.anatomy.decoder).__name__} ran around the hooks of {what}")
+        raise unknown(f"{type(session.structure.decoder).__name__} ran around the hooks of {what}")
 
 
 def refuse_unread(call: Call) -> None:
@@ -65,4 +65,4 @@ def refuse_unread(call: Call) -> None:
 
 
 def has_visual(session: Session, ids: Tensor) -> bool:
-    return bool(torch.isin(ids, ids.new_tensor(list(session.anatomy.visual_ids))).any())
+    return bool(torch.isin(ids, ids.new_tensor(list(session.structure.visual_ids))).any())

@@ -15,10 +15,10 @@ from ..kernels.patterns import AShape, Prefill
 from ..policy import Policy
 from ..prefill import SparsePrefill
 from ..prompt import placed_for
-from ..runtime.attention import plan_of
 from ..runtime.call import Step
+from ..runtime.components.sparse_prefill import SparseLayer
+from ..runtime.hooks.attention import plan_of
 from ..runtime.places import decoding
-from ..runtime.sparse import SparseLayer
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ def watch(
     with optimized(model, Policy(prefill=method)):
         session = session_of(model)
         assert session is not None
-        for layer, module in enumerate(session.anatomy.attentions):
+        for layer, module in enumerate(session.structure.attentions):
             if module is not None and hasattr(module, "_vlmopt_plan") and plan_of(session, layer).prefill is not None:
                 watcher = Watcher(session, layer, method)
                 watcher.show = show

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..checks import model_facts
 from ..head_patterns import HeadPatterns
 from ..kernels.patterns import ViewPattern
-from ..runtime.discover import discover
+from ..runtime.structure import structure_of
 from .capture import Shown, watch
 from .choice import Best, Chosen, best_of_each, composed, decide
 from .layer import LayerSearch, Measured
@@ -86,8 +86,8 @@ class PatternSearch:
     ) -> None:  # fmt: skip
         if match not in MATCHES:
             raise ValueError(f"match must be one of {', '.join(MATCHES)}, got {match!r}")
-        anatomy = discover(model)
-        self.model, self.facts, self.depth = model, model_facts(model, anatomy), len(anatomy.layers)
+        structure = structure_of(model)
+        self.model, self.facts, self.depth = model, model_facts(model, structure), len(structure.layers)
         if not 0 <= dense_layers < self.depth:
             raise ValueError(f"dense_layers must be 0 to {self.depth - 1} for {self.depth} layers, got {dense_layers}")
         self.candidates, self.match, self.backend = list(candidates), match, backend

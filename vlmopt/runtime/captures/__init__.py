@@ -1,0 +1,64 @@
+"""What methods may ask to read: one file per kind of signal, listed here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vlmopt.pruning import (
+    Activations,
+    AttentionRows,
+    FirstPassRows,
+    HiddenStates,
+    LookAheadRows,
+    Novelty,
+    Pixels,
+    PixelScale,
+    Projector,
+    Signal,
+    TextEmbeds,
+    VisionAttention,
+    VisionKeys,
+    VisualEmbeds,
+    Weights,
+)
+
+from .activations import GatedActivations
+from .base import Capture, described
+from .embeds import Hidden, OfText, OfVisual, Trained
+from .first_pass import FirstPass
+from .pixels import NoveltyBefore, Scale, UnderTokens
+from .place import Place
+from .projector import WholeProjector
+from .rows import Rows, RowsAhead
+from .tower import Keys, Received
+
+__all__ = ["CAPTURES", "Capture", "Place", "capture_of", "described"]
+
+CAPTURES: dict[type[Signal], Capture[Any]] = {
+    Activations: GatedActivations(),
+    AttentionRows: Rows(),
+    FirstPassRows: FirstPass(),
+    HiddenStates: Hidden(),
+    LookAheadRows: RowsAhead(),
+    Novelty: NoveltyBefore(),
+    Pixels: UnderTokens(),
+    PixelScale: Scale(),
+    Projector: WholeProjector(),
+    TextEmbeds: OfText(),
+    VisionAttention: Received(),
+    VisionKeys: Keys(),
+    VisualEmbeds: OfVisual(),
+    Weights: Trained(),
+}
+
+
+def capture_of(need: Signal) -> Capture[Any]:
+    """How a signal is had.
+
+    Raises:
+        TypeError: nothing is known of its class.
+    """
+    if type(need) not in CAPTURES:
+        known = ", ".join(kind.__name__ for kind in CAPTURES)
+        raise TypeError(f"{need!r} is no signal of this package, which has {known}; name one of these in `needs`")
+    return CAPTURES[type(need)]

@@ -1,0 +1,76 @@
+"""What enters the last linear layer of a feed-forward block, which is its gated activation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from vlmopt.pruning import Activations
+
+from ...methods import Method
+from ..call import Session, Step
+from ..predicting import prompt_text
+from ..structure import ModelStructure
+from .base import Capture
+from .place import Place
+
+LAST = ("down_proj", "w2")
+
+
+def last_linear(layer: nn.Module) -> nn.Linear | None:
+    """The one down projection of a decoder layer; None where there are several (experts) or none."""
+    found = [
+        m
+        for name, m in layer.named_modules()
+        if name.removesuffix(".base_layer").split(".")[-1] in LAST and isinstance(m, nn.Linear)  # PEFT wraps a linear
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+class Taken(dict[int, Tensor]):
+    """State of a step: layer -> [B, W, m], until the cut behind it."""
+
+
+class ActivationHook:
+    """Forward pre-hook of the down projection: keeps a reference until the next cut, copies nothing."""
+
+    def __init__(self, session: Session, layer: int) -> None:
+        self.session, self.layer = session, layer
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        step = self.session.running_step()
+        if step is not None and step.context is not None and not step.again:
+            step.slot(Taken)[self.layer] = args[0].detach()
+
+
+class GatedActivations(Capture[Activations]):
+    """`Activations`."""
+
+    def check(self, model: Any, structure: ModelStructure, method: Method, need: Activations) -> None:
+        if last_linear(structure.layers[need.layer]) is None:
+            raise ValueError(
+                f"{method.name}: layer {need.layer} of {type(model).__name__} has no single gated feed-forward block "
+                "(experts?), so its neurons cannot be counted; use a selector that reads attention or embeddings"
+            )
+
+    def install(self, session: Session, need: Activations) -> None:
+        linear = last_linear(session.structure.layers[need.layer])
+        assert linear is not None
+        session.hook(linear.register_forward_pre_hook(ActivationHook(session, need.layer)))
+
+    def missing(self, step: Step, need: Activations) -> str | None:
+        if need.layer in step.slot(Taken):
+            return None
+        return f"no feed-forward activations of layer {need.layer} in this step"
+
+    def read(self, need: Activations, at: Place) -> Tensor:
+        """Rows of the layer before the cut."""
+        values = at.step.slot(Taken)[need.layer]
+        if need.of == "visual":
+            return values[at.row, at.physical.to(values.device)]
+        rows = at.step.current(at.step.stage - 1)
+        text = prompt_text(at.step, at.row)[rows.log[at.row]]
+        if rows.valid is not None:
+            text = text & rows.valid[at.row]
+        return values[at.row, text.to(values.device)]

@@ -1,0 +1,43 @@
+"""How one kind of signal is had from a model: whether it can be, where it is listened for, what a method reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from vlmopt.pruning import Signal
+
+from ...families import Family, families
+from ..call import Call, Session, Step
+from ..structure import ModelStructure
+from .place import Place
+
+Need = TypeVar("Need", bound=Signal)
+
+
+class Capture(Generic[Need]):
+    """One kind of signal; has no state of its own."""
+
+    of_question = False  # whether it reads the question, which only the last chunk of a prompt holds
+
+    def check(self, model: Any, structure: ModelStructure, method: Any, need: Need) -> None:
+        """Raise `ValueError` where this model cannot give it to a method; before anything is changed."""
+
+    def install(self, session: Session, need: Need) -> None:
+        """Listen for it."""
+
+    def take(self, call: Call, modality: str, function: Callable[..., Any], bound: dict[str, Any]) -> None:
+        """A feature function is about to run on the pixels among its arguments."""
+
+    def missing(self, step: Step, need: Need) -> str | None:
+        """Why this chunk does not have it, None if it does."""
+        return None
+
+    def read(self, need: Need, at: Place) -> Any:
+        """Its value for the current visual tokens of one sample."""
+        raise NotImplementedError
+
+
+def described(able: Callable[[Family], bool]) -> str:
+    """Names of the families that can do something, for error messages."""
+    return ", ".join(sorted(family.name for family in families().values() if able(family)))

@@ -1,0 +1,43 @@
+"""Embeddings and hidden states, which every model has."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from vlmopt.pruning import HiddenStates, Scorer, TextEmbeds, VisualEmbeds, Weights
+
+from .base import Capture
+from .place import Place, text_places
+
+
+class OfVisual(Capture[VisualEmbeds]):
+    """`VisualEmbeds`."""
+
+    def read(self, need: VisualEmbeds, at: Place) -> Tensor:
+        assert at.step.context is not None
+        places = at.step.context.visual[at.row].nonzero()[:, 0] if need.whole else at.logical
+        return at.step.embeds[at.row, places.to(at.step.embeds.device)]
+
+
+class OfText(Capture[TextEmbeds]):
+    """`TextEmbeds`."""
+
+    of_question = True
+
+    def read(self, need: TextEmbeds, at: Place) -> Tensor:
+        return at.step.embeds[at.row, text_places(at).to(at.step.embeds.device)]
+
+
+class Hidden(Capture[HiddenStates]):
+    """`HiddenStates`."""
+
+    def read(self, need: HiddenStates, at: Place) -> Tensor:
+        return at.hidden[at.row, at.physical.to(at.hidden.device)]
+
+
+class Trained(Capture[Weights]):
+    """`Weights`."""
+
+    def read(self, need: Weights, at: Place) -> Scorer:
+        """On the device of the embeddings, where the model was moved after it was optimized."""
+        return at.session.trained[need.source].scorer.to(at.step.embeds.device)

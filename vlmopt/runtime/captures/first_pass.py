@@ -1,0 +1,239 @@
+"""A first pass over smaller pictures, before the LLM: what the question looks at, for the price of a short prompt.
+
+Every block of shrink x shrink cells becomes one token at the position of its middle cell. Where pictures arrive as
+patches of any grid, the tower encodes smaller pixels for it; elsewhere the block's embeddings are averaged. The
+decoder's own code runs on the short prompt and stops inside the attention of one layer, before its kernel. Nothing of
+it stays: no cache, no marks, no signals of the encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlmopt.pruning import TEXT, FirstPassRows, pack
+from vlmopt.pruning.budget import strided
+
+from ...methods import Method
+from .. import masks, smaller
+from ..arguments import PER_LAYER
+from ..call import CALL, Call, Session, Step
+from ..context import VisualContext, VisualSpan
+from ..hooks.attention import plan_of
+from ..side_forward import Look, Looked, side_forward
+from ..structure import ModelStructure
+from .base import Capture
+from .place import Place
+
+DEPTH = 0.4  # where the attention is read unless a layer is named: between a third and a half of the decoder
+Levels = list[Tensor]  # embeddings [k, d], then what DeepStack adds to the first layers
+
+
+class GivenCalls(list[tuple[str, Callable[..., Any], dict[str, Any]]]):
+    """State of the features of a call: modality, function and arguments of every call of a feature function."""
+
+
+@dataclass(frozen=True, eq=False)
+class Short:
+    """The shortened prompts, one per sample."""
+
+    index: Tensor  # Long[b, W] logical places that stay; fillers on the left
+    real: Tensor  # Bool[b, W], False on fillers
+    block: Tensor  # Long[b, L] place among the W of the block that each visual token lies in; -1 where there is none
+    levels: Levels  # [b, L, d], written at the places of the blocks
+
+
+def layer_of(structure: ModelStructure, need: FirstPassRows) -> int:
+    """The layer that is read."""
+    if need.layer is not None:
+        return need.layer
+    readable = [i for i, attention in enumerate(structure.attentions) if hasattr(attention, "config")]
+    return min(readable, key=lambda i: abs(i - DEPTH * len(structure.layers)), default=0)
+
+
+class FirstPass(Capture[FirstPassRows]):
+    """`FirstPassRows`; the layer's attention is routed through ours, its rows are read in first passes only."""
+
+    def check(self, model: Any, structure: ModelStructure, method: Method, need: FirstPassRows) -> None:
+        """Grids are known at run time only; the report says where a picture had none."""
+        layer = layer_of(structure, need)
+        with_attention = [i for i, attention in enumerate(structure.attentions) if hasattr(attention, "config")]
+        if layer not in with_attention:
+            raise ValueError(
+                f"{method.name}: layer {layer} of {type(model).__name__} has no attention to read in a first pass; "
+                f"layers that have: {with_attention or 'none; use instruction_similarity'}"
+            )
+
+    def install(self, session: Session, need: FirstPassRows) -> None:
+        plan_of(session, layer_of(session.structure, need))
+
+    def take(self, call: Call, modality: str, function: Callable[..., Any], bound: dict[str, Any]) -> None:
+        call.features.slot(GivenCalls).append((modality, function, bound))
+
+    def missing(self, step: Step, need: FirstPassRows) -> str | None:
+        if step.past:
+            return "part of the prompt is cached already, and a first pass would not see it"
+        if step.context is not None and any(span.grid is None for span in step.context.spans):
+            return (
+                "the grid of a picture is not known (its features were computed before?), so its tokens form no blocks"
+            )
+        return None
+
+    def read(self, need: FirstPassRows, at: Place) -> Tensor:
+        """fp32 [h, R, n] of one sample."""
+        context = at.step.context
+        assert context is not None
+        rows, block, questions = at.step.remember(("first pass", need), None, lambda: run(at.session, at.step, need))
+        sample = at.row // context.expand
+        count = questions[sample] if need.rows == TEXT else int(need.rows)
+        block = block[sample, at.logical.to(block.device)].to(rows.device)
+        mine = rows[sample, :, max(rows.shape[2] - count, 0) :]
+        return torch.where(block >= 0, mine[..., block.clamp_min(0)], 0.0)
+
+
+@torch.no_grad()
+def run(session: Session, step: Step, need: FirstPassRows) -> tuple[Tensor, Tensor, list[int]]:
+    """Attention rows fp32 [b, H, R, W], where among the W the block of each logical place stands, and question lengths.
+
+    R is the length of the longest question. Samples run once, however many beams they have.
+    """
+    context, given = step.context, step.given
+    assert context is not None
+    samples = slice(None, None, context.expand)
+    short = shorten(session, step, need.shrink)
+    index, real = short.index, short.real
+    batch = torch.arange(len(index), device=index.device)[:, None]
+    visual = context.visual[samples].to(index.device)
+    last = torch.arange(step.q, device=index.device).masked_fill(~visual, -1).amax(1, keepdim=True)
+    questions = ((index > last) & (last >= 0) & real).sum(1).tolist()
+    visual = visual[batch, index] & real
+    extra = {PER_LAYER: given[PER_LAYER][samples][batch, index]} if given.get(PER_LAYER) is not None else {}
+    if len(short.levels) > 1:
+        extra["visual_pos_masks"] = visual
+        extra["deepstack_visual_embeds"] = [level[batch, index][visual] for level in short.levels[1:]]
+    positions = step.positions
+    positions = positions.expand(*positions.shape[:-2], step.batch, step.q)[..., samples, :].to(index.device)
+    positions = positions.gather(-1, index.expand(*positions.shape[:-1], -1))
+    layer, count = layer_of(session.structure, need), max(questions) if need.rows == TEXT else int(need.rows)
+    silent = Step(
+        batch=len(index),
+        q=index.shape[1],
+        past=0,
+        device=step.device,
+        call=step.call,
+        positions=positions,
+        context=VisualContext(visual, visual.long() - 1, visual.long().cumsum(1) - 1, [], 1, real, True),
+        side=Look(layer, max(count, 1)),
+        fast=True,
+    )
+    try:
+        side_forward(
+            silent,
+            inputs_embeds=short.levels[0][batch, index],
+            attention_mask=short_mask(given.get("attention_mask"), samples, index, real),
+            position_ids=positions,
+            use_cache=False,
+            **extra,
+        )
+    except Looked as looked:
+        return looked.rows, short.block, questions
+    raise RuntimeError(f"layer {layer} ran without its attention function")
+
+
+def short_mask(mask: Any, samples: slice, index: Tensor, real: Tensor) -> Any:
+    """The decoder's mask for the rows that stay: full masks are cut, others made anew from padding.
+
+    Never None: without a mask, gaps in the positions would read as borders of packed sequences.
+    """
+    if isinstance(mask, dict):
+        return {kind: short_mask(one, samples, index, real) for kind, one in mask.items()}
+    if isinstance(mask, Tensor) and mask.ndim == 4:
+        mask = mask if mask.shape[0] == 1 else mask[samples]
+        return masks.gather_4d(mask, index, index, None if bool(real.all()) else real, 0)
+    return real.long()
+
+
+def shorten(session: Session, step: Step, shrink: int) -> Short:
+    """Which tokens stay, and what the blocks are given to carry."""
+    context = step.context
+    assert context is not None
+    samples, device = slice(None, None, context.expand), step.embeds.device
+    full = [step.embeds[samples], *(level[samples] for level in deepstack_levels(step))]
+    levels = [level.clone() for level in full]
+    stay = ~context.visual[samples]
+    if context.attention_mask2d is not None:
+        stay &= context.attention_mask2d[samples]
+    end = step.call.request.length or step.q  # candidates of a helper come after
+    stay &= torch.arange(step.q, device=stay.device) < end
+    middle_of = torch.full(stay.shape, -1, device=stay.device)  # logical place of the block of each visual token
+    encoded = encode(session, step, shrink)
+    for span in (s for s in context.spans if s.row % context.expand == 0):
+        row = span.row // context.expand
+        number, middle, kept = blocks(span, shrink)
+        cell, places = number >= 0, span.index[middle]
+        stay[row, span.index[kept]] = True
+        middle_of[row, span.index[cell]] = places[number[cell]]
+        fresh = next(encoded["video" if span.kind == "video" else "image"]) if encoded else None
+        if fresh is None:
+            cells, number = span.index[cell].to(device), number[cell].to(device)
+            fresh = [mean_of_blocks(level[row, cells], number) for level in full]
+        for level, values in zip(levels, fresh, strict=True):
+            level[row, places.to(device)] = values.to(level)
+    index, valid = pack(stay)
+    real = torch.ones_like(index, dtype=torch.bool) if valid is None else valid
+    slots = torch.arange(index.shape[1], device=index.device).expand_as(index)
+    slot = torch.full_like(middle_of, -1).scatter(1, index, slots)
+    block = torch.where(middle_of >= 0, slot.gather(1, middle_of.clamp_min(0)), -1)
+    return Short(index.to(device), real.to(device), block.to(device), levels)
+
+
+def blocks(span: VisualSpan, shrink: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Long[n] number of the block of each token, -1 for row separators; Bool[n] middle cells; Bool[n] tokens that stay.
+
+    Blocks are numbered in raster order. A separator stays behind a row of cells that has one that stays.
+    """
+    assert span.grid is not None
+    _, h, w = span.grid
+    rows, columns = -(-h // shrink), -(-w // shrink)
+    t, y, x = span.coords.T
+    cell = (span.coords >= 0).all(1)
+    number = (t * rows + (2 * y + 1) * rows // (2 * h)) * columns + (2 * x + 1) * columns // (2 * w)
+    in_row, in_column = (torch.isin(at, at.new_tensor(strided(n, k))) for at, n, k in ((y, h, rows), (x, w, columns)))
+    before = torch.arange(len(y), device=y.device).masked_fill(~cell, 0).cummax(0).values
+    middle = cell & in_row & in_column
+    return torch.where(cell, number, -1), middle, middle | (~cell & in_row[before])
+
+
+def mean_of_blocks(values: Tensor, number: Tensor) -> Tensor:
+    """[k, d]: mean of the values [n, d] of every block, by number Long[n] from 0 to k - 1."""
+    order, lengths = number.argsort(stable=True), torch.bincount(number)
+    return torch.segment_reduce(values[order].float(), "mean", lengths=lengths, axis=0).to(values.dtype)
+
+
+def deepstack_levels(step: Step) -> Levels:
+    """What DeepStack adds after the first layers, [B, L, d] each; empty for other models."""
+    where, levels = (step.given.get(name) for name in ("visual_pos_masks", "deepstack_visual_embeds"))
+    if where is None or levels is None:
+        return []
+    where = where.to(step.embeds.device)
+    return [torch.zeros_like(step.embeds).index_put_((where,), level.to(step.embeds)) for level in levels]
+
+
+def encode(session: Session, step: Step, shrink: int) -> dict[str, Iterator[Levels]] | None:
+    """Levels of every smaller picture per modality, in order; None where only averages can be had."""
+    if not session.family.patch_grid:
+        return None
+    found: dict[str, list[Levels]] = {}
+    for modality, original, bound in step.call.features.slot(GivenCalls):
+        plan = smaller.smaller(session, modality, bound, lambda t, h, w: (-(-h // shrink), -(-w // shrink)))
+        token = CALL.set(None)  # the encoder's probes must not hear of it
+        try:
+            levels = smaller.levels(original(**{**bound, **plan.arguments}), plan.small.prod(1).tolist())
+        finally:
+            CALL.reset(token)
+        found.setdefault(modality, []).extend([list(one) for one in zip(*levels, strict=True)])
+    return {modality: iter(levels) for modality, levels in found.items()}

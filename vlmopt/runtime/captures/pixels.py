@@ -1,0 +1,115 @@
+"""Signals that come with the pixels: one value per cell of a picture, laid on the tokens that show the cells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlmopt.pruning import Selector
+from vlmopt.pruning.signals import Novelty, Pixels, PixelScale
+
+from ...families import family_of
+from ...families.patches import first_copy
+from ..arguments import pixels_in
+from ..call import Call, Step
+from ..structure import ModelStructure
+from .base import Capture, described
+from .place import Place
+
+
+class GivenPixels(dict[str, list[Tensor]]):
+    """State of the features of a call: what its feature functions were given, per modality, in order."""
+
+
+class Found(dict[str, list[Tensor]]):
+    """State of the features of a call: novelty of every cell, per modality, in the order of the pictures."""
+
+
+class UnderTokens(Capture[Pixels]):
+    """`Pixels`."""
+
+    def check(self, model: Any, structure: ModelStructure, method: Selector, need: Pixels) -> None:
+        if family_of(model.config).cells is None:
+            padded = method.padding != "keep"
+            what = f"padding={method.padding!r}" if padded else "the method"
+            way_out = "padding='keep'" if padded else "a selector that reads embeddings, e.g. div_prune"
+            raise ValueError(
+                f"{method.name}: {what} needs the pixels under every token, which are not known for "
+                f"{model.config.model_type}; works with: {described(lambda f: f.cells is not None)}. Use {way_out}"
+            )
+
+    def take(self, call: Call, modality: str, function: Callable[..., Any], bound: dict[str, Any]) -> None:
+        call.features.slot(GivenPixels).setdefault(modality, []).append(pixels_in(modality, bound))
+
+    def missing(self, step: Step, need: Pixels) -> str | None:
+        if step.call.features.slot(GivenPixels):
+            return None
+        return "no pixels came with this call (features were computed before)"
+
+    def read(self, need: Pixels, at: Place) -> Tensor:
+        """Pixels under every token of the sample's spans."""
+        family, config, store = at.session.family, at.session.model.config, at.step.call.features.slot(GivenPixels)
+        of_family = family.cells
+        assert of_family is not None
+
+        def read_cells(given: Tensor) -> Tensor:
+            once = family.patch_grid and not need.repeated
+            return of_family(first_copy(given, config) if once else given, config).float()
+
+        def cells() -> dict[str, Tensor]:
+            return {modality: torch.cat([read_cells(p) for p in given]) for modality, given in store.items()}
+
+        return of_cells(at, f"pixels, repeated={need.repeated}", cells)
+
+
+class Scale(Capture[PixelScale]):
+    """`PixelScale`."""
+
+    def check(self, model: Any, structure: ModelStructure, method: Selector, need: PixelScale) -> None:
+        if not family_of(model.config).image_std:
+            raise ValueError(
+                f"{method.name}: by what the processor of {model.config.model_type} divides pixels is not known; works "
+                f"with: {described(lambda f: bool(f.image_std))}. Use a selector that reads embeddings, e.g. div_prune"
+            )
+
+    def read(self, need: PixelScale, at: Place) -> Tensor:
+        return torch.tensor(at.session.family.image_std, device=at.hidden.device)
+
+
+class NoveltyBefore(Capture[Novelty]):
+    """`Novelty`: what was found before the tower ran."""
+
+    def missing(self, step: Step, need: Novelty) -> str | None:
+        if step.call.features.slot(Found) and step.context is not None and step.context.grouped:
+            return None
+        return "the vision tower did not run in this call, or its pictures cannot be told apart in the prompt"
+
+    def read(self, need: Novelty, at: Place) -> Tensor:
+        store = at.step.call.features.slot(Found)
+        return of_cells(at, "novelty", lambda: {modality: torch.cat(found) for modality, found in store.items()})
+
+
+def of_cells(at: Place, name: str, cells: Callable[[], dict[str, Tensor]]) -> Tensor:
+    """Values [cells, ...] per modality, in the order in which pictures came, for the current tokens; NaN elsewhere."""
+    context = at.step.context
+    assert context is not None
+
+    def spread() -> Tensor:
+        values = cells()
+        one = next(iter(values.values()))
+        full = one.new_full((context.visual.shape[0], at.step.q, *one.shape[1:]), float("nan"))
+        done = dict.fromkeys(values, 0)
+        for first in range(0, context.visual.shape[0], context.expand):
+            for span in (s for s in context.spans if s.row == first):
+                modality = "video" if span.kind == "video" else "image"
+                patches = span.index[(span.coords >= 0).all(1).to(span.index.device)]
+                start, done[modality] = done[modality], done[modality] + len(patches)
+                for row in range(first, first + context.expand):
+                    full[row, patches] = values[modality][start : start + len(patches)]
+        return full
+
+    full = at.step.remember((name,), None, spread)
+    return full[at.row, at.logical.to(full.device)]

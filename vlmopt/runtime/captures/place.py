@@ -1,0 +1,32 @@
+"""Where a signal is read: the visual tokens of one sample at one boundary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..call import Session, Step
+from ..predicting import prompt_text
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """One sample's current visual tokens inside a step."""
+
+    session: Session
+    step: Step
+    row: int
+    physical: Tensor  # Long[n] rows of `hidden`
+    logical: Tensor  # Long[n] offsets inside the chunk
+    hidden: Tensor  # [B, W, d] at this boundary
+
+
+def text_places(at: Place) -> Tensor:
+    """Long[R]: logical places of the real prompt rows behind the sample's last visual token."""
+
+    def behind() -> Tensor:
+        text = prompt_text(at.step, at.row).nonzero()[:, 0]
+        return text[text > at.step.context.visual[at.row].nonzero()[-1, 0]]  # type: ignore[union-attr]
+
+    return at.step.remember(("text", at.row), None, behind)

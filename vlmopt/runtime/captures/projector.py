@@ -1,0 +1,188 @@
+"""What goes through the projector, and which row of its output became which token.
+
+A token's row is found by its bits: the model copies those rows into its embeddings, through window orders, newline
+tokens and unpadding of its own, so equal bits say which row became which token.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlmopt.pruning.signals import Projector, ProjectorCall, TwoLayers
+
+from ...families import family_of
+from ...methods import Method
+from ..call import Session, Step
+from ..offload import resident, why_unreadable
+from ..structure import ModelStructure, part
+from .base import Capture, Need, described
+from .place import Place
+
+NORMS = (nn.LayerNorm, nn.RMSNorm)  # and the RMS norms of transformers, which have a `variance_epsilon`
+PRINTED = 64  # columns that make up a row's fingerprint
+
+
+@dataclass
+class Encoded:
+    """State of the features of a call: what runs of the encoder left for the methods of the policy."""
+
+    inputs: list[Tensor] = field(default_factory=list)  # of the projector, as it was called
+    outputs: list[Tensor] = field(default_factory=list)
+    attention: dict[int, list[Tensor]] = field(default_factory=lambda: defaultdict(list))  # block -> [items, patches]
+    keys: dict[int, list[Tensor]] = field(default_factory=lambda: defaultdict(list))  # block -> [items, patches, d_h]
+
+
+class ProjectorHook:
+    """Forward hook of the projector: keeps references to input and output, copies nothing."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        call = self.session.running_call()
+        given = args[0] if args else next(iter(kwargs.values()), None)
+        if call is not None and isinstance(given, Tensor) and isinstance(output, Tensor):
+            encoded = call.features.slot(Encoded)
+            encoded.inputs.append(given.detach())
+            encoded.outputs.append(output.detach())
+
+
+class ProjectorLayers:
+    """The projector's parts, with what selectors derived from them, for as long as it computes the same.
+
+    It is asked with two rows: adapters merge into weights without a trace in addresses or autograd's version counters.
+    """
+
+    def __init__(self) -> None:
+        self.hooked = False  # the projector is listened to
+        self.rows: Tensor | None = None  # [2, p, d_v]
+        self.answer: Tensor | None = None
+        self.layers: TwoLayers | None = None
+
+    @torch.no_grad()
+    def of(self, module: nn.Module, inputs: Tensor) -> TwoLayers | None:
+        """Its two layers, None where it is no such MLP; inputs [k, p, d_v], patches as they enter."""
+        if self.rows is None or self.rows.shape[1:] != inputs.shape[1:]:
+            self.rows, self.answer = inputs[:2].clone(), None
+        rows, before = self.rows.to(inputs), self.answer
+        self.answer = module.forward(rows.flatten(0, 1))
+        same = before is not None and (before.dtype, before.device) == (self.answer.dtype, self.answer.device)
+        if not (same and torch.equal(before, self.answer)):  # type: ignore[arg-type]
+            self.layers = two_layers(module, rows, self.answer)
+        return self.layers
+
+
+def two_layers(module: nn.Module, rows: Tensor, expected: Tensor) -> TwoLayers | None:
+    """The projector as second(gelu(first(norm(x)))), None where it is none: tried out on some of its input rows.
+
+    Args:
+        rows: [k, p, d_v], patches as they enter.
+        expected: [k, d], what the module makes of them.
+    """
+    parts = [m for m in module.modules() if not list(m.children())]
+    linears = [m for m in parts if isinstance(m, nn.Linear) and m.weight.is_floating_point()]
+    norms = [m for m in parts if m not in linears and any(True for _ in m.parameters())]
+    activations = [m for m in parts if m not in linears and m not in norms and "gelu" in type(m).__name__.lower()]
+    if len(linears) != 2 or len(norms) > 1 or len(activations) != 1:
+        return None
+    norm = resident(norms[0]) if norms else None
+    if norm is not None and not (isinstance(norm, NORMS) or hasattr(norm, "variance_epsilon")):
+        return None
+    width = rows.shape[-1] if norm is None else next(norm.parameters()).shape[-1]
+    first, second = (resident(linear) for linear in linears)
+    found = TwoLayers(norm, width == rows.shape[-1], first, activations[0], second)
+    try:
+        x = rows.flatten(1) if norm is None else norm(rows if found.per_patch else rows.flatten(1)).flatten(1)
+        got = found.second(found.gelu(found.first(x)))
+    except RuntimeError:  # shapes of another form
+        return None
+    return found if got.shape == expected.shape and torch.allclose(got, expected, rtol=1e-2, atol=1e-3) else None
+
+
+class OfRows(Capture[Need]):
+    """A signal that tokens have by their row in the projector's output."""
+
+    def check(self, model: Any, structure: ModelStructure, method: Method, need: Need) -> None:
+        family = family_of(model.config)
+        if not family.by_token:
+            raise ValueError(
+                f"{method.name}: in {model.config.model_type} visual tokens are no rows of a projector's output "
+                f"(pooled, scaled or undescribed); works with: {described(lambda f: f.by_token)}. "
+                "Use a selector that reads embeddings, e.g. div_prune"
+            )
+        if reason := why_unreadable(part(structure.outer, family.projector)):
+            raise ValueError(f"{method.name}: {reason}; load the model's weights first")
+
+    def install(self, session: Session, need: Need) -> None:
+        known = session.slot(ProjectorLayers)
+        if not known.hooked:
+            projector = part(session.structure.outer, session.family.projector)
+            session.hook(projector.register_forward_hook(ProjectorHook(session), with_kwargs=True))
+            known.hooked = True
+
+    def missing(self, step: Step, need: Need) -> str | None:
+        if not step.call.features.slot(Encoded).outputs:
+            return "the projector did not run in this call (features were computed before)"
+        if step.context is not None and not bool((patch_rows(step)[step.context.visual] >= 0).any()):
+            return "this model changes the projector's output before the LLM, so tokens have no row of their own"
+        return None
+
+
+class WholeProjector(OfRows[Projector]):
+    """`Projector`."""
+
+    def read(self, need: Projector, at: Place) -> ProjectorCall:
+        encoded, session = at.step.call.features.slot(Encoded), at.session
+        module = part(session.structure.outer, session.family.projector)
+        grouped = torch.cat([group_patches(i, o) for i, o in zip(encoded.inputs, encoded.outputs, strict=True)])
+
+        def function(x: Tensor) -> Tensor:
+            return module.forward(x.flatten(0, 1))
+
+        layers = session.slot(ProjectorLayers).of(module, grouped)
+        return ProjectorCall(of_tokens(at, grouped, float("nan")), function, layers)
+
+
+def patch_rows(step: Step) -> Tensor:
+    """Long[B, L]: row of the projector's output that became each logical place; -1 where none did."""
+
+    def match() -> Tensor:
+        assert step.context is not None
+        rows = torch.cat([out.flatten(0, -2) for out in step.call.features.slot(Encoded).outputs]).to(step.embeds)
+        print_, order = fingerprint(rows).sort(stable=True)
+        found = torch.full(step.embeds.shape[:2], -1, device=step.embeds.device)
+        visual = step.context.visual.to(step.embeds.device)
+        wanted = fingerprint(step.embeds[visual])
+        index = torch.searchsorted(print_, wanted).clamp_max(len(print_) - 1)
+        found[visual] = torch.where(print_[index] == wanted, order[index], -1)
+        return found
+
+    return step.remember(("patch rows",), None, match)
+
+
+def fingerprint(rows: Tensor) -> Tensor:
+    """Long[n] from the bits of up to 64 columns of [n, d]; equal rows get equal numbers."""
+    columns = torch.linspace(0, rows.shape[1] - 1, min(PRINTED, rows.shape[1]), device=rows.device).long()
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[rows.element_size()]
+    bits = rows[:, columns].contiguous().view(integer).long()
+    odd = torch.arange(1, 2 * bits.shape[1], 2, device=rows.device) * 0x5851F42D4C957F2D + 1
+    return (bits * (odd | 1)).sum(1)
+
+
+def of_tokens(at: Place, per_row: Tensor, fill: float) -> Tensor:
+    """Values [rows, ...] of the projector's rows, taken for the current tokens; `fill` where a token has no row."""
+    row = patch_rows(at.step)[at.row, at.logical.to(at.step.embeds.device)].to(per_row.device)
+    value = per_row[row.clamp_min(0)]
+    known = (row >= 0).view(-1, *[1] * (value.ndim - 1))
+    return torch.where(known, value, torch.full_like(value, fill))
+
+
+def group_patches(inputs: Tensor, outputs: Tensor) -> Tensor:
+    """[rows, p, d_v]: the p consecutive patches that went into each output row."""
+    rows = outputs.shape[:-1].numel()
+    return inputs.reshape(rows, -1, inputs.shape[-1])

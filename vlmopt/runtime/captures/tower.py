@@ -1,0 +1,187 @@
+"""What a block of the vision tower attends to, and its keys, laid on the tokens that its patches became."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from vlmopt.pruning.signals import VisionAttention, VisionKeys
+
+from ...families import family_of
+from ...methods import Method
+from ..call import Session
+from ..compat import attention_arguments, substitute
+from ..context import PicturePart
+from ..hooks.attention import BaseView, Uninstall, base_function, register
+from ..structure import ModelStructure, part, whole_blocks
+from .place import Place
+from .projector import Encoded, OfRows, of_tokens, patch_rows
+
+NAME = "vlmopt_vision"
+ROWS_AT_ONCE = 1024  # query rows of a column mean; bounds its memory at heads x 1024 x patches
+OfBlock = TypeVar("OfBlock", bound="VisionAttention | VisionKeys")
+
+
+class VisionPlan:
+    """What is read in one attention module of the tower."""
+
+    def __init__(self, session: Session, base: Any, has_cls: bool) -> None:
+        register(NAME, vision_attention)
+        self.session, self.base, self.has_cls = session, base, has_cls
+        self.attention: set[int] = set()  # the numbers under which it is asked for: a block has two
+        self.keys: set[int] = set()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        register(NAME, vision_attention)
+        self.__dict__.update(state)
+
+
+def vision_attention(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    """Delegate to the base kernel, and read what its patches receive."""
+    plan = cast("VisionPlan", module._vlmopt_plan)
+    query, key, _, _ = given = attention_arguments(args, kwargs)
+    out = base_function(module, plan.base)(BaseView(module, plan.base), *given, **kwargs)
+    call = plan.session.running_call()
+    if call is not None:
+        start = call.clock.now()
+        read_patches(plan, call.features.slot(Encoded), query, key, **kwargs)
+        call.page.probing.append((start, call.clock.now()))
+    return out
+
+
+@torch.no_grad()  # as in the decoder's probe
+def read_patches(plan: VisionPlan, store: Encoded, query: Tensor, key: Tensor, **kwargs: Any) -> None:
+    """Take down what patches receive and their keys, picture by picture."""
+    scaling = kwargs.get("scaling")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    pieces = [(query, key)]
+    if kwargs.get("cu_seq_lens_q") is not None:  # flash kernels take all pictures as one row
+        lengths = kwargs["cu_seq_lens_q"].diff().tolist()
+        pieces = list(zip(query.split(lengths, 2), key.split(lengths, 2), strict=True))
+    for q, k in pieces:
+        first = int(plan.has_cls)
+        if plan.attention:
+            received = column_mean(q[:, :, :1] if plan.has_cls else q, k, float(scaling))
+            received = received[:, first:]
+            for number in plan.attention:
+                store.attention[number].append(received)
+        if plan.keys:
+            keys = k.float().mean(1)[:, first:]
+            for number in plan.keys:
+                store.keys[number].append(keys)
+
+
+def column_mean(query: Tensor, key: Tensor, scaling: float) -> Tensor:
+    """fp32 [B, K]: attention that every key receives, mean over heads [B, H, R, d] and rows, some rows at a time."""
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], 1).float().transpose(-1, -2)
+    total = torch.zeros(key.shape[0], key.shape[-1], device=key.device)
+    for rows in query.split(ROWS_AT_ONCE, 2):
+        total += (rows.float() @ key * scaling).softmax(-1).sum(2).mean(1)
+    return total / query.shape[2]
+
+
+def blocks_of(tower: nn.Module) -> list[nn.Module]:
+    """The attention module of every block of a transformer tower; empty for another kind of tower."""
+    found = [m for m in tower.modules() if isinstance(m, nn.ModuleList) and len(m)]
+    stacks = [[attention_in(block) for block in stack] for stack in found]
+    whole = [[a for a in stack if a is not None] for stack in stacks if all(a is not None for a in stack)]
+    return max(whole, key=len, default=[])
+
+
+def attention_in(block: nn.Module) -> nn.Module | None:
+    return next(
+        (m for m in block.children() if hasattr(m, "config") and any(hasattr(m, n) for n in ("qkv", "q_proj"))), None
+    )
+
+
+def has_cls(tower: nn.Module) -> bool:
+    return any(name.endswith(("class_embedding", "cls_token")) for name, _ in tower.named_parameters())
+
+
+def plan_of(session: Session, layer: int) -> VisionPlan:
+    """Route one attention module of the tower through `vision_attention` (once)."""
+    tower = part(session.structure.outer, session.family.vision_tower)
+    module: Any = blocks_of(tower)[layer]
+    plan: VisionPlan | None = getattr(module, "_vlmopt_plan", None)
+    if plan is None:
+        base = module.config
+        plan = VisionPlan(session, base, has_cls(tower))
+        clone = substitute(base, NAME)
+        module._vlmopt_plan = plan
+        module.config = clone
+        session.undo.append(Uninstall(module, base))
+    return plan
+
+
+class InTower(OfRows[OfBlock]):
+    """A signal of one block."""
+
+    def check(self, model: Any, structure: ModelStructure, method: Method, need: OfBlock) -> None:
+        super().check(model, structure, method, need)
+        tower = part(structure.outer, family_of(model.config).vision_tower)
+        depth = len(blocks_of(tower))
+        if not -depth <= need.layer < depth:
+            raise ValueError(
+                f"{method.name}: block {need.layer} of the vision tower cannot be read; {type(tower).__name__} has "
+                f"{f'blocks {-depth}..{depth - 1}' if depth else 'no attention blocks'}"
+            )
+        whole = whole_blocks(model)
+        if whole is not None and need.layer % depth not in whole:
+            raise ValueError(
+                f"{method.name}: block {need.layer} of {type(tower).__name__} attends inside small windows only; "
+                f"blocks that see the whole picture: {', '.join(str(i) for i in whole)} of {depth}"
+            )
+
+
+class Received(InTower[VisionAttention]):
+    """`VisionAttention`."""
+
+    def install(self, session: Session, need: VisionAttention) -> None:
+        super().install(session, need)
+        plan_of(session, need.layer).attention.add(need.layer)
+
+    def read(self, need: VisionAttention, at: Place) -> Tensor:
+        return of_tokens(at, received(need, at)[:, None], 0.0)[:, 0]
+
+
+class Keys(InTower[VisionKeys]):
+    """`VisionKeys`."""
+
+    def install(self, session: Session, need: VisionKeys) -> None:
+        super().install(session, need)
+        plan_of(session, need.layer).keys.add(need.layer)
+
+    def read(self, need: VisionKeys, at: Place) -> Tensor:
+        return of_tokens(at, per_projector_row(at, at.step.call.features.slot(Encoded).keys[need.layer]), 0.0)
+
+
+def received(need: VisionAttention, at: Place) -> Tensor:
+    """fp32 [rows] of the projector: attention that the patches of a row receive."""
+    values = at.step.call.features.slot(Encoded).attention[need.layer]
+    return per_projector_row(at, [v[..., None] for v in values])[:, 0]
+
+
+def per_projector_row(at: Place, values: list[Tensor]) -> Tensor:
+    """Per-patch values, one [items, patches, c] per tower call, as [rows, c]: mean over the patches of a row."""
+    encoded = at.step.call.features.slot(Encoded)
+    rows = sum(out.shape[:-1].numel() for out in encoded.outputs)
+    arranged = [at.session.family.patches(at.session.structure.outer, v) for v in values]
+    flat = torch.cat([v.flatten(0, -2) for v in arranged])
+    return flat.reshape(rows, -1, flat.shape[-1]).mean(1)
+
+
+def whole_picture(need: VisionAttention, at: Place, part: PicturePart) -> Tensor:
+    """The same of a whole picture of which this chunk holds a part; 0 where no row of the projector became a token."""
+    per_row = received(need, at)
+    rows = patch_rows(at.step)[at.row, part.index.to(at.step.embeds.device)].to(per_row.device)
+    known = rows >= 0
+    if not bool(known.any()):
+        return per_row.new_zeros(len(part.whole.index))
+    patch = (part.whole.coords >= 0).all(1).to(per_row.device)  # row ends and the like are no rows
+    place = (patch.cumsum(0) - 1).masked_fill(~patch, -1)
+    start = (rows - place[part.inside.to(rows.device)])[known].median()  # equal rows may be taken for one another
+    own = start + place
+    fits = patch & (own >= 0) & (own < len(per_row))
+    return torch.where(fits, per_row[own.clamp(0, len(per_row) - 1)], torch.zeros_like(own, dtype=per_row.dtype))

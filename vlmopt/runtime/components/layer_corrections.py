@@ -1,0 +1,218 @@
+"""Corrections inside the attention function: which rows, what they are told, and what comes of it.
+
+The model's kernel runs first; rows and heads that a correction changed are then written over its output, so all else
+keeps its bits. Rows are told apart by absolute position, never by the length of the query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlmopt.attention_fix import Correction, HeadCorrection, RowCorrection, RowView, correct_rows, scale_heads
+from vlmopt.attention_fix.base import Listening
+from vlmopt.attention_fix.rows import read_mask, sees_all
+from vlmopt.attention_fix.vision_heads import head_divergence
+
+from ..call import Call, Session, Step
+from ..hooks.attention import Edits
+from ..places import decoding, last_row_passes
+from .edited_rows import Editable, editable, generated_keys, rows_of_mask
+from .marks import Marks
+
+VERIFIED = 16  # query rows up to which a step behind the prompt counts as decoding (candidates of assisted decoding)
+MARKED = ("sink", "local", "summary")  # tables that hold what corrections marked or chose
+
+
+@dataclass
+class Record:
+    """What one correction did in one layer during a call; tensors, summed up only when a report is asked for."""
+
+    rows: Tensor | None = None  # Long[B] rows offered in prompts
+    edited: Tensor | None = None  # [B, H] rows of prompts in which a head was changed
+    steps: int = 0  # generated rows offered
+    generated: Tensor | None = None  # [B, H] the same of generated rows
+    measured: list[tuple[Tensor, dict[str, Tensor]]] = field(default_factory=list)  # (rows, scalars)
+    gain: Tensor | None = None  # fp32 [B, H]
+    listening: Listening | None = None  # what a diagnosis heard; in the record of layer 0
+
+
+class Records(dict[tuple[str, int], Record]):
+    """State of a call: (correction, layer) -> what it did."""
+
+
+def record_of(call: Call, correction: Correction, layer: int) -> Record:
+    """Where a correction takes down what it does in a layer during a call."""
+    return call.slot(Records).setdefault((correction.name, layer), Record())
+
+
+@dataclass(eq=False)
+class Repeating:
+    """State of a call, where a method watches its text."""
+
+    generated: Tensor | None = None  # Long[B, n] of this call; candidates of assisted decoding at its end
+    tripped: Tensor | None = None  # Bool[B] samples whose text began to repeat itself
+
+
+class Divergence(list[Tensor]):
+    """State of a step, fp32 [B, H] per traced layer, and of its call, fp32 [B] per generated token."""
+
+
+class LayerCorrections(Edits):
+    """The corrections of one layer, in the order in which they act."""
+
+    def __init__(self, session: Session, layer: int, corrections: Sequence[Correction]) -> None:
+        self.session, self.layer = session, layer
+        of_rows = [c for c in corrections if isinstance(c, RowCorrection)]
+        self.rows = sorted(of_rows, key=lambda c: c.stage != "logits")  # a stable sort: the policy's order within
+        self.heads = [c for c in corrections if isinstance(c, HeadCorrection)]
+        self.fast = bool(self.rows) and all(c.passthrough == "fast" for c in self.rows)
+        self.traced = any(getattr(c, "trace", False) for c in self.heads)
+        self.stage = session.stage_of[layer]
+
+    def active(self, step: Step) -> bool:
+        return step.slot(Marks).has_image
+
+    def replaces_kernel(self, step: Step, query: Tensor) -> bool:
+        """Whether the explicit rows stand in for the kernel: while decoding, and only where asked for."""
+        return self.fast and decoding(step) and query.shape[2] <= VERIFIED
+
+    def run(
+        self, step: Step, out: Tensor | None, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kw: Any
+    ) -> Tensor:
+        """The layer's attention output [B, Q, H, D], corrected; `out` None: computed here for every row."""
+        if self.rows:
+            rows = editable(step, self.stage, query.shape[2])
+            if rows.any:
+                out = self.correct(step, rows, out, query, key, value, mask, **kw)
+        assert out is not None
+        return self.scale(step, out) if self.heads else out
+
+    def correct(
+        self,
+        step: Step,
+        rows: Editable,
+        out: Tensor | None,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        **kwargs: Any,
+    ) -> Tensor:
+        scaling = kwargs.get("scaling")
+        scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+        chosen = query if rows.index is None else query[:, :, rows.index]
+        shape = (query.shape[0], query.shape[1], query.shape[2], key.shape[2])
+        window = kwargs.get("sliding_window")
+
+        def masks() -> tuple[Tensor, Tensor]:
+            own = rows_of_mask(mask, rows.index, shape, key.device, window)
+            return own, read_mask(own, (*shape[:2], chosen.shape[2], shape[3]), None, key.device)[0]
+
+        if sees_all(query.shape[2], mask, None) and (window is None or key.shape[2] <= window):
+            own = allowed = None  # the usual step of decoding
+        else:
+            own, allowed = step.remember(("row masks", self.stage, shape, window, key.device), mask, masks)
+        edits = [(c, self.view(step, c, rows, allowed, key)) for c in self.rows]
+        watch = Watch(step, self.layer)
+        fixed, edited = correct_rows(
+            chosen, key, value, own, scaling, edits, softcap=kwargs.get("softcap"), observe=watch
+        )
+        if out is None:
+            return fixed
+        where = edited.transpose(1, 2)[..., None]
+        if rows.index is None:
+            return torch.where(where, fixed, out)
+        out = out.clone()  # the kernel's tensor may be a view of something it keeps
+        out[:, rows.index] = torch.where(where, fixed, out[:, rows.index])
+        return out
+
+    def view(
+        self, step: Step, correction: RowCorrection, rows: Editable, allowed: Tensor | None, key: Tensor
+    ) -> RowView:
+        """What the correction may know of the rows and keys of this step."""
+        marks = step.slot(Marks)
+        width, device = key.shape[2], key.device
+
+        def of_keys(name: str, layer: int | None = None) -> Tensor:
+            return marks.of_keys(step, self.stage, width, name, layer).to(device)
+
+        shared = step.remember(("keys", self.stage, width, device), None, lambda: {
+            "image": of_keys("image"), "span": of_keys("span"), "system": of_keys("system"),
+            "generated": generated_keys(step, self.stage, width, device),
+        })  # fmt: skip
+        may = rows.kinds[correction.rows].to(device)
+        tripped = step.call.slot(Repeating).tripped
+        if tripped is not None and getattr(correction, "watchdog", "off") == "stop":
+            may = may & ~tripped.to(device)[:, None]
+        named = {name: at for name in MARKED for at in ((name, None), (name, self.layer)) if at in marks.tables}
+        sets = marks.sets(step, self.stage, width, correction, named)
+        given: dict[str, Any] = {"sets": sets.to(device)} if sets is not None else {}
+        given = given or {"marks": {name: of_keys(*table) for name, table in named.items()}}
+        return RowView(self.layer, len(self.session.stage_of), allowed, may, **given, **shared)
+
+    def scale(self, step: Step, out: Tensor) -> Tensor:
+        """Head gains on rows that predict a token; chosen when the prompt's last row passes, kept from then on."""
+        marks = step.slot(Marks)
+        last = None  # while decoding, every row
+        if decoding(step):
+            if self.traced:
+                self.trace(step, out[:, -1])
+        else:
+            rows = editable(step, self.stage, out.shape[1])
+            assert rows.index is not None
+            last = torch.zeros(out.shape[:2], dtype=torch.bool, device=out.device)
+            last.index_copy_(1, rows.index.to(out.device), rows.kinds["last"].to(out.device))
+            if last_row_passes(step):
+                self.choose(step, out, last)
+        gain = marks.gains.get(self.layer)
+        return out if gain is None else scale_heads(out, gain.to(out.device), last)
+
+    def trace(self, step: Step, heads: Tensor) -> None:
+        """Take down how far head outputs [B, H, D] are from those without pictures."""
+        without = step.slot(Marks).stream.heads.get(self.layer)
+        if without is not None:
+            step.slot(Divergence).append(head_divergence(heads, without.to(heads.device)).to(step.device))
+
+    def choose(self, step: Step, out: Tensor, last: Tensor) -> None:
+        """Gains from the head outputs of the last prompt row of every sample."""
+        marks = step.slot(Marks)
+        first = last.long().argmax(1)  # rows behind it are candidates of assisted decoding
+        heads = out[torch.arange(len(out), device=out.device), first]
+        stream = None if marks.stream is None else marks.stream.heads.get(self.layer)
+        if self.traced:
+            self.trace(step, heads)
+        total = torch.ones(heads.shape[:2], device=out.device)
+        for correction in self.heads:
+            gain = correction.gain(heads, None if stream is None else stream.to(out.device), self.layer).to(out.device)
+            gain = torch.where(marks.seen.to(out.device)[:, None], gain.expand_as(total), 1.0)
+            record_of(step.call, correction, self.layer).gain = gain
+            total = total * gain
+        marks.gains[self.layer] = total
+
+
+class Watch:
+    """Takes down what corrections saw and did, without looking at any number."""
+
+    def __init__(self, step: Step, layer: int) -> None:
+        self.step, self.layer = step, layer
+        self.prompt = not decoding(step)
+
+    @torch.no_grad()  # a checkpointed layer must keep the same tensors when it runs again, unwatched
+    def __call__(self, correction: RowCorrection, values: Tensor, view: RowView, edited: Tensor) -> None:
+        if self.step.again or (self.prompt and self.step.call.prompt is not None):
+            return  # the prompt once more, in a backward pass or without a cache
+        record = record_of(self.step.call, correction, self.layer)
+        total = edited[:, :, 0] if edited.shape[2] == 1 else edited.sum(2)
+        if self.prompt:
+            offered = view.rows.sum(1)
+            record.measured.append((offered.sum(), correction.measure(values, view)))
+            record.rows = offered if record.rows is None else record.rows + offered
+            record.edited = total.long() if record.edited is None else record.edited + total
+        else:
+            record.steps += view.rows.shape[1]
+            record.generated = total.long() if record.generated is None else record.generated.add_(total)

@@ -1,0 +1,156 @@
+"""What corrections remember of the tokens that one cache holds: flags over logical places, gains, the text stream.
+
+Made for every new cache (or uncached forward), kept on the cache, copied with it: nothing outlives what it describes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from vlmopt.attention_fix import RowCorrection
+
+from ..call import Step
+from ..places import real
+
+ATTRIBUTE = "_vlmopt_marks"
+ROOM = 256  # slots by which the physical copy of a table grows, so that decoding pads rarely
+
+Name = tuple[str, int | None]  # what is flagged, and in which layer where that matters
+
+
+@dataclass(eq=False)
+class Marks:
+    """State of a step and of its call; blank where nothing is corrected.
+
+    Tables are [B, n] over the first n logical places; what lies behind them is unflagged.
+    """
+
+    batch: int = 0
+    serial: str = ""  # of the session that made them
+    length: int = 0  # logical places of prompts seen so far
+    has_image: bool = False
+    pictures: int = 0  # running number of the next picture
+    first: int = 0  # running number of the first picture of this call
+    seen: Tensor = field(default_factory=lambda: torch.empty(0))  # Bool[B]: the sample has shown a picture
+    tables: dict[Name, Tensor] = field(default_factory=dict)
+    gains: dict[int, Tensor] = field(default_factory=dict)  # layer -> fp32 [B, H]
+    stream: Any = None  # the picture-free twin of the sequence, where a method wants one
+    spread: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)  # physical copies and what they came from
+    derived: dict[Any, tuple[list[Tensor], Tensor | None]] = field(default_factory=dict)  # the same of `sets`
+
+    def open(self, step: Step) -> None:
+        """Take note of a prompt chunk: where its pictures and its system prompt are."""
+        self.cut(step.past)
+        device, context = step.device, step.context
+        if not len(self.seen):
+            self.seen = torch.zeros(self.batch, dtype=torch.bool, device=device)
+        valid = real(step)
+        before = self.seen[:, None]
+        if context is not None:
+            visual = context.visual.to(device) & valid
+            started = visual.long().cumsum(1) > 0
+            self.append("image", None, visual, step.past)
+            if step.past == (step.call.began or 0) or not context.parts:
+                self.first = self.pictures
+            number = context.span.to(device, copy=True)
+            for part in context.parts:
+                number[part.whole.row, part.index.to(device)] = part.whole.item
+            number = (number + self.first).masked_fill(~visual, -1)
+            self.append("span", None, number, step.past)
+            self.append("system", None, valid & ~started & ~before, step.past)
+            self.pictures = max(self.pictures, int(number.max()) + 1)
+            self.seen = self.seen | visual.any(1)
+            self.has_image = self.has_image or bool(visual.any())
+        else:
+            self.append("system", None, valid & ~before, step.past)
+        self.length = step.past + step.q
+
+    def append(self, name: str, layer: int | None, values: Tensor, past: int) -> None:
+        """Values [B, q] of the places from `past` on."""
+        filler = -1 if name == "span" else 0
+        table = self.tables.get((name, layer))
+        table = values.new_full((values.shape[0], 0), filler) if table is None else table.to(values.device)
+        table = pad(table[:, :past], (0, max(past - table.shape[1], 0)), value=filler)
+        self.tables[name, layer] = torch.cat([table, values], 1)
+
+    def cut(self, length: int) -> None:
+        """Forget places from `length` on: the cache was cropped."""
+        if length < self.length:
+            self.tables = {name: table[:, :length] for name, table in self.tables.items()}
+            self.length = length
+
+    def of_keys(self, step: Step, stage: int, width: int, name: str, layer: int | None = None) -> Tensor:
+        """The table over the last `width` key slots that a layer of `stage` sees, [B, width], made once per prompt."""
+        table = self.tables.get((name, layer))
+        if table is None:
+            kind = torch.long if name == "span" else torch.bool
+            return torch.full((step.batch, width), -1 if name == "span" else 0, dtype=kind, device=step.device)
+        start = first_key(step, stage, width)
+        return for_batch(self.slots(step, stage, start + width, name, layer)[:, start : start + width], step.batch)
+
+    def slots(self, step: Step, stage: int, count: int, name: str, layer: int | None) -> Tensor:
+        """A table over at least `count` physical slots of a stage; the same tensor until it has to grow."""
+        table, filler = self.tables[name, layer], -1 if name == "span" else 0
+        source, full = self.spread.get((name, layer, stage), (None, table))
+        if source is not table:
+            full = self.physical(step, stage, table, filler)
+        if full.shape[1] < count:
+            full = pad(full, (0, count - full.shape[1] + ROOM), value=filler)
+        self.spread[name, layer, stage] = (table, full)
+        return full
+
+    def sets(
+        self, step: Step, stage: int, width: int, correction: RowCorrection, tables: Mapping[str, Name]
+    ) -> Tensor | None:
+        """[B, n, width] from `correction.sets` of the image and the named tables, made once per prompt."""
+        if ("image", None) not in self.tables:
+            return None
+        start = first_key(step, stage, width)
+        named = {"image": ("image", None), **tables}
+        full = {name: self.slots(step, stage, start + width, *table) for name, table in named.items()}
+        sources = list(full.values())
+        key = (correction.name, stage, tuple(tables.values()))
+        known, made = self.derived.get(key, ([], None))
+        if [id(t) for t in known] != [id(t) for t in sources]:
+            room = min(t.shape[1] for t in sources)
+            cut = {name: table[:, :room] for name, table in full.items()}
+            made = correction.sets(cut.pop("image"), cut)
+            self.derived[key] = (sources, made)
+        return None if made is None else for_batch(made[..., start : start + width], step.batch)
+
+    def physical(self, step: Step, stage: int, table: Tensor, filler: int) -> Tensor:
+        columns, _ = step.columns(stage)
+        if columns is None:
+            return table
+        columns = columns.to(table.device)
+        known = columns < table.shape[1]
+        return table.gather(1, columns.clamp_max(table.shape[1] - 1)).masked_fill(~known, filler)
+
+
+def first_key(step: Step, stage: int, width: int) -> int:
+    """Slot of the first key seen: a sliding layer returns its last keys only, a static cache unfilled slots too."""
+    return max(step.stored(stage) - width, 0)
+
+
+def for_batch(table: Tensor, batch: int) -> Tensor:
+    """A row for every beam."""
+    return table if len(table) == batch else table.repeat_interleave(batch // len(table), 0)
+
+
+def marks_of(cache: Any, batch: int, past: int, serial: str) -> Marks | None:
+    """The marks on a cache; new ones at the start of a sequence; None where this session did not fill the cache."""
+    found: Marks | None = getattr(cache, ATTRIBUTE, None) if past else None
+    if found is not None:
+        return found if batch % found.batch == 0 and found.serial == serial else None
+    return None if past else Marks(batch, serial)
+
+
+def keep_marks(cache: Any, marks: Marks | None) -> None:
+    if cache is not None and marks is not None:
+        setattr(cache, ATTRIBUTE, marks)

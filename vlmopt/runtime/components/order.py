@@ -1,0 +1,22 @@
+"""All components, in the order in which their hooks are put in place."""
+
+from __future__ import annotations
+
+from ..call import Component
+from .corrections import Corrections
+from .diagnosis import Diagnoses
+from .guidance import Guidance
+from .pruning import Pruning
+from .resize import Resizing
+from .sparse_prefill import SparsePrefills
+from .tower_pruning import TowerPruning
+
+COMPONENTS: tuple[type[Component], ...] = (
+    Pruning,  # first: hooks behind it see what is left
+    SparsePrefills,
+    Corrections,
+    Guidance,
+    Diagnoses,
+    Resizing,
+    TowerPruning,  # behind the captures, which read what the tower really ran on
+)

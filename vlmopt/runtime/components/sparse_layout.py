@@ -1,0 +1,113 @@
+"""What a sparse prefill has to know of a chunk: where padding is, which rows hold text, and how much is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlmopt.attention_fix.rows import read_mask
+
+from ...kernels.sparse_attention import Launch
+from ..call import Step
+from ..places import real
+
+CHECKED = 1024  # rows of a mask that are compared with the causal one at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Where real tokens are, as far as patterns need it."""
+
+    k_start: Tensor | None = None  # Long[B]
+    k_len: Tensor | None = None
+    q_len: Tensor | None = None
+
+
+def work(launches: Sequence[Launch], query: Tensor, key: Tensor) -> Tensor:
+    """fp32: cells that the launches compute, over all cells of the causal triangle."""
+    batch, heads, rows, width = *query.shape[:3], key.shape[2]
+    cells = torch.zeros((), device=query.device)
+    for launch in launches:
+        index = launch.index
+        own = torch.zeros_like(cells) + index.tile * index.run * len(index.run_start)
+        own += 0 if index.col_idx is None else index.tile * len(index.col_idx)
+        for lines in (index.grid, index.slash):
+            if lines is not None:
+                on = lines[..., 0] > 0 if lines.shape[-1] == 2 else lines[..., 2] > 0
+                own += (on * rows * (width - rows / 2) / lines[..., 0].clamp_min(1)).sum()
+        cells += own * ((heads if index.heads is None else len(index.heads)) // index.covered)  # that share a table
+    return cells / (batch * heads * (rows * width - rows * (rows - 1) / 2))
+
+
+def read_layout(query: Tensor, key: Tensor, mask: Tensor | None) -> Layout | str:
+    """Padding from a mask, if the mask is causal apart from it."""
+    batch, _, rows, _ = query.shape
+    width = key.shape[2]
+    if mask is None:
+        return Layout()
+    if mask.ndim == 2:
+        valid = mask[:, -width:].bool()
+    else:
+        allowed, bias = read_mask(mask[..., :width], (batch, mask.shape[1], rows, width), None, key.device)
+        if bias is not None and bool(((bias != 0) & allowed).any()):
+            return "its mask is no plain mask but adds a bias"
+        valid = allowed[:, 0, -1].expand(batch, -1)
+        if not is_causal(allowed, valid):
+            return "its mask is not causal"
+    count, places = valid.sum(1), torch.arange(width, device=valid.device)
+    if bool(valid.all()):
+        return Layout()
+    if bool((valid == (places >= width - count[:, None])).all()):
+        return Layout(k_start=width - count)
+    if rows == width and bool((valid == (places < count[:, None])).all()):
+        return Layout(k_len=count, q_len=count)
+    return "padding stands between real tokens"
+
+
+def is_causal(allowed: Tensor, valid: Tensor) -> bool:
+    """Whether real rows of a mask Bool[B or 1, H or 1, q, kv] see exactly the real keys up to themselves."""
+    rows, width = allowed.shape[2:]
+    places = torch.arange(width, device=allowed.device)
+    for low in range(0, rows, CHECKED):
+        own = torch.arange(low, min(low + CHECKED, rows), device=allowed.device) + width - rows
+        expected = (places <= own[:, None]) & valid[:, None, :]
+        real = valid[:, own]  # what padding rows see is nobody's business
+        differs = (allowed[:, :, low : low + CHECKED] != expected[:, None]).any(-1) & real[:, None]
+        if bool(differs.any()):
+            return False
+    return True
+
+
+def text_rows(step: Step, stage: int, width: int) -> Tensor:
+    """Long[R]: physical rows that hold text in any sample."""
+    rows = step.current(stage)
+    logical = rows.log[:, -width:].to(step.device)
+    text = real(step).gather(1, logical)
+    if step.context is not None:
+        text = text & ~step.context.visual.to(step.device).gather(1, logical)
+    if rows.valid is not None:
+        text = text & rows.valid[:, -width:].to(step.device)
+    return text.any(0).nonzero()[:, 0]
+
+
+def strides(step: Step) -> tuple[int | None, int | None]:
+    """Tokens from frame to frame and from patch row to patch row, where they are the same everywhere."""
+    if step.context is None:
+        return None, None
+
+    def find() -> tuple[int | None, int | None]:
+        assert step.context is not None
+        frames, rows = set(), set()
+        for span in step.context.spans:
+            if span.grid is None or (span.coords < 0).any():
+                return None, None
+            t, h, w = span.grid
+            places = span.index.view(t, h, w)
+            frames |= set((places[1:, 0, 0] - places[:-1, 0, 0]).tolist())
+            rows |= set((places[:, 1:, 0] - places[:, :-1, 0]).flatten().tolist())
+        return (frames.pop() if len(frames) == 1 else None), (rows.pop() if len(rows) == 1 else None)
+
+    return step.remember(("strides",), None, find)

@@ -1,0 +1,184 @@
+"""Sparse prefill inside the attention function: when it applies, what the patterns are told, and what it left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...kernels.metrics import recall
+from ...kernels.patterns import DensePattern, Prefill, View
+from ...kernels.sparse_attention import Launch, chosen_backend, run_plan
+from ...policy import Policy
+from ...prefill import SparsePrefill
+from ..call import Component, Session, Step
+from ..compat import layer_config
+from ..hooks import attention
+from ..places import decoding
+from .marks import Marks
+from .sparse_layout import Layout, read_layout, strides, text_rows, work
+
+
+@dataclass
+class Ran:
+    """One layer's sparse prefill."""
+
+    backend: str
+    patterns: dict[str, int]  # name -> heads
+    tokens: int
+    work: Tensor  # fp32 scalar: cells computed over those of the causal triangle, padding among them
+    index: tuple[Any, Any]  # marks in time
+    attention: tuple[Any, Any]
+    dense_rows: int
+    recall: Tensor | None = None  # fp32 [B, H, R]
+
+
+class Sparse(dict[int, list[Ran]]):
+    """State of a page: layer -> its sparse prefills, chunk by chunk."""
+
+
+class SparseLayer(attention.Kernel):
+    """The sparse prefill of one layer."""
+
+    def __init__(self, session: Session, layer: int, method: SparsePrefill) -> None:
+        self.session, self.layer, self.method = session, layer, method
+        self.stage = session.stage_of[layer]
+        self.plan = attention.plan_of(session, layer)
+        self.groups = method.groups(layer, layer_config(session.structure.config, layer).num_attention_heads)
+
+    def run(
+        self, step: Step, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kw: Any
+    ) -> Tensor | None:
+        """The layer's attention output [B, Q, H, D]; None where it has to be dense."""
+        if decoding(step):
+            return None
+        layout = self.layout(step, query, key, mask, **kw)
+        if isinstance(layout, str):
+            step.call.skip(f"sparse prefill in layer {self.layer}", layout)
+            return None
+        clock, scale = step.call.clock, kw.get("scaling")
+        scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+        lengths: dict[str, Any] = {"q_len": layout.q_len, "k_len": layout.k_len, "k_start": layout.k_start}
+        start = clock.now()
+        launches = [
+            launch
+            for pattern, heads in self.groups
+            for launch in pattern.build(self.prefill(step, query, key, value, scale, heads, lengths))
+        ]
+        share = work(launches, query, key)
+        if float(share) > self.method.max_work:  # gathering so many keys is slower than the dense kernel
+            kept = f"{100 * float(share):.0f} % of the cells are more than max_work={self.method.max_work:g}"
+            step.call.skip(f"sparse prefill in layer {self.layer}", kept)
+            step.call.page.scoring.append((start, clock.now()))
+            return None
+        built = clock.now()
+        softcap, backend = kw.get("softcap"), self.method.backend
+        out: Any = run_plan(query, key, value, launches, scale=scale, softcap=softcap, backend=backend, **lengths)
+        out = out.transpose(1, 2)
+        rows = self.dense_rows(step, query.shape[2])
+        if rows is not None:
+            every = torch.arange(query.shape[1], device=query.device)
+            given = self.prefill(step, query, key, value, scale, every, lengths)
+            out = self.densely(out, rows.to(query.device), given, lengths, softcap)
+        end = clock.now()
+        step.call.page.slot(Sparse).setdefault(self.layer, []).append(
+            Ran(
+                chosen_backend(query, launches, backend),
+                {pattern.name: len(heads) for pattern, heads in self.groups},
+                key.shape[2],
+                share,
+                (start, built),
+                (built, end),
+                0 if rows is None else len(rows),
+                self.recall(step, query, key, value, scale, launches, lengths) if self.method.recall_rows else None,
+            )
+        )
+        return out
+
+    def recall(
+        self,
+        step: Step,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        launches: Sequence[Launch],
+        lengths: dict[str, Any],
+    ) -> Tensor:
+        """fp32 [B, H, R]: share of the dense attention that sampled rows keep; costs a second run."""
+        start = step.call.clock.now()
+        every = torch.arange(query.shape[1], device=query.device)
+        given = self.prefill(step, query, key, value, scale, every, lengths)
+        rows = torch.linspace(0, query.shape[2] - 1, self.method.recall_rows, device=query.device).long().unique()
+        found = recall(given, launches, rows.expand(query.shape[0], -1), self.method.backend)
+        step.call.page.scoring.append((start, step.call.clock.now()))
+        return found
+
+    def layout(self, step: Step, query: Tensor, key: Tensor, mask: Tensor | None, **kwargs: Any) -> Layout | str:
+        """Where padding is; or, in words, why this layer has to be dense."""
+        least = self.method.shortest(query.device)
+        if key.shape[2] < least:
+            return f"the prompt is shorter than min_len={least}"
+        window = kwargs.get("sliding_window")
+        if window is not None and window < key.shape[2]:
+            return "a sliding-window layer"
+        if key.shape[2] != step.stored(self.stage):
+            return "a static cache"
+        return step.remember(("layout", self.stage), mask, lambda: read_layout(query, key, mask))
+
+    def prefill(
+        self, step: Step, query: Tensor, key: Tensor, value: Tensor, scale: float, heads: Tensor, lengths: Any
+    ) -> Prefill:
+        marks = step.find(Marks)
+        modality = None if marks is None else marks.of_keys(step, self.stage, key.shape[2], "image").long()
+        frame, row = strides(step) if self.stage == 0 else (None, None)  # after a cut the steps are no longer even
+        return Prefill(
+            q=query, k=key, v=value, scale=scale, heads=heads.to(query.device), frame=frame, row=row,
+            modality=None if modality is None else modality.to(query.device), **lengths,
+        )  # fmt: skip
+
+    def dense_rows(self, step: Step, width: int) -> Tensor | None:
+        """Long[R] rows that are computed densely: text, where it is short or corrected."""
+        plan_edits = self.plan.edits is not None
+        if not self.method.dense_text and not plan_edits:
+            return None
+        rows = step.remember(("text rows", self.stage, width), None, lambda: text_rows(step, self.stage, width))
+        return rows if len(rows) and (plan_edits or len(rows) <= self.method.dense_text) else None
+
+    def densely(
+        self, out: Tensor, rows: Tensor, given: Prefill, lengths: dict[str, Any], softcap: float | None
+    ) -> Tensor:
+        """`out` with some rows computed over all keys."""
+        assert given.v is not None
+        view = View(given, rows=rows.expand(given.batch, -1), consecutive=False)
+        backend = self.method.backend if self.method.backend in ("reference", "gather", "triton") else "auto"
+        exact: Any = run_plan(
+            given.q, given.k, given.v, DensePattern().select(view), scale=given.scale, softcap=softcap,
+            backend=backend, **lengths,
+        )  # fmt: skip
+        return out.index_copy(1, rows, exact.transpose(1, 2)[:, rows])
+
+
+def sparse_of(policy: Policy) -> SparsePrefill | None:
+    """The sparse prefill that a policy asks for; None where that is none."""
+    return None if policy.prefill is None or policy.prefill.neutral else policy.prefill
+
+
+class SparsePrefills(Component):
+    """Gives every layer with attention and a pattern its sparse prefill."""
+
+    @staticmethod
+    def wanted(session: Session) -> bool:
+        return sparse_of(session.policy) is not None
+
+    def install(self) -> None:
+        session, method = self.session, sparse_of(self.session.policy)
+        assert method is not None
+        for layer, module in enumerate(session.structure.attentions):
+            if attention.why_not(module) is None:
+                found = SparseLayer(session, layer, method)
+                if found.groups:
+                    attention.plan_of(session, layer).prefill = found

@@ -1,0 +1,150 @@
+"""The same sequence without its pictures, run beside a call: what heads and logits would be from the text alone.
+
+Works on the embeddings that the decoder is given, so it needs no tokenizer and no second prompt: visual tokens and the
+family's picture delimiters are left out, positions are contiguous, on M-RoPE models alike on every axis.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from ..arguments import PER_LAYER
+from ..call import Session, Step
+from ..compat import cache_name
+from ..places import real
+from ..side_forward import HeadOutputs, side_forward
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Embeddings [B, q, D] of one step, and which of them are text."""
+
+    start: int  # logical place of the first
+    embeds: Tensor
+    text: Tensor  # Bool[B, q]
+    per_layer: Tensor | None = None  # [B, q, layers, d]
+
+    def before(self, place: int) -> Part:
+        n = max(place - self.start, 0)
+        per_layer = None if self.per_layer is None else self.per_layer[:, :n]
+        return Part(self.start, self.embeds[:, :n], self.text[:, :n], per_layer)
+
+
+@dataclass
+class TextStream:
+    """One sequence's text so far; `heads` and `logits` are those of its last row.
+
+    `lasting` streams keep a cache and go along with every generated token; others run once per prompt.
+    """
+
+    lasting: bool
+    parts: list[Part] = field(default_factory=list)
+    heads: dict[int, Tensor] = field(default_factory=dict)  # layer -> [B, H, D]
+    logits: Tensor | None = None  # [B, V]
+    cache: Any = None
+    real: Tensor | None = None  # Bool[B, T] of the rows in the cache
+    position: Tensor | None = None  # Long[B] of the last row
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TextStream:
+        """A copied cache gets a stream of its own, over the same embeddings."""
+        twin = copy.copy(self)
+        twin.parts, twin.heads = list(self.parts), dict(self.heads)
+        twin.cache = copy.deepcopy(self.cache, memo)
+        return twin
+
+    def take(self, step: Step) -> None:
+        """Take down the text of this step."""
+        self.parts = [part.before(step.past) for part in self.parts if part.start < step.past]
+        text, ids = real(step), step.arguments.input_ids
+        if step.context is not None:
+            text = text & ~step.context.visual.to(text.device)
+        if ids is not None and ids.shape[1] == step.q:
+            between = ids.new_tensor(sorted(step.call.session.structure.delimiters))
+            text = text & ~torch.isin(ids, between).to(text.device)
+        self.parts.append(Part(step.past, step.embeds.detach(), text, step.given.get(PER_LAYER)))
+
+    def prompt(self, step: Step) -> None:
+        """Run all text up to the end of this step, from the start.
+
+        Raises:
+            ValueError: a sample has no text at all.
+        """
+        embeds = torch.cat([part.embeds for part in self.parts], 1)
+        text = torch.cat([part.text for part in self.parts], 1)
+        counts = text.sum(1)
+        if not bool(counts.all()):
+            raise ValueError(
+                f"sample {int(counts.argmin())} is pictures only: without them nothing is left to compare with. Give "
+                "the prompt a text, or use vision_heads with mode='static'"
+            )
+        width = int(counts.max())
+        order = text.long().sort(dim=1, stable=True).indices[:, -width:]  # text last, in order: left padding
+        valid = text.gather(1, order)
+        positions = (valid.long().cumsum(1) - 1).clamp_min(0)
+        end = step.call.request.length
+        inside = self.places() < (end if end is not None else step.past + step.q)
+        last = (valid & inside.to(valid.device)[order]).long() * torch.arange(1, width + 1, device=valid.device)
+        taken = [part.per_layer for part in self.parts if part.per_layer is not None]
+        per_layer = torch.cat(taken, 1) if taken else None
+        batch = torch.arange(len(order), device=order.device)[:, None]
+        self.cache = DynamicCache(config=step.call.session.structure.config) if self.lasting else None
+        self.real, self.position = valid, positions[:, -1]
+        per_layer = None if per_layer is None else per_layer[batch, order]
+        self.run(step, embeds[batch, order], positions, last.argmax(1), per_layer)
+
+    def places(self) -> Tensor:
+        """Long: logical place of everything in `parts`."""
+        return torch.cat([torch.arange(p.start, p.start + p.embeds.shape[1]) for p in self.parts])
+
+    def token(self, step: Step) -> None:
+        """Go along with generated tokens, one row each."""
+        assert self.real is not None
+        assert self.position is not None
+        embeds, text = self.parts[-1].embeds, self.parts[-1].text
+        self.real = torch.cat([self.real, text], 1)
+        positions = self.position[:, None] + torch.arange(1, step.q + 1, device=self.position.device)
+        self.position = positions[:, -1]
+        rows = torch.full((step.batch,), step.q - 1, device=embeds.device)
+        self.run(step, embeds, positions, rows, self.parts[-1].per_layer)
+
+    @torch.no_grad()
+    def run(self, step: Step, embeds: Tensor, positions: Tensor, rows: Tensor, per_layer: Tensor | None) -> None:
+        """One pass of the decoder below its hooks; keeps head outputs of `rows` Long[B] and logits of the last row."""
+        session = step.call.session
+        assert self.real is not None
+        axes = step.positions.shape[0] if step.positions.ndim == 3 else 0
+        kwargs: dict[str, Any] = {} if per_layer is None else {PER_LAYER: per_layer}
+        silent = Step(
+            batch=len(embeds),
+            q=embeds.shape[1],
+            past=0,
+            device=step.device,
+            call=step.call,
+            positions=positions,
+            side=HeadOutputs(rows, self.heads),
+            fast=True,
+        )
+        out = side_forward(
+            silent,
+            inputs_embeds=embeds,
+            attention_mask=None if bool(self.real.all()) else self.real.long(),
+            position_ids=positions.expand(axes, -1, -1) if axes else positions,
+            use_cache=self.lasting,
+            **{cache_name(type(session.structure.decoder).forward): self.cache},
+            **kwargs,
+        )
+        if self.lasting:
+            self.logits = vocabulary(session, out[0][:, -1])
+
+
+def vocabulary(session: Session, hidden: Tensor) -> Tensor:
+    """Logits fp32 [B, V], as the model's head makes them."""
+    logits = session.model.get_output_embeddings()(hidden).float()
+    cap = getattr(session.structure.config, "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)

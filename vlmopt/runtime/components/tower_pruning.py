@@ -1,0 +1,220 @@
+"""The vision tower runs on some of its patches, for methods that choose before it.
+
+Only the chosen pixels are embedded. For the tower's own code the others become rows of NaN, so that it may add its
+positions and put patches into whatever order it likes; the first block tells by them which rows to go on with. From
+there on everything a block is handed (rotary tables, segment bounds) is gathered, never derived anew: positions are
+those of the whole picture, and a window or frame holds what is left of it. Behind a merger, rows go back to the places
+of their cells, so that placeholders agree; a cell that was left out shows the features of the cell it stands for.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from ..call import Component, Session
+from ..captures.pixels import Found
+from ..smaller import ARGUMENTS, changed
+from ..structure import part
+
+PARTS = ("patch_embed", "blocks", "merger")
+
+
+@dataclass(eq=False)
+class TowerPlan:
+    """One call of a feature function whose tower encodes some of the cells."""
+
+    session: Session
+    keep: Tensor  # Bool[n] cells that are encoded, of all pictures of the call
+    anchor: Tensor  # Long[n] the encoded cell that each cell stands for
+    lengths: list[int]  # cells per picture
+    group: int  # patches per cell
+    rows: Tensor | None = None  # Long[p] places of the encoded patches in the tower's order, from its first block on
+    memo: dict[int, tuple[Any, Any]] = field(default_factory=dict)
+
+    def run(self, original: Callable[..., Any], bound: dict[str, Any]) -> tuple[Any, list[int]]:
+        """The function's output at full length."""
+        call = self.session.running_call()
+        assert call is not None
+        running = call.slot(Running)
+        running.plan = self
+        try:
+            out = original(**bound)
+        finally:
+            running.plan = None
+        if self.rows is None:
+            raise ValueError(f"the blocks of {type(self.session.model).__name__}'s vision tower did not run")
+        return changed(out, self.lengths, self.fill), self.lengths
+
+    def fill(self, items: list[Tensor]) -> list[Tensor]:
+        """Features of all pictures, with those of the anchors at the cells that were left out."""
+        features = torch.cat(items)
+        return list(features[self.anchor.to(features.device)].split(self.lengths))
+
+    @property
+    def patches(self) -> Tensor:
+        """Long[p]: encoded patches, in the order of the pixels."""
+        return self.keep.repeat_interleave(self.group).nonzero()[:, 0]
+
+    def find(self, hidden: Tensor) -> Tensor:
+        """The rows [p, d] of [P, d] to go on with, wherever the tower put them."""
+        self.rows = (~hidden[:, 0].isnan()).nonzero()[:, 0]
+        if len(self.rows) != len(self.patches):
+            raise ValueError("the vision tower embeds some pixels as NaN; check the pixels and the model's dtype")
+        return hidden[self.rows]
+
+    def fitted(self, name: str, value: Any) -> Any:
+        """An argument of a block for the rows that are left; the same object is fitted once."""
+        if not name.startswith(("position_embeddings", "rotary_pos_emb", "cu_seqlens")) or value is None:
+            return value  # a largest length may be too large
+        if id(value) not in self.memo:
+            fit = self.bounds if name.startswith("cu_seqlens") else self.gathered
+            self.memo[id(value)] = (value, fit(value))  # holding the value keeps its id from being reused
+        return self.memo[id(value)][1]
+
+    def gathered(self, table: Any) -> Any:
+        if isinstance(table, (tuple, list)):
+            return tuple(self.gathered(t) for t in table)
+        assert self.rows is not None
+        return table[self.rows.to(table.device)]
+
+    def bounds(self, bounds: Tensor) -> Tensor:
+        """Where segments begin and end [s + 1] among the rows that are left; empty segments vanish."""
+        assert self.rows is not None
+        here = torch.zeros(self.group * len(self.keep), dtype=bounds.dtype, device=bounds.device)
+        counts = pad(here.index_fill_(0, self.rows.to(bounds.device), 1).cumsum(0), (1, 0))
+        return counts[bounds.long()].to(bounds.dtype).unique_consecutive()
+
+    def spread(self, merged: Tensor) -> Tensor:
+        """Merged rows at the places of their cells in the tower's order, zeros elsewhere."""
+        assert self.rows is not None
+        cells = self.rows[:: self.group].to(merged.device) // self.group
+        return merged.new_zeros(len(self.keep), merged.shape[-1]).index_copy_(0, cells, merged)
+
+
+@dataclass(eq=False)
+class Running:
+    """State of a call: the plan that acts, while the tower runs on some of its patches."""
+
+    plan: TowerPlan | None = None
+
+
+class Patches(list[tuple[int, int]]):
+    """State of a page: (given, encoded) per run of the tower."""
+
+
+class TowerPruning(Component):
+    """The tower encodes the cells that a method chooses from their pixels; hooks act while a plan runs."""
+
+    @staticmethod
+    def wanted(session: Session) -> bool:
+        return any(method.before_tower for method in session.selectors)
+
+    def install(self) -> None:
+        """At the tower's patch embedding, blocks and mergers."""
+        session = self.session
+        tower: Any = part(session.structure.outer, session.family.vision_tower)
+        session.hook(tower.patch_embed.register_forward_pre_hook(ChosenPixels(session)))
+        session.hook(tower.patch_embed.register_forward_hook(MarkedRows(session)))
+        for block in tower.blocks:
+            session.hook(block.register_forward_pre_hook(BlockHook(session, block), with_kwargs=True))
+        for merger in (tower.merger, *getattr(tower, "deepstack_merger_list", ())):
+            session.hook(merger.register_forward_hook(SpreadRows(session)))
+
+    def plan_encoding(self, modality: str, bound: dict[str, Any]) -> TowerPlan | None:
+        """Which cells of this call's pictures are encoded; None where that is all of them.
+
+        What the method found lies on the call's features either way, for its cut before the LLM.
+        """
+        method: Any = next(method for method in self.session.selectors if method.before_tower)
+        call = self.session.running_call()
+        pixels, grid = (bound.get(name) for name in ARGUMENTS[modality])
+        if call is None or pixels is None or grid is None:
+            return None
+        start = call.clock.now()
+        vision = self.session.model.config.vision_config
+        merge = vision.spatial_merge_size
+        grids = [(t, h // merge, w // merge) for t, h, w in grid.tolist()]
+        lengths = [t * h * w for t, h, w in grids]
+        copies = 1 if modality == "image" else vision.temporal_patch_size  # a picture is repeated to fill its patches
+        cells = pixels.view(sum(lengths), merge**2, -1, vision.temporal_patch_size, vision.patch_size**2)[
+            ..., :copies, :
+        ]
+        cells = cells.flatten(-2)
+        std = torch.tensor(self.session.family.image_std, device=pixels.device)
+        found = [method.encode(x.unflatten(0, g), std) for x, g in zip(cells.split(lengths), grids, strict=True)]
+        novelty = torch.cat([one.novelty for one in found])
+        call.features.slot(Found).setdefault(modality, []).append(novelty)
+        starts = torch.tensor([0, *lengths[:-1]]).cumsum(0).tolist()
+        anchor = torch.cat([one.anchor + first for one, first in zip(found, starts, strict=True)])
+        keep = novelty >= 0
+        whole = bool(keep.all())
+        call.page.slot(Patches).append((len(pixels), len(pixels) if whole else int(keep.sum()) * merge**2))
+        call.page.probing.append((start, call.clock.now()))
+        return None if whole else TowerPlan(self.session, keep, anchor, lengths, merge**2)
+
+
+def why_not(tower: nn.Module) -> str | None:
+    """Why this tower cannot run on some of its patches; None if it can."""
+    absent = [name for name in PARTS if not isinstance(getattr(tower, name, None), nn.Module)]
+    return f"{type(tower).__name__} has no {', '.join(absent)}" if absent else None
+
+
+class TowerHook:
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    @property
+    def plan(self) -> TowerPlan | None:
+        call = self.session.running_call()
+        return None if call is None else call.slot(Running).plan
+
+
+class ChosenPixels(TowerHook):
+    """Forward pre-hook of the patch embedding."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
+        plan = self.plan
+        return None if plan is None else (args[0][plan.patches.to(args[0].device)], *args[1:])
+
+
+class MarkedRows(TowerHook):
+    """Forward hook of the patch embedding: full length again, NaN where nothing was embedded."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Any:
+        plan = self.plan
+        if plan is None:
+            return None
+        full = output.new_full((plan.group * len(plan.keep), *output.shape[1:]), torch.nan)
+        return full.index_copy(0, plan.patches.to(output.device), output)
+
+
+class BlockHook(TowerHook):
+    """Forward pre-hook of one block."""
+
+    def __init__(self, session: Session, block: nn.Module) -> None:
+        super().__init__(session)
+        self.names = list(inspect.signature(type(block).forward).parameters)[1:]
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        plan = self.plan
+        if plan is None:
+            return None
+        given = dict(zip(self.names, args, strict=False)) | kwargs
+        hidden = given.pop(self.names[0])
+        hidden = plan.find(hidden) if plan.rows is None else hidden
+        return (hidden,), {name: plan.fitted(name, value) for name, value in given.items()}
+
+
+class SpreadRows(TowerHook):
+    """Forward hook of a merger."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Any:
+        plan = self.plan
+        return None if plan is None else plan.spread(output)

@@ -1,0 +1,60 @@
+"""At the feature functions: what they are given, what runs in their place, and how their output is cut into pieces."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..arguments import MODALITIES, by_name, pixels_in
+from ..call import Session
+from ..captures import Capture
+from .stand_in import StandIn
+
+
+class FeatureProbe(StandIn):
+    """Stands in for `get_image_features`: records lengths and grids, times the tower, changes its pixels."""
+
+    def __init__(self, session: Session, modality: str, captures: Sequence[Capture[Any]]) -> None:
+        super().__init__(session, session.structure.outer, MODALITIES[modality])
+        self.modality, self.captures = modality, captures
+        self.__signature__ = inspect.signature(self.original)  # `generate` picks its arguments by name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        call = self.session.running_call()
+        if call is None or call.features.depth:
+            return self.original(*args, **kwargs)
+        bound = by_name(self.__signature__, *args, **kwargs)
+        start = call.clock.now()
+        call.features.depth += 1
+        if pixels_in(self.modality, bound) is not None:
+            for capture in self.captures:
+                capture.take(call, self.modality, self.original, bound)
+        try:
+            plans = (component.plan_encoding(self.modality, bound) for component in self.session.components)
+            plan = next((plan for plan in plans if plan is not None), None)
+            if plan is None:
+                out = self.original(*args, **kwargs)
+                lengths = feature_lengths(out)
+            else:
+                out, lengths = plan.run(self.original, bound)
+        finally:
+            call.features.depth -= 1
+        call.page.vision.append((start, call.clock.now()))
+        pieces = self.session.family.layout(self.modality, lengths, bound, self.session.model.config)
+        call.features.pieces.setdefault(self.modality, []).extend(pieces)
+        return out
+
+
+def feature_lengths(out: Any) -> list[int]:
+    """Number of tokens of every item in what a feature function returned, in any of its shapes across versions."""
+    if hasattr(out, "pooler_output"):
+        out = out.last_hidden_state if out.pooler_output is None else out.pooler_output  # Fuyu has no projector
+    if isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], list):  # up to 4.57: (embeds, deepstack)
+        out = out[0]
+    if isinstance(out, Tensor):
+        out = out[None] if out.ndim == 2 else out
+        return [out.shape[1]] * out.shape[0]
+    return [item.shape[0] for part in out for item in ([part] if part.ndim == 2 else part)]

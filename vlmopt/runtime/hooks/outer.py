@@ -1,0 +1,65 @@
+"""At the outer model: a forward begins, says where visual tokens may be, and ends."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..arguments import OuterArguments, brings_pixels, by_name, carries_pixels
+from ..call import CALL, Call, Session
+from ..components.tower_pruning import Patches
+from .head import TARGETS
+
+
+class OuterHook:
+    """Forward pre-hook of the outer model."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.signature = inspect.signature(type(session.structure.outer).forward)
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        bound = by_name(self.signature, module, *args, **kwargs) if args else kwargs
+        call = self.open_call()
+        encodes = brings_pixels(bound)
+        if encodes:
+            call.features.clear()  # this forward encodes by itself, in older releases at every uncached step
+            call.page.slot(Patches).clear()
+        mask = bound.get("attention_mask")
+        ids = bound.get("input_ids")
+        call.arguments = OuterArguments(
+            input_ids=ids,
+            attention_mask2d=mask if isinstance(mask, Tensor) and mask.ndim == 2 else None,
+            pixels=any(carries_pixels(name, value) for name, value in bound.items()),
+            embeds_only=ids is None and bound.get("inputs_embeds") is not None,
+            encodes=encodes,
+            names=tuple(name for name, value in bound.items() if value is not None),
+            targets=TARGETS.get(),
+        )
+        TARGETS.set(None)
+
+    def open_call(self) -> Call:
+        """The running `generate` of this session, or a new call for a bare forward."""
+        call = self.session.running_call()
+        if call is None or not call.by_generate:
+            around = CALL.get() if call is None else call.around  # an earlier forward of ours was interrupted
+            call = self.session.new_call(around=around)
+            CALL.set(call)
+        return call
+
+
+class CloseForward:
+    """Ends the call of a bare forward, also when it raised."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        call = self.session.running_call()
+        if call is not None and not call.by_generate:
+            CALL.set(call.around)
+            call.around = None
+            if output is not None:
+                call.finish()

@@ -29,7 +29,8 @@ SMALL = {"Qwen/Qwen2.5-VL-3B-Instruct": "tiny-qwen", "runs/focus/scorer": "tiny-
 def fences(path: Path, python: bool) -> Iterator[str]:
     """Blocks of Python, or of commands; those marked as text are neither."""
     for language, body in re.findall(r"^```(\w*)\n(.*?)^```", text_of(path), re.MULTILINE | re.DOTALL):
-        assert language in ("", "python", "sh", "text"), f"{name_of(path)}: nobody checks a block of {language}"
+        known = ("", "mermaid", "python", "sh", "text")
+        assert language in known, f"{name_of(path)}: nobody checks a block of {language}"
         if language in (["python"] if python else ["", "sh"]):
             yield body
 
@@ -54,6 +55,15 @@ def commands(path: Path) -> Iterator[list[str]]:
 
 
 COMMAND = [(name_of(path), words) for path in DOCUMENTS for words in commands(path)]
+
+
+def test_maps_of_the_runtime_name_files_that_exist() -> None:
+    runtime = ROOT / "vlmopt" / "runtime"
+    page = text_of(ROOT / "docs" / "architecture.md")
+    named = set(re.findall(r"[a-z_]+/[a-z_]+\.py", page[page.index("```mermaid") :]))
+    named |= {f"{name}.py" for name in re.findall(r"`([a-z_]+/[a-z_]+)`", text_of(runtime / "__init__.py"))}
+    assert len(named) > 10
+    assert not [name for name in named if not (runtime / name).is_file()]
 
 
 @pytest.fixture(scope="module")

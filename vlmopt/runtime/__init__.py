@@ -1,1 +1,25 @@
-"""The only place that touches a model: what is installed on it, and what happens during a call."""
+"""The only place that touches a model. Start here: one `generate` call, file by file.
+
+Before it, `session` has put the hooks in place: what every call needs, then `captures` (what methods ask to read, one
+file per kind of signal), then `components` (what is done, one file per feature). `session.remove` undoes it all.
+
+ 1. `hooks/generate` opens a `Call` around `model.generate`; components may add to its arguments.
+ 2. `hooks/head` notes which rows have labels, `hooks/outer` which arguments name images (`arguments`).
+ 3. `hooks/encoder` stands in for the feature functions: captures take pixels, `components/resize` and
+    `components/tower_pruning` change what the tower encodes; the family says how features lie on a grid.
+ 4. The model merges features into embeddings and makes positions, rotary tables and masks by its own code.
+ 5. `hooks/decoder` opens a `Step`: `grouping` finds images among the ids, `predicting` the rows that have to stay,
+    `unseen` refuses an image that nobody could find; components open their part of the step.
+ 6. `hooks/layer`: at a cut, `components/selection` hands a selector what `captures` read; survivors are gathered, here
+    and in later layers (`masks`), and `cache` goes on reporting the length that the sequence would have had.
+ 7. `hooks/attention`: rows are read for selectors, `components/sparse_prefill` may compute the prompt, and
+    `components/layer_corrections` write over the kernel's output.
+ 8. `hooks/decoder` gives the output its logical length and closes the step; `hooks/head` marks the first logits.
+ 9. Where a method wants to know what the model would say otherwise, `side_forward` runs its decoder beside the call.
+10. `hooks/generate` closes the call; `vlmopt.reporting` reads its `ledger` when a report is asked for.
+
+`call` has the three objects that everything is handed: `Session`, `Call`, `Step`. They hold facts; a feature keeps its
+state in `slots` of theirs. Two coordinate systems, never mixed: *logical* places count the sequence as `generate` knows
+it, *physical* ones the rows or keys of one layer (`context`). Outside the decoder's layers everything is logical.
+`structure` finds the parts of a model, `compat` alone knows releases, `offload` weights that are elsewhere.
+"""

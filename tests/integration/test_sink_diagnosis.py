@@ -14,6 +14,7 @@ from tests.support.massive import DIMS, FAMILY, Plan, planted, prompt
 from tests.support.mechanism import LOGITS, DropByOrdinal, forward
 from vlmopt.api import session_of
 from vlmopt.attention_fix import ImageBoost, SinkDiagnosis, SinkProfile, VisualSink
+from vlmopt.pruning import FirstPass
 
 # 12 layers: first token and token 8 behind layers 1 to 9, token 11 behind 3 to 8, token 14 behind 3 to 5
 LIVES = {0: (1, 10), 8: (1, 10), 11: (3, 9), 14: (3, 6)}
@@ -202,3 +203,13 @@ def test_settings_are_checked():
         vlmopt.optimize(copy.deepcopy(FAMILIES["qwen2_5_vl"].build()), SinkDiagnosis(profile=profile))
     again = SinkDiagnosis(profile=profile.to_dict())
     assert vlmopt.Policy.load(json.loads(vlmopt.Policy(attention=[again]).to_json())).attention == (again,)
+
+
+def test_a_first_pass_is_not_heard():
+    family = FAMILIES["llava"]
+    batch, model = family.inputs([[5, Image(0), 7]]), copy.deepcopy(family.build())
+    with vlmopt.optimized(model, [FirstPass(keep_ratio=0.5), SinkDiagnosis(dims=(0,), tau=5.0)]):
+        model.generate(**batch(), max_new_tokens=2, **GREEDY)
+        report = vlmopt.report(model)
+    assert "sink_diagnosis" not in {entry["what"] for entry in report.skipped}
+    assert next(c for c in report.corrections if c["method"] == "sink_diagnosis")["found"]

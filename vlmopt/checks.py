@@ -7,20 +7,14 @@ from typing import Any
 
 from torch import nn
 
-from vlmopt.attention_fix import Correction, Diagnosis, Tower
-from vlmopt.pruning import Selector, VisionAttention
-
-from .families import family_of
 from .policy import Policy
 from .runtime import compat
-from .runtime.captures import capture_of, described
-from .runtime.components import tower_pruning
-from .runtime.components.corrections import why_not
-from .runtime.structure import ModelStructure, part, shared_key_source, structure_of, whole_blocks
+from .runtime.components.order import COMPONENTS
+from .runtime.structure import ModelStructure, structure_of, whole_blocks
 
 
 def check(model: nn.Module, policy: Policy) -> tuple[ModelStructure, Policy]:
-    """ModelStructure of `model` and the policy fitted to it, or `ValueError`/`TypeError` naming what does not fit."""
+    """Structure of `model` and the policy fitted to it, or `ValueError`/`TypeError` naming what does not fit."""
     compat.check_version()
     structure = structure_of(model)
     check_names(structure)
@@ -31,21 +25,15 @@ def check(model: nn.Module, policy: Policy) -> tuple[ModelStructure, Policy]:
             "Use 'sdpa', 'eager' or a flash implementation."
         )
     facts = model_facts(model, structure)
-    for method in policy.active:
-        check_selector(model, structure, method)
-        method.check_model(facts)
-    if policy.prefill is not None:
-        policy.prefill.check_model(facts)
-        if policy.prefill.dense_layers >= len(structure.layers):
-            raise ValueError(
-                f"prefill: dense_layers={policy.prefill.dense_layers} leaves none of the {len(structure.layers)} "
-                f"layers of {type(model).__name__}; use fewer"
-            )
     known = facts | {"whole_blocks": whole_blocks(model)}
     fitted = [c if c.neutral and c.idle is None else c.for_model(known) for c in policy.attention]
     policy = replace(policy, attention=fitted)
-    for correction in policy.corrections:
-        check_correction(model, structure, correction)
+    for component in COMPONENTS:
+        component.check(model, structure, policy)
+    for method in policy.active:
+        method.check_model(facts)
+    if policy.prefill is not None:
+        policy.prefill.check_model(facts)
     return structure, policy
 
 
@@ -74,70 +62,3 @@ def model_facts(model: Any, structure: ModelStructure) -> dict[str, Any]:
         **dict(zip(("num_heads", "num_kv_heads", "head_dim"), shape, strict=True)),
         "name_or_path": model.config.name_or_path,
     }
-
-
-def check_correction(model: nn.Module, structure: ModelStructure, correction: Correction) -> None:
-    layers = sorted(correction.at(len(structure.layers)))
-    if not layers:
-        raise ValueError(
-            f"{correction.name}: layers={correction.layers!r} names none of the {len(structure.layers)} layers of "
-            f"{type(model).__name__}"
-        )
-    if isinstance(correction, Diagnosis):
-        return  # listens outside attention
-    reasons = [why_not(structure.attentions[layer]) for layer in layers]
-    if None not in reasons:
-        raise ValueError(
-            f"{correction.name}: no layer of layers={correction.layers!r} can be corrected in {type(model).__name__}: "
-            f"{'; '.join(sorted({str(reason) for reason in reasons}))}"
-        )
-    for need in sorted(correction.needs, key=repr):
-        if isinstance(need, Tower):
-            tower = VisionAttention(need.block)
-            capture_of(tower).check(model, structure, correction, tower)
-
-
-def check_selector(model: Any, structure: ModelStructure, method: Selector) -> None:
-    depth, name = len(structure.layers), method.name
-    if method.layer >= depth:
-        raise ValueError(
-            f"{name}: layer={method.layer} does not exist; {type(model).__name__} has layers 0..{depth - 1}"
-        )
-    shared = [s for i in range(depth) if (s := shared_key_source(structure.attentions, i)) is not None]
-    if shared and method.layer > min(shared):
-        raise ValueError(
-            f"{name}: layer={method.layer} lies behind layer {min(shared)}, whose keys later layers of "
-            f"{type(model).__name__} share; use layer <= {min(shared)}"
-        )
-    if method.numbering == "repack" and structure.mrope:
-        raise ValueError(
-            f"{method.renumbering} is undefined for the multi-axis positions of {type(model).__name__}; "
-            "give positions='keep' or 'pospad'"
-        )
-    if method.numbering == "repack" and not hasattr(structure.decoder, "rotary_emb"):
-        raise ValueError(
-            f"{method.renumbering} needs a rotary position module; {type(structure.decoder).__name__} has none. "
-            "Give positions='keep'."
-        )
-    if method.resizes_pixels and not family_of(model.config).patch_grid:
-        raise ValueError(
-            f"{name}: the vision tower of {model.config.model_type} takes one picture size, so resizing saves "
-            f"no tokens; works with: {described(lambda f: f.patch_grid)}"
-        )
-    if method.before_tower:
-        check_encoded(model, structure, method)
-    for need in sorted(method.captures, key=repr):
-        capture_of(need).check(model, structure, method, need)
-
-
-def check_encoded(model: Any, structure: ModelStructure, method: Selector) -> None:
-    family = family_of(model.config)
-    if not family.patch_grid:
-        raise ValueError(
-            f"{method.name}: the vision tower of {model.config.model_type} takes whole pictures, so it cannot leave "
-            f"out cells; works with: {described(lambda f: f.patch_grid)}. Use a selector before the LLM, e.g. div_prune"
-        )
-    if not family.image_std:
-        raise ValueError(f"{method.name}: the image_std of {family.name} is not known; state it in vlmopt/families")
-    if reason := tower_pruning.why_not(part(structure.outer, family.vision_tower)):
-        raise ValueError(f"{method.name}: {reason}, so it cannot run on some of its patches; use div_prune")

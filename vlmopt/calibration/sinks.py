@@ -19,7 +19,7 @@ from vlmopt.attention_fix.sinks import auto_tau
 from ..api import optimized
 from ..checks import model_facts
 from ..policy import Policy
-from ..runtime.components.corrections import why_not
+from ..runtime.components.correctable import why_not
 from ..runtime.offload import device_of
 from ..runtime.structure import structure_of
 from .sink_dims import Layer, Look, Values, sink_profile

@@ -38,6 +38,10 @@ class Component:
         self.session = session
 
     @staticmethod
+    def check(model: Any, structure: ModelStructure, policy: Policy) -> None:
+        """Raise `ValueError` where this model cannot have what a policy asks for; before anything is changed."""
+
+    @staticmethod
     def wanted(session: Session) -> bool:
         """Whether the policy asks for it."""
         raise NotImplementedError
@@ -182,10 +186,8 @@ class Call(Slots):
             self.saw_image = True
             self.page.contexts.append(step.context)
             if not step.context.grouped:
-                self.skip(
-                    "grouping by image",
-                    "the encoder's record did not match the prompt: contiguous runs stand in for images",
-                )
+                why = "the encoder's record did not match the prompt: contiguous runs stand in for images"
+                self.skip("grouping by image", why)
         prefill = self.first_token is None
         self.prompt_done = step.past + step.q >= (self.request.length or 0)
         self.open_mark = self.clock.now() if prefill else None

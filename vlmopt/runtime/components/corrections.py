@@ -12,13 +12,15 @@ from vlmopt.attention_fix import Correction, Diagnosis, HeadCorrection, Residual
 from vlmopt.attention_fix.vision_heads import token_divergence
 from vlmopt.pruning import Signal, VisionAttention
 
+from ...policy import Policy
 from ..call import Call, Component, Session, Step
 from ..captures import capture_of
 from ..captures.place import Place
 from ..captures.tower import whole_picture
-from ..compat import layer_config
 from ..hooks import attention
 from ..places import decoding, last_row_passes, prompt_places
+from ..structure import ModelStructure
+from .correctable import check_correction, why_not
 from .guidance import method_of
 from .layer_corrections import Divergence, LayerCorrections, Repeating
 from .marks import Marks, keep_marks, marks_of
@@ -61,6 +63,11 @@ class Corrections(Component):
             if marking:
                 hook = ResidualHook(session, layer, marking)
                 session.hook(session.structure.layers[layer].register_forward_pre_hook(hook, with_kwargs=True))
+
+    @staticmethod
+    def check(model: Any, structure: ModelStructure, policy: Policy) -> None:
+        for correction in policy.corrections:
+            check_correction(model, structure, correction)
 
     @staticmethod
     def wanted(session: Session) -> bool:
@@ -185,20 +192,6 @@ class Corrections(Component):
     def close_call(self, call: Call) -> None:
         """The cache holds the marks."""
         call.drop(Marks)
-
-
-def why_not(module: Any) -> str | None:
-    """Why attention of a module cannot be corrected, None if it can."""
-    if (reason := attention.why_not(module)) is not None:
-        return reason
-    q, heads = getattr(module, "q_proj", None), heads_of(module)
-    if q is not None and hasattr(module, "head_dim") and q.out_features == 2 * heads * module.head_dim:
-        return "its attention output is gated"
-    return None
-
-
-def heads_of(module: Any) -> int:
-    return int(getattr(layer_config(module.config, module.layer_idx), "num_attention_heads", 0))
 
 
 class ResidualHook:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from vlmopt.pruning import Signal
+from typing import Any
 
+from vlmopt.pruning import Selector, Signal
+
+from ...policy import Policy
 from ..call import Component, Session
+from ..captures import capture_of
 from ..hooks.deepstack import DeepStack
 from ..hooks.layer import LayerHook
+from ..structure import ModelStructure, shared_key_source
 
 
 class Pruning(Component):
     """Every layer gets what matches the survivors."""
+
+    @staticmethod
+    def check(model: Any, structure: ModelStructure, policy: Policy) -> None:
+        for method in policy.active:
+            check_selector(model, structure, method)
 
     @staticmethod
     def wanted(session: Session) -> bool:
@@ -25,3 +35,30 @@ class Pruning(Component):
             session.hook(layer.register_forward_pre_hook(LayerHook(session, i), with_kwargs=True))
         if hasattr(structure.decoder, "_deepstack_process"):
             DeepStack(session).put()
+
+
+def check_selector(model: Any, structure: ModelStructure, method: Selector) -> None:
+    """Refuse a boundary, positions or signals that this model does not have."""
+    depth, name = len(structure.layers), method.name
+    if method.layer >= depth:
+        raise ValueError(
+            f"{name}: layer={method.layer} does not exist; {type(model).__name__} has layers 0..{depth - 1}"
+        )
+    shared = [s for i in range(depth) if (s := shared_key_source(structure.attentions, i)) is not None]
+    if shared and method.layer > min(shared):
+        raise ValueError(
+            f"{name}: layer={method.layer} lies behind layer {min(shared)}, whose keys later layers of "
+            f"{type(model).__name__} share; use layer <= {min(shared)}"
+        )
+    if method.numbering == "repack" and structure.mrope:
+        raise ValueError(
+            f"{method.renumbering} is undefined for the multi-axis positions of {type(model).__name__}; "
+            "give positions='keep' or 'pospad'"
+        )
+    if method.numbering == "repack" and not hasattr(structure.decoder, "rotary_emb"):
+        raise ValueError(
+            f"{method.renumbering} needs a rotary position module; {type(structure.decoder).__name__} has none. "
+            "Give positions='keep'."
+        )
+    for need in sorted(method.captures, key=repr):
+        capture_of(need).check(model, structure, method, need)

@@ -7,12 +7,25 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...families import family_of
+from ...policy import Policy
 from ..call import Component, Session
+from ..captures import described
 from ..smaller import ARGUMENTS, ResizePlan, smaller
+from ..structure import ModelStructure
 
 
 class Resizing(Component):
     """The tower of every call is given smaller pictures."""
+
+    @staticmethod
+    def check(model: Any, structure: ModelStructure, policy: Policy) -> None:
+        for method in policy.active:
+            if method.resizes_pixels and not family_of(model.config).patch_grid:
+                raise ValueError(
+                    f"{method.name}: the vision tower of {model.config.model_type} takes one picture size, so resizing "
+                    f"saves no tokens; works with: {described(lambda f: f.patch_grid)}"
+                )
 
     @staticmethod
     def wanted(session: Session) -> bool:

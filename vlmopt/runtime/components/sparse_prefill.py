@@ -18,6 +18,7 @@ from ..call import Component, Session, Step
 from ..compat import layer_config
 from ..hooks import attention
 from ..places import decoding
+from ..structure import ModelStructure
 from .marks import Marks
 from .sparse_layout import Layout, read_layout, strides, text_rows, work
 
@@ -169,6 +170,15 @@ def sparse_of(policy: Policy) -> SparsePrefill | None:
 
 class SparsePrefills(Component):
     """Gives every layer with attention and a pattern its sparse prefill."""
+
+    @staticmethod
+    def check(model: Any, structure: ModelStructure, policy: Policy) -> None:
+        prefill, depth = policy.prefill, len(structure.layers)
+        if prefill is not None and prefill.dense_layers >= depth:
+            raise ValueError(
+                f"prefill: dense_layers={prefill.dense_layers} leaves none of the {depth} layers of "
+                f"{type(model).__name__}; use fewer"
+            )
 
     @staticmethod
     def wanted(session: Session) -> bool:

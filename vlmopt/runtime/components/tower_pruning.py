@@ -18,10 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from ...families import family_of
+from ...policy import Policy
 from ..call import Component, Session
+from ..captures import described
 from ..captures.pixels import Found
 from ..smaller import ARGUMENTS, changed
-from ..structure import part
+from ..structure import ModelStructure, part
 
 PARTS = ("patch_embed", "blocks", "merger")
 
@@ -111,6 +114,23 @@ class Patches(list[tuple[int, int]]):
 
 class TowerPruning(Component):
     """The tower encodes the cells that a method chooses from their pixels; hooks act while a plan runs."""
+
+    @staticmethod
+    def check(model: Any, structure: ModelStructure, policy: Policy) -> None:
+        for method in (m for m in policy.active if m.before_tower):
+            family = family_of(model.config)
+            if not family.patch_grid:
+                raise ValueError(
+                    f"{method.name}: the vision tower of {model.config.model_type} takes whole pictures, so it cannot leave "
+                    f"out cells; works with: {described(lambda f: f.patch_grid)}. Use a selector before the LLM, e.g. "
+                    "div_prune"
+                )
+            if not family.image_std:
+                raise ValueError(
+                    f"{method.name}: the image_std of {family.name} is not known; state it in vlmopt/families"
+                )
+            if reason := why_not(part(structure.outer, family.vision_tower)):
+                raise ValueError(f"{method.name}: {reason}, so it cannot run on some of its patches; use div_prune")
 
     @staticmethod
     def wanted(session: Session) -> bool:

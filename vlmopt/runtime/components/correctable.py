@@ -1,0 +1,49 @@
+"""Which attention can be corrected, and why other attention cannot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vlmopt.attention_fix import Correction, Diagnosis, Tower
+from vlmopt.pruning import VisionAttention
+
+from ..captures import capture_of
+from ..compat import layer_config
+from ..hooks import attention
+from ..structure import ModelStructure
+
+
+def check_correction(model: Any, structure: ModelStructure, correction: Correction) -> None:
+    """Refuse layers that cannot be corrected, and signals that cannot be had."""
+    layers = sorted(correction.at(len(structure.layers)))
+    if not layers:
+        raise ValueError(
+            f"{correction.name}: layers={correction.layers!r} names none of the {len(structure.layers)} layers of "
+            f"{type(model).__name__}"
+        )
+    if isinstance(correction, Diagnosis):
+        return  # listens outside attention
+    reasons = [why_not(structure.attentions[layer]) for layer in layers]
+    if None not in reasons:
+        raise ValueError(
+            f"{correction.name}: no layer of layers={correction.layers!r} can be corrected in {type(model).__name__}: "
+            f"{'; '.join(sorted({str(reason) for reason in reasons}))}"
+        )
+    for need in sorted(correction.needs, key=repr):
+        if isinstance(need, Tower):
+            tower = VisionAttention(need.block)
+            capture_of(tower).check(model, structure, correction, tower)
+
+
+def why_not(module: Any) -> str | None:
+    """Why attention of a module cannot be corrected, None if it can."""
+    if (reason := attention.why_not(module)) is not None:
+        return reason
+    q, heads = getattr(module, "q_proj", None), heads_of(module)
+    if q is not None and hasattr(module, "head_dim") and q.out_features == 2 * heads * module.head_dim:
+        return "its attention output is gated"
+    return None
+
+
+def heads_of(module: Any) -> int:
+    return int(getattr(layer_config(module.config, module.layer_idx), "num_attention_heads", 0))

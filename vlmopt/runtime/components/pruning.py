@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from vlmopt.pruning import Selector, Signal
 
 from ...policy import Policy
-from ..call import Component, Session
+from ..call import Component, Session, Step
 from ..captures import capture_of
 from ..hooks.deepstack import DeepStack
 from ..hooks.layer import LayerHook
@@ -35,6 +36,19 @@ class Pruning(Component):
             session.hook(layer.register_forward_pre_hook(LayerHook(session, i), with_kwargs=True))
         if hasattr(structure.decoder, "_deepstack_process"):
             DeepStack(session).put()
+
+    def open_step(self, step: Step, cache: Any) -> None:
+        """Warn of a new turn over a cache that was pruned for an earlier question."""
+        if step.state is None or not step.past or step.past != step.call.began or step.q == 1:
+            return
+        bound = sorted({method.name for method in self.session.selectors if method.asks_text})
+        if bound:
+            why = (
+                f"{', '.join(bound)} chose the cached visual tokens for an earlier question; for several turns use a "
+                "method that does not read the question (div_prune, zeroth_order, vision_zip, uniform), or a new cache"
+            )
+            step.call.skip("choosing anew for this turn", why)
+            warnings.warn(why, stacklevel=2)
 
 
 def check_selector(model: Any, structure: ModelStructure, method: Selector) -> None:

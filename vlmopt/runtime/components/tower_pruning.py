@@ -121,9 +121,9 @@ class TowerPruning(Component):
             family = family_of(model.config)
             if not family.patch_grid:
                 raise ValueError(
-                    f"{method.name}: the vision tower of {model.config.model_type} takes whole pictures, so it cannot leave "
-                    f"out cells; works with: {described(lambda f: f.patch_grid)}. Use a selector before the LLM, e.g. "
-                    "div_prune"
+                    f"{method.name}: the vision tower of {model.config.model_type} takes whole pictures, so it cannot "
+                    f"leave out cells; works with: {described(lambda f: f.patch_grid)}. Use a selector "
+                    "before the LLM, e.g. div_prune"
                 )
             if not family.image_std:
                 raise ValueError(

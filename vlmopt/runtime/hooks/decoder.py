@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from typing import Any
 
 import torch
@@ -45,7 +44,6 @@ class OpenStep:
         state = cache._vlmopt if isinstance(cache, LogicalCache) else None
         if call.aside(cache, arguments.input_ids):
             call = Call(self.session, call.clock, by_generate=True)
-        first = call.began is None
         call.began = past if call.began is None else call.began
         context = build_context(self.session, arguments, call, q, past)
         if context is None:
@@ -73,8 +71,6 @@ class OpenStep:
             arguments=arguments,
             fast=q == 1 and context is None and kwargs.get("attention_mask") is None and self.stays_fast(state),
         )
-        if state is not None and past and first and q > 1:
-            self.warn_about_question(call)
         call.open_step(step)
         for component in self.session.components:
             component.open_step(step, cache)
@@ -89,17 +85,6 @@ class OpenStep:
             and not state.shift
             and all(valid is None for valid in state.valid.values())
         )
-
-    def warn_about_question(self, call: Call) -> None:
-        """A new turn over a cache that was pruned for an earlier question."""
-        bound = sorted({method.name for method in self.session.selectors if method.asks_text})
-        if bound:
-            why = (
-                f"{', '.join(bound)} chose the cached visual tokens for an earlier question; for several turns use a "
-                "method that does not read the question (div_prune, zeroth_order, vision_zip, uniform), or a new cache"
-            )
-            call.skip("choosing anew for this turn", why)
-            warnings.warn(why, stacklevel=2)
 
 
 class CloseStep:

@@ -149,6 +149,7 @@ def test_the_page_listens_on_this_machine_alone_and_limits_uploads() -> None:
     assert config["server"]["address"] == "localhost"
     assert config["server"]["maxUploadSize"] == inputs.MEGABYTES
     assert config["client"]["showErrorDetails"] == "none"
+    assert config["server"]["showEmailPrompt"] is False  # a first start would wait for an address
     words = demo.command(build_parser().parse_args(["demo"]))
     assert "--server.address=localhost" in words
     assert words[4] == str(ROOT / "apps" / "demo.py")

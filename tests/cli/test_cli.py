@@ -236,6 +236,8 @@ def test_what_needs_no_model_answers_at_once(words_: str) -> None:
 def test_unknown_commands_and_settings_name_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["rum", "--image", "a.png"]) == 2
     assert "unknown command 'rum' (did you mean 'run'?)" in capsys.readouterr().err
+    assert cli.main(["run", "--question", "What?", "--polcy=dense"]) == 2
+    assert "run: unknown arguments '--polcy=dense' (did you mean '--policy'" in capsys.readouterr().err
     assert cli.main(["policy", "show", "fastv:keep_ration=0.1"]) == 2
     assert "did you mean 'keep_ratio'" in capsys.readouterr().err
     with pytest.raises(TypeError, match=r"FastV: unknown setting 'keep_ration' \(did you mean 'keep_ratio' or"):
@@ -262,6 +264,8 @@ def test_worlds_writes_images_and_questions(tmp_path: Path) -> None:
         (["--out", "run"], "give --data"),
         (["--report", "nowhere"], "nowhere is no run directory"),
         (["--out", "run", "--data", "nowhere.jsonl"], "data not found: nowhere.jsonl"),
+        (["--out", "run", "--data", "wolds"], "data not found: wolds (did you mean 'worlds'"),
+        (["--out", "run", "--data", "worlds:pop"], "'worlds:pop' is unknown (did you mean 'worlds:pope'"),
         (["--out", "run", "--data", "worlds", "--policy", "uniform-26"], "did you mean 'uniform-25'"),
         (["--out", "run", "--data", "worlds", "--batch-size", "0"], "--batch-size must be 1 or more"),
     ],

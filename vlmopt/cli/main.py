@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from importlib import import_module
 from typing import NamedTuple
@@ -41,7 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
     named = next((word for word in words if not word.startswith("-")), None)
     if named is not None and named not in COMMANDS:
         return refused(f"unknown command {named!r}{near(named, COMMANDS)}; commands: {', '.join(COMMANDS)}")
-    options = build_parser([] if named is None else [named]).parse_args(words)
+    options, unknown = build_parser([] if named is None else [named]).parse_known_args(words)
+    if unknown:
+        return refused(f"{named}: {unread(unknown, options.usage)}; see `vlmopt {named} --help`")
     try:
         options.execute(options)
     except Exception as error:
@@ -51,6 +54,12 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def unread(words: list[str], usage: str) -> str:
+    """Say which words no argument of a command took, with the nearest option of its usage for the first."""
+    name = words[0].partition("=")[0]
+    return f"unknown arguments {' '.join(words)!r}{near(name, re.findall('--[a-z-]+', usage))}"
 
 
 def expected(error: Exception) -> bool:
@@ -76,7 +85,7 @@ def build_parser(filled: list[str] | None = None) -> argparse.ArgumentParser:
             module = import_module(f".{command.module}", __package__)
             module.arguments(own)
             own.add_argument("--traceback", action="store_true", help="on an error, show where it happened")
-            own.set_defaults(execute=module.execute)
+            own.set_defaults(execute=module.execute, usage=own.format_usage())
     return parser
 
 

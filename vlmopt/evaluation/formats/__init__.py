@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from types import ModuleType
 
+from ...core import near
 from ..data import Source
 from . import chair, manifest, pope, screenspot, worlds
 from .files import Reader, files, load
@@ -16,12 +18,16 @@ def reader(source: Source) -> Reader:
 
     Raises:
         ValueError: unknown format, or contents of none.
+        FileNotFoundError: no file and no generated worlds of that name.
     """
     if source.format is not None and source.format not in FORMATS:
         raise ValueError(f"--format {source.format!r} is unknown: choose from {', '.join(FORMATS)}")
     named = source.format or next((worlds.NAME for name in source.data if worlds.is_name(name)), None)
     if named is not None:
         return _read(FORMATS[named])
+    lost = next((name for name in source.data if not os.path.exists(name)), None)
+    if lost is not None:
+        raise FileNotFoundError(f"data not found: {lost}{near(lost, worlds.MAKERS)}")
     first = files(source)[0]
     entries = load(first)
     for module in FORMATS.values():

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby, islice
 from pathlib import Path
 
+from ...core import near
 from ...metrics import phrases
 from ...synthetic import Question, World
 from ...synthetic.asked import SIZES, SIZES_OF, one_of_each_kind
@@ -42,15 +43,9 @@ def read(source: Source) -> Data:
         ValueError: unknown worlds.
     """
     name = " ".join(source.data)
-    maker = {
-        NAME: plain,
-        f"{NAME}:scene": plain,
-        f"{NAME}:screen": plain,
-        f"{NAME}:pope": polled,
-        f"{NAME}:captions": captions,
-    }.get(name)
+    maker = MAKERS.get(name)
     if maker is None:
-        raise ValueError(f"--data {name!r} is unknown; {HELP}")
+        raise ValueError(f"--data {name!r} is unknown{near(name, MAKERS)}; {HELP}")
     samples = islice(maker(source, name.partition(":")[2]), source.limit or SAMPLES)
     lexicon = phrases(classes(), "colours and shapes of the generated pictures")
     return Data(format=NAME, samples=tuple(samples), lexicon=lexicon, stops=",")
@@ -151,3 +146,12 @@ def drawn(source: Source, world: World, name: str) -> str:
         with whole(source.run / path) as fresh:
             world.image.save(fresh, format="PNG")
     return path.as_posix()
+
+
+MAKERS: dict[str, Callable[[Source, str], Iterator[Sample]]] = {
+    NAME: plain,
+    f"{NAME}:scene": plain,
+    f"{NAME}:screen": plain,
+    f"{NAME}:pope": polled,
+    f"{NAME}:captions": captions,
+}

@@ -52,7 +52,7 @@ WAYS = {"pickle": lambda model: pickle.loads(pickle.dumps(model)), "torch.save":
 @pytest.mark.parametrize("name", ["llava", "qwen3_vl", "qwen2_5_vl"])
 def test_a_copy_is_optimized_and_on_its_own(name, way):
     family = FAMILIES[name]
-    model = vlmopt.optimize(copy.deepcopy(family.build()), POLICY)
+    model = vlmopt.optimize(family.fresh(), POLICY)
     twin = way(model)
     batch = prompt(family)
     expected = generate(model, batch)
@@ -69,7 +69,7 @@ def test_a_copy_is_optimized_and_on_its_own(name, way):
 
 
 def test_a_copy_has_nothing_to_report_before_it_runs():
-    model = vlmopt.optimize(copy.deepcopy(LLAVA.build()), POLICY)
+    model = vlmopt.optimize(LLAVA.fresh(), POLICY)
     forward(model, prompt())
     with pytest.raises(ValueError, match="nothing to report"):
         vlmopt.report(copy.deepcopy(model))
@@ -85,14 +85,14 @@ def test_every_method_pickles(method):
     family = FAMILIES["qwen3_vl"]
     if isinstance(method, pruning.Selector) and not works_on(families()["qwen3_vl"], method):
         pytest.skip("refused on this family")
-    model = vlmopt.optimize(copy.deepcopy(family.build()), method)
+    model = vlmopt.optimize(family.fresh(), method)
     twin = pickle.loads(pickle.dumps(model))
     assert torch.equal(forward(twin, prompt(family)), forward(model, prompt(family)))
 
 
 def test_its_generate_alone_pickles():
     """As `pool.apply(model.generate)` does."""
-    model = vlmopt.optimize(copy.deepcopy(LLAVA.build()), POLICY)
+    model = vlmopt.optimize(LLAVA.fresh(), POLICY)
     again = pickle.loads(pickle.dumps(model.generate))
     settings = {**prompt()(), "max_new_tokens": 3, **GREEDY}
     assert torch.equal(again(**settings), model.generate(**settings))
@@ -107,7 +107,7 @@ def answer_in_child(model, inputs, pipe):
 @pytest.mark.parametrize("method", ["spawn", "fork"])
 def test_in_another_process(method):
     family = FAMILIES["qwen3_vl"]  # an unwrapped LLaVA of transformers 5 fails in a process that never made one
-    model, batch = vlmopt.optimize(copy.deepcopy(family.build()), POLICY), prompt(family)
+    model, batch = vlmopt.optimize(family.fresh(), POLICY), prompt(family)
     context = multiprocessing.get_context(method)
     ours, theirs = context.Pipe()
     child = context.Process(target=answer_in_child, args=(model, batch(), theirs))
@@ -134,7 +134,7 @@ PLACES = {
 @pytest.mark.parametrize("place", PLACES)
 def test_an_interrupted_call_leaves_nothing(place, run, error):
     """For Ctrl-C and `sys.exit`, torch calls no hook."""
-    model = copy.deepcopy(LLAVA.build())
+    model = LLAVA.fresh()
     forward(model, prompt())
     before = snapshot(model)
     vlmopt.optimize(model, POLICY)
@@ -171,7 +171,7 @@ def test_an_interrupted_call_leaves_nothing(place, run, error):
 
 
 def test_a_forward_inside_another_models_generate_gives_the_call_back():
-    first, second = (vlmopt.optimize(copy.deepcopy(LLAVA.build()), POLICY) for _ in range(2))
+    first, second = (vlmopt.optimize(LLAVA.fresh(), POLICY) for _ in range(2))
     generate(first, prompt())
     alone = vlmopt.report(first)
 
@@ -188,7 +188,7 @@ def test_a_forward_inside_another_models_generate_gives_the_call_back():
 
 @pytest.mark.parametrize("part", ["model", "model.language_model", "model.language_model.layers"])
 def test_restore_from_any_part(part):
-    model = copy.deepcopy(LLAVA.build())
+    model = LLAVA.fresh()
     forward(model, prompt())
     before = snapshot(model)
     vlmopt.optimize(model, [pruning.FastV(keep_ratio=0.5, layer=2)])
@@ -201,7 +201,7 @@ def test_restore_from_any_part(part):
 def test_torch_compile(order):
     """Graphs break at the hooks; what comes out is what comes out without compiling, restored too."""
     policy = [pruning.FastV(keep_ratio=0.5, layer=2)]
-    plain, model = (copy.deepcopy(LLAVA.build()) for _ in range(2))
+    plain, model = (LLAVA.fresh() for _ in range(2))
     dense = forward(plain, prompt())
     expected = forward(vlmopt.optimize(plain, policy), prompt())
     if order == "optimize, compile":

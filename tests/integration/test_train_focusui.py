@@ -236,10 +236,10 @@ def test_two_processes_have_the_gradients_of_one(family, tiny, tmp_path):
 @pytest.mark.slow
 def test_accelerate_launches_two_processes(tiny, tmp_path):
     words = ["train-focusui", "--model", tiny["qwen3_vl"], "--steps-scorer", "1", "--steps-model", "1"]
-    one = [sys.executable, "-m", "vlmopt.cli"]
+    one = [sys.executable, "-m", "vlmopt"]
     port = "29713"
     two = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-           "--main_process_port", port, "--mixed_precision", "no", "-m", "vlmopt.cli"]  # fmt: skip
+           "--main_process_port", port, "--mixed_precision", "no", "-m", "vlmopt"]  # fmt: skip
     for name, command in (("one", one), ("two", two)):
         subprocess.run(
             [*command, *words, "--device", "cpu", "--batch-size", "4", "--out", str(tmp_path / name)],

@@ -100,6 +100,10 @@ class Family:
         """The pristine model, shared by all tests of a session: deep-copy it before changing it."""
         return _build(self, attn_implementation, seed)
 
+    def fresh(self) -> nn.Module:
+        """The same model, made anew: transformers' own hooks of a first run do not pickle."""
+        return _build.__wrapped__(self, "sdpa", 0)
+
     def inputs(self, rows: Sequence[Row], seed: int = 0, padding_side: str = "left") -> Batch:
         rng = torch.Generator().manual_seed(seed)
         sequences = [self._sequence(row, rng) for row in rows]

@@ -11,7 +11,7 @@ import torch
 import vlmopt
 from tests.support.corrected import text_only_heads
 from tests.support.families import FAMILIES, GREEDY, LAYERS, Image
-from tests.support.mechanism import TOLERANCE, gap
+from tests.support.mechanism import TOLERANCE, gap, generate
 from tests.support.reference import decoder_of
 from tests.support.snapshot import differences, snapshot
 from tests.support.tiny import END, START
@@ -113,6 +113,22 @@ def test_the_trace_is_the_distance_of_two_separate_models(name):
     last = zip(heads_of(plain, given).values(), text.values(), strict=True)
     expected = sum(float((a - b).norm(dim=-1).topk(2).values.sum()) for a, b in last)
     assert trace[0][2] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", [name for name in (*STREAMED, "gemma4") if name in FAMILIES])
+def test_without_a_cache_heads_and_trace_are_the_same(name):
+    """The prompt comes again with every token; the heads stay chosen, and the trace is that of the newest token."""
+    batch = FAMILIES[name].inputs([[5, Image(0), 7], [3, Image(1), 4, Image(2), 6]])
+    with vlmopt.optimized(copy.deepcopy(FAMILIES[name].build("sdpa")), VisionHeads(layers="0:", trace=True)) as model:
+        found = {}
+        for use_cache in (True, False):
+            out = generate(model, batch, max_new_tokens=3, use_cache=use_cache)
+            report = vlmopt.report(model)
+            found[use_cache] = torch.stack(out.logits), torch.tensor(report.token_divergence), report.corrections
+    assert gap(found[True][0], found[False][0]) < TOLERANCE
+    assert found[True][1].shape == (2, 3)
+    assert torch.allclose(found[True][1], found[False][1], rtol=1e-4)
+    assert found[True][2] == found[False][2]
 
 
 def test_a_prompt_of_pictures_only_is_refused():

@@ -12,7 +12,7 @@ import torch
 import vlmopt
 from tests.support.families import FAMILIES, GREEDY, Image
 from tests.support.fixes import SETTINGS, TABLE, heads, made
-from tests.support.mechanism import TOLERANCE, gap
+from tests.support.mechanism import TOLERANCE, forward, gap, generate
 from tests.support.snapshot import differences, snapshot
 from vlmopt import attention_fix
 from vlmopt.attention_fix import Tower
@@ -69,6 +69,26 @@ def test_a_correction_keeps_its_promises(family, name):
     assert alone.isfinite().any()
     vlmopt.restore(model)
     assert differences(before, snapshot(model)) == []
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.skipif("gemma4" not in FAMILIES, reason="family not in this release")
+def test_rows_that_no_logit_needs_are_read_where_a_correction_reads_them(name):
+    """`generate` lets Gemma4 leave them out of its last layers, a forward does not: both must say the same."""
+    family = FAMILIES["gemma4"]
+    method = made(name, family)
+    if any(isinstance(need, Tower) for need in method.needs):
+        pytest.skip("reads inside the tower")
+    batch, found = family.inputs(ROWS[:2]), []
+    with vlmopt.optimized(copy.deepcopy(family.build("sdpa")), vlmopt.Policy(attention=[method])) as model:
+        logits = forward(model, batch)[:, -1]
+        found.append(vlmopt.report(model).corrections)
+        out = generate(model, batch, max_new_tokens=1)
+        found.append(vlmopt.report(model).corrections)
+    assert gap(logits, out.logits[0]) < TOLERANCE
+    if name.startswith("sink_diagnosis"):
+        heard = [[(sample["summary"], sample["tokens"]) for sample in entry["found"]] for (entry,) in found]
+        assert heard[0] == heard[1]
 
 
 def test_debiased_pruning_sinks_and_heads_in_one_call():

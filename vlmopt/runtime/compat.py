@@ -62,6 +62,15 @@ def layer_arguments(decoder: nn.Module) -> Names:
     return (*LAYER, ROTARY) if hasattr(decoder, "rotary_emb") else LAYER
 
 
+def every_row(given: dict[str, Any]) -> None:
+    """Ask a decoder for all rows in all layers, in place; `generate` lets Gemma4 leave out rows that no logit needs.
+
+    Its last layers take their keys from earlier ones, so from some release on they run for the last row alone.
+    """
+    if "logits_to_keep" in given:
+        given["logits_to_keep"] = 0
+
+
 def attention_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Query, key, value and mask of a call of the attention function, taken out of `kwargs` where they stand there.
 

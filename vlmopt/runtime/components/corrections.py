@@ -17,8 +17,9 @@ from ..call import Call, Component, Session, Step
 from ..captures import capture_of
 from ..captures.place import Place
 from ..captures.tower import whole_picture
+from ..compat import every_row
 from ..hooks import attention
-from ..places import decoding, last_row_passes, prompt_places
+from ..places import decoding, last_row_passes, once_more, prompt_places
 from ..structure import ModelStructure
 from .correctable import check_correction, why_not
 from .guidance import method_of
@@ -47,6 +48,7 @@ class Corrections(Component):
         self.towers = {c: [n for n in c.needs if isinstance(n, Tower)] for c in self.active}
         self.guided = method_of(session) is not None
         self.traced: Any = next((c for c in self.active if getattr(c, "trace", None)), None)
+        self.marking = any(Residual() in c.needs for c in self.editing)
         self.watching = any(getattr(c, "watchdog", "off") != "off" for c in self.active)
         self.streams = bool(self.guided or self.traced or any(TextOnly() in c.needs for c in self.active))
         config = session.model.generation_config
@@ -100,6 +102,8 @@ class Corrections(Component):
             return
         step.put(marks)
         call.put(marks)
+        if self.marking:
+            every_row(step.given)
         if not decoding(step):
             marks.open(step)
             self.ask_tower(step, marks)
@@ -119,6 +123,8 @@ class Corrections(Component):
 
     def go_along(self, step: Step, stream: TextStream) -> None:
         start = step.call.clock.now()
+        if once_more(step) and not stream.lasting:
+            return  # heads were chosen in the first pass
         if last_row_passes(step):
             stream.prompt(step)
             step.call.page.scoring.append((start, step.call.clock.now()))

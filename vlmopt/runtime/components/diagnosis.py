@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vlmopt.attention_fix import Diagnosis
 
 from ..call import Component, Session, Step
+from ..compat import every_row
 from ..hooks.decoder import scatter_rows
 from ..places import decoding, prompt_places
 from .layer_corrections import record_of
@@ -20,6 +21,10 @@ class Diagnoses(Component):
     @staticmethod
     def wanted(session: Session) -> bool:
         return any(isinstance(c, Diagnosis) for c in session.policy.corrections)
+
+    def open_step(self, step: Step, cache: Any) -> None:
+        """What is heard of a layer is heard of all its rows."""
+        every_row(step.given)
 
     def install(self) -> None:
         session, layers = self.session, self.session.structure.layers

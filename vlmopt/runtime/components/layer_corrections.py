@@ -20,7 +20,7 @@ from vlmopt.attention_fix.vision_heads import head_divergence
 
 from ..call import Call, Session, Step
 from ..hooks.attention import Edits
-from ..places import decoding, last_row_passes
+from ..places import decoding, last_row_passes, once_more
 from .edited_rows import Editable, editable, generated_keys, rows_of_mask
 from .marks import Marks
 
@@ -179,19 +179,21 @@ class LayerCorrections(Edits):
             step.slot(Divergence).append(head_divergence(heads, without.to(heads.device)).to(step.device))
 
     def choose(self, step: Step, out: Tensor, last: Tensor) -> None:
-        """Gains from the head outputs of the last prompt row of every sample."""
+        """Gains from the head outputs of the last prompt row of every sample, when it passes for the first time."""
         marks = step.slot(Marks)
         first = last.long().argmax(1)  # rows behind it are candidates of assisted decoding
         heads = out[torch.arange(len(out), device=out.device), first]
         stream = None if marks.stream is None else marks.stream.heads.get(self.layer)
+        again = once_more(step)  # a decoder may then leave out that row in its last layers
         if self.traced:
-            self.trace(step, heads)
+            self.trace(step, out[:, -1] if again else heads)
         total = torch.ones(heads.shape[:2], device=out.device)
         for correction in self.heads:
-            gain = correction.gain(heads, None if stream is None else stream.to(out.device), self.layer).to(out.device)
-            gain = torch.where(marks.seen.to(out.device)[:, None], gain.expand_as(total), 1.0)
-            record_of(step.call, correction, self.layer).gain = gain
-            total = total * gain
+            record = record_of(step.call, correction, self.layer)
+            if record.gain is None or not again:
+                gain = correction.gain(heads, None if stream is None else stream.to(out.device), self.layer)
+                record.gain = torch.where(marks.seen.to(out.device)[:, None], gain.to(out.device).expand_as(total), 1.0)
+            total = total * record.gain
         marks.gains[self.layer] = total
 
 

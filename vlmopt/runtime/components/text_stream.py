@@ -17,7 +17,7 @@ from transformers import DynamicCache
 from ..arguments import PER_LAYER
 from ..call import Session, Step
 from ..compat import cache_name
-from ..places import real
+from ..places import once_more, real
 from ..side_forward import HeadOutputs, side_forward
 
 
@@ -87,7 +87,7 @@ class TextStream:
         order = text.long().sort(dim=1, stable=True).indices[:, -width:]  # text last, in order: left padding
         valid = text.gather(1, order)
         positions = (valid.long().cumsum(1) - 1).clamp_min(0)
-        end = step.call.request.length
+        end = None if once_more(step) else step.call.request.length
         inside = self.places() < (end if end is not None else step.past + step.q)
         last = (valid & inside.to(valid.device)[order]).long() * torch.arange(1, width + 1, device=valid.device)
         taken = [part.per_layer for part in self.parts if part.per_layer is not None]

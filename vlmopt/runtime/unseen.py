@@ -6,6 +6,8 @@ would say that there was nothing to do.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
 
@@ -14,8 +16,11 @@ from .call import Call, Session, Step
 from .compat import unknown
 
 
-class Reached(set[tuple[str, int]]):
-    """State of a step: ("layer" | "attention", layer) that ran under our hooks."""
+@dataclass
+class Reached:
+    """State of a step: what ran under our hooks."""
+
+    parts: set[tuple[str, int]] = field(default_factory=set)  # ("layer" | "attention", layer)
 
 
 def refuse_unseen(call: Call, arguments: OuterArguments, length: int, past: int) -> None:
@@ -50,7 +55,7 @@ def refuse_bypassed(step: Step) -> None:
     planned = {("layer", method.layer) for method in session.selectors}
     attentions = enumerate(session.structure.attentions)
     planned |= {("attention", layer) for layer, module in attentions if hasattr(module, "_vlmopt_plan")}
-    if missing := sorted(planned - step.slot(Reached)):
+    if missing := sorted(planned - step.slot(Reached).parts):
         what = ", ".join(f"{part} {layer}" for part, layer in missing)
         raise unknown(f"{type(session.structure.decoder).__name__} ran around the hooks of {what}")
 

@@ -103,7 +103,7 @@ def vlmopt_attention(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tens
     base = base_function(module, plan.base)
     if step is None:
         return base(BaseView(module, plan.base), *given, **kwargs)
-    step.slot(Reached).add(("attention", plan.layer))
+    step.slot(Reached).parts.add(("attention", plan.layer))
     side = step.side
     if isinstance(side, Look) and side.layer == plan.layer:
         raise Looked(probe_rows(module, step, side.count, query, key, attention_mask, **kwargs))

@@ -78,7 +78,7 @@ class LayerHook:
             return None
         given = dict(zip(self.names, args, strict=False)) | kwargs  # some families pass positionally
         compat.require(self.required, given, f"decoder layer {self.layer}")
-        step.slot(Reached).add(("layer", self.layer))
+        step.slot(Reached).parts.add(("layer", self.layer))
         hidden = given.pop("hidden_states")
         cache = compat.cache_in(given)
         for here in self.cuts:

@@ -129,6 +129,30 @@ PLACES = {
 }
 
 
+@pytest.mark.parametrize("place", ["visual.blocks.1", "language_model.layers.2.mlp"])
+def test_features_asked_for_after_an_interrupted_forward_are_the_models_own(place):
+    """A forward that Ctrl-C ended is over: nothing is resized outside of a call."""
+    family = FAMILIES["qwen2_5_vl"]
+    model, batch = copy.deepcopy(family.build()), prompt(family)
+    pixels = batch.inputs["pixel_values"], batch.inputs["image_grid_thw"]
+
+    def features():
+        out = model.model.get_image_features(*pixels)
+        return torch.cat(tuple(getattr(out, "pooler_output", out)))
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    expected = features()
+    vlmopt.optimize(model, pruning.Resize(keep_ratio=0.3))
+    hook = model.model.get_submodule(place).register_forward_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        forward(model, batch)
+    hook.remove()
+    assert torch.equal(features(), expected)
+    vlmopt.restore(model)
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, RuntimeError])
 @pytest.mark.parametrize("run", [generate, forward], ids=["generate", "forward"])
 @pytest.mark.parametrize("place", PLACES)

@@ -18,6 +18,7 @@ import vlmopt
 from tests.support.families import FAMILIES, GREEDY, Image
 from tests.support.mechanism import DropByOrdinal
 from tests.support.snapshot import differences, snapshot
+from vlmopt import pruning
 from vlmopt.pruning import FastV
 from vlmopt.runtime import compat
 from vlmopt.runtime.hooks.attention import vlmopt_attention
@@ -161,6 +162,87 @@ def test_images_encoded_elsewhere_are_refused():
     with torch.no_grad():
         model(**batch())
     assert vlmopt.report(model).skipped == []
+
+
+def around_hooks(module: Any) -> None:
+    """Let callers of `module` run its forward alone, as a fused kernel or another release may."""
+    cls = type(module)
+    names = {"__call__": lambda self, *args, **kwargs: self.forward(*args, **kwargs), "__module__": cls.__module__}
+    module.__class__ = type(cls.__name__, (cls,), names)
+
+
+def without_attention(module: Any) -> None:
+    """Let `module` run without the attention function that its config names."""
+    object.__setattr__(module, "forward", lambda hidden_states, *args, **kwargs: (hidden_states, None))
+
+
+AROUND: dict[str, tuple[Any, Any, Any, str]] = {
+    "projector": (
+        pruning.ZeroOrder(keep_ratio=0.5),
+        around_hooks,
+        lambda m: [m.model.multi_modal_projector],
+        "encoded an image, and its projector was not called",
+    ),
+    "tower": (
+        pruning.VisionZip(keep_ratio=0.5, tower_layer=-1),
+        without_attention,
+        lambda m: [x for x in m.model.vision_tower.modules() if hasattr(x, "q_proj")],
+        "encoded an image, and its vision tower ran around the attention function",
+    ),
+    "feed-forward": (
+        pruning.CoreMatching(layer=2),
+        around_hooks,
+        lambda m: [x.mlp.down_proj for x in m.model.language_model.layers],
+        "layer 1 ran around the last linear map",
+    ),
+    "decoder": (
+        pruning.Uniform(keep_ratio=0.5),
+        around_hooks,
+        lambda m: [m.model.language_model],
+        "LlavaModel ran around the hooks of LlamaModel",
+    ),
+}
+
+
+@pytest.mark.parametrize("place", AROUND)
+def test_a_part_that_runs_around_its_hooks_is_refused(place):
+    method, change, parts, message = AROUND[place]
+    model, batch = model_and_batch("llava")
+    vlmopt.optimize(model, method)
+    for module in parts(model):
+        change(module)
+    with pytest.raises(RuntimeError, match=f"{re.escape(NAMED)}.*{message}"), torch.no_grad():
+        model(**batch())
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize(
+    ("name", "old"),
+    [("llava", "pixel_values"), ("qwen2_5_vl", "image_grid_thw"), ("llava_next", "image_sizes")],
+)
+def test_a_renamed_argument_of_the_feature_function_is_refused(name, old, told):
+    """Without the sizes of images, grids would be wrong or missing, and nothing would say so."""
+    model, batch = model_and_batch(name)
+    outer = structure_of(model).outer
+    encode = type(outer).get_image_features
+
+    def renamed(*args: Any, **kwargs: Any) -> Any:
+        return encode(outer, *args, **{old if key == "new" else key: value for key, value in kwargs.items()})
+
+    signature = inspect.signature(encode)
+    parameters = [p.replace(name="new" if told and p.name == old else p.name) for p in signature.parameters.values()]
+    renamed.__signature__ = signature.replace(parameters=parameters[1:])  # type: ignore[attr-defined]
+    outer.get_image_features = renamed
+    vlmopt.optimize(model, pruning.Uniform(keep_ratio=0.5))
+    probe = outer.get_image_features
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        given = dict(zip(list(signature.parameters)[1:], args, strict=False)) | kwargs
+        return probe(**{"new" if key == old else key: value for key, value in given.items()})
+
+    outer.get_image_features = called
+    with pytest.raises(RuntimeError, match=f"{re.escape(NAMED)}get_image_features has no argument {old}, only"):
+        model(**batch())
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])

@@ -10,6 +10,8 @@ from .base import Family, Piece
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
+THW = {"image": "image_grid_thw", "video": "video_grid_thw"}
+IMAGE_SIZES = {"image": "image_sizes"}
 
 _FAMILIES = (
     Family(
@@ -19,6 +21,7 @@ _FAMILIES = (
         "model.visual",
         "model.visual.merger",
         layouts.patch_grid,
+        THW,
         by_token=True,
         cells=patches.patch_cells,
         image_std=CLIP_STD,
@@ -32,6 +35,7 @@ _FAMILIES = (
         "model.visual",
         "model.visual.merger",
         layouts.patch_grid,
+        THW,
         by_token=True,
         cells=patches.patch_cells,
         image_std=CLIP_STD,
@@ -45,6 +49,7 @@ _FAMILIES = (
         "model.visual",
         "model.visual.merger",
         layouts.patch_grid,
+        THW,
         by_token=True,
         cells=patches.patch_cells,
         image_std=HALF,
@@ -59,6 +64,7 @@ _FAMILIES = (
         "model.visual",
         "model.visual.merger",
         layouts.patch_grid,
+        THW,
         by_token=True,
         cells=patches.patch_cells,
         image_std=HALF,
@@ -84,6 +90,7 @@ _FAMILIES = (
         "model.vision_tower",
         "model.multi_modal_projector",
         layouts.any_resolution,
+        IMAGE_SIZES,
         by_token=True,
         click_units="unit",
     ),
@@ -94,6 +101,7 @@ _FAMILIES = (
         "model.vision_tower",
         "model.multi_modal_projector",
         layouts.any_resolution,
+        IMAGE_SIZES,
         by_token=True,
     ),
     Family(
@@ -152,6 +160,7 @@ _FAMILIES = (
         "model.vision_tower",
         "model.multi_modal_projector",
         layouts.sized,
+        IMAGE_SIZES,
     ),
     Family(
         "lfm2_vl",
@@ -160,6 +169,7 @@ _FAMILIES = (
         "model.vision_tower",
         "model.multi_modal_projector",
         layouts.unfolded,
+        {"image": "spatial_shapes"},
     ),
     Family("fast_vlm", ("fast_vlm",), "KamilaMila/FastVLM-0.5B", "model.vision_tower", "model.multi_modal_projector"),
 )

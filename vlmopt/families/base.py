@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -68,6 +68,7 @@ class Family:
     vision_tower: str  # attribute paths below the loaded model
     projector: str
     layout: Layout = square
+    sizes: Mapping[str, str] = field(default_factory=dict)  # modality -> argument by which the layout knows grids
     by_token: bool = False  # every visual token is a row of the projector's output, made from p patches of its own
     patches: Patches = as_they_come
     cells: Cells | None = None  # pixels under every token; None where they cannot be told

@@ -49,6 +49,21 @@ def refuse_ungrouped(call: Call, arguments: OuterArguments) -> None:
         raise unknown(f"{type(call.session.structure.outer).__name__} encoded an image without calling {names}")
 
 
+def refuse_unencoded(step: Step, what: str) -> None:
+    """Refuse to go without what the vision encoder leaves for methods, where it encoded images in this call."""
+    if step.call.features.pieces:
+        raise unknown(f"{type(step.call.session.structure.outer).__name__} encoded an image, and {what}")
+
+
+def refuse_undecoded(call: Call) -> None:
+    """Refuse a bare forward whose images no pass of the decoder was handed."""
+    arguments, structure = call.arguments, call.session.structure
+    if arguments is None or not arguments.pixels or arguments.input_ids is None:
+        return
+    if has_visual(call.session, arguments.input_ids):
+        raise unknown(f"{type(structure.outer).__name__} ran around the hooks of {type(structure.decoder).__name__}")
+
+
 def refuse_bypassed(step: Step) -> None:
     """Refuse a pass over visual tokens that went around a layer or an attention function with work to do."""
     session = step.call.session

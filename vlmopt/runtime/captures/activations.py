@@ -10,6 +10,7 @@ from vlmopt.pruning import Activations
 
 from ...methods import Method
 from ..call import Session, Step
+from ..compat import unknown
 from ..predicting import prompt_text
 from ..structure import ModelStructure
 from .base import Capture
@@ -60,9 +61,9 @@ class GatedActivations(Capture[Activations]):
         session.hook(linear.register_forward_pre_hook(ActivationHook(session, need.layer)))
 
     def missing(self, step: Step, need: Activations) -> str | None:
-        if need.layer in step.slot(Taken):
-            return None
-        return f"no feed-forward activations of layer {need.layer} in this step"
+        if need.layer not in step.slot(Taken):
+            raise unknown(f"layer {need.layer} ran around the last linear map of its feed-forward block")
+        return None
 
     def read(self, need: Activations, at: Place) -> Tensor:
         """Rows of the layer before the cut."""

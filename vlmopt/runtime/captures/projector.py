@@ -20,6 +20,7 @@ from ...methods import Method
 from ..call import Session, Step
 from ..offload import resident, why_unreadable
 from ..structure import ModelStructure, part
+from ..unseen import refuse_unencoded
 from .base import Capture, Need, described
 from .place import Place
 
@@ -127,6 +128,7 @@ class OfRows(Capture[Need]):
 
     def missing(self, step: Step, need: Need) -> str | None:
         if not step.call.features.slot(Encoded).outputs:
+            refuse_unencoded(step, "its projector was not called")
             return "the projector did not run in this call (features were computed before)"
         if step.context is not None and not bool((patch_rows(step)[step.context.visual] >= 0).any()):
             return "this model changes the projector's output before the LLM, so tokens have no row of their own"

@@ -11,11 +11,12 @@ from vlmopt.pruning.signals import VisionAttention, VisionKeys
 
 from ...families import family_of
 from ...methods import Method
-from ..call import Session
+from ..call import Session, Step
 from ..compat import attention_arguments, substitute
 from ..context import PicturePart
 from ..hooks.attention import BaseView, Uninstall, base_function, register
 from ..structure import ModelStructure, part, whole_blocks
+from ..unseen import refuse_unencoded
 from .place import Place
 from .projector import Encoded, OfRows, of_tokens, patch_rows
 
@@ -142,6 +143,9 @@ class Received(InTower[VisionAttention]):
         super().install(session, need)
         plan_of(session, need.layer).attention.add(need.layer)
 
+    def missing(self, step: Step, need: VisionAttention) -> str | None:
+        return super().missing(step, need) or unread(step, step.call.features.slot(Encoded).attention[need.layer])
+
     def read(self, need: VisionAttention, at: Place) -> Tensor:
         return of_tokens(at, received(need, at)[:, None], 0.0)[:, 0]
 
@@ -153,8 +157,19 @@ class Keys(InTower[VisionKeys]):
         super().install(session, need)
         plan_of(session, need.layer).keys.add(need.layer)
 
+    def missing(self, step: Step, need: VisionKeys) -> str | None:
+        return super().missing(step, need) or unread(step, step.call.features.slot(Encoded).keys[need.layer])
+
     def read(self, need: VisionKeys, at: Place) -> Tensor:
         return of_tokens(at, per_projector_row(at, at.step.call.features.slot(Encoded).keys[need.layer]), 0.0)
+
+
+def unread(step: Step, values: list[Tensor]) -> str | None:
+    """Why nothing of a block was read though the projector ran, None if something was."""
+    if values:
+        return None
+    refuse_unencoded(step, "its vision tower ran around the attention function")
+    return "the vision tower did not run in this call"
 
 
 def received(need: VisionAttention, at: Place) -> Tensor:

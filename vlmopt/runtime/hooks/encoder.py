@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..arguments import MODALITIES, by_name, pixels_in
+from ...families import Family
+from .. import compat
+from ..arguments import MODALITIES, PIXELS, by_name, pixels_in
 from ..call import Session
 from ..captures import Capture
 from .stand_in import StandIn
@@ -20,6 +22,7 @@ class FeatureProbe(StandIn):
     def __init__(self, session: Session, modality: str, captures: Sequence[Capture[Any]]) -> None:
         super().__init__(session, session.structure.outer, MODALITIES[modality])
         self.modality, self.captures = modality, captures
+        self.required = arguments_of(session.family, modality)
         self.__signature__ = inspect.signature(self.original)  # `generate` picks its arguments by name
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -29,6 +32,7 @@ class FeatureProbe(StandIn):
         if not call.by_generate and call.arguments is None:  # a bare forward that was interrupted
             return self.original(*args, **kwargs)
         bound = by_name(self.__signature__, *args, **kwargs)
+        compat.require(self.required, bound, self.name)
         start = call.clock.now()
         call.features.depth += 1
         if pixels_in(self.modality, bound) is not None:
@@ -51,6 +55,14 @@ class FeatureProbe(StandIn):
         pieces = self.session.family.layout(self.modality, lengths, bound, self.session.model.config)
         call.features.pieces.setdefault(self.modality, []).extend(pieces)
         return out
+
+
+def arguments_of(family: Family, modality: str) -> compat.Names:
+    """What the feature function of a described family has to be handed: pixels, and what its grids follow from."""
+    if not family.described:
+        return ()
+    pixels = tuple(dict.fromkeys((PIXELS[modality], PIXELS["image"])))  # some video functions take theirs as images
+    return (pixels, family.sizes[modality]) if modality in family.sizes else (pixels,)
 
 
 def feature_lengths(out: Any) -> list[int]:

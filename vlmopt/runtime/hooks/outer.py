@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..arguments import OuterArguments, brings_pixels, by_name, carries_pixels
 from ..call import CALL, Call, Session
 from ..components.tower_pruning import Patches
+from ..unseen import refuse_undecoded
 from .head import TARGETS
 
 
@@ -62,4 +63,5 @@ class CloseForward:
             CALL.set(call.around)
             call.around = None
             if output is not None:
+                refuse_undecoded(call)
                 call.finish()

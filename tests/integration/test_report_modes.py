@@ -6,10 +6,11 @@ import copy
 
 import pytest
 import torch
+import transformers
 
 import vlmopt
 from tests.support.families import FAMILIES, Image
-from tests.support.mechanism import generate
+from tests.support.mechanism import forward, generate
 from vlmopt import attention_fix, pruning
 
 POLICY = [
@@ -88,6 +89,33 @@ def test_guidance_of_both_kinds_at_once(use_cache):
     for got, wanted in zip(nearly.logits, alone.logits, strict=True):
         assert torch.allclose(got, wanted, atol=1e-3)
     assert torch.equal(nearly.sequences, alone.sequences)
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_a_logits_processor_may_run_the_model_on_another_image(name):
+    """As contrastive decoding with a disturbed image does: pruned too, and no part of what was asked for."""
+    family = FAMILIES[name]
+    batch, other = family.inputs([[5, Image(0), 7]]), family.inputs([[3, Image(1), 2, Image(0), 4]], seed=1)
+    model = optimized(family)
+    alone = generate(model, batch)
+    expected = vlmopt.report(model)
+    beside = [forward(model, other)]
+
+    class Beside(transformers.LogitsProcessor):
+        def __call__(self, ids, scores):
+            beside.append(forward(model, other))
+            return scores
+
+    out = generate(model, batch, logits_processor=transformers.LogitsProcessorList([Beside()]))
+    report = vlmopt.report(model)
+    assert all(map(torch.equal, out.logits, alone.logits))
+    assert (report.samples, report.key_lengths, report.applied) == (
+        expected.samples,
+        expected.key_lengths,
+        expected.applied,
+    )
+    assert len(beside) == 5
+    assert all(torch.equal(logits, beside[0]) for logits in beside)
 
 
 def test_a_failed_call_has_no_report():

@@ -148,7 +148,7 @@ class Call(Slots):
     clock: Clock
     by_generate: bool
     request: Request = field(default_factory=Request)
-    around: Call | None = None  # of another model, inside which a bare forward runs
+    around: Call | None = None  # inside which a forward runs: of another model, or one that this is beside
     start: Any = None
     began: int | None = None  # length of the cache before the first chunk
     cache: Any = None  # of the sequence asked for, while the call runs
@@ -164,6 +164,7 @@ class Call(Slots):
     end: Any = None
     decode_steps: int = 0
     new_tokens: int = 0
+    beside: bool = False  # one forward inside a `generate`, of another sequence; it has no report
 
     def aside(self, cache: Any, ids: Tensor | None) -> bool:
         """Whether a pass is of another sequence than the one asked for, e.g. the unconditional one of a guidance scale.

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .. import compat
 from ..arguments import OuterArguments, brings_pixels, by_name, carries_pixels
 from ..call import CALL, Call, Session
 from ..components.tower_pruning import Patches
@@ -23,7 +24,7 @@ class OuterHook:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         bound = by_name(self.signature, module, *args, **kwargs) if args else kwargs
-        call = self.open_call()
+        call = self.open_call(compat.cache_in(bound), bound.get("input_ids"))
         encodes = brings_pixels(bound)
         if encodes:
             call.features.clear()  # this forward encodes by itself, in older releases at every uncached step
@@ -41,27 +42,32 @@ class OuterHook:
         )
         TARGETS.set(None)
 
-    def open_call(self) -> Call:
-        """The running `generate` of this session, or a new call for a bare forward."""
+    def open_call(self, cache: Any, ids: Tensor | None) -> Call:
+        """The running `generate` of this session; a new call for a bare forward, or for one of another sequence."""
         call = self.session.running_call()
-        if call is None or not call.by_generate:
+        if call is not None and call.by_generate:
+            if not call.aside(cache, ids):
+                return call
+            new = Call(self.session, call.clock, by_generate=True, around=call, beside=True)
+        else:
             around = CALL.get() if call is None else call.around  # an earlier forward of ours was interrupted
-            call = self.session.new_call(around=around)
-            CALL.set(call)
-        return call
+            new = self.session.new_call(around=around)
+        CALL.set(new)
+        return new
 
 
 class CloseForward:
-    """Ends the call of a bare forward, also when it raised."""
+    """Ends the call of a bare forward or of one beside `generate`, also when it raised."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         call = self.session.running_call()
-        if call is not None and not call.by_generate:
+        if call is not None and (call.beside or not call.by_generate):
             CALL.set(call.around)
             call.around = None
             if output is not None:
                 refuse_undecoded(call)
-                call.finish()
+                if not call.beside:
+                    call.finish()

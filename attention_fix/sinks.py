@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +37,7 @@ def sink_mask(phi: Tensor, tau: float, valid: Tensor | None = None) -> Tensor:
 
 def auto_tau(hidden_size: int) -> float:
     """0.3125 sqrt(D): the published 20 at D = 4096, the same share of the largest possible phi elsewhere."""
-    return 0.3125 * hidden_size**0.5
+    return 0.3125 * math.sqrt(hidden_size)
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,8 @@ class VisionHeads(HeadCorrection):
 
 def head_divergence(heads: Tensor, text_only: Tensor) -> Tensor:
     """VHD: Euclidean distance of head outputs [..., D] with and without pictures, in fp32."""
-    return torch.linalg.vector_norm(heads.float() - text_only.float(), dim=-1)
+    distance: Tensor = torch.linalg.vector_norm(heads.float() - text_only.float(), dim=-1)
+    return distance
 
 
 def select_heads(divergence: Tensor, activity: Tensor, outliers: bool = True) -> Tensor:

@@ -82,8 +82,8 @@ class CoreMatching(ScoreSelector):
         return frozenset({Activations(self.layer - 1, "visual"), Activations(self.layer - 1, "text")})
 
     def score(self, tokens: VisualTokens) -> Tensor:
-        visual = tokens.signals[Activations(self.layer - 1, "visual")]
-        text = tokens.signals[Activations(self.layer - 1, "text")]
+        visual: Tensor = tokens.signals[Activations(self.layer - 1, "visual")]
+        text: Tensor = tokens.signals[Activations(self.layer - 1, "text")]
         if self.paper_compat:
             return ((visual > 0) & (text[-LISTENER:][:1].sum(0) > 0)).sum(1).float()
         counts = core_counts(text, self.rho)

@@ -36,4 +36,5 @@ class FastV(OnePool, ScoreSelector):
         return frozenset({AttentionRows(self.layer - 1)})
 
     def score(self, tokens: VisualTokens) -> Tensor:
-        return tokens.signals[AttentionRows(self.layer - 1)].float().mean((0, 1))  # [h, 1, n] -> [n]
+        rows: Tensor = tokens.signals[AttentionRows(self.layer - 1)]
+        return rows.float().mean((0, 1))  # [h, 1, n] -> [n]

@@ -90,7 +90,8 @@ class FocusUI(Shuffled, ScoreSelector):
                 f"{self.label}: no text behind the last visual token; put the instruction after the picture, or use "
                 "ui_graph, which reads none"
             )
-        return tokens.signals[self.trained](visual, text)
+        scores: Tensor = tokens.signals[self.trained](visual, text)
+        return scores
 
 
 @register("instruction_similarity")

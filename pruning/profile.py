@@ -83,8 +83,8 @@ class DebiasProfile(MeasuredProfile):
         """fp32 [n]: logarithm of the trend, up to a constant; slopes beyond `LIMITS` are clipped."""
         sigma = [min(max(value, LIMITS[0]), LIMITS[1]) for value in (*self.sigma, self.across_frames or 0.0)]
         if self.axes == "thw":
-            t, y, x = grid_place(tokens).T
-            return sigma[0] * t + sigma[1] * y + sigma[2] * x
+            place = grid_place(tokens)  # [n, 3]
+            return sigma[0] * place[:, 0] + sigma[1] * place[:, 1] + sigma[2] * place[:, 2]
         if self.across_frames is None:
             return sigma[0] * raster_place(tokens)
         return sigma[0] * frame_place(tokens) + sigma[1] * grid_place(tokens)[:, 0]

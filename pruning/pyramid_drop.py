@@ -117,4 +117,5 @@ class PyramidDrop(Renumbered, Progressive):
         return frozenset({LookAheadRows(self.layer)})
 
     def score(self, tokens: VisualTokens) -> Tensor:
-        return tokens.signals[LookAheadRows(self.layer)].float().mean((0, 1))  # [h, 1, n] -> [n]
+        rows: Tensor = tokens.signals[LookAheadRows(self.layer)]
+        return rows.float().mean((0, 1))  # [h, 1, n] -> [n]

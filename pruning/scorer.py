@@ -30,7 +30,8 @@ class Enhancer(nn.Module):
         seen = None if mask is None else mask[:, None, None]
         mixed = [scaled_dot_product_attention(rows, k, v, attn_mask=seen) for rows in q.split(ROWS_AT_ONCE, 2)]
         attended = self.out(torch.cat(mixed, 2).transpose(1, 2).flatten(2))
-        return self.down(gelu(self.up(self.norm(x + self.dropout(attended)))))
+        enhanced: Tensor = self.down(gelu(self.up(self.norm(x + self.dropout(attended)))))
+        return enhanced
 
 
 class Scorer(nn.Module):
@@ -67,7 +68,8 @@ class Scorer(nn.Module):
             fp32 [M] or [B, M] within -1..1, higher = keep.
         """
         if visual.ndim == 2:
-            return self(visual[None], text[None], text_mask)[0]
+            visual, text = visual[None], text[None]
+            return self.forward(visual, text, text_mask)[0]
         dtype = self.visual.out.weight.dtype
         cells = normalize(self.visual(visual.to(dtype)).tanh().float(), dim=2)
         words = normalize(self.text(text.to(dtype), text_mask).tanh().float(), dim=2)

@@ -22,7 +22,8 @@ ROWS = 2**14  # rows of one projector call: 320 MiB a tensor at 5120 features
 def directions(m: int, p: int, d: int, seed: int) -> Tensor:
     """fp32 [m, p, d] on the CPU: m directions of unit length in all p * d dimensions, shared by all tokens."""
     bank = torch.randn(m, p * d, generator=torch.Generator().manual_seed(seed))
-    return (bank / bank.norm(dim=1, keepdim=True)).view(m, p, d)
+    length: Tensor = bank.norm(dim=1, keepdim=True)
+    return (bank / length).view(m, p, d)
 
 
 def relative_steps(inputs: Tensor, step: float) -> Tensor:
@@ -45,7 +46,8 @@ def finite_difference(function: Callable[[Tensor], Tensor], inputs: Tensor, bank
         offset = h[:, None, None, None] * bank
         ends = torch.cat([x[:, None] + offset, x[:, None] - offset]).flatten(0, 1)
         high, low = function(ends).float().chunk(2)
-        return (high - low).norm(dim=1).view(len(x), -1).mean(1) / (2 * h)
+        moved: Tensor = (high - low).norm(dim=1)
+        return moved.view(len(x), -1).mean(1) / (2 * h)
 
     size = max(ROWS // (2 * len(bank)), 1)
     return torch.cat([part(x, h) for x, h in zip(inputs.float().split(size), steps.split(size), strict=True)])
@@ -56,7 +58,8 @@ def forward_mode(function: Callable[[Tensor], Tensor], inputs: Tensor, bank: Ten
 
     def part(x: Tensor) -> Tensor:
         def along(u: Tensor) -> Tensor:
-            return jvp(function, (x,), (u.expand_as(x),))[1].float().norm(dim=1)
+            slope: Tensor = jvp(function, (x,), (u.expand_as(x),))[1].float().norm(dim=1)
+            return slope
 
         return vmap(along)(bank).mean(0)
 
@@ -163,7 +166,8 @@ def closed_form(mlp: Folded, inputs: Tensor, bank: Tensor) -> Tensor:
         if mlp.eps is not None:
             radial = torch.einsum("nqd,mqd,nq->nmq", unit, bank, scale) / unit.shape[2]
             moved = moved - radial @ along
-        return linear(slope[:, None] * moved, mlp.second).norm(dim=2).mean(1)
+        reach: Tensor = linear(slope[:, None] * moved, mlp.second).norm(dim=2)
+        return reach.mean(1)
 
     return torch.cat([part(x) for x in inputs.split(max(ROWS // len(bank), 1))])
 

@@ -48,7 +48,8 @@ class VisualTokens:
     def frame(self) -> Tensor:
         """Long[n]: running number of (span, frame); an image is one frame."""
         t = self.coords[:, 0].clamp_min(0)
-        return torch.stack([self.item, t], 1).unique(dim=0, return_inverse=True)[1]
+        frame: Tensor = torch.unique(torch.stack([self.item, t], 1), dim=0, return_inverse=True)[1]
+        return frame
 
     def subset(self, index: Tensor) -> VisualTokens:
         """The tokens `index` Long[m] alone, with their signals."""

@@ -6,6 +6,8 @@ b(x) = mu * exp(sigma * x), x in 0..1 the place of a token in its picture. sigma
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -103,7 +105,8 @@ def rope_kernel(distance: Tensor, base: float, head_dim: int) -> Tensor:
     theta_j = base**(-2j / d). SparseVLM (arXiv 2410.04417), gravity correction. Not monotone, and negative far away.
     """
     powers = torch.arange(0, head_dim, 2, device=distance.device, dtype=torch.float32) / head_dim
-    return (distance.float()[..., None] * base**-powers).cos().sum(-1) * (2 / head_dim**0.5)
+    frequencies, scale = base**-powers, 2 / math.sqrt(head_dim)
+    return (distance.float()[..., None] * frequencies).cos().sum(-1) * scale
 
 
 def rope_trend(distance: Tensor, base: float, head_dim: int) -> Tensor:

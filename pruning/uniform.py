@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -67,7 +68,7 @@ def strided_grid(shape: tuple[int, int, int], k: int) -> list[int]:
 
 def grid_rows(h: int, w: int, k: int) -> int:
     """Rows over which k >= 1 of h * w cells spread most evenly in both directions."""
-    rows = round((k * h / w) ** 0.5)
+    rows = round(math.sqrt(k * h / w))
     return min(max(rows, -(-k // w), 1), h, k)
 
 

@@ -51,7 +51,8 @@ class VisPruner(Renumbered, ScoreSelector):
         return frozenset({VisionAttention(self.tower_layer), Projector() if self.paper_compat else VisualEmbeds()})
 
     def score(self, tokens: VisualTokens) -> Tensor:
-        return tokens.signals[VisionAttention(self.tower_layer)].float()
+        attention: Tensor = tokens.signals[VisionAttention(self.tower_layer)]
+        return attention.float()
 
     def take(self, tokens: VisualTokens, k: int, scores: Tensor) -> Selection:
         order = scores.sort(descending=True, stable=True).indices

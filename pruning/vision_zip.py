@@ -48,7 +48,8 @@ class VisionZip(Renumbered, ScoreSelector):
         return frozenset({VisionAttention(self.tower_layer), VisionKeys(self.tower_layer), Projector()})
 
     def score(self, tokens: VisualTokens) -> Tensor:
-        return tokens.signals[VisionAttention(self.tower_layer)].float()
+        attention: Tensor = tokens.signals[VisionAttention(self.tower_layer)]
+        return attention.float()
 
     def take(self, tokens: VisualTokens, k: int, scores: Tensor) -> Selection:
         count = math.floor(self.contextual * k + 0.5)

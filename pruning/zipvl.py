@@ -54,7 +54,8 @@ class ZipVL(ScoreSelector):
 
     def attention(self, tokens: VisualTokens) -> Tensor:
         """fp32 [R, n], mean over heads."""
-        return tokens.signals[AttentionRows(self.layer - 1, self.rows)].float().mean(0)
+        rows: Tensor = tokens.signals[AttentionRows(self.layer - 1, self.rows)]
+        return rows.float().mean(0)
 
     def score(self, tokens: VisualTokens) -> Tensor:
         return per_row(self.attention(tokens))

@@ -40,7 +40,7 @@ def stacked(rows: Rows, x: alt.X, y: alt.Y, names: list[str], palette: Sequence[
     present = [name for name in names if any(row["part"] == name for row in rows)]
     inks = [palette[order[name] % len(palette)] for name in present]
     kinds = {key: "N" if isinstance(value, str) else "Q" for key, value in rows[0].items()}
-    return (
+    chart: alt.Chart = (
         chart_of([{**row, "order": order[row["part"]]} for row in rows])
         .mark_bar()
         .encode(
@@ -51,6 +51,7 @@ def stacked(rows: Rows, x: alt.X, y: alt.Y, names: list[str], palette: Sequence[
             tooltip=[f"{key}:{kind}" for key, kind in kinds.items()],
         )
     )
+    return chart
 
 
 def matrix(values: Sequence[Sequence[float]], title: str, top: float | None = None) -> alt.Chart:
@@ -59,7 +60,7 @@ def matrix(values: Sequence[Sequence[float]], title: str, top: float | None = No
     most = max((row["value"] for row in rows), default=1.0) if top is None else top
     scale = alt.Scale(scheme="viridis", domain=[0, most or 1.0])
     legend = alt.Legend(orient="top", title=title, gradientLength=160)
-    return (
+    chart: alt.Chart = (
         chart_of(rows)
         .mark_rect(stroke=GREY, strokeWidth=0.5)
         .encode(
@@ -69,3 +70,4 @@ def matrix(values: Sequence[Sequence[float]], title: str, top: float | None = No
             tooltip=["layer:O", "head:O", alt.Tooltip("value:Q", title=title, format=".3f")],
         )
     )
+    return chart

@@ -171,12 +171,12 @@ def number(about: Row, setting: Row, value: Any) -> Any:
     """A slider where both ends and hundredths do, else a box that may stay empty where None is the default."""
     low, high = setting.get("min", setting.get("above")), setting.get("max")
     if setting["kind"] == "int":
-        bounds = {"min_value": low if low is None else int(low), "max_value": high if high is None else int(high)}
+        bounds: Row = {"min_value": low if low is None else int(low), "max_value": high if high is None else int(high)}
         return st.number_input(value=value, step=1, placeholder=NONE, **bounds, **about)
     if value is not None and low is not None and high is not None and math.isclose(value * 100 % 1, 0, abs_tol=1e-9):
         least = float(low) + (0.01 if "above" in setting else 0)
         return st.slider(value=float(value), min_value=least, max_value=float(high), step=0.01, **about)
-    ends = {"min_value": low if low is None else float(low), "max_value": high if high is None else float(high)}
+    ends: Row = {"min_value": low if low is None else float(low), "max_value": high if high is None else float(high)}
     start = None if value is None else float(value)
     return st.number_input(value=start, step=None, format="%g", placeholder=NONE, **ends, **about)
 

@@ -139,7 +139,8 @@ def uploaded() -> Given | None:
         except ValueError as error:
             known = (file.file_id, None, str(error))
         st.session_state.received = known
-    _, given, refused = known
+    given: Given | None = known[1]
+    refused: str | None = known[2]
     if refused is not None:
         st.error(escaped(refused), icon=":material/broken_image:")
     return given

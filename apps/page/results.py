@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import streamlit as st
 from PIL import Image
@@ -124,7 +125,7 @@ def marked(before: str, after: str) -> Iterator[str]:
 def costs(run: Run) -> None:
     """A row of figures with their change against dense."""
     dense, ours = run.dense.measurement, run.optimized.measurement
-    rows: list[tuple[str, Callable[[Measurement], float | None], str, str, str]] = [
+    rows: list[tuple[str, Callable[[Measurement], float | None], str, Literal["normal", "inverse", "off"], str]] = [
         ("Visual tokens", lambda m: m.visual_tokens_kept, "{:.0f}", "inverse", "Left after the last cut."),
         ("Mean per layer", layer_average, "{:.0f}", "inverse", "Visual tokens that a decoder layer sees on average."),
         ("First token, ms", lambda m: middle(m.ttft_ms), "{:.0f}", "inverse", "From the start, with the vision tower."),

@@ -10,7 +10,7 @@ import streamlit as st
 
 from vlmopt.apps.page import results
 from vlmopt.apps.page.state import Run
-from vlmopt.overlay import overlay
+from vlmopt.overlay import GAP, overlay
 from vlmopt.reporting import VisualMap
 
 COLUMNS = 4
@@ -38,8 +38,7 @@ def frames(run: Run) -> None:
             chosen = st.slider("Frame", 1, len(steps), 1, key=f"frame-{run.id}", help="One for each step in time.") - 1
     shown.image(run.shown[min(chosen, len(run.shown) - 1)], width="stretch", alt=f"Frame {chosen + 1} of the clip")
     drawn = overlay([run.shown[min(chosen, len(run.shown) - 1)]], [still(*steps[chosen])])
-    margin = results.GAP
-    drawn = drawn.crop((margin, margin, drawn.width - margin, drawn.height - results.LEGEND))
+    drawn = drawn.crop((GAP, GAP, drawn.width - GAP, drawn.height - results.LEGEND))
     place.image(drawn, width="stretch", alt="Kept cells clear, dropped cells dark")
     counts = [int(still(m, t).kept.sum()) for m, t in steps]
     right.caption(f"**{counts[chosen]} of {len(still(*steps[chosen]).kept)}** tokens of frame {chosen + 1} are kept.")

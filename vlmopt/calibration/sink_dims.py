@@ -7,7 +7,7 @@ count when few visual tokens stand out in them and get far more attention than t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import Any
@@ -130,10 +130,10 @@ def massive(prompts: Sequence[Look]) -> tuple[list[int], str]:
     """The longest run of layers with massive activations, as places in a look; empty without any."""
     depth = len(prompts[0])
 
-    def middle(value: Any, i: int) -> float:
+    def middle(value: Callable[[Layer], float], i: int) -> float:
         return float(median(value(look[i]) for look in prompts))
 
-    rules = {
+    rules: dict[str, Callable[[int], bool]] = {
         "activations": lambda i: (
             middle(lambda layer: layer.peak, i) > PEAK
             and middle(lambda layer: layer.peak / max(layer.middle, 1e-12), i) > CONTRAST

@@ -76,7 +76,7 @@ def preset_page(preset: catalogue.Preset) -> str:
 
 def found(name: str) -> dict[str, Any]:
     """The row of a method; a name that is none is refused with what resembles it."""
-    rows = {row["name"]: row for row in gathered("methods")}
+    rows: dict[str, dict[str, Any]] = {row["name"]: row for row in gathered("methods")}
     if name not in rows:
         names = [*SECTIONS, *catalogue.presets(), *rows]
         raise ValueError(f"nothing is called {name!r}{near(name, names)}; see `vlmopt list`")

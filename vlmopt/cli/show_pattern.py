@@ -120,7 +120,8 @@ def of_head(found: HeadPatterns, options: argparse.Namespace, loaded: Loaded) ->
     row = found.layers[options.layer]
     if row is None:
         raise ValueError(f"layer {options.layer} stays dense in {options.patterns}; choose another --layer")
-    return found.patterns[row[options.head]]
+    pattern: Pattern = found.patterns[row[options.head]]
+    return pattern
 
 
 def check_place(options: argparse.Namespace, loaded: Loaded) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -82,7 +83,7 @@ class Runner:
     def _open(self, policy: str, samples: Sequence[Sample]) -> list[Sample]:
         return [sample for sample in samples if (policy, sample.id) not in self.done]
 
-    def _rounds(self, todo: Iterable[Sequence[Sample]], writer: Writer, bar: tqdm) -> Iterator[list[Batch]]:
+    def _rounds(self, todo: Iterable[Sequence[Sample]], writer: Writer, bar: tqdm[Any]) -> Iterator[list[Batch]]:
         """Prepared batches, made once for all policies; samples that cannot be prepared are recorded at once."""
         held: list[Batch] = []
         for samples in todo:

@@ -45,4 +45,5 @@ def shuffled(outer: Any, values: Tensor) -> Tensor:
     """InternVL: the model's own pixel shuffle decides which patches share a token: [B, P, c] -> [B, P/4, 4, c]."""
     side, c = math.isqrt(values.shape[1]), values.shape[2]
     grid = values.view(values.shape[0], side, side, c)
-    return outer.pixel_shuffle(grid, scale_factor=outer.config.downsample_ratio).reshape(values.shape[0], -1, 4, c)
+    shuffled: Tensor = outer.pixel_shuffle(grid, scale_factor=outer.config.downsample_ratio)
+    return shuffled.reshape(values.shape[0], -1, 4, c)

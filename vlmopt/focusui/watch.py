@@ -100,7 +100,8 @@ class Watch(Selector):
 def scored(scorer: Scorer, one: Seen, draw: int) -> Tensor:
     """fp32 [n]; the draw decides what dropout leaves out, so that it does not matter who computes it, and when."""
     torch.manual_seed(draw)
-    return scorer(one.visual, one.text)
+    scores: Tensor = scorer(one.visual, one.text)
+    return scores
 
 
 def label_of(tokens: VisualTokens, boxes: Tensor, graph: bool) -> Tensor:

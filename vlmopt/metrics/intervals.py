@@ -130,7 +130,8 @@ def columns_of(*columns: Sequence[float] | np.ndarray) -> np.ndarray:
 def ratios(sums: np.ndarray) -> np.ndarray:
     """sums [..., 2 * m], numerator and denominator in turn -> [..., m]; 0 without a denominator."""
     top, bottom = sums[..., ::2], sums[..., 1::2]
-    return np.divide(top, bottom, out=np.zeros_like(top), where=bottom != 0)
+    shares: np.ndarray = np.divide(top, bottom, out=np.zeros_like(top), where=bottom != 0)
+    return shares
 
 
 def resampled(pairs: np.ndarray, resamples: int, seed: int) -> np.ndarray:

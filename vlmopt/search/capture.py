@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..api import optimized, report, session_of
+from ..api import optimized, report
 from ..kernels.patterns import AShape, Prefill
 from ..policy import Policy
 from ..prefill import SparsePrefill
@@ -19,6 +19,7 @@ from ..runtime.call import Step
 from ..runtime.components.sparse_prefill import SparseLayer
 from ..runtime.hooks.attention import plan_of
 from ..runtime.places import decoding
+from ..runtime.session import session_of
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
+from typing import TypeVar
 
 from .base import Question, Thing
 from .words import COLOURS, KINDS, LABELS, LATTICE, MAX_COUNT, SHAPES
 
+T = TypeVar("T", bound=Hashable)  # a property of a thing
 Asked = tuple[str, str, Thing | None] | None  # question, answer, the one thing asked about
 
 SINGLE = 0.3  # fraction of presence questions that name one property only
@@ -78,7 +80,7 @@ class _Asker:
     def _any(self) -> Thing | None:
         return self.rng.choice(self.objects) if self.objects else None
 
-    def _only(self, counts: Counter, key: Callable[[Thing], object]) -> Thing | None:
+    def _only(self, counts: Counter[T], key: Callable[[Thing], T]) -> Thing | None:
         """A thing that its property singles out, if there is one."""
         candidates = [thing for thing in self.objects if counts[key(thing)] == 1]
         return self.rng.choice(candidates) if candidates else None

@@ -8,7 +8,8 @@ import streamlit as st
 
 from vlmopt.analysis.prompt_profile import HeadProfile, head_profile, profile_in
 from vlmopt.apps.page import figures
-from vlmopt.apps.page.running import Progress, Worker, prepared
+from vlmopt.apps.page.models import Progress
+from vlmopt.apps.page.running import Worker, prepared
 from vlmopt.apps.page.state import Request, Run
 
 KINDS = {

@@ -15,7 +15,8 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from vlmopt.analysis.click import REACH, click_agreement
 from vlmopt.analysis.sweep import SweepPoint, agreement, contenders, front, sweep
 from vlmopt.apps.page import figures
-from vlmopt.apps.page.running import Progress, Stopped, Worker, place, prepared
+from vlmopt.apps.page.models import Progress
+from vlmopt.apps.page.running import Stopped, Worker, place, prepared
 from vlmopt.apps.page.state import Request, Run
 from vlmopt.metrics.clicks import Point
 

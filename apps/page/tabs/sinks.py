@@ -11,7 +11,8 @@ from vlmopt.analysis.cell_map import cell_map
 from vlmopt.analysis.prompt_profile import KINDS, SinkLook, sink_look
 from vlmopt.apps.page import figures
 from vlmopt.apps.page.jobs import escaped
-from vlmopt.apps.page.running import Progress, Worker, prepared
+from vlmopt.apps.page.models import Progress
+from vlmopt.apps.page.running import Worker, prepared
 from vlmopt.apps.page.state import Request, Run
 
 NAMES = dict(

@@ -8,7 +8,8 @@ import streamlit as st
 
 from vlmopt.analysis.head_maps import HeadMap, head_maps
 from vlmopt.apps.page.jobs import escaped
-from vlmopt.apps.page.running import Progress, Worker, prepared
+from vlmopt.apps.page.models import Progress
+from vlmopt.apps.page.running import Worker, prepared
 from vlmopt.apps.page.state import Request, Run
 from vlmopt.methods import describe
 from vlmopt.prefill import SparsePrefill

@@ -146,7 +146,8 @@ def covered(box: Edges, frame: Frame) -> np.ndarray:
     for low, high, start, end in ((box[1], box[3], frame[1], frame[3]), (box[0], box[2], frame[0], frame[2])):
         edges = np.arange(start, end - CELL + 1, CELL)
         spans.append(np.clip(np.minimum(high, edges + CELL) - np.maximum(low, edges), 0, None) / CELL)
-    return np.minimum(spans[0][:, None], spans[1][None])
+    shares: np.ndarray = np.minimum(spans[0][:, None], spans[1][None])
+    return shares
 
 
 def _cells(screen: Screen, inside: list[Control], frame: Frame) -> np.ndarray:

@@ -61,7 +61,6 @@ def under_sinks(prefill: Prefill) -> Prefill:
 
 
 def as_batch(prefill: Prefill, q: Tensor, k: Tensor) -> Prefill:
-    assert prefill.v is not None
     assert prefill.modality is not None
     modality = prefill.modality.expand(len(q), -1)
     return replace(prefill, q=q, k=k, v=prefill.v.expand_as(k), modality=modality)
@@ -76,7 +75,7 @@ def measured(
     cells = shares.cells * causal_cells(prefill, BLOCK, BLOCK).sum((2, 3))  # [1, H]
     plans = {kind: yardstick(kind, prefill, cells, BLOCK, BLOCK) for kind in ("random", "a_shape")}
     plans["oracle"] = best_blocks(prefill, mass, torch.zeros_like(mass, dtype=torch.bool), cells, BLOCK, BLOCK)
-    out = run_plan(prefill.q, prefill.k, prefill.v, launches, scale=prefill.scale)
+    out = run_plan(prefill, launches)
     row = {
         "cells": shares.cells.mean(),
         "blocks": shares.blocks.mean(),

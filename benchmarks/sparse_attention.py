@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from vlmopt.kernels.patterns import GridSparse, MinP, Prefill, VerticalSlash, Vi
 from vlmopt.kernels.patterns.grid_search import search
 from vlmopt.kernels.patterns.probe import probe_lines, probe_rows
 from vlmopt.kernels.patterns.tables import blocks_to_index
-from vlmopt.kernels.sparse_attention import SparseIndex, sparse_attention
+from vlmopt.kernels.sparse_attention import Launch, SparseIndex, sparse_attention
 from vlmopt.measure import Spread
 
 BLOCK = 128
@@ -62,7 +62,7 @@ def layer(length: int, d: int, options: argparse.Namespace) -> Prefill:
         torch.randn(1, options.heads, length, d, generator=generator).to(options.device, getattr(torch, options.dtype))
         for _ in range(3)
     )
-    return Prefill(q, k, d**-0.5, torch.arange(options.heads, device=q.device), v=v)
+    return Prefill(q, k, v, d**-0.5, heads=torch.arange(options.heads, device=q.device))
 
 
 def least_density(length: int) -> float:
@@ -95,7 +95,7 @@ def speed(length: int, d: int, threads: int, options: argparse.Namespace) -> dic
         if density < least_density(length):
             continue  # nothing but the first and the diagonal blocks would be left
         index, exact[str(density)] = random_blocks(prefill, density)
-        calls[str(density)] = Clocked(lambda i=index: sparse_attention(q, k, v, i, backend=options.backend))
+        calls[str(density)] = Clocked(lambda i=index: sparse_attention(prefill, Launch(i), backend=options.backend))
     times = interleaved(calls, options.repeats)
     dense = Spread.of(times["dense"])
     noise = dense.p80 / dense.p20
@@ -120,7 +120,6 @@ def speed(length: int, d: int, threads: int, options: argparse.Namespace) -> dic
 
 
 def qkv(prefill: Prefill) -> tuple[Tensor, Tensor, Tensor]:
-    assert prefill.v is not None
     return prefill.q, prefill.k, prefill.v
 
 
@@ -155,7 +154,7 @@ def estimators(length: int, options: argparse.Namespace) -> dict[str, Any]:
 
 def fresh(prefill: Prefill) -> Prefill:
     """Without what another pattern has left in the cache."""
-    return Prefill(prefill.q, prefill.k, prefill.scale, prefill.heads, v=prefill.v)
+    return replace(prefill)
 
 
 @torch.inference_mode()

@@ -31,7 +31,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from dense import dense_variants, milliseconds, qkv
+from dense import dense_variants, milliseconds
 from shapes import FULL, qwen
 from transformers import Qwen2_5_VLForConditionalGeneration
 from video_like import planted
@@ -79,7 +79,7 @@ def check(device: str, dtype: torch.dtype, shape: tuple[int, int, int]) -> list[
     for title, prefill in (("whole", whole), ("chunk", replace(whole, q=whole.q[:, :, 350:]))):
         for name in sorted(registry):
             launches = registry[name](**SMALL.get(name, {})).build(prefill)
-            run = partial(run_plan, *qkv(prefill), launches, scale=prefill.scale, return_lse=True)
+            run = partial(run_plan, prefill, launches, return_lse=True)
             (out, lse), (want, want_lse) = run(backend="triton"), run(backend="reference")
             same = lse == want_lse  # -inf in both
             off = float((out - want).abs().max()), float((lse - want_lse).masked_fill(same, 0).abs().max())
@@ -101,7 +101,7 @@ def attention(prefill: Prefill, names: list[str], repeats: int, device: str) -> 
     for name in names:
         build = builder(name)
         launches = build(prefill)
-        run = partial(run_plan, *qkv(prefill), scale=prefill.scale, backend="triton")
+        run = partial(run_plan, prefill, backend="triton")
         parts = {
             "dense": dense[best], "build": partial(build, prefill), "attention": partial(run, launches),
             "both": lambda run=run, build=build: run(build(prefill)),

@@ -46,6 +46,6 @@ def planted(tokens: int, heads: int, key_heads: int, d: int, device: str, dtype:
     columns(26, torch.isin(at, torch.randperm(tokens // 2, device=device, generator=make)[:64]), 10.0, 1)
     waves(27, 2 * math.pi * torch.arange(1, 17) / FRAME, 12.0, 2)
     return Prefill(
-        q, k, d**-0.5, torch.arange(heads, device=device), v=v, frame=FRAME,
+        q, k, v, d**-0.5, heads=torch.arange(heads, device=device), frame=FRAME,
         modality=torch.ones(1, tokens, dtype=torch.long, device=device),
     )  # fmt: skip

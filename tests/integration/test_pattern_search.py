@@ -49,7 +49,7 @@ def test_planted_heads_get_their_pattern():
     keys = torch.zeros(1, tokens).scatter_(1, torch.randperm(tokens // 2, generator=g)[None, :20], 1.0)
     planted.columns(*one_head(q, k, 2), keys, gain=10)
     planted.local_window(*one_head(q, k, 3), L([30.0]), 4)
-    prefill = Prefill(q, k, 0.125, torch.arange(4), v=torch.randn(q.shape, generator=g))
+    prefill = Prefill(q, k, torch.randn(q.shape, generator=g), 0.125, heads=torch.arange(4))
     given = some(tokens)
     found, _, heads = decided(LayerSearch(prefill), given)
     assert [head.pattern.name for head in heads] == ["grid", "grid", "vertical_slash", "a_shape"]
@@ -78,7 +78,7 @@ def mixed():
     number = vision.long().cumsum(0) - 1
     planted.s_grid(*one_head(q, k, 2), [64], [0], gain=14, at=number, keys=number, rows=vision)
     k[0, 2, ~vision, 1:33] = 0
-    prefill = Prefill(q, k, 0.125, torch.arange(3), v=torch.randn(q.shape, generator=g), modality=modality[None])
+    prefill = Prefill(q, k, torch.randn(q.shape, generator=g), 0.125, heads=torch.arange(3), modality=modality[None])
     search, given = LayerSearch(prefill), some(tokens, 32)
     return search, given, search.measure(given)
 

@@ -158,8 +158,8 @@ def test_what_stays_dense_is_reported():
 @pytest.mark.parametrize("groups", [1, 2, 7])
 def test_work_counts_every_head_that_shares_a_table(pattern, groups):
     q, k = torch.randn(1, 2 * groups, 320, 16), torch.randn(1, 2, 320, 16)
-    launches = pattern.build(Prefill(q, k, 0.25, torch.arange(2 * groups)))
-    given = Prefill(q, k, 0.25, torch.arange(2 * groups))
+    given = Prefill(q, k, k, 0.25, heads=torch.arange(2 * groups))
+    launches = pattern.build(given)
     every = 2 * groups * 320 * 321 / 2
     assert float(work(launches, q, k)) == pytest.approx(float(cells(given, launches).sum()) / every, rel=1e-5)
 

@@ -47,7 +47,7 @@ def prefill(batch=1, heads=4, key_heads=2, rows=None, width=300, dim=16, seed=0,
     q = torch.randn(batch, heads, rows or width, dim, generator=g)
     k = torch.randn(batch, key_heads, width, dim, generator=g)
     given = {"scale": dim**-0.5, "heads": torch.arange(heads), **more}
-    return Prefill(q=q, k=k, **given)
+    return Prefill(q=q, k=k, v=k, **given)
 
 
 def shaped(name, **more):

@@ -138,7 +138,8 @@ def structured(kind, heads=4, length=4096, dim=64, seed=0, gain=8.0, frame=FRAME
         vision = modality.bool()
         columns(q, k, vision & ((modality.cumsum(0) - phase) % frame == 0), gain, rows=vision)
     q[..., -1] = k[..., -1] = 0
-    return Prefill(q, k, dim**-0.5, torch.arange(heads), modality[None], v, frame=None if kind == "boundary" else frame)
+    frames = None if kind == "boundary" else frame
+    return Prefill(q, k, v, dim**-0.5, heads=torch.arange(heads), modality=modality[None], frame=frames)
 
 
 def sinks(prefill, share, count=1):

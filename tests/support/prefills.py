@@ -24,15 +24,11 @@ def layer(rows=270, width=None, batch=2, query_heads=4, key_heads=2, d=16, seed=
     width = width or rows
     q = torch.randn(batch, query_heads, rows, d, generator=generator) * scale
     k, v = torch.randn(2, batch, key_heads, width, d, generator=generator).unbind()
-    return Prefill(q, k, d**-0.5, torch.arange(query_heads), v=v, **given)
-
-
-def lengths(prefill):
-    return {"q_len": prefill.q_len, "k_len": prefill.k_len, "k_start": prefill.k_start}
+    return Prefill(q, k, v, d**-0.5, heads=torch.arange(query_heads), **given)
 
 
 def run(prefill, launches, **given):
-    return run_plan(prefill.q, prefill.k, prefill.v, launches, scale=prefill.scale, **lengths(prefill), **given)
+    return run_plan(prefill, launches, **given)
 
 
 def visible(prefill):
@@ -52,9 +48,7 @@ def masked(prefill, mask):
 
 def mask_of(prefill, launch):
     """Bool[B, H, Sq, W] of a launch over real keys."""
-    shape = {"rows": prefill.rows, "width": prefill.width}
-    heads = {"query_heads": prefill.q.shape[1], "key_heads": prefill.k.shape[1]}
-    return expand(launch.index, **shape, **heads, **lengths(prefill))
+    return expand(prefill, launch)
 
 
 def blocks_of(prefill, pattern):
@@ -75,5 +69,5 @@ def topics(rows=1024, segments=8, heads=4, d=64, strength=3.0, seed=0):
     direction = normalize(torch.randn(segments, d, generator=generator), dim=1)
     q, k = torch.randn(2, 1, heads, rows, d, generator=generator).unbind()
     shared = direction[of] * strength * d**0.25
-    prefill = Prefill(q + shared, k + shared, d**-0.5, torch.arange(heads), v=torch.randn(1, heads, rows, d))
-    return prefill, of
+    v = torch.randn(1, heads, rows, d)
+    return Prefill(q + shared, k + shared, v, d**-0.5, heads=torch.arange(heads)), of

@@ -7,8 +7,8 @@ from itertools import chain
 
 import torch
 
-from vlmopt.kernels.sparse_attention import SparseIndex
-from vlmopt.kernels.sparse_attention.reference import Geometry, on_slash, slot_keys, slot_rows
+from vlmopt.kernels.sparse_attention import AttentionInputs, Launch, SparseIndex, run_plan, sparse_attention
+from vlmopt.kernels.sparse_attention.reference import Geometry, expand, on_slash, slot_keys, slot_rows
 
 LAYOUTS = {
     "whole": {},
@@ -31,9 +31,28 @@ def tensors(layout=None, query_heads=4, key_heads=2, d=16, batch=2, seed=0, dtyp
     return q, k, v, given
 
 
-def geometry(q, k, **given):
-    shape = {"rows": q.shape[2], "width": k.shape[2], "query_heads": q.shape[1], "key_heads": k.shape[1]}
-    return {**shape, **given}
+def inputs_of(q, k, v, *, scale=None, **given):
+    return AttentionInputs(q, k, v, q.shape[-1] ** -0.5 if scale is None else scale, **given)
+
+
+def call(q, k, v, index, *, causal_shift=0, key_min=0, row_step=1, **given):
+    """Inputs and launch of loose arguments."""
+    return inputs_of(q, k, v, **given), Launch(index, causal_shift, key_min, row_step)
+
+
+def attend(q, k, v, index, *, return_lse=False, backend="auto", **given):
+    """`sparse_attention` of loose arguments."""
+    return sparse_attention(*call(q, k, v, index, **given), return_lse=return_lse, backend=backend)
+
+
+def attend_plan(q, k, v, launches, *, return_lse=False, backend="auto", **given):
+    """`run_plan` of loose arguments."""
+    return run_plan(inputs_of(q, k, v, **given), launches, return_lse=return_lse, backend=backend)
+
+
+def seen_by(q, k, index, **given):
+    """Bool[B, H, Sq, W]: which keys each row sees."""
+    return expand(*call(q, k, k, index, **given))
 
 
 def csr(lists):
@@ -60,7 +79,6 @@ def build(
 ):  # fmt: skip
     """An index of random runs and columns. `orders`: "q" and "k" shuffle slots, "-" leaves rows and keys out."""
     generator = torch.Generator().manual_seed(seed)
-    shape = Geometry(**geometry(q, k, **given))
     batch, tables = len(q), tables or (q.shape[1] if heads is None else len(heads))
     gap = 11 * ("-" in orders)
     q_order = permuted((batch, tables), q.shape[2], q.shape[2] - gap, generator) if "q" in orders else None
@@ -73,9 +91,10 @@ def build(
         tile, run, nothing, torch.zeros(0).int(), nothing[..., 1:].int(), q_order=q_order, k_order=k_order, **lines,
         heads=None if heads is None else torch.tensor(heads),
     )  # fmt: skip
+    shape = Geometry(*call(q, k, k, index, **given))
     listed = [[[([], 0, []) for _ in range(tiles)] for _ in range(tables)] for _ in range(batch)]
     for b in range(batch):
-        for _, table, key_head in shape.heads(index):
+        for _, table, key_head in shape.heads():
             for t in range(tiles):
                 listed[b][table][t] = some_keys(index, shape, b, table, key_head, t, share, aligned, columns, generator)
     parts = [[[[tile[i] for tile in head] for head in sample] for sample in listed] for i in range(3)]
@@ -88,11 +107,11 @@ def build(
 def some_keys(index, shape, b, table, key_head, t, share, aligned, columns, generator):
     """Starts of runs, how many of them are full, and columns of one tile; nothing that grid or slash name already."""
     at, last, least = shape.positions(b)
-    rows = slot_rows(index, b, table, shape.rows)[t * index.tile : (t + 1) * index.tile]
+    rows = slot_rows(index, b, table, shape.inputs.rows)[t * index.tile : (t + 1) * index.tile]
     rows = rows[rows >= 0]
     rows = rows[last[rows] >= 0]
-    key = slot_keys(index, b, key_head, shape.width)
-    place = shape.key_positions(b, key_head)[key].masked_fill(key < 0, shape.width)
+    key = slot_keys(index, b, key_head, shape.inputs.width)
+    place = shape.key_positions(b, key_head)[key].masked_fill(key < 0, shape.inputs.width)
     free = torch.ones(len(key), dtype=torch.bool)
     if index.grid is not None and index.grid[b, table, 2]:
         free[int(index.grid[b, table, 1]) :: int(index.grid[b, table, 0])] = False
@@ -118,7 +137,7 @@ def some_keys(index, shape, b, table, key_head, t, share, aligned, columns, gene
 
 def dense(q, k, tile=64, **given):
     """Every causal block, all of them masked."""
-    shape = Geometry(**geometry(q, k, **given))
+    shape = Geometry(*call(q, k, k, None, **given))
     lists = []
     for b in range(len(q)):
         ends = [int(last.max()) + 1 for last in shape.positions(b)[1].split(tile)]

@@ -194,7 +194,7 @@ def test_right_padding_changes_nothing(name):
     kept = seen(batch, PATTERNS[name].build(batch))
     for b, n in enumerate((300, 1, 165)):
         q, k, modality = batch.q[b : b + 1, :, :n], batch.k[b : b + 1, :, :n], batch.modality[b : b + 1, :n]
-        alone = Prefill(q=q, k=k, scale=batch.scale, heads=batch.heads, modality=modality)
+        alone = Prefill(q=q, k=k, v=k, scale=batch.scale, heads=batch.heads, modality=modality)
         assert torch.equal(kept[b : b + 1, :, :n, :n], seen(alone, PATTERNS[name].build(alone)))
         assert not bool(kept[b, :, n:].any())
 

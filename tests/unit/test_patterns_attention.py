@@ -26,8 +26,7 @@ def with_values(p, seed=1):
 
 
 def attend(p, launches, **more):
-    lengths = {"q_len": p.q_len, "k_len": p.k_len, "k_start": p.k_start}
-    return run_plan(p.q, p.k, p.v, launches, scale=p.scale, **lengths, **more)
+    return run_plan(p, launches, **more)
 
 
 def masked(p, kept):

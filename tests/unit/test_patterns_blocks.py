@@ -102,7 +102,7 @@ def test_padding_changes_nothing_and_is_never_read(name):
         for whole, part in zip((q, k, v), (alone.q, alone.k, alone.v), strict=True):
             whole[:, :, first : first + 150] = part
         given = {name: torch.tensor([length]) for name, length in lengths.items()}
-        padded = Prefill(q, k, alone.scale, alone.heads, v=v, **given)
+        padded = Prefill(q, k, v, alone.scale, heads=alone.heads, **given)
         out = run(padded, SPARSE[name].build(padded))
         assert torch.allclose(out[:, :, first : first + 150], expected, atol=1e-5)
         assert (out[:, :, :first] == 0).all()
@@ -149,7 +149,6 @@ def test_what_does_not_fit_is_refused():
         (lambda: PSA(run=128), "a smaller run always fits"),
         (lambda: MInferenceBlocks(tile=48), "tile must be one of"),
         (lambda: FlexPrefill(coverage=0), "coverage"),
-        (lambda: PSA().build(replace(layer(), v=None)), "give the prefill its v"),
     ):
         with pytest.raises(ValueError, match=words):
             make()

@@ -26,7 +26,7 @@ SMALL = {"tile": 16, "run": 16, "sink": 20, "local": 50}
 
 
 def of(q, k, **more):
-    return Prefill(q=q, k=k, scale=q.shape[-1] ** -0.5, heads=torch.arange(q.shape[1]), **more)
+    return Prefill(q=q, k=k, v=k, scale=q.shape[-1] ** -0.5, heads=torch.arange(q.shape[1]), **more)
 
 
 def found(p, view=None, **settings):

@@ -30,7 +30,7 @@ def test_planted_verticals_and_slashes_are_found():
     distance = torch.randint(200, 1800, (4,), generator=g)
     planted.columns(q, k, torch.zeros(4, 2048).scatter_(1, single, 1.0), gain=8)
     planted.slash(q, k, distance, seed=6)
-    p = Prefill(q=q, k=k, scale=64**-0.5, heads=torch.arange(4))
+    p = Prefill(q=q, k=k, v=k, scale=64**-0.5, heads=torch.arange(4))
     kept = check(p, VerticalSlash(vertical=70, slash=104).build(p))
     i = torch.arange(2048)
     for h in range(4):

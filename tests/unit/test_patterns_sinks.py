@@ -58,7 +58,7 @@ def test_a_sink_blinds_no_pattern(name, layers):
 def test_min_p_starts_its_maximum_behind_the_sink():
     g = torch.Generator().manual_seed(0)
     q, k = (torch.randn(1, 4, 1024, 64, generator=g) + 0.4 for _ in range(2))
-    p = Prefill(q, k, 1 / 8, torch.arange(4))
+    p = Prefill(q, k, k, 1 / 8, heads=torch.arange(4))
     sunk = replace(p, k=torch.cat([k[:, :, :1] + 1, k[:, :, 1:]], 2))
     for pattern in (MinP(tau=0.5), MinP(tau=0.5, sink=0)):
         plain, blind = (seen(x, pattern.build(x)) for x in (p, sunk))

@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from tests.support.sparse import LAYOUTS, build, csr, dense, geometry, padded, tensors
-from vlmopt.kernels.sparse_attention import SparseIndex, check_index, sparse_attention
+from tests.support.sparse import LAYOUTS, attend, build, call, csr, dense, padded, seen_by, tensors
+from vlmopt.kernels.sparse_attention import SparseIndex, check_index
 from vlmopt.kernels.sparse_attention import gather as gathering
-from vlmopt.kernels.sparse_attention.reference import expand
 
 KINDS = {
     "blocks": {"aligned": True},
@@ -35,7 +34,7 @@ KINDS = {
 
 def both(q, k, v, index, **given):
     """Output and log-sum-exp of gather and of the oracle."""
-    return [sparse_attention(q, k, v, index, return_lse=True, backend=b, **given) for b in ("gather", "reference")]
+    return [attend(q, k, v, index, return_lse=True, backend=b, **given) for b in ("gather", "reference")]
 
 
 def same(found, expected, tolerance=1e-5):
@@ -55,10 +54,10 @@ def causal(q, k, v):
 def test_the_kept_keys_and_no_others(kind, layout):
     q, k, v, given = tensors(LAYOUTS[layout])
     index = build(q, k, given, **KINDS[kind])
-    check_index(index, **geometry(q, k, **given))
+    check_index(*call(q, k, v, index, **given))
     found, expected = both(q, k, v, index, **given)
     same(found, expected)
-    same([sparse_attention(q, k, v, index, **given)], expected[:1])  # without log-sum-exps
+    same([attend(q, k, v, index, **given)], expected[:1])  # without log-sum-exps
 
 
 @pytest.mark.parametrize("width", [64, 100])
@@ -74,7 +73,7 @@ def test_lists_longer_than_one_softmax_are_merged(kind, width, monkeypatch):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
 def test_all_blocks_are_dense_attention(backend, dtype, tolerance):
     q, k, v, _ = tensors({"rows": 200}, d=64, dtype=dtype)
-    out = sparse_attention(q, k, v, dense(q, k), backend=backend)
+    out = attend(q, k, v, dense(q, k), backend=backend)
     assert out.dtype == dtype
     assert (out.float() - causal(q.float(), k.float(), v.float())).abs().max() < tolerance
 
@@ -84,7 +83,7 @@ def test_all_blocks_are_dense_attention(backend, dtype, tolerance):
 def test_head_sizes_and_groups(d, query_heads, key_heads):
     q, k, v, _ = tensors({"rows": 100}, query_heads, key_heads, d, batch=1)
     same(*both(q, k, v, build(q, k, {}, columns=0.1)))
-    assert (sparse_attention(q, k, v, dense(q, k)) - causal(q, k, v)).abs().max() < 1e-5
+    assert (attend(q, k, v, dense(q, k)) - causal(q, k, v)).abs().max() < 1e-5
 
 
 def test_heads_that_share_a_table_are_those_with_equal_ones():
@@ -92,7 +91,7 @@ def test_heads_that_share_a_table_are_those_with_equal_ones():
     index = build(q, k, {}, tables=2, columns=0.2, orders="q", grid=[40, 3, 1], run=4)
     names = ("run_ptr", "run_full", "col_ptr", "q_order", "grid")
     apart = replace(index, **{n: getattr(index, n).repeat_interleave(4, 1) for n in names})
-    found = [sparse_attention(q, k, v, i, return_lse=True, backend="gather") for i in (index, apart)]
+    found = [attend(q, k, v, i, return_lse=True, backend="gather") for i in (index, apart)]
     same(*found, tolerance=2e-6)
 
 
@@ -104,7 +103,7 @@ def test_no_order_changes_what_is_computed(orders):
     every = index.run_start.new_tensor(range(0, 200, 64))  # in any order every tile may see all keys
     ptr = torch.arange(2 * 4 * 4 + 1).mul(4).unfold(0, 5, 4).reshape(2, 4, 5)
     index = replace(shuffled, run_ptr=ptr, run_start=every.repeat(32), run_full=torch.zeros(2, 4, 4, dtype=torch.int32))
-    assert (sparse_attention(q, k, v, index) - causal(q, k, v)).abs().max() < 1e-5
+    assert (attend(q, k, v, index) - causal(q, k, v)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("p", [0, -1])
@@ -124,7 +123,7 @@ def test_lines_of_a_grid_by_residue_classes(lines, s, p):
     expected = scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
     expected = expected.masked_fill(~mask.any(1)[:, None], 0)
     for q_order in (None, order):
-        out = sparse_attention(q, k, v, replace(index, q_order=q_order), backend="gather")
+        out = attend(q, k, v, replace(index, q_order=q_order), backend="gather")
         assert (out - expected).abs().max() < 1e-5
 
 
@@ -138,50 +137,50 @@ def test_keys_sorted_by_kind_with_segments_of_any_length():
     every = torch.arange(0, blocks * 64, 64, dtype=torch.int32).repeat(4 * tiles)
     ptr = (torch.arange(4)[:, None] * tiles + torch.arange(tiles + 1)).mul(blocks)[None]
     index = replace(index, run_ptr=ptr, run_start=every, run_full=index.run_full * 0, q_order=order, k_order=order)
-    assert (sparse_attention(q, k, v, index) - causal(q, k, v)).abs().max() < 1e-5
+    assert (attend(q, k, v, index) - causal(q, k, v)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("kind", ["runs and columns", "some rows and keys", "grid meets slash"])
 def test_the_future_is_never_seen(kind):
     q, k, v, _ = tensors()
     index = build(q, k, {}, **KINDS[kind])
-    before = sparse_attention(q, k, v, index, backend="gather")
-    seen = expand(index, **geometry(q, k))
+    before = attend(q, k, v, index, backend="gather")
+    seen = seen_by(q, k, index)
     for j in (0, 37, 64, 149):
         other_k, other_v = k.clone(), v.clone()
         other_k[:, :, j], other_v[:, :, j] = 30, 1e30
-        after = sparse_attention(q, other_k, other_v, index, backend="gather")
+        after = attend(q, other_k, other_v, index, backend="gather")
         assert torch.equal((after != before).any(-1), seen[..., j])  # bits, of exactly the rows that see key j
 
 
 def test_keys_that_no_row_of_a_tile_sees_may_hold_anything():
     q, k, v, given = tensors(LAYOUTS["left"])
     index = build(q, k, given, columns=0.2)
-    before = sparse_attention(q, k, v, index, **given)
+    before = attend(q, k, v, index, **given)
     k[1, :, :71], v[1, :, :71] = torch.nan, torch.nan  # padding
-    assert torch.equal(before, sparse_attention(q, k, v, index, **given))
+    assert torch.equal(before, attend(q, k, v, index, **given))
     q, k, v, _ = tensors()
     index = build(q, k, {}, columns=0.2)
-    before = sparse_attention(q, k, v, index)
+    before = attend(q, k, v, index)
     k[:, :, 96:], v[:, :, 96:] = torch.nan, torch.nan  # runs of earlier tiles may reach beyond
-    assert torch.equal(before[:, :, :96], sparse_attention(q, k, v, index)[:, :, :96])
+    assert torch.equal(before[:, :, :96], attend(q, k, v, index)[:, :, :96])
     ptr, start = csr([[[[0], [0, 96], [0], [], []]] * 4] * 2)  # what is whole, and what is not seen at all
     index = SparseIndex(32, 16, ptr, start, torch.ones(2, 4, 5, dtype=torch.int32))
-    assert sparse_attention(q, k, v, index).isfinite().all()
+    assert attend(q, k, v, index).isfinite().all()
 
 
 def test_rows_weigh_one_and_their_log_sum_exp_says_what_they_keep():
     q, k, v, _ = tensors()
     index = build(q, k, {}, columns=0.2, grid=[30, 3, 1])
-    out, lse = sparse_attention(q, k, torch.ones_like(v), index, return_lse=True)
+    out, lse = attend(q, k, torch.ones_like(v), index, return_lse=True)
     some = ~lse.isinf()
     assert (out[some] - 1).abs().max() < 1e-5
     assert (out[~some] == 0).all()
-    whole = sparse_attention(q, k, v, dense(q, k), return_lse=True)[1]
+    whole = attend(q, k, v, dense(q, k), return_lse=True)[1]
     assert (lse <= whole + 1e-4).all()
     logits = q @ k.repeat_interleave(2, 1).mT * 0.25
     weights = logits.masked_fill(torch.ones(150, 150).triu(1).bool(), -torch.inf).softmax(-1)
-    recall = (weights * expand(index, **geometry(q, k))).sum(-1)
+    recall = (weights * seen_by(q, k, index)).sum(-1)
     assert ((lse - whole).exp() - recall).abs().max() < 1e-5
 
 
@@ -189,7 +188,7 @@ def test_rows_weigh_one_and_their_log_sum_exp_says_what_they_keep():
 def test_samples_of_a_padded_batch_are_what_they_are_alone(side):
     lengths = [1, 63, 64, 65, 400]
     q, k, v, given = padded(lengths, side)
-    out, lse = sparse_attention(q, k, v, dense(q, k, **given), return_lse=True, **given)
+    out, lse = attend(q, k, v, dense(q, k, **given), return_lse=True, **given)
     for b, n in enumerate(lengths):
         real = slice(0, n) if side == "right" else slice(400 - n, 400)
         assert (out[b, :, real] - causal(q[b, :, real], k[b, :, real], v[b, :, real])).abs().max() < 1e-5
@@ -202,10 +201,10 @@ def test_samples_of_a_padded_batch_are_what_they_are_alone(side):
 @pytest.mark.parametrize("chunk", [100, 256])
 def test_a_prompt_in_chunks(chunk):
     q, k, v, _ = tensors({"rows": 500}, batch=1)
-    whole = sparse_attention(q, k, v, dense(q, k))
+    whole = attend(q, k, v, dense(q, k))
     for first in range(0, 500, chunk):
         part, keys, values = q[:, :, first : first + chunk], k[:, :, : first + chunk], v[:, :, : first + chunk]
-        out = sparse_attention(part, keys, values, dense(part, keys))
+        out = attend(part, keys, values, dense(part, keys))
         assert (out - whole[:, :, first : first + chunk]).abs().max() < 1e-5
 
 
@@ -213,8 +212,8 @@ def test_logits_and_products_of_any_size():
     q, k, v, _ = tensors()
     index = build(q, k, {}, columns=0.2)
     same(*both(q * 30, k * 30, v, index), tolerance=2e-3)  # LSEs of thousands
-    out = sparse_attention(q.half() * 60, k.half() * 600, v.half(), index)  # beyond 65504 before scaling
-    exact = sparse_attention(q.half().double() * 60, k.half().double() * 600, v.half().double(), index)
+    out = attend(q.half() * 60, k.half() * 600, v.half(), index)  # beyond 65504 before scaling
+    exact = attend(q.half().double() * 60, k.half().double() * 600, v.half().double(), index)
     assert out.isfinite().all()
     assert (out - exact).abs().mean() < 1e-3
     for given in ({"scale": 0.5}, {"softcap": 3.0}):
@@ -224,4 +223,4 @@ def test_logits_and_products_of_any_size():
 def test_two_runs_are_the_same_bits():
     q, k, v, _ = tensors()
     index = build(q, k, {}, columns=0.2)
-    assert torch.equal(sparse_attention(q, k, v, index), sparse_attention(q, k, v, index))
+    assert torch.equal(attend(q, k, v, index), attend(q, k, v, index))

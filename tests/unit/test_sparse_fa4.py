@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.support.sparse import call
 from tests.support.sparse_calls import DEVICE, block_index, dense_index, inputs, random_index
 from vlmopt.kernels.sparse_attention import fa4
 from vlmopt.kernels.sparse_attention.reference import reference_attention
@@ -66,9 +67,10 @@ def test_flash_adapter_by_the_book(monkeypatch):
     monkeypatch.setattr(fa4, "_package", lambda: (flash_by_the_book, as_tuple))
     q, k, v = inputs(300, 450, batch=2, dtype=torch.bfloat16)
     index = block_index(q, k)
+    called, launch = call(q, k, v, index, scale=0.2)
     for got, want in zip(
-        fa4._run(q, k, v, index, 0.2, True),
-        reference_attention(q, k, v, index, scale=0.2, return_lse=True),
+        fa4._run(called, index, True),
+        reference_attention(called, launch, True),
         strict=True,
     ):
         torch.testing.assert_close(got.float(), want.float(), atol=2e-2, rtol=0)
@@ -96,4 +98,4 @@ def test_a_wrong_flash_package_fails_its_self_test(monkeypatch, fault):
 def test_flash_refuses_without_a_gpu():
     q, k, v = inputs(128)
     with pytest.raises(ValueError, match="Hopper"):
-        fa4.fa4_attention(q, k, v, dense_index(q, k, 128, 128))
+        fa4.fa4_attention(*call(q, k, v, dense_index(q, k, 128, 128)))

@@ -65,6 +65,15 @@ def test_recall_is_the_dense_attention_on_kept_keys(name, layout):
     assert torch.equal(recall(prefill, launches, rows), some)
 
 
+def test_recall_caps_logits_as_the_model_does():
+    prefill = replace(layer(rows=200, scale=8.0), softcap=2.0)
+    launches = PATTERNS["static"].build(prefill)
+    logits = prefill.q.double() @ prefill.k[:, prefill.key_heads].double().mT * prefill.scale
+    weights = (2 * (logits / 2).tanh()).masked_fill(~visible(prefill), -torch.inf).softmax(-1)
+    kept = (weights * mask_of(prefill, launches[0])).sum(-1).float()
+    assert torch.allclose(recall(prefill, launches), kept, atol=1e-5)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", PATTERNS)
 def test_cells_are_counted_as_the_mask_has_them(name, layout):

@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from tests.support.sparse import LAYOUTS, build, dense, geometry, tensors
-from vlmopt.kernels.sparse_attention import Keys, Launch, check_index, chosen_backend, run_plan, sparse_attention
+from tests.support.sparse import LAYOUTS, attend, attend_plan, build, call, dense, inputs_of, seen_by, tensors
+from vlmopt.kernels.sparse_attention import Keys, Launch, check_index, chosen_backend
 from vlmopt.kernels.sparse_attention import merge as merging
-from vlmopt.kernels.sparse_attention.reference import expand
 
 
 def masked(q, k, v, mask):
@@ -35,12 +34,12 @@ def test_launches_of_the_same_rows_are_one_softmax(layout, heads):
     real = given.get("k_len", torch.tensor(2 * [k.shape[2]]))
     near = build(q, k, {**given, "key_min": 60}, columns=0.2, seed=1)
     far = build(q, early["k"], {**given, "k_len": real}, columns=0.2, seed=2, heads=heads)
-    mask = expand(near, **geometry(q, k, **given), key_min=60)
-    of_far = expand(far, **geometry(q, early["k"], **{**given, "k_len": real}))
+    mask = seen_by(q, k, near, **given, key_min=60)
+    of_far = seen_by(q, early["k"], far, **{**given, "k_len": real})
     mask[:, slice(None) if heads is None else heads, :, :60] |= of_far
     plan = [Launch(near, key_min=60), Launch(far, **early)]
-    close(run_plan(q, k, v, plan, return_lse=True, **given), masked(q, k, v, mask))
-    close([run_plan(q, k, v, plan[::-1], **given)], masked(q, k, v, mask)[:1])
+    close(attend_plan(q, k, v, plan, return_lse=True, **given), masked(q, k, v, mask))
+    close([attend_plan(q, k, v, plan[::-1], **given)], masked(q, k, v, mask)[:1])
 
 
 def test_rows_of_one_launch_only_are_taken_as_they_are():
@@ -48,8 +47,8 @@ def test_rows_of_one_launch_only_are_taken_as_they_are():
     order = torch.randperm(150).int().expand(2, 1, -1)
     index = build(q, k, {}, share=1.0, tile=64, columns=0.3)
     parts = [replace(index, q_order=order.where(torch.arange(150) % 2 == i, -1)) for i in (0, 1)]
-    single = [run_plan(q, k, v, [Launch(p)], return_lse=True) for p in parts]
-    out, lse = run_plan(q, k, v, [Launch(p) for p in parts], return_lse=True)
+    single = [attend_plan(q, k, v, [Launch(p)], return_lse=True) for p in parts]
+    out, lse = attend_plan(q, k, v, [Launch(p) for p in parts], return_lse=True)
     assert torch.equal(out, single[0][0] + single[1][0])
     assert torch.equal(lse, torch.maximum(single[0][1], single[1][1]))
 
@@ -60,16 +59,16 @@ def test_launches_of_different_heads_need_no_log_sum_exps(monkeypatch):
     monkeypatch.setattr(merging, "sparse_attention", lambda *a, **k: asked.append(k["return_lse"]) or real(*a, **k))
     q, k, v, _ = tensors()
     plan = [Launch(build(q, k, {}, heads=[2, 0])), Launch(build(q, k, {}, heads=[3]))]
-    out = run_plan(q, k, v, plan)
+    out = attend_plan(q, k, v, plan)
     assert asked == [False, False]
-    assert torch.equal(out[:, [2, 0]], real(q, k, v, plan[0].index))
-    assert torch.equal(out[:, [3]], real(q, k, v, plan[1].index))
-    out, lse = run_plan(q, k, v, plan, return_lse=True)
+    assert torch.equal(out[:, [2, 0]], attend(q, k, v, plan[0].index))
+    assert torch.equal(out[:, [3]], attend(q, k, v, plan[1].index))
+    out, lse = attend_plan(q, k, v, plan, return_lse=True)
     assert (out[:, 1] == 0).all()  # covered by neither
     assert (lse[:, 1] == -torch.inf).all()
     whole = Launch(build(q, k, {}))
     asked.clear()
-    assert torch.equal(run_plan(q, k, v, [whole]), real(q, k, v, whole.index))
+    assert torch.equal(attend_plan(q, k, v, [whole]), attend(q, k, v, whole.index))
     assert asked == [False]
 
 
@@ -81,26 +80,27 @@ def test_a_key_with_a_bias_stands_for_several(backend):
     bias = torch.cat([torch.zeros(240), torch.full((60,), 4.0).log()])[None, None]
     own = {"k": torch.cat([k, k[:, :, ::4]], 2), "v": torch.cat([v, v[:, :, ::4]], 2)}
     stand = Keys(position, bias)
-    index = build(q, own["k"], {"k_len": torch.tensor([240]), "key_position": position}, columns=0.2)
-    seen = expand(index, **geometry(q, own["k"], k_len=torch.tensor([240]), key_position=position))
+    given = {"k_len": torch.tensor([240]), "keys": stand}
+    index = build(q, own["k"], given, columns=0.2)
+    seen = seen_by(q, own["k"], index, **given)
     mask = seen[..., :240].float() + seen[..., 240:].float().repeat_interleave(4, -1)  # how often each key counts
     logits = q.double() @ k.repeat_interleave(2, 1).double().mT * 0.25 + mask.log()
     expected = (logits.softmax(-1).nan_to_num(0) @ v.repeat_interleave(2, 1).double()).float(), logits.logsumexp(-1)
-    close(run_plan(q, k, v, [Launch(index, keys=stand, **own)], return_lse=True, backend=backend), expected)
+    close(attend_plan(q, k, v, [Launch(index, keys=stand, **own)], return_lse=True, backend=backend), expected)
 
 
 @pytest.mark.parametrize("d", [64, 80])
 def test_views_and_slices_are_read_where_they_lie(d):
     q, k, v, _ = tensors(d=d)
     index = build(q, k, {}, columns=0.2)
-    expected = sparse_attention(q, k, v, index)
+    expected = attend(q, k, v, index)
     views = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
-    assert torch.equal(sparse_attention(*views, index), expected)
+    assert torch.equal(attend(*views, index), expected)
     held = [torch.full((3, x.shape[1] + 1, x.shape[2] + 5, d + 8), torch.nan) for x in (q, k, v)]
     slices = [h[1:, 1:, 3:-2, 4:-4].copy_(x) for h, x in zip(held, (q, k, v), strict=True)]
-    assert torch.equal(sparse_attention(*slices, index), expected)
+    assert torch.equal(attend(*slices, index), expected)
     with pytest.raises(ValueError, match="unit stride"):
-        sparse_attention(q.mT.contiguous().mT, k, v, index)
+        attend(q.mT.contiguous().mT, k, v, index)
 
 
 def test_elements_beyond_2_to_the_31():
@@ -108,13 +108,13 @@ def test_elements_beyond_2_to_the_31():
     q, k, v, _ = tensors({"rows": 32}, 2, 2, batch=1, dtype=torch.float16)
     index = build(q, k, {})
     views = [far.as_strided(q.shape, (1, 2**31, 16, 1), i * 1024).copy_(x) for i, x in enumerate((q, k, v))]
-    assert torch.equal(sparse_attention(*views, index), sparse_attention(q, k, v, index))
+    assert torch.equal(attend(*views, index), attend(q, k, v, index))
 
 
 def test_an_index_that_breaks_its_promises_is_refused():
     q, k, _, _ = tensors({"rows": 96}, batch=1)
-    good, shape = dense(q, k, 32), geometry(q, k)
-    check_index(good, **shape)
+    good = dense(q, k, 32)
+    check_index(*call(q, k, k, good))
     grid = torch.tensor([96, 70, 1], dtype=torch.int32).expand(1, 4, -1)
     order = torch.arange(96, dtype=torch.int32).expand(1, 1, -1)
     for broken, why in (
@@ -132,42 +132,42 @@ def test_an_index_that_breaks_its_promises_is_refused():
         ({"k_order": order + 1}, "k_order"),
     ):
         with pytest.raises(ValueError, match=why):
-            check_index(replace(good, **broken), **shape)
+            check_index(*call(q, k, k, replace(good, **broken)))
 
 
 def test_what_does_not_fit_is_refused():
     q, k, v, _ = tensors()
     index = build(q, k, {})
     refused = [
-        (lambda: sparse_attention(q, k, v, index, backend="fast"), "backend must be one of"),
-        (lambda: sparse_attention(q, k, v[:, :, 1:], index), r"k and v \[B, Hk, W, D\]"),
-        (lambda: sparse_attention(q[:, :3], k, v, index), "evenly"),
-        (lambda: sparse_attention(q[:1], k[:1], v[:1], index), "2 samples"),
-        (lambda: sparse_attention(q, k, v, replace(index, heads=torch.arange(3))), "4 heads, the call has 2 and 3"),
-        (lambda: sparse_attention(q[:, :, :90], k, v, index), "make 3 tiles, the index has 5"),
-        (lambda: sparse_attention(q, k, v, replace(index, grid=torch.zeros(2, 4, 2))), r"grid must be \[2, 4, 3\]"),
-        (lambda: sparse_attention(q, k, v, index, causal_shift=-1), "causal_shift"),
-        (lambda: sparse_attention(q, k, v, index, keys=Keys(bias=torch.zeros(2, 2, 9))), "keys.bias must be"),
-        (lambda: sparse_attention(q.requires_grad_(), k, v, index), "no backward pass"),
+        (lambda: attend(q, k, v, index, backend="fast"), "backend must be one of"),
+        (lambda: attend(q, k, v[:, :, 1:], index), r"k and v \[B, Hk, W, D\]"),
+        (lambda: attend(q[:, :3], k, v, index), "evenly"),
+        (lambda: attend(q[:1], k[:1], v[:1], index), "2 samples"),
+        (lambda: attend(q, k, v, replace(index, heads=torch.arange(3))), "4 heads, the call has 2 and 3"),
+        (lambda: attend(q[:, :, :90], k, v, index), "make 3 tiles, the index has 5"),
+        (lambda: attend(q, k, v, replace(index, grid=torch.zeros(2, 4, 2))), r"grid must be \[2, 4, 3\]"),
+        (lambda: attend(q, k, v, index, causal_shift=-1), "causal_shift"),
+        (lambda: attend(q, k, v, index, keys=Keys(bias=torch.zeros(2, 2, 9))), "keys.bias must be"),
+        (lambda: attend(q.requires_grad_(), k, v, index), "no backward pass"),
     ]
     slash = replace(index, slash=torch.ones(2, 4, 2).int())
     refused += [
-        (lambda: sparse_attention(q, k, v, slash, keys=Keys(torch.zeros(2, 1, 150).long())), "slash needs"),
-        (lambda: sparse_attention(q, k, v, index, backend="flex"), "multiples of 16"),
-        (lambda: sparse_attention(q, k, v, slash, backend="flex"), "not slash"),
-        (lambda: sparse_attention(q, k, v, dense(q, k), backend="flex", return_lse=True), "no log-sum-exp on CPU"),
-        (lambda: sparse_attention(q, k, v, dense(q, k), backend="flex", softcap=3.0), "softcap"),
+        (lambda: attend(q, k, v, slash, keys=Keys(torch.zeros(2, 1, 150).long())), "slash needs"),
+        (lambda: attend(q, k, v, index, backend="flex"), "multiples of 16"),
+        (lambda: attend(q, k, v, slash, backend="flex"), "not slash"),
+        (lambda: attend(q, k, v, dense(q, k), backend="flex", return_lse=True), "no log-sum-exp on CPU"),
+        (lambda: attend(q, k, v, dense(q, k), backend="flex", softcap=3.0), "softcap"),
     ]
-    for call, why in refused:
+    for refuse, why in refused:
         with pytest.raises(ValueError, match=why):
-            call()
+            refuse()
 
 
 def test_the_chosen_backend_is_named():
-    q, k, _, _ = tensors()
-    index = build(q, k, {})
-    assert chosen_backend(q, index) == chosen_backend(q, [Launch(index), Launch(index)]) == "gather"
-    assert chosen_backend(q, index, "flex") == "flex"
+    q, k, v, _ = tensors()
+    launch, inputs = Launch(build(q, k, {})), inputs_of(q, k, v)
+    assert chosen_backend(inputs, [launch]) == chosen_backend(inputs, [launch, launch]) == "gather"
+    assert chosen_backend(inputs, [launch], "flex") == "flex"
 
 
 @pytest.mark.slow
@@ -175,8 +175,8 @@ def test_the_chosen_backend_is_named():
 def test_flex_is_the_same(layout):
     q, k, v, given = tensors(LAYOUTS[layout], d=64)
     index = build(q, k, given, aligned=True, tile=32, run=32)
-    out, expected = (sparse_attention(q, k, v, index, backend=b, **given) for b in ("flex", "reference"))
+    out, expected = (attend(q, k, v, index, backend=b, **given) for b in ("flex", "reference"))
     assert (out - expected).abs().max() < 1e-5
     if layout == "whole":
-        out = sparse_attention(q, k, v, dense(q, k), backend="flex")
+        out = attend(q, k, v, dense(q, k), backend="flex")
         assert (out - scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)).abs().max() < 1e-5

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from tests.support.sparse import call
 from tests.support.sparse_calls import DEVICE, dense_index, inputs, random_index, some_rows
 from vlmopt.kernels.sparse_attention import Keys
 from vlmopt.kernels.sparse_attention.reference import reference_attention
@@ -42,7 +43,10 @@ def test_fp32_tiles_that_no_gpu_holds_are_refused():
     facts = {"is_cuda": True, "shape": (1, 1, 1, 128), "requires_grad": False}
     for tile, dtype in product((128, 256), (torch.float32, torch.bfloat16)):
         refused = tile == 256 and dtype is torch.float32
-        said = refusal(SimpleNamespace(dtype=dtype, **facts), SimpleNamespace(tile=tile, run=64, slash=None))
+        said = refusal(
+            SimpleNamespace(q=SimpleNamespace(dtype=dtype, **facts), keys=None),
+            SimpleNamespace(tile=tile, run=64, slash=None),
+        )
         assert ("do not fit" in said) == refused
         assert refused or not said
 
@@ -63,8 +67,9 @@ def agree(q, k, v, index, **more):
     """Outputs and log-sum-exps are the oracle's; rows that see nothing are 0 and -inf."""
     from vlmopt.kernels.sparse_attention.triton import triton_attention
 
-    out, lse = triton_attention(q, k, v, index, return_lse=True, **more)
-    want, want_lse = reference_attention(q, k, v, index, return_lse=True, **more)
+    called = call(q, k, v, index, **more)
+    out, lse = triton_attention(*called, True)
+    want, want_lse = reference_attention(*called, True)
     tolerance = TOLERANCE[q.dtype]
     torch.testing.assert_close(out, want, atol=tolerance, rtol=tolerance)
     torch.testing.assert_close(lse, want_lse, atol=TOLERANCE[torch.float32], rtol=1e-5)  # infinities are compared too
@@ -168,10 +173,10 @@ class TestKernel:
 
         q, k, v = inputs(128)
         index = dense_index(q, k, 64, 64)
-        clean = triton_attention(q, k, v, index)
+        clean = triton_attention(*call(q, k, v, index))
         k[:, :, 64:] = v[:, :, 64:] = torch.nan
         v[:, :, 40:64] = 1e30
-        assert torch.equal(triton_attention(q, k, v, index)[:, :, :40], clean[:, :, :40])
+        assert torch.equal(triton_attention(*call(q, k, v, index))[:, :, :40], clean[:, :, :40])
 
     def test_mass_is_recall(self):
         q, k, v = inputs(dtype=torch.float32)
@@ -187,7 +192,7 @@ class TestKernel:
         q, k, v = inputs()
         index = random_index(q, k)
         out, _ = agree(q * 30, k, v, index)
-        assert torch.equal(triton_attention(q * 30, k, v, index), out)
+        assert torch.equal(triton_attention(*call(q * 30, k, v, index)), out)
 
     def test_views(self):
         q, k, v = inputs()
@@ -223,13 +228,13 @@ class TestKernel:
         q, k, v = inputs(64)
         good = dense_index(q, k, 64, 64)
         with pytest.raises(ValueError, match="unit stride"):
-            triton_attention(q.mT.contiguous().mT, k, v, good)
+            triton_attention(*call(q.mT.contiguous().mT, k, v, good))
         with pytest.raises(ValueError, match="heads of"):
-            triton_attention(q[..., :24], k[..., :24], v[..., :24], good)
+            triton_attention(*call(q[..., :24], k[..., :24], v[..., :24], good))
         with pytest.raises(ValueError, match="tile and run"):
-            triton_attention(q, k, v, dense_index(q, k, 48, 64))
+            triton_attention(*call(q, k, v, dense_index(q, k, 48, 64)))
         with pytest.raises(ValueError, match="no backward"):
-            triton_attention(q.requires_grad_(), k, v, good)
+            triton_attention(*call(q.requires_grad_(), k, v, good))
         if INTERPRETED:
             with pytest.raises(ValueError, match="bfloat16"):
-                triton_attention(*(x.detach().bfloat16() for x in (q, k, v)), good)
+                triton_attention(*call(*(x.detach().bfloat16() for x in (q, k, v)), good))

@@ -150,6 +150,4 @@ def captured(loaded: Loaded, options: argparse.Namespace) -> Prefill:
     reasons = watch(loaded.model, inputs, show, options.layer)
     if not seen:
         raise ValueError(f"the attention of layer {options.layer} cannot be shown: {'; '.join(reasons)}")
-    if seen[0].softcap is not None:
-        print("note: the recall leaves out that this model caps its logits")
     return seen[0].prefill

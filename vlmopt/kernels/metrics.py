@@ -35,8 +35,7 @@ def recall(prefill: Prefill, launches: Sequence[Launch], rows: Tensor | None = N
     """
     if rows is None:
         rows = torch.arange(prefill.rows, device=prefill.device).expand(prefill.batch, -1)
-    v = prefill.k if prefill.v is None else prefill.v
-    kept = attend(prefill, prefill.q, prefill.k, v, launches, backend)[1]
+    kept = attend(prefill, launches, backend)[1]
     kept = kept.gather(2, rows[:, None].expand(-1, kept.shape[1], -1))
     share = (kept - dense_lse(prefill, rows)).exp()
     return share.masked_fill(~prefill.real.gather(1, rows)[:, None], torch.nan)
@@ -107,7 +106,7 @@ def kept_cells(
                 v = marks(natural if position is None else position)
                 plan[i] = replace(launch, k=torch.zeros_like(v), v=v, keys=Keys(position))
         v = marks(natural)
-        out, lse = attend(prefill, q, torch.zeros_like(v), v, plan, backend)
+        out, lse = attend(replace(prefill, q=q, k=torch.zeros_like(v), v=v), plan, backend)
         cells = out * lse.exp()[..., None]
         cells = cells if rows is None else cells[:, :, rows]
         parts.append(pad(cells, (0, 0, 0, -cells.shape[2] % tile)).unflatten(2, (-1, tile)).sum(3))
@@ -128,16 +127,13 @@ def dense_lse(prefill: Prefill, rows: Tensor) -> Tensor:
         queries = prefill.q.take_along_dim(some[:, None, :, None], 2)[:, prefill.heads]
         seen = (key <= prefill.position.gather(1, some)[..., None]) & (key >= prefill.key_first[:, None, None])
         logits = products(prefill, queries.float(), prefill.k.float()) * prefill.scale
+        if prefill.softcap is not None:
+            logits = prefill.softcap * torch.tanh(logits / prefill.softcap)
         parts.append(logits.masked_fill_(~seen[:, None], -torch.inf).logsumexp(-1))
     return torch.cat(parts, 2)
 
 
-def attend(
-    prefill: Prefill, q: Tensor, k: Tensor, v: Tensor, launches: Sequence[Launch], backend: str
-) -> tuple[Tensor, Tensor]:
-    """Output [B, H, Sq, D] and LSE [B, H, Sq] of a plan for `prefill.heads`, with q, k, v in place of the prefill's."""
-    out, lse = run_plan(
-        q, k, v, launches, scale=prefill.scale, q_len=prefill.q_len, k_len=prefill.k_len, k_start=prefill.k_start,
-        return_lse=True, backend=backend,
-    )  # fmt: skip
+def attend(prefill: Prefill, launches: Sequence[Launch], backend: str) -> tuple[Tensor, Tensor]:
+    """Output [B, H, Sq, D] and LSE [B, H, Sq] of a plan for `prefill.heads`."""
+    out, lse = run_plan(prefill, launches, return_lse=True, backend=backend)
     return out[:, prefill.heads], lse[:, prefill.heads]

@@ -27,8 +27,7 @@ class Shown:
     """One layer's prefill."""
 
     layer: int
-    prefill: Prefill  # of all query heads, with values
-    softcap: float | None
+    prefill: Prefill  # of all query heads
 
 
 class Watcher(SparseLayer):
@@ -43,12 +42,7 @@ class Watcher(SparseLayer):
         if isinstance(layout, str):
             step.call.skip(f"layer {self.layer}", layout)
             return
-        scale = kw.get("scaling")
-        scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
-        lengths = {"q_len": layout.q_len, "k_len": layout.k_len, "k_start": layout.k_start}
-        heads = torch.arange(query.shape[1])
-        given = self.prefill(step, query, key, value, scale, heads, lengths)
-        self.show(Shown(self.layer, given, kw.get("softcap")))
+        self.show(Shown(self.layer, self.prefill(step, layout, query, key, value, **kw)))
 
 
 @torch.inference_mode()

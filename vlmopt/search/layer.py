@@ -42,13 +42,11 @@ class LayerSearch:
     """Candidates against the dense output of one layer.
 
     Args:
-        prefill: of all query heads, with values. softcap: of the logits. backend: what computes the plans.
+        prefill: of all query heads. backend: what computes the plans.
     """
 
-    def __init__(self, prefill: Prefill, softcap: float | None = None, backend: str = "auto") -> None:
-        self.prefill = prefill
-        lengths = {name: getattr(prefill, name) for name in ("q_len", "k_len", "k_start")}
-        self.given: dict[str, Any] = {"scale": prefill.scale, "softcap": softcap, "backend": backend, **lengths}
+    def __init__(self, prefill: Prefill, backend: str = "auto") -> None:
+        self.prefill, self.backend = prefill, backend
         self.exact: Tensor = self.run(DensePattern().build(prefill))
         self.size = self.total(prefill.real).clamp_min(1e-30)
 
@@ -122,9 +120,7 @@ class LayerSearch:
         return merge(out, lse, *rest)[0]
 
     def run(self, launches: Sequence[Launch], **more: Any) -> Any:
-        p = self.prefill
-        assert p.v is not None
-        return run_plan(p.q, p.k, p.v, launches, **self.given, **more)
+        return run_plan(self.prefill, launches, backend=self.backend, **more)
 
     def composed(self, groups: Sequence[tuple[Pattern, Tensor]]) -> Tensor:
         """fp64 [H]: errors of the heads Long[n] of each group with its pattern; 0 for heads in none of them."""

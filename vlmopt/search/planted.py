@@ -45,7 +45,7 @@ def planted(kind: str, tokens: int = 4096, seed: int = 0, gain: float = 14.0) ->
     vision = modality.bool()
     q[..., vision, 1 : 1 + 2 * WAVES] = waves(place[vision], gain)
     k[..., vision, 1 : 1 + 2 * WAVES] = waves(place[vision], gain)
-    return Prefill(q, k, 1 / 8, torch.zeros(1, dtype=torch.long), modality=modality[None], v=v, frame=frame)
+    return Prefill(q, k, v, 1 / 8, heads=torch.zeros(1, dtype=torch.long), modality=modality[None], frame=frame)
 
 
 def waves(place: Tensor, gain: float) -> Tensor:

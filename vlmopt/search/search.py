@@ -114,7 +114,7 @@ class PatternSearch:
         def show(shown: Shown) -> None:
             sums = self.sums.get(shown.layer)
             if sums is None or sums.prompts <= number:
-                found = LayerSearch(shown.prefill, shown.softcap, self.backend).measure(self.candidates)
+                found = LayerSearch(shown.prefill, self.backend).measure(self.candidates)
                 self.sums.setdefault(shown.layer, Sums.start(found)).add(found)
             done()
 
@@ -128,7 +128,7 @@ class PatternSearch:
         def show(shown: Shown) -> None:
             sums = self.sums[shown.layer]
             if sums.compared <= number:
-                search = LayerSearch(shown.prefill, shown.softcap, self.backend)
+                search = LayerSearch(shown.prefill, self.backend)
                 sums.compare(search.composed(composed(self.bests(shown.layer)[2], self.candidates)))
             done()
 

@@ -87,8 +87,6 @@ class PSA(Pattern):
         return self.energy[0] == 1
 
     def build(self, prefill: Prefill) -> list[Launch]:
-        if prefill.v is None:
-            raise ValueError(f"{self.name} pools values as well as keys; give the prefill its v")
         level = self.block_levels(prefill)
         low = tile_span(prefill, self.tile)[0][:, None, :, None]
         start = torch.arange(level.shape[-1], device=level.device) * self.block

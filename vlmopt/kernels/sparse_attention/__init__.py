@@ -2,11 +2,13 @@
 
 from .backends import BACKENDS, chosen_backend, sparse_attention
 from .index import Keys, Launch, SparseIndex
+from .inputs import AttentionInputs
 from .merge import run_plan
 from .validity import check_index
 
 __all__ = [
     "BACKENDS",
+    "AttentionInputs",
     "Keys",
     "Launch",
     "SparseIndex",

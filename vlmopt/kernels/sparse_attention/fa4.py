@@ -12,15 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .index import Keys, SparseIndex, tile_count
+from .index import Launch, SparseIndex, tile_count
+from .inputs import AttentionInputs
 from .reference import reference_attention
 
 BLOCK = 128  # what its Hopper kernel wants for heads of up to 128 channels
 TOLERANCE = {torch.float16: 4e-3, torch.bfloat16: 2e-2}  # of values about 1
 
 
-def refusal(q: Tensor, index: SparseIndex, keys: Keys | None = None) -> str:
+def refusal(inputs: AttentionInputs, index: SparseIndex) -> str:
     """Why this back-end cannot run such a call, in words; empty if it can."""
+    q = inputs.q
     if not q.is_cuda or torch.cuda.get_device_capability(q.device) < (9, 0):
         return f"fa4 needs a GPU of the Hopper generation or later, got {q.device}; use backend='triton' or 'gather'"
     if q.dtype not in TOLERANCE or q.shape[-1] % 8 or q.shape[-1] > 128:
@@ -31,7 +33,7 @@ def refusal(q: Tensor, index: SparseIndex, keys: Keys | None = None) -> str:
     if index.tile % rows or index.run != BLOCK:
         return f"fa4 needs tile a multiple of {rows} and run {BLOCK} here, got {index.tile} and {index.run}"
     named = ("col_ptr", "q_order", "k_order", "grid", "slash", "heads")
-    has = [name for name in named if getattr(index, name) is not None] + ["keys"] * (keys is not None)
+    has = [name for name in named if getattr(index, name) is not None] + ["keys"] * (inputs.keys is not None)
     if has:
         return f"fa4 knows only runs of keys in natural order, the index has {', '.join(has)}; use backend='triton'"
     try:
@@ -41,52 +43,34 @@ def refusal(q: Tensor, index: SparseIndex, keys: Keys | None = None) -> str:
     return ""
 
 
-def fa4_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    index: SparseIndex,
-    *,
-    scale: float | None = None,
-    causal_shift: int = 0,
-    key_min: int | Tensor = 0,
-    row_step: int = 1,
-    q_len: Tensor | None = None,
-    k_len: Tensor | None = None,
-    k_start: Tensor | None = None,
-    keys: Keys | None = None,
-    softcap: float | None = None,
-    return_lse: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+def fa4_attention(inputs: AttentionInputs, launch: Launch, return_lse: bool = False) -> Tensor | tuple[Tensor, Tensor]:
     """`sparse_attention` by FlashAttention-4 (as yet unpublished; CuTe kernels of Dao-AILab/flash-attention).
 
     Raises:
         ValueError: what `refusal` names; lengths, shifts, soft caps; runs that do not start at a multiple of 128.
         RuntimeError: the installed package fails its self-test on this device.
     """
-    asked = {
-        "causal_shift": causal_shift != 0, "key_min": isinstance(key_min, Tensor) or key_min != 0,
-        "row_step": row_step != 1, "q_len": q_len is not None, "k_len": k_len is not None,
-        "k_start": k_start is not None, "softcap": softcap is not None,
-    }  # fmt: skip
-    if reason := refusal(q, index, keys):
+    if reason := refusal(inputs, launch.index):
         raise ValueError(reason)
-    if any(asked.values()):
-        raise ValueError(f"fa4 cannot do {', '.join(n for n, on in asked.items() if on)}; use backend='triton'")
+    lengths = [name for name in ("q_len", "k_len", "k_start", "softcap") if getattr(inputs, name) is not None]
+    limits = {"causal_shift": launch.causal_shift, "key_min": launch.key_min, "row_step": launch.row_step - 1}
+    asked = [name for name, value in limits.items() if isinstance(value, Tensor) or value] + lengths
+    if asked:
+        raise ValueError(f"fa4 cannot do {', '.join(asked)}; use backend='triton'")
+    q = inputs.q
     with torch.cuda.device(q.device):
-        _self_test(q.device, q.dtype, q.shape[-1], index.tile)
-        return _run(q, k, v, index, scale, return_lse)
+        _self_test(q.device, q.dtype, q.shape[-1], launch.index.tile)
+        return _run(inputs, launch.index, return_lse)
 
 
-def _run(
-    q: Tensor, k: Tensor, v: Tensor, index: SparseIndex, scale: float | None, return_lse: bool
-) -> Tensor | tuple[Tensor, Tensor]:
+def _run(inputs: AttentionInputs, index: SparseIndex, return_lse: bool) -> Tensor | tuple[Tensor, Tensor]:
     function, tables = _package()
+    q, k, v = inputs.q, inputs.k, inputs.v
     counts = blocks(index, q.shape[1], tile_count(k.shape[2], BLOCK))
     sparse = tables(**counts, block_size=(index.tile, BLOCK))
     # Causal masking is asked for by name: with a trivial mask function block tables were ignored (pytorch#188322).
     out, lse = function(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), softmax_scale=scale, causal=True,
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), softmax_scale=inputs.scale, causal=True,
         block_sparse_tensors=sparse, return_lse=True,
     )  # fmt: skip
     return (out.transpose(1, 2), lse) if return_lse else out.transpose(1, 2)
@@ -150,8 +134,9 @@ def _self_test(device: torch.device, dtype: torch.dtype, channels: int, tile: in
         tile=tile, run=BLOCK, run_ptr=torch.cat([run_ptr[at], run_ptr[at[..., -1:] + 1]], -1),
         run_start=(order.indices[order.values > 0] * BLOCK).int(), run_full=full.sum(-1).int(),
     ).to(device)  # fmt: skip
-    got = _run(q, k, v, index, None, True)
-    want = reference_attention(q, k, v, index, return_lse=True)
+    inputs = AttentionInputs(q, k, v, channels**-0.5)
+    got = _run(inputs, index, True)
+    want = reference_attention(inputs, Launch(index), True)
     for name, a, b in zip(("output", "log-sum-exp"), got, want, strict=True):
         worst = (a.float() - b.float()).masked_fill(a == b, 0).abs().max()  # both -inf; a NaN stays one
         if not bool(worst <= TOLERANCE[dtype]):

@@ -10,66 +10,49 @@ import torch
 from torch import Tensor
 from torch.nn.attention import flex_attention as flex
 
-from .index import Keys, SparseIndex, tile_count
+from .index import Launch, SparseIndex, tile_count
+from .inputs import AttentionInputs
 
 
-def refusal(q: Tensor, index: SparseIndex, keys: Keys | None, softcap: float | None, return_lse: bool) -> str:
+def refusal(inputs: AttentionInputs, index: SparseIndex, return_lse: bool) -> str:
     """Why this back-end cannot run such a call, in words; empty if it can."""
     for name in ("col_idx", "q_order", "k_order", "grid", "slash", "heads"):
         if getattr(index, name) is not None:
             return f"flex knows blocks of keys for all heads, in order, not {name}; use backend='gather' or 'triton'"
-    if keys is not None or softcap is not None:
+    if inputs.keys is not None or inputs.softcap is not None:
         return "flex knows neither keys that stand for several nor a softcap; use backend='gather' or 'triton'"
-    if return_lse and not q.is_cuda:
+    if return_lse and not inputs.q.is_cuda:
         return "flex returns no log-sum-exp on CPU; use backend='gather'"
     if bool((index.run_start % index.run != 0).any()):
         return f"flex needs runs that start at multiples of {index.run}; use backend='gather' or 'triton'"
     return ""
 
 
-def flex_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    index: SparseIndex,
-    *,
-    scale: float | None = None,
-    causal_shift: int = 0,
-    key_min: int | Tensor = 0,
-    row_step: int = 1,
-    q_len: Tensor | None = None,
-    k_len: Tensor | None = None,
-    k_start: Tensor | None = None,
-    keys: Keys | None = None,
-    softcap: float | None = None,
-    return_lse: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+def flex_attention(inputs: AttentionInputs, launch: Launch, return_lse: bool = False) -> Tensor | tuple[Tensor, Tensor]:
     """`sparse_attention` for blocks.
 
     Raises:
         ValueError: what `refusal` names.
     """
-    if reason := refusal(q, index, keys, softcap, return_lse):
+    index = launch.index
+    if reason := refusal(inputs, index, return_lse):
         raise ValueError(reason)
-    none = torch.zeros(len(q), dtype=torch.long, device=q.device)
-    q_len = none + q.shape[2] if q_len is None else q_len
-    offset = (none + k.shape[2] if k_len is None else k_len) - q_len
-    start = none if k_start is None else k_start
-    least = torch.maximum(start, none + key_min)
-    row = torch.arange(q.shape[2], device=q.device)
-    padding = (row >= q_len[:, None]) | (row + offset[:, None] < start[:, None])
-    last = (row // row_step * row_step + (offset - causal_shift)[:, None]).masked_fill(padding, -1)  # [B, Sq]
+    q, k = inputs.q, inputs.k
+    least = inputs.key_first.clamp_min(launch.key_min)
+    row = torch.arange(inputs.rows, device=q.device)
+    stepped = row // launch.row_step * launch.row_step
+    last = (stepped + (inputs.offset - launch.causal_shift)[:, None]).masked_fill(~inputs.real, -1)  # [B, Sq]
 
     def seen(b: Tensor, h: Tensor, row: Tensor, key: Tensor) -> Tensor:
         return (key >= least[b]) & (key <= last[b, row])
 
     result = _compiled()(
-        q, k, v, block_mask=_blocks(index, q, k, seen), scale=scale, enable_gqa=q.shape[1] != k.shape[1],
-        return_lse=return_lse,
+        q, k, inputs.v, block_mask=_blocks(index, q, k, seen), scale=inputs.scale,
+        enable_gqa=q.shape[1] != k.shape[1], return_lse=return_lse,
     )  # fmt: skip
     out, lse = result if return_lse else (result, None)
-    out = out.masked_fill(padding[:, None, :, None], 0)  # it may have met full blocks
-    return out if lse is None else (out, lse.masked_fill(padding[:, None], -torch.inf))
+    out = out.masked_fill(~inputs.real[:, None, :, None], 0)  # it may have met full blocks
+    return out if lse is None else (out, lse.masked_fill(~inputs.real[:, None], -torch.inf))
 
 
 @functools.cache

@@ -11,7 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-from .index import Keys, SparseIndex
+from .index import Launch
+from .inputs import AttentionInputs
 from .lists import Kept, KeyLists, Rows
 from .merge import merge
 
@@ -22,21 +23,7 @@ UNSEEN = -1e29  # what is masked scores lower
 
 
 def gather_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    index: SparseIndex,
-    *,
-    scale: float | None = None,
-    causal_shift: int = 0,
-    key_min: int | Tensor = 0,
-    row_step: int = 1,
-    q_len: Tensor | None = None,
-    k_len: Tensor | None = None,
-    k_start: Tensor | None = None,
-    keys: Keys | None = None,
-    softcap: float | None = None,
-    return_lse: bool = False,
+    inputs: AttentionInputs, launch: Launch, return_lse: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`sparse_attention` on any device. Keys that no row of a tile sees are not read, so they may hold NaN.
 
@@ -46,14 +33,15 @@ def gather_attention(
     Raises:
         ValueError: a gradient is asked for, or slashes meet a grid of reordered keys.
     """
+    q, k, v, index = inputs.q, inputs.k, inputs.v, launch.index
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         raise ValueError("gather has no backward pass; call it under torch.no_grad(), or use backend='reference'")
     if index.slash is not None and index.grid is not None and index.k_order is not None:
         raise ValueError(
             "gather cannot tell which slash keys lie on a grid of reordered keys; list the grid as columns"
         )
-    lists = KeyLists(q, k, v, index, keys or Keys(), causal_shift, key_min, row_step, q_len, k_len, k_start)
-    call = _Call(q, k, v, q.shape[-1] ** -0.5 if scale is None else scale, softcap)
+    lists = KeyLists(inputs, launch)
+    call = _Call(inputs)
     out = q.new_zeros(lists.end + 1, q.shape[-1])  # the last row takes what is none, and is cut off
     lse = q.new_full((lists.end + 1,), -torch.inf, dtype=torch.float32) if return_lse else None
     for tiles in lists.alike():
@@ -67,9 +55,10 @@ def gather_attention(
 class _Call:
     """What all tiles share, and memory that is used again: fresh pages cost more than what is done on them."""
 
-    def __init__(self, q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None) -> None:
-        self.q, self.k, self.v, self.scale, self.softcap = _table(q), _table(k), _table(v), scale, softcap
-        self.exact = torch.promote_types(q.dtype, torch.float32)
+    def __init__(self, inputs: AttentionInputs) -> None:
+        self.q, self.k, self.v = _table(inputs.q), _table(inputs.k), _table(inputs.v)
+        self.scale, self.softcap = inputs.scale, inputs.softcap
+        self.exact = torch.promote_types(inputs.q.dtype, torch.float32)
         self.memory: dict[str, Tensor] = {}
         self.views: dict[tuple[str, tuple[int, ...]], Tensor] = {}
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .index import Keys, SparseIndex
+from .index import Keys, Launch
+from .inputs import AttentionInputs
 
 FAR = 1 << 24  # a position beyond all others
 LISTED = 1 << 16  # keys that are listed together, which amortises the arithmetic
@@ -40,13 +41,11 @@ class Kept:
 
 
 class KeyLists:
-    """An index in the coordinates of one call; arguments as in `sparse_attention`."""
+    """An index in the coordinates of one call."""
 
-    def __init__(
-        self, q: Tensor, k: Tensor, v: Tensor, index: SparseIndex, keys: Keys, causal_shift: int,
-        key_min: int | Tensor, row_step: int, q_len: Tensor | None, k_len: Tensor | None, k_start: Tensor | None,
-    ) -> None:  # fmt: skip
-        self.q, self.k, self.v, self.index, self.keys = q, k, v, index, keys
+    def __init__(self, inputs: AttentionInputs, launch: Launch) -> None:
+        q, k, index, keys = inputs.q, inputs.k, launch.index, inputs.keys or Keys()
+        self.q, self.k, self.v, self.index, self.keys = q, k, inputs.v, index, keys
         heads = torch.arange(q.shape[1], device=q.device) if index.heads is None else index.heads
         self.heads = heads.view(index.covered, -1)  # [H, heads that share the table]
         self.numbers = torch.arange(heads.numel(), device=q.device).view_as(self.heads)  # of heads in the output
@@ -54,19 +53,16 @@ class KeyLists:
         self.key_head = self.heads[:, 0] // (q.shape[1] // k.shape[1])  # [H]
         self.slots = k.shape[2] if index.k_order is None else index.k_order.shape[2]
         self.plain = index.k_order is None and keys.key_position is None  # slots are positions
-        none = torch.zeros(len(q), dtype=torch.long, device=q.device)
-        q_len = none + q.shape[2] if q_len is None else q_len
-        offset = (none + k.shape[2] if k_len is None else k_len) - q_len
-        start = none if k_start is None else k_start
-        self.first = torch.maximum(start, none + key_min)  # [B]: first position seen
+        start, step = inputs.key_first, launch.row_step
+        self.first = start.clamp_min(launch.key_min)  # [B]: first position seen
         natural = torch.arange(q.shape[2], device=q.device).expand(len(q), 1, -1)
         order = natural if index.q_order is None else index.q_order.long()
         order = pad(order, (0, index.tiles * index.tile - order.shape[2]), value=-1)
         self.row = order.view(len(q), -1, index.tiles, index.tile)  # [B, 1 | H, T, tile]
-        q_len, offset, start = (x[:, None, None, None] for x in (q_len, offset, start))
+        q_len, offset, start = (x[:, None, None, None] for x in (inputs.row_end, inputs.offset, start))
         self.place = self.row + offset
         real = (self.row >= 0) & (self.row < q_len) & (self.place >= start)
-        self.limit = torch.where(real, self.row // row_step * row_step + (offset - causal_shift), -1)
+        self.limit = torch.where(real, self.row // step * step + (offset - launch.causal_shift), -1)
         self._count()
 
     def _count(self) -> None:

@@ -8,30 +8,19 @@ import torch
 from torch import Tensor
 
 from .backends import sparse_attention
-from .index import Keys, Launch
+from .index import Launch
+from .inputs import AttentionInputs
 
 MERGED = 1 << 24  # elements at a time
 
 
 def run_plan(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    launches: Sequence[Launch],
-    *,
-    scale: float | None = None,
-    q_len: Tensor | None = None,
-    k_len: Tensor | None = None,
-    k_start: Tensor | None = None,
-    keys: Keys | None = None,
-    softcap: float | None = None,
-    return_lse: bool = False,
-    backend: str = "auto",
+    inputs: AttentionInputs, launches: Sequence[Launch], *, return_lse: bool = False, backend: str = "auto"
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """One softmax over the keys of all launches; for arguments see `sparse_attention`.
+    """One softmax over the keys of all launches.
 
     The key sets of the launches of a row must be disjoint. Launches may cover different heads and rows; log-sum-exps
-    are made only where launches share heads or the caller asks. `keys` are those of launches without k of their own.
+    are made only where launches share heads or the caller asks.
 
     Returns:
         [B, Hq, Sq, D] in the dtype of q, and fp32 [B, Hq, Sq] with `return_lse`; 0 and -inf for rows and heads that no
@@ -40,20 +29,13 @@ def run_plan(
     Raises:
         ValueError: as `sparse_attention`.
     """
+    q = inputs.q
     every = list(range(q.shape[1]))
     covered = [every if launch.index.heads is None else launch.index.heads.tolist() for launch in launches]
     weigh = return_lse or len({h for heads in covered for h in heads}) < sum(map(len, covered))
 
     def run(launch: Launch) -> tuple[Tensor, Tensor | None]:
-        own_k, own_v, stand, real = k, v, launch.keys or keys, k_len
-        if launch.k is not None and launch.v is not None:
-            own_k, own_v, stand = launch.k, launch.v, launch.keys
-            real = torch.full((len(k),), k.shape[2], device=k.device) if k_len is None else k_len
-        result = sparse_attention(
-            q, own_k, own_v, launch.index, scale=scale, causal_shift=launch.causal_shift, key_min=launch.key_min,
-            row_step=launch.row_step, q_len=q_len, k_len=real, k_start=k_start, keys=stand, softcap=softcap,
-            return_lse=weigh, backend=backend,
-        )  # fmt: skip
+        result = sparse_attention(inputs, launch, return_lse=weigh, backend=backend)
         return result if isinstance(result, tuple) else (result, None)
 
     if len(launches) == 1 and covered[0] == every:

@@ -8,64 +8,56 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .index import Keys, SparseIndex
+from .index import Launch, SparseIndex
+from .inputs import AttentionInputs
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, eq=False)
 class Geometry:
-    """Where rows and keys of one call lie; fields as the arguments of `sparse_attention`."""
+    """Where rows and keys of one launch lie, sample by sample, on the CPU."""
 
-    rows: int  # Sq
-    width: int  # W
-    query_heads: int
-    key_heads: int
-    causal_shift: int = 0
-    key_min: int | Tensor = 0
-    row_step: int = 1
-    q_len: Tensor | None = None
-    k_len: Tensor | None = None
-    k_start: Tensor | None = None
-    key_position: Tensor | None = None
+    inputs: AttentionInputs
+    launch: Launch
 
     def positions(self, b: int) -> tuple[Tensor, Tensor, int]:
         """Position of every row of a sample, the last one that it sees (-1: padding), and the first."""
-        real_q = self.rows if self.q_len is None else int(self.q_len[b])
-        real_k = self.width if self.k_len is None else int(self.k_len[b])
-        start = 0 if self.k_start is None else int(self.k_start[b])
-        row = torch.arange(self.rows)
-        at = row + real_k - real_q
-        last = row // self.row_step * self.row_step + real_k - real_q - self.causal_shift
-        least = int(self.key_min[b]) if isinstance(self.key_min, Tensor) else self.key_min
-        return at, last.masked_fill((row >= real_q) | (at < start), -1), max(least, start)
+        inputs, launch = self.inputs, self.launch
+        offset, real, start = (int(x[b]) for x in (inputs.offset, inputs.row_end, inputs.key_first))
+        row = torch.arange(inputs.rows)
+        last = row // launch.row_step * launch.row_step + offset - launch.causal_shift
+        least = int(launch.key_min[b]) if isinstance(launch.key_min, Tensor) else launch.key_min
+        return row + offset, last.masked_fill((row >= real) | (row + offset < start), -1), max(least, start)
 
     def key_positions(self, b: int, key_head: int) -> Tensor:
-        return torch.arange(self.width) if self.key_position is None else of(self.key_position, b, key_head).cpu()
+        """Position of every key of a sample and key head."""
+        keys = self.inputs.keys
+        if keys is None or keys.key_position is None:
+            return torch.arange(self.inputs.width)
+        return of(keys.key_position, b, key_head).cpu()
 
-    def heads(self, index: SparseIndex) -> Iterator[tuple[int, int, int]]:
-        """Number in the output, table and key head of every query head that an index covers."""
-        covered = range(self.query_heads) if index.heads is None else index.heads.tolist()
+    def heads(self) -> Iterator[tuple[int, int, int]]:
+        """Number in the output, table and key head of every query head that the launch covers."""
+        index, (query_heads, key_heads) = self.launch.index, (self.inputs.q.shape[1], self.inputs.k.shape[1])
+        covered = range(query_heads) if index.heads is None else index.heads.tolist()
         for number, head in enumerate(covered):
-            yield number, number * index.covered // len(covered), head * self.key_heads // self.query_heads
+            yield number, number * index.covered // len(covered), head * key_heads // query_heads
 
 
-def expand(index: SparseIndex, **geometry: object) -> Tensor:
-    """Bool[B, H, rows, width]: which keys each row sees. Loops over tiles: for tests and small reports.
-
-    Args:
-        geometry: fields of `Geometry`.
-    """
-    shape = Geometry(**geometry)  # type: ignore[arg-type]
-    count = shape.query_heads if index.heads is None else len(index.heads)
-    mask = torch.zeros(index.batch, count, shape.rows, shape.width, dtype=torch.bool)
+def expand(inputs: AttentionInputs, launch: Launch) -> Tensor:
+    """Bool[B, H, Sq, W]: which keys each row sees. Loops over tiles: for tests and small reports."""
+    inputs, index = inputs.of(launch), launch.index
+    shape = Geometry(inputs, launch)
+    count = inputs.q.shape[1] if index.heads is None else len(index.heads)
+    mask = torch.zeros(index.batch, count, inputs.rows, inputs.width, dtype=torch.bool)
     for b in range(index.batch):
         at, last, least = shape.positions(b)
-        for number, table, key_head in shape.heads(index):
+        for number, table, key_head in shape.heads():
             position = shape.key_positions(b, key_head)
-            order = slot_rows(index, b, table, shape.rows)
+            order = slot_rows(index, b, table, inputs.rows)
             for t, rows in enumerate(order.split(index.tile)):
                 rows = rows[rows >= 0]
-                kept = torch.zeros(shape.width + 1, dtype=torch.bool)
-                for named in named_keys(index, b, table, key_head, t, shape.width):
+                kept = torch.zeros(inputs.width + 1, dtype=torch.bool)
+                for named in named_keys(index, b, table, key_head, t, inputs.width):
                     kept[named] = True  # -1 is the one more
                 own = kept[:-1] | on_slash(index, b, table, at[rows, None] - position)
                 mask[b, number, rows] = own & (position >= least) & (position <= last[rows, None])
@@ -110,36 +102,18 @@ def on_slash(index: SparseIndex, b: int, table: int, distance: Tensor) -> Tensor
 
 
 def reference_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    index: SparseIndex,
-    *,
-    scale: float | None = None,
-    causal_shift: int = 0,
-    key_min: int | Tensor = 0,
-    row_step: int = 1,
-    q_len: Tensor | None = None,
-    k_len: Tensor | None = None,
-    k_start: Tensor | None = None,
-    keys: Keys | None = None,
-    softcap: float | None = None,
-    return_lse: bool = False,
+    inputs: AttentionInputs, launch: Launch, return_lse: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`sparse_attention` by the book. Memory: several times B * H * Sq * W * 8 bytes."""
+    index, softcap, keys = launch.index, inputs.softcap, inputs.keys
+    q, k, v = inputs.q, inputs.k, inputs.v
     heads = torch.arange(q.shape[1], device=q.device) if index.heads is None else index.heads
     key_head = heads // (q.shape[1] // k.shape[1])
-    keys = keys or Keys()
-    mask = expand(
-        index, rows=q.shape[2], width=k.shape[2], query_heads=q.shape[1], key_heads=k.shape[1],
-        causal_shift=causal_shift, key_min=key_min, row_step=row_step, q_len=q_len, k_len=k_len, k_start=k_start,
-        key_position=keys.key_position,
-    )  # fmt: skip
-    logits = q[:, heads].double() @ k[:, key_head].double().transpose(-1, -2)
-    logits = logits * (q.shape[-1] ** -0.5 if scale is None else scale)
+    mask = expand(inputs, launch)
+    logits = q[:, heads].double() @ k[:, key_head].double().transpose(-1, -2) * inputs.scale
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
-    if keys.bias is not None:
+    if keys is not None and keys.bias is not None:
         logits = logits + keys.bias.double().expand(-1, k.shape[1], -1)[:, key_head, None]
     logits = logits.masked_fill(~mask, -torch.inf)
     lse = logits.logsumexp(-1)  # [B, H, Sq]

@@ -11,7 +11,8 @@ import triton
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
-from .index import Keys, SparseIndex
+from .index import Keys, Launch, SparseIndex
+from .inputs import AttentionInputs
 from .triton_kernel import sparse_kernel
 
 LOG2E = math.log2(math.e)
@@ -43,8 +44,9 @@ def tuned() -> Any:
     return triton.autotune(CONFIGS, key, prune_configs_by={"early_config_prune": _fitting})(sparse_kernel)
 
 
-def refusal(q: Tensor, index: SparseIndex, keys: Keys | None = None) -> str:
+def refusal(inputs: AttentionInputs, index: SparseIndex) -> str:
     """Why this back-end cannot run such a call, in words; empty if it can."""
+    q, keys = inputs.q, inputs.keys
     interpreted = isinstance(sparse_kernel, InterpretedFunction)
     if not q.is_cuda and not interpreted:
         return f"triton needs CUDA tensors, got {q.device}; use backend='gather'"
@@ -67,21 +69,7 @@ def refusal(q: Tensor, index: SparseIndex, keys: Keys | None = None) -> str:
 
 
 def triton_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    index: SparseIndex,
-    *,
-    scale: float | None = None,
-    causal_shift: int = 0,
-    key_min: int | Tensor = 0,
-    row_step: int = 1,
-    q_len: Tensor | None = None,
-    k_len: Tensor | None = None,
-    k_start: Tensor | None = None,
-    keys: Keys | None = None,
-    softcap: float | None = None,
-    return_lse: bool = False,
+    inputs: AttentionInputs, launch: Launch, return_lse: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`sparse_attention` on a GPU (or in Triton's interpreter).
 
@@ -93,7 +81,8 @@ def triton_attention(
     Raises:
         ValueError: what `refusal` names, or heads whose channels do not lie next to one another.
     """
-    if reason := refusal(q, index, keys):
+    q, k, v, index = inputs.q, inputs.k, inputs.v, launch.index
+    if reason := refusal(inputs, index):
         raise ValueError(reason)
     for name, t in (("q", q), ("k", k), ("v", v)):
         if t.stride(-1) != 1:
@@ -107,15 +96,15 @@ def triton_attention(
         return (out, lse) if lse is not None else out
 
     q_order, k_order = _spread(index.q_order, index.covered), _spread(index.k_order, k_heads)
-    keys = keys or Keys()
+    keys = inputs.keys or Keys()
     position, bias = _spread(keys.key_position, k_heads), _spread(keys.bias, k_heads)
-    key_min, k_first = (0, key_min) if isinstance(key_min, Tensor) else (key_min, None)
+    key_min, k_first = (0, launch.key_min) if isinstance(launch.key_min, Tensor) else (launch.key_min, None)
     lists = (index.run_ptr, index.run_start, index.run_full, index.col_ptr, index.col_idx)
     per_head = (index.grid, index.slash, index.heads)
-    per_sample = (q_len, k_len, k_start, k_first)
+    per_sample = (inputs.q_len, inputs.k_len, inputs.k_start, k_first)
     arguments = (
         q, k, v, out, lse, *map(_dense, lists), q_order, k_order, *map(_dense, per_head + per_sample), position, bias,
-        (d**-0.5 if scale is None else scale) * LOG2E, softcap and softcap * LOG2E, causal_shift, key_min, row_step,
+        inputs.scale * LOG2E, inputs.softcap and inputs.softcap * LOG2E, launch.causal_shift, key_min, launch.row_step,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
         *_strides(q_order), *_strides(k_order), *_strides(position), *_strides(bias),
         heads, index.tiles, rows, width, rows if q_order is None else q_order.shape[2],

@@ -5,37 +5,36 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .index import SparseIndex
+from .index import Launch, SparseIndex
+from .inputs import AttentionInputs
 from .reference import Geometry, named_keys, on_slash, slot_keys, slot_rows
 
 
-def check_index(index: SparseIndex, **geometry: object) -> None:
+def check_index(inputs: AttentionInputs, launch: Launch) -> None:
     """Refuse an index that a back-end may trust wrongly. Loops over tiles.
-
-    Args:
-        geometry: fields of `Geometry`, the lengths and limits of the call that it is for.
 
     Raises:
         ValueError: offsets that descend or leave their table; rows, keys or runs that do not exist; columns out of
             order; rows or visible keys named twice (but for a key on both grid and slash); full runs that a row does
             not see whole.
     """
-    shape = Geometry(**geometry)  # type: ignore[arg-type]
+    inputs, index = inputs.of(launch), launch.index
+    shape = Geometry(inputs, launch)
     _pointers("run_ptr", index.run_ptr, index.run_start)
     if index.col_ptr is not None and index.col_idx is not None:
         _pointers("col_ptr", index.col_ptr, index.col_idx)
-    for name, order, count in (("q_order", index.q_order, shape.rows), ("k_order", index.k_order, shape.width)):
+    for name, order, count in (("q_order", index.q_order, inputs.rows), ("k_order", index.k_order, inputs.width)):
         if order is not None:
             _order(name, order, count)
     for b in range(index.batch):
         at, last, least = shape.positions(b)
-        for _, table, key_head in shape.heads(index):
+        for _, table, key_head in shape.heads():
             position = shape.key_positions(b, key_head)
-            for t, rows in enumerate(slot_rows(index, b, table, shape.rows).split(index.tile)):
+            for t, rows in enumerate(slot_rows(index, b, table, inputs.rows).split(index.tile)):
                 rows = rows[rows >= 0]
                 rows = rows[last[rows] >= 0]
                 if len(rows):
-                    _tile(index, b, table, key_head, t, shape.width, position, at[rows], last[rows], least)
+                    _tile(index, b, table, key_head, t, inputs.width, position, at[rows], last[rows], least)
 
 
 def _pointers(name: str, offsets: Tensor, values: Tensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -60,15 +60,11 @@ class SparseLayer(attention.Kernel):
         if isinstance(layout, str):
             step.call.skip(f"sparse prefill in layer {self.layer}", layout)
             return None
-        clock, scale = step.call.clock, kw.get("scaling")
-        scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
-        lengths: dict[str, Any] = {"q_len": layout.q_len, "k_len": layout.k_len, "k_start": layout.k_start}
+        clock = step.call.clock
         start = clock.now()
-        launches = [
-            launch
-            for pattern, heads in self.groups
-            for launch in pattern.build(self.prefill(step, query, key, value, scale, heads, lengths))
-        ]
+        given = self.prefill(step, layout, query, key, value, **kw)
+        groups = [(pattern, replace(given, heads=heads.to(query.device))) for pattern, heads in self.groups]
+        launches = [launch for pattern, prefill in groups for launch in pattern.build(prefill)]
         share = work(launches, query, key)
         if float(share) > self.method.max_work:  # gathering so many keys is slower than the dense kernel
             kept = f"{100 * float(share):.0f} % of the cells are more than max_work={self.method.max_work:g}"
@@ -76,45 +72,32 @@ class SparseLayer(attention.Kernel):
             step.call.page.scoring.append((start, clock.now()))
             return None
         built = clock.now()
-        softcap, backend = kw.get("softcap"), self.method.backend
-        out: Any = run_plan(query, key, value, launches, scale=scale, softcap=softcap, backend=backend, **lengths)
-        out = out.transpose(1, 2)
+        backend = self.method.backend
+        result: Any = run_plan(given, launches, backend=backend)
+        out: Tensor = result.transpose(1, 2)
         rows = self.dense_rows(step, query.shape[2])
         if rows is not None:
-            every = torch.arange(query.shape[1], device=query.device)
-            given = self.prefill(step, query, key, value, scale, every, lengths)
-            out = self.densely(out, rows.to(query.device), given, lengths, softcap)
+            out = self.densely(out, rows.to(query.device), given)
         end = clock.now()
         step.call.page.slot(Sparse).setdefault(self.layer, []).append(
             Ran(
-                chosen_backend(query, launches, backend),
+                chosen_backend(given, launches, backend),
                 {pattern.name: len(heads) for pattern, heads in self.groups},
                 key.shape[2],
                 share,
                 (start, built),
                 (built, end),
                 0 if rows is None else len(rows),
-                self.recall(step, query, key, value, scale, launches, lengths) if self.method.recall_rows else None,
+                self.recall(step, given, launches) if self.method.recall_rows else None,
             )
         )
         return out
 
-    def recall(
-        self,
-        step: Step,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scale: float,
-        launches: Sequence[Launch],
-        lengths: dict[str, Any],
-    ) -> Tensor:
+    def recall(self, step: Step, given: Prefill, launches: Sequence[Launch]) -> Tensor:
         """fp32 [B, H, R]: share of the dense attention that sampled rows keep; costs a second run."""
         start = step.call.clock.now()
-        every = torch.arange(query.shape[1], device=query.device)
-        given = self.prefill(step, query, key, value, scale, every, lengths)
-        rows = torch.linspace(0, query.shape[2] - 1, self.method.recall_rows, device=query.device).long().unique()
-        found = recall(given, launches, rows.expand(query.shape[0], -1), self.method.backend)
+        rows = torch.linspace(0, given.rows - 1, self.method.recall_rows, device=given.device).long().unique()
+        found = recall(given, launches, rows.expand(given.batch, -1), self.method.backend)
         step.call.page.scoring.append((start, step.call.clock.now()))
         return found
 
@@ -130,15 +113,16 @@ class SparseLayer(attention.Kernel):
             return "a static cache"
         return step.remember(("layout", self.stage), mask, lambda: read_layout(query, key, mask))
 
-    def prefill(
-        self, step: Step, query: Tensor, key: Tensor, value: Tensor, scale: float, heads: Tensor, lengths: Any
-    ) -> Prefill:
+    def prefill(self, step: Step, layout: Layout, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Prefill:
+        """What patterns are told of this layer, for all of its heads."""
+        scale = kwargs.get("scaling")
         marks = step.find(Marks)
         modality = None if marks is None else marks.of_keys(step, self.stage, key.shape[2], "image").long()
         frame, row = strides(step) if self.stage == 0 else (None, None)  # after a cut the steps are no longer even
         return Prefill(
-            q=query, k=key, v=value, scale=scale, heads=heads.to(query.device), frame=frame, row=row,
-            modality=None if modality is None else modality.to(query.device), **lengths,
+            query, key, value, query.shape[-1] ** -0.5 if scale is None else float(scale), layout.q_len, layout.k_len,
+            layout.k_start, softcap=kwargs.get("softcap"), heads=torch.arange(query.shape[1], device=query.device),
+            modality=None if modality is None else modality.to(query.device), frame=frame, row=row,
         )  # fmt: skip
 
     def dense_rows(self, step: Step, width: int) -> Tensor | None:
@@ -149,17 +133,11 @@ class SparseLayer(attention.Kernel):
         rows = step.remember(("text rows", self.stage, width), None, lambda: text_rows(step, self.stage, width))
         return rows if len(rows) and (plan_edits or len(rows) <= self.method.dense_text) else None
 
-    def densely(
-        self, out: Tensor, rows: Tensor, given: Prefill, lengths: dict[str, Any], softcap: float | None
-    ) -> Tensor:
+    def densely(self, out: Tensor, rows: Tensor, given: Prefill) -> Tensor:
         """`out` with some rows computed over all keys."""
-        assert given.v is not None
         view = View(given, rows=rows.expand(given.batch, -1), consecutive=False)
         backend = self.method.backend if self.method.backend in ("reference", "gather", "triton") else "auto"
-        exact: Any = run_plan(
-            given.q, given.k, given.v, DensePattern().select(view), scale=given.scale, softcap=softcap,
-            backend=backend, **lengths,
-        )  # fmt: skip
+        exact: Any = run_plan(given, DensePattern().select(view), backend=backend)
         return out.index_copy(1, rows, exact.transpose(1, 2)[:, rows])
 
 

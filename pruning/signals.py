@@ -137,11 +137,12 @@ class Novelty(TokenSignal):
 class VisionAttention(TokenSignal):
     """fp32 [n]: attention that a token's patches receive in block `layer` of the vision tower, mean over heads.
 
-    From the CLS row where the tower has a CLS token, else the mean over all rows; mean over the patches of a token;
-    0 for structural tokens. Negative layers count from the end.
+    rows="cls": from the CLS row where the tower has a CLS token, else the mean over all rows, as with rows="all"; mean
+    over the patches of a token; 0 for structural tokens. Negative layers count from the end.
     """
 
     layer: int = -2
+    rows: Literal["cls", "all"] = "cls"
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ def test_projector_turns_its_inputs_into_the_tokens(family):
 
 
 @by_name([FAMILIES[name] for name in ("llava", "llava_next", "llava_onevision", "internvl", "qwen2_5_vl", "qwen3_vl")])
-def test_tower_attention_and_keys(family, monkeypatch):
+@pytest.mark.parametrize("rows", ["cls", "all"])
+def test_tower_attention_and_keys(family, rows, monkeypatch):
     """Against the weights of the tower's own eager attention, carried along by a marked projector input."""
     model = family.build("eager")
     tower = model.get_submodule(families()[family.name].vision_tower)
@@ -59,10 +60,14 @@ def test_tower_attention_and_keys(family, monkeypatch):
     if any(w is None for w in weights):
         pytest.skip("the tower of this release computes its eager weights elsewhere")
     cls = any("class_embedding" in n or "cls_token" in n for n, _ in tower.named_parameters())
-    received = torch.cat([(w[:, :, 0, 1:] if cls else w.mean(2)).mean(1).flatten() for w in weights])
-    tokens = listen(family, batch, VisionAttention(layer), VisionKeys(layer), Projector())[0]
+    received = torch.cat(
+        [(w[:, :, 0, 1:] if cls and rows == "cls" else w.mean(2)[..., int(cls) :]).mean(1).flatten() for w in weights]
+    )
+    need, other = (VisionAttention(layer, which) for which in (rows, "cls" if rows == "all" else "all"))
+    tokens = listen(family, batch, need, other, VisionKeys(layer), Projector())[0]
     patches = ~tokens.structural
-    got = tokens.signals[VisionAttention(layer)]
+    got = tokens.signals[need]
+    assert torch.equal(got, tokens.signals[other]) == (not cls)
     p = tokens.signals[Projector()].inputs.shape[1]
     group = 4 if family.name == "internvl" else p
     shown = got[patches].double()
@@ -70,9 +75,8 @@ def test_tower_attention_and_keys(family, monkeypatch):
     if family.name not in ("llava_next", "llava_onevision"):  # those use every row of the projector more or less once
         assert len(shown) * group == len(received)
         assert float(shown.sum() * group - received.sum()) == pytest.approx(0, abs=1e-4)
-    rows = received.view(-1, p).mean(1) if family.name != "internvl" else None
-    if rows is not None:  # as multisets: the order is that of the projector's rows, tested above
-        nearest = (shown[:, None] - rows.double()).abs().amin(1)
+    if family.name != "internvl":  # as multisets: the order is that of the projector's rows, tested above
+        nearest = (shown[:, None] - received.view(-1, p).mean(1).double()).abs().amin(1)
         assert float(nearest.max()) < TOLERANCE
     assert tokens.signals[VisionKeys(layer)].shape == (len(tokens), keys[0].shape[-1])
 

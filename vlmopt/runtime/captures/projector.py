@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlmopt.pruning.signals import Projector, ProjectorCall, TwoLayers
+from vlmopt.pruning.signals import Projector, ProjectorCall, TwoLayers, VisionAttention
 
 from ...families import family_of
 from ...methods import Method
@@ -34,7 +34,9 @@ class Encoded:
 
     inputs: list[Tensor] = field(default_factory=list)  # of the projector, as it was called
     outputs: list[Tensor] = field(default_factory=list)
-    attention: dict[int, list[Tensor]] = field(default_factory=lambda: defaultdict(list))  # block -> [items, patches]
+    attention: dict[VisionAttention, list[Tensor]] = field(
+        default_factory=lambda: defaultdict(list)
+    )  # [items, patches]
     keys: dict[int, list[Tensor]] = field(default_factory=lambda: defaultdict(list))  # block -> [items, patches, d_h]
 
 

@@ -31,7 +31,7 @@ class VisionPlan:
     def __init__(self, session: Session, base: Any, has_cls: bool) -> None:
         register(NAME, vision_attention)
         self.session, self.base, self.has_cls = session, base, has_cls
-        self.attention: set[int] = set()  # the numbers under which it is asked for: a block has two
+        self.attention: set[VisionAttention] = set()  # what it is asked for: a block has two numbers
         self.keys: set[int] = set()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -63,11 +63,12 @@ def read_patches(plan: VisionPlan, store: Encoded, query: Tensor, key: Tensor, *
         pieces = list(zip(query.split(lengths, 2), key.split(lengths, 2), strict=True))
     for q, k in pieces:
         first = int(plan.has_cls)
-        if plan.attention:
-            received = column_mean(q[:, :, :1] if plan.has_cls else q, k, float(scaling))
-            received = received[:, first:]
-            for number in plan.attention:
-                store.attention[number].append(received)
+        received: dict[bool, Tensor] = {}  # by whether the CLS row alone is read
+        for need in plan.attention:
+            alone = plan.has_cls and need.rows == "cls"
+            if alone not in received:
+                received[alone] = column_mean(q[:, :, :1] if alone else q, k, float(scaling))[:, first:]
+            store.attention[need].append(received[alone])
         if plan.keys:
             keys = k.float().mean(1)[:, first:]
             for number in plan.keys:
@@ -141,10 +142,10 @@ class Received(InTower[VisionAttention]):
 
     def install(self, session: Session, need: VisionAttention) -> None:
         super().install(session, need)
-        plan_of(session, need.layer).attention.add(need.layer)
+        plan_of(session, need.layer).attention.add(need)
 
     def missing(self, step: Step, need: VisionAttention) -> str | None:
-        return super().missing(step, need) or unread(step, step.call.features.slot(Encoded).attention[need.layer])
+        return super().missing(step, need) or unread(step, step.call.features.slot(Encoded).attention[need])
 
     def read(self, need: VisionAttention, at: Place) -> Tensor:
         return of_tokens(at, received(need, at)[:, None], 0.0)[:, 0]
@@ -174,7 +175,7 @@ def unread(step: Step, values: list[Tensor]) -> str | None:
 
 def received(need: VisionAttention, at: Place) -> Tensor:
     """fp32 [rows] of the projector: attention that the patches of a row receive."""
-    values = at.step.call.features.slot(Encoded).attention[need.layer]
+    values = at.step.call.features.slot(Encoded).attention[need]
     return per_projector_row(at, [v[..., None] for v in values])[:, 0]
 
 

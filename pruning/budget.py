@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 
 from .signals import VisualEmbeds
 from .tokens import VisualTokens
+from .uniqueness import calm, typical, weights
 
 ALLOCATIONS = ("proportional", "equal", "global", "temporal_change", "distinctiveness", "first_whole")
 
@@ -92,23 +93,27 @@ def allocate(
         return [first, *apportion(sizes[1:], k - first, sizes[1:], least, held[1:])]
     if allocation == "temporal_change":
         change = temporal_change(tokens)
-        weights: Sequence[float] = [float(x) for x in torch.stack([change[index].sum() for index in split]).tolist()]
+        parts: Sequence[float] = [float(x) for x in torch.stack([change[index].sum() for index in split]).tolist()]
     elif allocation == "distinctiveness":
-        weights = distinctiveness(tokens, split)
+        parts = distinctiveness(tokens, split)
     else:
-        weights = [1.0] * len(split) if allocation == "equal" else sizes
-    return apportion(weights, k, sizes, least, held)
+        parts = [1.0] * len(split) if allocation == "equal" else sizes
+    return apportion(parts, k, sizes, least, held)
 
 
-def temporal_change(tokens: VisualTokens) -> Tensor:
-    """fp32 [n]: 1 - cosine to the same cell one frame earlier; 2, the largest possible value, where there is none."""
+def temporal_change(tokens: VisualTokens, reference: Sequence[int] = (1,)) -> Tensor:
+    """fp32 [n]: 1 - cosine to the same cell of an earlier frame; 2, the largest possible value, where there is none.
+
+    reference: how many frames before, by t modulo its length; 0: nowhere.
+    """
     embeds = normalize(tokens.signals[VisualEmbeds()].float(), dim=1)
     t, y, x = tokens.coords.T
     rows, columns = y.max() + 1, x.max() + 1
     frames = t.max() + 1
     inside = (tokens.coords >= 0).all(1)
     key = torch.where(inside, ((tokens.item * frames + t) * rows + y) * columns + x, -2)  # -2: nobody's predecessor
-    before = torch.where(t > 0, key - rows * columns, -1)
+    back = torch.tensor(reference, device=t.device)[t % len(reference)]
+    before = torch.where((back > 0) & (t >= back), key - back * rows * columns, -1)
     order = key.argsort(stable=True)
     found = torch.searchsorted(key[order], before).clamp_max(len(key) - 1)
     previous = order[found]
@@ -116,16 +121,15 @@ def temporal_change(tokens: VisualTokens) -> Tensor:
     return torch.where(known, 1 - (embeds * embeds[previous]).sum(1), 2.0)
 
 
-def distinctiveness(tokens: VisualTokens, split: Sequence[Tensor], temperature: float = 0.1) -> list[float]:
-    """Softmax over segments of how little a segment's mean resembles the mean of all, times the segment's size.
+def distinctiveness(tokens: VisualTokens, split: Sequence[Tensor]) -> list[float]:
+    """A segment's size times 1 + p - 1 / T, p the softmax over the T segments of how untypical its tokens are.
 
-    Video Compression Commander (VidCom2, arXiv 2505.14454), frame uniqueness.
+    Video Compression Commander (VidCom2, arXiv 2505.14454), frame uniqueness: at most one segment of equal ones gets
+    twice its part, and none is starved.
     """
-    embeds = tokens.signals[VisualEmbeds()].float()
-    means = normalize(torch.stack([embeds[index].mean(0) for index in split]), dim=1)
-    unlike = -means @ normalize(embeds.mean(0), dim=0)
-    sizes = torch.tensor([float(len(index)) for index in split], device=embeds.device)
-    return [float(x) for x in ((unlike / temperature).softmax(0) * sizes).tolist()]
+    rows = calm(tokens.signals[VisualEmbeds()])
+    factors = weights(typical(rows, rows.mean(0)), split)
+    return [factor * len(index) for factor, index in zip(factors, split, strict=True)]
 
 
 def strided(n: int, k: int) -> list[int]:

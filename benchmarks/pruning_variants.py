@@ -7,18 +7,23 @@ from typing import Any
 
 from vlmopt.calibration import Profile
 from vlmopt.pruning import (
+    DART,
     CDPruner,
     CenPrune,
     Debias,
     DivPrune,
     FastV,
+    HiPrune,
     HoloV,
+    MMTok,
     PyramidDrop,
     Random,
     Resize,
+    Scope,
     Selector,
     SparseVLM,
     Uniform,
+    VidCom2,
     VisionZip,
     VisPruner,
     ZeroOrder,
@@ -43,6 +48,11 @@ def variants(keep_ratio: float, pads: bool, profile: Profile | None) -> dict[str
         "vision_zip": VisionZip(keep_ratio=keep_ratio, tower_layer=tower),
         "vis_pruner": VisPruner(keep_ratio=keep_ratio, tower_layer=tower),
         "holov": HoloV(keep_ratio=keep_ratio, tower_layer=tower),
+        "dart": DART(keep_ratio=keep_ratio),
+        "scope": Scope(keep_ratio=keep_ratio, tower_layer=tower),
+        "mmtok": MMTok(keep_ratio=keep_ratio),
+        "hiprune": HiPrune(keep_ratio=keep_ratio, object_layer=1, tower_layer=tower),
+        "vidcom2": VidCom2(keep_ratio=keep_ratio),
     }
     if pads:
         for name in ("uniform", "zeroth_order", "div_prune", "vision_zip"):

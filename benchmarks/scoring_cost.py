@@ -26,16 +26,20 @@ import vlmopt
 from common import append, interleaved
 from vlmopt.measure import Spread
 from vlmopt.pruning import (
+    DART,
     CDPruner,
     CenPrune,
     CoreMatching,
     Debias,
     DivPrune,
     FastV,
+    HiPrune,
     HoloV,
     InstructionSimilarity,
+    MMTok,
     PyramidDrop,
     Random,
+    Scope,
     SparseVLM,
     UIGraph,
     Uniform,
@@ -77,6 +81,10 @@ def methods(whole_block: int) -> dict[str, Any]:
         "ui_graph": UIGraph(keep_ratio=KEEP),
         "instruction_similarity": InstructionSimilarity(keep_ratio=KEEP),
         "holov": HoloV(keep_ratio=KEEP, tower_layer=whole_block),
+        "dart": DART(keep_ratio=KEEP),
+        "scope": Scope(keep_ratio=KEEP, tower_layer=whole_block),
+        "mmtok": MMTok(keep_ratio=KEEP),
+        "hiprune": HiPrune(keep_ratio=KEEP, object_layer=whole_block, tower_layer=whole_block),
     }
 
 

@@ -6,13 +6,17 @@ from .base import ScoreSelector, Selector, register, registry
 from .cd_pruner import CDPruner
 from .cen_prune import CenPrune
 from .core_matching import CoreMatching
+from .dart import DART
 from .debias import Debias
 from .div_prune import DivPrune
 from .evs import EVS
 from .fastv import FastV
+from .fastvid import FastVID
 from .first_pass import FirstPass
 from .focusui import FocusUI, InstructionSimilarity
+from .hiprune import HiPrune
 from .holov import HoloV
+from .mmtok import MMTok
 from .pack import pack
 from .pixel_redundancy import PixelRedundancy
 from .positions import repack_positions
@@ -21,6 +25,7 @@ from .pyramid_drop import PyramidDrop
 from .random import Random
 from .resize import Resize
 from .runs import run_ends, run_mean
+from .scope import Scope
 from .scorer import Scorer, box_overlap, kl_loss, labels
 from .signals import (
     TEXT,
@@ -46,12 +51,14 @@ from .sparse_vlm import SparseVLM
 from .tokens import Selection, VisualTokens, Written
 from .ui_graph import UIGraph, ui_graph
 from .uniform import Uniform
+from .vidcom2 import VidCom2
 from .vis_pruner import VisPruner
 from .vision_zip import VisionZip
 from .zeroth_order import ZeroOrder
 from .zipvl import ZipVL
 
 __all__ = [
+    "DART",
     "EVS",
     "TEXT",
     "Activations",
@@ -63,13 +70,16 @@ __all__ = [
     "DebiasProfile",
     "DivPrune",
     "FastV",
+    "FastVID",
     "FirstPass",
     "FirstPassRows",
     "FocusUI",
+    "HiPrune",
     "HiddenStates",
     "HoloV",
     "InstructionSimilarity",
     "LookAheadRows",
+    "MMTok",
     "Novelty",
     "PixelRedundancy",
     "PixelScale",
@@ -79,6 +89,7 @@ __all__ = [
     "PyramidDrop",
     "Random",
     "Resize",
+    "Scope",
     "ScoreSelector",
     "Scorer",
     "Selection",
@@ -89,6 +100,7 @@ __all__ = [
     "TwoLayers",
     "UIGraph",
     "Uniform",
+    "VidCom2",
     "VisPruner",
     "VisionAttention",
     "VisionKeys",

@@ -15,6 +15,7 @@ from .tokens import Selection, VisualTokens
 from .uniform import spread
 
 NEW = 2.0  # `temporal_change` of a cell without a predecessor
+BACK = {"previous": (1,), "dycoke": (0, 1, 2, 1)}  # frames to the reference
 
 
 @register("evs")
@@ -25,7 +26,10 @@ class EVS(ScoreSelector):
     Efficient Video Sampling: Pruning Temporally Redundant Tokens for Faster VLM Inference (arXiv 2510.14624):
     1 - cos(z[t], z[t - 1]) of projector outputs z. Where the budget does not reach for the first frame (a picture is
     nothing but a first frame), it is spread evenly over it. Drift slower than the frame rate goes unseen, since the
-    reference is the frame before, not the last one that stayed.
+    reference is the frame before, not the last one that stayed. reference="dycoke": groups of four frames, whose first
+    stays, the second and third are held against it, and the fourth against the third: the temporal part of DyCoke:
+    Dynamic Compression of Tokens for Fast Video Large Language Models (arXiv 2411.15024), with one ranking for all
+    frames in place of a fixed share per frame.
     """
 
     reads = "change between frames"
@@ -35,6 +39,13 @@ class EVS(ScoreSelector):
         "global", "How several videos share the budget; global: one pool, by change.", "str", choices=ALLOCATIONS
     )
     segment: str = setting("image", "Always image: a frame by itself has no change.", "str", choices=("image",))
+    reference: str = setting(
+        "previous",
+        "What a cell is held against: previous: the frame before; dycoke: inside groups of four frames, frames 1 and 2 "
+        "against 0, 3 against 2.",
+        "str",
+        choices=tuple(BACK),
+    )
     paper_compat: bool = setting(
         False, "As released: the budget rounded down, but the first frame always whole, even beyond it.", "bool"
     )
@@ -42,6 +53,11 @@ class EVS(ScoreSelector):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "adaptive", self.paper_compat)
+        if self.paper_compat and self.reference != "previous":
+            raise ValueError(
+                f"{self.label}: paper_compat=True is EVS as released, whose reference is the frame before; got "
+                f"reference={self.reference!r}; leave one out"
+            )
 
     def budget(self, total: int) -> int:
         if self.paper_compat and self.keep_ratio is not None:
@@ -53,7 +69,7 @@ class EVS(ScoreSelector):
         return frozenset({VisualEmbeds()})
 
     def score(self, tokens: VisualTokens) -> Tensor:
-        return temporal_change(tokens)
+        return temporal_change(tokens, BACK[self.reference])
 
     def take(self, tokens: VisualTokens, k: int, scores: Tensor) -> Selection:
         order = scores.sort(descending=True, stable=True).indices

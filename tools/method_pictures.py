@@ -43,7 +43,9 @@ from vlmopt.pruning import (
     CoreMatching,
     Debias,
     FastV,
+    FastVID,
     FocusUI,
+    HiPrune,
     PixelRedundancy,
     PyramidDrop,
     Selector,
@@ -59,12 +61,15 @@ QUESTION = "Click Save."
 KEEP = 0.25
 COLOURS = 48  # of the palette: enough for flat pages, and files stay small
 TOKENS, SIDE = 2048, 448  # of the planted head; pixels of its map
+MOVING = ("evs", "fastvid", "vidcom2")
 CLIP = 12  # frames, two to a temporal cell
 # Where the defaults do not fit six layers, or the count is the method's own.
 CHOSEN: dict[str, Selector] = {
     "core_matching": CoreMatching(layer=3),
     "debias": Debias(FastV(keep_ratio=KEEP), fit="per_sample"),
+    "fastvid": FastVID(keep_ratio=KEEP, scenes=2),
     "focus_ui": FocusUI(keep_ratio=KEEP, scorer="tiny-qwen"),
+    "hiprune": HiPrune(keep_ratio=KEEP, object_layer=-3),
     "pixel_redundancy": PixelRedundancy(),
     "pyramid_drop": PyramidDrop(keep_ratio=KEEP, layers=(2, 3, 4)),
     "sparse_vlm": SparseVLM(keep_ratio=KEEP, layers=(2, 3, 4)),
@@ -105,7 +110,7 @@ def main(names: list[str]) -> None:
 
 def draw_selector(model: torch.nn.Module, processor: object, method: Selector) -> Image.Image:
     """Draw the cells that are left of the page, or of a clip for a method that looks for what moves."""
-    if method.name == "evs":
+    if method.name in MOVING:
         shown = frames(count=CLIP)
         clip = torch.stack([torch.from_numpy(np.array(frame)) for frame in shown]).permute(0, 3, 1, 2).float()
         inputs = video_prompt(processor, model, "What moves?", Video(clip, 8.0, 8.0, tuple(range(CLIP)), "generated"))

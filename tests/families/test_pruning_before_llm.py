@@ -8,7 +8,18 @@ import pytest
 import torch
 
 from tests.support.embedded import keep_of, visual
-from vlmopt.pruning import TextEmbeds, VisionKeys, VisualEmbeds
+from vlmopt.pruning import (
+    DART,
+    FastVID,
+    HiPrune,
+    MMTok,
+    Scope,
+    TextEmbeds,
+    VidCom2,
+    VisionAttention,
+    VisionKeys,
+    VisualEmbeds,
+)
 from vlmopt.pruning.cd_pruner import CDPruner
 from vlmopt.pruning.cen_prune import CenPrune
 from vlmopt.pruning.div_prune import DivPrune
@@ -39,6 +50,15 @@ SETTINGS = {
     "vis_pruner-diverse": VisPruner(keep_tokens=3, important=0.0),
     "vis_pruner-released": VisPruner(keep_ratio=0.4, important=0.2, paper_compat=True),
     "holov": HoloV(keep_ratio=0.4),
+    "dart": DART(keep_ratio=0.4),
+    "dart-question": DART(keep_tokens=3, pivots_image=0),
+    "scope": Scope(keep_ratio=0.4),
+    "mmtok": MMTok(keep_ratio=0.4),
+    "mmtok-none": MMTok(keep_tokens=3, relevance="none", features="embeds"),
+    "vidcom2": VidCom2(keep_ratio=0.4),
+    "fastvid": FastVID(keep_ratio=0.4),
+    "hiprune": HiPrune(keep_ratio=0.4, object_layer=0),
+    "evs-dycoke": EVS(keep_ratio=0.4, reference="dycoke"),
     "holov-16": HoloV(keep_tokens=3, crops=16, paper_compat=True),
 }
 
@@ -88,8 +108,18 @@ def test_half_precision_gives_finite_scores(method):
     assert chosen.scores is None or bool(chosen.scores.isfinite().all())
 
 
-@pytest.mark.parametrize("cls", [DivPrune, CDPruner, CenPrune, VisionZip, EVS, VisPruner, HoloV])
+@pytest.mark.parametrize("cls", [*{type(method) for method in SETTINGS.values()}], ids=lambda c: c.name)
 def test_all_of_them_act_before_the_llm(cls):
     with pytest.raises(ValueError, match=r"layer.*<= 0"):
         cls(keep_ratio=0.5, layer=1)
-    assert cls(keep_ratio=0.5).asks_text == (cls is CDPruner)
+    assert cls(keep_ratio=0.5).asks_text == (cls in (CDPruner, DART, MMTok))
+
+
+def test_two_methods_without_their_second_half_are_faster_vlm():
+    """The tokens that the CLS row attends to most (arXiv 2412.01818, first version)."""
+    tokens = visual([(1, 6, 7), (1, 2, 3)])
+    keep = keep_of(VisPruner(keep_ratio=0.3, important=1.0), tokens)
+    assert keep == keep_of(VisionZip(keep_ratio=0.3, contextual=0.0), tokens)
+    attention = tokens.signals[VisionAttention(-2)]
+    best = [attention[:42].topk(12).indices, attention[42:].topk(2).indices + 42]
+    assert keep == torch.cat(best).sort().values.tolist()

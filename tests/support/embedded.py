@@ -36,6 +36,7 @@ def visual(grids, signals=None, seed=0) -> VisualTokens:
     }
     for layer in (-2, 0):
         every[VisionAttention(layer)] = torch.rand(n, generator=generator)
+        every[VisionAttention(layer, "all")] = torch.rand(n, generator=generator)
         every[VisionKeys(layer)] = torch.randn(n, 5, generator=generator)
     item = torch.repeat_interleave(torch.arange(len(grids)), torch.tensor(lengths))
     signals = every | (signals or {})

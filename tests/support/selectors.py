@@ -10,6 +10,7 @@ from typing import Any
 
 from vlmopt.families import Family
 from vlmopt.pruning import (
+    DART,
     EVS,
     CDPruner,
     CenPrune,
@@ -17,20 +18,25 @@ from vlmopt.pruning import (
     Debias,
     DivPrune,
     FastV,
+    FastVID,
     FirstPass,
     FocusUI,
+    HiPrune,
     HoloV,
     InstructionSimilarity,
+    MMTok,
     PixelRedundancy,
     Pixels,
     Projector,
     PyramidDrop,
     Random,
     Resize,
+    Scope,
     Selector,
     SparseVLM,
     UIGraph,
     Uniform,
+    VidCom2,
     VisionAttention,
     VisionKeys,
     VisionZip,
@@ -91,7 +97,19 @@ SELECTORS: dict[str, tuple[Selector, Selector]] = {
         FirstPass(keep_ratio=0.5),
         FirstPass(keep_tokens=2, attention_layer=3, shrink=3, alpha=1.0, debias=1.0, axes="thw", positions="pospad"),
     ),
-    "evs": (EVS(keep_ratio=0.5), EVS(keep_tokens=3, positions="pospad", marker="last")),
+    "evs": (EVS(keep_ratio=0.5), EVS(keep_tokens=3, reference="dycoke", positions="pospad", marker="last")),
+    "dart": (DART(keep_ratio=0.5), DART(keep_tokens=2, pivots_text=0, segment="frame", positions="pospad")),
+    "scope": (Scope(keep_ratio=0.5, tower_layer=-1), Scope(keep_tokens=2, tower_layer=-1, alpha=0, positions="pospad")),
+    "mmtok": (MMTok(keep_ratio=0.5), MMTok(keep_tokens=2, features="embeds", relevance="none", positions="pospad")),
+    "vidcom2": (VidCom2(keep_ratio=0.5), VidCom2(keep_tokens=2, positions="pospad", marker="last")),
+    "fastvid": (
+        FastVID(keep_ratio=0.5, tower_layer=-1),
+        FastVID(keep_tokens=3, tower_layer=-1, scenes=1, tau=-1, stride=2, beta=0, positions="pospad"),
+    ),
+    "hiprune": (
+        HiPrune(keep_ratio=0.5, object_layer=-1, tower_layer=-1),
+        HiPrune(keep_tokens=5, object_layer=-1, tower_layer=-1, alpha=1, positions="pospad"),
+    ),
 }
 SETTINGS = {
     f"{name}-{level}": m for name, row in SELECTORS.items() for level, m in zip(("easy", "hard"), row, strict=True)

@@ -1,0 +1,45 @@
+"""SCOPE: tokens that stand for the most of the picture, and that the vision tower looks at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch.nn.functional import normalize
+
+from vlmopt.core.settings import setting
+
+from .base import Selector, finite, register
+from .coverage import cover
+from .signals import Signal, VisionAttention, VisualEmbeds
+from .similarity import RESOLUTION
+from .tokens import Selection, VisualTokens
+
+
+@register("scope")
+@dataclass(frozen=True, kw_only=True)
+class Scope(Selector):
+    """Adds the token whose gain in coverage, times its attention inside the vision tower to the `alpha`, is highest.
+
+    SCOPE: Saliency-Coverage Oriented Token Pruning for Efficient Multimodal LLMs (arXiv 2510.24214): what is covered
+    of a token is its highest cosine to a chosen one, at least 0, and the gain is the sum over all tokens. Cosines here
+    are of what the language model is given; the released code takes features of the tower on LLaVA. Every picture has
+    a budget of its own. Takes memory for n x n numbers.
+    """
+
+    reads = "vision attention"
+
+    layer: int = setting(0, "Always 0: tokens leave before the LLM.", "int", min=0, max=0)
+    tower_layer: int = setting(
+        -2, "Block of the vision tower whose attention decides; negative counts from the end.", "int"
+    )
+    alpha: float = setting(1.0, "Exponent of the attention; 0: coverage alone.", "float", min=0, max=4)
+
+    @property
+    def needs(self) -> frozenset[Signal]:
+        return frozenset({VisionAttention(self.tower_layer), VisualEmbeds()})
+
+    def pick(self, tokens: VisualTokens, k: int) -> Selection:
+        attention = finite(tokens.signals[VisionAttention(self.tower_layer)].float(), len(tokens), self.label)
+        unit = normalize(tokens.signals[VisualEmbeds()].float(), dim=1)
+        picked = cover(unit @ unit.T, k, attention.pow(self.alpha), RESOLUTION)
+        return Selection(picked.sort().values, attention)

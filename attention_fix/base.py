@@ -16,19 +16,19 @@ from .layers import check_layers, layer_numbers
 
 
 @dataclass(frozen=True)
-class Residual:
+class Residual(Configured):
     """The residual stream that enters each of the correction's layers, of every token of the prompt."""
 
 
 @dataclass(frozen=True)
-class Tower:
+class Tower(Configured):
     """Attention that each patch received in one block of the vision tower (negative: from the end)."""
 
     block: int
 
 
 @dataclass(frozen=True)
-class TextOnly:
+class TextOnly(Configured):
     """Head outputs of the last prompt row when the pictures are left out of the prompt."""
 
 

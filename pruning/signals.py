@@ -8,11 +8,13 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from vlmopt.core import Configured
+
 TEXT: Literal["text"] = "text"
 
 
 @dataclass(frozen=True)
-class Signal:
+class Signal(Configured):
     """Something a selector wants to read."""
 
     def subset(self, value: Any, index: Tensor) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmopt.core import check_depth, parse, shown
+from vlmopt.core import Configured, check_depth, parse, shown
 
 from . import methods
 from .kernels.patterns import Pattern
@@ -24,7 +24,7 @@ KEYS = ("schema", "model", "calibration", "patterns", "layers", "errors", "time_
 
 
 @dataclass(frozen=True)
-class HeadPatterns:
+class HeadPatterns(Configured):
     """A pattern for every layer and query head of one model; positions are never stored, they are found per prompt.
 
     Args:

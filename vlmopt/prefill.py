@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmopt.core import check_depth, near, setting, shown, validate
+from vlmopt.core import Configured, check_depth, near, setting, shown, validate
 
 from . import methods
 from .head_patterns import HeadPatterns
@@ -20,7 +20,7 @@ BACKENDS = ("auto", "reference", "gather", "flex", "triton", "fa4")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SparsePrefill:
+class SparsePrefill(Configured):
     """Which pattern computes a long prompt's attention, in which layers, and from which length on.
 
     Decoding, prompts below `min_len`, sliding-window layers and layers in `dense_layers` stay dense.

@@ -18,7 +18,7 @@ from vlmopt.attention_fix import (
     SinkProfile,
     VisualSink,
 )
-from vlmopt.core import parse
+from vlmopt.core import Configured, parse
 from vlmopt.pruning import Debias, ScoreSelector
 from vlmopt.pruning.profile import DebiasProfile
 
@@ -35,7 +35,7 @@ KEYS = {  # by format
 
 
 @dataclass(frozen=True)
-class Profile:
+class Profile(Configured):
     """What `vlmopt calibrate` found.
 
     Args:

@@ -7,14 +7,14 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
 from .data import check_depth, shown
-from .settings import setting, validate
+from .settings import Configured, setting, validate
 
 FORMAT = 1
 Kind = TypeVar("Kind", bound="MeasuredProfile")
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasuredProfile:
+class MeasuredProfile(Configured):
     """Base of everything that is measured on one model and used on it alone.
 
     Raises:

@@ -47,10 +47,18 @@ def setting(
 
 
 class Configured:
-    """A base of dataclasses whose unknown settings are refused with the nearest known one."""
+    """A base of dataclasses that refuse unknown settings with the nearest known one, and settings without a name."""
 
     def __new__(cls: type[Own], *args: Any, **settings: Any) -> Own:
-        names = [f.name for f in fields(cls) if f.init]  # type: ignore[arg-type]  # subclasses are dataclasses
+        taken = [f for f in fields(cls) if f.init]  # type: ignore[arg-type]  # subclasses are dataclasses
+        names = [f.name for f in taken]
+        places = [f.name for f in taken if not f.kw_only]
+        if len(args) > len(places):
+            free = [name for name in names if name not in {*places, *settings}] or names
+            raise TypeError(
+                f"{cls.__name__}: {shown(args[len(places)])} is given without a name; write "
+                f"{cls.__name__}({free[0]}=...); settings: {', '.join(names)}"
+            )
         for name in settings:
             if name not in names:
                 raise TypeError(

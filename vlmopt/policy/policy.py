@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from vlmopt.attention_fix import Correction
-from vlmopt.core import check_depth, shown
+from vlmopt.core import Configured, check_depth, shown
 from vlmopt.pruning import Selector
 
 from .. import methods
@@ -30,7 +30,7 @@ PolicyLike: TypeAlias = (
 
 
 @dataclass(frozen=True)
-class Policy:
+class Policy(Configured):
     """Which methods run, and the seed of everything random in them. `Policy()` changes nothing, it only measures.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import site
 import subprocess
@@ -116,6 +117,22 @@ def test_works_beside_folders_of_the_same_names(kind: str, built: Path, tmp_path
         words = [python, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "tests/unit/test_policy_inline.py"]
         done = subprocess.run(words, capture_output=True, text=True, cwd=source)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_links_of_the_description_lead_out_of_the_repository(built: Path, tmp_path: Path) -> None:
+    shutil.unpack_archive(next(built.glob("*.whl")), tmp_path, "zip")
+    text = next(tmp_path.glob("*.dist-info/METADATA")).read_text(encoding="utf-8")
+    assert "Description-Content-Type: text/markdown" in text
+    links = re.findall(r"(!?)\[[^\]]*\]\(([^)\s]+)", text)
+    assert len(links) > 10
+    repository = "https://github.com/vlmopt/vlmopt"
+    for image, target in links:
+        assert target.startswith("https://"), target
+        inside = target.removeprefix(f"{repository}/blob/main/").removeprefix(
+            "https://raw.githubusercontent.com/vlmopt/vlmopt/main/"
+        )
+        assert inside.startswith(("https://", repository)) or (ROOT / inside).exists(), target
+        assert not image or target.startswith("https://raw."), target
 
 
 def test_sizes_and_names(built: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What can be named on a command line: presets and built-in methods. Read as text, so that nothing needs torch."""
+"""What can be named on a command line: presets and methods. Read as text, so that nothing needs torch."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+PLUGINS = "vlmopt.methods"  # the entry points of other packages' methods
 KINDS = {"selector": "vlmopt.pruning", "correction": "vlmopt.attention_fix", "pattern": "vlmopt.kernels.patterns"}
 
 
@@ -66,8 +68,13 @@ def preset(name: str) -> Preset | None:
     return next((row for row in presets().values() if name == row.name or name in row.was), None)
 
 
+def methods() -> list[str]:
+    """Return the names of all methods, also of other packages', which are not loaded for it."""
+    return sorted({*(entry.name for entry in built_in()), *(point.name for point in entry_points(group=PLUGINS))})
+
+
 def built_in() -> list[Entry]:
-    """Return every method of this package, by name; those of other packages are known to `methods.methods()`."""
+    """Return every method of this package, by name."""
     found = [Entry(name, kind, text) for kind, package in KINDS.items() for name, text in _registered(package)]
     return sorted(found, key=lambda entry: entry.name)
 

@@ -14,11 +14,11 @@ from vlmopt.core import shown
 
 from .checkpoints import bundled, load_checkpoint
 from .checkpoints.processor import FAILURES, first_line, load_processor
+from .choices import DTYPES
 from .core import near
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 LONGEST = 96  # characters of a Hub id
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)

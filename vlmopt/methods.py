@@ -18,10 +18,10 @@ from vlmopt.attention_fix import Correction
 from vlmopt.core import check_depth, near, shown
 from vlmopt.pruning import Selector
 
+from .catalogue import PLUGINS
 from .kernels import patterns
 from .kernels.patterns import Pattern
 
-GROUP = "vlmopt.methods"
 Method: TypeAlias = Selector | Correction | Pattern
 BASES = (Selector, Correction, Pattern)
 
@@ -157,7 +157,7 @@ def plugins() -> dict[str, EntryPoint]:
 @cache  # packages do not come and go while Python runs, and a look costs ten milliseconds
 def installed() -> tuple[EntryPoint, ...]:
     """Entry points of all installed packages."""
-    return tuple(entry_points(group=GROUP))
+    return tuple(entry_points(group=PLUGINS))
 
 
 def load(point: EntryPoint) -> type[Method]:

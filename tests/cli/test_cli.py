@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from tests.unit.test_media import write_video
 from vlmopt import loading
 from vlmopt.cli import main as cli
 from vlmopt.cli import run
-from vlmopt.pruning import FastV
 
 
 @pytest.fixture(scope="module")
@@ -185,70 +183,6 @@ def test_a_broken_torchvision_is_named(checkpoint: Path, tmp_path: Path, monkeyp
 def test_traceback_is_shown_when_asked_for() -> None:
     with pytest.raises(ValueError, match="question is empty"):
         cli.main(["run", "--question", "", "--image", "a.png", "--traceback"])
-
-
-def test_list_and_policy_show(capsys: pytest.CaptureFixture[str]) -> None:
-    shown = {}
-    for what in ([], ["fastv"], ["methods"], ["families"], ["checkpoints"], ["safe"]):
-        assert cli.main(["list", *what]) == 0
-        shown[" ".join(what)] = capsys.readouterr().out
-    for what, text in (("", "METHODS"), ("", "fastv"), ("", "PRESETS"), ("", "uniform-25"), ("", "balanced"),
-                       ("fastv", "keep_ratio"), ("fastv", "[> 0, <= 1]"), ("methods", "pyramid_drop"),
-                       ("families", "qwen2_5_vl"), ("checkpoints", "tiny-qwen"), ("safe", "sinks:")):  # fmt: skip
-        assert text in shown[what]
-    assert len(shown[""].splitlines()) <= 50, "one screen"
-    assert cli.main(["list", "presets", "--json"]) == 0
-    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["presets"]}
-    assert rows["dense"]["policy"]["prune"] == []
-    assert cli.main(["list", "fastvv"]) == 2
-    assert "did you mean 'fastv'" in capsys.readouterr().err
-    assert cli.main(["policy", "show", "uniform-25"]) == 0
-    assert vlmopt.Policy.load(json.loads(capsys.readouterr().out)) == vlmopt.presets()["uniform-25"]
-
-
-def test_version_and_help_run_as_a_program() -> None:
-    for words_, text in (("--version", f"vlmopt {vlmopt.__version__}"), ("--help", "train-focusui")):
-        done = subprocess.run([sys.executable, "-m", "vlmopt", words_], capture_output=True, text=True)
-        assert done.returncode == 0
-        assert text in done.stdout
-
-
-WITHOUT_TORCH = """
-import resource, sys
-from vlmopt.cli.main import main
-try:
-    main(sys.argv[1:])
-except SystemExit:
-    pass
-loaded = {"torch", "transformers", "numpy"} & set(sys.modules)
-assert not loaded, loaded
-print("cpu", resource.getrusage(resource.RUSAGE_SELF).ru_utime)
-"""
-
-
-@pytest.mark.parametrize("words_", ["--help", "list", "rum", "list presets"])
-def test_what_needs_no_model_answers_at_once(words_: str) -> None:
-    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *words_.split()], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert float(done.stdout.split()[-1]) <= 0.4
-
-
-def test_unknown_commands_and_settings_name_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["rum", "--image", "a.png"]) == 2
-    assert "unknown command 'rum' (did you mean 'run'?)" in capsys.readouterr().err
-    assert cli.main(["run", "--question", "What?", "--polcy=dense"]) == 2
-    assert "run: unknown arguments '--polcy=dense' (did you mean '--policy'" in capsys.readouterr().err
-    assert cli.main(["policy", "show", "fastv:keep_ration=0.1"]) == 2
-    assert "did you mean 'keep_ratio'" in capsys.readouterr().err
-    with pytest.raises(TypeError, match=r"FastV: unknown setting 'keep_ration' \(did you mean 'keep_ratio' or"):
-        FastV(keep_ration=0.1)
-
-
-def test_completion_knows_commands_and_options(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["completion", "bash"]) == 0
-    script = capsys.readouterr().out
-    assert "search-patterns" in script
-    assert "--max-new-tokens" in script
 
 
 def test_worlds_writes_images_and_questions(tmp_path: Path) -> None:

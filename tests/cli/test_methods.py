@@ -8,7 +8,7 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from vlmopt import attention_fix, methods, pruning
+from vlmopt import attention_fix, catalogue, methods, pruning
 from vlmopt.attention_fix import Correction
 from vlmopt.policy import Policy
 from vlmopt.pruning import Uniform
@@ -34,7 +34,7 @@ def offer(monkeypatch):
     monkeypatch.setattr(methods, "installed", lambda: points)
 
     def add(name, value):
-        points.append(EntryPoint(name, value, methods.GROUP))
+        points.append(EntryPoint(name, value, catalogue.PLUGINS))
         return points[-1]
 
     return add

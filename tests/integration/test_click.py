@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from vlmopt.analysis.click import click_of
+from vlmopt.choices import UNITS
 from vlmopt.evaluation.prompts import POINT_PROMPTS
 from vlmopt.families import click_units, families
 from vlmopt.loading import load
-from vlmopt.metrics.clicks import UNITS
 
 
 def test_points_of_a_qwen_count_pixels_behind_its_processor() -> None:

@@ -10,7 +10,7 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from vlmopt import methods, scorers
+from vlmopt import catalogue, methods, scorers
 from vlmopt.attention_fix import ImageBoost, VisualSink
 from vlmopt.calibration.profile import Profile
 from vlmopt.cli.show_pattern import named
@@ -165,7 +165,7 @@ def test_entry_points_are_read_once(monkeypatch):
         for _ in range(3):
             Policy.load({"prune": [{"method": "random", "keep_ratio": 0.5}]})
             methods.methods()
-        assert reads == [methods.GROUP]
+        assert reads == [catalogue.PLUGINS]
     finally:
         methods.installed.cache_clear()
 

@@ -17,7 +17,7 @@ def click_of(loaded: Loaded, image: Image.Image, answer: str, units: str | None 
     """(x, y) in fractions of the picture's width and height.
 
     Args:
-        units: of its coordinates (`metrics.clicks.UNITS`); None for what the model's config or family says.
+        units: of its coordinates (`choices.UNITS`); None for what the model's config or family says.
 
     Returns:
         None where the answer names no point inside the picture, or nobody says what its coordinates mean.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .calibration import PARTS, Calibration
+from ..choices import PARTS
+from .calibration import Calibration
 from .collect import MISSING, Collector, default_hosts, key
 from .iat import IATCollector
 from .profile import Profile

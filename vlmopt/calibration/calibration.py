@@ -14,14 +14,13 @@ from vlmopt.attention_fix import SinkProfile
 from vlmopt.pruning import ScoreSelector
 
 from ..checks import model_facts
+from ..choices import PARTS
 from ..runtime.structure import structure_of
 from .collect import MISSING, Collector
 from .heads import HeadSums
 from .iat import IATCollector
 from .profile import Profile
 from .sinks import PROMPTS, SinkCollector, readable_layers
-
-PARTS = ("debias", "sinks", "heads")
 
 
 class Calibration:

@@ -13,46 +13,22 @@ from tqdm import tqdm
 
 from vlmopt.pruning import ScoreSelector
 
-from ..calibration import PARTS, Calibration, IATCollector, default_hosts, key
+from ..calibration import Calibration, IATCollector, default_hosts, key
 from ..calibration.captions import Described, annotated, habits
 from ..calibration.sinks import readable_layers
 from ..calibration.table import table
-from ..loading import DTYPES, Loaded, check_device, check_name, load
+from ..choices import IAT, PARTS
+from ..loading import Loaded, check_device, check_name, load
 from ..media import load_image, readable
 from ..methods import find
 from ..prompt import chat, image_prompt
 from ..runtime.structure import structure_of
 from ..whole import whole
 
-IAT = "iat"  # a part that has to write captions, so only on demand
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 FIRST_SEED = 400_000_000  # of generated pictures; apart from those of training, tests and measurements
 SAVE_EVERY = 20  # samples
 BATCH = 8  # captions written together, and saved
-
-
-def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="tiny-qwen", help="bundled name, directory, or Hub id (default tiny-qwen)")
-    parser.add_argument("--images", metavar="DIR", help="directory of pictures, or: worlds (generated)")
-    parser.add_argument(
-        "--data", nargs="+", default=[], metavar="FILE",
-        help="for iat: annotations of COCO or a manifest, as for `vlmopt eval` (default: generated pictures)",
-    )  # fmt: skip
-    parser.add_argument("--synonyms", metavar="FILE", help="for iat: table of objects (default: our own)")
-    parser.add_argument("--out", required=True, metavar="FILE", help="the profile to write, e.g. profile.json")
-    parser.add_argument(
-        "--host", action="append", default=[], metavar="NAME:LAYER",
-        help="method and the layer before which it cuts; may be repeated (default: all at their usual layers)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--only", action="append", default=[], choices=(*PARTS, IAT),
-        help="measure this part; may be repeated (default: all but iat, which describes pictures whose objects are "
-        "known, for adaptive_generated_text; heads takes sinks along)",
-    )  # fmt: skip
-    parser.add_argument("--samples", type=int, default=200, metavar="N", help="pictures at most (default 200)")
-    parser.add_argument("--question", default="Describe the image.", help="asked of every picture of a directory")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--dtype", default="auto", choices=DTYPES)
 
 
 def execute(options: argparse.Namespace) -> None:

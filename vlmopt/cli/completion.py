@@ -9,9 +9,5 @@ import shtab
 from .main import build_parser
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("shell", choices=shtab.SUPPORTED_SHELLS, help='for example: eval "$(vlmopt completion bash)"')
-
-
 def execute(options: argparse.Namespace) -> None:
     print(shtab.complete(build_parser(), shell=options.shell))

@@ -12,15 +12,6 @@ from pathlib import Path
 HERE = ("localhost", "127.0.0.1", "::1")
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--port", type=int, default=8501, metavar="N", help="default 8501")
-    parser.add_argument(
-        "--address", "--server.address", default="localhost", metavar="HOST",
-        help="default localhost: this machine alone; 0.0.0.0 lets everyone in who can reach it, without a password",
-    )  # fmt: skip
-    parser.add_argument("--no-browser", action="store_true", help="only serve the page")
-
-
 def execute(options: argparse.Namespace) -> None:
     words = command(options)
     if options.address not in HERE:
@@ -42,7 +33,7 @@ def command(options: argparse.Namespace) -> list[str]:
         raise ValueError(f"--port must be from 1 to 65535, got {options.port}")
     missing = [name for name in ("streamlit", "altair") if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f"the demo needs {' and '.join(missing)}: pip install 'vlmopt[demo]'")
+        raise ValueError(f"the demo needs {' and '.join(missing)}: pip install {' '.join(missing)}")
     flags = [f"--server.address={options.address}", f"--server.port={options.port}"]
     flags.append(f"--server.headless={str(options.no_browser).lower()}")
     return [sys.executable, "-m", "streamlit", "run", str(page()), *flags]  # the rest: apps/.streamlit/config.toml

@@ -6,48 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..loading import DTYPES
-
 SHOWN = ("accuracy", "f1", "yes_ratio", "anls", "chair_s", "chair_i", "chair_recall", "length")
 PERCENT = frozenset(SHOWN) - {"length"}
-
-
-def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="tiny-qwen", help="bundled name, directory, or Hub id (default tiny-qwen)")
-    parser.add_argument(
-        "--data", nargs="+", metavar="FILE",
-        help="files or directories of POPE, COCO (CHAIR), ScreenSpot or a manifest; or generated pictures: worlds, "
-        "worlds:scene, worlds:screen, worlds:pope, worlds:captions",
-    )  # fmt: skip
-    parser.add_argument("--format", help="pope, chair, screenspot, manifest or worlds (default: told by the contents)")
-    parser.add_argument("--images", metavar="DIR", help="where the pictures lie (default: beside the data file)")
-    parser.add_argument("--boxes", help="how boxes are written: xyxy, xywh, xyxy-unit or xywh-unit")
-    parser.add_argument(
-        "--points", help="what points mean: pixels, resized, unit, hundred, thousand, loc (default: by model)"
-    )
-    parser.add_argument(
-        "--parser", default="stated",
-        help="how answers are read: stated (default; what is said in the end, without reasoning and markup), or as "
-        "published figures of yes and no were: reference (POPE's own), contractions or strict",
-    )  # fmt: skip
-    parser.add_argument("--synonyms", metavar="FILE", help="table of objects for CHAIR (default: our own)")
-    parser.add_argument(
-        "--policy", nargs="+", action="extend", default=[], metavar="POLICY",
-        help="presets, policy files, or lines such as fastv:keep_ratio=0.1,layer=4; compared "
-        "on the same samples; dense is always one of them",
-    )  # fmt: skip
-    parser.add_argument("--prompt", metavar="TEXT", help="template, {question} stands for the sample's own")
-    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="default: what the kind of a sample needs")
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="samples in a call (default 8)")
-    parser.add_argument("--limit", type=int, metavar="N", help="ask only a seeded choice of so many samples")
-    parser.add_argument("--seed", type=int, help="of the choice, the intervals and the policies (default 0, their own)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--device-map", metavar="auto", help="auto: spread a model too big for one device over all")
-    parser.add_argument("--dtype", default="auto", choices=DTYPES)
-    parser.add_argument("--maps", type=int, default=64, metavar="N", help="kept-token maps for the report (default 64)")
-    parser.add_argument("--retry-errors", action="store_true", help="ask once more what failed in an earlier start")
-    parser.add_argument("--out", metavar="DIR", help="the run directory; a run that was interrupted goes on there")
-    parser.add_argument("--report", metavar="DIR", help="only sum up a run directory again and rewrite its report")
 
 
 def execute(options: argparse.Namespace) -> None:

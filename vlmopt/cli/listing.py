@@ -8,17 +8,10 @@ import textwrap
 from typing import Any
 
 from .. import catalogue
+from ..choices import SECTIONS
 from ..core import near
 
-SECTIONS = ("presets", "methods", "families", "checkpoints")
 TITLES = {"selector": "Selectors", "correction": "Corrections", "pattern": "Patterns of sparse prefill"}
-
-
-def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "what", nargs="?", metavar="WHAT", help=f"a preset, a method, or one of: {', '.join(SECTIONS)} (default: all)"
-    )
-    parser.add_argument("--json", action="store_true", help="machine-readable, with every setting")
 
 
 def execute(options: argparse.Namespace) -> None:
@@ -76,11 +69,12 @@ def preset_page(preset: catalogue.Preset) -> str:
 
 def found(name: str) -> dict[str, Any]:
     """The row of a method; a name that is none is refused with what resembles it."""
-    rows: dict[str, dict[str, Any]] = {row["name"]: row for row in gathered("methods")}
-    if name not in rows:
-        names = [*SECTIONS, *catalogue.presets(), *rows]
+    methods = catalogue.methods()
+    if name not in methods:
+        names = [*SECTIONS, *catalogue.presets(), *methods]
         raise ValueError(f"nothing is called {name!r}{near(name, names)}; see `vlmopt list`")
-    return rows[name]
+    row: dict[str, Any] = next(row for row in gathered("methods") if row["name"] == name)
+    return row
 
 
 def method_page(row: dict[str, Any]) -> str:

@@ -1,19 +1,19 @@
-"""The command line: which commands there are, and how one is run. A command's module is imported when it is called."""
+"""The command line: which commands there are, and how one is run. What runs a command is imported when it runs."""
 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..core import near
 from ..version import __version__
 
 
 class Command(NamedTuple):
-    """A command and the module that has its `arguments(parser)` and `execute(options)`."""
+    """A command and its module: `arguments/<module>.py` says what it takes, `<module>.py` has `execute(options)`."""
 
     module: str
     help: str
@@ -42,11 +42,14 @@ def main(arguments: list[str] | None = None) -> int:
     named = next((word for word in words if not word.startswith("-")), None)
     if named is not None and named not in COMMANDS:
         return refused(f"unknown command {named!r}{near(named, COMMANDS)}; commands: {', '.join(COMMANDS)}")
-    options, unknown = build_parser([] if named is None else [named]).parse_known_args(words)
-    if unknown:
-        return refused(f"{named}: {unread(unknown, options.usage)}; see `vlmopt {named} --help`")
+    parser = build_parser([] if named is None else [named])
+    if named is not None and (wrong := parser.commands[named].unknown(words)):
+        return refused(f"{named}: {wrong}; see `vlmopt {named} --help`")
+    options, left = parser.parse_known_args(words)
+    if left:
+        return refused(f"{named}: unknown arguments {' '.join(left)!r}; see `vlmopt {named} --help`")
     try:
-        options.execute(options)
+        import_module(f".{COMMANDS[options.command].module}", __package__).execute(options)
     except Exception as error:
         if options.traceback or not expected(error):
             raise
@@ -56,10 +59,41 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def unread(words: list[str], usage: str) -> str:
-    """Say which words no argument of a command took, with the nearest option of its usage for the first."""
-    name = words[0].partition("=")[0]
-    return f"unknown arguments {' '.join(words)!r}{near(name, re.findall('--[a-z-]+', usage))}"
+class Parser(argparse.ArgumentParser):
+    """A parser that names the nearest option for one it does not know, and the nearest choice for a value."""
+
+    def __init__(self, **facts: Any) -> None:
+        self.options: list[str] = []
+        self.commands: dict[str, Parser] = {}
+        super().__init__(**facts)
+
+    def add_argument(self, *names: Any, **facts: Any) -> argparse.Action:
+        self.options += [name for name in names if name.startswith("--")]
+        if "choices" in facts:
+            facts.setdefault("type", one_of(tuple(facts["choices"])))
+        return super().add_argument(*names, **facts)
+
+    def unknown(self, words: Sequence[str]) -> str:
+        """Say which of the words is an option that no argument has; "" where there is none."""
+        for word in words:
+            name = word.partition("=")[0]
+            sentence = " " in name  # argparse takes it for a value, too
+            if name.startswith("--") and not sentence and not any(known.startswith(name) for known in self.options):
+                return f"unknown option {name!r}{near(name, self.options)}"
+        return ""
+
+
+def one_of(choices: Sequence[str]) -> Callable[[str], str]:
+    """Make what argparse reads a value with; it runs before argparse compares the value with `choices`."""
+
+    def read(text: str) -> str:
+        if text not in choices:
+            raise argparse.ArgumentTypeError(
+                f"unknown value {text!r}{near(text, choices)}; choose {', '.join(choices)}"
+            )
+        return text
+
+    return read
 
 
 def expected(error: Exception) -> bool:
@@ -74,18 +108,16 @@ def refused(why: str) -> int:
     return 2
 
 
-def build_parser(filled: list[str] | None = None) -> argparse.ArgumentParser:
-    """Make the parser with the arguments of the commands in `filled` (all of them where None), which are imported."""
-    parser = argparse.ArgumentParser(prog="vlmopt", description=DESCRIPTION)
+def build_parser(filled: list[str] | None = None) -> Parser:
+    """Make the parser with the arguments of the commands in `filled`, or of all of them where it is None."""
+    parser = Parser(prog="vlmopt", description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"vlmopt {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     for name, command in COMMANDS.items():
-        own = commands.add_parser(name, help=command.help, description=command.help)
+        own = parser.commands[name] = commands.add_parser(name, help=command.help, description=command.help)
         if filled is None or name in filled:
-            module = import_module(f".{command.module}", __package__)
-            module.arguments(own)
+            import_module(f".arguments.{command.module}", __package__).arguments(own)
             own.add_argument("--traceback", action="store_true", help="on an error, show where it happened")
-            own.set_defaults(execute=module.execute, usage=own.format_usage())
     return parser
 
 

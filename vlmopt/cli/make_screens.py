@@ -5,26 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..synthetic.web.catalogue import SPLITS
-
-SIZE = "1280x800"
-
-
-def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", required=True, metavar="DIR", help="for the PNG files and <split>_web.json")
-    parser.add_argument("--split", choices=SPLITS, default="held-out", help="which pages (default held-out)")
-    parser.add_argument("--count", type=int, default=200, metavar="N", help="pictures of every size (default 200)")
-    parser.add_argument(
-        "--size", nargs="+", default=[SIZE], metavar="WxH", help=f"viewports in pixels, e.g. 2560x1440 (default {SIZE})"
-    )
-    parser.add_argument(
-        "--cell", type=int, default=1, metavar="PIXELS",
-        help="move controls by up to half of this, so that what they show begins where a cell of it does: the bundled "
-        "checkpoint reads nothing else, its cells have 14 (default 1: leave them); one directory for each value",
-    )  # fmt: skip
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the first round of pages; the others follow (default 0)"
-    )
+from ..choices import SIZE
 
 
 def execute(options: argparse.Namespace) -> None:

@@ -18,40 +18,18 @@ from ..calibration import Profile
 from ..checks import model_facts
 from ..head_patterns import FACTS, HeadPatterns
 from ..kernels.patterns import ViewPattern
-from ..loading import DTYPES, Loaded, check_device, check_name, load
+from ..loading import Loaded, check_device, check_name, load
 from ..media import check_file
 from ..methods import to_dict
 from ..runtime.offload import device_of
 from ..runtime.structure import structure_of
 from ..search import PatternSearch, candidates
 from ..search.prompts import Inputs, length, picture_source, video_source
-from ..search.search import MATCHES
 from ..version import __version__
 from ..whole import whole
 from .calibrate import pictures_in, sound, stored
 
 MOST = 5  # prompts
-
-
-def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="tiny-qwen", help="bundled name, directory, or Hub id (default tiny-qwen)")
-    parser.add_argument(
-        "--video", action="append", default=[], metavar="FILE", help="a long video, or: worlds; may be repeated"
-    )
-    parser.add_argument("--images", metavar="DIR", help="pictures for a prompt of many, or: worlds (generated)")
-    parser.add_argument("--question", default="Describe what you see.", help="after the video or each picture")
-    parser.add_argument("--tokens", type=int, default=4096, metavar="N", help="length of a prompt (default 4096)")
-    parser.add_argument("--samples", type=int, metavar="N", help="prompts, at most 5 (default: one of each source)")
-    parser.add_argument(
-        "--match", default="time", choices=MATCHES,
-        help="what must not exceed 1.1 times that of the reference: time on this machine, or computed cells",
-    )  # fmt: skip
-    parser.add_argument("--dense-layers", type=int, default=2, metavar="N", help="first layers left out (default 2)")
-    parser.add_argument("--tile", type=int, default=64, metavar="N", help="block size of the patterns (default 64)")
-    parser.add_argument("--out", required=True, metavar="FILE", help="file for what is found, e.g. patterns.json")
-    parser.add_argument("--into", metavar="FILE", help="profile of `vlmopt calibrate` that gets it, too")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--dtype", default="auto", choices=DTYPES)
 
 
 def execute(options: argparse.Namespace) -> None:

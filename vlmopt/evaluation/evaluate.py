@@ -12,9 +12,9 @@ from typing import Any
 from ..api import optimized
 from ..checkpoints import HERE, bundled, load_checkpoint
 from ..checkpoints.processor import FAILURES, first_line
+from ..choices import UNITS
 from ..families import click_units
 from ..loading import Loaded, _config, check_device, check_name, load
-from ..metrics.clicks import UNITS
 from ..metrics.pope import PARSERS
 from ..policy import Policy
 from ..whole import whole

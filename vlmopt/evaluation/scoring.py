@@ -21,7 +21,7 @@ class Marking:
     Attributes:
         parser: of yes and no (`metrics.pope.PARSERS`). With "stated", ANLS and captions are marked without reasoning
             and markup, too; the others leave these to the rules of their sources, which read the words as they stand.
-        units: of points (`metrics.clicks.UNITS`).
+        units: of points (`choices.UNITS`).
         lexicon: of captions; None if there are none with known objects.
         stops: marks between the sentences of captions.
     """

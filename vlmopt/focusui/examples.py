@@ -11,11 +11,12 @@ from typing import Any
 
 from PIL import Image
 
+from vlmopt.choices import UNITS
 from vlmopt.evaluation.data import Sample, Source
 from vlmopt.evaluation.loading import load_data
 from vlmopt.evaluation.prompts import POINT_PROMPTS
 from vlmopt.media import load_image
-from vlmopt.metrics.clicks import UNITS, WHOLE
+from vlmopt.metrics.clicks import WHOLE
 from vlmopt.synthetic import Question, World, scene, screen
 from vlmopt.synthetic.asked import SIZES, SIZES_OF
 from vlmopt.synthetic.words import CELL

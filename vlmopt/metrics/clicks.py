@@ -6,13 +6,11 @@ import re
 import unicodedata
 from typing import NamedTuple
 
+from ..choices import UNITS
 from .stated import concluded, unwrapped
 
 Point = tuple[float, float]
 Size = tuple[int, int]  # width, height
-# pixels: of the picture as given; resized: of the picture as the processor resizes it; unit: fractions, 0 to 1;
-# hundred: percent; thousand: thousandths, 0 to 1000; loc: PaliGemma's, 0 to 1024.
-UNITS = ("pixels", "resized", "unit", "hundred", "thousand", "loc")
 WHOLE = {"unit": 1, "hundred": 100, "thousand": 1000, "loc": 1024}
 
 NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:\s*(?:%|px))?"

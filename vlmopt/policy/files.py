@@ -17,6 +17,7 @@ from typing import Any
 from vlmopt.core import near, parse, shown
 
 from .. import catalogue, methods, scorers
+from ..choices import POLICY_LINE
 from ..media import check_file
 from . import inline
 
@@ -49,7 +50,7 @@ def named(name: str) -> Written:
     names = sorted([*catalogue.presets(), *known])
     raise ValueError(
         f"unknown preset {shown(name)}{near(name, names)}; presets: {', '.join(sorted(catalogue.presets()))}. "
-        f"A string may also be the path of a policy file or directory, a policy in JSON, or {inline.HELP}."
+        f"A string may also be the path of a policy file or directory, a policy in JSON, or {POLICY_LINE}."
     )
 
 

@@ -6,12 +6,12 @@ import re
 from typing import Any
 
 from .. import catalogue
+from ..choices import POLICY_LINE
 from ..core import parse as parse_json
 from ..core import shown
 
 LONGEST = 10_000  # characters of a line
 TERM = re.compile(r"\s*([a-z][a-z0-9_-]*)\s*(?::(.*))?", re.DOTALL)
-HELP = "name:setting=value,setting=value, several joined by '+', e.g. 'pixel_redundancy+div_prune:keep_ratio=0.3'"
 
 
 def parse(text: str, known: set[str]) -> list[dict[str, Any]] | None:
@@ -41,12 +41,12 @@ def methods_of(term: str, known: set[str]) -> list[dict[str, Any]]:
     """Read one term: the methods of a preset, or a method with its settings."""
     found = TERM.fullmatch(term)
     if found is None:
-        raise ValueError(f"{shown(term)} is no part of a policy; write {HELP}")
+        raise ValueError(f"{shown(term)} is no part of a policy; write {POLICY_LINE}")
     name, settings = found[1], found[2]
     preset = catalogue.preset(name)
     if preset is not None and name not in known:
         if settings is not None:
-            raise ValueError(f"{name!r} is a preset and takes no settings; name its methods instead: {HELP}")
+            raise ValueError(f"{name!r} is a preset and takes no settings; name its methods instead: {POLICY_LINE}")
         return preset_methods(preset)
     data: dict[str, Any] = {"method": name}
     for word in split(settings or "", ","):
@@ -55,7 +55,7 @@ def methods_of(term: str, known: set[str]) -> list[dict[str, Any]]:
         if not sign and not word.strip():
             continue
         if not sign or not key or key == "method" or key in data:
-            raise ValueError(f"{name}: {shown(word.strip())} is no new setting=value; write {HELP}")
+            raise ValueError(f"{name}: {shown(word.strip())} is no new setting=value; write {POLICY_LINE}")
         data[key] = value_of(value.strip())
     return [data]
 

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from ..choices import PLANTED
 from ..kernels.patterns import Prefill
 
-KINDS = ("grid", "timestamps")
 WAVES = 31  # harmonics of the diagonals, two of the 64 dimensions each
 FRAME = 196  # tokens
 
@@ -26,8 +26,8 @@ def planted(kind: str, tokens: int = 4096, seed: int = 0, gain: float = 14.0) ->
     Raises:
         ValueError: an unknown kind, or not even two frames.
     """
-    if kind not in KINDS:
-        raise ValueError(f"planted must be one of {', '.join(KINDS)}, got {kind!r}")
+    if kind not in PLANTED:
+        raise ValueError(f"planted must be one of {', '.join(PLANTED)}, got {kind!r}")
     if tokens < 2 * FRAME:
         raise ValueError(f"tokens must be {2 * FRAME} or more, two frames of {FRAME}, got {tokens}")
     generator = torch.Generator().manual_seed(seed)

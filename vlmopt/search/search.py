@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import model_facts
+from ..choices import MATCHES
 from ..head_patterns import HeadPatterns
 from ..kernels.patterns import ViewPattern
 from ..runtime.structure import structure_of
@@ -17,7 +18,6 @@ from .capture import Shown, watch
 from .choice import Best, Chosen, best_of_each, composed, decide
 from .layer import LayerSearch, Measured
 
-MATCHES = ("time", "flops")
 Row = TypeVar("Row")
 
 

@@ -9,8 +9,9 @@ from accelerate import Accelerator
 
 from ...checkpoints import load_checkpoint
 from ...checkpoints.processor import FAILURES, first_line
+from ...choices import DTYPES
 from ...core import near
-from ...loading import DTYPES, Loaded, check_name, load
+from ...loading import Loaded, check_name, load
 
 SETTINGS = (
     "pretrained", "policy", "device", "dtype", "device_map", "batch_size", "min_pixels", "max_pixels", "max_frames",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from importlib.resources import files
 
+from ... import choices
+
 TRAIN: tuple[str, ...] = (
     "admin-users", "analytics-dark", "bank-accounts", "booking-search", "calendar-week", "chat-team", "cloud-console",
     "code-editor", "crm-contacts", "dialog-confirm", "docs-reference", "editor-text", "feed-social", "files-list",
@@ -16,7 +18,7 @@ HELD_OUT: tuple[str, ...] = (
     "calendar-month", "chat-phone", "compose-mail", "course-lesson", "dashboard-sales", "files-grid", "forum-thread",
     "login-split", "product-page", "settings-account", "studio-image", "table-orders",
 )  # fmt: skip
-SPLITS: dict[str, tuple[str, ...]] = {"train": TRAIN, "held-out": HELD_OUT}
+SPLITS: dict[str, tuple[str, ...]] = dict(zip(choices.SPLITS, (TRAIN, HELD_OUT), strict=True))
 PAGES: tuple[str, ...] = tuple(sorted(TRAIN + HELD_OUT))
 
 

@@ -1,0 +1,163 @@
+"""The command line without a model: what it lists, how fast, and what it answers to words that it does not know."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+import vlmopt
+from vlmopt.attention_fix import SinkProfile
+from vlmopt.attention_fix.base import Tower
+from vlmopt.calibration import Profile
+from vlmopt.cli import main as cli
+from vlmopt.head_patterns import HeadPatterns
+from vlmopt.kernels.patterns import MinP
+from vlmopt.policy import Policy
+from vlmopt.prefill import SparsePrefill
+from vlmopt.pruning import AttentionRows, Debias, FastV
+
+
+def test_list_and_policy_show(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = {}
+    for what in ([], ["fastv"], ["methods"], ["families"], ["checkpoints"], ["safe"]):
+        assert cli.main(["list", *what]) == 0
+        shown[" ".join(what)] = capsys.readouterr().out
+    for what, text in (("", "METHODS"), ("", "fastv"), ("", "PRESETS"), ("", "uniform-25"), ("", "balanced"),
+                       ("fastv", "keep_ratio"), ("fastv", "[> 0, <= 1]"), ("methods", "pyramid_drop"),
+                       ("families", "qwen2_5_vl"), ("checkpoints", "tiny-qwen"), ("safe", "sinks:")):  # fmt: skip
+        assert text in shown[what]
+    assert len(shown[""].splitlines()) <= 50, "one screen"
+    assert cli.main(["list", "presets", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["presets"]}
+    assert rows["dense"]["policy"]["prune"] == []
+    assert cli.main(["list", "fastvv"]) == 2
+    assert "did you mean 'fastv'" in capsys.readouterr().err
+    assert cli.main(["policy", "show", "uniform-25"]) == 0
+    assert vlmopt.Policy.load(json.loads(capsys.readouterr().out)) == vlmopt.presets()["uniform-25"]
+
+
+def test_version_and_help_run_as_a_program() -> None:
+    for words_, text in (("--version", f"vlmopt {vlmopt.__version__}"), ("--help", "train-focusui")):
+        done = subprocess.run([sys.executable, "-m", "vlmopt", words_], capture_output=True, text=True)
+        assert done.returncode == 0
+        assert text in done.stdout
+
+
+WITHOUT_TORCH = """
+import resource, sys
+from vlmopt.cli.main import main
+try:
+    main(sys.argv[1:])
+except SystemExit:
+    pass
+loaded = {"torch", "transformers", "numpy"} & set(sys.modules)
+assert not loaded, loaded
+print("cpu", resource.getrusage(resource.RUSAGE_SELF).ru_utime)
+"""
+
+
+@pytest.mark.parametrize(
+    "words_",
+    [
+        "--help",
+        "list",
+        "rum",
+        "list presets",
+        "list fastvv",
+        "list balanced",
+        "run --help",
+        "run --imge a.png",
+        "eval --help",
+        "completion bash",
+    ],
+)
+def test_what_needs_no_model_answers_at_once(words_: str) -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *words_.split()], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[-1]) <= 0.4
+
+
+def test_unknown_commands_and_settings_name_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["rum", "--image", "a.png"]) == 2
+    assert "unknown command 'rum' (did you mean 'run'?)" in capsys.readouterr().err
+    assert cli.main(["run", "--question", "What?", "--polcy=dense"]) == 2
+    assert "run: unknown option '--polcy' (did you mean '--policy'" in capsys.readouterr().err
+    assert cli.main(["run", "--qestion", "What?"]) == 2  # before what is missing is asked for
+    assert "run: unknown option '--qestion' (did you mean '--question'" in capsys.readouterr().err
+    assert cli.main(["run", "--question", "What?", "a.png"]) == 2
+    assert "run: unknown arguments 'a.png'" in capsys.readouterr().err
+    assert cli.main(["policy", "show", "fastv:keep_ration=0.1"]) == 2
+    assert "did you mean 'keep_ratio'" in capsys.readouterr().err
+    with pytest.raises(TypeError, match=r"FastV: unknown setting 'keep_ration' \(did you mean 'keep_ratio' or"):
+        FastV(keep_ration=0.1)
+
+
+def test_a_question_may_begin_with_dashes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "--question", "--save or --open, which is left?"]) == 2
+    assert "give --image FILE" in capsys.readouterr().err
+
+
+def test_every_choice_names_the_nearest_value(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of all commands: whatever has choices reads its values with them."""
+    parser = cli.build_parser()
+    seen = 0
+    for command in parser.commands.values():
+        for action in command._actions:
+            if action.choices:
+                value = str(next(iter(action.choices)))
+                assert action.type(value) == value
+                with pytest.raises(argparse.ArgumentTypeError, match=f"did you mean .*'{value}'.*choose "):
+                    action.type(f"{value}x")
+                seen += 1
+    assert seen > 10
+    with pytest.raises(SystemExit):
+        cli.main(["run", "--question", "What?", "--image", "a.png", "--dtype", "flaot16"])
+    assert "unknown value 'flaot16' (did you mean 'float16' or 'bfloat16'?); choose auto," in capsys.readouterr().err
+
+
+def test_policy_prints_with_and_without_show(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["policy", "show", "balanced"]) == 0
+    shown = capsys.readouterr().out
+    assert cli.main(["policy", "balanced"]) == 0
+    assert capsys.readouterr().out == shown
+    assert json.loads(shown)["prune"] == [{"method": "div_prune", "keep_ratio": 0.25}]
+
+
+MADE = [
+    (Policy, {"prun": []}, "did you mean 'prune'"),
+    (SparsePrefill, {"min_length": 1}, "did you mean 'min_len'"),
+    (HeadPatterns, {"pattern": ()}, "did you mean 'patterns'"),
+    (Profile, {"sink": None}, "did you mean 'sinks'"),
+    (SinkProfile, {"dim": ()}, "did you mean 'dims'"),
+    (AttentionRows, {"layr": 1}, "did you mean 'layer'"),
+    (Tower, {"blok": 1}, "did you mean 'block'"),
+]
+
+
+@pytest.mark.parametrize(("cls", "settings", "says"), MADE, ids=[row[0].__name__ for row in MADE])
+def test_what_people_make_names_the_nearest_setting(cls: Any, settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(TypeError, match=rf"^{cls.__name__}: unknown setting .*\({says}.*; settings: "):
+        cls(**settings)
+
+
+def test_a_setting_without_a_name_says_how_it_is_written() -> None:
+    with pytest.raises(
+        TypeError, match=r"^FastV: 0.25 is given without a name; write FastV\(keep_ratio=\.\.\.\); settings: "
+    ):
+        FastV(0.25)
+    with pytest.raises(TypeError, match=r"^Debias: 0.5 is given without a name; write Debias\("):
+        Debias(FastV(keep_ratio=0.25, layer=2), 0.5)
+    with pytest.raises(TypeError, match="SparsePrefill: MinP"):
+        SparsePrefill(MinP())
+
+
+def test_completion_knows_commands_and_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    assert "search-patterns" in script
+    assert "--max-new-tokens" in script

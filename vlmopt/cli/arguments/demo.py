@@ -1,0 +1,14 @@
+"""What `vlmopt demo` takes."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--port", type=int, default=8501, metavar="N", help="default 8501")
+    parser.add_argument(
+        "--address", "--server.address", default="localhost", metavar="HOST",
+        help="default localhost: this machine alone; 0.0.0.0 lets everyone in who can reach it, without a password",
+    )  # fmt: skip
+    parser.add_argument("--no-browser", action="store_true", help="only serve the page")

@@ -1,0 +1,34 @@
+"""What `vlmopt run` takes."""
+
+from __future__ import annotations
+
+import argparse
+
+from ... import catalogue
+from ...choices import DTYPES, POLICY_LINE, UNITS
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="may be given several times")
+    parser.add_argument("--video", metavar="FILE")
+    parser.add_argument("--question", required=True, metavar="TEXT")
+    parser.add_argument("--model", default="tiny-qwen", help="bundled name, directory, or Hub id (default tiny-qwen)")
+    parser.add_argument(
+        "--policy", default=catalogue.default(),
+        help=f"preset, policy file, or {POLICY_LINE} (default {catalogue.default()}; see vlmopt list)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--profile", metavar="FILE",
+        help="debias the policy's methods by what `vlmopt calibrate` found, and give its sinks to visual_sink "
+        "and its part iat to adaptive_generated_text",
+    )  # fmt: skip
+    parser.add_argument("--patterns", metavar="FILE", help="sparse prefill with what `vlmopt search-patterns` found")
+    parser.add_argument("--points", choices=UNITS, help="what coordinates mean (default: by model, or none is drawn)")
+    parser.add_argument("--out", default="vlmopt-out", metavar="DIR", help="for overlay.png and result.json")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument("--dtype", default="auto", choices=DTYPES)
+    parser.add_argument("--max-new-tokens", type=int, default=32, metavar="N")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="measured runs of each variant (default 5)")
+    parser.add_argument("--warmup", type=int, default=1, metavar="N", help="unmeasured runs before (default 1)")
+    parser.add_argument("--seed", type=int, help="of everything random in the policy (default: the policy's own)")
+    parser.add_argument("--fps", type=float, help="video frames per second to sample (default 2)")

@@ -1,0 +1,28 @@
+"""What `vlmopt search-patterns` takes."""
+
+from __future__ import annotations
+
+import argparse
+
+from ...choices import DTYPES, MATCHES
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="tiny-qwen", help="bundled name, directory, or Hub id (default tiny-qwen)")
+    parser.add_argument(
+        "--video", action="append", default=[], metavar="FILE", help="a long video, or: worlds; may be repeated"
+    )
+    parser.add_argument("--images", metavar="DIR", help="pictures for a prompt of many, or: worlds (generated)")
+    parser.add_argument("--question", default="Describe what you see.", help="after the video or each picture")
+    parser.add_argument("--tokens", type=int, default=4096, metavar="N", help="length of a prompt (default 4096)")
+    parser.add_argument("--samples", type=int, metavar="N", help="prompts, at most 5 (default: one of each source)")
+    parser.add_argument(
+        "--match", default="time", choices=MATCHES,
+        help="what must not exceed 1.1 times that of the reference: time on this machine, or computed cells",
+    )  # fmt: skip
+    parser.add_argument("--dense-layers", type=int, default=2, metavar="N", help="first layers left out (default 2)")
+    parser.add_argument("--tile", type=int, default=64, metavar="N", help="block size of the patterns (default 64)")
+    parser.add_argument("--out", required=True, metavar="FILE", help="file for what is found, e.g. patterns.json")
+    parser.add_argument("--into", metavar="FILE", help="profile of `vlmopt calibrate` that gets it, too")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument("--dtype", default="auto", choices=DTYPES)

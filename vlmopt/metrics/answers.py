@@ -45,7 +45,7 @@ def anls(answer: str, references: Sequence[str]) -> float:
     try:
         from rapidfuzz.distance import Levenshtein
     except ImportError as error:
-        raise ValueError("ANLS needs the package rapidfuzz: pip install 'vlmopt[eval]'") from error
+        raise ValueError("ANLS needs the package rapidfuzz: pip install rapidfuzz") from error
     said = _folded(answer)
     best = max(Levenshtein.normalized_similarity(said, _folded(reference)) for reference in references)
     return float(best) if best >= ANLS_THRESHOLD else 0.0

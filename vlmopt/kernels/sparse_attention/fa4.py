@@ -39,7 +39,7 @@ def refusal(inputs: AttentionInputs, index: SparseIndex) -> str:
     try:
         _package()
     except ImportError as error:
-        return f"fa4 needs flash-attn-4 ({error}); pip install 'vlmopt[fa4]'"
+        return f"fa4 needs flash-attn-4 ({error}); pip install '.[fa4]' in a checkout of vlmopt has the version"
     return ""
 
 

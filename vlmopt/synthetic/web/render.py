@@ -111,7 +111,7 @@ class Renderer:
         try:
             from playwright.sync_api import sync_playwright
         except ImportError as error:
-            raise ValueError('rendering pages needs Playwright\'s client: pip install "vlmopt[screens]"') from error
+            raise ValueError("rendering pages needs Playwright's client: pip install playwright") from error
         self._engine = sync_playwright().start()
         try:
             path = find_browser()

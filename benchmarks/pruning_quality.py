@@ -36,7 +36,7 @@ from pruning_variants import LAYER, LAYERS, variants
 from vlmopt.calibration import Profile
 from vlmopt.families import family_of
 from vlmopt.prompt import chat
-from vlmopt.pruning import Projector, Selector, VisionAttention, VisionKeys
+from vlmopt.pruning import Projector, VisionAttention, VisionKeys
 from vlmopt.pruning.padding import square_padding
 from vlmopt.pruning.trend import fit_exponential
 from vlmopt.synthetic import Question, World, scene, screen
@@ -127,7 +127,9 @@ def prepared(processor: Any, asked: Sequence[tuple[World, Question]]) -> list[Pr
 def remembered(tower: Any, store: dict[int, Any], policy: Any) -> Iterator[None]:
     """The tower's output from its first run on the same pixels, for methods that read nothing inside it."""
     inside = (Projector, VisionAttention, VisionKeys)
-    if isinstance(policy, Selector) and (policy.resizes_pixels or any(isinstance(n, inside) for n in policy.captures)):
+    cuts = vlmopt.Policy.load(policy).prune
+    reads = any(isinstance(signal, inside) for cut in cuts for signal in cut.captures)
+    if reads or any(cut.resizes_pixels or cut.before_tower for cut in cuts):
         yield
         return
     original = tower.forward

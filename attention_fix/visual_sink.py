@@ -12,9 +12,10 @@ from torch import Tensor
 from vlmopt.core import setting
 
 from .base import Need, Residual, RowCorrection, RowView, no_rows, register
-from .redistribution import gate
 from .sink_settings import SinkSettings
 from .sinks import published, published_dims
+
+FLOOR = 1e-12  # above 0, so that a quotient by m_VN stays finite
 
 
 class Masses(NamedTuple):
@@ -115,7 +116,7 @@ class VisualSink(SinkSettings, RowCorrection):
         return torch.addcmul(values, values, change, value=self.recycle), found.open
 
     def sets(self, image: Tensor, marks: Mapping[str, Tensor]) -> Tensor | None:
-        """0 or 1: all sinks, visual sinks, other visual keys; then minus all sinks, for the edit."""
+        """Return 0 or 1: all sinks, visual sinks, other visual keys; then minus all sinks, for the edit."""
         sink = marks.get("sink")
         if sink is None:
             return None
@@ -124,7 +125,7 @@ class VisualSink(SinkSettings, RowCorrection):
         return torch.cat([keys, -keys[:, :1]], 1)
 
     def weigh(self, values: Tensor, view: RowView, sets: Tensor) -> Masses:
-        """Masses by one product with [K, 3] indicators: half the time of masked sums."""
+        """Return masses by one product with [K, 3] indicators: half the time of masked sums."""
         mass = (values.flatten(1, 2) @ sets[:, :3].mT).view(*values.shape[:3], 3)
         if view.allowed is None:
             reach = sets[:, None, None, 1:3].sum(-1)
@@ -137,7 +138,7 @@ class VisualSink(SinkSettings, RowCorrection):
         return Masses(sets, sinks, visual_sinks, nonsinks, wide_open & seen)
 
     def measure(self, values: Tensor, view: RowView) -> dict[str, Tensor]:
-        """Sinks and visual sinks per sample; means over editable rows and heads: gate open, m_I, attention moved."""
+        """Return sinks and visual sinks per sample; means over editable rows and heads: gate open, m_I, attention moved."""
         sets = view.sets if view.sets is not None else self.sets(view.image, view.marks)
         if sets is None:
             return {}
@@ -159,8 +160,14 @@ class VisualSink(SinkSettings, RowCorrection):
         }
 
 
+def gate(visual_sink: Tensor, nonsink: Tensor, min_nonsink_ratio: float, min_visual_mass: float) -> Tensor:
+    """Return where attention may move: m_I >= min_visual_mass and m_VN / m_I >= min_nonsink_ratio, both at least `FLOOR`."""
+    visual = visual_sink + nonsink
+    return (visual >= max(min_visual_mass, FLOOR)) & (nonsink / visual >= max(min_nonsink_ratio, FLOOR))
+
+
 def share_by_picture(values: Tensor, span: Tensor, found: Masses) -> Tensor:
-    """Attention of sinks for each visual key but sinks, as a fraction of its own: [B, H, R, K].
+    """Return attention of sinks for each visual key but sinks, as a fraction of its own: [B, H, R, K].
 
     A picture whose tokens are all sinks gives to all pictures, like textual sinks.
     """
@@ -177,7 +184,7 @@ def share_by_picture(values: Tensor, span: Tensor, found: Masses) -> Tensor:
 
 
 def ranks(span: Tensor) -> Tensor:
-    """Long[B, K]: numbers of pictures without gaps, so that they are below K whatever was pruned."""
+    """Return Long[B, K]: numbers of pictures without gaps, so that they are below K whatever was pruned."""
     ordered, index = span.sort(-1)
     steps = torch.nn.functional.pad(ordered.diff(dim=-1) != 0, (1, 0)).cumsum(-1)
     return torch.zeros_like(span).scatter_(-1, index, steps)

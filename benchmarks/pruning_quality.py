@@ -9,6 +9,7 @@ of the picture. "slope" is the bias of the selection: sigma of exp(sigma * x) fi
 place x was kept; 0 means that position decides nothing. Figures of the small bundled checkpoints say nothing about
 real models.
 
+    export PYTHONPATH=.
     python benchmarks/pruning_quality.py --checkpoint tiny-llava --profile benchmarks/profiles/tiny-llava.json
     python benchmarks/pruning_quality.py --tables                     # Markdown: every method, and "A + B" less "A"
     python benchmarks/pruning_quality.py --tables --against random    # Markdown: every method less another
@@ -33,11 +34,11 @@ import pruning_tables
 import vlmopt
 from common import append
 from pruning_variants import LAYER, LAYERS, variants
+from tests.support.padding import square_padding
 from vlmopt.calibration import Profile
 from vlmopt.families import family_of
 from vlmopt.prompt import chat
 from vlmopt.pruning import Projector, VisionAttention, VisionKeys
-from vlmopt.pruning.padding import square_padding
 from vlmopt.pruning.trend import fit_exponential
 from vlmopt.synthetic import Question, World, scene, screen
 from vlmopt.synthetic.asked import SIZES, SIZES_OF
@@ -80,7 +81,7 @@ class Tally:
                 self.padding += int((m.kept & blank[m.coords[:, 1], m.coords[:, 2]]).sum())
 
     def row(self, name: str, keep_ratio: float, pads: bool) -> dict[str, Any]:
-        """JSON-ready."""
+        """Return a JSON-ready entry."""
         frequency = self.kept / self.offered.clamp_min(1)
         return {
             "method": name,
@@ -93,7 +94,7 @@ class Tally:
 
 
 def questions(count: int, first_seed: int, model_type: str) -> list[tuple[World, Question]]:
-    """One question about each of `count` pictures, kinds in turn; sorted so that batches hold prompts of one shape."""
+    """Draw a question about each of `count` images, kinds in turn; sorted so that batches hold prompts of one shape."""
     sizes = SIZES_OF.get(model_type, SIZES)
     asked: list[tuple[World, Question]] = []
     seed = first_seed
@@ -125,7 +126,7 @@ def prepared(processor: Any, asked: Sequence[tuple[World, Question]]) -> list[Pr
 
 @contextmanager
 def remembered(tower: Any, store: dict[int, Any], policy: Any) -> Iterator[None]:
-    """The tower's output from its first run on the same pixels, for methods that read nothing inside it."""
+    """Reuse the tower's output from its first run on the same pixels, for methods that read nothing inside it."""
     inside = (Projector, VisionAttention, VisionKeys)
     cuts = vlmopt.Policy.load(policy).prune
     reads = any(isinstance(signal, inside) for cut in cuts for signal in cut.captures)

@@ -139,7 +139,7 @@ def renderer() -> Iterator[Renderer]:
 @pytest.fixture(scope="module")
 def screens(renderer: Renderer) -> dict[str, Screen]:
     """Every page once, of a seed of its own."""
-    return {page: made for number, page in enumerate(PAGES) for made in renderer.render_many([(page, number)])}
+    return {page: renderer.render(page, number) for number, page in enumerate(PAGES)}
 
 
 def test_every_page_can_be_clicked_at(screens: dict[str, Screen]) -> None:

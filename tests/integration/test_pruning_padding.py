@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch.nn.functional import interpolate, pad
 
+from tests.support.padding import coverage, square_padding
 from vlmopt.pruning import AttentionRows, Debias, FastV, LookAheadRows, Pixels, PyramidDrop, VisualTokens
-from vlmopt.pruning.padding import coverage, square_padding, valid_cells
+from vlmopt.pruning.padding import valid_cells
 
 MEAN, STD = torch.tensor([0.4815, 0.4578, 0.4082]), torch.tensor([0.2686, 0.2613, 0.2758])
 SIZES = [(640, 480), (480, 640), (1024, 683), (683, 1024), (500, 333), (336, 336), (1000, 90)]

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from tests.integration.test_edited_rows import SHAPES, TIGHT, draw, masks
+from tests.support.partial_attention import masses, partition_attention, remix
 from tests.unit.test_attention_rows import causal, oracle
 from vlmopt.attention_fix import correct_rows, scale_heads
-from vlmopt.attention_fix.merge import masses, partition_attention, remix
 
 
 def parts_of(width, batch, generator, count=3):

@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.support.partial_attention import partition_attention
+from tests.support.redistribution import redistribute_merge
 from tests.unit.test_attention_rows import causal
 from tests.unit.test_visual_sink import VAR, Scene
 from vlmopt.attention_fix import correct_rows
-from vlmopt.attention_fix.merge import partition_attention
-from vlmopt.attention_fix.redistribution import redistribute_merge
 
 
 def strategies(scene, recycle=0.6):

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.support.redistribution import redistribute
 from tests.support.row_views import close, edited, seen
 from tests.unit.test_attention_rows import causal, oracle
 from vlmopt.attention_fix import Residual, VisualSink, correct_rows
-from vlmopt.attention_fix.redistribution import redistribute
 
 VAR = VisualSink(dims=(1,), min_nonsink_tokens=1)
 ROW = [0.40, 0.10, 0.20, 0.20, 0.10]  # BOS, text, visual sink, two visual tokens

@@ -21,9 +21,9 @@ from vlmopt.attention_fix import (
 )
 from vlmopt.attention_fix.base import no_rows
 from vlmopt.attention_fix.profile import CRITERIA
-from vlmopt.attention_fix.redistribution import gate
 from vlmopt.attention_fix.sinks import sink_mask, sink_scores
 from vlmopt.attention_fix.vision_heads import above_median, head_divergence
+from vlmopt.attention_fix.visual_sink import gate
 
 from .sink_dims import half
 
@@ -93,7 +93,7 @@ class HeadSums:
         self.samples += 1
 
     def state(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Return JSON-ready."""
         return {"samples": self.samples, "tables": {name: table.tolist() for name, table in self.tables.items()}}
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -101,7 +101,7 @@ class HeadSums:
         self.tables = {name: torch.tensor(state["tables"][name], dtype=torch.float64) for name in TABLES}
 
     def profile(self, facts: Mapping[str, Any]) -> HeadProfile:
-        """Means, and whether both halves of the prompts select the same heads; doubts are `stats["warnings"]`."""
+        """Return means, and whether both halves of the prompts select the same heads; doubts are `stats["warnings"]`."""
         mean = {name: table.sum(0) / self.samples for name, table in self.tables.items()}
         own = {name: mean[name][self.layers] for name in TABLES}
         stats: dict[str, Any] = {
@@ -122,14 +122,14 @@ class HeadSums:
         return HeadProfile(model=facts, samples=self.samples, **tables, stats=stats | {"warnings": doubts})
 
     def agreement(self, name: str) -> float:
-        """Jaccard index of the heads above the median of their layer, of both halves."""
+        """Return Jaccard index of the heads above the median of their layer, of both halves."""
         first, second = above_median(self.tables[name][:, self.layers])
         either = int((first | second).sum())
         return int((first & second).sum()) / either if either else 1.0
 
 
 def sharpness(weights: Tensor, mass: Tensor, count: Tensor) -> Tensor:
-    """1 - entropy / log n of the attention on n tokens: 0 for all alike, 1 for a single one.
+    """Return 1 - entropy / log n of the attention on n tokens: 0 for all alike, 1 for a single one.
 
     Args:
         weights: [H, R, n]. mass: [H, R], their sum. count: [H or 1, R], tokens that the row may attend to.
@@ -140,7 +140,7 @@ def sharpness(weights: Tensor, mass: Tensor, count: Tensor) -> Tensor:
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> float | None:
-    """Spearman's, of two lists of numbers; None where one of them does not vary."""
+    """Return Spearman's, of two lists of numbers; None where one of them does not vary."""
     ranks = torch.stack([values.argsort().argsort().double() for values in (first, second)])
     if len(first) < 2 or any(values.max() == values.min() for values in (first, second)):
         return None

@@ -38,10 +38,8 @@ def execute(options: argparse.Namespace) -> None:
     files = sound(files, len(files))[0] if files else []
     loaded = load(options.model, device=options.device, dtype=options.dtype)
     facts = model_facts(loaded.model, structure_of(loaded.model))
-    if profile is not None and (
-        differ := [name for name in FACTS if profile.model.get(name, facts[name]) != facts[name]]
-    ):
-        raise ValueError(f"--into {options.into} is the profile of another model: it differs in {', '.join(differ)}")
+    if profile is not None:
+        check_profile(profile, options.into, facts)
     prompts = prompts_of(options, loaded, files)
     part = Path(f"{options.out}.part")
     asked = ("model", "video", "images", "question", "tokens", "match", "dense_layers", "tile", "dtype")
@@ -70,7 +68,7 @@ def execute(options: argparse.Namespace) -> None:
 
 
 def check(options: argparse.Namespace) -> tuple[Profile | None, list[Path]]:
-    """Everything that the options alone can tell: the profile and the pictures."""
+    """Return everything that the options alone can tell: the profile and the pictures."""
     for name, least in (("tokens", 1), ("samples", 1), ("dense_layers", 0)):
         value = getattr(options, name)
         if value is not None and value < least:
@@ -101,7 +99,7 @@ def check_profile(profile: Profile, path: str, facts: Mapping[str, Any]) -> None
 def prompts_of(
     options: argparse.Namespace, loaded: Loaded, files: Sequence[Path]
 ) -> list[tuple[str, Callable[[], Inputs]]]:
-    """What each prompt is called, and how to make it; the sources take turns."""
+    """Return what each prompt is called, and how to make it; the sources take turns."""
     count = len(options.video) + bool(options.images)
     samples = options.samples or count
     sources = [video_source(loaded, path, options.tokens, options.question) for path in options.video]
@@ -168,7 +166,7 @@ class Run:
 
 
 def table(found: HeadPatterns, search: PatternSearch) -> str:
-    """Per layer how many heads got which pattern, and mean errors: theirs, and that of the reference in all heads."""
+    """Return per layer how many heads got which pattern, and mean errors: theirs, and that of the reference in all heads."""
     lines = [f"{'layer':>5}  {'error':>7}  {'reference':>9}  heads"]
     for layer, (row, errors) in enumerate(zip(found.layers, found.errors, strict=True)):
         if row is None or errors is None:

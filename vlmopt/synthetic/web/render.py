@@ -7,7 +7,6 @@ import functools
 import io
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
@@ -84,7 +83,7 @@ class Screen:
 
 
 def find_browser() -> str | None:
-    """The Chromium of the system, or None."""
+    """Return the Chromium of the system, or None."""
     return next((path for path in map(shutil.which, NAMES) if path), None)
 
 
@@ -136,11 +135,6 @@ class Renderer:
     def render(self, page: str, seed: int) -> Screen:
         """Render a page filled from a seed; equal arguments give equal screens as long as browser and fonts do."""
         return self.show(fill(page, seed), page, seed)
-
-    def render_many(self, wanted: Iterable[tuple[str, int]]) -> Iterator[Screen]:
-        """Render (page, seed) pairs, one after the other as they are asked for."""
-        for page, seed in wanted:
-            yield self.render(page, seed)
 
     def show(self, filled: Filled, page: str = "", seed: int = 0) -> Screen:
         """Render a document."""

@@ -8,15 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .merge import Part, masses, remix
+from vlmopt.attention_fix.visual_sink import gate
 
-FLOOR = 1e-12  # above 0, so that a quotient by m_VN stays finite
-
-
-def gate(visual_sink: Tensor, nonsink: Tensor, min_nonsink_ratio: float, min_visual_mass: float) -> Tensor:
-    """Where attention may move: m_I >= min_visual_mass and m_VN / m_I >= min_nonsink_ratio, both at least `FLOOR`."""
-    visual = visual_sink + nonsink
-    return (visual >= max(min_visual_mass, FLOOR)) & (nonsink / visual >= max(min_nonsink_ratio, FLOOR))
+from .partial_attention import Part, masses, remix
 
 
 def redistribute(

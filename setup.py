@@ -1,5 +1,8 @@
-"""What pyproject.toml cannot say: one installed name, `vlmopt`, three of whose packages lie in folders beside it, and
-the README as the package's description, whose links lead out of the repository."""
+"""Say what pyproject.toml cannot.
+
+One installed name, `vlmopt`, has three packages that lie in folders beside it. The package's description is the README,
+with links that lead out of the repository.
+"""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How attention, heads or logits are corrected: pure tensor algorithms that know torch only."""
+"""Correct attention, heads or logits: pure tensor algorithms that know torch only."""
 
 from .adaptive_generated_text import AdaptiveGeneratedText
 from .attention_fusion import AttentionFusion

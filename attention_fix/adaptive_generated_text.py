@@ -1,4 +1,4 @@
-"""AdaIAT: the model is led back to its own text where it looks at it as little as before words that it makes up."""
+"""AdaIAT: raise attention to the model's own text where it is as low as it was before invented objects."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .watchdog import Watched
 @register("adaptive_generated_text")
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveGeneratedText(Watched, RowCorrection):
-    """Weights of generated keys times 1 + alpha D[layer, head], where the layer attends to them too little (AdaIAT).
+    """Multiply weights of generated keys by 1 + alpha D[layer, head] where a layer attends to them too little (AdaIAT).
 
     AdaIAT: Adaptively Increasing Attention to Generated Text to Alleviate Hallucinations in LVLM (arXiv 2603.04908).
     D is how much more a head looks at generated text before real than before hallucinated words; the layer attends
@@ -70,7 +70,7 @@ class AdaptiveGeneratedText(Watched, RowCorrection):
 
     @cached_property
     def factors(self) -> OnDevice:
-        """fp32 [layers, heads]: what weights of generated keys are multiplied by before rows are normalised."""
+        """fp32 [layers, heads]: the factor of the weights of generated keys, before rows are normalised."""
         assert self.profile is not None  # `check_model`
         return OnDevice((1 + self.alpha * (torch.tensor(self.profile.ratios) - 1)).clamp(min=0))
 

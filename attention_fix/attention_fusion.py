@@ -1,4 +1,4 @@
-"""VAF: in the middle layers text attends more to the pictures and less to the system prompt."""
+"""VAF: make text in the middle layers attend more to the images and less to the system prompt."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .watchdog import Watched
 @register("attention_fusion")
 @dataclass(frozen=True, kw_only=True)
 class AttentionFusion(Watched, RowCorrection):
-    """Scales logits in text rows: (1 + enhance) z on visual keys, (1 - suppress) z on the system prompt (VAF).
+    """Scale logits in text rows: (1 + enhance) z on visual keys, (1 - suppress) z on the system prompt (VAF).
 
     ClearSight: Visual Signal Enhancement for Object Hallucination Mitigation in Multimodal Large Language Models (arXiv
     2503.13107). As published a negative logit moves the wrong way: visual keys with z < 0 lose attention.

@@ -1,4 +1,4 @@
-"""The contract of a correction: settings, the layers it acts in, what it must be told, and its one edit."""
+"""The contract of a correction: its settings, the layers it acts in, what it reads, and its one edit."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Tower(Configured):
 
 @dataclass(frozen=True)
 class TextOnly(Configured):
-    """Head outputs of the last prompt row when the pictures are left out of the prompt."""
+    """Head outputs of the last prompt row for the same prompt without its images."""
 
 
 Need = Residual | Tower | TextOnly
@@ -37,7 +37,7 @@ Need = Residual | Tower | TextOnly
 
 @dataclass(frozen=True, eq=False)
 class RowView:
-    """What is known of R query rows and K keys of one layer; masks of one sample in a batch of B.
+    """What is known of R query rows and K keys of one layer, for a batch of B samples.
 
     `allowed` is broadcast; everything else is per sample. Keys are those that the layer stores: after pruning fewer
     than the prompt had, padding and unfilled slots of a static cache among them.
@@ -55,7 +55,7 @@ class RowView:
     sets: Tensor | None = None  # [B, n, K] from the correction's own `sets`, where they were made before
 
     def sees(self, keys: Tensor) -> Tensor:
-        """Which of `keys` Bool[B, K] a row may attend to: Bool[B, 1 or H, 1 or R, K]."""
+        """Return Bool[B, 1 or H, 1 or R, K]: which of `keys` Bool[B, K] each row may attend to."""
         keys = keys[:, None, None, :]
         return keys if self.allowed is None else keys & self.allowed
 
@@ -85,7 +85,7 @@ class Correction(Configured, ABC):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What has to be captured for it."""
+        """What the runtime has to capture for this correction."""
         return frozenset()
 
     @property
@@ -95,21 +95,21 @@ class Correction(Configured, ABC):
 
     @property
     def source(self) -> str | None:
-        """Where numbers that were measured beforehand come from, for the report; None without any."""
+        """Where the measured numbers come from, for the report; None without any."""
         return None
 
     @property
     def idle(self) -> str | None:
-        """Why there is nothing to do on the model for which it was measured; it is neutral then. None otherwise."""
+        """Why there is nothing to do on the model that was measured, in which case it changes nothing; else None."""
         return None
 
     @property
     def caution(self) -> str | None:
-        """A warning to show whoever uses these settings; None without one."""
+        """A warning to show to whoever uses these settings; None without one."""
         return None if self.idle is None else f"{self.name} changes nothing: {self.idle}"
 
     def at(self, depth: int) -> frozenset[int]:
-        """Layers of a model with `depth` decoder layers in which it acts.
+        """Return the layers in which it acts, in a model with `depth` decoder layers.
 
         Raises:
             ValueError: a layer that does not exist.
@@ -124,11 +124,11 @@ class Correction(Configured, ABC):
         """
 
     def for_model(self, model: Mapping[str, Any]) -> Correction:
-        """This correction with what is known of the model filled in.
+        """Return this correction with what is known of the model filled in.
 
         Args:
-            model: as for `check_model`, and whole_blocks, the blocks of a vision tower with windows that see the whole
-                picture (None: all do).
+            model: as for `check_model`, and whole_blocks: the blocks of a vision tower with windows that see the whole
+                image (None: all of them).
 
         Raises:
             ValueError: something has to be known and is not, or was measured on another model.
@@ -137,17 +137,17 @@ class Correction(Configured, ABC):
         return self
 
     def mark(self, hidden: Tensor) -> dict[str, Tensor]:
-        """Named Bool[B, W] of the tokens whose residual stream is `hidden` [B, W, D]; asked if it needs `Residual`."""
+        """Mark tokens by their residual stream `hidden` [B, W, D]: named Bool[B, W]; called if it needs `Residual`."""
         raise NotImplementedError
 
     def choose(self, tower: Mapping[int, Tensor]) -> dict[str, Tensor]:
-        """Named Bool[n] of one picture's n tokens from fp32 [n] per tower block; asked if it needs `Tower`."""
+        """Choose among one image's n tokens by fp32 [n] per tower block: named Bool[n]; called if it needs `Tower`."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowCorrection(Correction):
-    """A correction of attention rows: override `edit`.
+    """Base of corrections of attention rows: override `edit`.
 
     `stage` says what is edited: "logits", after scaling, soft-capping and mask, or "weights", after the softmax.
     `rows` says which rows: "text", every text row that may see a visual key, or "last", rows that predict a token.
@@ -166,58 +166,61 @@ class RowCorrection(Correction):
 
     @abstractmethod
     def edit(self, values: Tensor, view: RowView) -> tuple[Tensor, Tensor]:
-        """(edited values fp32 [B, H, R, K], edited Bool[B, H, R]); never in place.
+        """Return (values after the edit fp32 [B, H, R, K], edited Bool[B, H, R]); never edit in place.
 
         Logits of keys that are not allowed are the finite minimum, their weights exactly 0. Rows and heads that are
         not marked as edited keep the kernel's output, whatever stands in the first tensor.
         """
 
     def sets(self, image: Tensor, marks: Mapping[str, Tensor]) -> Tensor | None:
-        """fp32 [B, n, K], key by key, from Bool[B, K] tables of the prompt: made once, then found in `RowView.sets`."""
+        """Return fp32 [B, n, K], key by key, from Bool[B, K] tables of the prompt.
+
+        Called once per prompt; the result is then found in `RowView.sets`.
+        """
         return None
 
     def measure(self, values: Tensor, view: RowView) -> dict[str, Tensor]:
-        """Named scalars about the rows before the edit, for the report; asked for prompts only."""
+        """Measure the rows before the edit: named scalars for the report; called for prompts only."""
         return {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadCorrection(Correction):
-    """A correction of head outputs before the output projection, in rows that predict a token: override `gain`."""
+    """Base of corrections of head outputs before the output projection, in rows that predict: override `gain`."""
 
     def gain(self, heads: Tensor, text_only: Tensor | None, layer: int) -> Tensor:
-        """fp32 [B, H], 1 = unchanged; asked once per prompt, then the same for every generated token.
+        """Return fp32 [B, H], 1 = unchanged; called once per prompt, then used for every generated token.
 
         Args:
-            heads: [B, H, D] outputs of the last prompt row. text_only: the same without pictures, if it needs that.
+            heads: [B, H, D] outputs of the last prompt row. text_only: the same without images, if it needs that.
         """
         raise NotImplementedError
 
 
 class Listening(Protocol):
-    """What a diagnosis gathers from one prompt, layer by layer."""
+    """Base of what a diagnosis gathers from one prompt, layer by layer."""
 
     def add(self, hidden: Tensor) -> None:
         """Take in the residual stream behind the next decoder layer, [B, N, D]; 0 where a token was dropped."""
 
     def found(self, image: Tensor, names: Sequence[Mapping[int, str]]) -> list[dict[str, Any]]:
-        """JSON-ready findings, one per sample, with a line for tables as "summary".
+        """Return JSON-ready findings, one per sample, with a line for tables under "summary".
 
         Args:
-            image: Bool[B, N], visual tokens. names: per sample, what visual tokens are called, by place.
+            image: Bool[B, N], visual tokens. names: per sample, the names of its visual tokens, by position.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis(Correction):
-    """Changes nothing, but listens to the residual stream of prompts behind every decoder layer: override `listen`."""
+    """Base of methods that change nothing and listen to the residual stream of prompts: override `listen`."""
 
     @property
     def neutral(self) -> bool:
         return False  # it would not be installed
 
     def listen(self, valid: Tensor) -> Listening:
-        """Begin with a prompt; valid Bool[B, N] is False for padding."""
+        """Start to listen to a prompt; valid Bool[B, N] is False on padding."""
         raise NotImplementedError
 
 
@@ -226,5 +229,5 @@ register = registry.register
 
 
 def no_rows(values: Tensor) -> Tensor:
-    """Bool[B, H, R], all False."""
+    """Return Bool[B, H, R], all False: no row is edited."""
     return torch.zeros(values.shape[:3], dtype=torch.bool, device=values.device)

@@ -1,4 +1,4 @@
-"""What boosts of attention logits share: z + alpha |z| on chosen keys."""
+"""What boosts of attention logits have in common: z + alpha |z| on chosen keys."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TEXT_BOOST = "text boost"
 
 @dataclass(frozen=True, kw_only=True)
 class Boost(Watched, Guided, RowCorrection):
-    """Base of boosts of visual keys that come with guidance, in rows that predict a token."""
+    """Base of boosts of visual keys, with optional guidance, in rows that predict a token."""
 
     stage: ClassVar[str] = "logits"
     rows: ClassVar[str] = "last"
@@ -60,16 +60,16 @@ class Boost(Watched, Guided, RowCorrection):
 
     @cached_property
     def kappa(self) -> OnDevice | None:
-        """fp32 [layers, heads] in 0..1, what each head gets of the boost; None: all of it."""
+        """fp32 [layers, heads] in 0..1, the share of the boost that each head gets; None: all of it."""
         return None if self.head_gain is None else OnDevice(self.head_gain.gain_map())
 
     def per_head(self, strength: float, values: Tensor, layer: int) -> float | Tensor:
-        """The strength in one layer: one number, or fp32 [H] on the device of `values`."""
+        """Return the strength in one layer: one number, or fp32 [H] on the device of `values`."""
         return strength if self.kappa is None or strength == 0 else strength * self.kappa[values.device][layer]
 
 
 def boosted(logits: Tensor, alpha: float | Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """z + alpha |z| on chosen keys; a negative z moves towards 0, beyond it if alpha > 1.
+    """Return z + alpha |z| on chosen keys; a negative z moves towards 0, and beyond it if alpha > 1.
 
     Args:
         logits: [B, H, R, K], scaled and masked. alpha: one number, or [H], one per head.

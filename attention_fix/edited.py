@@ -1,4 +1,4 @@
-"""Attention of a few rows with corrections in it: logits, edits, softmax, edits, product with the values."""
+"""Attention of a few rows with corrections: logits, edits, softmax, edits, product with the values."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def correct_rows(
     budget: int = 64 * 2**20,
     observe: Observe | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attention output of R query rows after `edits`, and which rows and heads they changed.
+    """Return the attention output of R query rows after `edits`, and which rows and heads the edits changed.
 
     Rows go through in pieces, so that tensors of the size of the logits take at most `budget` bytes together (one row
     at least); keys and values are never repeated. fp64 inputs are computed in fp64, all others in fp32. An edit reaches
@@ -81,7 +81,7 @@ def correct_rows(
 def apply(
     stage: str, values: Tensor, changed: Tensor | None, edits: Sequence[Edit], observe: Observe | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Values after the edits of one stage, and Bool[B, H, R] of the rows that were changed so far."""
+    """Return the values after the edits of one stage, and Bool[B, H, R] of the rows that were changed so far."""
     for correction, view in edits:
         if correction.stage == stage:
             after, edited = correction.edit(values, view)
@@ -94,7 +94,7 @@ def apply(
 
 
 def part(view: RowView, start: int, stop: int) -> RowView:
-    """The view of its rows start..stop, exclusive."""
+    """Return the view of rows start..stop (exclusive)."""
     if stop - start == view.rows.shape[1]:
         return view
     allowed = None if view.allowed is None else view.allowed[:, :, start:stop]
@@ -106,7 +106,7 @@ def joined(pieces: Sequence[Tensor], dim: int) -> Tensor:
 
 
 def check(edits: Sequence[Edit], shape: tuple[int, int, int, int], budget: int) -> None:
-    """Raise `ValueError` if edits are out of order, are told of other rows or keys, or may use no memory."""
+    """Raise `ValueError` for edits out of order, edits that know other rows or keys, or no memory to use."""
     batch, heads, rows, width = shape
     if budget < 1:
         raise ValueError(f"budget={budget} must be at least 1 byte")

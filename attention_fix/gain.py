@@ -1,4 +1,4 @@
-"""Head outputs times a gain each, before the output projection."""
+"""Multiply each head's output by a gain, before the output projection."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def scale_heads(out: Tensor, gain: Tensor, rows: Tensor | None = None) -> Tensor:
-    """Head outputs [B, Q, H, D] times `gain`; heads of gain 1 and rows left out keep their bits.
+    """Multiply head outputs [B, Q, H, D] by `gain`; heads of gain 1 and rows left out keep their bits.
 
     Args:
         out: [B, Q, H, D] of any float dtype, which is also the result's; the product is made in fp32 at least.

@@ -1,4 +1,4 @@
-"""IAT: while it writes, the model attends more to what it has written."""
+"""IAT: make the model attend more to what it has written, while it writes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .watchdog import Watched
 @register("generated_text")
 @dataclass(frozen=True, kw_only=True)
 class GeneratedText(Watched, RowCorrection):
-    """z + alpha |z| on the keys of generated tokens, in the row that predicts the next one (IAT).
+    """Add alpha |z| to the logits z of generated tokens, in the row that predicts the next one (IAT).
 
-    arXiv 2603.04908, the method without adaptation. The first token of an answer is not touched, nothing is generated
+    arXiv 2603.04908, the method without adaptation. The first token of an answer is not touched: nothing is generated
     yet.
     """
 

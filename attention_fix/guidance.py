@@ -1,4 +1,4 @@
-"""Classifier-free guidance away from what the language model says without the pictures."""
+"""Classifier-free guidance: move logits away from what the language model says without the images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vlmopt.core import setting
 
 @dataclass(frozen=True, kw_only=True)
 class Guided:
-    """Settings of corrections whose papers add guidance; 1.0 needs no second stream."""
+    """Settings of corrections whose papers add guidance; at 1.0 no second stream runs."""
 
     gamma: float = setting(
         1.0,
@@ -27,7 +27,7 @@ class Guided:
 
 
 def guide(with_image: Tensor, without: Tensor, gamma: float, cutoff: float = 0.1) -> Tensor:
-    """gamma (s - u) + u, where s and u are log-probabilities with and without the pictures.
+    """Return gamma (s - u) + u, where s and u are log-probabilities with and without the pictures.
 
     Paying More Attention to Image (arXiv 2407.21771). Tokens with s < ln(cutoff) + max s become -inf; the likeliest
     with pictures always stays.

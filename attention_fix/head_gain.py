@@ -1,4 +1,4 @@
-"""Heads that look at pictures, by earlier measurement, count more."""
+"""Strengthen heads that were measured to look at images."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .profile import CRITERIA, HeadProfile
 @register("head_gain")
 @dataclass(frozen=True, kw_only=True)
 class HeadGain(HeadCorrection):
-    """Multiplies head outputs by 1 + (strength - 1) kappa, kappa in 0..1 the measured visual sensitivity of the head.
+    """Multiply head outputs by 1 + (strength - 1) kappa, kappa in 0..1 the measured visual sensitivity of the head.
 
-    Our own reading of the modulation of heads that is announced, but not released, by Fixing Imbalanced Attention to
-    Mitigate In-Context Hallucination of Large Vision-Language Model (arXiv 2501.12206). kappa is 0 for heads below the
-    median and 1 from the 90th percentile on. It is the same for every prompt, so it needs no pass of its own.
+    Our own version of the modulation of heads that Fixing Imbalanced Attention to Mitigate In-Context Hallucination of
+    Large Vision-Language Model (arXiv 2501.12206) announces but does not release. kappa is 0 for heads below the median
+    and 1 from the 90th percentile on. It is the same for every prompt, so it needs no pass of its own.
     """
 
     reads = "nothing at run time: heads were measured beforehand"

@@ -1,4 +1,4 @@
-"""HGAI: all heads of a middle layer look where its heads look on average."""
+"""HGAI: make all heads of a middle layer look where its heads look on average."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .watchdog import Watched
 @register("head_guided")
 @dataclass(frozen=True, kw_only=True)
 class HeadGuided(Watched, RowCorrection):
-    """Adds alpha * mean over heads of |z| to the logits z of visual keys, the same for every head (HGAI).
+    """Add alpha * mean over heads of |z| to the logits z of visual keys, the same for every head (HGAI).
 
     Devils in Middle Layers of Large Vision-Language Models: Interpreting, Detecting and Mitigating Object
     Hallucinations via Attention Lens (arXiv 2411.16724). The mean is over query heads.

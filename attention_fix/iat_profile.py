@@ -1,4 +1,4 @@
-"""What AdaIAT must know of a model: how much it looks at its own text when it is right and when it makes things up."""
+"""What AdaIAT knows of a model: how much it attends to its own text before real and before invented objects."""
 
 from __future__ import annotations
 
@@ -39,6 +39,6 @@ class IATProfile(ModelProfile):
         object.__setattr__(self, "ratios", ratios)
 
     def threshold(self, layer: int, beta: float) -> float:
-        """Attention below which the layer is led back: hallucinated + beta (real - hallucinated)."""
+        """Return the attention below which the layer is corrected: hallucinated + beta (real - hallucinated)."""
         low = self.hallucinated[layer]
         return low + beta * (self.real[layer] - low)

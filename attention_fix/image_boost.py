@@ -1,4 +1,4 @@
-"""PAI: the row that predicts a token attends more to every visual token."""
+"""PAI: make the row that predicts a token attend more to every visual token."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .boost import Boost, boosted
 @register("image_boost")
 @dataclass(frozen=True, kw_only=True)
 class ImageBoost(Boost):
-    """z + alpha |z| on all visual keys, in rows that predict a token (PAI).
+    """Add alpha |z| to the logits z of all visual keys, in rows that predict a token (PAI).
 
     Paying More Attention to Image: A Training-Free Method for Alleviating Hallucination in LVLMs (arXiv 2407.21771).
-    With the guidance of the paper set gamma to 1.1; the first token is boosted either way, which the released code
-    forgets. Look at distinct-n next to any score: strong boosts make texts repeat themselves.
+    For the guidance of the paper set gamma to 1.1. The first token is boosted with or without guidance; the released
+    code forgets it. Look at distinct-n next to any score: strong boosts make texts repeat themselves.
     """
 
     layers: str = setting("2:", "Decoder layers, as indices and slices; the paper's are all but the first two.", "str")

@@ -1,4 +1,4 @@
-"""PAINT: a boost for the patches that show objects and a smaller one for those that sum the picture up."""
+"""PAINT: boost the patches that show objects, and less strongly those that sum up the image."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ CLIFF = 0.6  # between 0.5 and 0.7 the published captions begin to repeat themse
 @register("informed_tokens")
 @dataclass(frozen=True, kw_only=True)
 class InformedTokens(Boost):
-    """z + alpha |z| on local and z + beta |z| on summary tokens, in rows that predict a token (PAINT).
+    """Add alpha |z| to logits of local tokens and beta |z| to those of summary tokens, in rows that predict (PAINT).
 
     Fixing Imbalanced Attention to Mitigate In-Context Hallucination of Large Vision-Language Model (arXiv 2501.12206),
-    later "Paying Attention to INformed Tokens". Local tokens are what the vision tower attends to in its first block,
-    summary tokens the outliers of what it attends to in its second to last. At the default alpha the paper's own sweep
-    shows no gain in CHAIR; at its 0.7 there is one, in captions half of which repeat a sentence. The modulation of
-    heads that its first abstract announces was never released; `head_gain` is ours.
+    later "Paying Attention to INformed Tokens". Local tokens are those that the vision tower attends to in its first
+    block; summary tokens are the outliers of what it attends to in its second to last block. At the default alpha the
+    paper's own sweep shows no gain in CHAIR. At its 0.7 there is one, in captions half of which repeat a sentence. The
+    modulation of heads that the first abstract announces was never released; `head_gain` is ours.
     """
 
     reads = "attention, vision attention"
@@ -66,7 +66,7 @@ class InformedTokens(Boost):
         return self.alpha != 0 or self.beta != 0
 
     def for_model(self, model: Mapping[str, Any]) -> InformedTokens:
-        """The same; in a tower with windows the default blocks become the first and last that see the whole picture."""
+        """Return the same; in a tower with windows the default blocks become the first and last that see it whole."""
         self.check_model(model)
         whole = model.get("whole_blocks")
         if not whole:
@@ -99,7 +99,7 @@ class InformedTokens(Boost):
 
 
 def largest(scores: Tensor, ratio: float) -> Tensor:
-    """Bool[n]: the floor(n * ratio) largest of fp32 [n]; of equal ones the first."""
+    """Return Bool[n]: the floor(n * ratio) largest of fp32 [n]; of equal ones the first."""
     count = int(len(scores) * ratio + 1e-9)  # 100 * 0.29 is 28.999...
     chosen = torch.zeros_like(scores, dtype=torch.bool)
     chosen[scores.argsort(descending=True, stable=True)[:count]] = True
@@ -107,6 +107,6 @@ def largest(scores: Tensor, ratio: float) -> Tensor:
 
 
 def outliers(scores: Tensor) -> Tensor:
-    """Bool[n]: scores fp32 [n] beyond Q3 + 1.5 (Q3 - Q1), quartiles by linear interpolation."""
+    """Return Bool[n]: scores fp32 [n] beyond Q3 + 1.5 (Q3 - Q1), quartiles by linear interpolation."""
     first, third = scores.quantile(0.25), scores.quantile(0.75)
     return scores > third + 1.5 * (third - first)

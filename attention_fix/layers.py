@@ -1,4 +1,4 @@
-"""Which decoder layers a correction acts in: a short text, relative to the depth where it says so."""
+"""Read which decoder layers a correction acts in, from a short text that may be relative to the depth."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ BOUND = re.compile(r"(-?)(\d{1,9})(%?)")
 
 
 def layer_numbers(text: str, depth: int, label: str = "layers") -> frozenset[int]:
-    """Layer numbers of "2:-1", "1,18:32" or "28%:47%": indices and half-open slices, negative from the end.
+    """Return the layer numbers of "2:-1", "1,18:32" or "28%:47%": indices and half-open slices.
 
     A percentage is taken of `depth` and rounded. Bounds of slices may lie beyond the depth, indices may not.
 
@@ -42,7 +42,7 @@ def check_layers(text: str, label: str = "layers") -> None:
 
 
 def place(bound: str, depth: int, text: str, label: str) -> int | None:
-    """A signed layer number; None for an open end."""
+    """Return a signed layer number; None for an open end."""
     bound = bound.strip()
     if not bound:
         return None

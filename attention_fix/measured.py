@@ -1,4 +1,4 @@
-"""Numbers that were measured beforehand, where a correction needs them."""
+"""Measured numbers that a correction needs: kept per device, and read from a profile."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class OnDevice(dict[torch.device, Tensor]):
-    """One tensor by device, copied at its first use there and kept: a step of decoding waits for no copy."""
+    """One tensor on several devices, copied at its first use on each and kept: no decoding step waits for a copy."""
 
     def __init__(self, tensor: Tensor) -> None:
         super().__init__({tensor.device: tensor})

@@ -1,4 +1,4 @@
-"""What was measured on one model: in which dimensions its sinks stand out, and which heads look at pictures."""
+"""What was measured on one model: the dimensions in which its sinks stand out, and the heads that look at images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CRITERIA = ("visual_mass", "nonsink_mass", "divergence")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelProfile(MeasuredProfile):
-    """Base: what was found beside the numbers, too.
+    """Base of measured profiles that also keep the statistics behind the numbers.
 
     Raises:
         TypeError, ValueError: as the base; `stats` that are no dict.
@@ -31,7 +31,7 @@ class ModelProfile(MeasuredProfile):
         object.__setattr__(self, "stats", dict(self.stats))
 
     def check(self, model: Mapping[str, Any]) -> None:
-        """Compare with the model of its use; `name_or_path` may differ, copies have others.
+        """Compare with the model of its use; `name_or_path` may differ, since copies have others.
 
         Raises:
             ValueError: naming everything that differs.
@@ -41,7 +41,7 @@ class ModelProfile(MeasuredProfile):
 
 @dataclass(frozen=True, kw_only=True)
 class SinkProfile(ModelProfile):
-    """Hidden dimensions in which the sinks of a model stand out, and from which value on a token is one.
+    """Hidden dimensions in which the sinks of a model stand out, and the value from which on a token is a sink.
 
     Without `dims`, `band` and `first_layer` it says that the model was measured and has no sinks among its visual
     tokens; "reason" in `stats` says why.
@@ -80,7 +80,7 @@ class SinkProfile(ModelProfile):
 
 @dataclass(frozen=True, kw_only=True)
 class HeadProfile(ModelProfile):
-    """How much each head looks at pictures: means over text rows, by `[layer][head]`.
+    """How much each head looks at images: means over text rows, by `[layer][head]`.
 
     Raises:
         TypeError, ValueError: as the base; tables that do not fit the model, or hold other numbers than they may.
@@ -101,7 +101,7 @@ class HeadProfile(ModelProfile):
             object.__setattr__(self, name, table(getattr(self, name), shape, high, f"{self.label}: {name}"))
 
     def gain_map(self, criterion: str = "visual_mass") -> Tensor:
-        """fp32 [layers, heads] in 0..1, what each head gets of a gain.
+        """Return fp32 [layers, heads] in 0..1: the share of a gain that each head gets.
 
         Linear from 0 at the median of all heads of the model to 1 at their 90th percentile.
 
@@ -134,7 +134,7 @@ def check_dims(dims: Sequence[int], tau: float | None, hidden_size: int, label: 
 
 
 def table(rows: Any, shape: tuple[int, int], high: float | None, label: str) -> tuple[tuple[float, ...], ...]:
-    """Rows of finite numbers from 0 to `high`, as tuples of plain floats."""
+    """Return rows of finite numbers from 0 to `high`, as tuples of plain floats."""
     try:
         numbers = tuple(tuple(float(value) for value in row) for row in rows)
     except (TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""A few rows of an attention matrix, exactly, without the rest of it and without repeating keys."""
+"""Compute a few rows of an attention matrix exactly, without the rest of it and without repeating keys."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def attention_rows(
     softcap: float | None = None,
     first_row: int | None = None,
 ) -> Tensor:
-    """Attention weights of R query rows over all W keys: softmax(softcap(scaling q k^T) + mask).
+    """Return attention weights of R query rows over all W keys: softmax(softcap(scaling q k^T) + mask).
 
     Args:
         query: [B, H, R, D] and key: [B, Hkv, W, D], rotated, H a multiple of Hkv, any float dtype.
@@ -35,7 +35,7 @@ def attention_rows(
 
 
 def sees_all(rows: int, mask: Tensor | None, first_row: int | None) -> bool:
-    """Whether there is nothing to mask: one row, the last, behind keys that are all real."""
+    """Return whether there is nothing to mask: a single row, the last one, and only real keys."""
     return rows == 1 and mask is None and first_row is None
 
 
@@ -47,8 +47,9 @@ def masked_logits(
     softcap: float | None = None,
     first_row: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Logits [B, H, R, W] in the dtype of the inputs, the finite minimum where blocked, and what is blocked, broadcast,
-    or None where nothing is.
+    """Return the logits [B, H, R, W], and what is blocked, broadcast against them (None where nothing is).
+
+    Blocked logits are the finite minimum of the dtype, which is that of the inputs.
 
     Arguments and errors as for `attention_rows`; query and key are of one dtype, fp32 or fp64.
     """
@@ -71,7 +72,7 @@ def masked_logits(
 
 
 def masked_softmax(logits: Tensor, blocked: Tensor | None) -> Tensor:
-    """Weights that are exactly 0 where blocked; a row without any other key is 0."""
+    """Return weights that are exactly 0 where blocked; a row that sees no key is 0 throughout."""
     weights = logits.softmax(-1)
     return weights if blocked is None else weights.masked_fill(blocked, 0.0)
 
@@ -79,7 +80,7 @@ def masked_softmax(logits: Tensor, blocked: Tensor | None) -> Tensor:
 def read_mask(
     mask: Tensor | None, shape: tuple[int, int, int, int], first_row: int | None, device: torch.device
 ) -> tuple[Tensor, Tensor | None]:
-    """(allowed Bool, bias or None), both broadcast against `shape` [B, H, R, W]."""
+    """Return (allowed Bool, bias or None), both broadcast against `shape` [B, H, R, W]."""
     batch, heads, rows, width = shape
     if mask is not None and mask.ndim == 4:
         fits = mask.shape[0] in (1, batch) and mask.shape[1] in (1, heads) and tuple(mask.shape[2:]) == (rows, width)

@@ -1,4 +1,4 @@
-"""Which tokens become attention sinks, from which layer on and for how long: by their likeness to the first token."""
+"""Find attention sinks, and the layers in which they last, by their likeness to the first token."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class SinkLives:
         return (self.lifetime > BRIEF) & ~self.primary
 
     def levels(self, sample: int) -> dict[tuple[int, int], list[int]]:
-        """Positions of secondary sinks by (first layer, lifetime), in rising order."""
+        """Return positions of secondary sinks by (first layer, lifetime), in rising order."""
         table: dict[tuple[int, int], list[int]] = {}
         for place in self.secondary[sample].nonzero()[:, 0].tolist():
             level = int(self.start[sample, place]), int(self.lifetime[sample, place])
@@ -43,7 +43,7 @@ class SinkLives:
 
 
 class SinkTrace:
-    """Listens to the outputs of the decoder layers and keeps two numbers of every token: cosine and norm.
+    """Listen to the outputs of the decoder layers and keep two numbers of every token: cosine and norm.
 
     On the Existence and Behavior of Secondary Attention Sinks (arXiv 2512.22213). The first token is the one of the
     first `candidates` with the largest norm over all layers (with a chat template it need not be the very first).
@@ -64,7 +64,7 @@ class SinkTrace:
         """Take in the output [B, N, D] of the next decoder layer.
 
         Raises:
-            ValueError: other tokens than `valid` speaks of.
+            ValueError: not the N tokens of `valid`.
         """
         if hidden.shape[:2] != self.valid.shape:
             raise ValueError(f"hidden {tuple(hidden.shape)} does not fit valid {tuple(self.valid.shape)}")
@@ -76,7 +76,7 @@ class SinkTrace:
         self.norms.append(norm.masked_fill(~self.valid, 0.0))
 
     def lives(self) -> SinkLives:
-        """What the layers so far show.
+        """Return what the layers so far show.
 
         Raises:
             ValueError: fewer than two layers.
@@ -100,9 +100,9 @@ class SinkTrace:
 
 
 def massive_band(norms: Tensor) -> tuple[Tensor, Tensor]:
-    """Layers [begin, end), Long[B] each, between the steepest rise and the steepest fall of norms fp32 [L, B].
+    """Return layers [begin, end), Long[B] each, between the steepest rise and fall of norms fp32 [L, B].
 
-    Without a fall worth the name the band reaches to the last layer.
+    Without a clear fall the band reaches to the last layer.
     """
     steps = norms.diff(dim=0)
     begin = steps.argmax(0) + 1

@@ -1,4 +1,4 @@
-"""Where attention sinks are: which tokens are like the first one and for how long, and which stand out in VAR's way."""
+"""Report where attention sinks are: tokens like the first one, and tokens that stand out by VAR's rule."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ AGREE = 0.5  # share of visual sinks that are like the first token, below which 
 @register("sink_diagnosis")
 @dataclass(frozen=True, kw_only=True)
 class SinkDiagnosis(SinkSettings, Diagnosis):
-    """Changes nothing and reports sinks: primary and secondary ones by their likeness to the first token, visual ones.
+    """Change nothing; report primary and secondary sinks (like the first token) and visual sinks (VAR).
 
     On the Existence and Behavior of Secondary Attention Sinks (arXiv 2512.22213): tokens whose stream has |cosine| >
     0.9 with that of the first token, primary where that holds for most of the depth, secondary for more than 4 layers.
@@ -57,7 +57,7 @@ class SinkFindings:
         return [self.sample(lives, b, None if visual is None else visual[:, b], name) for b, name in enumerate(names)]
 
     def visual(self, lives: SinkLives, image: Tensor) -> Tensor | None:
-        """Bool[L, B, N]: visual sinks, by the layer behind which they stand out; None if nothing is known of them."""
+        """Return Bool[L, B, N]: visual sinks, by the layer behind which they stand out; None without dimensions."""
         if not self.standing:
             return None if self.diagnosis.profile is None else torch.zeros_like(lives.cosine, dtype=torch.bool)
         depth = len(lives.cosine)
@@ -91,7 +91,7 @@ class SinkFindings:
         return {"summary": summary(out), **out}
 
     def agreement(self, visual: Tensor, cosine: Tensor, begin: int, end: int) -> dict[str, Any]:
-        """Visual sinks [L, N] by layer, and how like the first token (|cosine| [L, N]) they are inside the band."""
+        """Compare the rules: visual sinks [L, N] by layer, and their |cosine| [L, N] to the first token in the band."""
         inside, likeness = visual[begin:end], cosine[begin:end]
         count = int(inside.sum())
         return {
@@ -104,7 +104,7 @@ class SinkFindings:
 
 
 def summary(found: Mapping[str, Any]) -> str:
-    """One line about a sample."""
+    """Sum up a sample in one line."""
     kinds = [token["kind"] for token in found["tokens"]]
     begin, end = found["band"]
     text = (

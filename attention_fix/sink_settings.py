@@ -18,10 +18,10 @@ from .sinks import auto_tau, published_dims, sink_mask, sink_scores
 
 @dataclass(frozen=True, kw_only=True)
 class SinkSettings(Correction):
-    """Base of methods that look for sinks by hidden dimensions: given, measured, or published.
+    """Base of methods that look for sinks by hidden dimensions: given, measured or published.
 
     Raises:
-        TypeError, ValueError: also a profile next to dims or tau.
+        TypeError, ValueError: a setting out of range, or a profile together with dims or tau.
     """
 
     dims: tuple[int, ...] = setting((), "Sink dimensions; empty: the published ones of the model.", "ints", min=0)
@@ -47,7 +47,7 @@ class SinkSettings(Correction):
 
     @property
     def sink_dims(self) -> tuple[int, ...]:
-        """Those of the profile, or else of the settings; empty if neither has any."""
+        """The dimensions of the profile, or else of the settings; empty if neither has any."""
         return self.dims if self.profile is None else self.profile.dims
 
     def check_model(self, model: Mapping[str, Any]) -> None:
@@ -57,18 +57,18 @@ class SinkSettings(Correction):
             check_dims(dims, self.tau, model["hidden_size"], self.name)
 
     def for_model(self, model: Mapping[str, Any]) -> SinkSettings:
-        """The same with the published dimensions of the model, where none are set or measured."""
+        """Return the same with the published dimensions of the model, where none are set or measured."""
         self.check_model(model)
         known = None if self.dims or self.profile is not None else published_dims(model)
         return self if known is None else replace(self, dims=known)
 
     def threshold(self, hidden_size: int) -> float:
-        """tau in a model of this width."""
+        """Return tau for a model of this width."""
         tau = self.tau if self.profile is None else self.profile.tau
         return auto_tau(hidden_size) if tau is None else tau
 
     def sinks(self, hidden: Tensor) -> Tensor:
-        """Bool[B, N]: tokens of the residual stream [B, N, D] that are sinks.
+        """Return Bool[B, N]: which tokens of the residual stream [B, N, D] are sinks.
 
         Raises:
             ValueError: no dimensions are known.

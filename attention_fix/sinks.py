@@ -1,4 +1,4 @@
-"""Attention sinks: tokens that stand out in a few hidden dimensions, and which dimensions those are in known models."""
+"""Attention sinks: tokens that stand out in a few hidden dimensions, and those dimensions for known models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def sink_scores(x: Tensor, dims: Sequence[int], eps: float = 1e-6) -> Tensor:
-    """phi = max over `dims` of |x_c| / rms(x): fp32 [B, N], at most sqrt(D).
+    """Return phi = max over `dims` of |x_c| / rms(x): fp32 [B, N], at most sqrt(D).
 
     See What You Are Told: Visual Attention Sink in Large Multimodal Models (arXiv 2503.03321).
 
@@ -30,13 +30,16 @@ def sink_scores(x: Tensor, dims: Sequence[int], eps: float = 1e-6) -> Tensor:
 
 
 def sink_mask(phi: Tensor, tau: float, valid: Tensor | None = None) -> Tensor:
-    """Bool[B, N]: phi >= tau, without padding (valid Bool[B, N])."""
+    """Return Bool[B, N]: phi >= tau, without padding (valid Bool[B, N])."""
     found = phi >= tau
     return found if valid is None else found & valid
 
 
 def auto_tau(hidden_size: int) -> float:
-    """0.3125 sqrt(D): the published 20 at D = 4096, the same share of the largest possible phi elsewhere."""
+    """Return 0.3125 sqrt(D), D the hidden size: the published tau of 20 at D = 4096.
+
+    At any D it is the same share of sqrt(D), the largest possible phi.
+    """
     return 0.3125 * math.sqrt(hidden_size)
 
 
@@ -83,7 +86,7 @@ PUBLISHED = (
 
 
 def published(model: Mapping[str, Any]) -> Published | None:
-    """The row of a model with these facts; other weights of the same shape cannot be told apart.
+    """Return the row of the table for a model with these facts; other weights of the same shape look the same.
 
     Args:
         model: model_type, hidden_size, layers, num_heads, num_kv_heads.
@@ -96,6 +99,6 @@ def published(model: Mapping[str, Any]) -> Published | None:
 
 
 def published_dims(model: Mapping[str, Any]) -> tuple[int, ...] | None:
-    """Sink dimensions that the paper or its code gives for a model; None for all others, unverified ones included."""
+    """Return the dimensions that the paper or its code gives for a model; None for others, unverified ones too."""
     row = published(model)
     return row.dims if row is not None and row.status != "T" else None

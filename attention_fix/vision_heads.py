@@ -1,4 +1,4 @@
-"""VHR: heads whose output depends on the picture count more."""
+"""VHR: strengthen heads whose output depends on the image."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from .profile import HeadProfile
 @register("vision_heads")
 @dataclass(frozen=True, kw_only=True)
 class VisionHeads(HeadCorrection):
-    """Multiplies the outputs of the more picture-dependent half of the heads by `strength` (VHR).
+    """Multiply the outputs of the more image-dependent half of the heads by `strength` (VHR).
 
     Cracking the Code of Hallucination in LVLMs with Vision-aware Head Divergence (arXiv 2412.13949). A head's
-    divergence (VHD) is the distance of its output with the pictures to that without, in the last row of the prompt;
-    the choice then holds for the whole answer. Where the paper is silent: the text-only stream is not strengthened, the
-    standard deviation is the unbiased one, and on ties with the lower median a head is left alone. Tested by its
-    authors on 7B models without grouped queries only.
+    divergence (VHD) is the distance between its outputs with and without the images, in the last row of the prompt; the
+    choice then holds for the whole answer. Where the paper is silent: the text-only stream is not strengthened, the
+    standard deviation is the unbiased one, and a head that equals the lower median is left alone. Its authors tested it
+    on 7B models without grouped queries only.
 
     Raises:
         ValueError: mode="static" without a profile, or a profile in another mode.
@@ -103,13 +103,13 @@ class VisionHeads(HeadCorrection):
 
 
 def head_divergence(heads: Tensor, text_only: Tensor) -> Tensor:
-    """VHD: Euclidean distance of head outputs [..., D] with and without pictures, in fp32."""
+    """Return VHD: the Euclidean distance of head outputs [..., D] with and without images, in fp32."""
     distance: Tensor = torch.linalg.vector_norm(heads.float() - text_only.float(), dim=-1)
     return distance
 
 
 def select_heads(divergence: Tensor, activity: Tensor, outliers: bool = True) -> Tensor:
-    """Heads of one layer that are to be strengthened: divergence above the lower median.
+    """Return the heads of one layer that are to be strengthened: divergence above the lower median.
 
     Args:
         divergence: fp32 [B, H], VHD. activity: fp32 [B, H], squared norm of the output without pictures.
@@ -124,18 +124,18 @@ def select_heads(divergence: Tensor, activity: Tensor, outliers: bool = True) ->
 
 
 def above_median(values: Tensor) -> Tensor:
-    """Bool[..., H]: strictly above the lower median of the last axis."""
+    """Return Bool[..., H]: strictly above the lower median of the last axis."""
     middle = (values.shape[-1] - 1) // 2
     return values > values.sort(-1).values[..., middle, None]  # `median` along an axis is not deterministic on GPUs
 
 
 def extreme(values: Tensor) -> Tensor:
-    """Bool[B, H]: above mean + unbiased standard deviation over heads; never with a single head."""
+    """Return Bool[B, H]: above mean + unbiased standard deviation over heads; never with a single head."""
     away = values - values.mean(-1, keepdim=True)
     variance = away.square().sum(-1, keepdim=True) / max(values.shape[-1] - 1, 1)  # `std` warns of a single head
     return away > variance.sqrt()
 
 
 def token_divergence(divergence: Sequence[Tensor], top_k: int) -> Tensor:
-    """T-VHD: sum over layers of the `top_k` largest VHD of each, [B] from one [B, H] per layer."""
+    """Return T-VHD [B]: the sum over layers of the `top_k` largest VHD of each, from one [B, H] per layer."""
     return torch.stack([layer.topk(min(top_k, layer.shape[-1])).values.sum(-1) for layer in divergence]).sum(0)

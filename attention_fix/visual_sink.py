@@ -1,4 +1,4 @@
-"""VAR: attention that visual sinks get for nothing goes to the other visual tokens."""
+"""VAR: move attention from sinks to the other visual tokens."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ class Masses(NamedTuple):
 @register("visual_sink")
 @dataclass(frozen=True, kw_only=True)
 class VisualSink(SinkSettings, RowCorrection):
-    """Takes a fraction from all sinks and gives it to the other visual tokens, in heads that look at those.
+    """Take a fraction of attention from sinks and give it to other visual tokens, in heads that look at those (VAR).
 
-    See What You Are Told: Visual Attention Sink in Large Multimodal Models (arXiv 2503.03321; VAR). A token of the
-    prompt is a sink where max over `dims` of |x_c| / rms(x) >= tau. In a row and head with attention m_I >= 0.2 on the
-    picture, of which at least `min_nonsink_ratio` is on other tokens than sinks, those get
-    a_j (1 + recycle m_S / m_VN) and sinks (1 - recycle) a_j: rows still sum to 1. The released code counts `recycle`
-    and `min_nonsink_ratio` the other way round, 1 - p and 1 - rho; these are the paper's. A row that sees no visual
-    sink, or hardly any other visual token, is left alone.
+    See What You Are Told: Visual Attention Sink in Large Multimodal Models (arXiv 2503.03321). A token of the prompt is
+    a sink where max over `dims` of |x_c| / rms(x) >= tau. The edit acts in a row and head that puts m_I >= 0.2 of its
+    attention on the image, at least `min_nonsink_ratio` of it on tokens that are no sinks. There those tokens get
+    a_j (1 + recycle m_S / m_VN) and sinks (1 - recycle) a_j, so that rows still sum to 1. The released code counts
+    `recycle` and `min_nonsink_ratio` the other way round, 1 - p and 1 - rho; these are the paper's. A row that sees no
+    visual sink, or hardly any other visual token, is left alone.
 
-    A profile that says that a model has no sinks leaves nothing to do; reports then say so, and `caution`.
+    If a profile says that the model has no sinks, nothing is done; the report and `caution` say so.
     """
 
     reads = "attention, residual stream"
@@ -116,7 +116,7 @@ class VisualSink(SinkSettings, RowCorrection):
         return torch.addcmul(values, values, change, value=self.recycle), found.open
 
     def sets(self, image: Tensor, marks: Mapping[str, Tensor]) -> Tensor | None:
-        """Return 0 or 1: all sinks, visual sinks, other visual keys; then minus all sinks, for the edit."""
+        """Return 0 or 1 per key: all sinks, visual sinks, other visual keys; then minus all sinks, for the edit."""
         sink = marks.get("sink")
         if sink is None:
             return None
@@ -125,7 +125,7 @@ class VisualSink(SinkSettings, RowCorrection):
         return torch.cat([keys, -keys[:, :1]], 1)
 
     def weigh(self, values: Tensor, view: RowView, sets: Tensor) -> Masses:
-        """Return masses by one product with [K, 3] indicators: half the time of masked sums."""
+        """Compute the masses by one product with [K, 3] indicators, in half the time of masked sums."""
         mass = (values.flatten(1, 2) @ sets[:, :3].mT).view(*values.shape[:3], 3)
         if view.allowed is None:
             reach = sets[:, None, None, 1:3].sum(-1)
@@ -138,7 +138,7 @@ class VisualSink(SinkSettings, RowCorrection):
         return Masses(sets, sinks, visual_sinks, nonsinks, wide_open & seen)
 
     def measure(self, values: Tensor, view: RowView) -> dict[str, Tensor]:
-        """Return sinks and visual sinks per sample; means over editable rows and heads: gate open, m_I, attention moved."""
+        """Count sinks and visual sinks per sample; average gates open, m_I and attention moved over editable rows."""
         sets = view.sets if view.sets is not None else self.sets(view.image, view.marks)
         if sets is None:
             return {}
@@ -161,15 +161,18 @@ class VisualSink(SinkSettings, RowCorrection):
 
 
 def gate(visual_sink: Tensor, nonsink: Tensor, min_nonsink_ratio: float, min_visual_mass: float) -> Tensor:
-    """Return where attention may move: m_I >= min_visual_mass and m_VN / m_I >= min_nonsink_ratio, both at least `FLOOR`."""
+    """Return Bool: where attention may move.
+
+    That is where m_I >= min_visual_mass and m_VN / m_I >= min_nonsink_ratio; both limits are at least `FLOOR`.
+    """
     visual = visual_sink + nonsink
     return (visual >= max(min_visual_mass, FLOOR)) & (nonsink / visual >= max(min_nonsink_ratio, FLOOR))
 
 
 def share_by_picture(values: Tensor, span: Tensor, found: Masses) -> Tensor:
-    """Return attention of sinks for each visual key but sinks, as a fraction of its own: [B, H, R, K].
+    """Return [B, H, R, K]: the attention that each visual key but sinks gets, as a fraction of its own.
 
-    A picture whose tokens are all sinks gives to all pictures, like textual sinks.
+    An image whose tokens are all sinks gives to all images, like textual sinks.
     """
     place = ranks(span)[:, None, None].expand_as(values)
     own, nonsink = (
@@ -184,7 +187,7 @@ def share_by_picture(values: Tensor, span: Tensor, found: Masses) -> Tensor:
 
 
 def ranks(span: Tensor) -> Tensor:
-    """Return Long[B, K]: numbers of pictures without gaps, so that they are below K whatever was pruned."""
+    """Return Long[B, K]: the images' running numbers without gaps, below K whatever was pruned."""
     ordered, index = span.sort(-1)
     steps = torch.nn.functional.pad(ordered.diff(dim=-1) != 0, (1, 0)).cumsum(-1)
     return torch.zeros_like(span).scatter_(-1, index, steps)

@@ -1,4 +1,4 @@
-"""Notices text that goes round in circles, which strong boosts are prone to."""
+"""Notice text that repeats itself, to which strong boosts are prone."""
 
 from __future__ import annotations
 
@@ -27,16 +27,14 @@ class Watched:
 
 
 def repetitive(ids: Tensor, window: int = 128) -> Tensor:
-    """Whether each text repeats itself: distinct-4 below 0.6, or 16 tokens in a row that were there before.
+    """Return Bool[B]: whether each text repeats itself (distinct-4 below 0.6, or 16 tokens in a row seen before).
 
     Our own rule; 16 tokens stand for a sentence. Looks at the last `window` tokens, in O(window^2), without
-    synchronising the device; says nothing below 32 tokens. Ask about running samples only: padding repeats itself.
+    synchronising the device. It never reports a text below 32 tokens. Ask about running samples only: padding repeats
+    itself.
 
     Args:
         ids: Long[B, T], generated tokens. window: >= 32.
-
-    Returns:
-        Bool[B].
     """
     if window < SHORTEST:
         raise ValueError(f"window={window} must be at least {SHORTEST} tokens")
@@ -51,5 +49,5 @@ def repetitive(ids: Tensor, window: int = 128) -> Tensor:
 
 
 def doubled(same: Tensor, n: int) -> Tensor:
-    """Which pairs of 2n-grams are equal, from those of n-grams: Bool[B, G, G] -> Bool[B, G - n, G - n]."""
+    """Return which pairs of 2n-grams are equal, from those of n-grams: Bool[B, G, G] -> Bool[B, G - n, G - n]."""
     return same[:, :-n, :-n] & same[:, n:, n:]

@@ -17,7 +17,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Return what the figures were measured on."""
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu(),
         "threads": torch.get_num_threads(),
@@ -29,14 +29,14 @@ def machine() -> dict[str, Any]:
 
 
 def cpu() -> str:
-    """The processor's model where the system tells it; `platform` knows little more than "x86_64"."""
+    """Return the processor's model where the system tells it; `platform` knows little more than "x86_64"."""
     facts = Path("/proc/cpuinfo")
     models = facts.read_text().split("model name\t: ")[1:] if facts.is_file() else []
     return models[0].splitlines()[0] if models else platform.processor() or platform.machine()
 
 
 def interleaved(variants: dict[str, Callable[[], float]], repeats: int, warmup: int = 1) -> dict[str, list[float]]:
-    """Milliseconds of every variant, measured in turns so that noise hits all of them alike; warm-up excluded."""
+    """Return milliseconds of every variant, measured in turns so that noise hits all alike; warm-up excluded."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     for i in tqdm(range(warmup + repeats), desc="rounds", leave=False):
         for name, run in variants.items():

@@ -44,7 +44,7 @@ GOALS = {"visual_sink, exact": 1.03, "visual_sink, fast": 1.03, "vision_heads": 
 
 @torch.inference_mode()
 def decode(models: dict[str, Any], inputs: dict[str, Any], steps: int) -> dict[str, list[float]]:
-    """Milliseconds of every step of every variant; the variants take turns at each step."""
+    """Return milliseconds of every step of every variant; the variants take turns at each step."""
     caches, times = {}, {name: [] for name in models}
     for name, model in models.items():
         caches[name] = model(**inputs, use_cache=True, logits_to_keep=1).past_key_values
@@ -96,7 +96,7 @@ def main() -> None:
 
 
 def shared_copy(model: Any) -> Any:
-    """A copy of the modules over the same weights, so that variants do not push one another out of the caches."""
+    """Copy the modules over the same weights, so that variants do not push one another out of the caches."""
     memo = {id(p): p for p in model.parameters()} | {id(b): b for b in model.buffers()}
     return copy.deepcopy(model, memo)
 

@@ -40,7 +40,7 @@ STEP = 1e-3
 
 
 def random_projector(n: int, p: int, d: int, hidden: int, out: int, norm: nn.Module | None) -> tuple[TwoLayers, Tensor]:
-    """An MLP with weights as drawn at the start of a training, and patches whose lengths spread over a factor of 8."""
+    """Return an MLP with freshly initialised weights, and patches whose lengths spread over a factor of 8."""
     generator = torch.Generator().manual_seed(0)
     layers = TwoLayers(norm, True, nn.Linear(p * d, hidden), nn.GELU(), nn.Linear(hidden, out))
     for linear in (layers.first, layers.second):
@@ -52,7 +52,7 @@ def random_projector(n: int, p: int, d: int, hidden: int, out: int, norm: nn.Mod
 
 @torch.no_grad()
 def bundled_merger() -> tuple[TwoLayers, Tensor]:
-    """The merger of the shipped test organism, and what its tower makes of a screen."""
+    """Return the merger of the bundled checkpoint, and what its tower makes of a screen."""
     model, processor = vlmopt.load_checkpoint("tiny-qwen")
     world = screen(seed=7)
     seen: list[Tensor] = []
@@ -70,7 +70,7 @@ def spearman(a: Tensor, b: Tensor) -> float:
 
 
 def estimators(layers: TwoLayers, inputs: Tensor) -> dict[str, Callable[[Folded], Tensor]]:
-    """Scores of a projector whose weights are folded already, as they are from a model's second prompt on."""
+    """Return the estimators on a projector whose weights are folded already, as from a model's second prompt on."""
     few = directions(64, *inputs.shape[1:], seed=0)
     steps = relative_steps(inputs, STEP)
     return {
@@ -83,14 +83,14 @@ def estimators(layers: TwoLayers, inputs: Tensor) -> dict[str, Callable[[Folded]
 
 
 def timed(score: Callable[[Folded], Tensor], mlp: Folded) -> float:
-    """Milliseconds of one scoring."""
+    """Return milliseconds of one scoring."""
     start = time.perf_counter()
     score(mlp)
     return (time.perf_counter() - start) * 1e3
 
 
 def timed_fresh(score: Callable[[Folded], Tensor], layers: TwoLayers, p: int) -> float:
-    """Milliseconds of one scoring from the module's own weights, as for a model's first prompt."""
+    """Return milliseconds of one scoring from the module's own weights, as for a model's first prompt."""
     start = time.perf_counter()
     score(fold(layers, p))
     return (time.perf_counter() - start) * 1e3

@@ -49,7 +49,7 @@ NEW_TOKENS = 8  # "(105, 49)" and the end
 
 @dataclass(frozen=True)
 class Target:
-    """A picture, what to click, and where that is."""
+    """An image, what to click, and where that is."""
 
     image: Image.Image
     question: Question
@@ -57,7 +57,7 @@ class Target:
 
 
 def generated(count: int, seed: int = FIRST_SEED) -> list[Target]:
-    """The first click question of each of `count` drawn screens."""
+    """Return the first click question of each of `count` drawn screens."""
     targets: list[Target] = []
     while len(targets) < count:
         world = screen(seed, (SIDE, SIDE))
@@ -69,7 +69,7 @@ def generated(count: int, seed: int = FIRST_SEED) -> list[Target]:
 
 
 def real(found: Pages, count: int, seed: int = FIRST_SEED, cell: int = CELL) -> list[Target]:
-    """Windows of held-out pages, each around one target whose name the checkpoint can read, at a place drawn by lot.
+    """Return windows of held-out pages, each around one target whose name the checkpoint can read, at a random place.
 
     Windows begin at multiples of `cell` pixels; those of training began where the model's cells do. Fewer targets than
     `count` are a ValueError.
@@ -98,7 +98,7 @@ def start(rng: random.Random, low: float, length: float, whole: int, cell: int) 
 
 
 def variants(keep_ratio: float) -> dict[str, Any]:
-    """Policies by "method, positions" at one budget."""
+    """Return policies by "method, positions" at one budget."""
     before: dict[str, Any] = {
         "random": Random(keep_ratio=keep_ratio),
         "div_prune": DivPrune(keep_ratio=keep_ratio),
@@ -120,7 +120,7 @@ def variants(keep_ratio: float) -> dict[str, Any]:
 
 @torch.inference_mode()
 def answers(model: Any, processor: Any, targets: Sequence[Target], policy: Any) -> tuple[list[str], dict[str, float]]:
-    """What was said of each target, and means per target of tokens kept and markers."""
+    """Return the answer for each target, and means per target of tokens kept and markers."""
     said: list[str] = []
     kept = markers = 0
     with vlmopt.optimized(model, policy):
@@ -186,7 +186,7 @@ def summed(targets: Sequence[Target], hit: Sequence[bool], dense: Sequence[bool]
 
 
 def tables() -> None:
-    """Markdown: methods down, budgets across, of the newest result of every cell."""
+    """Print Markdown: methods down, budgets across, of the newest result of every cell."""
     newest: dict[tuple[Any, ...], dict[tuple[str, float], dict[str, Any]]] = {}
     for text in (RESULTS / "grounding.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(text)
@@ -208,7 +208,7 @@ def tables() -> None:
 
 
 def by_sort(cells: dict[tuple[str, float], dict[str, Any]], ratios: Sequence[float], sorts: Iterable[str]) -> None:
-    """Markdown: the same by what is clicked."""
+    """Print Markdown: the same by what is clicked."""
     print(f"\n| method, positions: {' / '.join(sorts)} | " + " | ".join(f"{keep:g}" for keep in ratios) + " |")
     print("|---|" + "---|" * len(ratios))
     for name in dict.fromkeys(name for name, _ in cells):
@@ -221,7 +221,7 @@ def shares(right: dict[str, list[int]], sorts: Iterable[str]) -> str:
 
 
 def percent(row: dict[str, Any] | None) -> str:
-    """With half the width of the interval, and, where known, the paired difference from dense with its interval."""
+    """Write a share with half the width of its interval, and the paired difference from dense where it is known."""
     if row is None:
         return ""
     low, high = row["interval"]

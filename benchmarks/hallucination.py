@@ -63,14 +63,14 @@ MEASURED = ("visual_sink", "head_gain", "adaptive_generated_text")  # nothing wi
 
 
 def policies(settings: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Policies by name; `settings`, by name of the method, are added. Without its profile a method is left out."""
+    """Return policies by name; `settings`, by method name, are added. A method without its profile is left out."""
     ready = {n: c for n, c in CORRECTIONS.items() if c["method"] not in MEASURED or c["method"] in settings}
     return {"greedy": [], **{n: [{**c, **settings.get(c["method"], {})}] for n, c in ready.items()}}
 
 
 @torch.inference_mode()
 def answers(model: Any, processor: Any, job: Task, bar: tqdm) -> dict[tuple[int, str], tuple[str, bool]]:
-    """(picture, question) -> (answer, whether it came to its end), greedy."""
+    """Return (picture, question) -> (answer, whether it came to its end), greedy."""
     found = {}
     for describing, group in groupby(job.asked, key=lambda pair: pair[1] == DESCRIBE):
         pairs = list(group)
@@ -89,7 +89,7 @@ def answers(model: Any, processor: Any, job: Task, bar: tqdm) -> dict[tuple[int,
 
 
 def marked(job: Task, found: dict[tuple[int, str], tuple[str, bool]], lexicon: Lexicon) -> dict[str, Any]:
-    """What is kept of one method: marks per question and picture, from which the tables are computed."""
+    """Return what is kept of one method: marks per question and picture, from which the tables are computed."""
     captions, ended = zip(*(found[image, DESCRIBE] for image in range(len(job.worlds))), strict=True)
     marks = chair(captions, [world.classes for world in job.worlds], lexicon)
     groups = {group: [i for i, w in enumerate(job.worlds) if w.degradation in kinds] for group, kinds in GROUPS.items()}

@@ -41,7 +41,7 @@ class Block:
 
 
 def methods(measured: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[Block]]]:
-    """Blocks by checkpoint and method: the newest cells that have greedy decoding of the same weights beside them."""
+    """Return blocks by checkpoint and method: the newest cells that also have greedy decoding of the same weights."""
     newest = {(c["checkpoint"], c["method"], c["task"]["seed"]): c for c in measured}
     found: dict[str, dict[str, list[Block]]] = {}
     for (checkpoint, method, seed), cell in newest.items():
@@ -87,7 +87,7 @@ def pope_table(rows: dict[str, list[Block]], group: str) -> None:
 
 
 def polled(blocks: Sequence[Block], group: str, split: str, whose: str) -> Answers:
-    """Labels, answers and pictures, counted through the blocks, of the questions about one group."""
+    """Return labels, answers and pictures, counted through the blocks, of the questions about one group."""
     meant = {letter: answer for answer, letter in LETTERS.items()}
     rows: list[tuple[bool, bool | None, int]] = []
     for number, block in enumerate(blocks):
@@ -107,7 +107,7 @@ def rest(row: Any) -> str:
 
 
 def caption_table(rows: dict[str, list[Block]], group: str) -> None:
-    """CHAIR with its companions."""
+    """Print CHAIR with its companions."""
     columns = "method | CHAIR_s | − greedy | CHAIR_i | − greedy | unique CHAIR_i | recall | − greedy | F1 | words"
     print(f"| {columns} | distinct-1 | distinct-4 | repeated items | cut off | pictures |\n|" + "---|" * 15)
     for name, blocks in rows.items():
@@ -125,7 +125,7 @@ def caption_table(rows: dict[str, list[Block]], group: str) -> None:
 
 
 def fractions(blocks: Sequence[Block], group: str, whose: str) -> dict[str, Fraction]:
-    """Numerators and denominators of CHAIR's figures, [pictures of all blocks]."""
+    """Return numerators and denominators of CHAIR's figures, [pictures of all blocks]."""
     counts = {
         name: np.concatenate([np.array(getattr(b, whose)["chair"][name])[b.chosen(group)] for b in blocks])
         for name in COUNTS
@@ -134,13 +134,13 @@ def fractions(blocks: Sequence[Block], group: str, whose: str) -> dict[str, Frac
 
 
 def text(blocks: Sequence[Block], group: str, key: str) -> float:
-    """Mean over pictures; blocks keep nothing but their own means."""
+    """Return mean over pictures; blocks keep nothing but their own means."""
     sizes = [len(block.chosen(group)) for block in blocks]
     return sum(n * b.mine["text"][group][key] for n, b in zip(sizes, blocks, strict=True)) / sum(sizes)
 
 
 def accuracy(marks: Fraction) -> Interval:
-    """Bootstrap; where every answer was right or wrong it is blind, and Wilson's interval of the pictures serves."""
+    """Return the bootstrap interval; where all answers are right, or all wrong, Wilson's over images."""
     figure, pictures = ratio_interval(*marks), len(marks[0])
     return (
         Interval(figure.value, *wilson(round(figure.value * pictures), pictures)) if figure.value in (0, 1) else figure
@@ -152,7 +152,7 @@ def with_interval(figure: Interval) -> str:
 
 
 def difference(before: Fraction, after: Fraction) -> str:
-    """Points more than greedy with the interval, bold where the interval leaves out zero."""
+    """Return points more than greedy with the interval, bold where the interval leaves out zero."""
     figure = paired_difference(before, after)
     if figure.low == figure.high:  # nothing differs, which a bootstrap takes for certainty
         return "same marks"

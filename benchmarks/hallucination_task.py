@@ -22,7 +22,7 @@ LETTERS: dict[bool | None, str] = {True: "y", False: "n", None: "?"}
 
 
 def seed_of(block: int) -> int:
-    """Of the first picture of a block."""
+    """Return the seed of the first image of a block."""
     return FIRST_SEED + block * BLOCK_SEEDS
 
 
@@ -43,7 +43,7 @@ class Task:
 
 
 def task(pictures: int, polled: int, model_type: str, seed: int) -> Task:
-    """`pictures` scenes of seeds from `seed` on, degradations and the sizes that suit the model in turn."""
+    """Return `pictures` scenes of seeds from `seed` on, degradations and the sizes that suit the model in turn."""
     sizes = SIZES_OF.get(model_type, SIZES)
     worlds = [
         hallucination(
@@ -59,7 +59,7 @@ def task(pictures: int, polled: int, model_type: str, seed: int) -> Task:
 
 
 def cells() -> Iterator[dict[str, Any]]:
-    """What was measured, oldest first."""
+    """Yield what was measured, oldest first."""
     path = RESULTS / "hallucination.jsonl"
     if path.exists():
         yield from map(json.loads, path.read_text().splitlines())

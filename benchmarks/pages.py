@@ -37,7 +37,7 @@ class Pages:
 
 
 def pages(folder: Path = FOLDER) -> Pages:
-    """The set to ask about; where it is not the whole one, stderr says so and how to make that."""
+    """Return the set to ask about; where it is not the whole one, stderr says so and how to make that."""
     whole = folder / "whole" / LIST
     path = whole if whole.exists() else folder / LIST
     text = path.read_bytes()

@@ -55,7 +55,7 @@ COARSE = {"flex_prefill", "x_attention", "proxy_attn", "pbs_attn"}  # 128 by def
 
 
 def under_sinks(prefill: Prefill) -> Prefill:
-    """The layer with every kind of sink, as one batch."""
+    """Return the layer with every kind of sink, as one batch."""
     q, k = (torch.cat(x) for x in zip(*((p.q, p.k) for p in (planted.sinks(prefill, *s) for s in SINKS)), strict=True))
     return as_batch(prefill, q, k)
 
@@ -69,7 +69,7 @@ def as_batch(prefill: Prefill, q: Tensor, k: Tensor) -> Prefill:
 def measured(
     pattern: Pattern, prefill: Prefill, sunk: Prefill, rows: Tensor, dense: Tensor, mass: Tensor
 ) -> dict[str, float | None]:
-    """Means over heads of one pattern on one layer, and its yardsticks; no recall where keys are pooled."""
+    """Return means over heads of one pattern on one layer, and its yardsticks; no recall where keys are pooled."""
     launches = pattern.build(prefill)
     shares = density(prefill, launches, BLOCK, BLOCK)
     cells = shares.cells * causal_cells(prefill, BLOCK, BLOCK).sum((2, 3))  # [1, H]
@@ -92,7 +92,7 @@ def measured(
 
 
 def settings(quick: bool) -> list[tuple[str, Callable[[], Pattern]]]:
-    """Name with its settings, and how to make it."""
+    """Return names with settings, and how to make each pattern."""
     made = []
     for name, options in SETTINGS.items():
         for given in options[len(options) // 2 :][:1] if quick else options:

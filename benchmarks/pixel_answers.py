@@ -21,7 +21,7 @@ SEED = 631_000_000  # of screens that neither training nor `grounding.py` has se
 
 
 def ask(count: int) -> None:
-    """Clicks of the bundled checkpoint, dense and without redundant cells, on drawn screens and on windows of pages."""
+    """Compare clicks of the bundled checkpoint, dense and without redundant cells, on screens and windows of pages."""
     model, processor = vlmopt.load_checkpoint(CHECKPOINT)
     found = pages()
     asked = {

@@ -46,7 +46,7 @@ ON_NOISE = ("dense", "pixel_redundancy, exact", "pixel_redundancy, 0.02")
 
 
 def policies(scorer: str) -> dict[str, Any]:
-    """By name; `scorer` is where that of FocusUI lies."""
+    """Return the policies by name; `scorer` is where that of FocusUI lies."""
     return {
         "dense": "dense",
         "pixel_redundancy, exact": PixelRedundancy(),
@@ -63,7 +63,7 @@ def policies(scorer: str) -> dict[str, Any]:
 
 
 def random_model() -> Any:
-    """36 M parameters; the decoder does about a third of the work of a prompt with one screen."""
+    """Build a model of 36 M parameters; the decoder does about a third of the work of a prompt with one screen."""
     text = {
         "hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "num_attention_heads": 8,
         "num_key_value_heads": 4, "vocab_size": 1024, "max_position_embeddings": 4096, "tie_word_embeddings": True,
@@ -83,7 +83,7 @@ def random_model() -> Any:
 
 
 def screen() -> Image.Image:
-    """An application window, 1280 x 800."""
+    """Draw an application window, 1280 x 800."""
     picture = Image.new("RGB", (1280, 800), (246, 247, 249))
     draw, small, large = ImageDraw.Draw(picture), ImageFont.load_default(13), ImageFont.load_default(20)
     words = ("report", "total", "invoice", "customer", "review", "delivery", "budget", "meeting", "draft", "status")
@@ -116,7 +116,7 @@ def screen() -> Image.Image:
 
 
 def prompt(picture: Image.Image) -> dict[str, torch.Tensor]:
-    """Model inputs of one picture and a short question; both sides rounded to cells of 28 px, as the processor does."""
+    """Make the inputs of one image and a short question; both sides rounded to cells of 28 px, as processors do."""
     width, height = (max(round(side / 28), 1) * 28 for side in picture.size)
     resized = np.array(picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
     given = video_inputs(torch.from_numpy(resized).permute(2, 0, 1)[None])  # a picture is a video of one frame
@@ -130,7 +130,7 @@ def prompt(picture: Image.Image) -> dict[str, torch.Tensor]:
 
 @torch.inference_mode()
 def measured(model: Any, inputs: dict[str, Any], policy: Any, found: dict[str, Any]) -> float:
-    """Time to the first token; `found` receives what the blocks were given and the times of the stages."""
+    """Measure the time to the first token; `found` receives what the blocks were given and the times of the stages."""
     tower, work = model.model.visual, []
 
     def count(block: Any, args: Any, kwargs: dict[str, Any]) -> None:

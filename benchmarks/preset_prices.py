@@ -47,7 +47,7 @@ Rows = dict[str, tuple[list[bool], float]]  # by policy: right or not, and the m
 
 
 def policies(presets: Sequence[str], *controls: str) -> list[str]:
-    """The model as it is, the presets, and the controls at every budget that a preset has."""
+    """Return the model as it is, the presets, and the controls at every budget that a preset has."""
     cuts = [cut for name in presets for cut in vlmopt.Policy.load(name).prune if not cut.before_tower]
     budgets = sorted({cut.keep_ratio for cut in cuts}, reverse=True)
     return ["dense", *presets, *(f"{control}:keep_ratio={budget:g}" for control in controls for budget in budgets)]
@@ -91,7 +91,7 @@ def questions_about_clips(model: Any, processor: Any, seed: int) -> tuple[list[s
 
 
 def clip(world: World) -> Video:
-    """Frames of an image that stands still, and of a grey dot that crosses it near the lower edge."""
+    """Return frames of an image that stands still, and of a grey dot that crosses it near the lower edge."""
     frames = []
     for number in range(FRAMES):
         frame = world.image.convert("RGB")

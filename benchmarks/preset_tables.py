@@ -19,7 +19,7 @@ Rows = dict[str, Blocks]  # by what was asked for: a preset, or a control in one
 
 
 def read() -> dict[tuple[str, str], Rows]:
-    """The newest row of every method and block of seeds, by checkpoint and task."""
+    """Return the newest row of every method and block of seeds, by checkpoint and task."""
     found: dict[tuple[str, str], Rows] = {}
     for text in (RESULTS / "preset_prices.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(text)
@@ -30,7 +30,7 @@ def read() -> dict[tuple[str, str], Rows]:
 
 
 def tables() -> str:
-    """Markdown: a table for every checkpoint and task, controls of the same budget beside each preset."""
+    """Return Markdown: a table for every checkpoint and task, controls of the same budget beside each preset."""
     return "\n".join(line for key, rows in read().items() for line in table(*key, rows))
 
 
@@ -51,13 +51,13 @@ def table(checkpoint: str, task: str, rows: Rows) -> list[str]:
 
 
 def budget(preset: str) -> str:
-    """The share that the last cut of a preset keeps; "" where pixels decide it."""
+    """Return the share that the last cut of a preset keeps; "" where pixels decide it."""
     last = vlmopt.presets()[preset].prune[-1]
     return "" if last.before_tower else f"{last.keep_ratio:g}"
 
 
 def prices() -> dict[str, str]:
-    """What is written behind "price", of every preset that was measured."""
+    """Return what is written behind "price", of every preset that was measured."""
     said: dict[str, list[str]] = {}
     for task in TITLES:
         losses: dict[str, list[str]] = {}
@@ -72,7 +72,7 @@ def prices() -> dict[str, str]:
 
 
 def lost(dense: Blocks, other: Blocks) -> str:
-    """Points lost with their interval, in words: "1.0 (−0.2 to 2.1)"."""
+    """Return points lost with their interval, in words: "1.0 (−0.2 to 2.1)"."""
     gained = difference(dense, other).over
     value, low, high = (100 * end + 0.0 for end in (-gained.value, -gained.high, -gained.low))
     return f"{value:.1f} ({low:.1f} to {high:.1f})".replace("-0.0", "0.0").replace("-", "−")

@@ -34,7 +34,7 @@ class Difference(NamedTuple):
 
 
 def read(path: Path) -> dict[str, Cells]:
-    """Cells by checkpoint."""
+    """Return cells by checkpoint."""
     newest: dict[str, Cells] = {}
     for text in path.read_text(encoding="utf-8").splitlines():
         record = json.loads(text)
@@ -46,12 +46,12 @@ def read(path: Path) -> dict[str, Cells]:
 
 
 def base_of(name: str) -> str | None:
-    """What "A + B" adds B to; nothing for a method as it is."""
+    """Return what "A + B" adds B to; nothing for a method as it is."""
     return name.rpartition(" + ")[0] or None
 
 
 def difference(before: Blocks, after: Blocks) -> Difference:
-    """`after` less `before` on the pictures of the blocks that both have.
+    """Return `after` less `before` on the pictures of the blocks that both have.
 
     Raises:
         ValueError: fewer than three common blocks, which cannot tell a lucky draw from a gain; or other questions.
@@ -111,7 +111,7 @@ def accuracy(cell: Blocks | None) -> str:
 
 
 def facts(cell: Blocks) -> list[str]:
-    """Means over the blocks at one budget: share of tokens, slope, padding."""
+    """Return means over the blocks at one budget: share of tokens, slope, padding."""
 
     def mean(key: str) -> float | None:
         values = [row[key] for row in cell.values()]
@@ -130,6 +130,6 @@ def pictures(cell: Blocks) -> int:
 
 
 def sizes_of(found: Iterable[Difference | None]) -> list[list[int]]:
-    """Blocks and pictures of the differences that there are."""
+    """Return blocks and pictures of the differences that there are."""
     there = [one for one in found if one is not None]
     return [[one.blocks for one in there], [one.pictures for one in there]]

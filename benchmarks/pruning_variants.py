@@ -34,8 +34,11 @@ LAYERS = (2, 3, 4)  # PyramidDrop
 
 
 def variants(keep_ratio: float, pads: bool, profile: Profile | None) -> dict[str, Selector]:
-    """Methods by name at one budget: "+ PAS" suppresses padding, "+ trend" divides a measured trend out, "+ own trend"
-    one fitted on the sample. "A + B" is A with B and nothing else changed: the tables show what B is worth."""
+    """Return methods by name at one budget.
+
+    "+ PAS" suppresses padding, "+ trend" divides a measured trend out, "+ own trend" one fitted on the sample. "A + B"
+    is A with B and nothing else changed: the tables show what B is worth.
+    """
     tower = -2 if pads else -1  # the block whose features the projector reads
     methods: dict[str, Selector] = {
         "random": Random(keep_ratio=keep_ratio),
@@ -78,5 +81,5 @@ def variants(keep_ratio: float, pads: bool, profile: Profile | None) -> dict[str
 
 
 def padded(method: Any) -> Any:
-    """The same method, padding no candidate."""
+    """Return the same method with padding excluded from its candidates."""
     return replace(method, padding="square")

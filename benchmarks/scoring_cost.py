@@ -57,7 +57,7 @@ FIRST = "zeroth_order, first prompt"
 
 
 def methods(whole_block: int) -> dict[str, Any]:
-    """Every selector; in-LLM ones cut before layer 1, the deepest that two layers allow."""
+    """Return every selector; in-LLM ones cut before layer 1, the deepest that two layers allow."""
     at = {"keep_ratio": KEEP, "layer": 1}
     return {
         "random": Random(keep_ratio=KEEP),
@@ -90,7 +90,7 @@ def methods(whole_block: int) -> dict[str, Any]:
 
 @torch.inference_mode()
 def once(model: Any, inputs: dict[str, Tensor], policy: Any, stage: str, before: int = 0) -> float:
-    """Milliseconds of one stage of the report, after `before` prompts that are not counted."""
+    """Return milliseconds of one stage of the report, after `before` prompts that are not counted."""
     with vlmopt.optimized(model, policy):
         for _ in range(before + 1):
             model(**inputs, use_cache=True, logits_to_keep=1)
@@ -123,7 +123,7 @@ def costs(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 @torch.inference_mode()
 def greedy(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Milliseconds of the greedy choices against k, n = 1 024 tokens of width 4 096."""
+    """Return milliseconds of the greedy choices against k, n = 1 024 tokens of width 4 096."""
     features = torch.randn(1024, 4096, device=options.device)
     weights = torch.rand(1024, device=options.device)
     rows = []
@@ -141,7 +141,7 @@ def greedy(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def timed(run: Any, device: str) -> float:
-    """Milliseconds of one call."""
+    """Return milliseconds of one call."""
     wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
     wait()
     start = time.perf_counter()
@@ -152,7 +152,7 @@ def timed(run: Any, device: str) -> float:
 
 @torch.inference_mode()
 def screens(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Milliseconds of the UI graph of a 2 800 x 1 680 screen of 28-px cells, next to reading its pixels once."""
+    """Return milliseconds of the UI graph of a 2 800 x 1 680 screen of 28-px cells, next to reading its pixels once."""
     coords = torch.cartesian_prod(torch.arange(1), torch.arange(60), torch.arange(100)).to(options.device)
     frame, scale = coords[:, 0], torch.ones(3, device=options.device)
     rows = []

@@ -21,7 +21,7 @@ TOWER = {"llava-1.5-7b": 24, "qwen2.5-vl-7b": 32}
 
 
 def build(name: str, layers: int, tower_layers: int, device: str, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
-    """Model and inputs.
+    """Return model and inputs.
 
     Args:
         name: a key of `FULL`. layers, tower_layers: how many to build, the whole model's numbers stand in `FULL` and
@@ -36,7 +36,7 @@ def build(name: str, layers: int, tower_layers: int, device: str, dtype: torch.d
 
 
 def llava(layers: int, tower_layers: int) -> LlavaConfig:
-    """LLaVA-1.5-7B: CLIP-L/14-336, 576 visual tokens, Llama-2-7B; a small vocabulary."""
+    """Return LLaVA-1.5-7B: CLIP-L/14-336, 576 visual tokens, Llama-2-7B; a small vocabulary."""
     text = LlamaConfig(
         hidden_size=4096, intermediate_size=11008, num_hidden_layers=layers, num_attention_heads=32,
         num_key_value_heads=32, vocab_size=1024, max_position_embeddings=4096, bos_token_id=1, eos_token_id=2,
@@ -55,7 +55,7 @@ def llava_inputs() -> dict[str, torch.Tensor]:
 
 
 def qwen(layers: int, tower_layers: int) -> Qwen2_5_VLConfig:
-    """Qwen2.5-VL-7B, 1 024 visual tokens (a picture of 896 x 896); a small vocabulary."""
+    """Return Qwen2.5-VL-7B, 1 024 visual tokens (a picture of 896 x 896); a small vocabulary."""
     text = {
         "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": layers, "num_attention_heads": 28,
         "num_key_value_heads": 4, "vocab_size": 1024, "max_position_embeddings": 32768, "tie_word_embeddings": False,

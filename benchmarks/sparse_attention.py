@@ -56,7 +56,7 @@ def synchronize() -> None:
 
 
 def layer(length: int, d: int, options: argparse.Namespace) -> Prefill:
-    """Random q, k, v of one layer."""
+    """Return random q, k, v of one layer."""
     generator = torch.Generator().manual_seed(0)
     q, k, v = (
         torch.randn(1, options.heads, length, d, generator=generator).to(options.device, getattr(torch, options.dtype))
@@ -66,13 +66,13 @@ def layer(length: int, d: int, options: argparse.Namespace) -> Prefill:
 
 
 def least_density(length: int) -> float:
-    """Share of causal blocks that are the first or the diagonal one."""
+    """Return share of causal blocks that are the first or the diagonal one."""
     tiles = -(-length // BLOCK)
     return (2 * tiles - 1) / (tiles * (tiles + 1) / 2)
 
 
 def random_blocks(prefill: Prefill, density: float) -> tuple[SparseIndex, float]:
-    """An index of about that density (of causal blocks), different per head, and its exact density."""
+    """Return an index of about that density (of causal blocks), different per head, and its exact density."""
     tiles = -(-prefill.rows // BLOCK)
     causal = torch.ones(tiles, tiles, dtype=torch.bool).tril()
     always = torch.eye(tiles, dtype=torch.bool)
@@ -85,7 +85,7 @@ def random_blocks(prefill: Prefill, density: float) -> tuple[SparseIndex, float]
 
 
 def speed(length: int, d: int, threads: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Dense attention and random blocks of all densities, in turns."""
+    """Measure dense attention and random blocks of all densities, in turns."""
     torch.set_num_threads(threads)
     prefill = layer(length, d, options)
     q, k, v = qkv(prefill)
@@ -124,7 +124,7 @@ def qkv(prefill: Prefill) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def estimators(length: int, options: argparse.Namespace) -> dict[str, Any]:
-    """What patterns spend before attention starts: probing, scoring and writing the index."""
+    """Measure what patterns spend before attention starts: probing, scoring and writing the index."""
     torch.set_num_threads(1)
     prefill = layer(length, 64, options)
     q, k, v = qkv(prefill)
@@ -153,7 +153,7 @@ def estimators(length: int, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def fresh(prefill: Prefill) -> Prefill:
-    """Without what another pattern has left in the cache."""
+    """Return the prefill without what another pattern has left in the cache."""
     return replace(prefill)
 
 

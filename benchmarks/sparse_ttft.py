@@ -35,7 +35,7 @@ PATTERNS = {
 
 
 def video_model(frames: int) -> tuple[Any, dict[str, torch.Tensor]]:
-    """Qwen2.5-VL with random weights, 0.1 B parameters in the decoder, and a prompt with one video."""
+    """Return Qwen2.5-VL with random weights, 0.1 B parameters in the decoder, and a prompt with one video."""
     text = {
         "hidden_size": 768, "intermediate_size": 2560, "num_hidden_layers": 12, "num_attention_heads": 12,
         "num_key_value_heads": 4, "vocab_size": 1024, "max_position_embeddings": 65536, "tie_word_embeddings": True,
@@ -65,7 +65,7 @@ def video_model(frames: int) -> tuple[Any, dict[str, torch.Tensor]]:
 
 
 def ttft(model: Any, inputs: dict[str, Any], pattern: Any, found: dict[str, Any], name: str) -> float:
-    """Milliseconds from the call to the first logits, without the vision tower."""
+    """Return milliseconds from the call to the first logits, without the vision tower."""
     prefill = None if pattern is None else SparsePrefill(pattern=pattern, min_len=1, dense_layers=0, max_work=10)
     with vlmopt.optimized(model, Policy(prefill=prefill)):
         model.generate(**inputs, max_new_tokens=1, do_sample=False)
@@ -116,7 +116,7 @@ def main() -> None:
 
 
 def attention_share(model: Any, n: int) -> float:
-    """Attention's share of the decoder's FLOPs in a dense causal prefill of n tokens."""
+    """Return attention's share of the decoder's FLOPs in a dense causal prefill of n tokens."""
     text = model.config.get_text_config()
     linear = 2.0 * sum(p.numel() for p in model.model.language_model.layers.parameters()) * n
     attention = text.num_hidden_layers * 2.0 * n * n * text.hidden_size

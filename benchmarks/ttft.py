@@ -41,7 +41,7 @@ IMAGE, START, END = 1000, 1001, 1002
 
 
 def random_model() -> tuple[Any, dict[str, torch.Tensor]]:
-    """Qwen2.5-VL with random weights, 0.31 B parameters in the decoder, and a prompt with 1 024 visual tokens."""
+    """Build Qwen2.5-VL with random weights, 0.31 B in the decoder, and a prompt with 1 024 visual tokens."""
     text = {
         "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 26, "num_attention_heads": 16,
         "num_key_value_heads": 4, "vocab_size": 1024, "max_position_embeddings": 4096, "tie_word_embeddings": True,
@@ -77,7 +77,7 @@ def random_model() -> tuple[Any, dict[str, torch.Tensor]]:
 
 
 def bundled_model() -> tuple[Any, dict[str, torch.Tensor]]:
-    """The shipped test organism on a generated screen."""
+    """Load the bundled checkpoint, with a generated screen."""
     model, processor = vlmopt.load_checkpoint("tiny-qwen")
     world = screen(seed=7)
     return model, image_prompt(processor, world.questions[0].text, [world.image])
@@ -85,7 +85,7 @@ def bundled_model() -> tuple[Any, dict[str, torch.Tensor]]:
 
 @torch.inference_mode()
 def prefill_ms(model: Any, inputs: dict[str, Any]) -> float:
-    """Milliseconds of one forward that fills a cache and returns the last logits."""
+    """Return milliseconds of one forward that fills a cache and returns the last logits."""
     synchronize(model)
     start = time.perf_counter()
     model(**inputs, use_cache=True, logits_to_keep=1)
@@ -99,7 +99,7 @@ def synchronize(model: Any) -> None:
 
 
 def measured(model: Any, inputs: dict[str, Any], policy: Any) -> float:
-    """Prefill under `policy` without the vision tower's share."""
+    """Return the prefill under `policy` without the vision tower's share."""
     with vlmopt.optimized(model, policy):
         total = prefill_ms(model, inputs)
         return total - (vlmopt.report(model).ms["vision"] or 0.0)
@@ -107,7 +107,7 @@ def measured(model: Any, inputs: dict[str, Any], policy: Any) -> float:
 
 @torch.inference_mode()
 def oracle(model: Any, inputs: dict[str, Any], keep_ratio: float) -> tuple[Callable[[], float], int]:
-    """The same prefill on the kept tokens only: embeddings and positions captured once, outside the measurement."""
+    """Return the same prefill on the kept tokens only: embeddings and positions are captured once, before measuring."""
     captured: dict[str, Any] = {}
 
     def capture(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
@@ -129,7 +129,7 @@ def oracle(model: Any, inputs: dict[str, Any], keep_ratio: float) -> tuple[Calla
 
 
 def flops(model: Any, n: int) -> float:
-    """Multiply-adds x 2 of the decoder for a prefill of n tokens: linear layers plus causal attention."""
+    """Return the decoder's FLOPs (2 per multiply-add) for a prefill of n tokens: linear layers and causal attention."""
     text = model.config.get_text_config()
     weights = sum(p.numel() for p in model.model.language_model.layers.parameters())
     return 2.0 * weights * n + text.num_hidden_layers * 2.0 * n * n * text.hidden_size
@@ -176,14 +176,14 @@ def run(name: str, repeats: int, device: str) -> None:
 
 @torch.inference_mode()
 def scoring_ms(model: Any, inputs: dict[str, Any], method: Any) -> float:
-    """Milliseconds that choosing took in the first forward with a method, probes and derived matrices included."""
+    """Return the milliseconds that choosing took in the first forward with a method, probes and matrices included."""
     with vlmopt.optimized(model, method):
         model(**inputs, use_cache=True, logits_to_keep=1)
         return vlmopt.report(model).ms["scoring"] or 0.0
 
 
 def scored(model: Any, inputs: dict[str, Any], dense: float, repeats: int) -> list[dict[str, Any]]:
-    """What every method's choice costs, printed beside its goal."""
+    """Print what every method's choice costs, beside its goal; return it."""
     raw = interleaved({k: lambda m=m: scoring_ms(model, inputs, m) for k, m in SCORED.items()}, repeats)
     print(f"\n{'choosing':>28} {'ms p50':>9} {'p20':>9} {'p80':>9} {'of dense prefill':>17} {'goal':>6}")
     rows = []

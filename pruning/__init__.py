@@ -1,4 +1,4 @@
-"""Which visual tokens to keep: pure tensor algorithms that know torch only."""
+"""Choose which visual tokens to keep: pure tensor algorithms that know torch only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract of a selector: settings, signals, and `pick`; budget, padding and segments are handled here once."""
+"""The contract of a selector: settings, signals and `pick`; budget, padding and segments are handled here."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ class Selector(Configured, ABC):
 
     @property
     def padded(self) -> float:
-        """A token is padding where a larger fraction of its area is."""
+        """The fraction of a token's area above which it counts as padding."""
         return PADDED
 
     @property
@@ -159,14 +159,14 @@ class Selector(Configured, ABC):
 
     @property
     def source(self) -> str | None:
-        """Where numbers that were measured beforehand come from, for the report; None without any."""
+        """Where the measured numbers come from, for the report; None without any."""
         return None
 
     def check_model(self, model: Mapping[str, Any]) -> None:
         """Raise `ValueError` if measured numbers do not belong to this model (model_type, hidden_size, layers, ...)."""
 
     def budget(self, total: int) -> int:
-        """Tokens that stay out of `total` original ones."""
+        """Return how many tokens stay out of `total` original ones."""
         return kept_tokens(total, self.keep_ratio, self.keep_tokens)
 
     @abstractmethod
@@ -209,13 +209,13 @@ class Selector(Configured, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreSelector(Selector):
-    """A selector that ranks: override `score`, the highest stay, ties go to the lowest index."""
+    """Base of selectors that rank: override `score`; the highest stay, ties go to the lowest index."""
 
     trend: ClassVar[bool] = False  # scores are attention inside the LLM, which rises towards late positions
 
     @abstractmethod
     def score(self, tokens: VisualTokens) -> Tensor:
-        """fp32 [n], higher = keep."""
+        """Return fp32 [n], higher = keep."""
 
     def pick(self, tokens: VisualTokens, k: int) -> Selection:
         return self.take(tokens, k, finite(self.score(tokens).float(), len(tokens), self.label))
@@ -226,7 +226,7 @@ class ScoreSelector(Selector):
 
 
 def finite(scores: Tensor, n: int, label: str) -> Tensor:
-    """The scores, or `ValueError` if they are not n finite numbers."""
+    """Return the scores; raise `ValueError` unless they are n finite numbers."""
     if scores.shape != (n,) or not bool(torch.isfinite(scores).all()):
         raise ValueError(
             f"{label}: scores must be {n} finite numbers, got shape {tuple(scores.shape)} "
@@ -236,7 +236,7 @@ def finite(scores: Tensor, n: int, label: str) -> Tensor:
 
 
 def top(scores: Tensor, k: int) -> Tensor:
-    """Indices Long[min(k, n)], ascending, of the k highest scores [n]; ties go to the lowest index."""
+    """Return indices Long[min(k, n)], ascending, of the k highest scores [n]; ties go to the lowest index."""
     return scores.sort(descending=True, stable=True).indices[:k].sort().values
 
 

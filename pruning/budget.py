@@ -1,4 +1,4 @@
-"""How many tokens stay, how a budget is shared between pictures, and where evenly spread picks lie."""
+"""How many tokens stay, how images share a budget, and where evenly spread picks lie."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ALLOCATIONS = ("proportional", "equal", "global", "temporal_change", "distinctiv
 
 
 def kept_tokens(total: int, keep_ratio: float | None, keep_tokens: int | None) -> int:
-    """Budget for `total` >= 1 tokens: floor(ratio * total + 1/2) within 1..total, or min(keep_tokens, total)."""
+    """Return the budget for `total` >= 1 tokens: floor(ratio * total + 1/2) in 1..total, or min(keep_tokens, total)."""
     if keep_tokens is not None:
         return min(keep_tokens, total)
     assert keep_ratio is not None
@@ -32,7 +32,7 @@ def share(counts: Sequence[int], budget: int) -> list[int]:
 def apportion(
     weights: Sequence[float], budget: int, caps: Sequence[int], least: int, held: Sequence[int] | None = None
 ) -> list[int]:
-    """Whole parts in proportion to `weights` >= 0: largest remainders, ties to the earlier part.
+    """Split `budget` into whole parts in proportion to `weights` >= 0: largest remainders, ties to the earlier part.
 
     Sums to min(budget, sum(caps)); part i lies within max(min(least, caps[i]), held[i])..caps[i]. Where the budget does
     not reach for every minimum, each part gets what it holds, then heavier parts get their minimum first.
@@ -64,7 +64,7 @@ def apportion(
 
 
 def segments(tokens: VisualTokens, kind: str, allocation: str) -> list[Tensor]:
-    """Places Long[m] of the tokens of each image (or tile, video) or of each frame; one pool for "global"."""
+    """Return places Long[m] of the tokens of each image (or tile, video) or of each frame; one pool for "global"."""
     if allocation == "global" or (kind == "image" and len(tokens.grids) == 1):
         return [torch.arange(len(tokens), device=tokens.item.device)]
     of = tokens.item if kind == "image" else tokens.frame
@@ -80,9 +80,10 @@ def allocate(
     least: int,
     held: Sequence[int] | None = None,
 ) -> list[int]:
-    """k tokens shared among the segments `split`; never by attention, whose recency would favour the last segment.
+    """Return the parts of k tokens that the segments `split` get.
 
-    held: tokens that each segment has to get, at most k of them.
+    Never by attention, whose recency would favour the last segment. held: tokens that each segment has to get, at most
+    k of them.
     """
     sizes = [len(index) for index in split]
     if len(split) == 1:
@@ -102,7 +103,7 @@ def allocate(
 
 
 def temporal_change(tokens: VisualTokens, reference: Sequence[int] = (1,)) -> Tensor:
-    """fp32 [n]: 1 - cosine to the same cell of an earlier frame; 2, the largest possible value, where there is none.
+    """Return fp32 [n]: 1 - cosine to the same cell of an earlier frame; 2, the largest value, where there is none.
 
     reference: how many frames before, by t modulo its length; 0: nowhere.
     """
@@ -122,7 +123,7 @@ def temporal_change(tokens: VisualTokens, reference: Sequence[int] = (1,)) -> Te
 
 
 def distinctiveness(tokens: VisualTokens, split: Sequence[Tensor]) -> list[float]:
-    """A segment's size times 1 + p - 1 / T, p the softmax over the T segments of how untypical its tokens are.
+    """Return each segment's size times 1 + p - 1 / T, p the softmax over T segments of how untypical its tokens are.
 
     Video Compression Commander (VidCom2, arXiv 2505.14454), frame uniqueness: at most one segment of equal ones gets
     twice its part, and none is starved.
@@ -133,5 +134,5 @@ def distinctiveness(tokens: VisualTokens, split: Sequence[Tensor]) -> list[float
 
 
 def strided(n: int, k: int) -> list[int]:
-    """k of n places, evenly spread: nearest to the centre of each of k equal parts, the lower one in a tie."""
+    """Return k of n positions, evenly spread: the nearest to the centre of each of k equal parts, the lower on ties."""
     return [((2 * i + 1) * n - 1) // (2 * k) for i in range(k)]

@@ -1,4 +1,4 @@
-"""CDPruner: tokens that are unlike each other and like the question."""
+"""CDPruner: keep tokens that are unlike each other and like the question."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from .tokens import Selection, VisualTokens
 @register("cd_pruner")
 @dataclass(frozen=True, kw_only=True)
 class CDPruner(Selector):
-    """Greedy mode of a determinantal point process with kernel L = diag(r) S diag(r), S the cosines of the embeddings.
+    """Keep the greedy mode of a determinantal point process with kernel L = diag(r) S diag(r).
 
     Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in MLLMs (CDPruner, arXiv
-    2506.10967). The paper takes the relevance r from CLIP's image and text towers. Most models ship no text tower, so r
-    here is our adaptation: the mean cosine of a visual token to the input embeddings of the question, both in the space
-    of the LLM. The paper negates it, because in CLIP patches that show what the text names are the less similar ones to
-    it; nothing of the kind is known of a projector that was trained into the LLM's space, so ours keeps its sign. r is
-    stretched to 0..1 within a picture, not within a batch, so that a sample gets the same tokens alone and in a batch.
-    On LLaVA the released code renumbers what stays, which is positions="repack".
+    2506.10967). S are the cosines of the embeddings, r the relevance to the question. The paper takes r from CLIP's
+    image and text towers. Most models have no text tower, so r here is our adaptation: the mean cosine of a visual
+    token to the input embeddings of the question, both in the space of the LLM. The paper negates r, because in CLIP
+    the patches that show what the text names are the less similar ones. A projector trained into the LLM's space is not
+    known to do that, so ours keeps its sign. r is stretched to 0..1 within an image, not within a batch, so that a
+    sample gets the same tokens alone and in a batch. On LLaVA the released code renumbers what stays:
+    positions="repack".
     """
 
     reads = "embeddings"
@@ -62,5 +63,5 @@ class CDPruner(Selector):
 
 
 def likeness(visual: Tensor, text: Tensor) -> Tensor:
-    """fp32 [n]: mean cosine of each row of `visual` [n, d] to the rows of `text` [R, d]."""
+    """Return fp32 [n]: mean cosine of each row of `visual` [n, d] to the rows of `text` [R, d]."""
     return normalize(visual.float(), dim=1) @ normalize(text.float(), dim=1).mean(0)

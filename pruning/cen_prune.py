@@ -1,4 +1,4 @@
-"""Cen-Prune: diversity of centred features, weighted by how distinctive a token is before centring."""
+"""Cen-Prune: choose by diversity of centred features, weighted by how distinctive a token was before centring."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .tokens import Selection, VisualTokens
 @register("cen_prune")
 @dataclass(frozen=True, kw_only=True)
 class CenPrune(Selector):
-    """DivPrune or a determinantal point process in a corrected geometry.
+    """Keep tokens by DivPrune or a determinantal point process, in a corrected geometry.
 
     Centering before Pruning: Lightweight Geometry Correction for Diversity-Based Visual Token Pruning in LVLMs (Wen et
-    al., 2026). Cosines of visual tokens crowd well above 0; without their mean they spread, and the preference for
-    distinctive tokens that is lost with it returns as a weight g, see `centred`. max_min: DivPrune's first token, then
-    the argmax of g_i * min_s (1 - S_is), S the centred cosines; dpp: largest determinant of diag(g) S diag(g).
+    al., 2026). Cosines of visual tokens crowd well above 0. Without their mean they spread, but the preference for
+    distinctive tokens is lost; it returns as a weight g, see `centred`. max_min: DivPrune's first token, then the
+    argmax of g_i * min_s (1 - S_is), S the centred cosines; dpp: the largest determinant of diag(g) S diag(g).
     """
 
     reads = "embeddings"
@@ -59,7 +59,7 @@ class CenPrune(Selector):
 
 
 def centred(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Features [n, d] without their mean, fp32 [n, d], and the distinctiveness g of each token, fp32 [n] within 0..1.
+    """Return features [n, d] without their mean, fp32, and the distinctiveness g of each token, fp32 [n] in 0..1.
 
     g_i = minus the mean cosine of token i to the others before centring, stretched to 0..1; 1 for all if it is equal.
     """

@@ -1,4 +1,4 @@
-"""Clusters of tokens by density peaks."""
+"""Cluster tokens by density peaks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CoreMatching: tokens that fire the neurons which the sentence needs."""
+"""CoreMatching: keep tokens that fire the neurons which the text needs."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ LISTENER = 5  # the text token, counted from the end, whose neurons the released
 @register("core_matching")
 @dataclass(frozen=True, kw_only=True)
 class CoreMatching(ScoreSelector):
-    """Tokens whose positive neurons in layer `layer - 1` are most often core neurons of the text, down to the knee.
+    """Keep tokens whose positive neurons before the cut are most often core neurons of the text, down to the knee.
 
-    CoreMatching: A Co-adaptive Sparse Inference Framework with Token and Neuron Pruning for Comprehensive
-    Acceleration of Vision-Language Models (arXiv 2505.19235). Core neurons of a token are the fraction rho of its
-    positive activations that is highest, those of the sentence the fraction beta of all neurons that is most often
-    core; q_i = |positive(x_i) & core|; tokens above the knee of the sorted q stay, within min_ratio..max_ratio of the
-    tokens seen, which are ours. In the released code the core is the positive neurons of one text token, and there is
-    no such range; that it zeroes keys and values instead of dropping tokens, and chooses anew at every step and layer,
-    is left out.
+    CoreMatching: A Co-adaptive Sparse Inference Framework with Token and Neuron Pruning for Comprehensive Acceleration
+    of Vision-Language Models (arXiv 2505.19235). The core neurons of a token are the highest fraction rho of its
+    positive activations. Those of the sentence are the fraction beta of all neurons that is core most often. q_i =
+    |positive(x_i) & core|; tokens above the knee of the sorted q stay, within min_ratio..max_ratio of the tokens seen.
+    This range is ours. In the released code the core is the positive neurons of one text token, and there is no such
+    range. It also zeroes keys and values instead of dropping tokens, and chooses anew at every step and layer; that is
+    left out.
     """
 
     reads = "neurons"
@@ -105,7 +105,7 @@ class CoreMatching(ScoreSelector):
 
 
 def core_counts(activations: Tensor, rho: float) -> Tensor:
-    """Long[m]: how many of the rows [R, m] have each neuron among the highest fraction rho of their positive ones."""
+    """Return Long[m]: how many of the rows [R, m] have a neuron among the top fraction rho of their positive ones."""
     counts = torch.zeros(activations.shape[1], dtype=torch.long, device=activations.device)
     for part in activations.split(256):  # sorting takes several times the memory of what is sorted
         positive = part > 0
@@ -116,7 +116,7 @@ def core_counts(activations: Tensor, rho: float) -> Tensor:
 
 
 def knee(values: Tensor) -> Tensor:
-    """Long[]: index of the point of the descending curve [n] that is farthest from the chord between its ends.
+    """Return Long[]: the index of the point of the descending curve [n] farthest from the chord between its ends.
 
     The first such point in a tie; 0 for a straight line.
     """

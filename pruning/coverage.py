@@ -1,4 +1,4 @@
-"""Greedy choice of tokens that together stand for all others: the core of SCOPE and MMTok.
+"""Choose greedily tokens that together stand for all others: the core of SCOPE and MMTok.
 
 What the set S covers of a demand u is max over j in S of reach[j, u], at least 0; each step takes the token that adds
 most (facility location). Gains only fall while S grows, so a gain of an earlier step bounds that of this one (Minoux,
@@ -15,7 +15,7 @@ FEW = 16  # bounds that are made new at first, before a leader is believed
 
 
 def cover(reach: Tensor, k: int, weights: Tensor | None = None, resolution: float = 0.0) -> Tensor:
-    """k tokens, each the argmax over the rest of weight_j * sum_u max(reach[j, u] - what is covered of u, 0).
+    """Return k tokens, each the argmax over the rest of weight_j * sum_u max(reach[j, u] - what is covered of u, 0).
 
     On a CPU only as many gains are computed as the choice needs, elsewhere all of them at each step, so that the host
     never waits. O(k n m) time at worst, and memory for a few rows (elsewhere: all) of `reach` besides itself.

@@ -1,4 +1,4 @@
-"""DART: tokens that repeat a few pivots least."""
+"""DART: keep tokens that repeat a few pivots least."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from .tokens import Selection, VisualTokens
 @register("dart")
 @dataclass(frozen=True, kw_only=True)
 class DART(Selector):
-    """The visual tokens of largest L1 norm stay as pivots; then each pivot takes the tokens least like it.
+    """Keep the visual tokens of largest L1 norm as pivots; let each pivot then take the tokens least like it.
 
     Stop Looking for Important Tokens in Multimodal Language Models: Duplication Matters More (DART, arXiv 2502.11494),
     on what the language model is given, as TensorRT Edge-LLM does it: pivot j of P takes ceil(left / (P - j)) of the
-    budget that is left, by lowest cosine. Pivots of the question guide, and are behind those of the picture. The
+    budget that is left, by lowest cosine. Pivots of the question also guide the choice, after those of the image. The
     authors cut before layer 2 and count the pivots on top of the quota, so that theirs is no exact budget.
     """
 
@@ -62,12 +62,12 @@ class DART(Selector):
 
 
 def longest(rows: Tensor, count: int) -> Tensor:
-    """Long[count]: the rows [n, d] of largest L1 norm, falling, ties to the lowest index."""
+    """Return Long[count]: the rows [n, d] of largest L1 norm, falling, ties to the lowest index."""
     return rows.abs().sum(1).sort(descending=True, stable=True).indices[:count]
 
 
 def least_alike(visual: Tensor, pivots: Tensor, stay: Tensor, k: int) -> Tensor:
-    """Long[k]: `stay` Long[s], s <= k, and of the other rows of `visual` [n, d] those least like `pivots` [P, d]."""
+    """Return Long[k]: `stay` Long[s], s <= k, and those other rows of `visual` [n, d] least like `pivots` [P, d]."""
     cosines = normalize(pivots, dim=1) @ normalize(visual, dim=1).T
     cosines[:, stay] = torch.inf
     picked = [stay]

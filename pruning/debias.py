@@ -1,4 +1,4 @@
-"""Attention debiasing: a host's own choice, made by scores without their positional trend."""
+"""Attention debiasing: a host's own choice, by scores without their positional trend."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FITS = {  # what each may be told about the trend
 
 
 def mirrors_host(cls: Kind) -> Kind:
-    """Take the settings that all selectors share from the host, where they are stated."""
+    """Decorate `Debias`: give it every setting that all selectors share, to be read off the host."""
     for shared in fields(Selector):
         mirrored: Any = field(init=False, repr=False, compare=False, metadata={"help": "That of the host."})
         setattr(cls, shared.name, mirrored)
@@ -40,7 +40,7 @@ def mirrors_host(cls: Kind) -> Kind:
 @dataclass(frozen=True, kw_only=True)
 @mirrors_host
 class Debias(ScoreSelector):
-    """Divides the host's attention scores by exp(sigma * x), x in 0..1 the place in the picture; the host then chooses.
+    """Divide the host's attention scores by exp(sigma * x), x in 0..1 the place in the image; the host then chooses.
 
     Attention Debiasing for Token Pruning in Vision Language Models (arXiv 2508.17807): score_i / f(x_i). Attention of
     text inside the LLM rises towards late tokens whatever they show. Budget, layer and all else are the host's; padding
@@ -51,8 +51,8 @@ class Debias(ScoreSelector):
     compete in one ranking, and never reaches the allocation of budgets, which reads no attention.
 
     Raises:
-        TypeError: the host is no `ScoreSelector`. ValueError: its scores have no trend, what is known of the trend is
-            missing, given twice, of no use to `fit`, or measured elsewhere.
+        TypeError: the host is no `ScoreSelector`. ValueError: its scores have no trend, or what is known of the trend
+            is missing, given twice, of no use to `fit`, or measured elsewhere.
     """
 
     reads = "what its host reads"
@@ -114,7 +114,7 @@ class Debias(ScoreSelector):
         self.check_sources()
 
     def check_sources(self) -> None:
-        """Whether what is known of the trend is enough, stated once, and of use."""
+        """Raise `ValueError` unless the trend is known well enough, stated once, and of use."""
         sources = ("sigma", "preset", "profile", "rope_base", "head_dim")
         given = [name for name in sources if getattr(self, name) is not None]
         if useless := [name for name in given if name not in FITS[self.fit]]:
@@ -197,7 +197,7 @@ class Debias(ScoreSelector):
         return scores / trend
 
     def log_trend(self, tokens: VisualTokens, scores: Tensor) -> Tensor:
-        """fp32 [n]: logarithm of the trend in `scores` [n], up to a constant."""
+        """Return fp32 [n]: the logarithm of the trend in `scores` [n], up to a constant."""
         if self.fit == "rope_kernel":
             assert self.rope_base is not None
             assert self.head_dim is not None
@@ -215,7 +215,7 @@ class Debias(ScoreSelector):
         return (1 - self.shrink) * own + self.shrink * known
 
     def known(self, tokens: VisualTokens) -> Tensor:
-        """fp32 [n]: logarithm of the trend stated beforehand; 0 where nothing is stated."""
+        """Return fp32 [n]: the logarithm of the trend that was given; 0 where none was."""
         if self.profile is not None:
             return self.profile.log(tokens)
         x = raster_place(tokens)

@@ -1,4 +1,4 @@
-"""DivPrune: tokens as far from each other as possible."""
+"""DivPrune: keep tokens that are as far from each other as possible."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .tokens import Selection, VisualTokens
 @register("div_prune")
 @dataclass(frozen=True, kw_only=True)
 class DivPrune(Renumbered, OnePool):
-    """Starts at the token whose nearest neighbour is farthest, adds the one farthest from its nearest chosen token.
+    """Keep the token whose nearest neighbour is farthest, then always the one farthest from all that are kept.
 
     DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models (arXiv 2503.02175): greedy max-min of
     1 - cos(z_i, z_j) over projector outputs z. A chosen token is never a candidate again, and row separators are no

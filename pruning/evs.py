@@ -1,4 +1,4 @@
-"""EVS: what changes from one video frame to the next."""
+"""EVS: keep what changes from one video frame to the next."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ BACK = {"previous": (1,), "dycoke": (0, 1, 2, 1)}  # frames to the reference
 @register("evs")
 @dataclass(frozen=True, kw_only=True)
 class EVS(ScoreSelector):
-    """Cells that differ most from the same cell one frame earlier, over the whole video, the first frame before all.
+    """Keep cells that differ most from the same cell one frame earlier, over the video, the first frame before all.
 
     Efficient Video Sampling: Pruning Temporally Redundant Tokens for Faster VLM Inference (arXiv 2510.14624):
-    1 - cos(z[t], z[t - 1]) of projector outputs z. Where the budget does not reach for the first frame (a picture is
-    nothing but a first frame), it is spread evenly over it. Drift slower than the frame rate goes unseen, since the
-    reference is the frame before, not the last one that stayed. reference="dycoke": groups of four frames, whose first
-    stays, the second and third are held against it, and the fourth against the third: the temporal part of DyCoke:
+    1 - cos(z[t], z[t - 1]) of projector outputs z. Where the budget does not cover the first frame (an image is nothing
+    but a first frame), it is spread evenly over it. Drift slower than the frame rate goes unseen, since the reference
+    is the frame before, not the last one that stayed. reference="dycoke": groups of four frames. The first one stays,
+    the second and third are compared with it, and the fourth with the third. That is the temporal part of DyCoke:
     Dynamic Compression of Tokens for Fast Video Large Language Models (arXiv 2411.15024), with one ranking for all
     frames in place of a fixed share per frame.
     """

@@ -1,4 +1,4 @@
-"""FastV: keep what the last prompt token looks at, in the layer before the cut."""
+"""FastV: keep what the last prompt token attends to, in the layer before the cut."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .tokens import VisualTokens
 @register("fastv")
 @dataclass(frozen=True, kw_only=True)
 class FastV(OnePool, ScoreSelector):
-    """Highest attention of the last prompt row in layer `layer - 1`, mean over heads.
+    """Keep the tokens with the highest attention of the last prompt row in layer `layer - 1`, mean over heads.
 
     An Image is Worth 1/2 Tokens After Layer 2 (FastV, arXiv 2403.06764). The paper speaks of all rows; its code reads
-    the last one, as here. Several pictures share the budget before the ranking, so that recency does not decide it.
+    the last one, as here. Several images share the budget before the ranking, so that recency does not decide it.
     """
 
     reads = "attention"

@@ -1,4 +1,4 @@
-"""FastVID: scenes of a video, each kept as attended tokens and as merged ones around its density peaks."""
+"""FastVID: cut a video into scenes; keep of each the attended tokens, and merged ones around its density peaks."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ NEIGHBOURS = 4  # that the density of a token counts
 @register("fastvid")
 @dataclass(frozen=True, kw_only=True)
 class FastVID(Selector):
-    """Cuts the video into scenes where frames change, keeps the attended tokens of each and merges the others.
+    """Cut the video into scenes where frames change, keep the attended tokens of each and merge the others.
 
     FastVID: Dynamic Density Pruning for Fast Video Large Language Models (arXiv 2503.11187), the rule for
     LLaVA-OneVision: a scene ends where adjacent frame means are least alike (`scenes` - 1 times, and wherever their
     cosine is below `tau`). Scenes share the budget by their tokens; `context` of it goes to density peaks of every
     `stride`-th frame of the scene, the other part to the most attended tokens of each frame. What is dropped is merged
     into the peak most like it, once per frame with peaks: peak = w peak + (1 - w) mean, w = max(1 / (m + 1), beta) with
-    m merged tokens. Densities are of what the language model is given; equal ones go by index, not by lot. A picture is
+    m merged tokens. Densities are of what the language model is given; equal ones go by index, not by lot. An image is
     one scene of one frame.
     """
 
@@ -82,7 +82,7 @@ class FastVID(Selector):
     def chosen(
         self, embeds: Tensor, attention: Tensor, scene: list[Tensor], budget: int
     ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Salient tokens of every frame of a scene, peaks of the frames that have some, and all other tokens."""
+        """Return salient tokens of every frame of a scene, peaks of the frames that have some, and all other tokens."""
         sizes = [len(index) for index in scene]
         context = min(max(math.floor(self.context * budget + 1e-9), int(self.context > 0)), budget)
         room = [n if i % self.stride == 0 else 0 for i, n in enumerate(sizes)]
@@ -102,7 +102,7 @@ class FastVID(Selector):
         return salient, peaks, torch.cat(rest)
 
     def merge(self, embeds: Tensor, peaks: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings [c, d] of peaks Long[c] with the tokens `rest` Long[r] in them, and how many each has got [c]."""
+        """Return embeddings [c, d] of peaks Long[c] with the tokens `rest` Long[r] merged in, and how many each got."""
         # A product with 0 and 1, because adding in place by index is not repeatable on a GPU.
         into = nearest(embeds[rest], embeds[peaks])
         member = (into == torch.arange(len(peaks), device=into.device)[:, None]).float()
@@ -114,7 +114,7 @@ class FastVID(Selector):
 
 
 def ends(means: Tensor, scenes: int, tau: float) -> Tensor:
-    """Bool[T - 1]: whether a scene ends behind frame t of T, by the frame means [T, d]."""
+    """Return Bool[T - 1]: whether a scene ends behind frame t of T, by the frame means [T, d]."""
     unit = normalize(means, dim=1)
     alike = (unit[1:] * unit[:-1]).sum(1)
     lowest = alike.sort(stable=True).indices[: scenes - 1]
@@ -122,7 +122,7 @@ def ends(means: Tensor, scenes: int, tau: float) -> Tensor:
 
 
 def split(frames: list[Tensor], last: list[bool]) -> list[list[Tensor]]:
-    """The frames of every scene, given which of them but the last one end a scene."""
+    """Return the frames of every scene, given which of them but the last one end a scene."""
     scenes = [frames[:1]]
     for frame, new in zip(frames[1:], last, strict=True):
         if new:
@@ -132,11 +132,11 @@ def split(frames: list[Tensor], last: list[bool]) -> list[list[Tensor]]:
 
 
 def nearest(rows: Tensor, centres: Tensor) -> Tensor:
-    """Long[r]: the centre [c, d] of highest cosine to each row [r, d], the first in a tie."""
+    """Return Long[r]: the centre [c, d] of highest cosine to each row [r, d], the first in a tie."""
     return (normalize(rows, dim=1) @ normalize(centres, dim=1).T).argmax(1)
 
 
 def without(n: int, taken: Tensor) -> Tensor:
-    """Long[n - t]: the places 0..n-1 that are not among `taken` Long[t], ascending; the host need not wait."""
+    """Return Long[n - t]: the places 0..n-1 that are not among `taken` Long[t], ascending; the host need not wait."""
     flags = torch.zeros(n, dtype=torch.uint8, device=taken.device).index_fill(0, taken, 1)
     return flags.sort(stable=True).indices[: n - len(taken)]

@@ -1,4 +1,4 @@
-"""First pass: what the question looks at when the model reads the screenshot at a lower resolution."""
+"""First pass: keep what the question attends to when the model reads the screenshot at a lower resolution."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ TRENDS = ("raster", "thw")
 @register("first_pass")
 @dataclass(frozen=True, kw_only=True)
 class FirstPass(Shuffled, ScoreSelector):
-    """Cells that the question attends to in a first pass over a smaller picture, mixed with the UI graph.
+    """Keep cells that the question attends to in a first pass over a smaller image, mixed with the UI graph.
 
-    Our stand-in for the trained scorer of FocusUI (arXiv 2601.03928), without training and not validated there: alpha
-    times the rank (0..1) of the attention, over the positional trend (Attention Debiasing, arXiv 2508.17807) that it
-    shows itself, plus 1 - alpha times the UI-graph score. The first pass runs the lower layers on a prompt with about
-    1 / shrink^2 of the visual tokens; the cells of a block share its attention, so the graph decides among them.
-    Without text behind the last picture the graph alone decides.
+    Our stand-in for the trained scorer of FocusUI (arXiv 2601.03928), without training and not validated there. The
+    score is alpha times the rank (0..1) of the attention, plus 1 - alpha times the UI-graph score. The attention is
+    divided by its own positional trend first (Attention Debiasing, arXiv 2508.17807). The first pass runs the lower
+    layers on a prompt with about 1 / shrink^2 of the visual tokens. The cells of a block share its attention, so the
+    graph decides among them. Without text behind the last image the graph alone decides.
     """
 
     reads = "attention, pixels"
@@ -73,7 +73,7 @@ class FirstPass(Shuffled, ScoreSelector):
         return graph if asked is None else self.alpha * asked + (1 - self.alpha) * graph
 
     def debiased(self, tokens: VisualTokens, attention: Tensor) -> Tensor:
-        """fp32 [n]: attention [n] over the share `debias` of its own positional trend."""
+        """Return fp32 [n]: attention [n] divided by the share `debias` of its own positional trend."""
         if self.axes == "thw":
             place = grid_place(tokens)
             trend = place @ fit_axes(attention, place)

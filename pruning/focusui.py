@@ -1,4 +1,4 @@
-"""FocusUI: cells of a screenshot that the instruction is about, by a trained scorer; and a stand-in without training.
+"""FocusUI: keep cells of a screenshot that the instruction is about, by a trained scorer or a stand-in without one.
 
 FocusUI: Efficient UI Grounding via Position-Preserving Visual Token Selection (arXiv 2601.03928).
 """
@@ -24,12 +24,12 @@ from .ui_graph import WEIGHTINGS, graph_of
 @register("focus_ui")
 @dataclass(frozen=True, kw_only=True)
 class FocusUI(Shuffled, ScoreSelector):
-    """Cells that a small trained network finds most related to the instruction, with a trained marker per dropped run.
+    """Keep cells that a small trained network finds most related to the instruction; a trained marker ends each gap.
 
-    FocusUI (arXiv 2601.03928). Each picture is scored by itself. The paper tokenises the bare instruction apart; here
-    the scorer reads all text behind the last picture, the turn's closing tokens of the chat template among them, in
-    training as in use: an instruction before the picture goes unread. Equal scores are drawn by lot. The released code
-    ranks several pictures in one pool; here, in any case, they share the budget.
+    FocusUI (arXiv 2601.03928). Each image is scored by itself. The paper tokenises the bare instruction apart. Here the
+    scorer reads all text behind the last image, closing tokens of the chat template among them, in training as in use:
+    an instruction before the image is not read. Equal scores are drawn by lot. The released code ranks several images
+    in one pool; here they always share the budget.
     """
 
     reads = "embeddings"
@@ -97,11 +97,11 @@ class FocusUI(Shuffled, ScoreSelector):
 @register("instruction_similarity")
 @dataclass(frozen=True, kw_only=True)
 class InstructionSimilarity(Shuffled, ScoreSelector):
-    """Cells whose embeddings resemble those of the instruction, mixed with the UI graph. Needs no training.
+    """Keep cells whose embeddings resemble those of the instruction, mixed with the UI graph. Needs no training.
 
     Our stand-in for the trained scorer of FocusUI (arXiv 2601.03928), not validated there: alpha times the rank (0..1)
     of the cosine between a cell, less the mean of all cells, and the instruction, plus 1 - alpha times the UI-graph
-    score. Without text behind the last picture the graph alone decides. Closing tokens of the chat template are text.
+    score. Without text behind the last image the graph alone decides. Closing tokens of the chat template are text.
     """
 
     reads = "embeddings, pixels"

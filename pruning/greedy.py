@@ -1,4 +1,4 @@
-"""Greedy choice of tokens that are far from all chosen ones, and heavy: the core of the diversity selectors.
+"""Choose greedily tokens that are far from all chosen ones, and heavy: the core of the diversity selectors.
 
 DivPrune (arXiv 2503.02175) without weights; ZOO-Prune (arXiv 2509.24837) with sensitivities as weights.
 """
@@ -15,7 +15,7 @@ WORTH = 16  # products of a matrix with a vector that take as long as one of its
 
 
 def farthest(features: Tensor, k: int, weights: Tensor | None = None, first: Tensor | None = None) -> Tensor:
-    """k tokens, each the argmax over the rest of weight_i * (1 - cosine of i to the nearest token chosen so far).
+    """Return k tokens, each the argmax over the rest of weight_i * (1 - cosine of i to the nearest chosen token).
 
     O(n^2 d) once and O(k n) where the n x n cosines fit into `HELD` and k is large enough or the first token is sought;
     otherwise O(k n d), and the first token without weights O(n^2 d), with nothing of size n x n.
@@ -64,7 +64,7 @@ def farthest(features: Tensor, k: int, weights: Tensor | None = None, first: Ten
 
 
 def most_isolated(unit: Tensor, rows: int = 1024) -> Tensor:
-    """0-dim Long: the unit row [n, d] whose nearest other row is farthest, the lowest index in a tie."""
+    """Return 0-dim Long: the unit row [n, d] whose nearest other row is farthest, the lowest index in a tie."""
     nearest = []
     for start in range(0, len(unit), rows):
         cosines = unit[start : start + rows] @ unit.T
@@ -74,10 +74,10 @@ def most_isolated(unit: Tensor, rows: int = 1024) -> Tensor:
 
 
 def lowest(closeness: Tensor) -> Tensor:
-    """0-dim Long: the first of the smallest of `closeness` [n]; two mutual neighbours tie, but for rounding."""
+    """Return 0-dim Long: the first of the smallest of `closeness` [n]; two mutual neighbours tie, but for rounding."""
     return (closeness <= closeness.amin() + RESOLUTION).int().argmax()
 
 
 def exact() -> bool:
-    """Whether products of fp32 matrices are in fp32; TF32 would tell copies apart."""
+    """Return whether products of fp32 matrices are in fp32; TF32 would tell copies apart."""
     return torch.get_float32_matmul_precision() == "highest"

@@ -1,4 +1,4 @@
-"""HiPrune: objects by a middle block of the vision tower, their surroundings, and the whole by a deep one."""
+"""HiPrune: keep objects by a middle block of the vision tower, their surroundings, and the whole by a deep one."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .tokens import Selection, VisualTokens
 @register("hiprune")
 @dataclass(frozen=True, kw_only=True)
 class HiPrune(Selector):
-    """Anchors by attention of a middle block, the four cells around each, and the rest by attention of a deep block.
+    """Keep anchors by attention of a middle block, the four cells around each, and the rest by that of a deep block.
 
     HiPrune: Training-Free Visual Token Pruning via Hierarchical Attention in Vision-Language Models (arXiv
     2508.00553). Attention is the mean over all rows, also where the tower has a CLS token. Anchors are
     round(alpha * budget / 5). Neighbours are those of the grid: the released code takes the next cell of the sequence,
     which for the last one of a row lies in the next row. Where the budget ends among the neighbours, those of the
     weakest anchors are missing; there the released code raises an error. On Qwen2.5-VL object_layer=15 and
-    tower_layer=31 are blocks that see the whole picture.
+    tower_layer=31 are blocks that see the whole image.
     """
 
     reads = "vision attention"
@@ -56,7 +56,7 @@ class HiPrune(Selector):
 
 
 def levels(tokens: VisualTokens, anchors: Tensor) -> Tensor:
-    """Long[n]: A + 1 for the A anchors, A down to 1 for neighbours of the first to the last of them, 0 for others."""
+    """Return Long[n]: A + 1 for the A anchors, A down to 1 for neighbours of the first to the last, 0 for others."""
     cells, a = tokens.coords, len(anchors)
     apart = (cells[anchors][:, None] - cells).abs()  # [A, n, 3]
     beside = (apart.sum(2) == 1) & (apart[:, :, 0] == 0) & (cells >= 0).all(1)

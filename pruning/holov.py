@@ -1,4 +1,4 @@
-"""HoloV: the budget follows attention from crop to crop, so that no single object takes it all."""
+"""HoloV: let the budget follow attention from crop to crop, so that no single object takes it all."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ VARIANCE = 0.09  # weight of the variance beside attention
 @register("holov")
 @dataclass(frozen=True, kw_only=True)
 class HoloV(Selector):
-    """Crops, contiguous in raster order, share the budget by their mean score; inside a crop the best stay.
+    """Share the budget among crops (contiguous in raster order) by their mean score; inside a crop keep the best.
 
     Don't Just Chase "Highlighted Tokens" in MLLMs: Revisiting Visual Holistic Context Retention (HoloV, arXiv
     2510.02912): score_i = a_i + 0.09 v_i, a the attention inside the vision tower, v_i the variance of the cosines of
-    token i to the others of its crop, scaled to the mean of a. Means over crops therefore follow attention alone, and
-    as released, ranking inside a crop does, too; here the score ranks, so that the variance decides something. The
-    released code fills places that a crop is too small for with zero vectors; here, in any case, other crops take them.
+    token i to the others of its crop, scaled to the mean of a. Means over crops therefore follow attention alone. In
+    the released code so does the ranking inside a crop; here the score ranks, so that the variance decides something.
+    The released code fills places that a crop is too small for with zero vectors; here other crops always take them.
     """
 
     reads = "vision attention"
@@ -73,7 +73,7 @@ class HoloV(Selector):
 
 
 def heaviest_first(weights: Sequence[float], budget: int, caps: Sequence[int]) -> list[int]:
-    """Parts in proportion to `weights` >= 0, rounded down; what is left of `budget` goes one by one to the heaviest.
+    """Return parts in proportion to `weights` >= 0, rounded down; the heaviest get what is left of `budget`, one each.
 
     Part i is at most caps[i], and the budget at most the sum of the caps.
     """
@@ -87,7 +87,7 @@ def heaviest_first(weights: Sequence[float], budget: int, caps: Sequence[int]) -
 
 
 def holistic(attention: Tensor, embeds: Tensor) -> Tensor:
-    """fp32 [m]: attention [m] of one crop plus 0.09 times the variance of cosines among embeds [m, d], at its scale."""
+    """Return fp32 [m]: attention [m] of a crop plus 0.09 times the (scaled) variance of cosines of embeds [m, d]."""
     unit = normalize(embeds.float(), dim=1)
     cosines, others = unit @ unit.T, max(len(unit) - 1, 1)
     off = ~torch.eye(len(unit), dtype=torch.bool, device=unit.device)

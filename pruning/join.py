@@ -12,7 +12,7 @@ from .tokens import Selection, Written
 
 
 def join(parts: Sequence[tuple[Tensor, Selection]], rest: Tensor, n: int, stats: Mapping[str, Any]) -> Selection:
-    """One selection over n tokens.
+    """Return one selection over n tokens, from the choices in segments.
 
     Args:
         parts: (places Long[m] of a segment's tokens among the n, the choice among the m), disjoint.
@@ -35,7 +35,7 @@ def join(parts: Sequence[tuple[Tensor, Selection]], rest: Tensor, n: int, stats:
 
 
 def join_written(parts: Sequence[tuple[Tensor, Selection]], n: int) -> Written | None:
-    """The written slots of all segments over n tokens."""
+    """Return the written slots of all segments as slots among n tokens."""
     given = [(places, chosen.written) for places, chosen in parts if chosen.written is not None]
     if not given:
         return None

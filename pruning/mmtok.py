@@ -1,4 +1,4 @@
-"""MMTok: tokens that cover both the question and the picture."""
+"""MMTok: keep tokens that cover both the question and the image."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .tokens import Selection, VisualTokens
 @register("mmtok")
 @dataclass(frozen=True, kw_only=True)
 class MMTok(Selector):
-    """Greedy facility location over the words of the question and, weighted by `alpha`, all visual tokens.
+    """Cover, greedily, the words of the question and, weighted by `alpha`, all visual tokens (facility location).
 
     MMTok: Multimodal Coverage Maximization for Efficient Inference of VLMs (arXiv 2508.18264). How well token j stands
     for word i is softmax_j(cos / text_temperature) / R, for another visual token softmax_j(cos / vision_temperature) /
     n. The released code reads the words of the question alone, each embedded by itself, without stop words; here every
-    row of text behind the picture counts, the end of the chat template too. Takes memory for (R + n) x n numbers.
+    row of text behind the image counts, the end of the chat template too. Takes memory for (R + n) x n numbers.
     """
 
     reads = "embeddings"
@@ -73,6 +73,6 @@ class MMTok(Selector):
 
 
 def likeness(demands: Tensor, tokens: Tensor, temperature: float) -> Tensor:
-    """fp32 [n, m]: share of demand u [m, d] that token j [n, d] has by softmax over the tokens, over m."""
+    """Return fp32 [n, m]: the share of demand u [m, d] that token j [n, d] has by softmax over tokens, over m."""
     cosines = normalize(tokens.float(), dim=1) @ normalize(demands.float(), dim=1).T
     return (cosines / temperature).softmax(0) / len(demands)

@@ -1,4 +1,4 @@
-"""From a ragged choice of rows to one rectangular gather."""
+"""Turn a ragged choice of rows into one rectangular gather."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def pack(content: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Gather index that keeps the True columns of every row, right-aligned and in order.
+    """Return the gather index that keeps the True columns of every row, right-aligned and in order.
 
     Args:
         content: Bool[B, L], columns that stay.

@@ -19,7 +19,7 @@ BLANK = 1 / 64  # standard deviation inside a blank cell: one grey level of 255 
 
 
 def valid_cells(tokens: VisualTokens, padding: str, threshold: float = PADDED) -> Tensor | None:
-    """Return Bool[n], False on padding; None when padding is not looked for. A picture that is all padding counts as none.
+    """Return Bool[n], False on padding; None when padding is not looked for. An image that is all padding has none.
 
     Args:
         padding: "keep"; "square": cells of mean colour in bars along the borders; "blank": cells without contrast, too.
@@ -40,7 +40,7 @@ def valid_cells(tokens: VisualTokens, padding: str, threshold: float = PADDED) -
 
 
 def border_bars(tokens: VisualTokens, plain: Tensor, axis: int) -> Tensor:
-    """Return Bool[n]: tokens in rows (axis 1) or columns (axis 2) that are plain all along, connected to a border by such."""
+    """Return Bool[n]: tokens in rows (axis 1) or columns (axis 2) that are plain throughout, from a border inwards."""
     placed = tokens.coords[:, axis] >= 0  # a row separator breaks no bar
     line = tokens.coords[:, axis].clamp_min(0)
     frame, width = tokens.frame, int(line.max()) + 1

@@ -1,4 +1,4 @@
-"""Pixel redundancy: cells that their neighbours predict never enter the vision tower."""
+"""Pixel redundancy: keep cells that their neighbours predict out of the vision tower."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LEFT_OUT = -1.0  # novelty of a cell that the tower did not encode
 
 @dataclass(frozen=True, eq=False)
 class Encoding:
-    """What the tower encodes of one picture of n cells, all in raster order."""
+    """What the tower encodes of one image of n cells, all in raster order."""
 
     novelty: Tensor  # fp32 [n]: distance from the prediction, 2 for the first cell; -1 where left out
     anchor: Tensor  # Long[n]: the encoded cell each cell stands for, itself where encoded
@@ -30,13 +30,13 @@ class Encoding:
 @register("pixel_redundancy")
 @dataclass(frozen=True, kw_only=True)
 class PixelRedundancy(Selector):
-    """Leaves out cells whose pixels equal, or nearly equal, what the edge rule of lossless JPEG predicts for them.
+    """Leave out cells whose pixels equal, or nearly equal, what the edge rule of lossless JPEG predicts for them.
 
     PixelPrune (arXiv 2604.00886). A flat background costs one cell, a rectangle of one colour a fixed number of cells
-    whatever its size; with tolerance 0 the pixels can be rebuilt exactly, with a tolerance no cell differs from the
-    cell it stands for by more. The model does not rebuild them: it sees the survivors alone, so that answers may change
-    even at tolerance 0. Photographs have no such cells and pass through untouched. The choice is made before the vision
-    tower; at layer 0 another selector may choose among what it encoded.
+    whatever its size. With tolerance 0 the pixels can be rebuilt exactly; with a tolerance no cell differs by more from
+    the cell that stands for it. The model does not rebuild them: it sees the survivors alone, so that answers may
+    change even at tolerance 0. Photographs have no such cells and pass through untouched. The choice is made before the
+    vision tower; at layer 0 another selector may choose among what it encoded.
     """
 
     reads = "pixels"
@@ -84,7 +84,7 @@ class PixelRedundancy(Selector):
         return frozenset({Novelty()})
 
     def encode(self, cells: Tensor, std: Tensor) -> Encoding:
-        """Which cells of one picture the tower shall see.
+        """Return which cells of one image the tower shall see.
 
         Args:
             cells: [t, h, w, g, c, v], the v values per channel of the g patches of each cell, normalised.
@@ -99,14 +99,14 @@ class PixelRedundancy(Selector):
         return Encoding(novelty.masked_fill(~keep, LEFT_OUT), anchors(keep, predictor))
 
     def pick(self, tokens: VisualTokens, k: int) -> Selection:
-        """The cells that the tower encoded, of all pictures of the sample."""
+        """Return the cells that the tower encoded, of all images of the sample."""
         novelty = tokens.signals[Novelty()]
         encoded = int((novelty >= 0).sum())
         return Selection(top(novelty, max(min(encoded, k), 1)), novelty, {"encoded": encoded})
 
 
 def predict(cells: Tensor, std: Tensor, tolerance: float, distance: str) -> tuple[Tensor, Tensor]:
-    """How far each cell is from the neighbour that predicts it, and which one that is.
+    """Return how far each cell is from the neighbour that predicts it, and which neighbour that is.
 
     With A the cell to the left, B above and C above A: A predicts where C resembles B but not A, B where C resembles
     A but not B, else A (the edge rule of LOCO-I); in the first row A, in the first column B, the first cell nothing.
@@ -140,7 +140,7 @@ def predict(cells: Tensor, std: Tensor, tolerance: float, distance: str) -> tupl
 def predict_in_waves(
     cells: Tensor, grid: tuple[int, int, int], std: Tensor, tolerance: float, distance: str
 ) -> tuple[Tensor, Tensor]:
-    """`predict` for a tolerance: neighbours are compared as a reader of the kept cells alone would see them.
+    """Do as `predict` for a tolerance: compare neighbours as a reader of the kept cells alone would see them.
 
     Each neighbour shows the value of its anchor, the last kept cell it was predicted from; otherwise small differences
     would add up along a gradient. Cells with equal t + y + x depend on no other, so they go together.
@@ -176,7 +176,7 @@ def predict_in_waves(
 
 
 def gaps(a: Tensor, b: Tensor, std: Tensor, distance: str) -> Tensor:
-    """fp32 [...]: distance of cells [..., g, c, v] on un-normalised values."""
+    """Return fp32 [...]: the distance of cells [..., g, c, v] on values before normalisation."""
     apart = (a.float() - b.float()).abs()
     if distance == "linf":
         return (apart.amax(-1) * std).amax((-2, -1))
@@ -186,7 +186,7 @@ def gaps(a: Tensor, b: Tensor, std: Tensor, distance: str) -> Tensor:
 
 
 def anchors(keep: Tensor, predictor: Tensor) -> Tensor:
-    """Long[n]: the first kept cell on the way from each cell through its predictors; the first cell is always kept."""
+    """Return Long[n]: the first kept cell on each cell's way through its predictors; the first cell is always kept."""
     here = torch.arange(len(keep), device=keep.device)
     anchor = torch.where(keep, here, predictor)
     for _ in range(len(keep).bit_length()):  # every turn doubles the way

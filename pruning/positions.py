@@ -1,4 +1,4 @@
-"""Renumbering survivors for position policy "repack" (1-D RoPE)."""
+"""Renumber survivors for the position policy "repack" (1-D RoPE)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 def repack_positions(
     position_ids: Tensor, log: Tensor, valid: Tensor | None, real: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Consecutive positions for the surviving real tokens of a chunk: each moves down by the dropped ones before it.
+    """Return consecutive positions for surviving real tokens of a chunk: each moves down by those dropped before it.
 
     Args:
         position_ids: Long[B, L], 1-D positions before pruning, rising by one from real token to real token.

@@ -1,4 +1,4 @@
-"""Trends that were measured before: profiles of one's own models, and the published ones."""
+"""Positional trends that were measured before: profiles of the user's own models, and the published ones."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class DebiasProfile(MeasuredProfile):
             raise ValueError("debias profile: across_frames is for axes='raster'; with 'thw' it is the first of sigma")
 
     def check(self, host: str, layer: int, model: Mapping[str, Any] | None = None) -> None:
-        """Compare with where the profile is to be used; a model's `name_or_path` may differ, copies have others.
+        """Compare with the place of use; a model's `name_or_path` may differ, since copies have others.
 
         Raises:
             ValueError: naming everything that differs.
@@ -64,13 +64,13 @@ class DebiasProfile(MeasuredProfile):
 
     @property
     def slopes(self) -> str:
-        """In words: every slope with its standard error."""
+        """Every slope with its standard error, in words."""
         errors = [f" ± {error:.3f}" for error in self.error] or [""] * len(self.sigma)
         return ", ".join(f"{value:+.3f}{error}" for value, error in zip(self.sigma, errors, strict=True))
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """What speaks against using it: slopes whose 95 % interval spans 0."""
+        """Reasons not to use it: slopes whose 95 % interval spans 0."""
         axes = ("t", "y", "x") if self.axes == "thw" else ("the place in the picture",)
         return tuple(
             f"{self.host} before layer {self.layer}: the slope over {axis} is {value:+.3f} ± {error:.3f} (standard "
@@ -80,7 +80,7 @@ class DebiasProfile(MeasuredProfile):
         )
 
     def log(self, tokens: VisualTokens) -> Tensor:
-        """fp32 [n]: logarithm of the trend, up to a constant; slopes beyond `LIMITS` are clipped."""
+        """Return fp32 [n]: logarithm of the trend, up to a constant; slopes beyond `LIMITS` are clipped."""
         sigma = [min(max(value, LIMITS[0]), LIMITS[1]) for value in (*self.sigma, self.across_frames or 0.0)]
         if self.axes == "thw":
             place = grid_place(tokens)  # [n, 3]
@@ -90,12 +90,12 @@ class DebiasProfile(MeasuredProfile):
         return sigma[0] * frame_place(tokens) + sigma[1] * grid_place(tokens)[:, 0]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, complete."""
+        """Return a complete, JSON-ready dict."""
         data = super().to_dict()
         return data if self.error else {k: v for k, v in data.items() if k != "error"}  # as earlier versions wrote it
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write a JSON file; returns its path."""
+        """Write a JSON file; return its path."""
         file = Path(path)
         file.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
         return file
@@ -125,7 +125,7 @@ class Preset:
     cubic: tuple[float, float, float] | None = None
 
     def log(self, x: Tensor) -> Tensor:
-        """fp32 [n]: logarithm of the trend at places x [n] in 0..1."""
+        """Return fp32 [n]: logarithm of the trend at places x [n] in 0..1."""
         if self.cubic is None:
             return self.sigma * x
         first, second, third = self.cubic
@@ -148,5 +148,5 @@ PRESETS = {
 
 
 def published(host: str) -> Preset | None:
-    """The first preset measured on the method `host`."""
+    """Return the first preset that was measured on the method `host`."""
     return next((preset for preset in PRESETS.values() if preset.host == host), None)

@@ -1,4 +1,4 @@
-"""PyramidDrop: several cuts on the way up, each by what the last prompt token looks at next."""
+"""PyramidDrop: cut several times on the way up, each time by what the last prompt token attends to next."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Progressive(ScoreSelector):
         )
 
     def schedule(self) -> tuple[float, ...]:
-        """Fraction left after each cut where `ratios` does not say: every cut leaves the same part of its input."""
+        """Return the fraction left after each cut; without `ratios` every cut leaves the same part of its input."""
         assert self.keep_ratio is not None
         cuts = len(self.layers)
         return (*(self.keep_ratio ** (i / cuts) for i in range(1, cuts)), self.keep_ratio)
@@ -79,7 +79,7 @@ class Progressive(ScoreSelector):
 @register("pyramid_drop")
 @dataclass(frozen=True, kw_only=True)
 class PyramidDrop(Renumbered, Progressive):
-    """Before each of `layers`: highest attention of the last prompt row in that very layer, mean over heads.
+    """Keep, before each of `layers`, the highest attention of the last prompt row in that very layer.
 
     PyramidDrop (arXiv 2410.17247). After cut i of S a fraction keep_ratio^(i/S) of all tokens is left, so 0.125 gives
     the paper's 1/2, 1/4, 1/8. `select` of the whole makes the last cut at the first layer; `stages` are the cuts.

@@ -1,4 +1,4 @@
-"""The control every method must beat: tokens drawn by lot, reproducibly."""
+"""The control that every method must beat: tokens drawn by lot, reproducibly."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .tokens import VisualTokens
 @register("random")
 @dataclass(frozen=True, kw_only=True)
 class Random(ScoreSelector):
-    """Uniform choice without replacement in every picture; the policy's seed alone decides.
+    """Keep tokens drawn by lot, without replacement, in every image; the policy's seed alone decides.
 
     The lot is drawn over all visual tokens of the prompt, so a sample gets the same tokens alone and in a batch, and a
     deeper stage keeps a subset of an earlier one.

@@ -1,4 +1,4 @@
-"""Rules of released code that differ from ours and are shared by several methods."""
+"""Rules of released code that differ from ours and that several methods share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .base import Selector
 
 
 def rounded_down(keep_ratio: float, total: int) -> int:
-    """keep_ratio * total without its fraction, at least 1; products such as 0.29 * 100 = 28.999... are 29."""
+    """Return keep_ratio * total without its fraction, at least 1; products such as 0.29 * 100 = 28.999... are 29."""
     return max(int(keep_ratio * total + 1e-9), 1)
 
 
@@ -28,7 +28,7 @@ class Renumbered:
 
 @dataclass(frozen=True, kw_only=True)
 class OnePool(Selector):
-    """With `paper_compat`: one pool for all pictures, and Python's rounding of halves to the even number."""
+    """Mixin: with `paper_compat` all images form one pool, and halves are rounded to the even number."""
 
     paper_compat: bool = setting(
         False, "As released: one pool for all pictures, halves rounded to the even number.", "bool"

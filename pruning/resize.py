@@ -1,4 +1,4 @@
-"""The control that prunes the picture itself: a smaller picture with the same number of tokens."""
+"""The control that prunes the image itself: a smaller image with the same number of tokens."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from .tokens import Selection, VisualTokens
 @register("resize")
 @dataclass(frozen=True, kw_only=True)
 class Resize(Selector):
-    """The vision tower encodes a smaller picture; its features sit at evenly spread cells of the full grid.
+    """Let the vision tower encode a smaller image, whose features sit at evenly spread cells of the full grid.
 
     Are We Using the Right Benchmark (VTC-Bench, arXiv 2510.07143) finds that plain down-sampling beats many published
-    methods. Every picture keeps its share of the ratio; the grid that comes closest may hold slightly fewer tokens.
+    methods. Every image keeps its share of the ratio; the grid that comes closest may hold slightly fewer tokens.
     """
 
     reads = "pixels"
@@ -50,17 +50,17 @@ class Resize(Selector):
             )
 
     def grid(self, t: int, h: int, w: int) -> tuple[int, int]:
-        """The smaller (h, w) of a span of t * h * w merged cells; frames stay."""
+        """Return the smaller (h, w) of a span of t * h * w merged cells; frames stay."""
         return target_grid(h, w, max(kept_tokens(t * h * w, self.keep_ratio, None) // t, 1))
 
     def pick(self, tokens: VisualTokens, k: int) -> Selection:
         raise NotImplementedError("the grids decide which cells stay")
 
     def select(self, tokens: VisualTokens) -> Selection:
-        """The cells whose features the tower really made; how many follows from the grids.
+        """Return the cells whose features the tower really made; how many follows from the grids.
 
-        A held cell takes the place of the one that stands for its block, whose features it shows, too; several held
-        cells of one block all stay.
+        A held cell takes the place of the cell that stands for its block, whose features it then shows. If several
+        cells of a block are held, all of them stay.
         """
         coords, held = tokens.coords, tokens.held
         keep = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.item.device)
@@ -82,7 +82,7 @@ class Resize(Selector):
 
 
 def target_grid(h: int, w: int, budget: int) -> tuple[int, int]:
-    """The (h2, w2) within (h, w) and h2 * w2 <= budget that uses most of the budget and distorts least.
+    """Return the (h2, w2) within (h, w) and h2 * w2 <= budget that uses most of the budget and distorts least.
 
     Cost: 2 ln(budget / (h2 w2)) + |ln((h2 / h) / (w2 / w))|; in a tie the higher grid.
 
@@ -103,7 +103,7 @@ def target_grid(h: int, w: int, budget: int) -> tuple[int, int]:
 
 
 def grid_cells(h: int, w: int, h2: int, w2: int) -> Tensor:
-    """Cells of a grid of h * w that lie nearest to the centres of h2 * w2 coarse cells; flat, ascending, Long[h2 * w2].
+    """Return Long[h2 * w2]: cells of a grid h * w nearest to the centres of h2 * w2 coarse cells; flat, ascending.
 
     Raises:
         ValueError: the coarse grid is empty or exceeds the fine one.
@@ -115,7 +115,7 @@ def grid_cells(h: int, w: int, h2: int, w2: int) -> Tensor:
 
 
 def block_of(h: int, w: int, h2: int, w2: int) -> Tensor:
-    """Long[h * w]: the coarse cell, of h2 * w2, in which each cell of a grid lies."""
+    """Return Long[h * w]: the coarse cell, of h2 * w2, in which each cell of a grid lies."""
     rows, columns = ((2 * torch.arange(n) + 1) * k // (2 * n) for n, k in ((h, h2), (w, w2)))
     return (rows[:, None] * w2 + columns).flatten()
 
@@ -129,7 +129,7 @@ def resize_patches(
     temporal_patch_size: int,
     channels: int = 3,
 ) -> Tensor:
-    """Resize pictures that are already cut into patches: antialiased bicubic, saturating at each channel's extremes.
+    """Resize images that are already cut into patches: antialiased bicubic, clamped to each channel's extremes.
 
     Args:
         pixel_values: [P, C*T*p*p], all pictures one after the other, patches in the order (t, h/m, w/m, m, m) and each
@@ -162,7 +162,7 @@ Layout = tuple[int, int, int, int]  # patch size, merge size, temporal patch siz
 
 
 def resize_one(x: Tensor, old: Sequence[int], new: Sequence[int], layout: Layout) -> Tensor:
-    """`resize_patches` for one picture."""
+    """Resize one image, as `resize_patches` does."""
     frames = from_patches(x.float(), old, layout)
     size = (new[1] * layout[0], new[2] * layout[0])
     small = interpolate(frames, size=size, mode="bicubic", antialias=True, align_corners=False)
@@ -171,14 +171,14 @@ def resize_one(x: Tensor, old: Sequence[int], new: Sequence[int], layout: Layout
 
 
 def from_patches(x: Tensor, grid: Sequence[int], layout: Layout) -> Tensor:
-    """Patches [t*h*w, C*T*p*p] of one picture to frames [t*T, C, h*p, w*p]."""
+    """Turn patches [t*h*w, C*T*p*p] of one image into frames [t*T, C, h*p, w*p]."""
     (t, h, w), (p, m, frames, channels) = grid, layout
     x = x.reshape(t, h // m, w // m, m, m, channels, frames, p, p)
     return x.permute(0, 6, 5, 1, 3, 7, 2, 4, 8).reshape(t * frames, channels, h * p, w * p)
 
 
 def to_patches(x: Tensor, grid: Sequence[int], layout: Layout) -> Tensor:
-    """Inverse of `from_patches`."""
+    """Invert `from_patches`."""
     (t, h, w), (p, m, frames, channels) = grid, layout
     x = x.reshape(t, frames, channels, h // m, m, p, w // m, m, p)
     return x.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(t * h * w, channels * frames * p * p)

@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 
 
 def run_ends(dropped: Tensor, span: Tensor) -> Tensor:
-    """Last slot of each maximal run of neighbouring dropped tokens of one span.
+    """Return the last slot of each maximal run of neighbouring dropped tokens of one span.
 
     Args:
         dropped: Bool[B, L]. span: Long[B, L], equal numbers within one image, tile or frame.
@@ -26,7 +26,7 @@ def run_ends(dropped: Tensor, span: Tensor) -> Tensor:
 
 
 def run_mean(hidden: Tensor, dropped: Tensor, span: Tensor) -> Tensor:
-    """Mean of every dropped run, at the run's last slot; zero elsewhere.
+    """Return the mean of every dropped run, at the run's last slot; zero elsewhere.
 
     For the marker "last" nothing needs computing: `hidden` at the run's end already is the marker.
 

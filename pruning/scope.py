@@ -1,4 +1,4 @@
-"""SCOPE: tokens that stand for the most of the picture, and that the vision tower looks at."""
+"""SCOPE: keep tokens that stand for most of the image, and that the vision tower attends to."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from .tokens import Selection, VisualTokens
 @register("scope")
 @dataclass(frozen=True, kw_only=True)
 class Scope(Selector):
-    """Adds the token whose gain in coverage, times its attention inside the vision tower to the `alpha`, is highest.
+    """Add, step by step, the token with the highest gain in coverage times its tower attention to the `alpha`.
 
     SCOPE: Saliency-Coverage Oriented Token Pruning for Efficient Multimodal LLMs (arXiv 2510.24214): what is covered
     of a token is its highest cosine to a chosen one, at least 0, and the gain is the sum over all tokens. Cosines here
-    are of what the language model is given; the released code takes features of the tower on LLaVA. Every picture has
+    are of what the language model is given; the released code takes features of the tower on LLaVA. Every image has
     a budget of its own. Takes memory for n x n numbers.
     """
 

@@ -25,7 +25,7 @@ class Enhancer(nn.Module):
         self.up, self.down = nn.Linear(dim, dim), nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """[B, n, D] -> [B, n, D]; mask Bool[B, n], False where a row is padding and must not be attended to."""
+        """Map [B, n, D] to [B, n, D]; mask Bool[B, n] is False on padding, which nothing attends to."""
         q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, 2))
         seen = None if mask is None else mask[:, None, None]
         mixed = [scaled_dot_product_attention(rows, k, v, attn_mask=seen) for rows in q.split(ROWS_AT_ONCE, 2)]
@@ -57,7 +57,7 @@ class Scorer(nn.Module):
         self.visual, self.text = Enhancer(dim, heads, dropout), Enhancer(dim, heads, dropout)
 
     def forward(self, visual: Tensor, text: Tensor, text_mask: Tensor | None = None) -> Tensor:
-        """Scores of the cells of one picture, or of pictures with equally many cells.
+        """Score the cells of one image, or of images with equally many cells.
 
         Args:
             visual: [M, D] or [B, M, D], visual tokens as the LLM is given them, any dtype.
@@ -77,7 +77,7 @@ class Scorer(nn.Module):
 
 
 def kl_loss(scores: Tensor, labels: Tensor) -> Tensor:
-    """KL(softmax(labels) || softmax(scores)) over the cells, mean over pictures; 0 where they differ by a constant.
+    """Return KL(softmax(labels) || softmax(scores)) over the cells, mean over images; 0 if they differ by a constant.
 
     Args:
         scores, labels: [M] or [B, M].
@@ -87,7 +87,7 @@ def kl_loss(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def box_overlap(boxes: Tensor, rows: int, columns: int) -> Tensor:
-    """fp32 [rows * columns] in 0..1: share of each cell that lies inside a box, the largest where there are several.
+    """Return fp32 [rows * columns] in 0..1: the share of each cell inside a box, the largest where there are several.
 
     Args:
         boxes: [k, 4] (left, top, right, bottom) in fractions of the picture's width and height; k may be 0.
@@ -102,7 +102,9 @@ def box_overlap(boxes: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def labels(boxes: Tensor, graph: Tensor, rows: int, columns: int, weight: float = 0.8) -> Tensor:
-    """fp32 [rows * columns]: weight * box overlap + (1 - weight) * UI-graph score, what a scorer is trained towards.
+    """Return the target of a scorer's training, fp32 [rows * columns].
+
+    It is weight * box overlap + (1 - weight) * UI-graph score.
 
     Args:
         boxes: as for `box_overlap`. graph: [rows * columns] of `ui_graph`. weight: 0..1.

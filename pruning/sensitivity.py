@@ -1,4 +1,4 @@
-"""How far the projector's output moves when a token is nudged: S_i = E_u ||J(x_i) u||, u uniform on the unit sphere.
+"""How far the projector's output moves when a token changes a little: S_i = E_u ||J(x_i) u||, u on the unit sphere.
 
 Training-Free Token Pruning via Zeroth-Order Gradient Estimation (ZOO-Prune, arXiv 2509.24837) and exact forms of its
 estimate for projectors second(gelu(first(norm(x)))). A token x_i is its p patches together; all arithmetic is fp32.
@@ -20,20 +20,20 @@ ROWS = 2**14  # rows of one projector call: 320 MiB a tensor at 5120 features
 
 
 def directions(m: int, p: int, d: int, seed: int) -> Tensor:
-    """fp32 [m, p, d] on the CPU: m directions of unit length in all p * d dimensions, shared by all tokens."""
+    """Return fp32 [m, p, d] on the CPU: m directions of unit length in all p * d dimensions, shared by all tokens."""
     bank = torch.randn(m, p * d, generator=torch.Generator().manual_seed(seed))
     length: Tensor = bank.norm(dim=1, keepdim=True)
     return (bank / length).view(m, p, d)
 
 
 def relative_steps(inputs: Tensor, step: float) -> Tensor:
-    """fp32 [n]: step * ||x_i||, so that a norm in front sees the same change of every token; `step` where x_i = 0."""
+    """Return fp32 [n]: step * ||x_i||, so that a norm in front sees equal changes of all tokens; `step` at x_i = 0."""
     length = inputs.float().flatten(1).norm(dim=1)
     return step * torch.where(length > 0, length, 1.0)
 
 
 def finite_difference(function: Callable[[Tensor], Tensor], inputs: Tensor, bank: Tensor, steps: Tensor) -> Tensor:
-    """mean_j ||M(x_i + h_i u_j) - M(x_i - h_i u_j)|| / 2 h_i, the two-sided estimate of the paper.
+    """Return the paper's two-sided estimate: mean_j ||M(x_i + h_i u_j) - M(x_i - h_i u_j)|| / 2 h_i.
 
     Args:
         function: [r, p, d_v] fp32 -> [r, d], row by row. inputs: [n, p, d_v]. bank: [m, p, d_v]. steps: fp32 [n] > 0.
@@ -54,7 +54,7 @@ def finite_difference(function: Callable[[Tensor], Tensor], inputs: Tensor, bank
 
 
 def forward_mode(function: Callable[[Tensor], Tensor], inputs: Tensor, bank: Tensor) -> Tensor:
-    """mean_j ||J(x_i) u_j|| by forward-mode derivatives, without a step: fp32 [n]. Arguments as above."""
+    """Return fp32 [n]: mean_j ||J(x_i) u_j|| by forward-mode derivatives, without a step. Arguments as above."""
 
     def part(x: Tensor) -> Tensor:
         def along(u: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class Folded:
     energies: list[Tensor] = field(default_factory=list, repr=False)  # of `energy`, made when first asked for
 
     def standardise(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """x_hat [n, groups, D] and 1 / its divisor [n, groups]."""
+        """Return x_hat [n, groups, D] and 1 / its divisor [n, groups]."""
         x = inputs.float().reshape(len(inputs), *self.first.shape[1:])
         if self.eps is None:
             return x, x.new_ones(x.shape[:2])
@@ -92,19 +92,19 @@ class Folded:
         return x * scale[:, :, None], scale
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """The projector in fp32 but for the bias of `second`: [n, p, d_v] -> [n, d]."""
+        """Apply the projector in fp32, without the bias of `second`: [n, p, d_v] -> [n, d]."""
         hidden = linear(self.standardise(inputs)[0].flatten(1), self.first.flatten(1), self.bias)
         return linear(self.act(hidden), self.second)
 
     def energy(self) -> list[Tensor]:
-        """(W1 W1^T) * (W2^T W2) of every group, [h, h] each."""
+        """Return (W1 W1^T) * (W2^T W2) of every group, [h, h] each."""
         if not self.energies:
             gram = self.second.T @ self.second
             self.energies.extend(w @ w.T * gram for w in self.first.unbind(1))
         return self.energies
 
     def hidden(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """x_hat, 1 / divisor, first @ x_hat per group [n, groups, h], and act' of their biased sum [n, h]."""
+        """Return x_hat, 1 / divisor, first @ x_hat per group [n, groups, h], and act' of their biased sum [n, h]."""
         unit, scale = self.standardise(inputs)
         along = torch.einsum("nqd,hqd->nqh", unit, self.first)
         before = along.sum(1) + self.bias
@@ -112,7 +112,7 @@ class Folded:
 
 
 def fold(layers: TwoLayers, p: int) -> Folded:
-    """The projector's parts in fp32, for tokens of p patches.
+    """Return the projector's parts in fp32, for tokens of p patches.
 
     Raises:
         ValueError: weights that are no plain floating-point matrices, or a norm that is no layer norm or RMS norm.
@@ -140,7 +140,7 @@ def fold(layers: TwoLayers, p: int) -> Folded:
 
 
 def norm_kind(norm: nn.Module) -> tuple[float, bool]:
-    """eps of a norm, and whether it subtracts the mean."""
+    """Return the eps of a norm, and whether it subtracts the mean."""
     if isinstance(norm, nn.LayerNorm):
         return norm.eps, True
     if isinstance(norm, nn.RMSNorm):
@@ -152,7 +152,7 @@ def norm_kind(norm: nn.Module) -> tuple[float, bool]:
 
 
 def closed_form(mlp: Folded, inputs: Tensor, bank: Tensor) -> Tensor:
-    """mean_j ||W2 (act'(a_i) * q_ij)||, q_ij = W1 J_norm(x_i) u_j, exactly: fp32 [n].
+    """Return fp32 [n]: mean_j ||W2 (act'(a_i) * q_ij)||, q_ij = W1 J_norm(x_i) u_j, exactly.
 
     With r_g the norm's divisor of group g: J_norm u = (u - x_hat (x_hat . u) / D) / r_g for each group, so q_ij is made
     of W1 u_j, shared by all tokens, and W1 x_hat_i: m products with W2 a token, none with W1 but the token's own.
@@ -173,10 +173,11 @@ def closed_form(mlp: Folded, inputs: Tensor, bank: Tensor) -> Tensor:
 
 
 def frobenius(mlp: Folded, inputs: Tensor) -> Tensor:
-    """sqrt(E_u ||J u||^2) = ||J||_F / sqrt(dimensions of x), without directions: fp32 [n], an upper bound of E ||J u||.
+    """Return fp32 [n]: sqrt(E_u ||J u||^2) = ||J||_F / sqrt(dimensions of x), without drawing directions.
 
-    Without a norm ||J||_F^2 = g^T ((W1 W1^T) * (W2^T W2)) g with g = act'(a). With one, J_norm^T J_norm adds, for each
-    group, -(2 - |x_hat|^2 / D) / D * ||W2 (g * W1 x_hat)||^2, and the divisor; exact as well.
+    An upper bound of E ||J u||. Without a norm ||J||_F^2 = g^T ((W1 W1^T) * (W2^T W2)) g with g = act'(a). With one,
+    J_norm^T J_norm adds, for each group, -(2 - |x_hat|^2 / D) / D * ||W2 (g * W1 x_hat)||^2, and the divisor; exact as
+    well.
     """
     unit, scale, along, slope = mlp.hidden(inputs)
     total = slope.new_zeros(len(slope))
@@ -191,10 +192,10 @@ def frobenius(mlp: Folded, inputs: Tensor) -> Tensor:
 
 
 def low_rank(layers: TwoLayers, rank: int) -> TwoLayers:
-    """The projector with both matrices cut to their `rank` largest singular values, for scoring only.
+    """Return the projector with both matrices cut to their `rank` largest singular values, for scoring only.
 
-    The second matrix comes without its left singular vectors, [rank, h] instead of [d, h]: outputs are turned, their
-    distances are those of the cut matrix, and it has no bias. Deterministic; costs two SVDs.
+    The second matrix comes without its left singular vectors, [rank, h] instead of [d, h]: outputs are rotated, but
+    their distances are those of the cut matrix. It has no bias. Deterministic; costs two SVDs.
     """
     left, values, right = torch.linalg.svd(layers.first.weight.float(), full_matrices=False)
     first = frozen_linear((left[:, :rank] * values[:rank]) @ right[:rank], layers.first.bias)
@@ -204,7 +205,7 @@ def low_rank(layers: TwoLayers, rank: int) -> TwoLayers:
 
 
 def frozen_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A linear layer around given weights, made without drawing random ones."""
+    """Return a linear layer around given weights, made without drawing random ones."""
     module = nn.Linear(weight.shape[1], len(weight), bias=bias is not None, device="meta")
     module.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:

@@ -1,4 +1,4 @@
-"""Equal scores drawn by lot, for methods whose scores are often equal: by index a screen's lower end would lose."""
+"""Draw equal scores by lot, for methods whose scores are often equal: by index a screen's lower end would lose."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a selector may ask to read. The middleware captures each signal once and shares it among the methods."""
+"""What a selector may ask to read. The runtime captures each signal once and shares it among the methods."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ TEXT: Literal["text"] = "text"
 
 @dataclass(frozen=True)
 class Signal(Configured):
-    """Something a selector wants to read."""
+    """Base of what a selector can ask to read."""
 
     def subset(self, value: Any, index: Tensor) -> Any:
-        """The value when only the tokens `index` Long[m] are left; this base is for values without a token axis."""
+        """Return the value for the tokens `index` Long[m] alone; as it is here, where it has no axis of tokens."""
         return value
 
 
@@ -52,11 +52,11 @@ class LookAheadRows(AttentionRows):
 
 @dataclass(frozen=True)
 class FirstPassRows(Signal):
-    """Attention of prompt rows in a first pass over pictures whose sides are `shrink` times smaller, before the LLM.
+    """Attention of prompt rows in a first pass over images whose sides are `shrink` times smaller, before the LLM.
 
-    Value: fp32 [h, R, n], softmax over all keys of the shortened prompt; every visual token has that of the block of
-    cells it lies in, 0 for structural tokens. layer: whose rows; None for the one with attention nearest to 2/5 of the
-    depth. rows: the last real ones, or "text" for those after the sample's last visual token.
+    Value: fp32 [h, R, n], softmax over all keys of the shortened prompt. Every visual token has the value of the block
+    of cells it lies in; structural tokens have 0. layer: whose rows; None for the layer with attention nearest to 2/5
+    of the depth. rows: the last real ones, or "text" for those after the sample's last visual token.
     """
 
     layer: int | None = None
@@ -109,8 +109,8 @@ class Activations(TokenSignal):
 class Pixels(TokenSignal):
     """fp32 [n, c, v]: the v pixel values per channel under each current visual token, as the tower was given them.
 
-    NaN for structural tokens. repeated=False: only the first of the temporal copies that some processors make of a
-    picture; of a video, the first of the frames that share a token.
+    NaN for structural tokens. repeated=False: only the first of the temporal copies that some processors make of an
+    image; of a video, the first of the frames that share a token.
     """
 
     repeated: bool = True
@@ -118,7 +118,7 @@ class Pixels(TokenSignal):
 
 @dataclass(frozen=True)
 class PixelScale(Signal):
-    """fp32 [c]: what one unit of `Pixels` is on a picture's own values in 0..1, the processor's image_std."""
+    """fp32 [c]: the size of one unit of `Pixels` on the image's own scale 0..1, the processor's image_std."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,9 @@ class Weights(Signal):
 
 @dataclass(frozen=True)
 class Novelty(TokenSignal):
-    """fp32 [n]: how far a token's pixels are from what predicts them, as judged before the vision tower; < 0 where a
-    token was left out, so that the tower never saw it and its features are those of the cell it stands for.
+    """fp32 [n]: how far a token's pixels are from what predicts them, as judged before the vision tower.
+
+    < 0 where a token was left out: the tower never saw it, and its features are those of the cell that stands for it.
     """
 
 
@@ -139,8 +140,8 @@ class Novelty(TokenSignal):
 class VisionAttention(TokenSignal):
     """fp32 [n]: attention that a token's patches receive in block `layer` of the vision tower, mean over heads.
 
-    rows="cls": from the CLS row where the tower has a CLS token, else the mean over all rows, as with rows="all"; mean
-    over the patches of a token; 0 for structural tokens. Negative layers count from the end.
+    rows="cls": from the CLS row where the tower has a CLS token, else the mean over all rows, as with rows="all". It is
+    the mean over the patches of a token; 0 for structural tokens. Negative layers count from the end.
     """
 
     layer: int = -2
@@ -159,7 +160,7 @@ class TwoLayers:
     """A projector of the form second(gelu(first(norm(x)))), for closed forms; weights as the module holds them.
 
     `norm` acts on each patch (`per_patch`) or on the concatenation; None without one. `gelu` is the module's own
-    activation. `derived` holds what selectors computed from the weights, as long as these stay what they are.
+    activation. `derived` holds what selectors computed from the weights; it is dropped when these change.
     """
 
     norm: nn.Module | None
@@ -170,7 +171,7 @@ class TwoLayers:
     derived: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def derive(self, key: Any, make: Callable[[], Any]) -> Any:
-        """`make()`, once."""
+        """Return what `make()` makes; call it once per key."""
         if key not in self.derived:
             self.derived[key] = make()
         return self.derived[key]

@@ -1,4 +1,4 @@
-"""Shared by the diversity selectors: scores stretched to 0..1, and the greedy choice that spans the largest volume."""
+"""What the diversity selectors share: scores stretched to 0..1, and the greedy choice of the largest volume."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ RESOLUTION = 1e-6  # differences of fp32 cosines below this are rounding
 
 
 def min_max(scores: Tensor, offset: float = 0.0) -> Tensor:
-    """fp32 [n]: (scores - min + offset) / (max - min); 1 for all where they are equal up to rounding of cosines."""
+    """Return fp32 [n]: (scores - min + offset) / (max - min); all 1 if they are equal up to rounding of cosines."""
     low, high = scores.float().aminmax()
     spread = high - low
     flat = spread <= RESOLUTION
@@ -19,7 +19,7 @@ def min_max(scores: Tensor, offset: float = 0.0) -> Tensor:
 
 
 def largest_volume(features: Tensor, k: int, weights: Tensor | None = None) -> Tensor:
-    """k tokens that greedily maximise det L_S, L_ij = w_i w_j cos(i, j): the mode of a determinantal point process.
+    """Return k tokens that greedily maximise det L_S, L_ij = w_i w_j cos(i, j): the mode of a DPP.
 
     Fast Greedy MAP Inference for Determinantal Point Process to Improve Recommendation Diversity (arXiv 1709.05135):
     one row of L and one of its Cholesky factor per step, O(k n (d + k)) time, O(n (d + k)) memory, nothing n x n.
@@ -54,7 +54,7 @@ def largest_volume(features: Tensor, k: int, weights: Tensor | None = None) -> T
 
 
 def pooled(cells: Tensor, words: Tensor, pooling: str, mask: Tensor | None = None) -> Tensor:
-    """Products of cells [..., M, d] with words [..., n, d], mean or maximum over the words -> [..., M].
+    """Return products of cells [..., M, d] with words [..., n, d], mean or maximum over the words -> [..., M].
 
     Args:
         mask: Bool[..., n], False on words that do not count.
@@ -67,6 +67,6 @@ def pooled(cells: Tensor, words: Tensor, pooling: str, mask: Tensor | None = Non
 
 
 def rank(scores: Tensor) -> Tensor:
-    """fp32 [n] in 0..1: share of the other scores [n] that are lower; equal scores share a rank."""
+    """Return fp32 [n] in 0..1: the share of other scores [n] that are lower; equal scores share a rank."""
     order = scores.sort().values
     return torch.searchsorted(order, scores.contiguous()).float() / max(len(scores) - 1, 1)

@@ -1,4 +1,4 @@
-"""SparseVLM: words that speak about the picture vote, in three layers; what falls out is merged."""
+"""SparseVLM: let words that speak about the image vote, in three layers; merge the best of what falls out."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ PUBLISHED = ((66, 30, 17), (238, 48, 26), (303, 110, 36), (300, 200, 110), (576,
 @register("sparse_vlm")
 @dataclass(frozen=True, kw_only=True)
 class SparseVLM(Renumbered, Progressive):
-    """Highest attention from the words that match the picture, in the layer before each cut; the next best merge.
+    """Keep the tokens with the highest attention from words that match the image, before each cut; merge the next best.
 
-    SparseVLM: Visual Token Sparsification for Efficient VLM Inference (arXiv 2410.04417). Voters are the text rows
-    with R > mean(R), R = mean over visual tokens of softmax over text(V T^T), with the V that are left at the cut.
-    keep_ratio is what is left after the last cut: 110/576, 36/576, 26/576, 17/576 are the paper's "192", "128", "96",
-    "64". Three cuts follow its tables, geometrically interpolated; other numbers of cuts leave the same part at each.
-    Merged tokens lie in the slots of their clusters' centres, in the released code behind all tokens that stay; there,
-    generated tokens also go on from the position that the whole prompt would have had, here from the renumbered one.
-    SparseVLM+, which keeps positions, is recycle=False, heads=14, debiased.
+    SparseVLM: Visual Token Sparsification for Efficient VLM Inference (arXiv 2410.04417). The attention is that of the
+    layer before the cut. Voters are the text rows with R > mean(R), R = mean over visual tokens of softmax over
+    text(V T^T), with the V that are left at the cut. keep_ratio is what is left after the last cut: 110/576, 36/576,
+    26/576, 17/576 are the paper's "192", "128", "96", "64". Three cuts follow its tables, geometrically interpolated;
+    other numbers of cuts leave the same part at each. Merged tokens lie in the slots of their clusters' centres; in the
+    released code they lie behind all tokens that stay. There, generated tokens also go on from the position that the
+    whole prompt would have had, here from the renumbered one. SparseVLM+, which keeps positions, is recycle=False,
+    heads=14, debiased.
     """
 
     reads = "attention"
@@ -97,7 +98,7 @@ class SparseVLM(Renumbered, Progressive):
         return self.votes(tokens).mean((0, 1))
 
     def votes(self, tokens: VisualTokens) -> Tensor:
-        """fp32 [h', R, n]: attention of the voting heads, voters' rows scaled to a mean over voters, others 0.
+        """Return fp32 [h', R, n]: attention of the voting heads, voters' rows scaled to a mean over voters, others 0.
 
         Raises:
             ValueError: no text behind the last visual token.
@@ -132,7 +133,7 @@ class SparseVLM(Renumbered, Progressive):
 
 
 def published(ratio: float) -> tuple[float, ...]:
-    """What is left after each of three cuts that end at `ratio`, geometrically interpolated between the tables."""
+    """Return the fractions left after each of three cuts that end at `ratio`, interpolated between the tables."""
     rows = [[count / 576 for count in row] for row in PUBLISHED]
     if ratio <= rows[0][-1]:
         return (*(x * ratio / rows[0][-1] for x in rows[0][:-1]), ratio)
@@ -142,9 +143,9 @@ def published(ratio: float) -> tuple[float, ...]:
 
 
 def raters(visual: Tensor, text: Tensor) -> Tensor:
-    """Bool[R]: rows of `text` [R, d] to which the tokens of `visual` [n, d] correspond more than on average.
+    """Return Bool[R]: the rows of `text` [R, d] that resemble the tokens of `visual` [n, d] more than the average row.
 
-    All rows where none stands out.
+    If no row stands out, all of them.
     """
     relevance = (visual.float() @ text.float().T).softmax(1).mean(0)
     above = relevance > relevance.mean()
@@ -152,13 +153,13 @@ def raters(visual: Tensor, text: Tensor) -> Tensor:
 
 
 def recycled(removed: int) -> tuple[int, int]:
-    """How many of `removed` >= 1 tokens are merged, and into how many."""
+    """Return how many of `removed` >= 1 tokens are merged, and into how many."""
     taken = 3 * removed // 10 + 1
     return taken, taken // 10 + 1
 
 
 def room(n: int, k: int) -> int:
-    """Merged tokens among the k < n that stay, so that they are as many as the others call for; one stays unmerged."""
+    """Return how many of the k < n that stay are merged tokens, as many as the others call for; one stays unmerged."""
     merged = 0
     while merged < (wanted := min(recycled(n - k + merged)[1], k - 1)):
         merged = wanted
@@ -166,7 +167,7 @@ def room(n: int, k: int) -> int:
 
 
 def merge(hidden: Tensor, rest: Tensor, count: int, neighbours: int) -> Written:
-    """The tokens `rest` Long[m] of `hidden` [n, d] in `count` clusters, each the mean of its members, at its centre."""
+    """Merge the tokens `rest` Long[m] of `hidden` [n, d] into `count` clusters: members' mean, at the centre's slot."""
     states = hidden[rest]
     centres, cluster = density_peaks(states, count, neighbours)
     means = torch.zeros(count, hidden.shape[1], device=hidden.device).index_add_(0, cluster, states.float())

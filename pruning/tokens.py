@@ -39,20 +39,20 @@ class VisualTokens:
 
     @property
     def place(self) -> Tensor:
-        """Long[n]: index of each token inside its own span."""
+        """Long[n]: the index of each token inside its own span."""
         lengths = torch.tensor(self.lengths or (self.total,), device=self.item.device)
         starts = lengths.cumsum(0) - lengths
         return self.ordinal - starts[self.item if self.lengths else torch.zeros_like(self.item)]
 
     @property
     def frame(self) -> Tensor:
-        """Long[n]: running number of (span, frame); an image is one frame."""
+        """Long[n]: the running number of (span, frame); an image is one frame."""
         t = self.coords[:, 0].clamp_min(0)
         frame: Tensor = torch.unique(torch.stack([self.item, t], 1), dim=0, return_inverse=True)[1]
         return frame
 
     def subset(self, index: Tensor) -> VisualTokens:
-        """The tokens `index` Long[m] alone, with their signals."""
+        """Return only the tokens `index` Long[m], with their signals."""
         return replace(
             self,
             ordinal=self.ordinal[index],
@@ -65,7 +65,7 @@ class VisualTokens:
 
 @dataclass(frozen=True, eq=False)
 class Written:
-    """Slots whose content is replaced by something of the selector's own: merged tokens, a CLS token.
+    """Slots whose content the selector replaces: by merged tokens, or by a CLS token.
 
     A written slot keeps its position, and is no longer a patch (nothing is added to it by DeepStack).
     """

@@ -1,7 +1,7 @@
-"""The part of an attention score that depends on position alone: how it is fitted, and where it can be known.
+"""The part of an attention score that depends on position alone: how it is fitted, and where it is known.
 
 Attention Debiasing for Token Pruning in Vision Language Models (arXiv 2508.17807): a_i = b_i * content_i with
-b(x) = mu * exp(sigma * x), x in 0..1 the place of a token in its picture. sigma > 0 favours late tokens.
+b(x) = mu * exp(sigma * x), x in 0..1 the place of a token in its image. sigma > 0 favours late tokens.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ROUNDS = 3  # of alternating fits; one is enough on a full grid
 
 
 def fit_exponential(mean_scores: Tensor) -> tuple[float, float]:
-    """(mu, sigma) of mu * exp(sigma * i / L), least squares on the scores themselves (not on their logarithm).
+    """Return (mu, sigma) of mu * exp(sigma * i / L), fitted by least squares to the scores, not to their logarithm.
 
     Args:
         mean_scores: [L], scores >= 0 averaged over many samples, or how often each place was selected.
@@ -50,12 +50,12 @@ def fit_exponential(mean_scores: Tensor) -> tuple[float, float]:
 
 
 def misfit(parameters: Tensor, design: Tensor, target: Tensor) -> Tensor:
-    """0-dim: sum of squared differences."""
+    """Return the sum of squared differences, 0-dim."""
     return (target - (design @ parameters).exp()).square().sum()
 
 
 def fit_robust(scores: Tensor, x: Tensor) -> Tensor:
-    """Slope sigma of log score over x by medians in bins and Theil-Sen, so that salient objects do not drag it.
+    """Return the slope sigma of log score over x by medians in bins and Theil-Sen; salient objects weigh little.
 
     Args:
         scores: fp32 [n]; those that are not positive are ignored. x: fp32 [n] in 0..1.
@@ -67,7 +67,7 @@ def fit_robust(scores: Tensor, x: Tensor) -> Tensor:
 
 
 def fit_axes(scores: Tensor, coords: Tensor) -> Tensor:
-    """Slopes along t, y and x at once; an axis without extent gets 0.
+    """Return the slopes along t, y and x at once; an axis without extent gets 0.
 
     Args:
         scores: fp32 [n]; those that are not positive are ignored. coords: fp32 [n, 3], each in 0..1.
@@ -85,12 +85,12 @@ def fit_axes(scores: Tensor, coords: Tensor) -> Tensor:
 
 
 def logarithm(scores: Tensor) -> Tensor:
-    """fp32 [n]: NaN where a score is not positive."""
+    """Return the logarithm, fp32 [n]; NaN where a score is not positive."""
     return torch.where(scores > 0, scores, float("nan")).float().log()
 
 
 def slope(y: Tensor, x: Tensor) -> Tensor:
-    """0-dim: Theil-Sen slope of the medians of y and x in equal bins of x; NaNs in y are ignored."""
+    """Return the Theil-Sen slope, 0-dim, of the medians of y and x in equal bins of x; NaNs in y are ignored."""
     bins = (x * BINS).long().clamp(0, BINS - 1)
     here = (bins == torch.arange(BINS, device=x.device)[:, None]) & ~y.isnan()
     middle_x, middle_y = (torch.where(here, v, float("nan")).nanquantile(0.5, dim=1) for v in (x, y))
@@ -100,7 +100,7 @@ def slope(y: Tensor, x: Tensor) -> Tensor:
 
 
 def rope_kernel(distance: Tensor, base: float, head_dim: int) -> Tensor:
-    """fp32, shape of `distance`: rotary product of two all-ones vectors, (2 / sqrt(d)) * sum_j cos(distance * theta_j).
+    """Return the rotary product of two all-ones vectors, fp32: (2 / sqrt(d)) * sum_j cos(distance * theta_j).
 
     theta_j = base**(-2j / d). SparseVLM (arXiv 2410.04417), gravity correction. Not monotone, and negative far away.
     """
@@ -110,24 +110,24 @@ def rope_kernel(distance: Tensor, base: float, head_dim: int) -> Tensor:
 
 
 def rope_trend(distance: Tensor, base: float, head_dim: int) -> Tensor:
-    """`rope_kernel`, not below a tenth of its value at 0: safe to divide by; base 1e4 goes below first at 721."""
+    """Return `rope_kernel`, at least a tenth of its value at 0 (safe to divide by; base 1e4 is lower from 721 on)."""
     return rope_kernel(distance, base, head_dim).clamp_min(0.1 * head_dim**0.5)
 
 
 def raster_place(tokens: VisualTokens) -> Tensor:
-    """fp32 [n] in 0..1: index of each token in its own span (picture, tile, video) by the length of that."""
+    """Return fp32 [n] in 0..1: each token's index in its span (image, tile, video) by the span's length."""
     lengths = torch.tensor(tokens.lengths or (tokens.total,), device=tokens.item.device)
     return tokens.place / lengths[tokens.item if tokens.lengths else torch.zeros_like(tokens.item)]
 
 
 def grid_place(tokens: VisualTokens) -> Tensor:
-    """fp32 [n, 3] in 0..1: frame, row and column by the extents of the token's grid; 0 where they are unknown."""
+    """Return fp32 [n, 3] in 0..1: frame, row and column by the extents of the token's grid; 0 where unknown."""
     extents = torch.tensor([grid or (1, 1, 1) for grid in tokens.grids], device=tokens.item.device)
     return tokens.coords.clamp_min(0) / extents[tokens.item]
 
 
 def frame_place(tokens: VisualTokens) -> Tensor:
-    """fp32 [n] in 0..1: raster place inside the token's frame; the place in the span where the grid is unknown."""
+    """Return fp32 [n] in 0..1: the raster place inside the token's frame; in its span where the grid is unknown."""
     rows = torch.tensor([grid[1] if grid else 1 for grid in tokens.grids], device=tokens.item.device)
     _, y, x = grid_place(tokens).T
     return torch.where((tokens.coords >= 0).all(1), y + x / rows[tokens.item], raster_place(tokens))

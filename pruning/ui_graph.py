@@ -1,4 +1,4 @@
-"""The UI graph: neighbouring cells that look alike form one component; members of small components are distinctive."""
+"""The UI graph: neighbouring cells that look alike form one component; members of small components stand out."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def ui_graph(
     threshold: float = THRESHOLD,
     weighting: str = "log",
 ) -> Tensor:
-    """Weight of every cell by the size of its component: 1 for a cell unlike its neighbours, small on a background.
+    """Return the weight of every cell by the size of its component: 1 for a cell unlike its neighbours, else less.
 
     FocusUI (arXiv 2601.03928): 4-neighbours are joined where their pixels differ by less than a threshold; a component
     of n cells gives each 1 / max(1, ln(n + 1)). Stated there for 28-px cells whose pixels stand twice for two temporal
@@ -53,7 +53,7 @@ def ui_graph(
 
 
 def neighbours(coords: Tensor, frame: Tensor) -> Tensor:
-    """Long[2, n]: the cell to the right of each cell of its frame, and the one below; the cell itself without one."""
+    """Return Long[2, n]: the cell to the right of each cell in its frame, and the one below; itself where none is."""
     y, x = coords[:, 1:].T
     frames, height, width = (torch.stack([frame, y, x]).amax(1) + 2).tolist()  # with an empty row and column behind
     table = torch.full((frames, height, width), -1, device=x.device)
@@ -65,7 +65,7 @@ def neighbours(coords: Tensor, frame: Tensor) -> Tensor:
 
 
 def rms(pixels: Tensor, scale: Tensor, others: Tensor) -> Tensor:
-    """fp32 [m, n]: root mean square difference of every cell of `pixels` [n, c, v] from m others Long[m, n]."""
+    """Return fp32 [m, n]: the root mean square difference of each cell of `pixels` [n, c, v] to m others Long[m, n]."""
     pixels = pixels.float()
     found = pixels.new_empty(*others.shape, pixels.shape[1])
     step = max(VALUES_AT_ONCE // pixels[0].numel(), 1) if pixels.device.type == "cpu" else len(pixels)
@@ -79,7 +79,7 @@ def rms(pixels: Tensor, scale: Tensor, others: Tensor) -> Tensor:
 
 
 def components(n: int, first: Tensor, second: Tensor) -> Tensor:
-    """Long[n]: the smallest index of each node's component, for edges between `first` and `second` Long[e].
+    """Return Long[n]: the smallest index of each node's component, for edges between `first` and `second` Long[e].
 
     Every turn hangs each root on the smallest root that an edge leads to, then flattens the trees by pointer jumping:
     a few turns, whatever the shape of the components.
@@ -98,9 +98,9 @@ def components(n: int, first: Tensor, second: Tensor) -> Tensor:
 @register("ui_graph")
 @dataclass(frozen=True, kw_only=True)
 class UIGraph(Shuffled, ScoreSelector):
-    """Cells of small components of the UI graph first: text, icons and edges before flat areas.
+    """Keep cells of small components of the UI graph first: text, icons and edges before flat areas.
 
-    The rule-based half of FocusUI's training target (arXiv 2601.03928), alone: it knows no instruction. Pictures and
+    The rule-based half of FocusUI's training target (arXiv 2601.03928), alone: it knows no instruction. Images and
     frames each have a graph of their own. On photographs hardly any neighbours are alike and all cells score 1; equal
     scores are drawn by lot.
     """
@@ -131,6 +131,6 @@ class UIGraph(Shuffled, ScoreSelector):
 
 
 def graph_of(tokens: VisualTokens, threshold: float = THRESHOLD, weighting: str = "log") -> Tensor:
-    """fp32 [n]: `ui_graph` of the current tokens."""
+    """Return fp32 [n]: `ui_graph` of the current tokens."""
     pixels, scale = tokens.signals[Pixels(repeated=False)], tokens.signals[PixelScale()]
     return ui_graph(pixels, scale, tokens.coords, tokens.frame, threshold, weighting)

@@ -1,4 +1,4 @@
-"""The control that spreads its budget evenly over the picture."""
+"""The control that spreads its budget evenly over the image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .tokens import Selection, VisualTokens
 @register("uniform")
 @dataclass(frozen=True, kw_only=True)
 class Uniform(Selector):
-    """Evenly spread cells: a strided grid per picture where its grid is known, every so many tokens elsewhere.
+    """Keep evenly spread cells: a strided grid per image where its grid is known, every so many tokens elsewhere.
 
     The budget is met exactly: rows of the strided grid may differ by one cell.
     """
@@ -34,7 +34,7 @@ class Uniform(Selector):
 
 
 def spread(coords: Tensor, k: int) -> Tensor:
-    """k of the n tokens of one span, evenly spread.
+    """Return k of the n tokens of one span, evenly spread.
 
     Args:
         coords: Long[n, 3] (t, y, x), -1 where unknown. k: 0..n.
@@ -47,7 +47,7 @@ def spread(coords: Tensor, k: int) -> Tensor:
 
 
 def lattice(coords: Tensor) -> tuple[int, int, int] | None:
-    """(t, h, w) if the cells [n, 3] are a complete grid in raster order (of any stride), else None."""
+    """Return (t, h, w) if the cells [n, 3] are a complete grid in raster order (of any stride), else None."""
     axes = [coords[:, i].unique() for i in range(3)]
     if len(coords) != len(axes[0]) * len(axes[1]) * len(axes[2]):
         return None
@@ -55,7 +55,7 @@ def lattice(coords: Tensor) -> tuple[int, int, int] | None:
 
 
 def strided_grid(shape: tuple[int, int, int], k: int) -> list[int]:
-    """Exactly k cells of a (t, h, w) grid as flat indices: frames share k, rows of a frame share its part."""
+    """Return exactly k cells of a (t, h, w) grid as flat indices: frames share k, rows of a frame share its part."""
     t, h, w = shape
     frames = min(t, k)
     picks = []
@@ -67,12 +67,12 @@ def strided_grid(shape: tuple[int, int, int], k: int) -> list[int]:
 
 
 def grid_rows(h: int, w: int, k: int) -> int:
-    """Rows over which k >= 1 of h * w cells spread most evenly in both directions."""
+    """Return the number of rows over which k >= 1 of h * w cells spread most evenly in both directions."""
     rows = round(math.sqrt(k * h / w))
     return min(max(rows, -(-k // w), 1), h, k)
 
 
 def cuts(total: int, parts: int) -> list[int]:
-    """`total` in `parts` whole numbers that differ by at most one, evenly interleaved."""
+    """Split `total` into `parts` whole numbers that differ by at most one, evenly interleaved."""
     edges = [i * total // parts for i in range(parts + 1)] if parts else [0]
     return [high - low for low, high in pairwise(edges)]

@@ -1,4 +1,4 @@
-"""VidCom2: frames that stand out get more tokens, and keep those that stand out."""
+"""VidCom2: give frames that stand out more tokens, and keep the tokens that stand out."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .uniqueness import calm, typical, weights
 @register("vidcom2")
 @dataclass(frozen=True, kw_only=True)
 class VidCom2(Selector):
-    """Cells least typical of their frame and of the whole video; a frame's share grows with how untypical it is.
+    """Keep cells least typical of their frame and of the whole video; a frame's share grows with how untypical it is.
 
     Video Compression Commander: Plug-and-Play Inference Acceleration for Video Large Language Models (arXiv
     2505.14454): typicality is a sum of Gaussians around the mean of the video and that of the frame, on the half of the
     channels that varies least. The temperature of the paper makes the softmax over frames nearly a choice of one, which
-    gets up to 2 - 1 / T times its part, all others 1 - 1 / T. A picture is one frame, whose least typical cells stay.
+    gets up to 2 - 1 / T times its part, all others 1 - 1 / T. An image is one frame, whose least typical cells stay.
     """
 
     reads = "change between frames"

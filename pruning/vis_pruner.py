@@ -1,4 +1,4 @@
-"""VisPruner: the most attended tokens, and of the others those that repeat each other least."""
+"""VisPruner: keep the most attended tokens, and of the others those that repeat each other least."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ BATCH = 8  # tokens that leave per round
 @register("vis_pruner")
 @dataclass(frozen=True, kw_only=True)
 class VisPruner(Renumbered, ScoreSelector):
-    """`important` of the budget by attention inside the vision tower, the other part by thinning out look-alikes.
+    """Keep the share `important` by attention inside the vision tower, the rest by thinning out look-alikes.
 
     Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs (VisPruner, arXiv
-    2412.01818): the remaining tokens, most attended first, are split into even and odd places; the 8 even ones with the
+    2412.01818): the remaining tokens, most attended first, are split into even and odd places. The 8 even ones with the
     highest cosine to any odd one leave, the others are joined to the odd ones, and so on until the budget is met. This
-    class keeps the order of attention and compares what the LLM is given; the released code orders the even ones that
+    class keeps the order of attention and compares what the LLM is given. The released code orders the even ones that
     stay by falling cosine, which moves the next split, and compares features of the vision tower.
     """
 
@@ -67,9 +67,9 @@ class VisPruner(Renumbered, ScoreSelector):
 
 
 def thin_out(features: Tensor, quota: int, falling: bool = False) -> Tensor:
-    """Places Long[quota] among features [m, d] that are left when look-alikes leave, `BATCH` a round; O(m^2) memory.
+    """Return Long[quota]: the features [m, d] that are left when look-alikes leave, `BATCH` a round; O(m^2) memory.
 
-    falling: even ones that stay come by falling cosine into the next round, not in their old order.
+    falling: even ones that stay enter the next round by falling cosine, not in their old order.
     """
     unit = normalize(features.float(), dim=1)
     cosines = unit @ unit.T

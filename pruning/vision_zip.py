@@ -1,4 +1,4 @@
-"""VisionZip: the tokens that the vision tower looks at, and a few that gather up the rest."""
+"""VisionZip: keep the tokens that the vision tower attends to, and a few that gather up the rest."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from .tokens import Selection, VisualTokens, Written
 @register("vision_zip")
 @dataclass(frozen=True, kw_only=True)
 class VisionZip(Renumbered, ScoreSelector):
-    """Dominant tokens by attention inside the vision tower; the rest is merged into evenly spread contextual tokens.
+    """Keep dominant tokens by attention inside the vision tower; merge the rest into evenly spread contextual tokens.
 
     VisionZip: Longer is Better but Not Necessary in Vision Language Models (arXiv 2412.04467). Each remaining token
-    goes to the target whose key is most alike; features merge before the projector, h = mean over target and assigned,
+    goes to the target whose key is most alike. Features merge before the projector, h = mean over target and assigned,
     and the result takes the target's place, so dominant and contextual tokens together are exactly the budget. The
     paper adds the mean of the assigned to the target, which about doubles the norm the projector was trained on. It
     also hands over the CLS token, which has no slot among the visual tokens and is left out here. So is what the
@@ -61,7 +61,7 @@ class VisionZip(Renumbered, ScoreSelector):
         return Selection(torch.cat([dominant, written.slots]).sort().values, scores, {"contextual": count}, written)
 
     def merge(self, tokens: VisualTokens, rest: Tensor, count: int) -> Written:
-        """The tokens `rest` Long[r] in `count` <= r merged ones."""
+        """Merge the tokens `rest` Long[r] into `count` <= r."""
         step = len(rest) // count
         targets = slice(0, (count - 1) * step + 1, step)
         keys = normalize(tokens.signals[VisionKeys(self.tower_layer)][rest].float(), dim=1)

@@ -34,12 +34,12 @@ FLAT = 1e-4  # sensitivities closer than this to the largest are noise, and all 
 @register("zeroth_order")
 @dataclass(frozen=True, kw_only=True)
 class ZeroOrder(Renumbered, Selector):
-    """Greedily the largest sensitivity * (1 - cosine to the nearest token kept so far), before the LLM.
+    """Keep, greedily, the largest sensitivity * (1 - cosine to the nearest token kept so far), before the LLM.
 
     Training-Free Token Pruning in Vision-Language Models via Zeroth-Order Gradient Estimation (ZOO-Prune,
     arXiv 2509.24837). Sensitivity S_i = E_u ||J(x_i) u|| of the projector, stretched to 0..1 within a segment. It reads
-    neither question nor attention, and says nothing where the projector is linear: S is equal then, diversity decides.
-    On LLaVA-NeXT the released code gives every tile the same count and keeps all row separators; that is left out.
+    neither question nor attention. Where the projector is linear, S is equal for all tokens and diversity decides. On
+    LLaVA-NeXT the released code gives every tile the same count and keeps all row separators; that is left out.
     """
 
     reads = "projector"
@@ -103,7 +103,7 @@ class ZeroOrder(Renumbered, Selector):
         return Selection(keep, scores, {"constant_sensitivity": flat})
 
     def sensitivity(self, tokens: VisualTokens) -> Tensor:
-        """fp32 [n], >= 0, of each token by itself.
+        """Return the sensitivity of each token by itself, fp32 [n] >= 0.
 
         Raises:
             ValueError: closed_form, frobenius or rank where the projector is no MLP with one hidden layer.
@@ -140,7 +140,7 @@ class ZeroOrder(Renumbered, Selector):
 
 
 def stretch(raw: Tensor, tolerance: float) -> tuple[Tensor, bool]:
-    """Scores [n] >= 0 mapped to 0..1 by their least and largest; all 1, and True, where they are equal."""
+    """Map scores [n] >= 0 to 0..1 by their least and largest; where they are equal return all 1, and True."""
     low, high = raw.aminmax()
     flat = bool(high - low <= tolerance * high)
     return (torch.ones_like(raw) if flat else (raw - low) / (high - low + 1e-8)), flat

@@ -1,4 +1,4 @@
-"""ZipVL: as many tokens as it takes to hold most of the attention."""
+"""ZipVL: keep as many tokens as it takes to hold most of the attention."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .tokens import Selection, VisualTokens
 @register("zipvl")
 @dataclass(frozen=True, kw_only=True)
 class ZipVL(ScoreSelector):
-    """The tokens most looked at by the last rows, as many as hold a fraction tau of the attention in layer `layer - 1`.
+    """Keep the tokens that the last rows attend to most, as many as hold a fraction tau of a layer's attention.
 
     ZipVL: Efficient Large Vision-Language Models with Dynamic Token Sparsification (arXiv 2410.08584). With
     c_j = sum_q A_qj, the count is min{p : the p largest c_j sum to >= tau * sum c}; the choice goes by c_j / number of
-    rows that see j. Here visual columns alone are counted, so text that swallows attention does not matter, the rows
-    are the last ones, not random ones, too, and one layer decides; give several of these for several cuts.
+    rows that see j. Three things differ here. Visual columns alone are counted, so text that takes attention does not
+    matter. The rows are the last ones, without random ones. One layer decides; give several of these for several cuts.
     """
 
     reads = "attention"
@@ -53,7 +53,7 @@ class ZipVL(ScoreSelector):
         return frozenset({AttentionRows(self.layer - 1, self.rows)})
 
     def attention(self, tokens: VisualTokens) -> Tensor:
-        """fp32 [R, n], mean over heads."""
+        """Return the attention, fp32 [R, n], mean over heads."""
         rows: Tensor = tokens.signals[AttentionRows(self.layer - 1, self.rows)]
         return rows.float().mean(0)
 
@@ -66,12 +66,12 @@ class ZipVL(ScoreSelector):
 
 
 def per_row(attention: Tensor) -> Tensor:
-    """fp32 [n]: attention [R, n] that each column gets from a row that can see it (a masked entry is exactly 0)."""
+    """Return fp32 [n]: the attention [R, n] a column gets per row that sees it (masked entries are exactly 0)."""
     return attention.sum(0) / (attention > 0).sum(0).clamp_min(1)
 
 
 def mass_count(mass: Tensor, tau: float) -> int:
-    """The fewest of n >= 1 masses >= 0 that sum to at least tau of all; all of them for tau = 1."""
+    """Return the fewest of n >= 1 masses >= 0 that sum to at least tau of all; all of them for tau = 1."""
     if tau == 1:
         return len(mass)
     held = mass.sort(descending=True).values.cumsum(0)

@@ -58,7 +58,7 @@ def rows() -> dict[str, dict[str, Any]]:
 
 @cache
 def shared(kind: str) -> dict[str, dict[str, Any]]:
-    """Settings that more than half of a kind's methods have, each as most of them have it."""
+    """Return settings that more than half of a kind's methods have, each as most of them have it."""
     methods = [row for row in rows().values() if row["kind"] == kind]
     forms: dict[str, list[dict[str, Any]]] = {}
     for row in methods:

@@ -36,7 +36,7 @@ BEGIN, END = "<!-- table -->\n", "<!-- end of table -->"
 
 
 def run(*command: str | Path) -> str:
-    """Output of a command that must succeed."""
+    """Return the output of a command that must succeed."""
     plain = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     return subprocess.run(
         list(map(str, command)), cwd=ROOT, env=plain, check=True, stdout=subprocess.PIPE, text=True
@@ -50,21 +50,21 @@ def pinned(package: str) -> str:
 
 
 def promised() -> SpecifierSet:
-    """The releases of transformers that the package asks for."""
+    """Return the releases of transformers that the package asks for."""
     found = re.search(r'"transformers([<>=].*?)"', (ROOT / "pyproject.toml").read_text())
     assert found
     return SpecifierSet(found[1])
 
 
 def newest() -> str:
-    """The newest release of transformers on the registry that pip is set up for."""
+    """Return the newest release of transformers on the registry that pip is set up for."""
     listed = re.search(r"\(([\d.]+)\)", run(sys.executable, "-m", "pip", "index", "versions", "transformers"))
     assert listed
     return listed[1]
 
 
 def environment(release: str) -> Path:
-    """Python of the environment of one release, made where it does not stand yet."""
+    """Return the Python of the environment of one release, made where it does not exist yet."""
     home = HOMES / release
     python = home / "bin" / "python"
     if not (home / "ready").exists():
@@ -80,7 +80,7 @@ def environment(release: str) -> Path:
 
 
 def test(release: str, group: str) -> list[str]:
-    """Run one group on one release and keep what pytest counted; returns the tests that failed."""
+    """Run one group on one release and keep what pytest counted; return the tests that failed."""
     command = [environment(release), "-m", "pytest", "-n", "2", "-rfE", "--tb=no", "-W", "ignore", GROUPS[group]]
     limited = {**os.environ, "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(list(map(str, command)), cwd=ROOT, env=limited, stdout=subprocess.PIPE, text=True)
@@ -105,7 +105,7 @@ def test(release: str, group: str) -> list[str]:
 
 
 def table() -> str:
-    """Release x group, from the results that are kept."""
+    """Return release x group, from the results that are kept."""
     rows = ["| transformers | " + " | ".join(GROUPS) + " |", "|---" * (len(GROUPS) + 1) + "|"]
     for kept in sorted(HOMES.glob("*/results.json"), key=lambda path: Version(path.parent.name)):
         results = json.loads(kept.read_text())

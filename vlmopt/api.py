@@ -62,7 +62,7 @@ def restore(model: Model) -> Model:
 
 @contextmanager
 def optimized(model: Model, policy: PolicyLike) -> Iterator[Model]:
-    """`optimize` for the length of a `with` block; `restore` also runs after an exception.
+    """Run `optimize` for the length of a `with` block; `restore` also runs after an exception.
 
     A policy that was installed before is installed again at the end.
     """
@@ -77,7 +77,7 @@ def optimized(model: Model, policy: PolicyLike) -> Iterator[Model]:
 
 
 def report(model: nn.Module) -> Report:
-    """What the last `generate` (or bare forward) of an optimized model did and cost.
+    """Return what the last `generate` (or bare forward) of an optimized model did and cost.
 
     Raises:
         ValueError: the model is not optimized, has not run yet, or its last call did not finish.

@@ -48,7 +48,7 @@ def _data() -> dict[str, Any]:
 
 
 def default() -> str:
-    """Name the preset that is taken where none is given."""
+    """Return the name of the preset that is taken where none is given."""
     return str(_data()["default"])
 
 
@@ -80,7 +80,7 @@ def built_in() -> list[Entry]:
 
 
 def _registered(package: str) -> Iterator[tuple[str, str]]:
-    """Name and first paragraph of every class under a `@register("name")`, read off the source."""
+    """Yield name and first paragraph of every class under a `@register("name")`, read off the source."""
     spec = find_spec(package)
     folders = [] if spec is None else spec.submodule_search_locations or []
     for path in sorted(path for folder in folders for path in Path(folder).glob("*.py")):

@@ -1,4 +1,4 @@
-"""Can this policy work on this model? Asked before anything is changed; every answer "no" says what to do instead."""
+"""Check that a policy can work on a model, before anything is changed; every refusal says what to do instead."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .runtime.structure import ModelStructure, structure_of, whole_blocks
 
 
 def check(model: nn.Module, policy: Policy) -> tuple[ModelStructure, Policy]:
-    """Structure of `model` and the policy fitted to it, or `ValueError`/`TypeError` naming what does not fit."""
+    """Return the structure of `model` and the policy fitted to it; raise `ValueError`/`TypeError` if it cannot fit."""
     compat.check_version()
     structure = structure_of(model)
     check_names(structure)
@@ -46,7 +46,7 @@ def check_names(structure: ModelStructure) -> None:
 
 
 def model_facts(model: Any, structure: ModelStructure) -> dict[str, Any]:
-    """What a calibration profile remembers of its model, and is compared with; a list where layers differ."""
+    """Return the facts by which a profile is compared with its model; a list where layers differ."""
     width = structure.config.hidden_size
     rows = []
     for layer in range(len(structure.layers)):

@@ -1,4 +1,4 @@
-"""Evenly spaced frames of a video file, decoded with OpenCV or PyAV; neither is imported before it is needed."""
+"""Decode evenly spaced frames of a video file with OpenCV or PyAV; neither is imported before it is needed."""
 
 from __future__ import annotations
 
@@ -58,16 +58,16 @@ class _Reading:
 
     @property
     def fps(self) -> float:
-        """Frames per second, `ASSUMED` where the file states none that can be."""
+        """Frames per second; `ASSUMED` where the file states no possible rate."""
         stated = self.header.fps
         return stated if math.isfinite(stated) and stated > 0 else ASSUMED
 
     def count(self) -> int:
-        """How many frames can be read."""
+        """Return how many frames can be read."""
         return _collect(self._stream(), (), whole=True)[1] or 0
 
     def take(self, total: int, wanted: _Range, reasons: Sequence[str]) -> tuple[RawFrames | None, int | None]:
-        """The frames wanted of `total`; and how many there really are, None if not read to the end."""
+        """Return the wanted frames of `total`; and how many there really are, None if not read to the end."""
         indices, span = sample_indices(total, self.fps, wanted.wish, wanted.start, wanted.end)
         frames, seen = _collect(self._stream(), indices, whole=wanted.end is None)
         if seen not in (None, total):
@@ -126,7 +126,7 @@ def decode_sampled(
 
 
 def _opened(reader: str, file: Path) -> _Header | str:
-    """What a reader says of a file, or why it cannot open it."""
+    """Return what a reader says of a file, or why it cannot open it."""
     try:
         return _READERS[reader][0](file)
     except Exception as error:  # decoders raise whatever a damaged file makes them
@@ -136,7 +136,7 @@ def _opened(reader: str, file: Path) -> _Header | str:
 def sample_indices(
     total: int, rate: float, wish: Mapping[str, Any], start: float | None, end: float | None
 ) -> tuple[list[int], int]:
-    """Indices of the sampled frames, first and last frame of the range included, and the length of the range."""
+    """Return the indices of the sampled frames, with the range's first and last frame, and the length of the range."""
     length = total / rate  # seconds
     first = 0 if start is None else math.ceil(min(max(start, 0.0), length) * rate)
     last = total - 1 if end is None else min(math.floor(min(max(end, 0.0), length) * rate), total - 1)
@@ -158,7 +158,7 @@ def count_frames(
     min_frames: int = 4,
     max_frames: int = 768,
 ) -> int:
-    """How many frames to sample of `total`: an even number in [2, total], or 1 where there is no more."""
+    """Return how many frames to sample of `total`: an even number in [2, total], or 1 where there is no more."""
     if total == 1 and nframes in (None, 1):
         return 1
     if nframes is not None:
@@ -173,7 +173,10 @@ def count_frames(
 
 
 def _collect(stream: Iterator[Fetch], indices: Sequence[int], whole: bool) -> tuple[list[np.ndarray], int | None]:
-    """The wanted frames, and how many the file holds (None when stopped before its end); damage is an end, too."""
+    """Return the wanted frames, and how many the file holds (None when stopped before its end).
+
+    Damage counts as the end.
+    """
     wanted, found, seen = set(indices), {}, 0
     with suppress(Exception):  # decoders raise whatever a damaged file makes them
         for fetch in stream:

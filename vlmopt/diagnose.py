@@ -1,4 +1,4 @@
-"""Attention sinks of one prompt on one model, as a table: what `sink_diagnosis` finds, with the tokens' names."""
+"""List the attention sinks of one prompt on one model: what `sink_diagnosis` finds, with the tokens' names."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ LISTED = 20  # tokens of a sample in a table
 class SinkReport:
     """Sinks by sample. `str()` is a table of those that last longest, `to_dict()` is complete and JSON-ready.
 
-    Every sample holds `first_token`, its `band` of massive activations, `tokens` (place, what, cell: picture, frame,
-    row and column of a patch, kind: primary, secondary or None, first_layer and lifetime of the likeness to the first
-    token, visual_sink_layers), secondary `levels`, and `visual`: sinks per layer by VAR's rule, and `overlap`, the
-    share of them inside the band that is like the first token; below 0.5 the dimensions are in doubt. `visual` is None
-    where no dimensions are known.
+    Every sample holds `first_token`, its `band` of massive activations, `tokens`, secondary `levels`, and `visual`. A
+    token has its place, what it is, cell (image, frame, row and column of a patch), kind (primary, secondary or None),
+    first_layer and lifetime of the likeness to the first token, and visual_sink_layers. `visual` holds the sinks per
+    layer by VAR's rule, and `overlap`, the share of them inside the band that is like the first token; below 0.5 the
+    dimensions are in doubt. `visual` is None where no dimensions are known.
     """
 
     layers: int
@@ -37,7 +37,7 @@ class SinkReport:
         return {"layers": self.layers, "samples": copy.deepcopy(list(self.samples))}
 
     def lifetimes(self, maps: Sequence[VisualMap], row: int = 0) -> list[Tensor]:
-        """Per picture fp32 [n]: layers in which a token of `report.maps(row)` is a sink by either rule; NaN: none."""
+        """Return fp32 [n] per image: in how many layers each token is a sink by either rule; NaN: none."""
         found = {tuple(t["cell"]): t for t in self.samples[row]["tokens"] if t["cell"] is not None}
         out = []
         for m in maps:
@@ -50,7 +50,7 @@ class SinkReport:
         return "\n\n".join("\n".join(self.table(row)) for row in range(len(self.samples)))
 
     def table(self, row: int) -> list[str]:
-        """Lines about one sample."""
+        """Write the lines about one sample."""
         sample = self.samples[row]
         tokens = sorted(sample["tokens"], key=lambda t: (-t["lifetime"], -t["visual_sink_layers"], t["place"]))
         out = [f"sample {row}: {sample['summary']}"]

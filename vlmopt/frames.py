@@ -1,4 +1,4 @@
-"""Videos from disk as frames, and frames as Qwen-VL pixel patches, without torchvision.
+"""Read videos as frames, and make Qwen-VL pixel patches of frames, without torchvision.
 
 Sampling and sizes follow qwen-vl-utils (an even number of evenly spaced frames, sides divisible by patch * merge,
 a pixel budget per frame), so that both give the same tensors. Its own reader runs where torchvision imports; else
@@ -91,7 +91,7 @@ def load_video(
 
 
 def fit_size(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """The nearest size with both sides divisible by `factor` and min_pixels <= area <= max_pixels, aspect kept."""
+    """Return the nearest size, aspect kept, with sides divisible by `factor` and area in min_pixels..max_pixels."""
     if max_pixels < min_pixels:
         raise ValueError(f"max_pixels ({max_pixels}) must be at least min_pixels ({min_pixels})")
     if max(height, width) / min(height, width) > MAX_ASPECT:
@@ -107,7 +107,7 @@ def fit_size(height: int, width: int, factor: int, min_pixels: int, max_pixels: 
 
 
 def resize_frames(frames: Tensor, height: int, width: int) -> Tensor:
-    """uint8 [t, 3, H, W] -> fp32 [t, 3, height, width], 0-255, antialiased bicubic, rounded to whole values."""
+    """Resize uint8 [t, 3, H, W] to fp32 [t, 3, height, width], 0-255, by antialiased bicubic; round values."""
     if frames.shape[-2:] == (height, width):
         return frames.float()
     out = F.interpolate(frames.float(), (height, width), mode="bicubic", align_corners=False, antialias=True)
@@ -123,7 +123,7 @@ def video_inputs(
     image_mean: Sequence[float] = CLIP_MEAN,
     image_std: Sequence[float] = CLIP_STD,
 ) -> dict[str, Tensor]:
-    """Model-ready patches of one video for the Qwen-VL families.
+    """Make model-ready patches of one video for the Qwen-VL families.
 
     `frames` [t, 3, h, w], values 0-255, h and w divisible by patch_size * merge_size; the last frame is repeated
     until t is divisible by temporal_patch_size. Returns pixel_values_videos fp32 [t'·h'·w', 3·T·p·p], patches in

@@ -66,7 +66,7 @@ class HeadPatterns(Configured):
                 )
 
     def groups(self, layer: int) -> list[tuple[Pattern, Tensor]]:
-        """The patterns of a layer with the query heads Long[H] of each; empty where it is dense."""
+        """Return the patterns of a layer with the query heads Long[H] of each; empty where it is dense."""
         row = self.layers[layer]
         if row is None:
             return []
@@ -74,7 +74,7 @@ class HeadPatterns(Configured):
         return [(self.patterns[i], (chosen == i).nonzero()[:, 0]) for i in sorted(set(row))]
 
     def check(self, model: Mapping[str, Any]) -> None:
-        """Compare with the model of its use; `name_or_path` may differ, copies have others.
+        """Compare with the model of its use; `name_or_path` may differ, since copies have others.
 
         Raises:
             ValueError: naming everything that differs.
@@ -85,7 +85,7 @@ class HeadPatterns(Configured):
             raise ValueError(f"these head patterns were found on another model: {'; '.join(differ)}. Search anew")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Return the JSON-ready dict that `from_dict` reads."""
         return {
             "schema": SCHEMA,
             "model": dict(self.model),
@@ -98,7 +98,7 @@ class HeadPatterns(Configured):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> HeadPatterns:
-        """Inverse of `to_dict`.
+        """Make head patterns from what `to_dict` returned.
 
         Raises:
             TypeError, ValueError: no dict, another schema, unknown or missing keys, values that do not fit.
@@ -126,7 +126,7 @@ class HeadPatterns(Configured):
         return cls(data["model"], patterns, time_ratios=ratios, calibration=calibration, **rows)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write a JSON file; returns its path."""
+        """Write a JSON file; return its path."""
         file = Path(path)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -151,5 +151,5 @@ class HeadPatterns(Configured):
 
 
 def listed(value: Any) -> bool:
-    """Whether a value is a list, as JSON or Python have it."""
+    """Return whether a value is a list, as JSON or Python have it."""
     return isinstance(value, Sequence) and not isinstance(value, str)

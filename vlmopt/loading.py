@@ -1,4 +1,4 @@
-"""Models and processors by bundled name, directory or Hub id, with one clear sentence for what cannot be had."""
+"""Load models and processors by bundled name, directory or Hub id; say in one sentence what cannot be had."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several policies on the same prompt, measured interleaved in one process: tokens, time to first token, memory."""
+"""Measure several policies on the same prompt, interleaved in one process: tokens, time to first token, memory."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Measurement:
     report: Report
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, without the ids."""
+        """Return a JSON-ready dict, without the ids."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "visual_tokens": self.visual_tokens,
@@ -126,7 +126,7 @@ def measure(
 
 
 class PeakMemory:
-    """Peak memory of what runs between `start` and `stop`.
+    """Measure the peak memory of what runs between `start` and `stop`.
 
     On CUDA the allocator's own count; on a Linux CPU the peak resident set, whose mark the kernel sets back on request.
     """
@@ -150,7 +150,7 @@ class PeakMemory:
             self.before = _status("VmRSS")
 
     def stop(self) -> tuple[int | None, int | None, str]:
-        """(peak bytes, of these not there at the start, what was counted); or (None, None, why nothing was)."""
+        """Return (peak bytes, of these not there at the start, what was counted); or (None, None, why nothing was)."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             peak = torch.cuda.max_memory_allocated(self.device)
@@ -165,7 +165,7 @@ class PeakMemory:
 
 
 def _status(key: str) -> int:
-    """A memory figure of this process, in bytes."""
+    """Return a memory figure of this process, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(key + ":")).split()[1]) * 1024
 

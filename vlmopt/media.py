@@ -1,4 +1,4 @@
-"""Pictures from disk as RGB images, with one clear sentence for every file that is none."""
+"""Read images from disk as RGB; say in one sentence why a file is no image."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Picture:
 
 
 def check_file(path: str | os.PathLike[str], what: str) -> Path:
-    """The path if it is a readable, non-empty, regular file.
+    """Return the path if it is a readable, non-empty, regular file.
 
     Raises:
         FileNotFoundError, IsADirectoryError, PermissionError: each names the path.
@@ -47,7 +47,7 @@ def check_file(path: str | os.PathLike[str], what: str) -> Path:
 
 
 def load_image(path: str | os.PathLike[str]) -> Picture:
-    """Read a picture as 8-bit RGB: EXIF rotation applied, transparency laid on white, first frame of an animation.
+    """Read an image as 8-bit RGB: EXIF rotation applied, transparency laid on white, first frame of an animation.
 
     Raises:
         FileNotFoundError, IsADirectoryError, PermissionError: a bad path.
@@ -80,7 +80,7 @@ def load_image(path: str | os.PathLike[str]) -> Picture:
 
 
 def readable(paths: Iterable[Path], most: int) -> tuple[list[Path], dict[Path, str]]:
-    """The first `most` pictures that can be read, and why the files before them that cannot could not."""
+    """Return the first `most` files that can be read as images, and why the files before them cannot."""
     good: list[Path] = []
     bad: dict[Path, str] = {}
     for path in paths:
@@ -109,7 +109,7 @@ def _to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
 
 
 def _to_8_bit(image: Image.Image, notes: list[str]) -> Image.Image:
-    """Integers of 16 bits or more and floats to 0-255; Pillow's own conversion clips them to white."""
+    """Scale integers of 16 bits or more and floats to 0-255; Pillow's own conversion clips them to white."""
     values = np.nan_to_num(np.asarray(image).astype(np.float64))
     values = values - min(values.min(initial=0.0), 0.0)
     top = float(values.max(initial=0.0))
@@ -120,9 +120,10 @@ def _to_8_bit(image: Image.Image, notes: list[str]) -> Image.Image:
 
 
 def optional_module(name: str) -> tuple[ModuleType | None, str]:
-    """(module, "") or (None, reason). A package that is there but broken counts as absent.
+    """Import a module if it can be: return (module, "") or (None, reason).
 
-    torchvision beside a torch it was not built for raises RuntimeError on import, not ImportError.
+    A package that is there but broken counts as absent: torchvision beside a torch it was not built for raises
+    RuntimeError on import, not ImportError.
     """
     try:
         return importlib.import_module(name), ""

@@ -1,7 +1,8 @@
-"""All methods by name: selectors, corrections, patterns, and installed ones (entry points "vlmopt.methods").
+"""Find methods by name: selectors, corrections, patterns, and those of other packages.
 
-A package adds a method by an entry point whose name is the method's registered name and whose object is the class.
-Entry points are loaded when their method is asked for, never at import; a name found in a file is never imported.
+A package adds a method by an entry point in the group "vlmopt.methods" whose name is the method's registered name and
+whose object is the class. Entry points are loaded when their method is asked for, never at import; a name found in a
+file is never imported.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ BASES = (Selector, Correction, Pattern)
 
 
 def methods() -> dict[str, type[Method]]:
-    """Every known method class by name, with all entry points loaded.
+    """Return every known method class by name, with all entry points loaded.
 
     Raises:
         ValueError: an entry point cannot be loaded, is no method, or bears a taken name.
@@ -38,7 +39,7 @@ def methods() -> dict[str, type[Method]]:
 
 
 def find(name: Any) -> type[Method]:
-    """The class registered as `name`.
+    """Return the class registered as `name`.
 
     Raises:
         ValueError: no such method, or its entry point cannot be loaded. TypeError: the name is no string.
@@ -55,7 +56,7 @@ def find(name: Any) -> type[Method]:
 
 
 def build(data: Any) -> Method:
-    """A method from its dict form {"method": name, setting: value, ...}.
+    """Make a method from its dict form {"method": name, setting: value, ...}.
 
     Raises:
         TypeError: not a dict, or a value of the wrong type. ValueError: unknown name or setting, value out of range,
@@ -80,7 +81,7 @@ def build(data: Any) -> Method:
 
 
 def to_dict(method: Method) -> dict[str, Any]:
-    """JSON-ready dict form of a method, with the settings that differ from their defaults only."""
+    """Return the JSON-ready dict form of a method, with the settings that differ from their defaults only."""
     settings = {f.name: getattr(method, f.name) for f in fields(method) if f.init}
     default = {f.name: default_of(f) for f in fields(method)}
     changed = {name: encoded(value) for name, value in settings.items() if value != default[name]}
@@ -88,7 +89,7 @@ def to_dict(method: Method) -> dict[str, Any]:
 
 
 def describe() -> list[dict[str, Any]]:
-    """One row per method for lists, forms and command lines.
+    """Return one row per method for lists, forms and command lines.
 
     {"name", "kind": "selector" | "correction" | "pattern", "summary", "paper": arXiv id or None, "reads", "package",
     "settings": [{"name", "default", "help", "kind", "min", "max", "above", "choices"}, ...]}; bounds where they exist.
@@ -115,7 +116,7 @@ def kind_of(cls: type[Method]) -> str:
 
 
 def registered() -> dict[str, type[Method]]:
-    """Classes whose modules are imported.
+    """Return the classes whose modules are imported.
 
     Raises:
         ValueError: methods of different kinds bear the same name.
@@ -134,7 +135,7 @@ def registered() -> dict[str, type[Method]]:
 
 
 def plugins() -> dict[str, EntryPoint]:
-    """Entry points by name, not loaded.
+    """Return the entry points by name, not loaded.
 
     Raises:
         ValueError: two packages offer the same name, or one offers that of a built-in method.
@@ -156,12 +157,12 @@ def plugins() -> dict[str, EntryPoint]:
 
 @cache  # packages do not come and go while Python runs, and a look costs ten milliseconds
 def installed() -> tuple[EntryPoint, ...]:
-    """Entry points of all installed packages."""
+    """Return the entry points of all installed packages."""
     return tuple(entry_points(group=PLUGINS))
 
 
 def load(point: EntryPoint) -> type[Method]:
-    """The class behind an entry point, registered under the entry point's name."""
+    """Return the class behind an entry point, registered under the entry point's name."""
     try:
         cls = point.load()
     except Exception as error:  # whatever a foreign module does on import
@@ -180,13 +181,13 @@ def load(point: EntryPoint) -> type[Method]:
 
 
 def origin(point: EntryPoint) -> str:
-    """An entry point for messages."""
+    """Describe an entry point for messages."""
     package = f" of package {point.dist.name}" if point.dist else ""
     return f"method {point.name!r} ({point.value}){package}"
 
 
 def default_of(f: Field[Any]) -> Any:
-    """Default of a field; None for a required one."""
+    """Return the default of a field; None for a required one."""
     if f.default_factory is not MISSING:
         return f.default_factory()
     return None if f.default is MISSING else f.default

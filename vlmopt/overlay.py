@@ -1,5 +1,4 @@
-"""Pictures of a selection: kept cells clear and outlined, dropped cells dimmed and hatched, markers dotted, merged
-tokens with a square."""
+"""Draw a selection: kept cells outlined, dropped ones dimmed, markers dotted, merged tokens with a square."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
 class Map(Protocol):
-    """What a report tells of one picture, tile or video (`Report.maps`)."""
+    """What a report tells of one image, tile or video (`Report.maps`)."""
 
     @property
     def kind(self) -> str: ...
@@ -61,16 +60,16 @@ def overlay(
     """Draw what was kept.
 
     Args:
-        images: the pictures of the prompt in order, and of each video one frame per temporal cell. A grid without a
-            picture of its own (one of several tiles, say) is drawn on plain paper, an unknown grid as a strip.
+        images: the images of the prompt in order, and of each video one frame per temporal cell. A grid without an
+            image of its own (one of several tiles, say) is drawn on plain paper, an unknown grid as a strip.
         maps: `report.maps(row)` of the sample.
         heat: colour the cells by their score instead of dimming the dropped ones, where there are scores.
         title: text after the counts in the legend.
         columns: panels per row, when there are several.
-        clicks: points (x, y) in fractions of the first picture, ringed there.
+        clicks: points (x, y) in fractions of the first image, ringed there.
 
     Returns:
-        An RGB picture: one panel per image, tile or frame, and a legend line below.
+        An RGB image: one panel per image, tile or frame, and a legend line below.
     """
     if not maps:
         raise ValueError("nothing to draw: the sample has no visual tokens")
@@ -101,7 +100,7 @@ def _fit(picture: Image.Image, width: int) -> Image.Image:
 
 
 def _panel(picture: Image.Image | None, part: Map, t: int, heat: bool, width: int) -> Image.Image:
-    """One time step of one grid; tokens without coordinates are left out here and counted in the legend."""
+    """Draw one time step of one grid; tokens without coordinates are left out here and counted in the legend."""
     if part.grid is None:
         return _strip(part, width)
     _, h, w = part.grid
@@ -122,7 +121,7 @@ def _panel(picture: Image.Image | None, part: Map, t: int, heat: bool, width: in
 
 
 def _strip(part: Map, width: int) -> Image.Image:
-    """Tokens in sequence order, for a grid nobody knows."""
+    """Draw tokens in sequence order, for a grid nobody knows."""
     n = len(part.kept)
     across = min(n, 32)
     rows = -(-n // across)
@@ -138,12 +137,12 @@ def _strip(part: Map, width: int) -> Image.Image:
 
 
 def _marks(part: Map) -> Tensor:
-    """Long[n]: 1 for a marker, 2 for a merged token that stayed."""
+    """Return Long[n]: 1 for a marker, 2 for a merged token that stayed."""
     return part.markers.long() + 2 * (part.merged & part.kept).long()
 
 
 def _paint(base: Image.Image, kept: np.ndarray, marked: np.ndarray, scores: np.ndarray | None) -> Image.Image:
-    """kept: bool [h, w]; marked: int [h, w] of `_marks`; scores: [h, w] in 0-1, NaN where there is none."""
+    """Paint cells; kept: bool [h, w]; marked: int [h, w] of `_marks`; scores: [h, w] in 0-1, NaN where none is."""
     h, w = kept.shape
     ch, cw = base.height // h, base.width // w
     pixels = np.asarray(base).astype(np.float64)
@@ -175,7 +174,7 @@ def _paint(base: Image.Image, kept: np.ndarray, marked: np.ndarray, scores: np.n
 
 
 def _ranks(scores: Tensor) -> Tensor:
-    """Scores as ranks in 0-1 (NaN stays NaN): one outlier does not flatten the rest."""
+    """Turn scores into ranks in 0-1 (NaN stays NaN), so that one outlier does not flatten the rest."""
     known = ~scores.isnan()
     ranks = torch.full_like(scores, float("nan"))
     values = scores[known]
@@ -184,7 +183,7 @@ def _ranks(scores: Tensor) -> Tensor:
 
 
 def _colour(values: np.ndarray) -> np.ndarray:
-    """[...] in 0-1 -> [..., 3] in 0-255."""
+    """Map values [...] in 0-1 to colours [..., 3] in 0-255."""
     at = np.linspace(0, 1, len(HEAT))
     return np.stack([np.interp(values, at, HEAT[:, c]) for c in range(3)], axis=-1)
 
@@ -231,7 +230,7 @@ def _label(draw: ImageDraw.ImageDraw, x: int, y: int, text: str, font: Font) -> 
 
 
 def _sheet(panels: Sequence[Image.Image], legend: _Legend, columns: int) -> Image.Image:
-    """Panels in rows, top-aligned, the legend below."""
+    """Lay out panels in rows, top-aligned, the legend below."""
     rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
     width = max(sum(p.width for p in row) + GAP * (len(row) + 1) for row in rows)
     font = ImageFont.load_default(size=15)

@@ -65,13 +65,13 @@ class SparsePrefill(Configured):
             raise ValueError("prefill: give a pattern for all heads, or the patterns of `heads`, not both")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: the settings that differ from their defaults."""
+        """Return a JSON-ready dict of the settings that differ from their defaults."""
         changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
         return {name: methods.encoded(value) for name, value in changed.items()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SparsePrefill:
-        """Inverse of `to_dict`; the dict form of a pattern stands for that pattern in all heads."""
+        """Make sparse prefill of what `to_dict` returned; the dict form of a pattern puts it in all heads."""
         check_depth(data)
         if "method" in data:
             return cls(pattern=methods.build(data))  # type: ignore[arg-type]
@@ -89,7 +89,7 @@ class SparsePrefill(Configured):
         return self.pattern is not None and self.pattern.neutral
 
     def groups(self, layer: int, num_heads: int) -> list[tuple[Pattern, Tensor]]:
-        """Patterns of a layer with the query heads Long[H] of each; empty where the layer is dense."""
+        """Return the patterns of a layer with the query heads Long[H] of each; empty where the layer is dense."""
         if layer < self.dense_layers:
             return []
         if self.heads is not None:
@@ -97,7 +97,7 @@ class SparsePrefill(Configured):
         return [(self.pattern or MinP(), torch.arange(num_heads))]
 
     def shortest(self, device: torch.device) -> int:
-        """Prompt tokens from which on attention is sparse."""
+        """Return the number of prompt tokens from which on attention is sparse."""
         return self.min_len if self.min_len is not None else MIN_LEN.get(device.type, MIN_LEN["cuda"])
 
     def check_model(self, model: Mapping[str, Any]) -> None:

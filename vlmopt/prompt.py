@@ -1,4 +1,4 @@
-"""From a question with pictures or a video to model inputs, for any processor with a chat template or without."""
+"""Turn a question with images or a video into model inputs, for any processor with a chat template or without."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .runtime.offload import device_of
 
 
 def image_prompt(processor: Any, question: str, images: Sequence[Image.Image]) -> dict[str, Any]:
-    """Inputs of one user turn: the pictures, then the question (a prompt of text alone where there is no picture)."""
+    """Make the inputs of one user turn: the images, then the question (text alone where there is no image)."""
     text = chat(processor, "image", len(images), question)
     return dict(processor(text=[text], images=list(images) or None, return_tensors="pt"))
 
 
 def video_prompt(processor: Any, model: Any, question: str, video: Video) -> dict[str, Any]:
-    """Inputs of one user turn: the video, then the question.
+    """Make the inputs of one user turn: the video, then the question.
 
     Raises ValueError for a family whose frames only its own video processor can prepare, when that is missing.
     """
@@ -63,7 +63,7 @@ def video_prompt(processor: Any, model: Any, question: str, video: Video) -> dic
 
 
 def placed(inputs: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Inputs on a device, pixels in the model's dtype."""
+    """Put inputs on a device, pixels in the model's dtype."""
     return {
         name: value.to(device=device, dtype=dtype if name.startswith("pixel") and value.is_floating_point() else None)
         if isinstance(value, torch.Tensor)
@@ -78,9 +78,9 @@ def placed_for(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_seen(processor: Any, image: Image.Image) -> Image.Image:
-    """The part of a picture that the tower gets, and what is put around it: the grid of tokens lies on that.
+    """Return the part of an image that the tower gets, and what is put around it: the grid of tokens lies on that.
 
-    LLaVA-1.5 pads to a square with the mean colour (`do_pad`), or crops the middle of the resized picture.
+    LLaVA-1.5 pads to a square with the mean colour (`do_pad`), or crops the middle of the resized image.
     """
     how = processor.image_processor
     if getattr(how, "do_pad", False) and hasattr(how, "pad_to_square"):
@@ -99,7 +99,7 @@ def as_seen(processor: Any, image: Image.Image) -> Image.Image:
 
 
 def chat(processor: Any, kind: str, count: int, question: str) -> str:
-    """The prompt text; a processor without a chat template gets its placeholders and the question on one line each."""
+    """Return the prompt text; without a chat template, the placeholders and the question stand on one line each."""
     template = getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
     if template is None:
         placeholder = getattr(processor, f"{kind}_token", "")
@@ -112,7 +112,7 @@ def chat(processor: Any, kind: str, count: int, question: str) -> str:
 
 
 def seconds(video: Video, steps: int) -> list[float]:
-    """The middle of each temporal cell, in seconds of the file."""
+    """Return the middle of each temporal cell, in seconds of the file."""
     times = [index / video.fps for index in video.indices]
     size = -(-len(times) // steps)
     groups = [times[i * size : (i + 1) * size] for i in range(steps)]

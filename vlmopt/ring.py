@@ -1,4 +1,4 @@
-"""A ring on a picture, where something clicks."""
+"""Draw a ring on an image, where something clicks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from PIL import Image, ImageDraw
 
 
 def ring(image: Image.Image, x: float, y: float, colour: tuple[int, int, int], radius: int) -> None:
-    """A circle with a dot in it, with a pale rim, so that it is seen on every ground; clipped to the picture."""
+    """Draw a circle with a dot in it, clipped to the image.
+
+    A pale rim makes it visible on every ground.
+    """
     x, y = (min(max(place, 0), side - 1) for place, side in zip((x, y), image.size, strict=True))
     draw = ImageDraw.Draw(image)
     for width, ink in ((10, (255, 255, 255)), (5, colour)):

@@ -59,7 +59,7 @@ class TrainedScorer:
 
 
 def required(selectors: Sequence[Selector], model: Any) -> dict[str, TrainedScorer]:
-    """The trained weights of some methods by source, checked against the model they are to serve.
+    """Load the trained weights of some methods by source, checked against the model they are to serve.
 
     Raises:
         ValueError: a source cannot be read, belongs to another model, or lacks the marker that is asked of it.
@@ -75,7 +75,7 @@ def required(selectors: Sequence[Selector], model: Any) -> dict[str, TrainedScor
 
 
 def facts(model: Any) -> dict[str, Any]:
-    """What a scorer's file remembers of its model."""
+    """Return the facts that a scorer's file records of its model."""
     embeddings = resident(model.get_input_embeddings()).weight
     return {
         "family": family_of(model.config).name,
@@ -87,7 +87,7 @@ def facts(model: Any) -> dict[str, Any]:
 
 
 def fingerprint(embeddings: Tensor) -> list[float]:
-    """Some values of an embedding table [V, D]."""
+    """Return some values of an embedding table [V, D]."""
     rows = torch.linspace(0, min(len(embeddings), ROWS) - 1, PRINTED).long()
     columns = torch.linspace(0, embeddings.shape[1] - 1, PRINTED).long()
     here = embeddings.device
@@ -95,7 +95,7 @@ def fingerprint(embeddings: Tensor) -> list[float]:
 
 
 def save(trained: TrainedScorer, directory: str | Path) -> Path:
-    """Write both files into a directory, which is made if missing; returns the directory."""
+    """Write both files into a directory, which is made if missing; return the directory."""
     from safetensors.torch import save_file
 
     folder = Path(directory)
@@ -157,7 +157,7 @@ def load(source: str, **download: Any) -> TrainedScorer:
 
 
 def push_to_hub(trained: TrainedScorer, repo_id: str, **options: Any) -> str:
-    """Upload both files to a Hub repository, made if missing; returns the address of the commit.
+    """Upload both files to a Hub repository, made if missing; return the address of the commit.
 
     Args:
         options: private and token, and what `HfApi.upload_folder` takes (revision, commit_message, ...).
@@ -174,17 +174,17 @@ def push_to_hub(trained: TrainedScorer, repo_id: str, **options: Any) -> str:
 
 
 def is_folder(source: str) -> bool:
-    """Whether a source is a directory of this machine, not a name that means the same everywhere."""
+    """Return whether a source is a directory of this machine, not a name that means the same everywhere."""
     return source not in bundled() and os.path.isdir(source)
 
 
 def bundled() -> list[str]:
-    """Checkpoints of the package that come with a scorer."""
+    """Return the checkpoints of the package that come with a scorer."""
     return sorted(path.parent.name for path in HERE.glob(f"*/{FILES[0]}"))
 
 
 def find(source: str, **download: Any) -> Path:
-    """The directory with the files of a source; those of a Hub repository are fetched."""
+    """Return the directory with the files of a source; those of a Hub repository are fetched."""
     folder = HERE / source if source in bundled() else Path(source)
     if all(os.path.isfile(folder / file) for file in FILES):  # pathlib raises where a name is too long
         return folder

@@ -1,4 +1,4 @@
-"""Model, policy, picture and question: from the widgets to a request, and the button that runs it."""
+"""Model, policy, image and question: from the widgets to a request, and the button that runs it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NEW_TOKENS = {"answer": 32, "click": 32, "describe": 64}
 
 
 def sidebar() -> vlmopt.Policy | None:
-    """Draw model and policy; the policy, or None where it is not valid yet."""
+    """Draw model and policy; return the policy, or None where it is not valid yet."""
     with st.sidebar:
         st.subheader("Model")
         known = bundled()
@@ -45,7 +45,7 @@ def sidebar() -> vlmopt.Policy | None:
 
 
 def source() -> Source:
-    """The model of the widgets."""
+    """Return the model that the widgets name."""
     state = st.session_state
     if state.get("model", "tiny-qwen") != OTHER:
         return Source(state.get("model", "tiny-qwen"))
@@ -53,19 +53,19 @@ def source() -> Source:
 
 
 def task() -> str:
-    """What the answer is used for, so far as it was chosen."""
+    """Return what the answer is used for, as far as it was chosen."""
     return str(st.session_state.get("task") or inputs.SAMPLES[0].task)
 
 
 def fitting() -> None:
-    """After another sample: the question and the task that go with it."""
+    """Choose the question and the task that go with a newly chosen sample."""
     for chosen in inputs.SAMPLES:
         if chosen.label == st.session_state.get("picture"):
             st.session_state.task, st.session_state.question = chosen.task, chosen.question
 
 
 def question(policy: vlmopt.Policy | None) -> None:
-    """Draw picture, question and the button; start the job when it is pressed."""
+    """Draw image, question and the button; start the job when it is pressed."""
     with st.container(border=True):
         left, right = st.columns(2, gap="medium")
         with left:
@@ -117,7 +117,7 @@ def changed(request: Request) -> None:
 
 
 def missing(policy: vlmopt.Policy | None, given: inputs.Given | None, words: str) -> str | None:
-    """Why there is nothing to run yet."""
+    """Return why nothing can run yet."""
     if policy is None:
         return "The policy cannot be used as it stands; see the sidebar."
     if given is None:
@@ -139,7 +139,7 @@ def working() -> bool:
 
 
 def watch() -> None:
-    """Progress of a running job; what became of one that ended."""
+    """Show the progress of a running job, or what became of one that ended."""
     job = st.session_state.get("job")
     if not isinstance(job, Job):
         return
@@ -155,7 +155,7 @@ def watch() -> None:
 
 
 def finished() -> Run | None:
-    """The run on the page, after what went wrong with the last one."""
+    """Return the run on the page; show first what went wrong with the last one."""
     if failed := st.session_state.get("failed"):
         st.error(escaped(failed), icon=":material/error:")
     run = st.session_state.get("run_done")

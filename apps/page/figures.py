@@ -19,7 +19,7 @@ Chart: TypeAlias = alt.Chart | alt.LayerChart | alt.FacetChart
 
 
 def show(chart: Chart, height: int = 280) -> None:
-    """As wide as the page, in its theme."""
+    """Show a chart as wide as the page, in its theme."""
     st.altair_chart(chart.properties(height=height), width="stretch")
 
 
@@ -28,12 +28,12 @@ def chart_of(rows: Rows) -> alt.Chart:
 
 
 def colours(names: Sequence[str], palette: Sequence[str] = SERIES) -> alt.Scale:
-    """One colour per name, in their order."""
+    """Return one colour per name, in their order."""
     return alt.Scale(domain=list(names), range=[palette[i % len(palette)] for i in range(len(names))])
 
 
 def stacked(rows: Rows, x: alt.X, y: alt.Y, names: list[str], palette: Sequence[str] = SERIES) -> alt.Chart:
-    """Bars of "amount" stacked by "part", `names` from the axis on."""
+    """Draw bars of "amount" stacked by "part", `names` from the axis on."""
     order = {name: place for place, name in enumerate(names)}
     narrow = max(map(len, names)) > 12  # long names would be cut on a phone
     legend = alt.Legend(orient="top", columns=2 if narrow else 3, labelLimit=160)
@@ -55,7 +55,7 @@ def stacked(rows: Rows, x: alt.X, y: alt.Y, names: list[str], palette: Sequence[
 
 
 def matrix(values: Sequence[Sequence[float]], title: str, top: float | None = None) -> alt.Chart:
-    """Layers downwards, heads to the right; brighter is more, from 0 to `top` (None: the largest value)."""
+    """Draw layers downwards, heads to the right; brighter is more, from 0 to `top` (None: the largest value)."""
     rows = [{"layer": i, "head": j, "value": v} for i, row in enumerate(values) for j, v in enumerate(row)]
     most = max((row["value"] for row in rows), default=1.0) if top is None else top
     scale = alt.Scale(scheme="viridis", domain=[0, most or 1.0])

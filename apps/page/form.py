@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 
 def policy_form(layers: int | None) -> vlmopt.Policy | None:
-    """Draw the form; the policy it holds, or None with a sentence about what is wrong with it.
+    """Draw the form; return its policy, or None (with a sentence about what is wrong with it).
 
     `layers`: decoder layers of the model, for where new methods start; None where they are not known yet.
     """
@@ -88,7 +88,7 @@ def from_preset() -> None:
 
 
 def append(data: Row) -> None:
-    """One more method; numbers are never used again, so that its widgets are its own."""
+    """Add a method; numbers are never used again, so that its widgets are its own."""
     st.session_state.count = st.session_state.get("count", 0) + 1
     st.session_state.entries[st.session_state.count] = data
 
@@ -115,7 +115,7 @@ def adder(rows: Mapping[str, Row], layers: int | None) -> None:
 
 
 def method_form(row: Row, data: Row, key: str, layers: int | None) -> Row:
-    """Widgets for one method; returns its dict form. `data` holds what the widgets start with."""
+    """Draw the widgets of one method; return its dict form. `data` holds what the widgets start with."""
     paper = f" [arXiv {row['paper']}](https://arxiv.org/abs/{row['paper']})" if row["paper"] else ""
     st.caption(told(row["summary"]) + paper)
     name, hidden = row["name"], shared(row["kind"])
@@ -123,7 +123,7 @@ def method_form(row: Row, data: Row, key: str, layers: int | None) -> Row:
 
 
 def shared(kind: str) -> frozenset[str]:
-    """Settings that every method of a kind has, and that stay out of sight at first."""
+    """Return the settings that every method of a kind has, and that stay out of sight at first."""
     names = [{s["name"] for s in row["settings"]} for row in methods.describe() if row["kind"] == kind]
     plain = [own for own in names if "keep_ratio" in own or kind != "selector"]  # a wrapper leaves these to its host
     return frozenset(set.intersection(*plain)) - frozenset(FIRST) if plain else frozenset()
@@ -132,7 +132,7 @@ def shared(kind: str) -> frozenset[str]:
 def settings_form(
     settings: list[Row], data: Row, key: str, method: str, layers: int | None, hidden: frozenset[str] = frozenset()
 ) -> Row:
-    """Values of the settings that say something; those in `hidden` are behind a button unless they are set."""
+    """Draw settings and return the values that say something; those in `hidden` are behind a button unless set."""
     found: Row = {}
     behind = [s for s in settings if s["name"] in hidden and s["name"] not in data]
     behind += [s for s in settings if "max" in s and s.get("min") == s["max"]]  # no choice
@@ -147,7 +147,7 @@ def settings_form(
 
 
 def field(setting: Row, given: Any, key: str, method: str, layers: int | None) -> Any:
-    """One widget by the setting's metadata; None where it was left open."""
+    """Draw one widget by the setting's metadata; return None where it was left open."""
     name, kind, default = setting["name"], setting.get("kind"), setting["default"]
     value = default if given is None else given
     about: dict[str, Any] = {"label": name, "key": key, "help": told(setting.get("help", ""))}
@@ -168,7 +168,7 @@ def field(setting: Row, given: Any, key: str, method: str, layers: int | None) -
 
 
 def number(about: Row, setting: Row, value: Any) -> Any:
-    """A slider where both ends and hundredths do, else a box that may stay empty where None is the default."""
+    """Draw a slider where both ends and hundredths do, else a box that may stay empty where None is the default."""
     low, high = setting.get("min", setting.get("above")), setting.get("max")
     if setting["kind"] == "int":
         bounds: Row = {"min_value": low if low is None else int(low), "max_value": high if high is None else int(high)}
@@ -191,7 +191,7 @@ def numbers(about: Row, value: Any, kind: type) -> Any:
 
 
 def nested(about: Row, value: Any, inner: list[str], key: str, layers: int | None) -> Row | None:
-    """A method inside a method."""
+    """Draw a method inside a method."""
     value = methods.to_dict(value) if isinstance(value, methods.BASES) else value
     options = [NONE, *inner]
     start = NONE if value is None else value["method"]
@@ -205,7 +205,7 @@ def nested(about: Row, value: Any, inner: list[str], key: str, layers: int | Non
 
 
 def from_json(about: Row, value: Any) -> Any:
-    """A measured profile, pasted as JSON."""
+    """Draw a field for a measured profile, pasted as JSON."""
     start = "" if value is None else json.dumps(methods.encoded(value))
     text = st.text_area(value=start, placeholder="JSON", height=68, **about)
     try:

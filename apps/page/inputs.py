@@ -1,4 +1,4 @@
-"""Pictures and clips for a prompt: samples, and uploads, of which none is trusted."""
+"""Images and clips for a prompt: samples, and uploads, of which none is trusted."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Given:
 
 @st.cache_data(show_spinner=False)
 def sample(number: int) -> Given:
-    """A sample as a prompt takes it; the clip is made once for all sessions."""
+    """Return a sample as a prompt takes it; the clip is made once for all sessions."""
     chosen = SAMPLES[number]
     if chosen.picture:
         return Given((load_image(Path(samples.__path__[0]) / chosen.picture).image,), title=chosen.picture)
@@ -64,13 +64,13 @@ def sample(number: int) -> Given:
 
 
 def title_of(name: str) -> str:
-    """What is shown of an uploaded file's name: its last part alone, printable, not too long."""
+    """Return what is shown of an uploaded file's name: its last part alone, printable, not too long."""
     last = PurePosixPath(name.replace("\\", "/")).name
     return "".join(c for c in last if c.isprintable())[:TITLE] or "upload"
 
 
 def received(name: str, content: bytes, folder: Path) -> Given:
-    """An uploaded file as a prompt takes it; on disk it lies in `folder`, under a name that only we have chosen.
+    """Return an uploaded file as a prompt takes it; on disk it lies in `folder`, under a name of our own choice.
 
     Raises:
         ValueError: a type, a size or contents that cannot be taken, in one sentence.
@@ -98,7 +98,7 @@ def received(name: str, content: bytes, folder: Path) -> Given:
 
 
 def check_pixels(path: Path) -> None:
-    """Refuse a huge picture by what its header says, before it is unpacked."""
+    """Refuse a huge image by what its header says, before it is unpacked."""
     try:
         with Image.open(path) as opened:
             width, height = opened.size
@@ -115,14 +115,14 @@ def check_pixels(path: Path) -> None:
 
 
 def folder() -> Path:
-    """A folder of this browser session alone, removed when the session ends and nothing holds it any more."""
+    """Return a folder of this browser session alone, removed when the session ends and nothing holds it any more."""
     if "folder" not in st.session_state:
         st.session_state.folder = tempfile.TemporaryDirectory(prefix="vlmopt-demo-")
     return Path(st.session_state.folder.name)
 
 
 def uploaded() -> Given | None:
-    """The uploader and what came of it; an error is shown as a sentence."""
+    """Draw the uploader and return what came of it; an error is shown as a sentence."""
     file = st.file_uploader(
         "Picture or short video",
         type=[*PICTURES, *CLIPS],

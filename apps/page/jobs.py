@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class Stopped(Exception):
-    """The user pressed Stop."""
+    """Raised where the user pressed Stop."""
 
 
 class Job:
@@ -52,7 +52,7 @@ class Job:
 
 
 def sentence(error: BaseException) -> str:
-    """What to tell people; the traceback goes to the log."""
+    """Return what to tell people; the traceback goes to the log."""
     said = " ".join(str(error).split())
     if isinstance(error, torch.OutOfMemoryError):
         return f"Out of memory: {said.split('. ')[0]}. Choose a smaller picture, another dtype, or the CPU."
@@ -63,7 +63,7 @@ def sentence(error: BaseException) -> str:
 
 @st.fragment(run_every=LOOK)
 def watched(job: Job, key: str) -> None:
-    """Progress and a button to stop; the whole page is drawn again when the job is done."""
+    """Show progress and a button to stop; draw the whole page again when the job is done."""
     if job.done.is_set():
         st.rerun()
     st.progress(job.fraction, text=escaped(job.text))
@@ -73,11 +73,11 @@ def watched(job: Job, key: str) -> None:
 
 
 def escaped(text: str) -> str:
-    """Text of a user, a file or a model as Markdown that shows it letter by letter."""
+    """Write text of a user, a file or a model as Markdown that shows it letter by letter."""
     return SPECIAL.sub(r"\\\g<0>", " ".join(text.split()))
 
 
 def told(text: str) -> str:
-    """A docstring or help text as Markdown: letter by letter, but what stands between backticks stays code."""
+    """Write a docstring or help text as Markdown: letter by letter, but what stands between backticks stays code."""
     parts = text.split("`")
     return "".join(f"`{part}`" if i % 2 else SPECIAL.sub(r"\\\g<0>", part) for i, part in enumerate(parts))

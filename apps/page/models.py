@@ -30,7 +30,7 @@ class Held:
 
     @contextmanager
     def alone(self, progress: Progress) -> Iterator[Loaded]:
-        """The model, for one thread at a time; whoever waits can be stopped (`progress` raises)."""
+        """Give the model to one thread at a time; whoever waits can be stopped (`progress` raises)."""
         while not self.lock.acquire(timeout=WAIT):
             progress(0.0, "Waiting: another session is using this model")
         try:
@@ -49,12 +49,15 @@ class Held:
 
 @st.cache_resource(max_entries=KEPT, show_spinner=False)
 def held(source: Source) -> Held:
-    """The one holder of a model in this server; loads nothing yet."""
+    """Return the one holder of a model in this server; load nothing yet."""
     return Held(source)
 
 
 @st.cache_resource(show_spinner=False)
 def loading() -> threading.Lock:
-    """Models are loaded one after the other: transformers sets process-wide switches while it loads."""
+    """Return the lock under which models are loaded one after the other.
+
+    transformers sets process-wide switches while it loads.
+    """
     atexit.register(gc.unfreeze)
     return threading.Lock()

@@ -1,4 +1,4 @@
-"""The main page of a run: the picture, what was kept of it, both answers, and what they cost."""
+"""The main page of a run: the image, what was kept of it, both answers, and what they cost."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PIECES = re.compile(r"\s+|[^\s]+")
 
 @st.fragment
 def pictures(run: Run) -> None:
-    """Both pictures; the slider redraws them alone."""
+    """Draw both images; the slider redraws them alone."""
     maps = run.optimized.report.maps(0)
     left, right = st.columns(2, gap="medium")
     with left:
@@ -46,7 +46,7 @@ def pictures(run: Run) -> None:
 
 
 def retention(run: Run) -> float | None:
-    """The slider; None where the policy has nothing to slide."""
+    """Draw the slider; return None where the policy has nothing to slide."""
     if run.ladder is None:
         st.caption(
             "Nothing to slide: this policy drops no tokens inside the model, or its choice is made in the vision tower."
@@ -67,7 +67,7 @@ def retention(run: Run) -> float | None:
 
 
 def original(run: Run) -> Image.Image:
-    """The picture as it was given, with both clicks."""
+    """Return the image as it was given, with both clicks."""
     first = (run.request.images or run.shown)[0]
     image = first.convert("RGB").resize((SIDE, max(1, round(first.height * SIDE / first.width))))
     for outcome, colour, radius in ((run.dense, DENSE, 26), (run.optimized, OPTIMIZED, 17)):
@@ -78,8 +78,7 @@ def original(run: Run) -> Image.Image:
 
 
 def clicked(run: Run) -> str:
-    """Where both answers click."""
-
+    """Return where both answers click."""
     first = (run.request.images or run.shown)[0]
 
     def place(outcome: Outcome) -> str:
@@ -93,7 +92,7 @@ def clicked(run: Run) -> str:
 
 
 def kept(run: Run, maps: Sequence[VisualMap]) -> Image.Image:
-    """The overlay without its margin and legend, which the page has in words."""
+    """Return the overlay without its margin and legend, which the page has in words."""
     if not maps:
         return original(run)
     drawn = overlay(run.shown, maps)
@@ -101,7 +100,7 @@ def kept(run: Run, maps: Sequence[VisualMap]) -> Image.Image:
 
 
 def answers(run: Run) -> None:
-    """Both answers side by side; words that the other does not have there are marked."""
+    """Show both answers side by side; words that the other does not have there are marked."""
     same = run.dense.text == run.optimized.text
     sides = zip(st.columns(2, gap="medium"), ("Dense", "Optimized"), (run.dense, run.optimized), strict=True)
     for column, name, outcome in sides:
@@ -113,7 +112,7 @@ def answers(run: Run) -> None:
 
 
 def marked(before: str, after: str) -> Iterator[str]:
-    """Pieces of the second text as Markdown, what the first does not have there on a coloured ground."""
+    """Yield pieces of the second text as Markdown, on a coloured ground where the first differs."""
     old, new = PIECES.findall(before), PIECES.findall(after)
     for what, _, _, start, end in difflib.SequenceMatcher(a=old, b=new, autojunk=False).get_opcodes():
         piece = escaped("".join(new[start:end]))
@@ -123,7 +122,7 @@ def marked(before: str, after: str) -> Iterator[str]:
 
 
 def costs(run: Run) -> None:
-    """A row of figures with their change against dense."""
+    """Show a line of figures with their change against dense."""
     dense, ours = run.dense.measurement, run.optimized.measurement
     rows: list[tuple[str, Callable[[Measurement], float | None], str, Literal["normal", "inverse", "off"], str]] = [
         ("Visual tokens", lambda m: m.visual_tokens_kept, "{:.0f}", "inverse", "Left after the last cut."),

@@ -45,7 +45,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Worker:
-    """Runs functions on one loaded model, never two at a time. Nothing is loaded before it is needed."""
+    """Run functions on one loaded model, never two at a time. Nothing is loaded before it is needed."""
 
     source: Source
 
@@ -56,7 +56,7 @@ class Worker:
         progress: Progress | None = None,
         stop: threading.Event | None = None,
     ) -> Any:
-        """`function(model, processor, *args, progress=...)` in this thread, under the model's lock.
+        """Call `function(model, processor, *args, progress=...)` in this thread, under the model's lock.
 
         What the function gets as `progress(fraction, text)` raises `Stopped` once `stop` is set, so calling it between
         steps is all that it takes to be stoppable. The function must leave the model as it found it.
@@ -72,7 +72,7 @@ class Worker:
             return function(loaded.model, loaded.processor, *args, progress=tell)
 
     def once(self, run: Run, key: str, label: str, function: Callable[..., Any], *args: Any) -> Any:
-        """A button `label` that starts `call(function, *args)` in a thread; returns the result, or None without one.
+        """Draw a button `label` that starts `call(function, *args)` in a thread; return the result, or None.
 
         While it works there is a progress bar with a Stop button in its place, afterwards the result is kept in the
         browser session under (run.id, key); an error becomes a sentence with the button to try again.
@@ -100,7 +100,7 @@ class Worker:
 
 
 def start(request: Request) -> Job:
-    """A job whose result is a `Run`."""
+    """Start a job whose result is a `Run`."""
     holder = held(request.source)
 
     def work(progress: Progress) -> Run:
@@ -111,7 +111,7 @@ def start(request: Request) -> Job:
 
 
 def perform(loaded: Loaded, request: Request, progress: Progress) -> Run:
-    """Everything the main page shows of a request; stops between two tokens when `progress` raises."""
+    """Compute everything the main page shows of a request; stop between two tokens when `progress` raises."""
     model, processor = loaded.model, loaded.processor
     with vlmopt.optimized(model, request.policy):
         pass  # a policy that cannot work on this model is refused here, before anything is measured
@@ -145,7 +145,7 @@ def perform(loaded: Loaded, request: Request, progress: Progress) -> Run:
 
 
 class Beat(StoppingCriteria):
-    """Called after every token: tells how far the measurement is, and raises when the user wants it to end."""
+    """Called after every token: reports how far the measurement is, and raises when the user wants it to end."""
 
     def __init__(self, progress: Progress, calls: int, tokens: int) -> None:
         self.progress, self.calls, self.tokens = progress, calls, tokens
@@ -163,19 +163,19 @@ class Beat(StoppingCriteria):
 
 
 def units_of(model: Any) -> str:
-    """In what its answers count coordinates; where nobody knows, it is told to count pixels."""
+    """Return the units of coordinates in the model's answers; a model of unknown units is told to count pixels."""
     return click_units(model.config) or "pixels"
 
 
 def asked(request: Request, units: str) -> str:
-    """The words put to the model: where a click is wanted, models from the Hub are told in which form to answer."""
+    """Return the words put to the model: models from the Hub are told in which form to answer with a click."""
     if request.task != "click" or request.source.name in bundled():
         return request.question
     return POINT_PROMPTS[units].replace("{question}", request.question)
 
 
 def prepared(model: Any, processor: Any, request: Request) -> Prompt:
-    """The prompt of a request, on the model's device."""
+    """Return the prompt of a request, on the model's device."""
     question, sizes = asked(request, units_of(model)), processor.image_processor
     notes: tuple[str, ...] = ()
     if request.clip is None:
@@ -198,13 +198,13 @@ def prepared(model: Any, processor: Any, request: Request) -> Prompt:
 
 
 def outcome(model: Any, processor: Any, request: Request, prompt: Prompt, measured: Measurement) -> Outcome:
-    """The answer as text, and where it points when a click was asked for."""
+    """Return the answer as text, and where it points when a click was asked for."""
     text = str(processor.tokenizer.decode(measured.new_ids[0], skip_special_tokens=True)).strip()
     return Outcome(text, measured, place(model, request, prompt, text))
 
 
 def place(model: Any, request: Request, prompt: Prompt, text: str) -> Point | None:
-    """Where an answer clicks, in pixels of the picture as given; None where it should not, or names no point."""
+    """Return where an answer clicks, in pixels of the image as given; None where it should not, or names no point."""
     if request.task != "click" or not request.images:
         return None
     return clicked(text, units_of(model), request.images[0].size, prompt.resized)

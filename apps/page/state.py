@@ -55,7 +55,7 @@ class Outcome:
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """New tokens."""
+        """The new tokens."""
         return tuple(self.measurement.new_ids[0].tolist())
 
     @property

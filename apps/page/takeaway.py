@@ -25,7 +25,7 @@ PICTURE, POLICY, OVERLAY, RESULT, SNIPPET = "picture.png", "policy.json", "overl
 
 @st.fragment
 def show(run: Run) -> None:
-    """Downloads, then the command and the snippet."""
+    """Show the downloads, then the command and the snippet."""
     packed = files(run)
     kinds = {".png": "image/png", ".json": "application/json", ".py": "text/x-python", ".zip": "application/zip"}
     labels = {POLICY: "Policy", OVERLAY: "Overlay", RESULT: "Result", PICTURE: "Picture"}
@@ -48,7 +48,7 @@ def show(run: Run) -> None:
 
 
 def files(run: Run) -> dict[str, bytes]:
-    """Everything by file name."""
+    """Return all files by name."""
     found = {POLICY: run.request.policy.to_json().encode(), RESULT: (json.dumps(result(run), indent=2) + "\n").encode()}
     if maps := run.optimized.report.maps(0):
         image = io.BytesIO()
@@ -80,7 +80,7 @@ def clip_name(run: Run) -> str:
 
 
 def result(run: Run) -> dict[str, Any]:
-    """JSON-ready: answers, costs and the machine they were measured on."""
+    """Return answers, costs and the machine they were measured on, JSON-ready."""
     outcomes = {"dense": run.dense, "optimized": run.optimized}
     return {
         "vlmopt": vlmopt.__version__,
@@ -99,7 +99,7 @@ def result(run: Run) -> dict[str, Any]:
 
 
 def command(run: Run) -> str:
-    """`vlmopt run` with everything that differs from its defaults; quoted for a shell."""
+    """Return the `vlmopt run` command with everything that differs from its defaults; quoted for a shell."""
     request = run.request
     given = ["--video", clip_name(run)] if request.clip is not None else ["--image", PICTURE]
     words = ["vlmopt", "run", *given, "--question", asked(request, run.about.units), "--policy", POLICY]
@@ -109,7 +109,7 @@ def command(run: Run) -> str:
 
 
 def snippet(run: Run) -> str:
-    """Python that makes the optimized answer again and draws the same overlay."""
+    """Return Python code that makes the optimized answer again and draws the same overlay."""
     request = run.request
     source = f"{request.source.name!r}, device={request.source.device!r}, dtype={request.source.dtype!r}"
     question = repr(asked(request, run.about.units))

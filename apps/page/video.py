@@ -19,7 +19,7 @@ GREEN = "#009e73"
 
 @st.fragment
 def frames(run: Run) -> None:
-    """The main page of a run on a clip; its sliders redraw it alone."""
+    """Show the main page of a run on a clip; its sliders redraw it alone."""
     maps = run.optimized.report.maps(0)
     left, right = st.columns(2, gap="medium")
     steps = [(m, t) for m in maps for t in range(m.grid[0] if m.grid else 1)]
@@ -54,7 +54,7 @@ def frames(run: Run) -> None:
 
 
 def still(m: VisualMap, t: int) -> VisualMap:
-    """One frame of a video's map as the map of a picture."""
+    """Return one frame of a video's map as the map of an image."""
     if m.grid is None:
         return m
     here = m.coords[:, 0] == t

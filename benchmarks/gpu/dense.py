@@ -16,7 +16,7 @@ from vlmopt.kernels.patterns import Prefill
 
 
 def milliseconds(run: Callable[[], Any], device: str) -> float:
-    """By CUDA events; host work between launches included."""
+    """Measure by CUDA events; host work between launches is included."""
     if device == "cpu":
         start = time.perf_counter()
         run()
@@ -30,7 +30,7 @@ def milliseconds(run: Callable[[], Any], device: str) -> float:
 
 
 def dense_variants(prefill: Prefill, device: str) -> dict[str, Callable[[], Any]]:
-    """Dense kernels that run here; keys are repeated, outside the measurement, where a kernel cannot share them."""
+    """Return the dense kernels that run here; keys are repeated outside the measurement where a kernel needs it."""
     if device == "cpu":
         return {"math": partial(scaled_dot_product_attention, *qkv(prefill), is_causal=True, enable_gqa=True)}
 

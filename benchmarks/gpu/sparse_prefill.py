@@ -58,7 +58,7 @@ SECONDS = 25  # of dense attention per length and pattern; twenty rounds whereve
 
 
 def builder(name: str, **given: Any) -> Callable[[Prefill], list[Launch]]:
-    """What makes a plan: a pattern; or "blocks N %", random ones of 128 x 128 tokens, for the speed of the kernel."""
+    """Return what makes a plan: a pattern; or "blocks N %", random blocks of 128 x 128 tokens, for kernel speed."""
     if not name.startswith("blocks"):
         return registry[name](**given).build
 
@@ -72,7 +72,7 @@ def builder(name: str, **given: Any) -> Callable[[Prefill], list[Launch]]:
 
 
 def check(device: str, dtype: torch.dtype, shape: tuple[int, int, int]) -> list[dict[str, Any]]:
-    """Every registered pattern by the kernel against the oracle: largest difference of outputs and log-sum-exps."""
+    """Compare every registered pattern's kernel with the oracle: largest difference of outputs and log-sum-exps."""
     whole = planted(600, *shape, device, dtype)
     whole.modality[:, ::50] = 0
     found = []
@@ -90,7 +90,7 @@ def check(device: str, dtype: torch.dtype, shape: tuple[int, int, int]) -> list[
 
 
 def attention(prefill: Prefill, names: list[str], repeats: int, device: str) -> list[dict[str, Any]]:
-    """Dense against every pattern at one length; medians of interleaved rounds."""
+    """Measure dense against every pattern at one length; medians of interleaved rounds."""
     dense = dense_variants(prefill, device)
     once = {name: min(milliseconds(run, device) for _ in range(2)) for name, run in dense.items()}
     best = min(once, key=once.__getitem__)
@@ -127,7 +127,7 @@ def attention(prefill: Prefill, names: list[str], repeats: int, device: str) -> 
 
 
 def decoder(layers: int, tokens: int, device: str, dtype: torch.dtype, tiny: bool) -> Any:
-    """Qwen2.5-VL-7B with random weights and fewer layers."""
+    """Build Qwen2.5-VL-7B with random weights and fewer layers."""
     config = qwen(layers, 1)
     text = config.text_config
     text.max_position_embeddings = tokens
@@ -142,7 +142,7 @@ def decoder(layers: int, tokens: int, device: str, dtype: torch.dtype, tiny: boo
 def first_token(
     tokens: int, layers: int, names: list[str], repeats: int, device: str, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """Prefill of embedded tokens through the public API; a few layers scaled to all 28, of which two stay dense."""
+    """Measure the prefill of embedded tokens through the public API; a few layers, scaled to all 28."""
     torch.manual_seed(0)
     model = decoder(layers, tokens, device, dtype, tiny=device == "cpu")
     embeds = torch.randn(1, tokens, model.config.text_config.hidden_size, device=device, dtype=dtype) * 0.02

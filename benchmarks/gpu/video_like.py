@@ -14,10 +14,11 @@ KINDS = 3  # of query heads, by turns
 
 
 def planted(tokens: int, heads: int, key_heads: int, d: int, device: str, dtype: torch.dtype, seed: int = 0) -> Prefill:
-    """One layer of noise in which keys carry, for all heads, a sink and a window of about 100 tokens, and by kind of
-    head: columns that repeat with the frames, 64 single keys, or diagonals that repeat with the frames.
+    """Return one layer of noise with structure planted in the keys.
 
-    Planted logits stand 9 to 12 above noise of deviation 1. Needs d >= 59 channels.
+    All heads have a sink and a window of about 100 tokens. By kind of head there are also columns that repeat with the
+    frames, 64 single keys, or diagonals that repeat with the frames. Planted logits stand 9 to 12 above noise of
+    deviation 1. Needs d >= 59 channels.
     """
     make = torch.Generator(device).manual_seed(seed)
     q = torch.randn(1, heads, tokens, d, device=device, dtype=dtype, generator=make)
@@ -25,7 +26,7 @@ def planted(tokens: int, heads: int, key_heads: int, d: int, device: str, dtype:
     at = torch.arange(tokens, device=device)
 
     def plant(channels: slice, rows: Tensor, keys: Tensor, gain: float, kind: int | None) -> None:
-        """Adds gain * rows . keys, [tokens, n] each, to the logits of the heads of a kind (None: of all)."""
+        """Add gain * rows . keys, [tokens, n] each, to the logits of the heads of a kind (None: of all)."""
         size = (gain * math.sqrt(d)) ** 0.5
         k[..., channels] = (keys * size).to(dtype)
         q[..., channels] = 0
@@ -35,7 +36,7 @@ def planted(tokens: int, heads: int, key_heads: int, d: int, device: str, dtype:
         plant(slice(channel, channel + 1), torch.ones_like(at)[:, None], keys[:, None], gain, kind)
 
     def waves(channel: int, frequency: Tensor, gain: float, kind: int | None) -> None:
-        """Peaks where all cosines of frequency * distance are in phase."""
+        """Add peaks where all cosines of frequency * distance are in phase."""
         angle = at[:, None] * frequency.to(device)
         wave = torch.cat([angle.cos(), angle.sin()], 1) / math.sqrt(len(frequency))
         plant(slice(channel, channel + wave.shape[1]), wave, wave, gain, kind)

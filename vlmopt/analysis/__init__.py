@@ -1,1 +1,1 @@
-"""What the demo shows and a notebook may want to: maps, masses, heads, sweeps and ladders of one prompt."""
+"""Look into one prompt, for the demo and notebooks: maps, masses, heads, sweeps and ladders."""

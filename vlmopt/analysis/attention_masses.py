@@ -1,4 +1,4 @@
-"""Where the attention of a prompt's text goes, layer by layer: sinks, the rest of the picture, text; also as corrected.
+"""Measure where the attention of a prompt's text goes, by layer: sinks, the rest of the image, text; also as corrected.
 
 The split is that of See What You Are Told: Visual Attention Sink in Large Multimodal Models (arXiv 2503.03321).
 """
@@ -24,7 +24,7 @@ KINDS = ("visual_sinks", "other_visual", "text_sinks", "other_text")
 
 @dataclass
 class Sums:
-    """Of one layer; shares summed over (row, head) pairs, by `KINDS`, before the edit and after."""
+    """Shares of one layer, summed over (row, head) pairs, by `KINDS`, before the edit and after."""
 
     before: Tensor = field(default_factory=lambda: torch.zeros(len(KINDS), dtype=torch.float64))
     after: Tensor = field(default_factory=lambda: torch.zeros(len(KINDS), dtype=torch.float64))
@@ -34,7 +34,7 @@ class Sums:
 
 @dataclass(frozen=True, kw_only=True)
 class MassListener(RowCorrection):
-    """Stands in the place of `visual_sink`, does what that does, and adds up where attention lay before and after.
+    """Stand in for `visual_sink`: do what it does, and add up where attention lay before and after.
 
     With `apply` False nothing is edited; without `inner` nothing counts as a sink.
     """
@@ -86,7 +86,7 @@ class MassListener(RowCorrection):
 def attention_masses(
     model: nn.Module, inputs: Mapping[str, Any], policy: Any = None, *, sinks: VisualSink | None = None
 ) -> list[dict[str, Any]]:
-    """Run a prompt and say where the attention of its text rows lies, as means over rows and heads.
+    """Run a prompt and return where the attention of its text rows lies, as means over rows and heads.
 
     Args:
         model: a loaded vision-language model; it is given back as it came. inputs: what `model(**inputs)` takes.

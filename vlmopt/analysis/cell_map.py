@@ -1,4 +1,4 @@
-"""A number per visual token, drawn over the pictures: cells coloured by value, the others as they are."""
+"""Draw a number per visual token over the images: cells coloured by value, the others as they are."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def cell_map(
 
 
 def panel(picture: Image.Image | None, part: Map, values: Tensor, t: int, top: float, width: int) -> Image.Image:
-    """One time step of one grid."""
+    """Draw one time step of one grid."""
     assert part.grid is not None
     _, h, w = part.grid
     cell = max(4, round(width / w))
@@ -76,7 +76,7 @@ def panel(picture: Image.Image | None, part: Map, values: Tensor, t: int, top: f
 
 
 def coloured(values: np.ndarray) -> np.ndarray:
-    """[...] in 0-1 -> [..., 3] in 0-255."""
+    """Map values [...] in 0-1 to colours [..., 3] in 0-255."""
     at = np.linspace(0, 1, len(VIRIDIS))
     return np.stack([np.interp(values, at, VIRIDIS[:, c]) for c in range(3)], axis=-1)
 

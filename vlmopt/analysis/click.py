@@ -1,4 +1,4 @@
-"""Where an answer clicks: the point that it names, in fractions of the picture."""
+"""Find where an answer clicks: the point that it names, in fractions of the image."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ REACH = 0.05  # of the diagonal: about the size of a button
 
 
 def click_of(loaded: Loaded, image: Image.Image, answer: str, units: str | None = None) -> tuple[float, float] | None:
-    """(x, y) in fractions of the picture's width and height.
+    """Return (x, y) in fractions of the image's width and height.
 
     Args:
         units: of its coordinates (`choices.UNITS`); None for what the model's config or family says.
 
     Returns:
-        None where the answer names no point inside the picture, or nobody says what its coordinates mean.
+        None where the answer names no point inside the image, or nobody says what its coordinates mean.
 
     Raises:
         ValueError: unknown units.
@@ -37,16 +37,16 @@ def click_of(loaded: Loaded, image: Image.Image, answer: str, units: str | None 
 
 
 def click_agreement(first: Point, second: Point, size: tuple[int, int]) -> float:
-    """1 for two clicks on one pixel, falling with their distance to 0 at `REACH` of the picture's diagonal.
+    """Return 1 for two clicks on one pixel, falling with their distance to 0 at `REACH` of the image's diagonal.
 
     Args:
-        size: (width, height) of the picture in whose pixels both clicks are.
+        size: (width, height) of the image in whose pixels both clicks are.
     """
     return max(0.0, 1 - math.dist(first, second) / (REACH * math.hypot(*size)))
 
 
 def behind_processor(loaded: Loaded, image: Image.Image) -> tuple[int, int] | None:
-    """(width, height) of the picture as the tower gets it, where the image processor says so (Qwen-VL)."""
+    """Return (width, height) of the image as the tower gets it, where the image processor says so (Qwen-VL)."""
     how = loaded.processor.image_processor
     grids = how(images=[image], return_tensors="pt").get("image_grid_thw")
     if grids is None:

@@ -1,4 +1,4 @@
-"""What every head of a layer would read of a prompt under a sparse pattern: pictures, density, recall."""
+"""Show what every head of a layer would read of a prompt under a sparse pattern: drawings, density, recall."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def head_maps(
 
 
 def drawn(prefill: Prefill, pattern: Pattern, layer: int, size: int) -> Iterator[HeadMap]:
-    """The heads of `prefill.heads`, all under one pattern."""
+    """Yield the heads of `prefill.heads`, all under one pattern."""
     plan = pattern.build(prefill)
     share = density(prefill, plan, pattern.tile, pattern.run)
     kept = recall_summary(recall(prefill, plan, sample_rows(prefill)))["mean"]
@@ -97,12 +97,12 @@ def drawn(prefill: Prefill, pattern: Pattern, layer: int, size: int) -> Iterator
 
 
 def split(image: Image.Image, size: int) -> tuple[Image.Image, ...]:
-    """The panels of a sheet, one image each."""
+    """Split a sheet into its panels, one image each."""
     wide = origin(1, size)[0] - origin(0, size)[0]
     return tuple(image.crop((x, 0, x + wide, image.height)) for x in range(0, image.width, wide))
 
 
 def detail_of(pattern: Pattern, prefill: Prefill, size: int) -> int:
-    """Parts of a block's side, at most 8, that are two pixels wide on a map of `size` pixels."""
+    """Return how many parts of a block's side, at most 8, are two pixels wide on a map of `size` pixels."""
     block = min(pattern.tile, pattern.run)
     return next((parts for parts in (8, 4, 2) if 2 * prefill.width * parts <= size * block), 1)

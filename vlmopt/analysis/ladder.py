@@ -1,4 +1,4 @@
-"""What a policy would keep at other ratios, chosen from the signals of one prefill: nothing is generated again."""
+"""Find what a policy would keep at other ratios, from the signals of one prefill: nothing is generated again."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Ladder:
         return list(self.kept)
 
     def maps(self, maps: Sequence[VisualMap], ratio: float) -> list[VisualMap]:
-        """The sample's maps (`Report.maps`) as they would be at `ratio`; markers of dropped runs are left out.
+        """Return the sample's maps (`Report.maps`) as they would be at `ratio`; markers of dropped runs are left out.
 
         Raises:
             ValueError: a ratio that is none of `ratios`, or maps of another sample.
@@ -62,7 +62,7 @@ def ladder(
     ratios: Sequence[float] = RATIOS,
     generate: Mapping[str, Any] | None = None,
 ) -> Ladder | None:
-    """Run one prefill under `policy` and ask its last cut for its choice at every ratio; the first sample of a batch.
+    """Run one prefill under `policy` and ask its last cut for its choice at every ratio, for the first sample.
 
     Args:
         model: a loaded vision-language model; it is given back as it came. inputs: of `generate`, on its device.
@@ -103,7 +103,7 @@ def ladder(
 
 
 def climbing(selector: Selector, ratios: Sequence[float], seen: list[Any]) -> Selector:
-    """A copy of a selector that, when it is asked, also notes what it would choose at other ratios."""
+    """Return a copy of a selector that, when it is asked, also notes what it would choose at other ratios."""
     own = copy.copy(selector)
 
     def select(tokens: VisualTokens) -> Selection:
@@ -119,7 +119,7 @@ def climbing(selector: Selector, ratios: Sequence[float], seen: list[Any]) -> Se
 
 
 def flags(tokens: VisualTokens, index: Tensor | None) -> Tensor:
-    """Bool[N] on the CPU: the current tokens `index` among all visual tokens of the sample."""
+    """Return Bool[N] on the CPU: the current tokens `index` among all visual tokens of the sample."""
     out = torch.zeros(tokens.total, dtype=torch.bool)
     if index is not None:
         out[tokens.ordinal[index.to(tokens.ordinal.device)].cpu()] = True

@@ -1,4 +1,4 @@
-"""What a calibration would say after one prompt: how much each head looks at the picture, and where the sinks are."""
+"""Find what a calibration would say after one prompt: how much each head looks at the image, and where sinks are."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Progress = Callable[[float, str], None]
 
 @dataclass(frozen=True)
 class SinkLook:
-    """Sinks of one prompt, where its attention goes (`attention_masses`), why nothing counts as a visual sink."""
+    """Sinks of one prompt, where its attention goes (`attention_masses`), and why nothing counts as a visual sink."""
 
     sinks: SinkReport
     masses: list[dict[str, Any]]
@@ -28,7 +28,7 @@ class SinkLook:
 
 
 def head_profile(model: Any, inputs: Mapping[str, Any], progress: Progress | None = None) -> HeadProfile:
-    """How much each head looks at the picture of one prompt: a few passes of the dense model.
+    """Measure how much each head looks at the image of one prompt, in a few passes of the dense model.
 
     Args:
         model: a loaded vision-language model; it is given back as it came. inputs: of `model(**inputs)`, batch 1.
@@ -49,7 +49,7 @@ def head_profile(model: Any, inputs: Mapping[str, Any], progress: Progress | Non
 
 
 def profile_in(policy: Policy) -> HeadProfile | None:
-    """The head profile that a correction of the policy carries; None without one."""
+    """Return the head profile that a correction of the policy carries; None without one."""
     profiles = (getattr(correction, "profile", None) for correction in policy.attention)
     return next((profile for profile in profiles if isinstance(profile, HeadProfile)), None)
 
@@ -62,7 +62,7 @@ def sink_look(
     tokenizer: Any = None,
     progress: Progress | None = None,
 ) -> SinkLook:
-    """Sinks by the settings of the policy's `visual_sink`; without one, by the dimensions that this prompt shows.
+    """Find sinks by the settings of the policy's `visual_sink`; without one, by the dimensions this prompt shows.
 
     Args: as for `head_profile` and `diagnose_sinks`.
 
@@ -84,4 +84,4 @@ def sink_look(
 
 
 def nothing(done: float, text: str) -> None:
-    """Told and forgotten."""
+    """Ignore what it is told: the default `progress`."""

@@ -20,10 +20,10 @@ DEPTH = 32  # decoder layers of the models that defaults of papers are for
 
 
 def starting(name: str, layers: int | None = None) -> dict[str, Any]:
-    """Dict form of the method `name` that works on a model with so many decoder layers (None: as in the papers).
+    """Return the dict form of the method `name` that works on a model of `layers` decoder layers.
 
-    A selector keeps a quarter; layers that the model does not have move to the same relative depth; a method around
-    another one gets the first that fits.
+    None for `layers`: as in the papers. A selector keeps a quarter; layers that the model does not have move to the
+    same relative depth; a method around another one gets the first that fits.
 
     Raises:
         ValueError: no such method.
@@ -47,7 +47,7 @@ def starting(name: str, layers: int | None = None) -> dict[str, Any]:
 
 
 def shallower(deep: tuple[int, ...], layers: int) -> list[int]:
-    """Rising layers below `layers`, at the relative depth that `deep` has in `DEPTH`; fewer where there is no room."""
+    """Return rising layers below `layers`, at the relative depth of `deep` in `DEPTH`; fewer if there is no room."""
     moved: list[int] = []
     for layer in deep:
         place = max(round(layer * layers / DEPTH), moved[-1] + 1 if moved else 1)
@@ -57,7 +57,7 @@ def shallower(deep: tuple[int, ...], layers: int) -> list[int]:
 
 
 def holds(name: str, setting: str) -> list[str]:
-    """Names of the methods that a setting can hold; empty if it holds none."""
+    """Return the names of the methods that a setting can hold; empty if it holds none."""
     kinds = [t for t in kinds_of(methods.find(name), setting) if isinstance(t, type) and issubclass(t, BASES)]
     return [other for other, cls in methods.methods().items() if other != name and issubclass(cls, tuple(kinds))]
 
@@ -67,15 +67,15 @@ def optional(cls: type[Method], setting: str) -> bool:
 
 
 def kinds_of(cls: type[Method], setting: str) -> tuple[Any, ...]:
-    """The types in the annotation of a field."""
+    """Return the types in the annotation of a field."""
     hint = get_type_hints(cls)[setting]
     return get_args(hint) or (hint,)
 
 
 def depth_of(model: str) -> int | None:
-    """Decoder layers of a bundled checkpoint or a directory, from its config.json alone; None where that does not say.
+    """Return the number of decoder layers of a bundled checkpoint or a directory, from its config.json alone.
 
-    A Hub id is not looked up: None.
+    None where that does not say; a Hub id is not looked up: None.
     """
     for place in (HERE / model, Path(model)):
         file = place / "config.json"

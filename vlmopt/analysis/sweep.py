@@ -1,4 +1,4 @@
-"""One prompt at several budgets: what fewer visual tokens cost in agreement with the dense answer, and save in time."""
+"""Run one prompt at several budgets: what fewer visual tokens cost in agreement with the dense answer, and save."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DENSE = "dense"
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """One run of a sweep; the first sample of the batch alone."""
+    """One run of a sweep, for the first sample of the batch."""
 
     name: str
     keep_ratio: float  # asked for; 1 for dense
@@ -34,7 +34,7 @@ class SweepPoint:
 
 
 def contenders(policy: Policy) -> dict[str, Selector]:
-    """What a sweep compares: a policy's selectors, each alone, and random and even choice at the first one's layer."""
+    """Return what a sweep compares: a policy's selectors, each alone, and the controls at the first one's layer."""
     methods: dict[str, Selector] = {f"{m.label}, layer {m.layer}": m for m in policy.prune if not m.neutral}
     layer = min((m.layer for m in methods.values()), default=0)
     for control in (Random(keep_ratio=0.5, layer=layer), Uniform(keep_ratio=0.5, layer=layer)):
@@ -44,7 +44,7 @@ def contenders(policy: Policy) -> dict[str, Selector]:
 
 
 def with_keep_ratio(method: Selector, keep_ratio: float) -> Selector:
-    """The same method with another budget; schedules of its own become the ones that belong to the ratio.
+    """Return the same method with another budget; schedules of its own become the ones that belong to the ratio.
 
     Raises:
         ValueError: a ratio outside (0, 1].
@@ -58,7 +58,7 @@ def with_keep_ratio(method: Selector, keep_ratio: float) -> Selector:
 
 
 def agreement(ids: Sequence[int], dense: Sequence[int]) -> float:
-    """Share of the tokens of two answers that match in order, 0-1: 2 m / (n + n'), 1 for two empty ones."""
+    """Return the share of the tokens of two answers that match in order, 0-1: 2 m / (n + n'), 1 for two empty ones."""
     return SequenceMatcher(None, list(ids), list(dense), autojunk=False).ratio()
 
 
@@ -127,7 +127,10 @@ def sweep(
 
 
 def front(points: Sequence[SweepPoint]) -> list[SweepPoint]:
-    """The points that no other beats: none keeps as few tokens and agrees as well, and is better in one of both."""
+    """Return the points that no other beats.
+
+    One point beats another if it keeps as few tokens and agrees as well, and is better in one of both.
+    """
 
     def beats(a: SweepPoint, b: SweepPoint) -> bool:
         saved, better = b.kept_share - a.kept_share, a.agreement - b.agreement
@@ -139,7 +142,7 @@ def front(points: Sequence[SweepPoint]) -> list[SweepPoint]:
 def ask(
     model: Any, inputs: Mapping[str, Any], policy: Policy, arguments: Mapping[str, Any], repeats: int, warmup: bool
 ) -> tuple[list[Report], tuple[int, ...]]:
-    """Reports of `repeats` runs and the answer of the first sample in the last one."""
+    """Return the reports of `repeats` runs, and the answer of the first sample in the last one."""
     found = []
     with optimized(model, policy):
         for turn in range(warmup + repeats):

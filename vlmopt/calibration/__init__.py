@@ -1,4 +1,4 @@
-"""Calibration: one pass over pictures, one profile file with what was measured on this model."""
+"""Calibration: one pass over images, one profile file with what was measured on this model."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""One calibration of one model: a first look for sinks at a few pictures, then trends and heads over all of them.
+"""One calibration of one model: a first look for sinks at a few images, then trends and heads over all of them.
 
-Captions of pictures whose objects are known come last, where they are asked for.
+Captions of images whose objects are known come last, where they are asked for.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from .sinks import PROMPTS, SinkCollector, readable_layers
 
 
 class Calibration:
-    """Measures what `parts` name; `state()` can be written to a file and given back to go on.
+    """Measure what `parts` name; `state()` can be written to a file and given back to go on.
 
-    Which tokens are sinks is known only after the first look, and has to be before attention on the others can be
-    added up; so the first pictures are shown twice, and no attention is ever stored.
+    Attention on tokens that are no sinks can be added up only when the sinks are known, and these are known only after
+    the first look. So the first images are shown twice, and no attention is ever stored.
 
     Args:
         model: a loaded vision-language model. hosts: methods whose scores have a trend, for the part "debias".
-        parts: of `PARTS`; "heads" takes "sinks" along. iat: what listens to captions; the caller shows it pictures.
+        parts: of `PARTS`; "heads" takes "sinks" along. iat: what listens to captions; the caller shows it images.
 
     Raises:
         ValueError, TypeError: a part or host that cannot work on this model.
@@ -59,21 +59,21 @@ class Calibration:
 
     @property
     def begun(self) -> int:
-        """Pictures so far; those of the first look count twice."""
+        """Images so far; those of the first look count twice."""
         return self.looked + self.seen + (self.iat.done if self.iat else 0)
 
     def pictures(self, total: int) -> tuple[int, int]:
-        """How many of `total` pictures are shown in the first look, and afterwards."""
+        """Return how many of `total` images are shown in the first look, and how many afterwards."""
         return (min(PROMPTS, total) if self.sinks else 0), (total if self.collector else 0)
 
     def look(self, inputs: Mapping[str, Any]) -> None:
-        """One prompt of the first look."""
+        """Show one prompt of the first look."""
         assert self.sinks is not None
         self.sinks.add(inputs)
         self.looked += 1
 
     def add(self, inputs: Mapping[str, Any]) -> None:
-        """One prompt after the first look."""
+        """Show one prompt after the first look."""
         assert self.collector is not None
         if self.heads is not None and not self.heads.tau:
             found = self.sink_profile("")
@@ -88,19 +88,19 @@ class Calibration:
         return self.sinks.profile(name)
 
     def state(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Return the state, JSON-ready."""
         parts = {"sinks": self.sinks, "sums": self.collector, "iat": self.iat}
         states = {name: part.state() for name, part in parts.items() if part is not None}
         return {"looked": self.looked, "seen": self.seen, **states}
 
     def profile(self, name: str, data: str) -> Profile:
-        """Everything that was measured.
+        """Return everything that was measured.
 
         Args:
             name: what the model is called. data: what was shown to it, in words.
 
         Raises:
-            ValueError: no picture was seen, or captions named too few objects.
+            ValueError: no image was seen, or captions named too few objects.
         """
         facts = self.facts | {"name_or_path": name}
         sinks = None if self.sinks is None else self.sink_profile(name)

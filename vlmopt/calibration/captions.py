@@ -1,4 +1,4 @@
-"""Pictures whose objects are known, to be described, and where a caption names them."""
+"""Images with known objects, to be described, and where a caption names those objects."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Shown = tuple[Image.Image, str, Sequence[str]]  # picture, question, canonical n
 
 @dataclass(frozen=True)
 class Described:
-    """`count` pictures; `lexicon` spells their objects, `data` says in words what they are."""
+    """`count` images; `lexicon` spells their objects, `data` says in words what they are."""
 
     lexicon: Lexicon
     count: int
@@ -28,7 +28,7 @@ class Described:
 
 
 def habits(model_type: str, count: int, first_seed: int) -> Described:
-    """Generated scenes in which habit and picture disagree, of every degradation, as often as in evaluations."""
+    """Return generated scenes in which habit and image disagree, of every degradation, as often as in evaluations."""
     from ..evaluation.formats.worlds import COMPANY
     from ..metrics import phrases
     from ..synthetic.asked import SIZES, SIZES_OF
@@ -47,10 +47,12 @@ def habits(model_type: str, count: int, first_seed: int) -> Described:
 
 
 def annotated(files: Sequence[str], images: str | None, synonyms: str | None, count: int) -> Described:
-    """At most `count` pictures of a data set with known objects, read as `vlmopt eval` does, in a seeded order.
+    """Return at most `count` images of a data set with known objects, in a seeded order.
+
+    The data is read as `vlmopt eval` reads it.
 
     Raises:
-        ValueError, OSError: it cannot be read, or holds no captions of pictures whose objects are known.
+        ValueError, OSError: it cannot be read, or holds no captions of images whose objects are known.
     """
     from ..evaluation.data import Source
     from ..evaluation.formats import worlds
@@ -84,7 +86,7 @@ def annotated(files: Sequence[str], images: str | None, synonyms: str | None, co
 
 
 def mentions(caption: str, lexicon: Lexicon) -> list[tuple[int, str]]:
-    """What `lexicon.mentions` names, each with the place of its first character in the lower-case caption."""
+    """Return what `lexicon.mentions` finds, each with the place of its first character in the lower-case caption."""
     text, found = caption.lower(), tokens(caption)
     places: list[int] = []
     at = 0
@@ -103,7 +105,7 @@ def mentions(caption: str, lexicon: Lexicon) -> list[tuple[int, str]]:
 
 
 def first_token(ids: Sequence[int], caption: str, place: int, decode: Callable[[Sequence[int]], str]) -> int:
-    """Number of the token that brings the character at `place` of the lower-case caption."""
+    """Return the number of the token that holds the character at `place` of the lower-case caption."""
     text = caption.lower()
 
     def settled(count: int) -> int:  # the end may still change, e.g. half a character

@@ -1,7 +1,7 @@
-"""Positional trend of attention scores: averaged over pictures while nothing is pruned, then fitted.
+"""Measure the positional trend of attention scores: average over images while nothing is pruned, then fit.
 
 Attention Debiasing for Token Pruning in Vision Language Models (arXiv 2508.17807), offline fit: mean score over the
-place in the picture, mu * exp(sigma * x). Scores are averaged in bins of the relative place, so that pictures of any
+place in the image, mu * exp(sigma * x). Scores are averaged in bins of the relative place, so that images of any
 size count alike, each sample scaled to mean 1.
 """
 
@@ -43,7 +43,7 @@ class Sums:
     samples: int = 0
 
     def add(self, tokens: VisualTokens, scores: Tensor) -> None:
-        """scores: fp32 [n] of one sample."""
+        """Add the scores fp32 [n] of one sample."""
         scores = (scores / scores.mean().clamp_min(1e-30)).double().cpu()
         place = (raster_place(tokens) * RASTER).long().clamp(0, RASTER - 1).cpu()
         bins = torch.tensor([FRAMES, SIDE, SIDE])
@@ -55,19 +55,19 @@ class Sums:
         self.samples += 1
 
     def raster_fit(self) -> tuple[float, float]:
-        """(mu, sigma) over the place in the sequence; empty bins take the value of their neighbours."""
+        """Fit (mu, sigma) over the place in the sequence; empty bins take the value of their neighbours."""
         return _raster_fit(self.raster.sum(0))
 
     def grid_fit(self) -> tuple[float, ...]:
-        """Slopes over t, y and x."""
+        """Fit the slopes over t, y and x."""
         return _grid_fit(self.grid.sum(0))
 
     def raster_error(self) -> tuple[float, ...]:
-        """Standard error of sigma, over samples; () with fewer than two."""
+        """Return the standard error of sigma, over samples; () with fewer than two."""
         return _jackknife(self.raster, lambda total: _raster_fit(total)[1:])
 
     def grid_error(self) -> tuple[float, ...]:
-        """Standard errors of the slopes over t, y and x, over samples; () with fewer than two."""
+        """Return the standard errors of the slopes over t, y and x, over samples; () with fewer than two."""
         return _jackknife(self.grid, _grid_fit)
 
     def state(self) -> dict[str, Any]:
@@ -75,7 +75,8 @@ class Sums:
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Sums:
-        """
+        """Make the sums from a saved state.
+
         Raises:
             ValueError: sums of an earlier version, without groups.
         """
@@ -99,9 +100,9 @@ def _grid_fit(total: Tensor) -> tuple[float, ...]:
 
 
 def _jackknife(groups: Tensor, fit: Callable[[Tensor], tuple[float, ...]]) -> tuple[float, ...]:
-    """Standard errors of what `fit` finds, from leaving out one group [2, bins] of samples after the other.
+    """Return the standard errors of what `fit` finds, by leaving out one group [2, bins] of samples at a time.
 
-    The tokens of a sample stay together, so a big picture is one observation and not a thousand (Tukey, "Bias and
+    The tokens of a sample stay together, so a big image is one observation and not a thousand (Tukey, "Bias and
     confidence in not-quite large samples", 1958).
     """
     held = [group for group in groups if group[1].any()]
@@ -114,7 +115,7 @@ def _jackknife(groups: Tensor, fit: Callable[[Tensor], tuple[float, ...]]) -> tu
 
 @dataclass(frozen=True, kw_only=True)
 class Listener(Selector):
-    """Stands where hosts of one layer would cut, adds up their scores, and lets every token pass."""
+    """Stand where hosts of one layer would cut, add up their scores, and let every token pass."""
 
     name = "calibration"
     hosts: tuple[ScoreSelector, ...] = ()
@@ -140,7 +141,7 @@ def key(host: ScoreSelector) -> str:
 
 
 def default_hosts(depth: int) -> list[ScoreSelector]:
-    """The hosts with a positional trend at their usual first layers, in a model of `depth` decoder layers."""
+    """Return the hosts with a positional trend at their usual first layers, in a model of `depth` decoder layers."""
     return [
         FastV(keep_ratio=0.5, layer=min(2, depth - 1)),
         PyramidDrop(keep_ratio=0.5, layers=(max(depth // 4, 1),)),
@@ -149,7 +150,7 @@ def default_hosts(depth: int) -> list[ScoreSelector]:
 
 
 class Collector:
-    """Adds up host scores, and what heads look at, over pictures; `state()` can be written to a file to go on later.
+    """Add up host scores, and what heads look at, over images; `state()` can be written to a file to go on later.
 
     Args:
         model: a loaded vision-language model. hosts: methods whose scores have a trend; only their first stage counts.
@@ -201,7 +202,7 @@ class Collector:
 
     @torch.inference_mode()
     def add(self, inputs: Mapping[str, Any]) -> None:
-        """One prompt with pictures, batch 1, through the unpruned model."""
+        """Run one prompt with images, batch 1, through the unpruned model."""
         device = device_of(self.model)
         moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
         with optimized(self.model, self.policy):
@@ -210,12 +211,12 @@ class Collector:
             self.heads.finish()
 
     def state(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Return the state, JSON-ready."""
         heads = {} if self.heads is None else {"heads": self.heads.state()}
         return {"hosts": {name: sums.state() for name, sums in self.sums.items()}, **heads}
 
     def profiles(self, name: str) -> list[DebiasProfile]:
-        """What was measured: per host the raster trend, and that along frames, rows and columns.
+        """Return what was measured: per host the raster trend, and the trend along frames, rows and columns.
 
         Args:
             name: what the model is called in the profile.

@@ -1,4 +1,4 @@
-"""How much each head looks at pictures: attention of text rows, and what becomes of its output without the picture."""
+"""Measure how much each head looks at images: its attention in text rows, and its output without the image."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ class HeadSums:
 
     @property
     def corrections(self) -> list[Correction]:
-        """What listens."""
+        """The methods that listen."""
         return [RowListener(sums=self), HeadListener(sums=self)]
 
     def attend(self, values: Tensor, view: RowView) -> None:
-        """Some rows of a layer's attention [1, H, R, K]."""
+        """Take in some rows of a layer's attention [1, H, R, K]."""
         chosen = view.rows[0]
         weights, image = values[0][:, chosen], view.image[0]
         sink = view.marks["sink"][0] & image if "sink" in view.marks else torch.zeros_like(image)
@@ -79,11 +79,11 @@ class HeadSums:
         self.rows[view.layer] += weights.shape[1]
 
     def compare(self, heads: Tensor, text_only: Tensor, layer: int) -> None:
-        """Head outputs [1, H, D] of the last row with and without pictures."""
+        """Take in head outputs [1, H, D] of the last row with and without images."""
         self.prompt["divergence"][layer] = head_divergence(heads, text_only)[0].double().cpu()
 
     def finish(self) -> None:
-        """The prompt is over, and counts if it had pictures; and goes to one of two halves."""
+        """End the prompt: count it, in one of two halves, if it had images."""
         if not self.rows.any():
             return
         for name, value in self.prompt.items():
@@ -93,7 +93,7 @@ class HeadSums:
         self.samples += 1
 
     def state(self) -> dict[str, Any]:
-        """Return JSON-ready."""
+        """Return the state, JSON-ready."""
         return {"samples": self.samples, "tables": {name: table.tolist() for name, table in self.tables.items()}}
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -101,7 +101,7 @@ class HeadSums:
         self.tables = {name: torch.tensor(state["tables"][name], dtype=torch.float64) for name in TABLES}
 
     def profile(self, facts: Mapping[str, Any]) -> HeadProfile:
-        """Return means, and whether both halves of the prompts select the same heads; doubts are `stats["warnings"]`."""
+        """Return the means, and whether both halves of the prompts select the same heads (else `stats["warnings"]`)."""
         mean = {name: table.sum(0) / self.samples for name, table in self.tables.items()}
         own = {name: mean[name][self.layers] for name in TABLES}
         stats: dict[str, Any] = {
@@ -122,7 +122,7 @@ class HeadSums:
         return HeadProfile(model=facts, samples=self.samples, **tables, stats=stats | {"warnings": doubts})
 
     def agreement(self, name: str) -> float:
-        """Return Jaccard index of the heads above the median of their layer, of both halves."""
+        """Return the Jaccard index of the heads above the median of their layer, between the halves."""
         first, second = above_median(self.tables[name][:, self.layers])
         either = int((first | second).sum())
         return int((first & second).sum()) / either if either else 1.0
@@ -140,7 +140,7 @@ def sharpness(weights: Tensor, mass: Tensor, count: Tensor) -> Tensor:
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> float | None:
-    """Return Spearman's, of two lists of numbers; None where one of them does not vary."""
+    """Return Spearman's rank correlation of two lists of numbers; None where one of them does not vary."""
     ranks = torch.stack([values.argsort().argsort().double() for values in (first, second)])
     if len(first) < 2 or any(values.max() == values.min() for values in (first, second)):
         return None
@@ -149,7 +149,7 @@ def rank_correlation(first: Tensor, second: Tensor) -> float | None:
 
 @dataclass(frozen=True, kw_only=True)
 class RowListener(RowCorrection):
-    """Shows attention rows to the sums and edits nothing."""
+    """Show attention rows to the sums and edit nothing."""
 
     name = "calibration of rows"
 
@@ -174,7 +174,7 @@ class RowListener(RowCorrection):
 
 @dataclass(frozen=True, kw_only=True)
 class HeadListener(HeadCorrection):
-    """Shows head outputs with and without pictures to the sums and scales nothing."""
+    """Show head outputs with and without images to the sums and scale nothing."""
 
     name = "calibration of heads"
 

@@ -1,7 +1,7 @@
-"""Attention to the model's own text just before it names an object, real or made up: what AdaIAT must know of a model.
+"""Measure attention to the model's own text just before it names an object, real or invented, for AdaIAT.
 
 AdaIAT: Adaptively Increasing Attention to Generated Text to Alleviate Hallucinations in LVLM (arXiv 2603.04908). The
-model describes pictures whose objects are known; CHAIR's matching says which words are objects and which are there.
+model describes images whose objects are known; CHAIR's matching says which words are objects and which are there.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .sinks import readable_layers
 
 @dataclass(frozen=True, kw_only=True)
 class TextListener(RowCorrection):
-    """Takes down the mean weight of a generated key, by layer fp32 [B, H] for every pass, and edits nothing."""
+    """Write down the mean weight of a generated key, by layer fp32 [B, H] for every pass, and edit nothing."""
 
     name = "calibration of generated text"
     rows: ClassVar[str] = "last"
@@ -50,7 +50,7 @@ class TextListener(RowCorrection):
 
 
 class IATCollector:
-    """Adds up what precedes words for objects in greedy captions; `state()` can be written to a file to go on later.
+    """Add up what precedes words for objects in greedy captions; `state()` can be written to a file to go on later.
 
     A word counts by the row that predicts its first token. The first token of a caption never counts: nothing was
     generated before it.
@@ -82,7 +82,7 @@ class IATCollector:
 
     @torch.inference_mode()
     def add(self, inputs: Mapping[str, Any], truths: Sequence[Collection[str]]) -> list[str]:
-        """Describe a batch of prompts with pictures, padded on the left; returns the captions.
+        """Describe a batch of prompts with images, padded on the left; return the captions.
 
         Args:
             truths: per prompt, canonical names of what is there.
@@ -112,7 +112,7 @@ class IATCollector:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def before(self, heard: Mapping[int, list[Tensor]], batch: int, steps: int) -> Tensor:
-        """fp64 [steps, layers, B, H]: what preceded each new token but the first; 0 where a layer cannot be read."""
+        """Return fp64 [steps, layers, B, H]: what preceded each new token but the first; 0 for unreadable layers."""
         if not heard:
             raise ValueError(MISSING)
         table = torch.zeros(steps, self.facts["layers"], batch, self.facts["num_heads"], dtype=torch.float64)
@@ -122,11 +122,11 @@ class IATCollector:
         return table
 
     def state(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Return the state, JSON-ready."""
         return self.sums.state()
 
     def profile(self, name: str) -> IATProfile:
-        """What was measured.
+        """Return what was measured.
 
         Args:
             name: what the model is called in the profile.

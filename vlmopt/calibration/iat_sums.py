@@ -1,4 +1,4 @@
-"""Sums over words for objects of the attention to generated text before them, and the profile that comes of them."""
+"""Sum the attention to generated text before words for objects, and make the profile."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ class IATSums:
         self.tables = {name: torch.tensor(state.get(name, blank[name]), dtype=torch.float64) for name in blank}
 
     def take(self, means: Tensor, place: int, real: bool) -> None:
-        """One word: mean weights of generated keys, fp64 [layers, heads], and how many tokens were generated before."""
+        """Add one word: mean weights of generated keys, fp64 [layers, heads], and the number of tokens before it."""
         found: dict[str, Tensor | int] = {"words": 1, "places": place, "sums": means, "squares": means.sum(-1).square()}
         for name, value in found.items():
             self.tables[name][int(real)] += value
 
     def state(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Return the state, JSON-ready."""
         return {"captions": self.captions, **{name: table.tolist() for name, table in self.tables.items()}}
 
     def profile(self, facts: Mapping[str, Any], layers: Sequence[int], lexicon: str) -> IATProfile:
-        """Means; `stats` say how clearly real and hallucinated words differ, words taken as independent.
+        """Return the means; `stats` say how clearly real and invented words differ, words taken as independent.
 
         Args:
             facts: about the model. layers: that were read. lexicon: where the names of objects come from.

@@ -55,7 +55,7 @@ class Profile(Configured):
     iat: IATProfile | None = None
 
     def trend(self, host: ScoreSelector, axes: str = "raster") -> DebiasProfile:
-        """The trend of a host's scores at its first layer.
+        """Return the trend of a host's scores at its first layer.
 
         Raises:
             ValueError: it was not measured; the message lists what was.
@@ -71,7 +71,7 @@ class Profile(Configured):
         )
 
     def apply(self, policy: Policy) -> Policy:
-        """The policy with what was measured filled in; the rest is unchanged.
+        """Return the policy with what was measured filled in; the rest is unchanged.
 
         Every host that has a trend is debiased (unless no trend was measured), `visual_sink` and `sink_diagnosis`
         without dims or a profile get the measured ones; `adaptive_generated_text` without one gets "iat".
@@ -85,7 +85,7 @@ class Profile(Configured):
         return replace(policy, prune=prune, attention=[self.filled(method) for method in policy.attention])
 
     def filled(self, method: Correction) -> Correction:
-        """A correction with what was measured, where it lacks it; a tau of its own stays."""
+        """Return a correction with what was measured, where it lacks it; a tau of its own stays."""
         if isinstance(method, AdaptiveGeneratedText) and method.profile is None:
             return replace(method, profile=self.iat)
         if not isinstance(method, (VisualSink, SinkDiagnosis)) or method.dims or method.profile is not None:
@@ -95,7 +95,7 @@ class Profile(Configured):
         return replace(method, profile=replace(self.sinks, tau=method.tau or self.sinks.tau), tau=None)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, in the lowest format that holds it, for earlier versions."""
+        """Return a JSON-ready dict, in the lowest format that holds it, for earlier versions."""
         iat = {} if self.iat is None else {"iat": self.iat.to_dict()}
         return {
             "format": FORMAT if iat else FORMAT - 1,
@@ -110,7 +110,7 @@ class Profile(Configured):
         }
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the file; returns its path."""
+        """Write the file; return its path."""
         file = Path(path)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")

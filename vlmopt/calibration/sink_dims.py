@@ -1,4 +1,4 @@
-"""From what prompts showed to the hidden dimensions in which a model's sinks stand out, or to: it has none.
+"""Find the hidden dimensions in which a model's sinks stand out, from what prompts showed, or that it has none.
 
 A layer is massive where |x| exceeds 100 and 1000 times its median (Massive Activations in Large Language Models, arXiv
 2402.17762). Dimensions are those of the first token there, or else of the visual token that is attended to most; they
@@ -43,7 +43,7 @@ Look = list[Layer]  # one prompt
 
 @dataclass
 class Found:
-    """Dimensions, and what speaks for them; none with a reason."""
+    """Dimensions with the evidence for them, or none and the reason."""
 
     dims: tuple[int, ...] = ()
     reason: str = ""
@@ -53,10 +53,10 @@ class Found:
 
 
 def sink_profile(facts: Mapping[str, Any], pictures: Sequence[Look], texts: Sequence[Look]) -> SinkProfile:
-    """What all prompts show, and whether two disjoint halves of them show the same; doubts are `stats["warnings"]`.
+    """Return what all prompts show, and whether two disjoint halves show the same; doubts are `stats["warnings"]`.
 
     Args:
-        facts: of the model. pictures: prompts with pictures, at least one. texts: prompts without.
+        facts: of the model. pictures: prompts with images, at least one. texts: prompts without.
     """
     tau = auto_tau(facts["hidden_size"])
     found = find(pictures, texts, tau)
@@ -84,9 +84,9 @@ def sink_profile(facts: Mapping[str, Any], pictures: Sequence[Look], texts: Sequ
 
 
 def half(number: int) -> int:
-    """0 or 1: to which half prompt `number` belongs; two neighbours are apart.
+    """Return 0 or 1: the half to which prompt `number` belongs; two neighbours are apart.
 
-    Which of them is where looks random, for prompts of several kinds may come in turn.
+    The order within pairs looks random, for prompts of several kinds may come in turn.
     """
     pair, second = divmod(number, 2)
     return second ^ (pair * (pair + 1) * GOLDEN >> 31 & 1)
@@ -97,7 +97,7 @@ def those(looks: Sequence[Look], which: int) -> list[Look]:
 
 
 def find(pictures: Sequence[Look], texts: Sequence[Look], tau: float) -> Found:
-    """Sink dimensions of some prompts."""
+    """Find the sink dimensions that some prompts show."""
     prompts = [*pictures, *texts]
     numbers = [layer.layer for layer in prompts[0]]
     places, how = massive(prompts)
@@ -127,7 +127,7 @@ def find(pictures: Sequence[Look], texts: Sequence[Look], tau: float) -> Found:
 
 
 def massive(prompts: Sequence[Look]) -> tuple[list[int], str]:
-    """The longest run of layers with massive activations, as places in a look; empty without any."""
+    """Return the longest run of layers with massive activations, as places in a look; empty without any."""
     depth = len(prompts[0])
 
     def middle(value: Callable[[Layer], float], i: int) -> float:
@@ -153,7 +153,7 @@ def massive(prompts: Sequence[Look]) -> tuple[list[int], str]:
 
 
 def candidates(tokens: Sequence[Values], tau: float) -> dict[int, float]:
-    """Dimensions whose median over tokens reaches tau, cut at the largest gap between one and the next."""
+    """Return the dimensions whose median over tokens reaches tau, cut at the largest gap between one and the next."""
     known = [dict(values) for values in tokens]
     dims = {c for values in known for c in values}
     ranked = sorted(((median(values.get(c, 0.0) for values in known), c) for c in dims), reverse=True)
@@ -164,7 +164,7 @@ def candidates(tokens: Sequence[Values], tau: float) -> dict[int, float]:
 
 
 def confirm(pictures: Sequence[Look], places: Sequence[int], dims: frozenset[int]) -> dict[str, Any]:
-    """Where visual tokens that stand out in `dims` are few and get much attention, in half the pictures at least."""
+    """Return where visual tokens that stand out in `dims` are few and get much attention, in half of the images."""
     confirmed, per_image, attention, cosines = [], {}, {}, []
     for i in places:
         passed, counts, ratios, likeness = 0, [], [], []

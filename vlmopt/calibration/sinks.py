@@ -1,4 +1,4 @@
-"""What prompts show of attention sinks: a few numbers per layer, and of the tokens that stand out.
+"""Record what prompts show of attention sinks: a few numbers per layer, and the tokens that stand out.
 
 The residual stream is read where it enters a layer, attention where the layer corrects it; neither is changed.
 """
@@ -29,7 +29,7 @@ VALUES = 16  # largest values of a token; at most 1 / 0.3125^2 = 10 can reach th
 
 
 class Eye:
-    """Takes one prompt down; a layer is finished when the next begins, for rows come in pieces."""
+    """Record one prompt; a layer is finished when the next begins, for rows come in pieces."""
 
     def __init__(self, layers: list[int]) -> None:
         self.layers = layers
@@ -40,12 +40,12 @@ class Eye:
         self.rows = 0
 
     def see(self, hidden: Tensor) -> None:
-        """The stream [1, N, D] that enters the next layer."""
+        """Take in the stream [1, N, D] that enters the next layer."""
         self.finish()
         self.hidden = hidden[0].float()
 
     def attend(self, values: Tensor, view: RowView) -> None:
-        """Some rows of the layer's attention [1, H, R, K]."""
+        """Take in some rows of the layer's attention [1, H, R, K]."""
         weights = values[0][:, view.rows[0]].float()
         if self.image is None:
             self.image, self.received = view.image[0].nonzero()[:, 0], weights.new_zeros(weights.shape[-1])
@@ -81,7 +81,7 @@ class Eye:
 
 
 def relative(x: Tensor) -> Tensor:
-    """|x_c| / rms(x) over the last axis."""
+    """Return |x_c| / rms(x) over the last axis."""
     return x.abs() / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
 
 
@@ -92,7 +92,7 @@ def largest(ratios: Tensor) -> Values:
 
 @dataclass(frozen=True, kw_only=True)
 class SinkListener(RowCorrection):
-    """Shows residual streams and attention rows to an `Eye` and edits nothing."""
+    """Show residual streams and attention rows to an `Eye` and edit nothing."""
 
     name = "sink calibration"
 
@@ -117,7 +117,7 @@ class SinkListener(RowCorrection):
 
 
 class SinkCollector:
-    """Looks at prompts for sinks; `state()` can be written to a file and given back to go on.
+    """Look at prompts for sinks; `state()` can be written to a file and given back to go on.
 
     Args:
         model: a loaded vision-language model. state: of an earlier collector.
@@ -139,7 +139,10 @@ class SinkCollector:
         return len(self.pictures)
 
     def add(self, inputs: Mapping[str, Any]) -> None:
-        """One prompt, batch 1, which counts if it has pictures; the first different questions also without them."""
+        """Show one prompt, batch 1; it counts if it has images.
+
+        The first different questions are also asked without images.
+        """
         look = self.look(inputs)
         if not any(layer.image for layer in look):
             return
@@ -162,14 +165,14 @@ class SinkCollector:
         return eye.look
 
     def state(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Return the state, JSON-ready."""
         looks = {"pictures": self.pictures, "texts": self.texts}
         return {name: [[asdict(layer) for layer in look] for look in those] for name, those in looks.items()} | {
             "asked": self.asked
         }
 
     def profile(self, name: str) -> SinkProfile:
-        """What was found, with the test that both halves of the pictures show the same.
+        """Return what was found, and whether both halves of the images show the same.
 
         Args:
             name: what the model is called in the profile.
@@ -179,7 +182,7 @@ class SinkCollector:
 
 
 def readable_layers(model: nn.Module) -> list[int]:
-    """Decoder layers whose attention can be read row by row.
+    """Return the decoder layers whose attention can be read row by row.
 
     Raises:
         ValueError: none can.

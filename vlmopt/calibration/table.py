@@ -1,4 +1,4 @@
-"""What a calibration found, in words: trends, sinks, heads, attention to generated text."""
+"""Describe what a calibration found: trends, sinks, heads, attention to generated text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from .profile import Profile
 
 
 def table(profile: Profile, name: str) -> str:
-    """sigma > 0: late places (below, right, later frames) get more attention; exp(sigma) times as much at the end."""
+    """Write the tables of a profile.
+
+    sigma > 0: late places (below, right, later frames) get more attention, exp(sigma) times as much at the end.
+    """
     lines = [f"{name}: {profile.data}"]
     raster = [p for p in profile.debias if p.axes == "raster"]
     axes = {(p.host, p.layer): p.sigma for p in profile.debias if p.axes == "thw"}

@@ -9,7 +9,7 @@ HERE = Path(__file__).parent
 
 
 def bundled() -> list[str]:
-    """Names of the checkpoints in the package."""
+    """Return the names of the checkpoints in the package."""
     return sorted(path.parent.name for path in HERE.glob("*/config.json"))
 
 

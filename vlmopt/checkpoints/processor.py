@@ -37,7 +37,7 @@ def build_processor(tokenizer: Any, chat_template: str, patch_size: int, merge_s
 
 
 def load_processor(source: str, *, trust_remote_code: bool = False) -> Any:
-    """The processor of a directory or Hub id, without its video part where only that needs a missing torchvision.
+    """Load the processor of a directory or Hub id; without its video part if only that needs a missing torchvision.
 
     Raises:
         ValueError: it cannot be loaded, only a bare tokenizer comes back, or torchvision is installed but broken.
@@ -64,7 +64,7 @@ def load_processor(source: str, *, trust_remote_code: bool = False) -> Any:
 
 
 def without_video(config: Any) -> Any:
-    """The stock processor class of a config, less its video processor; marked by `pictures_only`."""
+    """Return the stock processor class of a config, without its video processor; marked by `pictures_only`."""
     stock = transformers.PROCESSOR_MAPPING[type(config)]
 
     class Pictures(transformers.ProcessorMixin):
@@ -96,5 +96,5 @@ def without_video(config: Any) -> Any:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a message that says something."""
+    """Return the first line of a message that says something."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

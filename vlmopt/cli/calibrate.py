@@ -1,4 +1,4 @@
-"""`vlmopt calibrate`: measure on one's own pictures what pruning and corrections must know of a model."""
+"""`vlmopt calibrate`: measure on the user's images what pruning and corrections must know of a model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BATCH = 8  # captions written together, and saved
 
 
 def execute(options: argparse.Namespace) -> None:
-    """Runs again from where an interrupted run of the same command stopped."""
+    """Calibrate; go on where an interrupted run of the same command stopped."""
     files = files_of(options)
     hosts = [host(text) for text in options.host]
     if hosts and options.only and "debias" not in options.only:
@@ -81,7 +81,7 @@ def execute(options: argparse.Namespace) -> None:
 
 
 def files_of(options: argparse.Namespace) -> list[Path]:
-    """Pictures of a directory, none where they are generated; after everything that the options alone can tell.
+    """Check what the options alone can tell; return the images of a directory, none where they are generated.
 
     Raises:
         ValueError: options that do not fit together.
@@ -104,7 +104,7 @@ def files_of(options: argparse.Namespace) -> list[Path]:
 
 
 def described_pictures(options: argparse.Namespace, loaded: Loaded) -> Described:
-    """What the part iat is shown."""
+    """Return what the part iat is shown."""
     if not options.data:
         if options.synonyms:
             raise ValueError("--synonyms is for --data; the names in generated pictures are known")
@@ -114,7 +114,7 @@ def described_pictures(options: argparse.Namespace, loaded: Loaded) -> Described
 
 
 def describe(iat: IATCollector, shown: Described, processor: Any) -> Iterator[int]:
-    """Batches of captions; gives back how many were written each time."""
+    """Describe images in batches; yield how many captions each batch wrote."""
     for start in range(iat.done, shown.count, BATCH):
         images, questions, truths = zip(*map(shown.show, range(start, min(start + BATCH, shown.count))), strict=True)
         text = [chat(processor, "image", 1, question) for question in questions]
@@ -125,7 +125,7 @@ def describe(iat: IATCollector, shown: Described, processor: Any) -> Iterator[in
 
 
 def able(loaded: Loaded) -> Collection[str]:
-    """Every part, or what can be measured where attention cannot be read."""
+    """Return every part, or what can be measured where attention cannot be read."""
     try:
         readable_layers(loaded.model)
     except ValueError as error:
@@ -135,7 +135,7 @@ def able(loaded: Loaded) -> Collection[str]:
 
 
 def host(text: str) -> ScoreSelector:
-    """A method from "name:layer"."""
+    """Read a method from "name:layer"."""
     name, _, layer = text.partition(":")
     if not layer.isdecimal():
         raise ValueError(f"--host {text!r} must be NAME:LAYER, e.g. fastv:2")
@@ -147,7 +147,7 @@ def host(text: str) -> ScoreSelector:
 
 
 def pictures_in(directory: Path) -> list[Path]:
-    """Picture files below a directory, sorted."""
+    """Return the image files below a directory, sorted."""
     if not directory.is_dir():
         raise ValueError(f"--images {directory} is no directory; give one, or the word worlds")
     files = sorted(path for path in directory.rglob("*") if path.suffix.lower() in SUFFIXES)
@@ -157,7 +157,7 @@ def pictures_in(directory: Path) -> list[Path]:
 
 
 def sound(files: list[Path], most: int) -> tuple[list[Path], int]:
-    """The first `most` pictures that can be read, and how many before them cannot; says so.
+    """Return the first `most` images that can be read, and how many files before them cannot; print the latter.
 
     Raises:
         ValueError: none can.
@@ -174,7 +174,7 @@ def sound(files: list[Path], most: int) -> tuple[list[Path], int]:
 def pictures(
     files: list[Path], loaded: Loaded, options: argparse.Namespace, start: int, total: int
 ) -> Iterator[tuple[Image.Image, str]]:
-    """Picture and question number `start` up to `total`."""
+    """Yield images and questions from number `start` up to `total`."""
     if files:
         for path in files[start:total]:
             yield load_image(path).image, options.question
@@ -190,7 +190,7 @@ def pictures(
 
 
 def stored(part: Path, request: dict[str, Any]) -> dict[str, Any] | None:
-    """What an interrupted run left, if it was the same run."""
+    """Return what an interrupted run left, if it was the same run."""
     if not part.exists():
         return None
     try:

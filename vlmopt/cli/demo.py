@@ -24,7 +24,7 @@ def execute(options: argparse.Namespace) -> None:
 
 
 def command(options: argparse.Namespace) -> list[str]:
-    """The command line that serves the page.
+    """Return the command line that serves the page.
 
     Raises:
         ValueError: a port that is none, Streamlit or the page is not installed.
@@ -40,7 +40,7 @@ def command(options: argparse.Namespace) -> list[str]:
 
 
 def page() -> Path:
-    """The page's script: a client of this package, which is started, never imported."""
+    """Return the page's script: a client of this package, which is started, never imported."""
     apps = importlib.util.find_spec("vlmopt.apps")
     for folder in (apps.submodule_search_locations or []) if apps is not None else []:
         if (script := Path(folder) / "demo.py").is_file():

@@ -31,7 +31,7 @@ def execute(options: argparse.Namespace) -> None:
 
 
 def settings(options: argparse.Namespace) -> Any:
-    """`evaluation.evaluate.Settings` from the options."""
+    """Make `evaluation.evaluate.Settings` of the options."""
     from ..evaluation.data import Source
     from ..evaluation.evaluate import Settings
 
@@ -75,7 +75,7 @@ def finish(run: Path) -> None:
 
 
 def table(summary: dict[str, Any]) -> str:
-    """A line per policy: headline figures with the ends of their 95 % intervals, tokens, latency, errors."""
+    """Write a line per policy: headline figures with the ends of their 95 % intervals, tokens, latency, errors."""
     policies = summary["policies"]
     names = [name for name in SHOWN if any(name in one["metrics"] for one in policies.values())]
     width = max(map(len, policies))

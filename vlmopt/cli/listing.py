@@ -68,7 +68,7 @@ def preset_page(preset: catalogue.Preset) -> str:
 
 
 def found(name: str) -> dict[str, Any]:
-    """The row of a method; a name that is none is refused with what resembles it."""
+    """Return the row of a method; refuse an unknown name and suggest what resembles it."""
     methods = catalogue.methods()
     if name not in methods:
         names = [*SECTIONS, *catalogue.presets(), *methods]

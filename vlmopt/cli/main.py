@@ -97,7 +97,7 @@ def one_of(choices: Sequence[str]) -> Callable[[str], str]:
 
 
 def expected(error: Exception) -> bool:
-    """Tell what a user can mend from a fault of ours; torch is asked only where it is loaded."""
+    """Tell errors that a user can mend from faults of ours; torch is asked only where it is loaded."""
     torch = sys.modules.get("torch")
     kinds = (ValueError, TypeError, OSError, *([] if torch is None else [torch.OutOfMemoryError]))
     return isinstance(error, kinds)

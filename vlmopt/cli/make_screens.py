@@ -9,7 +9,7 @@ from ..choices import SIZE
 
 
 def execute(options: argparse.Namespace) -> None:
-    """Runs again from where an interrupted run stopped: pictures that are there are kept."""
+    """Render the pages; keep images that an interrupted run left."""
     from ..synthetic.web.screenspot import make
 
     if options.seed < 0:
@@ -25,7 +25,7 @@ def execute(options: argparse.Namespace) -> None:
 
 
 def size(text: str) -> tuple[int, int]:
-    """(width, height) from "1280x800"."""
+    """Read (width, height) from "1280x800"."""
     width, _, height = text.partition("x")
     if not (width.isdecimal() and height.isdecimal()):
         raise ValueError(f"--size {text!r} must be WIDTHxHEIGHT in pixels, e.g. {SIZE}")

@@ -1,4 +1,4 @@
-"""`vlmopt run`: ask a model about a picture or a video, as it is and with a policy, and show both side by side."""
+"""`vlmopt run`: ask a model about an image or a video, as it is and with a policy, and show both side by side."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from ..version import __version__
 
 @dataclass(frozen=True)
 class Visuals:
-    """What goes into the prompt, and the pictures on which the overlay is drawn."""
+    """What goes into the prompt, and the images on which the overlay is drawn."""
 
     images: tuple[Image.Image, ...] = ()
     video: Video | None = None
@@ -39,7 +39,7 @@ class Visuals:
 
 
 def execute(options: argparse.Namespace) -> None:
-    """Everything that can be refused without the model is refused before it is loaded."""
+    """Ask both ways and print a table; what the options alone can tell is refused before the model is loaded."""
     policy = check(options)
     out = Path(options.out)
     pictures = [load_image(path) for path in options.image]
@@ -65,7 +65,7 @@ def execute(options: argparse.Namespace) -> None:
 
 
 def check(options: argparse.Namespace) -> Policy:
-    """The policy, after everything the options alone can tell."""
+    """Check everything the options alone can tell; return the policy."""
     if not options.question.strip():
         raise ValueError("the question is empty; give --question some text")
     if bool(options.image) == bool(options.video):
@@ -126,7 +126,7 @@ def decode(loaded: Loaded, measured: Measurement) -> str:
 
 
 def table(question: str, loaded: Loaded, answers: dict[str, str], measured: dict[str, Measurement]) -> str:
-    """Dense and optimized side by side, then what the report says."""
+    """Write dense and optimized side by side, then what the report says."""
     both, other = (measured["dense"], measured["optimized"]), measured["optimized"]
     report, parameters = other.report, sum(p.numel() for p in loaded.model.parameters())
     lines = [
@@ -159,7 +159,7 @@ def _mib(size: int | None) -> float | None:
 
 
 def _row(label: str, both: Sequence[Measurement], read: Callable[[Measurement], Any], form: str) -> str:
-    """A line of the table; None is shown as a dash."""
+    """Write a line of the table; None is shown as a dash."""
 
     def cell(value: Any) -> str:
         if value is None:
@@ -178,7 +178,7 @@ def _row(label: str, both: Sequence[Measurement], read: Callable[[Measurement], 
 def draw(
     images: Sequence[Image.Image], measured: dict[str, Measurement], out: Path, click: tuple[float, float] | None
 ) -> Sequence[Path]:
-    """overlay.png, and scores.png where a method scored; nothing for a prompt without visual tokens."""
+    """Draw overlay.png, and scores.png where a method scored; nothing for a prompt without visual tokens."""
     report = measured["optimized"].report
     maps, title, clicks = report.maps(0), summary(report.policy), [] if click is None else [click]
     if not maps:

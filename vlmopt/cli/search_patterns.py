@@ -1,4 +1,4 @@
-"""`vlmopt search-patterns`: find out on calibration prompts which sparse pattern suits which head of a model."""
+"""`vlmopt search-patterns`: find, on calibration prompts, which sparse pattern suits which head of a model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MOST = 5  # prompts
 
 
 def execute(options: argparse.Namespace) -> None:
-    """Runs again from where an interrupted run of the same command stopped."""
+    """Search; go on where an interrupted run of the same command stopped."""
     profile, files = check(options)
     files = sound(files, len(files))[0] if files else []
     loaded = load(options.model, device=options.device, dtype=options.dtype)
@@ -68,7 +68,7 @@ def execute(options: argparse.Namespace) -> None:
 
 
 def check(options: argparse.Namespace) -> tuple[Profile | None, list[Path]]:
-    """Return everything that the options alone can tell: the profile and the pictures."""
+    """Check everything that the options alone can tell; return the profile and the images."""
     for name, least in (("tokens", 1), ("samples", 1), ("dense_layers", 0)):
         value = getattr(options, name)
         if value is not None and value < least:
@@ -99,7 +99,7 @@ def check_profile(profile: Profile, path: str, facts: Mapping[str, Any]) -> None
 def prompts_of(
     options: argparse.Namespace, loaded: Loaded, files: Sequence[Path]
 ) -> list[tuple[str, Callable[[], Inputs]]]:
-    """Return what each prompt is called, and how to make it; the sources take turns."""
+    """Return the name of each prompt, and how to make it; the sources take turns."""
     count = len(options.video) + bool(options.images)
     samples = options.samples or count
     sources = [video_source(loaded, path, options.tokens, options.question) for path in options.video]
@@ -116,7 +116,7 @@ def prompts_of(
 
 
 class Run:
-    """A search that writes down how far it came.
+    """A search that records how far it came.
 
     Args:
         part: the file for that. request: what was asked for; the file of another request is refused.
@@ -136,7 +136,7 @@ class Run:
             print(f"going on with {part}")
 
     def through(self, prompts: Sequence[tuple[str, Callable[[], Inputs]]]) -> None:
-        """All prompts, in both passes."""
+        """Show all prompts, in both passes."""
         layers = self.search.searched
         bar = tqdm(total=2 * len(prompts) * layers, desc="searching", unit="layer")
 
@@ -166,7 +166,7 @@ class Run:
 
 
 def table(found: HeadPatterns, search: PatternSearch) -> str:
-    """Return per layer how many heads got which pattern, and mean errors: theirs, and that of the reference in all heads."""
+    """Write per layer how many heads got which pattern, and the mean errors of these and of the reference."""
     lines = [f"{'layer':>5}  {'error':>7}  {'reference':>9}  heads"]
     for layer, (row, errors) in enumerate(zip(found.layers, found.errors, strict=True)):
         if row is None or errors is None:

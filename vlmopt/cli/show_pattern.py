@@ -56,7 +56,7 @@ def execute(options: argparse.Namespace) -> None:
 
 
 def check(options: argparse.Namespace) -> Pattern:
-    """The pattern asked for, after everything that the options alone can tell."""
+    """Check everything that the options alone can tell; return the pattern."""
     for name, least in (("layer", 0), ("head", 0), ("size", 64)):
         if getattr(options, name) < least:
             raise ValueError(f"--{name} must be {least} or more, got {getattr(options, name)}")
@@ -78,7 +78,7 @@ def check(options: argparse.Namespace) -> Pattern:
 
 
 def named(text: str) -> Pattern:
-    """A pattern by name or in its JSON form."""
+    """Read a pattern by name or in its JSON form."""
     try:
         data: Any = parse(text) if text.lstrip().startswith("{") else {"method": text}
     except ValueError as error:
@@ -90,7 +90,7 @@ def named(text: str) -> Pattern:
 
 
 def of_head(found: HeadPatterns, options: argparse.Namespace, loaded: Loaded) -> Pattern:
-    """What a search found for the head.
+    """Return what a search found for the head.
 
     Raises:
         ValueError: for another model, no such layer or head, or a layer that stays dense.
@@ -112,7 +112,7 @@ def check_place(options: argparse.Namespace, loaded: Loaded) -> None:
 
 
 def captured(loaded: Loaded, options: argparse.Namespace) -> Prefill:
-    """The prefill of the layer in this prompt."""
+    """Return the prefill of the layer in this prompt."""
     check_place(options, loaded)
     if options.video:
         sizes = loaded.processor.image_processor

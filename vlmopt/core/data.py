@@ -1,4 +1,4 @@
-"""JSON as it is read here, values in messages, and how deep what people hand in may nest."""
+"""Read JSON strictly, show values in messages, and limit how deep input may nest."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DEPTH = 32  # no policy or profile nests half as deep
 
 class _Short(Repr):
     def repr_int(self, x: int, level: int) -> str:
-        """Python refuses to write whole numbers of thousands of digits."""
+        """Cut whole numbers of thousands of digits, which Python refuses to write."""
         return repr(x) if x.bit_length() <= 128 else f"<a whole number of {x.bit_length()} bits>"
 
 
@@ -22,18 +22,18 @@ _SHORT.maxlevel = 4
 
 
 def shown(value: Any) -> str:
-    """`repr` for messages: cut where it is long or deep."""
+    """Return `repr` for messages, cut where it is long or deep."""
     return _SHORT.repr(value)
 
 
 def parse(text: str, constant: Callable[[str], Any] | None = None) -> Any:
-    """JSON, strictly: no key twice, no NaN or infinity, no deeper than `DEPTH`.
+    """Parse JSON strictly: no key twice, no NaN or infinity, no deeper than `DEPTH`.
 
     Args:
-        constant: what NaN, Infinity and -Infinity mean, by name; None: they are refused.
+        constant: makes the value of NaN, Infinity and -Infinity from their name; None refuses them.
 
     Raises:
-        ValueError: it is not.
+        ValueError: not such JSON.
     """
     try:
         data = json.loads(text, object_pairs_hook=_once, parse_constant=constant or _refused)

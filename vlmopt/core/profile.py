@@ -1,4 +1,4 @@
-"""What was measured on one model: facts about it, comparison with another one, and the dict form."""
+"""What was measured on one model: facts about that model, comparison with another one, and the dict form."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class MeasuredProfile(Configured):
         return f"{self.label} of {name}, {self.samples} samples"
 
     def refuse_others(self, *pairs: tuple[str, Any, Any], model: Mapping[str, Any] | None, way_out: str) -> None:
-        """Compare with the place of use; `name_or_path` may differ, copies have others.
+        """Raise `ValueError` if the profile is used elsewhere; `name_or_path` may differ, since copies have others.
 
         Args:
             pairs: further (what, the profile's value, the value here).

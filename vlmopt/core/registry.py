@@ -11,14 +11,14 @@ Method = TypeVar("Method", bound="type[Any]")
 
 
 class Registry(Mapping[str, type[Kind]], Generic[Kind]):
-    """Classes of one kind by name; read it like a dict, add to it by `register`."""
+    """Classes of one kind by name; reads like a dict, grows by `register`."""
 
     def __init__(self, base: type[Kind]) -> None:
         self.base = base
         self._methods: dict[str, type[Kind]] = {}
 
     def register(self, name: str) -> Callable[[Method], Method]:
-        """Class decorator: make a method known under `name` (lower case, digits, underscores).
+        """Make a class decorator that registers a method under `name` (lower case, digits, underscores).
 
         Raises:
             ValueError: the name is malformed or taken. TypeError: the class is not of this registry's kind.

@@ -1,4 +1,4 @@
-"""Settings of a method: dataclass fields that carry their help, range and choices, and the check that reads them."""
+"""Settings of a method: dataclass fields with help, range and choices, and the check that reads them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def setting(
     above: float | None = None,
     choices: Sequence[str] | None = None,
 ) -> Any:
-    """A dataclass field with metadata for validation, forms and command lines.
+    """Return a dataclass field with metadata for validation, forms and command lines.
 
     Args:
         default: the default; None means that the setting may stay open.
@@ -47,7 +47,7 @@ def setting(
 
 
 class Configured:
-    """A base of dataclasses that refuse unknown settings with the nearest known one, and settings without a name."""
+    """Base of dataclasses that refuse unknown settings, naming the nearest known one, and settings without a name."""
 
     def __new__(cls: type[Own], *args: Any, **settings: Any) -> Own:
         taken = [f for f in fields(cls) if f.init]  # type: ignore[arg-type]  # subclasses are dataclasses
@@ -87,7 +87,7 @@ def validate(owner: Any, label: str) -> None:
 
 
 def checked(value: Any, f: Field[Any], label: str) -> Any:
-    """The value, if it fits, as a plain Python one."""
+    """Return the value as a plain Python one; raise if it does not fit the field."""
     meta = f.metadata
     if value is None and f.default is None:
         return None
@@ -107,14 +107,14 @@ def checked(value: Any, f: Field[Any], label: str) -> Any:
 
 
 def number(value: Any, kind: str, what: str) -> float | int:
-    """A plain Python number; `ValueError` for a whole one that fits no tensor."""
+    """Return a plain Python number; `ValueError` for a whole one that fits no tensor."""
     if isinstance(value, Rational) and abs(value) >= 2 ** (BITS - 1):
         raise ValueError(f"{what} must be a number of at most {BITS} bits, got {shown(value)}")
     return int(value) if kind in ("int", "ints") else float(value)
 
 
 def range_text(meta: Any) -> str:
-    """ " > 0 and <= 1" for a message; empty without bounds."""
+    """Return " > 0 and <= 1" for a message; empty without bounds."""
     bounds = [(">", meta.get("above")), (">=", meta.get("min")), ("<=", meta.get("max"))]
     text = " and ".join(f"{sign} {bound}" for sign, bound in bounds if bound is not None)
     return f" {text}" if text else ""

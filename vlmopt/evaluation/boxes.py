@@ -21,7 +21,7 @@ ORIENTATION = 0x0112
 
 
 def convention(name: str | None, where: str) -> str:
-    """The convention that the user named.
+    """Return the convention that the user named.
 
     Raises:
         ValueError: none, or an unknown one.
@@ -33,14 +33,14 @@ def convention(name: str | None, where: str) -> str:
 
 
 def four_numbers(value: Any) -> list[float] | None:
-    """The numbers of a raw box, or None if these are no four numbers."""
+    """Return the numbers of a raw box; None if it is not four numbers."""
     if isinstance(value, (list, tuple)) and len(value) == 4 and all(type(v) in (int, float) for v in value):
         return [float(v) for v in value]
     return None
 
 
 def corners(raw: Sequence[float], kind: str, size: tuple[int, int]) -> Box:
-    """x0, y0, x1, y1 in pixels of a picture of `size` (width, height)."""
+    """Return x0, y0, x1, y1 in pixels of an image of `size` (width, height)."""
     x, y, a, b = raw
     if kind.endswith("unit"):
         x, y, a, b = x * size[0], y * size[1], a * size[0], b * size[1]
@@ -48,14 +48,17 @@ def corners(raw: Sequence[float], kind: str, size: tuple[int, int]) -> Box:
 
 
 def inside(box: Box, size: tuple[int, int]) -> bool:
-    """A box of at least one pixel that lies in the picture; fractions taken for pixels would be smaller."""
+    """Return whether a box has at least one pixel and lies in the image.
+
+    Fractions taken for pixels would be smaller.
+    """
     x0, y0, x1, y1 = box
     apart = x1 - x0 >= 1 and y1 - y0 >= 1
     return apart and min(x0, y0) >= -SLACK and x1 <= size[0] + SLACK and y1 <= size[1] + SLACK
 
 
 def picture_size(path: str | Path) -> tuple[int, int] | None:
-    """(width, height) as seen upright, from the head of the file; None where it cannot be read."""
+    """Return (width, height) of an image as seen upright, from the head of the file; None where it cannot be read."""
     try:
         with Image.open(check_file(path, "image")) as image:
             turned = image.getexif().get(ORIENTATION) in TURNED
@@ -65,14 +68,14 @@ def picture_size(path: str | Path) -> tuple[int, int] | None:
 
 
 def with_boxes(samples: Sequence[Sample], raw: Sequence[Sequence[float] | None], kind: str, run: Path) -> list[Sample]:
-    """Samples with their boxes in pixels; those whose box misses the picture get an `error`.
+    """Return samples with their boxes in pixels; those whose box misses the image get an `error`.
 
     Args:
         samples: with one image each where there is a box.
         raw: the boxes as written, None where there is none.
 
     Raises:
-        ValueError: another convention fits more of the pictures.
+        ValueError: another convention fits more of the images.
     """
     sizes = [picture_size(run / s.images[0]) if box and s.images else None for s, box in zip(samples, raw, strict=True)]
     known = [(box, size) for box, size in zip(raw, sizes, strict=True) if box and size]

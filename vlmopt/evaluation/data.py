@@ -1,4 +1,4 @@
-"""Samples: what is asked, about which picture, and what would be right. One reader per format lies in `formats/`."""
+"""Samples: what is asked, about which image, and what would be right. One reader per format lies in `formats/`."""
 
 from __future__ import annotations
 
@@ -85,13 +85,13 @@ class Source:
     model_type: str = ""
 
     def picture(self, name: str, beside: Path) -> str:
-        """Absolute path of a picture that a data file names."""
+        """Return the absolute path of an image that a data file names."""
         return str((Path(self.images) if self.images else beside.parent).joinpath(name).absolute())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Samples with what marking them needs; `stops` part the sentences of captions; `prompt` is the usual template."""
+    """Samples with what marking them needs; `stops` end the sentences of captions; `prompt` is the usual template."""
 
     format: str
     samples: tuple[Sample, ...]
@@ -102,7 +102,7 @@ class Data:
 
     @property
     def digest(self) -> str:
-        """Changes with anything that a sample says; not with whether its picture is there, which may be put right."""
+        """A hash of all that the samples say, but not of whether their images are there, which may be put right."""
         told = [asdict(replace(s, error=None, box=None if s.written else s.box)) for s in self.samples]
         text = json.dumps(told, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -24,7 +24,7 @@ FORMAT = 1
 
 
 def environment(loaded: Loaded, processes: int, command: Sequence[str] | None = None) -> dict[str, Any]:
-    """Facts of the software, the machine, the model and this start."""
+    """Return the facts of the software, the machine, the model and this start."""
     first = next(loaded.model.parameters())
     device = device_of(loaded.model)
     return {
@@ -60,7 +60,7 @@ def installed(package: str) -> str | None:
 
 
 def processor() -> str:
-    """The name of the CPU, as far as the system tells."""
+    """Return the name of the CPU, as far as the system tells."""
     facts = Path("/proc/cpuinfo")
     lines = facts.read_text().splitlines() if facts.exists() else []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -68,7 +68,7 @@ def processor() -> str:
 
 
 def commit(directory: Path) -> str | None:
-    """The git commit of the source, with "+changes" where the tree differs; None outside of a checkout of our own."""
+    """Return the git commit of the source, with "+changes" where the tree differs; None outside our own checkout."""
     try:
         if Path(git(directory, "rev-parse", "--show-toplevel")) != directory.parents[1].resolve():
             return None

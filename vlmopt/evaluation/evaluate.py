@@ -1,4 +1,4 @@
-"""The whole run: load, refuse, ask, merge; in one process or many, from the start or from where it stopped."""
+"""Run a whole evaluation: load, refuse, ask, merge; in one process or many, from the start or from where it stopped."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Settings:
 
 
 def evaluate(settings: Settings) -> Path | None:
-    """Run, or go on with, an evaluation; returns the run directory in the first process, None in the others.
+    """Run, or go on with, an evaluation; return the run directory in the first process, None in the others.
 
     Raises:
         ValueError, TypeError: something that cannot be right, before anything is asked; or a policy that fails on every
@@ -109,7 +109,7 @@ def evaluate(settings: Settings) -> Path | None:
 
 
 def check(settings: Settings) -> dict[str, Policy]:
-    """The policies, after everything that the settings alone can tell.
+    """Check the settings as far as they alone can tell; return the policies.
 
     Raises:
         ValueError, TypeError: what is wrong with them.
@@ -136,7 +136,7 @@ def check(settings: Settings) -> dict[str, Policy]:
 
 
 def load_model(settings: Settings, team: Processes) -> Loaded:
-    """The model on this process's device, or spread over all of them.
+    """Load the model on this process's device, or spread over all of them.
 
     Raises:
         ValueError: it cannot be loaded.
@@ -151,7 +151,7 @@ def load_model(settings: Settings, team: Processes) -> Loaded:
 
 
 def model_config(name: str) -> Any:
-    """The config of a model: data that cannot be right is refused before the weights are loaded.
+    """Return the config of a model: data that cannot be right is refused before the weights are loaded.
 
     Raises:
         ValueError: no such model.
@@ -160,7 +160,7 @@ def model_config(name: str) -> Any:
 
 
 def units_of(settings: Settings, data: Data) -> str:
-    """What coordinates in answers mean: what the user says, else the checkpoint's config or its family.
+    """Return the units of coordinates in answers: what the user says, else the checkpoint's config or its family.
 
     Raises:
         ValueError: clicks are to be marked, and nobody says.
@@ -176,7 +176,7 @@ def units_of(settings: Settings, data: Data) -> str:
 
 
 def runner_of(settings: Settings, loaded: Loaded, data: Data, policies: dict[str, Policy], team: Processes) -> Runner:
-    """This process's share of the work."""
+    """Make the runner of this process's share of the work."""
     units = units_of(settings, data)
     prompt = settings.prompt or (POINT_PROMPTS[units] if data.format == "screenspot" else data.prompt)
     run = settings.source.run
@@ -199,7 +199,7 @@ def runner_of(settings: Settings, loaded: Loaded, data: Data, policies: dict[str
 
 
 def request(settings: Settings, loaded: Loaded, data: Data, runner: Runner) -> dict[str, Any]:
-    """run.json: everything that decides the answers and their marks."""
+    """Return the contents of run.json: everything that decides the answers and their marks."""
     limits = sorted({(sample.kind, runner.asking.limit(sample)) for sample in data.samples})
     return {
         "format": FORMAT,
@@ -224,7 +224,7 @@ def request(settings: Settings, loaded: Loaded, data: Data, runner: Runner) -> d
 
 
 def note_environment(run: Path, facts: dict[str, Any]) -> None:
-    """environment.json: the facts of this start, and the dates and commands of all of them."""
+    """Write environment.json: the facts of this start, and the dates and commands of all starts."""
     path = run / "environment.json"
     earlier = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.exists() else []
     start = {name: facts[name] for name in ("date", "command", "processes", "platform", "vlmopt", "commit")}

@@ -1,4 +1,4 @@
-"""From records to figures: every metric is a sum by a sum, over pictures, with intervals and a paired test."""
+"""Turn records into figures: every metric is a sum by a sum, over images, with intervals and a paired test."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PRIMARY = ("accuracy", "anls", "chair_i", "agreement")
 
 
 def fractions(record: Record) -> dict[str, Fraction]:
-    """The metrics that one answer has a share in.
+    """Return the metrics that one answer has a share in.
 
     accuracy of everything marked right or wrong, anls; of yes/no questions precision, recall, f1 and yes_ratio as POPE
     defines them ("yes" is positive, yes_ratio the share of predicted "yes"); of captions CHAIR with chair_ before its
@@ -66,7 +66,7 @@ def fractions(record: Record) -> dict[str, Fraction]:
 
 
 def agreement(record: Record, dense: Record | None) -> dict[str, Fraction]:
-    """Whether a policy states what the unpruned model states; another style is no other answer."""
+    """Return whether a policy states what the unpruned model states; another style is no other answer."""
     if dense is None or record.prediction is None or dense.prediction is None:
         return {}
     same = record.prediction == dense.prediction or substance(record) == substance(dense)
@@ -74,7 +74,7 @@ def agreement(record: Record, dense: Record | None) -> dict[str, Fraction]:
 
 
 def substance(record: Record) -> Any:
-    """What an answer comes to: the choice or the yes or no that was read, else its words in plain style."""
+    """Return what an answer states: the choice, or the yes or no that was read; else its words in plain style."""
     read = (record.extra.get("chosen"), record.metrics.get("yes")) if record.metrics.get("unparsable") is False else ()
     words = plain(stated(record.prediction or ""))
     return next((value for value in read if value is not None), words)
@@ -83,16 +83,16 @@ def substance(record: Record) -> Any:
 def figures(
     records: Sequence[Record], dense: Mapping[str, Record], *, seed: int = 0
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Figures of one policy, and their differences from those of dense.
+    """Return the figures of one policy, and their differences from those of dense.
 
     Args:
         records: of the policy, one or more.
         dense: id -> record of dense; differences are taken over the samples in which both have a share.
 
     Returns:
-        metric -> value, low, high (95 %), n (samples), pictures (with a share), interval (its name in words); and
-        metric -> difference, low, high, p, n. A bootstrap over fewer than `FEW` pictures is too narrow, and has no
-        width at all where pictures are alike: there stands Wilson's interval with pictures for trials, or Student's.
+        metric -> value, low, high (95 %), n (samples), pictures (how many images have a share), interval (its name in
+        words); and metric -> difference, low, high, p, n. A bootstrap over fewer than `FEW` images is too narrow, and
+        has no width at all where images are alike: there stands Wilson's interval with images for trials, or Student's.
     """
     own = [(r.picture, fractions(r) | agreement(r, dense.get(r.id))) for r in records]
     values = {}
@@ -117,7 +117,7 @@ def figures(
 
 
 def _ends(name: str, figure: Interval, table: np.ndarray, pictures: int) -> tuple[float, float, str]:
-    """Ends and name of the interval of one metric; table: [pictures, 2], of which `pictures` have a share."""
+    """Return ends and name of the interval of one metric; table: [images, 2], of which `pictures` have a share."""
     if pictures >= FEW and figure.low < figure.high:
         return figure.low, figure.high, BOOTSTRAP
     if name in UNBOUNDED:
@@ -127,7 +127,7 @@ def _ends(name: str, figure: Interval, table: np.ndarray, pictures: int) -> tupl
 
 
 def _apart(name: str, found: Interval, table: np.ndarray) -> tuple[float, float]:
-    """Ends of the interval of a difference; table: [pictures, 4], of dense and of the policy."""
+    """Return the ends of the interval of a difference; table: [images, 4], of dense and of the policy."""
     pictures = max(int(((table[:, 1] > 0) | (table[:, 3] > 0)).sum()), 1)
     if pictures >= FEW and found.low < found.high:
         return found.low, found.high
@@ -148,9 +148,9 @@ def _joined(first: Mapping[str, Fraction], second: Mapping[str, Fraction]) -> di
 def _tables(
     rows: Sequence[tuple[str, Mapping[str, tuple[float, ...]]]],
 ) -> Iterator[tuple[list[str], np.ndarray, list[int]]]:
-    """Metrics that the same pictures have a share in, sums [pictures, metrics, numbers], and samples per metric.
+    """Yield metrics that the same images have a share in, sums [images, metrics, numbers], and samples per metric.
 
-    Rows are (picture, metric -> numbers). Only pictures with a share are resampled.
+    Rows are (image, metric -> numbers). Only images with a share are resampled.
     """
     sums: dict[str, dict[str, np.ndarray]] = {}
     counts: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""One call of `generate` on a prepared batch, and what came out of it."""
+"""Call `generate` once on a prepared batch, and keep what came out of it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Output:
 
 @torch.inference_mode()
 def generate(loaded: Loaded, batch: Batch, new_tokens: int) -> Output:
-    """Greedy answers of an optimized model."""
+    """Generate greedy answers with an optimized model."""
     model, tokenizer = loaded.model, loaded.processor.tokenizer
     inputs = placed(batch.inputs, input_device(model), next(model.parameters()).dtype)
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -50,20 +50,20 @@ def generate(loaded: Loaded, batch: Batch, new_tokens: int) -> Output:
 
 
 def decoding(model: Any) -> dict[str, Any]:
-    """How answers are chosen, for the summary; what a model brings along beside greedy choice stays in force."""
+    """Return how answers are chosen, for the summary; a model's own settings beside greedy choice stay in force."""
     own = model.generation_config.to_diff_dict()
     return {"do_sample": False, "num_beams": 1, **{name: own[name] for name in IN_FORCE if own.get(name) is not None}}
 
 
 def input_device(model: Any) -> torch.device:
-    """Where inputs go: of a model that was spread out, the first device that computes."""
+    """Return the device for inputs: of a model that was spread out, the first device that computes."""
     places = [place for place in device_map(model).values() if place not in ("cpu", "disk")]
     device = torch.device(places[0]) if places else device_of(model)
     return torch.device("cpu") if device.type == "meta" else device
 
 
 def device_map(model: Any) -> dict[str, Any]:
-    """Module -> device, of a model that was loaded with a map; else empty."""
+    """Return module -> device for a model that was loaded with a map; else an empty dict."""
     return dict(getattr(model, "hf_device_map", None) or {})
 
 
@@ -73,6 +73,6 @@ def end_tokens(model: Any) -> list[int]:
 
 
 def ended_after(new: torch.Tensor, ends: Sequence[int]) -> list[int | None]:
-    """Tokens of each row of [b, new] up to and with its end mark; None where there is none."""
+    """Return the number of tokens of each row of [b, new] up to and with its end mark; None where there is none."""
     marks = torch.isin(new, torch.tensor(list(ends), dtype=new.dtype))
     return [int(row.nonzero()[0]) + 1 if row.any() else None for row in marks]

@@ -1,4 +1,4 @@
-"""Data sets as they are asked: read, checked as a whole, and a seeded choice of them."""
+"""Read data sets, check them as a whole, and choose from them by a seed."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ def load_data(source: Source) -> Data:
 
 
 def chosen(samples: Sequence[Sample], limit: int | None, seed: int) -> Sequence[Sample]:
-    """A seeded choice of `limit` samples in their order, spread over pictures: a second question about one comes only
-    when every picture has its first.
+    """Choose `limit` samples by a seed, in their order, spread over images.
+
+    A second question about an image comes only when every image has its first.
     """
     if limit is None or limit >= len(samples):
         return samples

@@ -16,7 +16,7 @@ SIDE = 768  # pixels a saved picture has at most
 
 
 def save_maps(path: Path, maps: Sequence[VisualMap]) -> None:
-    """Write the maps of one sample: arrays kind_0, grid_0, coords_0, kept_0, ..., scores_0, one number per picture."""
+    """Write the maps of one sample: arrays kind_0, grid_0, coords_0, kept_0, ..., scores_0, one number per image."""
     arrays: dict[str, np.ndarray] = {}
     for number, m in enumerate(maps):
         arrays[f"kind_{number}"] = np.array(m.kind)
@@ -29,7 +29,7 @@ def save_maps(path: Path, maps: Sequence[VisualMap]) -> None:
 
 
 def load_maps(path: Path) -> list[VisualMap]:
-    """What `save_maps` wrote, as `vlmopt.overlay.overlay` takes it; the pictures are numbered anew."""
+    """Return what `save_maps` wrote, as `vlmopt.overlay.overlay` takes it; the images are numbered anew."""
     with np.load(path) as held:
         arrays = dict(held)
     maps = []
@@ -49,7 +49,10 @@ def load_maps(path: Path) -> list[VisualMap]:
 
 
 def save_picture(path: Path, image: Image.Image) -> None:
-    """A copy for a report, at most `SIDE` pixels a side; the ending of the name says how it is packed."""
+    """Save a copy of an image for a report, at most `SIDE` pixels a side.
+
+    The ending of the name says how it is packed.
+    """
     small = image.copy()
     small.thumbnail((SIDE, SIDE))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -34,13 +34,14 @@ class Processes:
         return self.rank == 0
 
     def wait(self) -> None:
-        """Until every process has come here."""
+        """Wait until every process has come here."""
         self.state.wait_for_everyone()
 
     def check_shared(self, run: Path) -> None:
-        """
+        """Check that this process sees the run directory of the first one.
+
         Raises:
-            ValueError: this process does not see the run directory of the first one.
+            ValueError: it does not.
         """
         if not (run / "run.json").exists():
             raise ValueError(
@@ -96,7 +97,10 @@ def locked(run: Path, team: Processes) -> Iterator[None]:
 
 @contextmanager
 def lock(path: Path) -> Iterator[bool]:
-    """Whether the lock on a file could be had; it goes with the process that holds it, so none is ever left over."""
+    """Try to lock a file; yield whether that worked.
+
+    The lock ends with the process that holds it, so none is ever left over.
+    """
     held = FileLock(path)
     try:
         held.acquire(blocking=False)

@@ -1,4 +1,4 @@
-"""From samples to batches of model inputs: mixed sizes, ragged prompts, padding on the left."""
+"""Turn samples into batches of model inputs: mixed sizes, ragged prompts, padding on the left."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ class Asking:
         return self.max_new_tokens or NEW_TOKENS[sample.kind]
 
     def question(self, sample: Sample) -> str:
-        """The words put to the model; the choices of a multiple choice get letters."""
+        """Return the words put to the model; the choices of a multiple choice get letters."""
         text = self.prompt.replace("{question}", sample.question)
         options = [f"{letter}. {words}" for letter, words in zip(LETTERS, sample.choices, strict=False)]
         return "\n".join([text, *options, CHOOSE]) if options else text
 
     def plan(self, samples: Sequence[Sample], size: int) -> list[list[Sample]]:
-        """Samples in batches, in their order; together go those with pictures and one limit of new tokens.
+        """Sort samples into batches, in their order; those with images and one limit of new tokens go together.
 
         A video is alone. The plan depends on nothing but the samples, so that every policy and every start of a run has
         the same batches.
@@ -92,7 +92,7 @@ class Asking:
         return sorted(found, key=lambda batch: place[batch[0].id])
 
     def prepare(self, samples: Sequence[Sample]) -> Iterator[Batch | tuple[Sample, str]]:
-        """One batch, or more where a sample spoils it: such a one comes back with what is wrong."""
+        """Yield one batch, or more where a sample spoils it: that one comes back with what is wrong."""
         good, pictures = [], {}
         for sample in samples:
             try:
@@ -144,7 +144,7 @@ class Asking:
         return dict(processor(text=text, images=pictures, return_tensors="pt", padding=True, padding_side="left"))
 
     def _resized(self, inputs: Mapping[str, Any], counts: Sequence[int]) -> tuple[tuple[int, int] | None, ...]:
-        """The size of each sample's first picture behind the processor, where that says so (Qwen-VL)."""
+        """Return the size of each sample's first image behind the processor, where that says so (Qwen-VL)."""
         grids, patch = inputs.get("image_grid_thw"), getattr(self.loaded.processor.image_processor, "patch_size", None)
         if grids is None or patch is None or len(grids) != sum(counts):
             return (None,) * len(counts)

@@ -1,4 +1,4 @@
-"""From the outcome of a call to the records of its samples, with the maps that a report will draw."""
+"""Turn the outcome of a call into records of its samples, with the maps that a report will draw."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ class Recorder:
     dense: dict[str, str | None] = field(default_factory=dict)
 
     def answered(self, policy: str, batch: Batch, out: Output, memory: int | None) -> list[Record]:
-        """Records of a call that came to its end; saves maps."""
+        """Return the records of a call that came to its end; save maps."""
         records = [self._answer(policy, batch, row, out, memory) for row in range(len(batch.samples))]
         if policy == DENSE:
             self.dense |= {record.id: record.prediction for record in records}
         return records
 
     def failed(self, policy: str, sample: Sample, why: str) -> Record:
-        """A sound sample on which a policy failed: wrong, where something can be right."""
+        """Return the record of a sound sample on which a policy failed: wrong, where something can be right."""
         mark = grade(sample, None, self.marking)
         return replace(self.unasked(policy, sample, why), correct=mark.correct, metrics=mark.metrics)
 
     def unasked(self, policy: str, sample: Sample, why: str) -> Record:
-        """A sample that cannot be put to any model: nothing is marked."""
+        """Return the record of a sample that cannot be put to any model: nothing is marked."""
         return replace(self._record(policy, sample), error=why)
 
     def _answer(self, policy: str, batch: Batch, row: int, out: Output, memory: int | None) -> Record:
@@ -100,7 +100,7 @@ class Recorder:
         )
 
     def _map(self, policy: str, sample: Sample, text: str, told: Report, row: int) -> tuple[str | None, str | None]:
-        """Save what was kept, and the picture as the tower sees it; paths relative to the run."""
+        """Save what was kept, and the image as the tower sees it; return paths relative to the run."""
         maps = told.maps(row)
         if policy == DENSE or self.maps[policy] < 1 or not maps or text == self.dense.get(sample.id):
             return None, None
@@ -115,6 +115,6 @@ class Recorder:
 
 
 def maps_left(run: Path, policies: Iterable[str], limit: int, processes: int) -> dict[str, int]:
-    """How many maps this process may save per policy, less those of an earlier start."""
+    """Return how many maps this process may save per policy, less those of an earlier start."""
     there = {name: len(list((run / "kept" / file_name(name)).glob("*.npz"))) for name in policies}
     return {name: -(-max(0, limit - count) // processes) for name, count in there.items()}

@@ -86,7 +86,7 @@ class Record:
 
 
 class Writer:
-    """Appends records to one file; every `append` is on disk when it returns, or leaves the file as it was."""
+    """Append records to one file; every `append` is on disk when it returns, or leaves the file as it was."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -121,7 +121,7 @@ def line(record: Record) -> str:
 
 
 def read(run: Path) -> list[Record]:
-    """All records of a run directory, each (policy, sample) once, in the order of their writing.
+    """Return all records of a run directory, each (policy, sample) once, in the order of their writing.
 
     The unfinished last line that a kill leaves is skipped.
 
@@ -152,17 +152,17 @@ def consolidate(run: Path, policies: Sequence[str], *, without_errors: bool = Fa
 
 
 def parts(run: Path) -> list[Path]:
-    """Files of the processes of an unfinished run."""
+    """Return the files of the processes of an unfinished run."""
     return sorted(run.glob("samples.*.jsonl"))
 
 
 def part(run: Path, process: int) -> Path:
-    """Where a process writes."""
+    """Return the file that a process writes."""
     return run / (f"samples.{process:05d}.jsonl" if process else SAMPLES)
 
 
 def file_name(name: str) -> str:
-    """A sample's id or a policy's name as the name of a file; different names stay different."""
+    """Turn a sample's id or a policy's name into the name of a file; different names stay different."""
     safe = quote(name, safe=" +@,").replace("%", "=")  # a percent sign would need care in links
     short = safe[:120].strip(". ")
     return safe if short == safe else f"{short}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"

@@ -15,7 +15,7 @@ NAME = "run.json"
 
 
 def load_request(run: Path) -> dict[str, Any]:
-    """What the run of a directory was asked for.
+    """Return what the run of a directory was asked for.
 
     Raises:
         ValueError: no run.json there, or none that can be read.
@@ -33,7 +33,7 @@ def load_request(run: Path) -> dict[str, Any]:
 
 
 def settle(run: Path, request: Mapping[str, Any]) -> None:
-    """Write what is asked for, or see that the directory's earlier run asked for the same; policies may be added.
+    """Write what is asked for, or check that the directory's earlier run asked for the same; policies may be added.
 
     Raises:
         ValueError: the earlier run asked for something else. OSError: it cannot be written.
@@ -60,7 +60,7 @@ def settle(run: Path, request: Mapping[str, Any]) -> None:
 
 
 def named_policies(texts: list[str], seed: int | None) -> dict[str, Policy]:
-    """Dense, then policies by the name of their preset or file.
+    """Return dense, then the policies, by the name of their preset or file.
 
     Args:
         texts: presets, or paths of policy files or of directories with one.

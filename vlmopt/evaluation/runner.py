@@ -1,4 +1,4 @@
-"""Every policy on the same samples in the same batches: ask, record, go on where an interruption stopped."""
+"""Run every policy on the same samples in the same batches: ask, record, go on where an interruption stopped."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Runner:
             bar.close()
 
     def _share(self) -> list[list[Sample]]:
-        """Batches with something to do, dealt out in turn; every process computes the same from the same records."""
+        """Return the batches to do, dealt out in turn; every process computes the same from the same records."""
         sound = [sample for sample in self.data.samples if sample.error is None]
         plan = self.asking.plan(sound, self.batch_size)
         todo = [batch for batch in plan if any(self._open(name, batch) for name in self.policies)]
@@ -84,7 +84,7 @@ class Runner:
         return [sample for sample in samples if (policy, sample.id) not in self.done]
 
     def _rounds(self, todo: Iterable[Sequence[Sample]], writer: Writer, bar: tqdm[Any]) -> Iterator[list[Batch]]:
-        """Prepared batches, made once for all policies; samples that cannot be prepared are recorded at once."""
+        """Yield prepared batches, made once for all policies; samples that cannot be prepared are recorded at once."""
         held: list[Batch] = []
         for samples in todo:
             for made in self.asking.prepare(samples):
@@ -104,7 +104,7 @@ class Runner:
         return len(names)
 
     def _turn(self, name: str, policy: Policy, batches: Sequence[Batch]) -> Iterator[list[Record]]:
-        """One policy's answers to a round of batches."""
+        """Yield one policy's answers to a round of batches."""
         todo = [batch for whole in batches for batch in self._missing(name, whole)]
         if not todo:
             return
@@ -132,7 +132,7 @@ class Runner:
             return  # the call that counts meets the same, and records it
 
     def _answers(self, name: str, batch: Batch, memory: PeakMemory) -> Iterator[list[Record]]:
-        """Records of a batch; one that fails as a whole is halved until the culprit is alone.
+        """Yield the records of a batch; one that fails as a whole is halved until the culprit is alone.
 
         Raises:
             ValueError: too many failures in a row.
@@ -162,6 +162,6 @@ class Runner:
             )
 
     def _peak(self, memory: PeakMemory) -> int | None:
-        """Over several devices, no single counter sees all memory."""
+        """Return the peak; None over several devices, where no single counter sees all memory."""
         several = len(set(device_map(self.asking.loaded.model).values())) > 1
         return None if several else memory.stop()[0]

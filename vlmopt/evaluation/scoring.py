@@ -1,4 +1,4 @@
-"""Marks of single answers, by kind; the figures of a run are sums of them (`summary`)."""
+"""Mark single answers, by kind; the figures of a run are sums of these marks (`summary`)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Marking:
         return self.parser == "stated"
 
     def described(self) -> dict[str, str]:
-        """In words, for the summary."""
+        """Describe the marking in words, for the summary."""
         own = "what is stated in the end; " if self.stated else ""
         return {
             "yes_no": self.parser,
@@ -60,7 +60,7 @@ class Said:
 
 @dataclass(frozen=True)
 class Mark:
-    """`correct`: see `Record`. `extra` goes into the record's."""
+    """The mark of one answer. `correct`: see `Record`; `extra` goes into the record's."""
 
     correct: bool | float | None
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -73,7 +73,7 @@ def grade(sample: Sample, said: Said | None, marking: Marking) -> Mark:
 
 
 def _yes_no(sample: Sample, said: Said | None, marking: Marking) -> Mark:
-    """`yes`: what the parser read; `unparsable`: neither yes nor no was stated, or is the first word."""
+    """Mark yes and no, with `yes` (what the parser read) and `unparsable` (none stated, nor as the first word)."""
     if said is None:
         return Mark(False, {"yes": None, "unparsable": True})
     yes = is_yes(said.text, marking.parser)
@@ -105,7 +105,7 @@ def _anls(sample: Sample, said: Said | None, marking: Marking) -> Mark:
 
 
 def _caption(sample: Sample, said: Said | None, marking: Marking) -> Mark:
-    """Counts of `metrics.chair.Chair` where the objects are known, and the state of the text."""
+    """Return the counts of `metrics.chair.Chair` where the objects are known, and the state of the text."""
     if said is None:
         return Mark(None)
     text = without_reasoning(said.text) if marking.stated else said.text

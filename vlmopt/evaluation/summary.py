@@ -74,7 +74,7 @@ def summarize(run: Path) -> dict[str, Any]:
 
 
 def summary_of(records: Sequence[Record], dense: Mapping[str, Record], seed: int) -> dict[str, Any]:
-    """The entry of one policy."""
+    """Return the entry of one policy."""
     values, differences = figures(records, dense, seed=seed)
     agreement = values.pop("agreement", None)
     groups: dict[str, list[Record]] = {}
@@ -104,7 +104,7 @@ def counts(records: Sequence[Record]) -> dict[str, int]:
 
 
 def pope_mean(records: Sequence[Record]) -> dict[str, float] | None:
-    """POPE's figures are quoted per split or as their mean; None where there is one category or none."""
+    """Return the mean of POPE's figures over the splits; None where there is one category or none."""
     splits: dict[str, list[Record]] = {}
     for record in records:
         if record.kind == "yes_no" and record.correct is not None:
@@ -119,7 +119,7 @@ def pope_mean(records: Sequence[Record]) -> dict[str, float] | None:
 
 
 def latency(records: Sequence[Record]) -> dict[str, Any]:
-    """Medians over batches: every batch counts once, however many samples it had."""
+    """Return medians over batches: every batch counts once, however many samples it had."""
     calls = {record.call: record for record in records if record.ms is not None}.values()
 
     def spread(values: Sequence[float | None]) -> dict[str, float] | None:

@@ -176,12 +176,12 @@ _FAMILIES = (
 
 
 def families() -> dict[str, Family]:
-    """Described families by name."""
+    """Return the described families by name."""
     return {family.name: family for family in _FAMILIES}
 
 
 def family_of(config: Any) -> Family:
-    """The family of a model config; an undescribed one gets the generic description."""
+    """Return the family of a model config; an undescribed one gets the generic description."""
     kind = getattr(config, "model_type", None)
     for family in _FAMILIES:
         if kind in family.model_types:
@@ -190,7 +190,7 @@ def family_of(config: Any) -> Family:
 
 
 def click_units(config: Any) -> str | None:
-    """In what a model's answers count coordinates, as its config (`click_units`) or its family says; None: unknown."""
+    """Return the units of coordinates in a model's answers, by its config (`click_units`) or family; None: unknown."""
     own: str | None = getattr(config, "click_units", None)
     return own or family_of(config).click_units
 

@@ -34,7 +34,7 @@ Layout = Callable[[str, list[int], dict[str, Any], Any], list[Piece]]
 
 
 def plain(length: int, kind: str, grid: Grid | None) -> Piece:
-    """A piece whose tokens fill `grid` in raster order, or whose grid is unknown."""
+    """Make a piece whose tokens fill `grid` in raster order, or whose grid is unknown."""
     if grid is None or math.prod(grid) != length:
         return Piece(length, kind, None, torch.full((length, 3), -1))
     t, h, w = grid
@@ -44,7 +44,7 @@ def plain(length: int, kind: str, grid: Grid | None) -> Piece:
 
 
 def square(modality: str, lengths: list[int], arguments: dict[str, Any], config: Any) -> list[Piece]:
-    """One item is one square image."""
+    """Lay each item out as one square image."""
     return [plain(n, modality, square_grid(n)) for n in lengths]
 
 
@@ -54,7 +54,7 @@ def square_grid(n: int) -> Grid | None:
 
 
 def as_they_come(outer: Any, values: Tensor) -> Tensor:
-    """Patches in the order of the tower."""
+    """Leave patches in the order of the tower."""
     return values
 
 

@@ -1,4 +1,4 @@
-"""How encoder output lies on a grid, for the families whose items are not simply square."""
+"""Lay encoder output out on a grid, for the families whose items are not simply square."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .base import Grid, Piece, plain, square_grid
 
 
 def patch_grid(modality: str, lengths: list[int], arguments: dict[str, Any], config: Any) -> list[Piece]:
-    """Qwen-VL: the processor states (t, h, w) in patches; the merger joins merge x merge of them."""
+    """Lay out Qwen-VL: the processor states (t, h, w) in patches; the merger joins merge x merge of them."""
     grids = arguments.get("video_grid_thw" if modality == "video" else "image_grid_thw")
     if grids is None or len(grids) != len(lengths):
         return [plain(n, modality, None) for n in lengths]
@@ -22,7 +22,7 @@ def patch_grid(modality: str, lengths: list[int], arguments: dict[str, Any], con
 
 
 def any_resolution(modality: str, lengths: list[int], arguments: dict[str, Any], config: Any) -> list[Piece]:
-    """LLaVA-NeXT, LLaVA-OneVision: a square overview, then the unpadded picture, a newline after each row."""
+    """Lay out LLaVA-NeXT and -OneVision: a square overview, then the unpadded image, a newline after each row."""
     side = config.vision_config.image_size // config.vision_config.patch_size
     if modality == "video":
         return [video_with_newline(n, arguments) for n in lengths]
@@ -42,14 +42,14 @@ def any_resolution(modality: str, lengths: list[int], arguments: dict[str, Any],
 
 
 def detail_shape(n: int, size: tuple[int, int] | list[int]) -> tuple[int, int] | None:
-    """(h, w) with h * (w + 1) == n whose aspect is nearest to the picture's (height, width)."""
+    """Return (h, w) with h * (w + 1) == n whose aspect is nearest to the image's (height, width)."""
     shapes = [(h, n // h - 1) for h in range(1, n) if n % h == 0 and n // h > 1]
     wanted = math.log(size[0] / size[1])
     return min(shapes, key=lambda s: abs(math.log(s[0] / s[1]) - wanted), default=None)
 
 
 def with_newlines(n: int, grid: Grid, newlines: int) -> Piece:
-    """Raster order with one structural token after every row (newlines == h), after the last one (1), or none (0)."""
+    """Lay out in raster order with structural tokens: after every row (newlines == h), at the end (1), or none (0)."""
     _, h, w = grid
     coords = torch.full((n, 3), -1)
     cells = torch.cartesian_prod(torch.zeros(1, dtype=torch.long), torch.arange(h), torch.arange(w))
@@ -61,7 +61,7 @@ def with_newlines(n: int, grid: Grid, newlines: int) -> Piece:
 
 
 def video_with_newline(n: int, arguments: dict[str, Any]) -> Piece:
-    """LLaVA-OneVision video: square pooled frames, one newline at the end; older releases append it afterwards."""
+    """Lay out LLaVA-OneVision video: square pooled frames, one newline at the end; older releases append it later."""
     pixels = arguments.get("pixel_values_videos", arguments.get("pixel_values"))
     frames = pixels.shape[1] if pixels is not None and pixels.ndim == 5 else 1
     side = math.isqrt(n // frames)
@@ -72,12 +72,12 @@ def video_with_newline(n: int, arguments: dict[str, Any]) -> Piece:
 
 
 def square_tiles(modality: str, lengths: list[int], arguments: dict[str, Any], config: Any) -> list[Piece]:
-    """InternVL: items are square tiles; an image is one or several of them."""
+    """Lay out InternVL: items are square tiles; an image is one or several of them."""
     return [plain(n, "tile", square_grid(n)) for n in lengths]
 
 
 def tiles_of_sample(modality: str, lengths: list[int], arguments: dict[str, Any], config: Any) -> list[Piece]:
-    """Idefics3, SmolVLM: items are samples (newer releases) or tiles (older ones), all tiles equally long."""
+    """Lay out Idefics3 and SmolVLM: items are samples (newer releases) or tiles (older ones), equally long."""
     vision = config.vision_config
     per_tile = (vision.image_size // vision.patch_size) ** 2 // config.scale_factor**2
     pieces: list[Piece] = []
@@ -88,7 +88,7 @@ def tiles_of_sample(modality: str, lengths: list[int], arguments: dict[str, Any]
 
 
 def sized(modality: str, lengths: list[int], arguments: dict[str, Any], config: Any) -> list[Piece]:
-    """Mistral3: the grid follows from the picture's size in pixels."""
+    """Lay out Mistral3: the grid follows from the image's size in pixels."""
     cell = config.vision_config.patch_size * getattr(config, "spatial_merge_size", 1)
     sizes = arguments.get("image_sizes")
     if sizes is None or len(sizes) != len(lengths):
@@ -98,7 +98,7 @@ def sized(modality: str, lengths: list[int], arguments: dict[str, Any], config: 
 
 
 def unfolded(modality: str, lengths: list[int], arguments: dict[str, Any], config: Any) -> list[Piece]:
-    """LFM2-VL: patches per side come with the call and are joined by `downsample_factor`."""
+    """Lay out LFM2-VL: patches per side come with the call and are joined by `downsample_factor`."""
     shapes = arguments.get("spatial_shapes")
     if shapes is None or len(shapes) != len(lengths):
         return [plain(n, modality, square_grid(n)) for n in lengths]

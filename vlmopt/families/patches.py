@@ -9,20 +9,23 @@ from torch import Tensor
 
 
 def patch_cells(pixels: Tensor, config: Any) -> Tensor:
-    """Qwen-VL: pixels [P, C*T*p*p] come as patches, those of one merged cell together -> [P/m^2, C, m^2*T*p*p]."""
+    """Group Qwen-VL pixels [P, C*T*p*p], patch by patch, into merged cells: [P/m^2, C, m^2*T*p*p]."""
     vision = config.vision_config
     group, channels = vision.spatial_merge_size**2, getattr(vision, "in_channels", 3)
     return pixels.view(-1, group, channels, pixels.shape[1] // channels).transpose(1, 2).flatten(2)
 
 
 def first_copy(pixels: Tensor, config: Any) -> Tensor:
-    """Patches [P, C*T*p*p] with the first of their T temporal copies alone: [P, C*p*p]."""
+    """Keep the first temporal copy, of T, of patches [P, C*T*p*p]: [P, C*p*p]."""
     vision = config.vision_config
     return pixels.view(len(pixels), -1, vision.temporal_patch_size, vision.patch_size**2)[:, :, 0].flatten(1)
 
 
 def square_cells(pixels: Tensor, config: Any) -> Tensor:
-    """One square grid per picture or tile: [..., C, S, S] -> [B*g*g, C, (S/g)^2]; g from the tokens per picture."""
+    """Cut each image or tile into one square grid: [..., C, S, S] -> [B*g*g, C, (S/g)^2].
+
+    g follows from the tokens per image.
+    """
     pixels = pixels.flatten(0, -4)
     g = tokens_per_side(config)
     b, c, side, _ = pixels.shape
@@ -32,7 +35,7 @@ def square_cells(pixels: Tensor, config: Any) -> Tensor:
 
 
 def tokens_per_side(config: Any) -> int:
-    """Visual tokens along one side of a square picture."""
+    """Return the number of visual tokens along one side of a square image."""
     vision = config.vision_config
     size, patch = vision.image_size, vision.patch_size
     size, patch = (n if isinstance(n, int) else n[0] for n in (size, patch))
@@ -42,7 +45,10 @@ def tokens_per_side(config: Any) -> int:
 
 
 def shuffled(outer: Any, values: Tensor) -> Tensor:
-    """InternVL: the model's own pixel shuffle decides which patches share a token: [B, P, c] -> [B, P/4, 4, c]."""
+    """Group patches as InternVL's own pixel shuffle does: [B, P, c] -> [B, P/4, 4, c].
+
+    It decides which patches share a token.
+    """
     side, c = math.isqrt(values.shape[1]), values.shape[2]
     grid = values.view(values.shape[0], side, side, c)
     shuffled: Tensor = outer.pixel_shuffle(grid, scale_factor=outer.config.downsample_ratio)

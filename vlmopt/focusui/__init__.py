@@ -1,1 +1,1 @@
-"""Training of FocusUI's scorer and marker, and of the model that reads them, on screens (arXiv 2601.03928)."""
+"""Train FocusUI's scorer and marker, and the model that reads them, on screens (arXiv 2601.03928)."""

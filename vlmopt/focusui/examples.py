@@ -1,4 +1,4 @@
-"""What is trained on: a picture, an instruction, the right answer and where it is; a function of a running number."""
+"""What is trained on: an image, an instruction, the right answer and where it is; a function of a running number."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class Example:
 
 
 class Examples(ABC):
-    """A source of examples, endless."""
+    """Base of endless sources of examples."""
 
     @abstractmethod
     def draw(self, number: int, clicks: bool) -> Example:
-        """Example `number`; `clicks` asks for one with a box."""
+        """Return example `number`; `clicks` asks for one with a box."""
 
     def close(self) -> None:  # noqa: B027 (most sources hold nothing)
         """Let go of what the source holds."""
@@ -55,7 +55,7 @@ class Examples(ABC):
 
 @dataclass
 class Mixed(Examples):
-    """Several sources in turn."""
+    """Take several sources in turn."""
 
     parts: list[Examples]
 
@@ -70,7 +70,7 @@ class Mixed(Examples):
 
 @dataclass
 class Screens(Examples):
-    """Drawn screens of sizes that suit the model; with `scenes` every other picture is a scene where it may be."""
+    """Draw screens of sizes that suit the model; with `scenes` every other image is a scene where it may be."""
 
     seed: int
     model_type: str
@@ -89,7 +89,7 @@ class Screens(Examples):
 
 
 class Pages(Examples):
-    """Windows of training pages, rendered as they are asked for; neighbouring numbers share a page."""
+    """Render windows of training pages as they are asked for; neighbouring numbers share a page."""
 
     def __init__(self, seed: int, model_type: str) -> None:
         from vlmopt.synthetic.web.render import Renderer
@@ -111,7 +111,7 @@ class Pages(Examples):
         raise ValueError(f"no target of the training pages fits into {size[0]}x{size[1]} pixels")
 
     def rendered(self, page: int) -> Any:
-        """A page that follows from its number, filled by it."""
+        """Return the page that belongs to a number, filled from it."""
         from vlmopt.synthetic.web.catalogue import TRAIN
 
         if self.last[0] != page:
@@ -124,7 +124,7 @@ class Pages(Examples):
 
 
 class Stored(Examples):
-    """Windows of training pages that lie rendered in a directory (`vlmopt.synthetic.web.stored.make`)."""
+    """Read windows of training pages that lie rendered in a directory (`vlmopt.synthetic.web.stored.make`)."""
 
     def __init__(self, seed: int, directory: Path) -> None:
         from vlmopt.synthetic.web.stored import Windows
@@ -144,7 +144,7 @@ class Stored(Examples):
 
 @dataclass
 class Clicks(Examples):
-    """A data set of instructions with boxes, in a new order every round; answers are points in the model's units."""
+    """Read a data set of instructions with boxes, in a new order each round; answers are points in model units."""
 
     samples: list[Sample]
     seed: int
@@ -176,7 +176,7 @@ class Clicks(Examples):
 
 
 def of_world(world: World, rng: random.Random, clicks: bool) -> Example:
-    """One question of a picture."""
+    """Return one question about a generated image."""
     only = clicks or rng.random() < CLICKS
     question: Question = rng.choice([q for q in world.questions if q.kind == "click" or not only])
     boxes = () if question.box is None else (fractions(question.box, world.size),)
@@ -184,7 +184,7 @@ def of_world(world: World, rng: random.Random, clicks: bool) -> Example:
 
 
 def fractions(box: Any, size: tuple[int, int]) -> Box:
-    """A box in pixels of a picture of `size` (width, height), cut to the picture, in fractions of it."""
+    """Convert a box from pixels of an image of `size` (width, height) to fractions of it, cut to the image."""
     x0, y0, x1, y1 = (min(max(side / size[axis % 2], 0.0), 1.0) for axis, side in enumerate(box))
     return x0, y0, x1, y1
 
@@ -197,13 +197,13 @@ def examples(
     data: str, seed: int, model_type: str, resized: Resized, run: Path, *,
     boxes: str | None = None, images: str | None = None, units: str | None = None,
 ) -> Examples:  # fmt: skip
-    """The source that a user names.
+    """Open the source that a user names.
 
     Args:
         data: "worlds:screen", "worlds", "web", "web:DIR" (windows rendered before), or a file of ScreenSpot's kind.
-        resized: size of a picture behind the processor, for models that count in its pixels.
-        run: where relative pictures lie.
-        boxes, images: how the file's boxes are written, and where its pictures are.
+        resized: size of an image behind the processor, for models that count in its pixels.
+        run: where relative paths of images start.
+        boxes, images: how the file's boxes are written, and where its images are.
         units: of points; None where the model does not say, for sources that need none.
 
     Raises:

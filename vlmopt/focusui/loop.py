@@ -1,4 +1,4 @@
-"""A training loop that a kill cannot hurt: a batch is a function of the step, and the state is written whole or not."""
+"""A training loop that survives a kill: a batch is a function of the step, and the state is written whole or not."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Group = tuple[float, Mapping[str, nn.Parameter]]  # peak learning rate, paramete
 
 
 class Loop:
-    """AdamW over groups with rates of their own, gradients averaged over the processes of an accelerator.
+    """Run AdamW over groups with rates of their own; gradients are averaged over the processes of an accelerator.
 
     Args:
         accelerator: `accelerate.Accelerator`. path: of the state; beside it a log is kept.
@@ -54,7 +54,7 @@ class Loop:
             self._load(torch.load(path, weights_only=True, map_location="cpu"))
 
     def run(self, work: Work) -> None:
-        """`work(step)` gives this process's loss, and figures for the log."""
+        """Take all steps; `work(step)` returns this process's loss, and figures for the log."""
         leader = self.accelerator.is_main_process
         totals: Counter[str] = Counter()
         seen = 0  # steps in the totals: a run that goes on begins between two lines of the log
@@ -89,7 +89,7 @@ class Loop:
         self.step += 1
 
     def share_gradients(self) -> None:
-        """Every process gets the mean; one that had no use for a parameter counts with zero."""
+        """Give every process the mean gradient; one that had no use for a parameter counts with zero."""
         if self.accelerator.num_processes == 1:
             return
         for p in self.parameters.values():

@@ -1,4 +1,4 @@
-"""From examples to model inputs, by the model's own processor and chat template."""
+"""Turn examples into model inputs, by the model's own processor and chat template."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Prompts:
 
     @property
     def asked(self) -> int:
-        """Tokens to be predicted."""
+        """The number of tokens to be predicted."""
         return sum(self.answers)
 
 
 def prompts(processor: Any, examples: Sequence[Example], *, answered: bool) -> Prompts:
-    """One user turn per example, the picture before the question, and the assistant's answer where wanted.
+    """Make one user turn per example, the image before the question, and the assistant's answer where wanted.
 
     Raises:
         ValueError: an answer cannot be told from its prompt in tokens.
@@ -62,7 +62,7 @@ def prompts(processor: Any, examples: Sequence[Example], *, answered: bool) -> P
 
 
 def reply(processor: Any, prompt: str, example: Example) -> str:
-    """The answer with whatever the chat template closes an assistant's turn with."""
+    """Return the answer with whatever the chat template closes an assistant's turn with."""
     template = next((source for source in (processor, processor.tokenizer) if source.chat_template), None)
     if template is not None:
         user = [{"type": "image"}, {"type": "text", "text": example.question}]
@@ -77,7 +77,7 @@ def reply(processor: Any, prompt: str, example: Example) -> str:
 
 
 def tokens_between(tokenizer: Any, prompt: str, whole: str) -> int:
-    """Tokens of `whole` behind those of `prompt`, which it begins with."""
+    """Return the number of tokens of `whole` behind those of `prompt`, with which it begins."""
     first, both = (tokenizer(text)["input_ids"] for text in (prompt, whole))
     if both[: len(first)] != first or len(both) == len(first):
         raise ValueError(f"the tokenizer joins prompt and answer, so the answer cannot be told apart: {whole[-60:]!r}")
@@ -85,7 +85,7 @@ def tokens_between(tokenizer: Any, prompt: str, whole: str) -> int:
 
 
 def seen(processor: Any, image: Image.Image, box: Box) -> Box:
-    """A box of a picture in fractions of what the tower sees of it, which may be padded or cropped."""
+    """Convert a box of an image to fractions of what the tower sees of it, which may be padded or cropped."""
     shown = as_seen(processor, image)
     if shown.size == image.size:
         return box

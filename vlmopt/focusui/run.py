@@ -1,4 +1,4 @@
-"""Both stages: the scorer on frozen features, then marker and language model under PosPad (arXiv 2601.03928)."""
+"""Run both stages: the scorer on frozen features, then marker and language model under PosPad (arXiv 2601.03928)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FIRST_MARKERS = 8  # examples whose cells the marker starts as the mean of
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """One training run; rates of None follow from the model's width."""
+    """Settings of one training run; rates of None follow from the model's width."""
 
     model: str
     data: tuple[str, ...]  # sources in turn
@@ -70,13 +70,13 @@ class Settings:
                 raise ValueError(f"{name} must be above 0, got {rate}")
 
     def request(self, *names: str) -> dict[str, Any]:
-        """What must be the same when a stage goes on."""
+        """Return the settings that must be the same when a stage goes on."""
         common = ("model", "batch_size", "seed", "heads", "pooling", "rate_scorer", "boxes", "points", "dtype")
         return {"data": list(self.data)} | {name: getattr(self, name) for name in (*common, *names)}
 
 
 class Training:
-    """A run in this process, which may be one of several of an accelerator."""
+    """One run in this process, which may be one of several of an accelerator."""
 
     def __init__(self, settings: Settings, accelerator: Any) -> None:
         self.settings, self.accelerator = settings, accelerator
@@ -105,7 +105,7 @@ class Training:
         ])  # fmt: skip
 
     def run(self) -> None:
-        """Both stages, or what is left of them; writes `scorer` and, after the second, `checkpoint`."""
+        """Run both stages, or what is left of them; write `scorer` and, after the second, `checkpoint`."""
         settings = self.settings
         try:
             with watched(self.model, self.scorer, None) as watch:
@@ -131,7 +131,10 @@ class Training:
         return Loop(self.accelerator, path, groups, settings.steps_scorer, request, settings.save_every)
 
     def model_loop(self, marker: nn.Parameter) -> Loop:
-        """The decoder and its head learn, their word embeddings do not: the scorer and the tower speak in these."""
+        """Make the loop of the second stage: the decoder and its head learn, their word embeddings do not.
+
+        The scorer and the tower speak in these embeddings.
+        """
         settings = self.settings
         decoder = structure_of(self.model).decoder
         parts = {"": self.model} if settings.tower else {"decoder": decoder, "head": self.model.get_output_embeddings()}
@@ -150,7 +153,7 @@ class Training:
         return Loop(self.accelerator, path, groups, settings.steps_model, request, settings.save_every)
 
     def scorer_work(self, watch: Watch, step: int) -> tuple[Tensor, dict[str, float]]:
-        """Loss of this process's share of a batch, by the scorer alone."""
+        """Return the loss of this process's share of a batch, by the scorer alone."""
         numbers = self.numbers(step)
         drawn = [self.examples.draw(number, clicks=True) for number in numbers]
         asked = prompts(self.processor, drawn, answered=False)
@@ -163,7 +166,7 @@ class Training:
         return torch.stack(losses).mean(), {"recall": mean_recall(scores, seen, asked)}
 
     def model_work(self, watch: Watch, step: int) -> tuple[Tensor, dict[str, float]]:
-        """Loss of this process's share of a batch, by language model and scorer; every example keeps its own share."""
+        """Return the loss of this process's share of a batch, by LLM and scorer; every example keeps its own share."""
         numbers = [MODEL_START + number for number in self.numbers(step)]
         drawn = [self.examples.draw(number, clicks=False) for number in numbers]
         asked = prompts(self.processor, drawn, answered=True)
@@ -182,19 +185,19 @@ class Training:
         return answers + SCORER_WEIGHT * cells / self.share, figures
 
     def numbers(self, step: int) -> range:
-        """Running numbers of the examples of this process."""
+        """Return the running numbers of the examples of this process."""
         first = step * self.settings.batch_size + self.accelerator.process_index * self.share
         return range(first, first + self.share)
 
     def draw(self, what: str, number: int) -> int:
-        """A number below 2**32 that belongs to one example of this run, whoever works on it."""
+        """Return a number below 2**32 that belongs to one example of this run, whoever works on it."""
         return zlib.crc32(f"{what}/{self.settings.seed}/{number}".encode())
 
     def inputs(self, asked: Prompts) -> dict[str, Any]:
         return placed(asked.inputs, self.accelerator.device, self.model.dtype)
 
     def resized(self, image: Any) -> tuple[int, int]:
-        """(width, height) of a picture behind the processor, where it says so."""
+        """Return (width, height) of an image behind the processor, where it says so."""
         how = self.processor.image_processor
         grids = how(images=[image], return_tensors="pt").get("image_grid_thw")
         if grids is None:
@@ -203,7 +206,7 @@ class Training:
         return w * how.patch_size, h * how.patch_size
 
     def first_marker(self) -> Tensor:
-        """[D]: the mean of the visual tokens of some examples."""
+        """Return the marker to start from, [D]: the mean of the visual tokens of some examples."""
         drawn = [self.examples.draw(MODEL_START + number, clicks=True) for number in range(FIRST_MARKERS)]
         asked = prompts(self.processor, drawn, answered=False)
         with watched(self.model, self.scorer, None) as watch:
@@ -211,7 +214,7 @@ class Training:
         return torch.cat([one.visual for one in seen]).float().mean(0)
 
     def save(self, marker: Tensor | None, name: str) -> None:
-        """Write the scorer as it is used."""
+        """Write the scorer in the form in which it is used."""
         if not self.accelerator.is_main_process:
             return
         settings = self.settings
@@ -231,7 +234,7 @@ def named(module: nn.Module, prefix: str) -> dict[str, nn.Parameter]:
 
 
 def mean_recall(scores: list[Tensor], seen: list[Seen], asked: Prompts) -> float:
-    """Share of the cells that a box covers best that are among the best `SHOWN` by score; mean over examples."""
+    """Return the share of the cells best covered by a box among the best `SHOWN` by score; mean over examples."""
     found = []
     for s, one, boxes in zip(scores, seen, asked.boxes, strict=True):
         if len(boxes):
@@ -242,7 +245,7 @@ def mean_recall(scores: list[Tensor], seen: list[Seen], asked: Prompts) -> float
 
 
 def train(settings: Settings) -> Mapping[str, float]:
-    """Train as set; interrupted runs go on. Returns the learning rates.
+    """Train as set; an interrupted run goes on. Return the learning rates.
 
     Raises:
         ValueError: settings, model or data that cannot work, or a run of others in the same directory.

@@ -1,4 +1,4 @@
-"""The selector of both stages: what the scorer reads, as any selector gets it, and PosPad with a marker that learns."""
+"""The selector of both stages: it reads what any selector reads, and applies PosPad with a marker that learns."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ HERE = "in training"  # the source of a marker that is in no file
 
 
 class Stop(Exception):
-    """Ends a forward pass when every sample has been seen."""
+    """Raised to end a forward pass when every sample has been seen."""
 
 
 @dataclass(frozen=True)
@@ -98,17 +98,20 @@ class Watch(Selector):
 
 
 def scored(scorer: Scorer, one: Seen, draw: int) -> Tensor:
-    """fp32 [n]; the draw decides what dropout leaves out, so that it does not matter who computes it, and when."""
+    """Return the scores, fp32 [n], with the dropout that `draw` decides.
+
+    So it does not matter which process computes them, and when.
+    """
     torch.manual_seed(draw)
     scores: Tensor = scorer(one.visual, one.text)
     return scores
 
 
 def label_of(tokens: VisualTokens, boxes: Tensor, graph: bool) -> Tensor:
-    """The fused label fp32 [n] of one picture; box overlap alone where pixels are not known.
+    """Return the fused label, fp32 [n], of one image; box overlap alone where pixels are not known.
 
     Raises:
-        ValueError: not one picture on one grid.
+        ValueError: not one image on one grid.
     """
     grid = tokens.grids[0] if len(tokens.grids) == 1 else None
     if grid is None or grid[0] != 1 or grid[1] * grid[2] != len(tokens):
@@ -123,7 +126,7 @@ def label_of(tokens: VisualTokens, boxes: Tensor, graph: bool) -> Tensor:
 
 @contextmanager
 def watched(model: Any, scorer: Scorer, marker: Tensor | None) -> Iterator[Watch]:
-    """The model with a `Watch` before its first layer; it drops nothing without a marker."""
+    """Run a model with a `Watch` before its first layer; it drops nothing without a marker."""
     family = family_of(model.config)
     graph = family.cells is not None and bool(family.image_std)
     more: dict[str, Any] = {} if marker is None else {"positions": "pospad", "marker": "trained", "marker_from": HERE}
@@ -137,7 +140,7 @@ def watched(model: Any, scorer: Scorer, marker: Tensor | None) -> Iterator[Watch
 
 
 def look(model: Any, watch: Watch, inputs: dict[str, Any], boxes: Sequence[Tensor]) -> list[Seen]:
-    """What the scorer would read of every prompt; the LLM does not run."""
+    """Return what the scorer would read of every prompt; the LLM does not run."""
     batch = Batch(boxes, [0] * len(boxes), None)
     watch.now[:] = [batch]
     try:

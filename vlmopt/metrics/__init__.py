@@ -1,4 +1,4 @@
-"""What answers and captions are worth: POPE, CHAIR, the state of the text, and how sure the figures are."""
+"""Measure what answers and captions are worth: POPE, CHAIR, the state of the text, and how sure the figures are."""
 
 from .chair import Chair, chair
 from .coco import coco_lexicon

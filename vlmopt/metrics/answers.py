@@ -1,4 +1,4 @@
-"""Short answers against accepted ones: word for word, by edit distance, or the letter of a choice."""
+"""Compare short answers with accepted ones: word for word, by edit distance, or by the letter of a choice."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ OPTION = re.compile(
 
 
 def plain(text: str) -> str:
-    """Small letters, single spaces, no full stop at the end."""
+    """Return lower-case letters, single spaces, no full stop at the end."""
     return " ".join(text.casefold().split()).removesuffix(".").removesuffix("。").rstrip()
 
 
 def exact(answer: str, references: Sequence[str]) -> bool:
-    """Whether an answer, as it stands or as what it states (`metrics.stated`), is an accepted one, after `plain`."""
+    """Return whether an answer, in full or by what it states (`metrics.stated`), is an accepted one, after `plain`."""
     return not {plain(answer), plain(stated(answer))}.isdisjoint(map(plain, references))
 
 
 def anls(answer: str, references: Sequence[str]) -> float:
-    """Normalized Levenshtein similarity to the nearest accepted answer, 0 where it is below one half.
+    """Return the normalized Levenshtein similarity to the nearest accepted answer, 0 where it is below one half.
 
     Average Normalized Levenshtein Similarity is the mean of this (Biten et al., "Scene Text Visual Question Answering",
     arXiv 1905.13648). As in the scorer of the challenge, both are put in small letters with single spaces, and a
@@ -52,7 +52,7 @@ def anls(answer: str, references: Sequence[str]) -> float:
 
 
 def choice(answer: str, choices: Sequence[str]) -> int | None:
-    """Which choice an answer names: by its letter, else by its words; None where it names none or several.
+    """Return which choice an answer names: by its letter, else by its words; None where it names none or several.
 
     Read is what the answer states in the end (`metrics.stated`). A letter counts behind "the answer is", alone on a
     line, alone in a sentence, behind "option", "I choose" or "it is", and at the beginning of a line ("B. a dog"), in
@@ -81,12 +81,12 @@ def choice(answer: str, choices: Sequence[str]) -> int | None:
 
 
 def _alone(parts: Sequence[str], last: str) -> set[int]:
-    """The letters of those parts that are nothing but a letter."""
+    """Return the letters of those parts that are nothing but a letter."""
     return set[int]().union(*(_letters(part, last) for part in parts if len(re.findall(r"\w", part)) == 1))
 
 
 def _letters(text: str, last: str) -> set[int]:
-    """The letter, up to `last`, that a text begins with, or several that are joined ("A or B")."""
+    """Return the letter, up to `last`, that a text begins with, or several that are joined ("A or B")."""
     letter = rf"([A-{last}])"
     ends = r"[\"'”’]?\s*(?:[).:,;!?。、\]}/&|=]|$|\n|[-–—]\s)"
     single = rf"[(\[{{]\s*{letter}\s*[)\]}}]|{letter}(?={ends}|\s+(?:{GOES_ON})\b)|(?-i:([{OTHER}]))(?=\s)"
@@ -102,14 +102,14 @@ def _letters(text: str, last: str) -> set[int]:
 
 
 def _named(text: str, options: Sequence[str]) -> set[int]:
-    """The options whose words a text is, or else holds; all in small letters."""
+    """Return the options whose words a text is, or else holds; all in small letters."""
     said = plain(text)
     same = {i for i, option in enumerate(options) if option == said}
     return same or {i for i, option in enumerate(options) if re.search(rf"(?<!\w){re.escape(option)}(?!\w)", said)}
 
 
 def right_choice(references: Sequence[str], choices: Sequence[str]) -> int:
-    """Which choice is right: the one whose words or whose letter the data gives.
+    """Return which choice is right: the one whose words or whose letter the data gives.
 
     Raises:
         ValueError: it names none of the choices.

@@ -1,4 +1,4 @@
-"""CHAIR: which of the objects that captions name are not there.
+"""CHAIR: which of the objects that captions name are not in the image.
 
 Rohrbach et al., "Object Hallucination in Image Captioning", arXiv 1809.02156. Longer captions name more, so length is
 always part of the answer; repeating a safe object lowers `chair_i`, so `unique_i` leaves repetitions out.
@@ -21,7 +21,7 @@ class Chair:
     """Counts per caption, int64 [captions] each; the figures are ratios of their sums, 0 without a denominator.
 
     `said` objects named, repetitions included, `false` those of them not there; `names` different ones, `found` those
-    of them there; `there` objects of the picture; `words` of the caption; `source` of the lexicon.
+    of them there; `there` objects of the image; `words` of the caption; `source` of the lexicon.
     """
 
     said: np.ndarray

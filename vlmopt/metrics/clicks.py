@@ -20,7 +20,7 @@ QUOTE = r"[\"']?"
 
 
 def _named(*names: str) -> str:
-    """Numbers after their names, `x=1, y=2` or `"x": 1, "y": 2`."""
+    """Return the pattern of numbers after their names, `x=1, y=2` or `"x": 1, "y": 2`."""
     each = (rf"{QUOTE}\b(?:{name}){QUOTE}\s*(?:[=:]|is\b)\s*{QUOTE}({NUMBER}){QUOTE}" for name in names)
     return GAP.join(each)
 
@@ -49,7 +49,7 @@ class Pointed(NamedTuple):
 
 
 def pointed(answer: str) -> Pointed | None:
-    """The first point that an answer states, in the answer's own units; the middle of a box where it gives one.
+    """Return the first point that an answer states, in the answer's own units; the middle of a box where it gives one.
 
     Thoughts are no answer; an `<answer>`, a box or "the answer is" goes before the rest. Read are `x=1, y=2`, also with
     numbers behind the names, boxes by their corners or by a corner and a size, `(x0, y0), (x1, y1)`, `(x, y)` and
@@ -64,13 +64,13 @@ def pointed(answer: str) -> Pointed | None:
 
 
 def point(answer: str) -> Point | None:
-    """`pointed` without the units."""
+    """Return the point of `pointed` without the units."""
     found = pointed(answer)
     return None if found is None else found.place
 
 
 def clicked(answer: str, units: str, size: Size, resized: Size | None = None) -> Point | None:
-    """Where an answer points, in pixels of a picture of `size`; units that the answer says itself go before `units`.
+    """Return where an answer points, in pixels of an image of `size`; units that the answer says itself go first.
 
     Raises:
         ValueError: unknown units.
@@ -100,7 +100,7 @@ def _first(text: str) -> Pointed | None:
 
 
 def in_pixels(place: Point, units: str, size: Size, resized: Size | None = None) -> Point:
-    """A point in pixels of a picture of `size` (width, height); `resized` is its size behind the processor.
+    """Return a point in pixels of an image of `size` (width, height); `resized` is its size behind the processor.
 
     Raises:
         ValueError: unknown units.
@@ -113,5 +113,5 @@ def in_pixels(place: Point, units: str, size: Size, resized: Size | None = None)
 
 
 def hits(place: Point, box: tuple[float, float, float, float]) -> bool:
-    """Whether a point lies in a box (x0, y0, x1, y1), edges included, as in the scorer of ScreenSpot (2401.10935)."""
+    """Return whether a point lies in a box (x0, y0, x1, y1), edges included, as ScreenSpot scores it (2401.10935)."""
     return box[0] <= place[0] <= box[2] and box[1] <= place[1] <= box[3]

@@ -118,6 +118,6 @@ EXCLUSIONS = {"seat": "toilet"}
 
 @functools.cache
 def coco_lexicon() -> Lexicon:
-    """Everyday names of COCO's 80 objects; figures made with it are not those of the reference table."""
+    """Return everyday names of COCO's 80 objects; figures made with it are not those of the reference table."""
     rows = [line.split(", ") for line in SYNONYMS.strip().splitlines()]
     return Lexicon({word: row[0] for row in rows for word in row}, PAIRS, "our own table of COCO names", EXCLUSIONS)

@@ -30,7 +30,7 @@ class McNemar(NamedTuple):
 
 
 def wilson(right: float, of: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a fraction (Wilson, 1927), drawn to one half and never of width 0; `right` need not be whole."""
+    """Return the 95 % interval of a fraction (Wilson, 1927), never of width 0; `right` need not be whole."""
     if of < 1 or not 0 <= right <= of:
         raise ValueError(f"{right} of {of} is no fraction: `of` must be 1 or more, `right` from 0 to `of`")
     p, n = right / of, float(of)
@@ -39,13 +39,13 @@ def wilson(right: float, of: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def wilson_difference(gain: float, loss: float, pictures: int) -> tuple[float, float]:
-    """95 % interval of `gain - loss`: of a paired difference of fractions over few pictures; never of width 0.
+    """Return the 95 % interval of `gain - loss`, a paired difference of fractions over few images; never of width 0.
 
-    Wilson's intervals of both, with pictures for trials, put together by the recovery of variances (Zou and Donner,
-    "Construction of confidence limits about effect measures", 2008); no picture can become better and worse.
+    Wilson's intervals of both, with images for trials, combined by the recovery of variances (Zou and Donner,
+    "Construction of confidence limits about effect measures", 2008); no image can become better and worse.
 
     Args:
-        gain, loss: what the pictures that became better, and worse, add to the difference and take from it, 0 to 1.
+        gain, loss: what the images that became better, and worse, add to the difference and take from it, 0 to 1.
     """
     (gain_low, gain_high), (loss_low, loss_high) = (wilson(part * pictures, pictures) for part in (gain, loss))
     rest = (1 - gain) * (1 - loss)
@@ -59,7 +59,7 @@ def wilson_difference(gain: float, loss: float, pictures: int) -> tuple[float, f
 
 
 def t_interval(values: np.ndarray, weights: np.ndarray, floor: float) -> tuple[float, float]:
-    """95 % interval of sum(values) / sum(weights), both [n], by Student's t over pictures (Student, 1908).
+    """Return the 95 % interval of sum(values) / sum(weights), both [n], by Student's t over images (Student, 1908).
 
     Args:
         floor: the least variance of the sum of values, so that equal pictures are not taken for certainty.
@@ -81,9 +81,10 @@ def ratio_interval(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """Sum of `numerators` by sum of `denominators`, both [n], one entry per picture, resampled over pictures.
+    """Return the sum of `numerators` by that of `denominators`, both [n], one entry per image, with its interval.
 
-    Accuracy, precision, recall, F1 = 2TP / (2TP + FP + FN) and CHAIR are all such ratios. Percentile bootstrap.
+    Accuracy, precision, recall, F1 = 2TP / (2TP + FP + FN) and CHAIR are all such ratios. Percentile bootstrap over
+    images.
     """
     pairs = columns_of(numerators, denominators)
     values = resampled(pairs, resamples, seed)
@@ -91,7 +92,7 @@ def ratio_interval(
 
 
 def mean_interval(values: Sequence[float] | np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """Mean of [n] with its percentile bootstrap interval."""
+    """Return the mean of [n] with its percentile bootstrap interval."""
     return ratio_interval(values, np.ones(len(values)), resamples=resamples, seed=seed)
 
 
@@ -102,7 +103,10 @@ def paired_difference(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """Ratio of `second` less that of `first`, each (numerators [n], denominators [n]) on the same n pictures."""
+    """Return the ratio of `second` less that of `first`, with its interval.
+
+    Each is (numerators [n], denominators [n]) on the same n images.
+    """
     pairs = columns_of(*first, *second)
     values = resampled(pairs, resamples, seed)
     before, after = ratios(pairs.sum(0))
@@ -110,7 +114,7 @@ def paired_difference(
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
-    """Exact test of two methods' marks on the same items (McNemar, 1947); p is 1 where they never differ."""
+    """Return the exact test of two methods' marks on the same items (McNemar, 1947); p is 1 if they never differ."""
     if len(first) != len(second):
         raise ValueError(f"{len(first)} and {len(second)} marks: both methods need the same items")
     only_first = sum(a and not b for a, b in zip(first, second, strict=True))
@@ -128,14 +132,14 @@ def columns_of(*columns: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def ratios(sums: np.ndarray) -> np.ndarray:
-    """sums [..., 2 * m], numerator and denominator in turn -> [..., m]; 0 without a denominator."""
+    """Map sums [..., 2 * m], numerator and denominator in turn, to ratios [..., m]; 0 without a denominator."""
     top, bottom = sums[..., ::2], sums[..., 1::2]
     shares: np.ndarray = np.divide(top, bottom, out=np.zeros_like(top), where=bottom != 0)
     return shares
 
 
 def resampled(pairs: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """pairs [n, 2 * m] -> ratios of resampled sums [resamples, m]."""
+    """Map pairs [n, 2 * m] to ratios of resampled sums [resamples, m]."""
     rng, n = np.random.default_rng(seed), len(pairs)
     parts = []
     for start in range(0, resamples, CHUNK):

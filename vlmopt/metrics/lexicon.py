@@ -1,4 +1,4 @@
-"""From a caption to the objects it names: tokens, singulars, pairs of words that mean one thing, synonyms."""
+"""Find the objects that a caption names: tokens, singulars, pairs of words that mean one thing, synonyms."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ class Lexicon:
     exclusions: Mapping[str, str] = field(default_factory=dict)
 
     def mentions(self, caption: str) -> list[str]:
-        """Canonical names in the order of the caption, repetitions kept."""
+        """Return canonical names in the order of the caption, repetitions kept."""
         words = merge(tuple(map(singular, tokens(caption))), self.pairs)
         dropped = {word for word, other in self.exclusions.items() if other in words}
         return [self.names[word] for word in words if word in self.names and word not in dropped]
 
 
 def tokens(text: str) -> list[str]:
-    """Lower-case words, with hyphens and apostrophes inside them; punctuation is left out."""
+    """Return lower-case words, with hyphens and apostrophes inside them; punctuation is left out."""
     return re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", text.lower())
 
 
 def singular(word: str) -> str:
-    """The singular of an English noun, by rules of our own (neither `pattern` nor WordNet); "man's" names a man."""
+    """Return the singular of an English noun, by rules of our own (not `pattern`, not WordNet); "man's" names a man."""
     word = re.sub("['’]s$", "", word)
     if word in IRREGULAR:
         return IRREGULAR[word]
@@ -59,7 +59,7 @@ def singular(word: str) -> str:
 
 
 def merge(words: tuple[str, ...], pairs: Mapping[tuple[str, str], str]) -> list[str]:
-    """One scan from left to right in which listed pairs win over single words."""
+    """Merge listed pairs of words in one scan from left to right; pairs win over single words."""
     merged, at = [], 0
     while at < len(words):
         found = pairs.get((words[at], words[at + 1])) if at + 1 < len(words) else None
@@ -69,7 +69,7 @@ def merge(words: tuple[str, ...], pairs: Mapping[tuple[str, str], str]) -> list[
 
 
 def phrases(names: Iterable[str], source: str) -> Lexicon:
-    """The lexicon of a closed set of names of one or two words, each meaning itself."""
+    """Make the lexicon of a closed set of names of one or two words, each meaning itself."""
     names = tuple(names)
     split = [tuple(name.split()) for name in names]
     long = [" ".join(words) for words in split if len(words) > 2]

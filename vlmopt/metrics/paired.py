@@ -1,4 +1,4 @@
-"""Many figures at once, and those of two methods on the same pictures: how far apart, and how likely by chance."""
+"""Estimate many figures at once, and compare two methods on the same images: difference, and chance."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Comparison(NamedTuple):
 
 
 def estimate(table: np.ndarray, *, resamples: int | None = None, seed: int = 0) -> list[Interval]:
-    """Ratios of sums with percentile bootstrap intervals over pictures, all metrics on the same resamples.
+    """Return ratios of sums with percentile bootstrap intervals over images, all metrics on the same resamples.
 
     Args:
-        table: [pictures, metrics, 2], numerator and denominator.
+        table: [images, metrics, 2], numerator and denominator.
 
     Raises:
-        ValueError: another shape, or no pictures.
+        ValueError: another shape, or no images.
     """
     table, resamples = _checked(table, 2, resamples)
     flat = table.reshape(len(table), -1)
@@ -36,18 +36,18 @@ def estimate(table: np.ndarray, *, resamples: int | None = None, seed: int = 0) 
 
 
 def compare(table: np.ndarray, *, resamples: int | None = None, seed: int = 0) -> list[Comparison]:
-    """Differences of ratios of sums, with percentile bootstrap intervals over pictures.
+    """Return differences of ratios of sums, with percentile bootstrap intervals over images.
 
-    The test is the paired permutation test: without a difference the two methods' sums of any picture might as well be
+    The test is the paired permutation test: without a difference the two methods' sums of any image might as well be
     exchanged (Good, "Permutation, Parametric and Bootstrap Tests of Hypotheses", 2005). Both take the questions about
-    one picture together, which McNemar's test does not.
+    one image together, which McNemar's test does not.
 
     Args:
-        table: [pictures, metrics, 4], numerator and denominator of the first method, then of the second.
-        resamples: of both; `RESAMPLES`, or fewer where there are many pictures.
+        table: [images, metrics, 4], numerator and denominator of the first method, then of the second.
+        resamples: of both; `RESAMPLES`, or fewer where there are many images.
 
     Raises:
-        ValueError: another shape, or no pictures.
+        ValueError: another shape, or no images.
     """
     table, resamples = _checked(table, 4, resamples)
     flat = table.reshape(len(table), -1)
@@ -70,7 +70,7 @@ def _checked(table: np.ndarray, columns: int, resamples: int | None) -> tuple[np
 
 
 def _permuted(table: np.ndarray, observed: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """[metrics]: how often exchanging the methods picture by picture gives as large a difference."""
+    """Return [metrics]: how often exchanging the methods image by image gives as large a difference."""
     first, second = table[..., :2].sum(0), table[..., 2:].sum(0)  # [metrics, 2]
     exchange = (table[..., 2:] - table[..., :2]).reshape(len(table), -1)
     distance = np.abs(observed[:, 1] - observed[:, 0]) - EQUAL

@@ -42,7 +42,7 @@ class Pope:
 
 
 def is_yes(answer: str, parser: str = "reference") -> bool | None:
-    """What an answer says.
+    """Return what an answer says.
 
     Args:
         answer: the model's words.
@@ -81,7 +81,7 @@ def _stated(said: str) -> bool | None:
 
 
 def pope_scores(labels: Sequence[bool], said: Sequence[bool | None]) -> Pope:
-    """Figures of one split: `labels` says whether "yes" is right, `said` what was answered.
+    """Compute the figures of one split: `labels` says whether "yes" is right, `said` what was answered.
 
     An answer of None is wrong whatever the label: it says neither yes nor no, and counts as unparsable.
     """
@@ -103,7 +103,7 @@ def pope_scores(labels: Sequence[bool], said: Sequence[bool | None]) -> Pope:
 def pope_fractions(
     labels: Sequence[bool], said: Sequence[bool | None], images: Sequence[int]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The five figures as (numerators, denominators) [pictures], for intervals over pictures, not questions."""
+    """Return the five figures as (numerators, denominators) [images], for intervals over images, not questions."""
     _, image = np.unique(np.asarray(images), return_inverse=True)
     truth, yes = np.array(labels, dtype=bool), np.array([answer is True for answer in said])
     right = np.array([label is answer for label, answer in zip(labels, said, strict=True)])
@@ -122,7 +122,7 @@ def pope_fractions(
 
 
 def mean_of_splits(splits: Mapping[str, Pope]) -> Pope:
-    """The mean of every figure over splits; papers about LLaVA quote its `f1`."""
+    """Return the mean of every figure over splits; papers about LLaVA quote its `f1`."""
     if not splits:
         raise ValueError("no splits to average: give at least one")
     rows = [asdict(scores) for scores in splits.values()]

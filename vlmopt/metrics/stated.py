@@ -1,4 +1,4 @@
-"""What an answer states in the end: no reasoning, no markup, no lead-in. Every kind of answer is read through this.
+"""Read what an answer states in the end: no reasoning, no markup, no lead-in. Every kind of answer is read so.
 
 A model that was pruned may change its style and say the same; only what it says is marked. The rules of published
 scorers, which read the words as they stand, keep names of their own (`metrics.pope.PARSERS`).
@@ -37,14 +37,14 @@ CUE = re.compile(
 
 
 def without_reasoning(answer: str) -> str:
-    """The answer behind its thoughts; "" where they were cut off before any answer."""
+    """Return the answer behind its thoughts; "" where they were cut off before any answer."""
     text = THOUGHT.sub(" ", answer)
     text = re.split(CLOSE, text, flags=re.IGNORECASE)[-1]  # the prompt may have opened it
     return re.split(OPEN, text, maxsplit=1, flags=re.IGNORECASE)[0].strip()
 
 
 def unwrapped(answer: str) -> str:
-    """What the last tag, box or JSON object that is there for the answer holds; else the answer, without reasoning."""
+    """Return what the last tag, box or JSON object for the answer holds; else the answer, without reasoning."""
     text = without_reasoning(answer)
     while (plainer := INNER.sub(r"\1", text)) != text:
         text = plainer
@@ -55,7 +55,7 @@ def unwrapped(answer: str) -> str:
 
 
 def words(answer: str) -> str:
-    """`unwrapped` without markup: emphasis, headings, lists, code, formulas, tags; lines stay lines."""
+    """Return `unwrapped` without markup: emphasis, headings, lists, code, formulas, tags; lines stay lines."""
     text = LINE.sub("", TAG.sub("", FENCE.sub(r"\1", unwrapped(answer))))
     text = FORMULA.sub(lambda found: found["inner"] or "", text)
     for mark in STRESS:
@@ -64,20 +64,20 @@ def words(answer: str) -> str:
 
 
 def concluded(text: str) -> str | None:
-    """What follows the last "the answer is", to the end of its line; None where nobody says so."""
+    """Return what follows the last "the answer is", to the end of its line; None where nobody says so."""
     found = [text[cue.end() :].strip() for cue in CUE.finditer(text)]
     lines = [rest.splitlines()[0].strip() for rest in found if rest]
     return lines[-1] if lines else None
 
 
 def stated(answer: str) -> str:
-    """The last stated answer, in plain words."""
+    """Return the last stated answer, in plain words."""
     text = words(answer)
     return concluded(text) or text
 
 
 def _from_json(text: str) -> str | None:
-    """The answer of a JSON object, in a code fence or bare."""
+    """Return the answer of a JSON object, in a code fence or bare."""
     fenced = FENCE.search(text)
     try:
         value = json.loads(fenced[1] if fenced else text)

@@ -1,4 +1,4 @@
-"""A table of synonyms from a file of one's own, such as the reference table of CHAIR."""
+"""Read a table of synonyms from a user's file, such as the reference table of CHAIR."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ REFERENCE_SHA256 = "b685537b36fe21b791c87151b96a991ceb582edff19f3da204dcc7a79055
 
 
 def load_synonyms(path: str | Path) -> Lexicon:
-    """CHAIR's table from a file of one's own: a line per object, the canonical name first, then synonyms.
+    """Read CHAIR's table from the user's file: a line per object, the canonical name first, then synonyms.
 
     Entries are split at ", " and kept as they are, so that those of the reference table which can never match do not
     start to. Pairs of words and exclusions are those of `coco_lexicon`.

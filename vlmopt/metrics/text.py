@@ -1,4 +1,7 @@
-"""The state of generated text: does it repeat itself, does it end? A low CHAIR on broken text is worth nothing."""
+"""Measure the state of generated text: whether it repeats itself, whether it ends.
+
+A low CHAIR on broken text is worth nothing.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ class TextState:
 
 
 def text_state(captions: Sequence[str], *, stops: str = ".!?", ended: Sequence[bool] | None = None) -> TextState:
-    """State of captions.
+    """Measure the state of captions.
 
     Args:
         captions: at least one.
@@ -55,7 +58,7 @@ def text_state(captions: Sequence[str], *, stops: str = ".!?", ended: Sequence[b
 
 
 def distinct(texts: Sequence[Sequence[str]], n: int) -> float:
-    """Mean over texts of different n-grams by n-grams."""
+    """Return the ratio of different n-grams to n-grams, mean over texts."""
     shares = []
     for words in texts:
         grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]

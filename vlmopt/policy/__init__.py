@@ -1,4 +1,4 @@
-"""A policy: what is done to a model, in which order, with which settings; its files and the ready-made ones."""
+"""Policies: what is done to a model, in which order, with which settings; their files and the ready-made ones."""
 
 from .policy import Policy, PolicyLike
 

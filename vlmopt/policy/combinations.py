@@ -10,18 +10,18 @@ from vlmopt.pruning import Selector
 
 
 def cuts(prune: Sequence[Selector]) -> list[Selector]:
-    """All stages of the methods that can change something, by rising layer."""
+    """Return all stages of the methods that can change something, by rising layer."""
     stages = [stage for method in prune if not method.neutral for stage in method.stages]
     return sorted(stages, key=order)
 
 
 def order(stage: Selector) -> tuple[int, bool]:
-    """By rising layer; before a layer, what was chosen before the vision tower comes first."""
+    """Return the sort key: by rising layer; before a layer, what is chosen before the vision tower comes first."""
     return stage.layer, not stage.before_tower
 
 
 def check_stages(prune: Sequence[Selector]) -> None:
-    """Selectors that contradict each other."""
+    """Raise `ValueError` for selectors that contradict each other."""
     stages = sorted((stage for method in prune for stage in method.stages), key=order)
     for first, second in pairwise(stages):
         chooses_among_encoded = first.before_tower and not second.before_tower and not second.resizes_pixels
@@ -45,7 +45,7 @@ def check_stages(prune: Sequence[Selector]) -> None:
 
 
 def check_corrections(attention: Sequence[Correction]) -> None:
-    """Corrections that contradict each other."""
+    """Raise `ValueError` for corrections that contradict each other."""
     for i, first in enumerate(attention):
         for second in attention[i + 1 :]:
             if first.name == second.name:

@@ -1,4 +1,4 @@
-"""Policies as they are written: by name, in one line, in files and on the Hub, with the weights that they name.
+"""Read and write policies: by name, in one line, in files and on the Hub, with the weights that they name.
 
 Everything here is data; `Policy` builds it.
 """
@@ -107,7 +107,7 @@ def download(repo_id: str, **options: Any) -> Written:
 
 
 def fetched(repo_id: str, file: str, **options: Any) -> Path:
-    """A file of a Hub repository, on this machine."""
+    """Return the path of a file of a Hub repository on this machine."""
     from huggingface_hub import hf_hub_download
 
     try:
@@ -142,7 +142,7 @@ def with_weights(data: Any, change: Callable[[str], str]) -> Any:
 
 
 def beside(path: Path) -> list[str]:
-    """Weights that a policy's file says lie beside it, as paths relative to it."""
+    """Return the weights that lie beside a policy's file according to it, as paths relative to it."""
     found: list[str] = []
     with_weights(read(path).data, lambda source: found.append(source) or source)  # type: ignore[func-returns-value]
     folders = [Path(source) for source in found if Path(source).is_relative_to(path.parent)]
@@ -150,7 +150,7 @@ def beside(path: Path) -> list[str]:
 
 
 def located(source: str, folder: Path) -> str:
-    """Where weights named in a policy's file are."""
+    """Return where the weights are that a policy's file names."""
     if not source.startswith(BESIDE):
         return source
     if ".." in PurePosixPath(source).parts:
@@ -159,7 +159,7 @@ def located(source: str, folder: Path) -> str:
 
 
 def brought(source: str, directory: Path) -> str:
-    """Copy weights into a policy's directory unless they lie there or have a name of their own; their name there."""
+    """Copy weights into a policy's directory unless they are there or have a name everywhere; return their name."""
     if not scorers.is_folder(source):
         return source
     folder, home = scorers.find(source).resolve(), directory.resolve()
@@ -175,6 +175,6 @@ def brought(source: str, directory: Path) -> str:
 
 
 def same(one: Path, other: Path) -> bool:
-    """Whether two folders hold the same weights."""
+    """Return whether two folders hold the same weights."""
     pairs = [(one / file, other / file) for file in scorers.FILES]
     return all(b.is_file() and a.read_bytes() == b.read_bytes() for a, b in pairs)

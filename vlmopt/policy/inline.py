@@ -1,4 +1,4 @@
-"""Policies written in one line, as on a command line: `fastv:keep_ratio=0.1,layer=4`, joined by `+`."""
+"""Read policies written in one line, as on a command line: `fastv:keep_ratio=0.1,layer=4`, joined by `+`."""
 
 from __future__ import annotations
 

@@ -74,8 +74,11 @@ class Policy(Configured):
 
     @classmethod
     def load(cls, source: PolicyLike) -> Policy:
-        """Make a policy of a preset's name, a path (file, or directory with `vlmopt_policy.json`), JSON text, a line
-        such as "fastv:keep_ratio=0.1,layer=4", a dict, a method, a list of methods, or a `Policy`.
+        """Make a policy from any of its forms.
+
+        Args:
+            source: a preset's name, a path (file, or directory with `vlmopt_policy.json`), JSON text, a line such as
+                "fastv:keep_ratio=0.1,layer=4", a dict, a method, a list of methods, or a `Policy`.
 
         Raises:
             TypeError, ValueError: none of these, or not valid; a file written in a newer format.
@@ -109,7 +112,7 @@ class Policy(Configured):
 
     @classmethod
     def of(cls, items: Sequence[Any]) -> Policy:
-        """A policy from selectors, corrections and at most one pattern in any order."""
+        """Make a policy of selectors, corrections and at most one pattern, in any order."""
         for item in items:
             if not isinstance(item, (Selector, Correction, Pattern, SparsePrefill)):
                 raise TypeError(
@@ -127,7 +130,7 @@ class Policy(Configured):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Policy:
-        """Inverse of `to_dict`; every key may be missing."""
+        """Make a policy from what `to_dict` returns; every key may be missing."""
         if not isinstance(data, Mapping):
             raise TypeError(f"a policy must be a dict, got {shown(data)} of type {type(data).__name__}")
         check_depth(data)
@@ -150,7 +153,7 @@ class Policy(Configured):
         return cls(prefill=data.get("prefill"), seed=data.get("seed", 0), **lists)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; methods carry the settings that differ from their defaults."""
+        """Return a JSON-ready dict; methods carry the settings that differ from their defaults."""
         return {
             "format": FORMAT,
             "vlmopt": __version__,
@@ -164,7 +167,7 @@ class Policy(Configured):
         return files.as_json(self.to_dict())
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> Path:
-        """Write `vlmopt_policy.json` into a directory, which is made if missing; returns the file's path.
+        """Write `vlmopt_policy.json` into a directory, which is made if missing; return the file's path.
 
         Trained weights that methods name by a directory are copied beside it and named relative to it.
         """
@@ -194,13 +197,13 @@ class Policy(Configured):
         revision: str | None = None,
         commit_message: str = "Upload vlmopt policy",
     ) -> str:
-        """Upload what `save_pretrained` writes to a Hub repository, made if missing; returns the commit's address."""
+        """Upload what `save_pretrained` writes to a Hub repository, made if missing; return the commit's address."""
         commit = {"revision": revision, "commit_message": commit_message}
         return files.upload(self.to_dict(), repo_id, private, token, **commit)
 
 
 def entries(key: str, given: Any, kind: type) -> tuple[Any, ...]:
-    """A tuple of methods of one kind, or `TypeError`."""
+    """Return a tuple of methods of one kind; raise `TypeError` for anything else."""
     if not isinstance(given, (list, tuple)):
         raise TypeError(f"{key} must be a list of {kind.__name__}s, got {shown(given)} of type {type(given).__name__}")
     for method in given:
@@ -212,7 +215,7 @@ def entries(key: str, given: Any, kind: type) -> tuple[Any, ...]:
 
 
 def prefill_of(given: Any) -> SparsePrefill | None:
-    """Sparse prefill from a pattern, `SparsePrefill`, the dict form of either, or None."""
+    """Make sparse prefill of a pattern, `SparsePrefill`, the dict form of either, or None."""
     if given is None or isinstance(given, SparsePrefill):
         return given
     if isinstance(given, Mapping):

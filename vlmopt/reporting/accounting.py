@@ -1,4 +1,4 @@
-"""Token accounting of one sample, in all the meanings that "tokens" has in the literature, and maps for pictures."""
+"""Count the tokens of one sample, in all the meanings that "tokens" has in the literature, and map what was kept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..runtime.components.selection import Cut, Cuts
 
 @dataclass(frozen=True)
 class VisualMap:
-    """What became of one image, tile or video of a sample, for pictures and tables."""
+    """What became of one image, tile or video of a sample, for drawings and tables."""
 
     item: int
     kind: str
@@ -29,7 +29,7 @@ class VisualMap:
 
 
 def sample(call: Call, row: int, shown: list[VisualMap]) -> dict[str, Any]:
-    """Token counts of one sample.
+    """Count the tokens of one sample.
 
     visual_tokens: N of the prompt. visual_tokens_pre_llm: entering layer 0. visual_tokens_kept: left after the last
     cut. layer_average: mean over the decoder layers, markers included. extras: what of the rest is no plain patch.
@@ -107,7 +107,7 @@ def maps(call: Call, row: int) -> list[VisualMap]:
 
 
 def chunk_maps(call: Call, number: int, row: int, cuts: Sequence[Cut] | None = None) -> list[VisualMap]:
-    """One map per picture of a chunk, after all of its cuts or after those that are given."""
+    """Return one map per image of a chunk, after all of its cuts or after those that are given."""
     context = call.page.contexts[number]
     cuts = cuts_of(call, number) if cuts is None else cuts
     out = []
@@ -132,7 +132,10 @@ def chunk_maps(call: Call, number: int, row: int, cuts: Sequence[Cut] | None = N
 
 
 def merged_into(cut: Cut, row: int, origin: Tensor, ordinal: Tensor) -> Tensor:
-    """Long[L] over logical places: number, among the sample's visual tokens, of the slot a token went into; or -1."""
+    """Return Long[L] over logical positions: which slot a token was merged into.
+
+    The slot is named by its number among the sample's visual tokens; -1 where a token was merged into none.
+    """
     offered = cut.before[row].cpu().nonzero()[:, 0]
     origin = origin.cpu()
     full = torch.full((cut.before.shape[1],), -1)

@@ -15,7 +15,7 @@ from ..runtime.components.layer_corrections import Record, Records
 
 
 def corrected(call: Call) -> list[dict[str, Any]]:
-    """One entry per correction that ran.
+    """Return one entry per correction that ran.
 
     `layers` has one entry per layer: `rows` text rows of the prompts that it might edit, `edited` the share of (row,
     head) pairs that it changed, the same of generated rows, `heads` how many heads of each sample got another gain, and
@@ -36,9 +36,9 @@ def corrected(call: Call) -> list[dict[str, Any]]:
 
 
 def heard(call: Call, correction: Correction) -> list[dict[str, Any]]:
-    """Findings of a diagnosis, one per sample of the batch; empty for any other correction.
+    """Return the findings of a diagnosis, one per sample of the batch; empty for any other correction.
 
-    Their tokens get a "cell" [picture, frame, row, column] where they are patches, None elsewhere.
+    Their tokens get a "cell" [image, frame, row, column] where they are patches, None elsewhere.
     """
     record = call.slot(Records).get((correction.name, 0))
     if record is None or record.listening is None:
@@ -61,7 +61,7 @@ def heard(call: Call, correction: Correction) -> list[dict[str, Any]]:
 
 
 def coordinates(kind: str, item: int, cell: list[int]) -> str:
-    """ "image 0 (row 3, column 4)", with the frame of a video; without any where a token is no patch."""
+    """Return " image 0 (row 3, column 4)", with the frame of a video; without coordinates where a token is no patch."""
     frame, row, column = cell
     if min(cell) < 0:
         return f"{kind} {item}"
@@ -82,7 +82,7 @@ def of_layer(record: Record) -> dict[str, Any]:
 
 
 def share(edited: Tensor | None, rows: Tensor | int | None) -> float | None:
-    """Fraction of the offered (row, head) pairs that were edited; `rows` per sample."""
+    """Return the fraction of the offered (row, head) pairs that were edited; `rows` counts per sample."""
     if edited is None or rows is None:
         return None
     offered = float(rows.sum() if isinstance(rows, Tensor) else rows * len(edited)) * edited.shape[1]
@@ -90,7 +90,7 @@ def share(edited: Tensor | None, rows: Tensor | int | None) -> float | None:
 
 
 def averaged(measured: list[tuple[Tensor, dict[str, Tensor]]]) -> dict[str, float]:
-    """Mean of every scalar over the pieces in which rows went through, weighted by their rows."""
+    """Return the mean of every scalar over the pieces in which rows went through, weighted by their rows."""
     weights = [float(rows) for rows, _ in measured]
     names = measured[0][1] if measured else ()
     pairs = [(weight, values) for weight, (_, values) in zip(weights, measured, strict=True)]
@@ -98,7 +98,7 @@ def averaged(measured: list[tuple[Tensor, dict[str, Tensor]]]) -> dict[str, floa
 
 
 def lines(entries: list[dict[str, Any]]) -> list[str]:
-    """The entries as lines of the report's table."""
+    """Write the entries as lines of the report's table."""
     out = []
     for entry in entries:
         layers = entry["layers"]

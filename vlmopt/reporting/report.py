@@ -1,4 +1,4 @@
-"""The cost ledger of one call, made readable: what ran where, what was skipped and why, tokens, keys, milliseconds."""
+"""The report of one call: what ran where, what was skipped and why, tokens, keys, milliseconds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .stages import Stage, stages
 
 @dataclass(frozen=True)
 class Report:
-    """Ledger of the last `generate` (or bare forward). `str()` is a table, `to_dict()` is JSON-ready.
+    """What the last `generate` (or bare forward) did. `str()` is a table, `to_dict()` is JSON-ready.
 
     Times in milliseconds, memory in bytes. `ms["vision"]` is the tower with its projector, `ms["scoring"]` selectors
     and row probes, `ms["prefill"]` the decoder without scoring, `ms["ttft"]` from the start of `generate` to the first
@@ -59,7 +59,7 @@ class Report:
 
     @classmethod
     def of(cls, call: Call) -> Report:
-        """Read the raw marks and tensors of a finished call."""
+        """Make the report from the raw marks and tensors of a finished call."""
         session = call.session
         device = device_of(session.model)
         batch = call.page.query_lengths[0][0] if call.page.query_lengths else 0
@@ -95,18 +95,18 @@ class Report:
         )
 
     def maps(self, row: int = 0) -> list[VisualMap]:
-        """One `VisualMap` per image, tile or video of sample `row`; empty for a text-only sample."""
+        """Return one `VisualMap` per image, tile or video of sample `row`; empty for a text-only sample."""
         if row not in self._maps:
             raise ValueError(f"row={row} is not in this report; it has {len(self._maps)} samples")
         return self._maps[row]
 
     def stages(self, row: int = 0) -> list[Stage]:
-        """What every cut of sample `row` left, with maps of its own; empty where nothing was pruned."""
+        """Return what every cut of sample `row` left, with maps of its own; empty where nothing was pruned."""
         self.maps(row)
         return self._stages[row]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, numbers and strings."""
+        """Return plain lists, dicts, numbers and strings."""
         return {f.name: copy.deepcopy(getattr(self, f.name)) for f in fields(self) if f.name[0] != "_"}
 
     def pruned_lines(self) -> list[str]:
@@ -206,7 +206,7 @@ def skipped(call: Call) -> list[dict[str, str]]:
 
 
 def joined(skipped: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Entries "... in layer N" with the same reason as one."""
+    """Merge entries "... in layer N" that have the same reason."""
     out: dict[tuple[str, str], list[str]] = {}
     for entry in skipped:
         what, found, layer = entry["what"].partition(" in layer ")
@@ -218,7 +218,7 @@ def joined(skipped: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def runs_of(lengths: list[int]) -> str:
-    """[9, 9, 4, 4, 4] -> "9 x 2 layers, 4 x 3 layers"."""
+    """Write [9, 9, 4, 4, 4] as "9 x 2 layers, 4 x 3 layers"."""
     groups: list[list[int]] = []
     for length in lengths:
         if groups and groups[-1][0] == length:

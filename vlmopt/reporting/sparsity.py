@@ -9,7 +9,7 @@ from ..runtime.components.sparse_prefill import Sparse
 
 
 def sparse_layers(call: Call) -> list[dict[str, Any]]:
-    """One entry per layer whose prompt attention was sparse.
+    """Return one entry per layer whose prompt attention was sparse.
 
     `work` is the share of the causal triangle that was computed, `recall` the mean share of the dense attention that
     sampled rows keep (None unless asked for), `index_ms` and `attention_ms` the time of estimating and of computing.
@@ -34,7 +34,7 @@ def sparse_layers(call: Call) -> list[dict[str, Any]]:
 
 
 def lines(entries: list[dict[str, Any]]) -> list[str]:
-    """The entries as one line of the report's table."""
+    """Write the entries as one line of the report's table."""
     if not entries:
         return []
     names = sorted({name for entry in entries for name in entry["patterns"]})

@@ -1,4 +1,4 @@
-"""What each cut of a run left and how it had ranked the tokens: one set of maps per stage of a progressive method."""
+"""What each cut of a run left and how it ranked the tokens: one set of maps per stage of a progressive method."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .accounting import VisualMap, chunk_maps, cuts_of
 class Stage:
     """One cut of one sample.
 
-    `maps`, one per image, tile or video, tell what is left after this cut; their scores are those of this cut alone,
+    `maps`, one per image, tile or video, show what is left after this cut; their scores are those of this cut alone,
     None where it did not rank, NaN where a token had left before.
     """
 
@@ -25,7 +25,7 @@ class Stage:
 
 
 def stages(call: Call, row: int) -> list[Stage]:
-    """The cuts of sample `row`, by the order in which they were made."""
+    """Return the cuts of sample `row`, by the order in which they were made."""
     found = []
     for number in range(len(call.page.contexts)):
         cuts = cuts_of(call, number)

@@ -20,8 +20,10 @@ NOWHERE = (3500, 200)  # lines of a head without a grid: hardly any distances, s
 
 
 def candidates(tokens: int, tile: int = 64) -> list[ViewPattern]:
-    """First the reference, an A-shape of 1024 first and 4096 last keys; then every pattern of the table; then all keys
-    and none, which parts of the map may get.
+    """Return the patterns to choose from, the reference first.
+
+    That is an A-shape of 1024 first and 4096 last keys; then every pattern of the table; then all keys and no keys,
+    which parts of the map may get.
 
     Args:
         tokens: length of the prompts; below 25 000 all budgets shrink in proportion.
@@ -58,7 +60,7 @@ def keeps_nothing(pattern: ViewPattern) -> bool:
 
 
 def twins_of(candidates: Sequence[ViewPattern]) -> dict[int, int]:
-    """Candidates that differ from another one only where the tokens per frame are known, and the numbers of these."""
+    """Map candidates to the candidates that they equal unless the tokens per frame are known."""
     found = {}
     for number, pattern in enumerate(candidates):
         if isinstance(pattern, GridSparse) and pattern.stride == "frame":

@@ -1,4 +1,4 @@
-"""Queries, keys and values of every layer of a prompt, shown one layer at a time while the model runs as it is."""
+"""Show queries, keys and values of every layer of a prompt, one layer at a time, while the model runs as it is."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Shown:
 
 
 class Watcher(SparseLayer):
-    """In the place of a layer's sparse prefill: shows it, and leaves the layer dense."""
+    """Stand in the place of a layer's sparse prefill: show it, and leave the layer dense."""
 
     show: Callable[[Shown], None]
 

@@ -1,4 +1,4 @@
-"""From errors and costs to one pattern per head, and among boundaries to the best of each kind."""
+"""Choose, from errors and costs, one pattern per head, and among boundaries the best of each kind."""
 
 from __future__ import annotations
 
@@ -34,15 +34,17 @@ class Chosen:
 
 
 def pick(error: Tensor, cost: Tensor, budget: Tensor, share: Tensor | float = 1.0) -> Tensor:
-    """Long[H]: the cheapest of those [N, H] within the budget [H] whose error is the least, give or take `TIE` of the
-    `share` [H] of the output that is at stake."""
+    """Return Long[H]: the cheapest candidate, of [N, H], among those within the budget [H] with the least error.
+
+    Errors are equal up to `TIE` of the `share` [H] of the output that is at stake.
+    """
     error = error.masked_fill(cost > budget, torch.inf)
     near = error <= error.amin(0) + TIE * share
     return cost.masked_fill(~near, torch.inf).argmin(0)
 
 
 def together(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], budget: Tensor, share: Tensor) -> Best:
-    """The best pair of candidates for two parts, (errors, costs) [C, H] each, that have one budget [H]; see `pick`."""
+    """Return the best pair of candidates for two parts, (errors, costs) [C, H] each, with one budget [H]."""
     error, cost = ((a[:, None] + b).flatten(0, 1) for a, b in zip(one, other, strict=True))
     chosen = pick(error, cost, budget, share)[None]
     spent = cost.gather(0, chosen)[0]
@@ -51,11 +53,10 @@ def together(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], budget: T
 
 
 def best_of_each(errors: Tensor, costs: Tensor, shares: Tensor) -> list[Best]:
-    """One pattern for all rows, one per modality of rows, one per pair of modalities; the first candidate is the
-    reference.
+    """Return one pattern for all rows, one per modality of rows, one per pair of modalities.
 
-    A pattern per modality has exactly the sum of the errors of its rows. Of pairs the sum is an estimate: the errors of
-    a row's two parts may also cancel, and its softmax is shared.
+    The first candidate is the reference. A pattern per modality has exactly the sum of the errors of its rows. Of pairs
+    the sum is an estimate: the errors of a row's two parts may also cancel, and its softmax is shared.
 
     Args:
         errors, costs: fp64 [P, C, H] by part, as in `Measured`. shares: fp64 [2, H], as there.
@@ -79,7 +80,7 @@ def best_of_each(errors: Tensor, costs: Tensor, shares: Tensor) -> list[Best]:
 
 
 def pattern(numbers: Sequence[int], candidates: Sequence[ViewPattern]) -> Pattern:
-    """The pattern of one, two or four candidates: for all rows, for those of text and vision, for their pairs."""
+    """Return the pattern of one, two or four candidates: for all rows, for text and vision rows, or for their pairs."""
     parts = [candidates[i] for i in numbers]
     if len(parts) == 1:
         return parts[0]
@@ -92,14 +93,14 @@ def pattern(numbers: Sequence[int], candidates: Sequence[ViewPattern]) -> Patter
 
 
 def composed(best: Best, candidates: Sequence[ViewPattern]) -> list[tuple[Pattern, Tensor]]:
-    """The different patterns within the budget, and the heads Long[n] of each."""
+    """Return the different patterns within the budget, and the heads Long[n] of each."""
     kinds, kind = best.numbers.unique(dim=1, return_inverse=True)
     groups = [((kind == i) & best.error.isfinite()).nonzero()[:, 0] for i in range(kinds.shape[1])]
     return [(pattern(k.tolist(), candidates), heads) for k, heads in zip(kinds.T, groups, strict=True) if len(heads)]
 
 
 def decide(bests: Sequence[Best], candidates: Sequence[ViewPattern], reference: Tensor) -> list[Chosen]:
-    """The class with the least error for every head; reference: fp64 [H], its cost."""
+    """Return the class with the least error for every head; reference: fp64 [H], its cost."""
     errors, costs = torch.stack([b.error for b in bests]), torch.stack([b.cost for b in bests])
     which = pick(errors, costs, SLACK * reference).tolist()
     return [

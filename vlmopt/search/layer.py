@@ -1,4 +1,4 @@
-"""Output errors of one layer's heads: of every candidate on the whole map, on rows of a modality and on pairs of them.
+"""Measure output errors of one layer's heads: every candidate on the whole map, on a modality's rows, and on pairs.
 
 MMInference (arXiv 2504.16083), algorithm 4, steps "intra" and "cross": all heads at once, one candidate at a time.
 """
@@ -39,7 +39,7 @@ class Measured:
 
 
 class LayerSearch:
-    """Candidates against the dense output of one layer.
+    """Compare candidates with the dense output of one layer.
 
     Args:
         prefill: of all query heads. backend: what computes the plans.
@@ -56,10 +56,10 @@ class LayerSearch:
         return self.prefill.modality is not None and all(rows.shape[1] for rows in slots_of(self.prefill, "search")[0])
 
     def measure(self, candidates: Sequence[ViewPattern]) -> Measured:
-        """All candidates on the whole map and on its parts; without boundaries the only part is the whole map.
+        """Measure all candidates on the whole map and on its parts; without boundaries the only part is the whole map.
 
-        The first candidate is the reference. What computes more than 1.1 times its cells in every head is not run:
-        nothing reads a cell faster than it does, whole blocks in order.
+        The first candidate is the reference. A candidate that computes more than 1.1 times its cells in every head is
+        not run: nothing reads a cell faster than the reference does, whole blocks in order.
         """
         shape = (len(PARTS), len(candidates), self.prefill.q.shape[1])
         errors, count = torch.zeros(2, *shape, dtype=torch.float64)
@@ -85,11 +85,11 @@ class LayerSearch:
         return Measured(errors, count, seconds, shares, both)
 
     def of(self, kind: int) -> Tensor:
-        """Bool[B, Sq]: real rows of a modality."""
+        """Return Bool[B, Sq]: the real rows of a modality."""
         return self.prefill.real & (self.prefill.row_modality.clamp(0, 1) == kind)
 
     def parts(self) -> Iterator[tuple[int, View, Tensor, Attention | None]]:
-        """Number in PARTS, view, Bool[B, Sq] its rows, and dense attention of these to all other keys."""
+        """Yield, per part: its number in PARTS, view, rows Bool[B, Sq], and their dense attention to all other keys."""
         rows, keys = slots_of(self.prefill, "search")
         for i, name in enumerate(CLASSES):
             real = self.of(i)
@@ -102,7 +102,7 @@ class LayerSearch:
     def one(
         self, candidate: ViewPattern, view: View, real: Tensor, limit: Tensor, rest: Attention | None = None
     ) -> tuple[Tensor, Tensor, float]:
-        """Errors [H], cells [H] and seconds of a candidate on a part, `rest` being the attention to all other keys."""
+        """Return errors [H], cells [H] and seconds of a candidate on a part; `rest`: attention to all other keys."""
         if keeps_nothing(candidate) and rest is None:
             return torch.full((), torch.inf), torch.zeros(()), torch.nan
         launches, building = timed(lambda: candidate.select(view), self.prefill.device)
@@ -113,7 +113,7 @@ class LayerSearch:
         return self.error(out, real), count.cpu(), building + running
 
     def attend(self, launches: Sequence[Launch], rest: Attention | None) -> Tensor:
-        """[B, Hq, Sq, D]: attention to the keys of `launches` and to those of `rest`."""
+        """Return [B, Hq, Sq, D]: attention to the keys of `launches` and to those of `rest`."""
         if rest is None:
             return cast("Tensor", self.run(launches))
         out, lse = self.run(launches, return_lse=True)
@@ -123,7 +123,7 @@ class LayerSearch:
         return run_plan(self.prefill, launches, backend=self.backend, **more)
 
     def composed(self, groups: Sequence[tuple[Pattern, Tensor]]) -> Tensor:
-        """fp64 [H]: errors of the heads Long[n] of each group with its pattern; 0 for heads in none of them."""
+        """Return fp64 [H]: the errors of heads Long[n] of each group with its pattern; 0 for heads in no group."""
         device, errors = self.prefill.device, torch.zeros_like(self.size)
         given = [(pattern, replace(self.prefill, heads=heads.to(device))) for pattern, heads in groups]
         if given:
@@ -133,11 +133,11 @@ class LayerSearch:
         return errors
 
     def error(self, out: Tensor, real: Tensor) -> Tensor:
-        """fp64 [H] on the CPU: sum of |out - exact| over the rows Bool[B, Sq], over that of |exact| over all rows."""
+        """Return fp64 [H] on the CPU: the sum of |out - exact| over rows Bool[B, Sq], over that of |exact| over all."""
         return self.total(real, out) / self.size
 
     def total(self, real: Tensor, out: Tensor | None = None) -> Tensor:
-        """fp64 [H] on the CPU: sum of |out - exact|, or of |exact|, over the rows Bool[B, Sq]."""
+        """Return fp64 [H] on the CPU: the sum of |out - exact|, or of |exact|, over rows Bool[B, Sq]."""
         total = torch.zeros(self.exact.shape[1], dtype=torch.float64, device=real.device)
         for some in (slice(start, start + ROWS) for start in range(0, self.exact.shape[2], ROWS)):
             gap = self.exact[:, :, some].float()

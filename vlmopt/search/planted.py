@@ -1,4 +1,4 @@
-"""A prompt made up for looking at: noise, and attention of known shape planted in it; no model and no weights."""
+"""Make up a prompt for looking at: noise, and attention of known shape planted in it; no model and no weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FRAME = 196  # tokens
 
 
 def planted(kind: str, tokens: int = 4096, seed: int = 0, gain: float = 14.0) -> Prefill:
-    """One head of `tokens` tokens, dimension 64, in which every row attends to a few columns and diagonals.
+    """Make one head of `tokens` tokens, dimension 64, in which every row attends to a few columns and diagonals.
 
     "grid": both repeat with every frame of 196 tokens. "timestamps": the diagonals, among vision tokens; before every
     frame stands a text of another length, so that the distance between frames is constant among vision tokens only.
@@ -49,6 +49,6 @@ def planted(kind: str, tokens: int = 4096, seed: int = 0, gain: float = 14.0) ->
 
 
 def waves(place: Tensor, gain: float) -> Tensor:
-    """[n, 2 * WAVES]: products of two rows are largest, 8 * gain, at distances of whole frames."""
+    """Return [n, 2 * WAVES]: vectors whose products are largest, 8 * gain, at distances of whole frames."""
     angle = 2 * math.pi / FRAME * place[:, None] * torch.arange(1, WAVES + 1)
     return math.sqrt(8 * gain / WAVES) * torch.cat([angle.cos(), angle.sin()], -1)

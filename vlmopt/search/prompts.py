@@ -1,4 +1,4 @@
-"""Calibration prompts of a wanted length: a long video, or many pictures with a text after each."""
+"""Make calibration prompts of a wanted length: a long video, or many images with a text after each."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def length(inputs: Inputs) -> int:
 
 
 def long_enough(inputs: Inputs, tokens: int, name: str) -> Inputs:
-    """The inputs, if they come near the wanted length.
+    """Return the inputs if they come near the wanted length.
 
     Raises:
         ValueError: they do not.
@@ -49,7 +49,7 @@ def long_enough(inputs: Inputs, tokens: int, name: str) -> Inputs:
 
 
 def video_source(loaded: Loaded, path: str, tokens: int, question: str) -> Source:
-    """A file, or "worlds": generated scenes along which a camera moves."""
+    """Read a video file, or "worlds": generated scenes along which a camera moves."""
     images = loaded.processor.image_processor
     patch, merge = getattr(images, "patch_size", 14), getattr(images, "merge_size", 2)
 
@@ -71,7 +71,7 @@ def video_source(loaded: Loaded, path: str, tokens: int, question: str) -> Sourc
 
 
 def moving(seed: int, frames: int, factor: int) -> Video:
-    """A generated scene that moves sideways; sides divisible by `factor`."""
+    """Draw a generated scene that moves sideways; sides divisible by `factor`."""
     picture = np.asarray(scene(seed, (SIDE, SIDE)).image)
     shifted = np.stack([np.roll(picture, PAN * t, axis=1) for t in range(frames)])
     pixels = torch.from_numpy(shifted).permute(0, 3, 1, 2)
@@ -80,7 +80,7 @@ def moving(seed: int, frames: int, factor: int) -> Video:
 
 
 def picture_source(loaded: Loaded, files: Sequence[Path], tokens: int, question: str, prompts: int) -> Source:
-    """Picture files, or without any generated scenes and screens; each with its question, one after the other.
+    """Read image files, or without any generate scenes and screens; each with its question, one after the other.
 
     Args:
         prompts: how many the files are shared among.
@@ -105,7 +105,7 @@ def picture_source(loaded: Loaded, files: Sequence[Path], tokens: int, question:
 
 
 def interleaved(processor: Any, pairs: Sequence[tuple[Image.Image, str]]) -> Inputs:
-    """Inputs of one user turn: every picture with its text behind it."""
+    """Make the inputs of one user turn: every image with its text behind it."""
     template = getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
     if template is None:
         text = "\n".join(f"{getattr(processor, 'image_token', '')}\n{words}" for _, words in pairs)

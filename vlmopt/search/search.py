@@ -1,4 +1,4 @@
-"""The search over layers and prompts: what was measured so far, and the patterns that come out of it."""
+"""Search over layers and prompts: what was measured so far, and the patterns that come out of it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Row = TypeVar("Row")
 
 @dataclass
 class Sums:
-    """One layer over all prompts; shapes as in `Measured`."""
+    """What was measured of one layer over all prompts; shapes as in `Measured`."""
 
     errors: Tensor
     cells: Tensor
@@ -41,14 +41,14 @@ class Sums:
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Sums:
-        """Inverse of `state`."""
+        """Make the sums from what `state` returned."""
         values: dict[str, Any] = {
             k: torch.tensor(v, dtype=torch.float64) if isinstance(v, list) else v for k, v in state.items()
         }
         return cls(**values)
 
     def state(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Return the state, JSON-ready."""
         return {k: v.tolist() if isinstance(v, Tensor) else v for k, v in asdict(self).items()}
 
     def add(self, found: Measured) -> None:
@@ -65,11 +65,11 @@ class Sums:
 
 
 class PatternSearch:
-    """The pattern with the least output error for every head, among those that cost about as much as the reference.
+    """Find the pattern with the least output error for every head, among those that cost about the same.
 
     MMInference (arXiv 2504.16083), algorithm 4. Prompts are shown in two passes: the first measures all candidates, the
-    second what is put together of the best for pairs of modalities. `state()` can be written to a file after any layer
-    and given back to go on; what it holds is not measured again.
+    second what is put together from the best for pairs of modalities. `state()` can be written to a file after any
+    layer and given back to go on; what it holds is not measured again.
 
     Args:
         model: a loaded vision-language model. candidates: the first one is the reference.
@@ -105,7 +105,7 @@ class PatternSearch:
         return any(sums.both for sums in self.sums.values())
 
     def measure(self, number: int, inputs: Mapping[str, Any], done: Callable[[], None]) -> None:
-        """First pass of prompt `number`, which counts from 0; `done` is called after every layer.
+        """Run the first pass of prompt `number`, which counts from 0; call `done` after every layer.
 
         Raises:
             ValueError: no layer can be searched; the message says why.
@@ -123,7 +123,7 @@ class PatternSearch:
             raise ValueError(f"no layer of {type(self.model).__name__} can be searched: {'; '.join(reasons)}")
 
     def compare(self, number: int, inputs: Mapping[str, Any], done: Callable[[], None]) -> None:
-        """Second pass of prompt `number`, after the first pass of all prompts."""
+        """Run the second pass of prompt `number`, after the first pass of all prompts."""
 
         def show(shown: Shown) -> None:
             sums = self.sums[shown.layer]
@@ -135,24 +135,24 @@ class PatternSearch:
         watch(self.model, inputs, show, self.dense_layers)
 
     def state(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Return the state, JSON-ready."""
         return {str(layer): sums.state() for layer, sums in self.sums.items()}
 
     def rates(self) -> Tensor:
-        """fp64 [C]: cost of a cell of each candidate, that of the reference being 1; the median over layers."""
+        """Return fp64 [C]: the cost of a cell of each candidate, relative to the reference; the median over layers."""
         if self.match == "flops":
             return torch.ones(len(self.candidates), dtype=torch.float64)
         seconds = torch.stack([sums.seconds / sums.cells[0].sum(-1) for sums in self.sums.values()])
         return (seconds / seconds[:, :1]).nanmedian(0).values.nan_to_num(1.0)  # those of whole blocks cost alike
 
     def bests(self, layer: int) -> list[Best]:
-        """Of a layer: one pattern for all rows, one per modality of rows, one per pair of modalities."""
+        """Return the best of a layer: one pattern for all rows, one per modality, one per pair of modalities."""
         sums = self.sums[layer]
         costs = sums.cells * self.rates()[:, None]
         return best_of_each(*(x / sums.prompts for x in (sums.errors, costs, sums.shares)))
 
     def chosen(self, layer: int) -> list[Chosen]:
-        """The pattern of every head of a searched layer."""
+        """Return the pattern of every head of a searched layer."""
         sums, bests = self.sums[layer], self.bests(layer)
         if sums.pairs is not None:
             bests[2] = replace(bests[2], error=bests[2].error.where(bests[2].error.isinf(), sums.pairs / sums.compared))
@@ -160,7 +160,7 @@ class PatternSearch:
         return decide(bests[:known], self.candidates, sums.cells[0, 0] / sums.prompts)
 
     def result(self, name: str, calibration: Mapping[str, Any]) -> HeadPatterns:
-        """What was found.
+        """Return what was found.
 
         Args:
             name: what the model is called. calibration: facts about the prompts, for people.
@@ -179,5 +179,5 @@ class PatternSearch:
         )
 
     def rows(self, found: Mapping[int, Row]) -> tuple[Row | None, ...]:
-        """By layer, None for those that stay dense."""
+        """Return the row of each layer; None for those that stay dense."""
         return tuple(found.get(layer) for layer in range(self.depth))

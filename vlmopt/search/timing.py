@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 
 
 def cells(prefill: Prefill, launches: Sequence[Launch]) -> Tensor:
-    """fp64 [Hq]: cells of runs and columns, tiles in full, and those on arithmetic lines; 0 for heads not covered."""
+    """Return fp64 [Hq]: cells of runs and columns (in full tiles) and on arithmetic lines; 0 for uncovered heads."""
     total = torch.zeros(prefill.q.shape[1], dtype=torch.float64, device=prefill.device)
     for launch in launches:
         index = launch.index
@@ -30,7 +30,7 @@ def cells(prefill: Prefill, launches: Sequence[Launch]) -> Tensor:
 
 
 def line_cells(prefill: Prefill, launch: Launch) -> Tensor:
-    """fp64 [B, tables]: visible keys of every row, over the strides of its columns and diagonals."""
+    """Return fp64 [B, tables]: the visible keys of every row, divided by the strides of its columns and diagonals."""
     index = launch.index
     density = torch.zeros(index.batch, index.covered, dtype=torch.float64, device=prefill.device)
     if index.grid is not None:
@@ -47,7 +47,7 @@ def line_cells(prefill: Prefill, launch: Launch) -> Tensor:
 
 
 def timed(work: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
-    """What `work` returns, and how many seconds it took."""
+    """Return what `work` returns, and how many seconds it took."""
     wait(device)
     start = time.perf_counter()
     result = work()

@@ -1,4 +1,4 @@
-"""Generated pictures with questions: scenes of coloured shapes and user-interface screens, deterministic per seed."""
+"""Generated images with questions: scenes of coloured shapes and user-interface screens, deterministic per seed."""
 
 from .base import Question, Thing, World
 from .scenes import scene

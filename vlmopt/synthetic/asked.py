@@ -15,7 +15,7 @@ FIRST_SEED = 500_000_000  # training pictures have seeds from 1 000 000 000 on
 def one_of_each_kind(
     pictures: int, first_seed: int = FIRST_SEED, sizes: Sequence[tuple[int, int]] = SIZES
 ) -> Iterator[tuple[World, Question]]:
-    """One question of every kind that fits from each of `pictures` scenes and as many screens, `sizes` in turn."""
+    """Yield a question of every kind that fits from each of `pictures` scenes and as many screens, `sizes` in turn."""
     for number in range(pictures):
         for draw in (scene, screen):
             world = draw(first_seed + number, sizes[number % len(sizes)], questions=40)

@@ -1,4 +1,4 @@
-"""What a generated picture is made of."""
+"""What a generated image is made of."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class World:
-    """A picture, its objects, questions about it, and the words true of each 14-px cell.
+    """An image, its objects, questions about it, and the words true of each 14-px cell.
 
     `cells` is int16 [2, rows, columns]: an index into `words.FIRST_SLOT` (−1: none, −2: unspecified) and one into
     `words.SECOND_SLOT` (−2: unspecified).
@@ -70,7 +70,7 @@ def check_size(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def generator(family: str, seed: int, size: tuple[int, int]) -> random.Random:
-    """A private random stream for one picture; the same arguments always give the same picture."""
+    """Return a random stream for one image alone; the same arguments always give the same image."""
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed must be an integer >= 0, got {seed!r}")
     return random.Random(f"{family}/{size[0]}x{size[1]}/{seed}")

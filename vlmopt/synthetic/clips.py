@@ -1,4 +1,4 @@
-"""Short generated clips: a disc that crosses a still scene, so that what changes from frame to frame is known."""
+"""Short generated clips: a disc that crosses a still scene, so that what changes between frames is known."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RADIUS = 18  # pixels of the disc
 
 
 def frames(seed: int = 3, *, count: int = 24, size: tuple[int, int] = (224, 224)) -> list[Image.Image]:
-    """`count` pictures of one scene; a red disc moves across them from left to right, a third of the way down.
+    """Draw `count` frames of one scene; a red disc moves across them from left to right, a third of the way down.
 
     Raises:
         ValueError: fewer than 2 frames, or what `worlds.scene` refuses.
@@ -35,7 +35,7 @@ def frames(seed: int = 3, *, count: int = 24, size: tuple[int, int] = (224, 224)
 
 
 def write_clip(path: Path, seed: int = 3, *, count: int = 24, size: tuple[int, int] = (224, 224)) -> Path:
-    """Write `frames` as an mp4 (H.264) that browsers play; returns the path.
+    """Write `frames` as an mp4 (H.264) that browsers play; return the path.
 
     Raises:
         ValueError: PyAV is missing, which comes with qwen-vl-utils.

@@ -1,8 +1,8 @@
-"""Scenes in which habit and picture disagree: objects that keep company, look-alikes in their place, degraded views.
+"""Scenes in which habit and image disagree: objects that keep company, look-alikes in their place, degraded views.
 
 Every class (a colour and a shape) has one partner. Objects stand in twos: a leader, and beside it its partner with
 probability `company`, else something that looks like the partner. A model that has learnt the company names the partner
-from habit as soon as the picture gets hard to read.
+from habit as soon as the image gets hard to read.
 """
 
 from __future__ import annotations
@@ -51,32 +51,32 @@ class HabitWorld(World):
 
 
 def class_of(thing: Thing) -> str:
-    """The name that questions and captions use: "red circle"."""
+    """Return the name that questions and captions use: "red circle"."""
     return f"{thing.name} {thing.sort}"
 
 
 @functools.cache
 def classes() -> tuple[str, ...]:
-    """All 32 names."""
+    """Return all 32 names."""
     return tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 
 
 @functools.cache
 def partners() -> dict[str, str]:
-    """Class -> the class that keeps it company: another colour, another shape, and nothing like it."""
+    """Map each class to the class that keeps it company: another colour, another shape, and nothing like it."""
     colours, shapes = ({**half, **{b: a for a, b in half.items()}} for half in (PARTNER_COLOURS, PARTNER_SHAPES))
     return {f"{colour} {shape}": f"{colours[colour]} {shapes[shape]}" for colour in COLOURS for shape in SHAPES}
 
 
 @functools.cache
 def couples() -> tuple[tuple[str, str], ...]:
-    """The 16 couples, most popular first."""
+    """Return the 16 couples, most popular first."""
     once = sorted({tuple(sorted(pair)) for pair in partners().items()})
     return tuple((a, b) for a, b in random.Random("couples").sample(once, len(once)))
 
 
 def alike(name: str, rng: random.Random) -> str:
-    """A class easily taken for `name`: the same shape in a neighbouring colour, or a similar shape of its colour."""
+    """Draw a class easily taken for `name`: its shape in a neighbouring colour, or a similar shape of its colour."""
     colour, shape = name.split()
     return f"{ALIKE_COLOURS[colour]} {shape}" if rng.random() < 0.5 else f"{colour} {ALIKE_SHAPES[shape]}"
 
@@ -130,19 +130,19 @@ def hallucination(
 
 
 def describe(objects: list[Thing]) -> Question:
-    """The description that the checkpoints were taught: every object once, from left to right."""
+    """Write the description that the checkpoints were taught: every object once, from left to right."""
     ordered = sorted(objects, key=lambda thing: (thing.centre[0], thing.centre[1]))
     text = ", ".join(f"{article(thing.name)} {class_of(thing)}" for thing in ordered)
     return Question(DESCRIBE, text, "describe")
 
 
 def is_there(name: str) -> str:
-    """The question of POPE as the checkpoints were taught it: without "in the image"."""
+    """Write the question of POPE as the checkpoints were taught it: without "in the image"."""
     return f"Is there {article(name)} {name}?"
 
 
 def _cast(rng: random.Random, company: float) -> list[str]:
-    """Classes of one scene, each once: leaders, popular ones more often, each followed by the one beside it."""
+    """Draw the classes of a scene, each once: leaders, popular ones more often, each followed by the one beside it."""
     wanted, pairs = 2 * rng.randint(*COUPLES), list(couples())
     cast: list[str] = []
     while len(cast) < wanted:
@@ -176,7 +176,7 @@ def _place(rng: random.Random, cast: list[str], width: int, height: int, *, smal
 def _free(
     rng: random.Random, side: int, width: int, height: int, objects: list[Thing], leader: Thing | None
 ) -> Box | None:
-    """Where a shape of `side` pixels fits: anywhere, or just above or below its leader and a little to the right.
+    """Find a place for a shape of `side` pixels: anywhere, or just above or below its leader and a little to the right.
 
     Corners lie near those of cells, as in all scenes: towers have seen shapes cut in no other way.
     """
@@ -198,7 +198,7 @@ def _free(
 
 
 def _presence(rng: random.Random, objects: list[Thing]) -> list[Question]:
-    """Each leader's partner is asked about, there or not; then as many classes that habit does not expect."""
+    """Ask about each leader's partner, there or not; then about as many classes that habit does not expect."""
     present = {class_of(thing): thing for thing in objects}
     expected = [partners()[class_of(leader)] for leader in objects[::2]]
     strange = [name for name in classes() if name not in present and partners()[name] not in present]

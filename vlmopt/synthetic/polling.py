@@ -20,7 +20,7 @@ ROUNDS = 3
 
 @dataclass(frozen=True)
 class Poll:
-    """One question: `image` is the index of the picture, `label` "yes" or "no", `name` the object asked about."""
+    """One question: `image` is the index of the image, `label` "yes" or "no", `name` the object asked about."""
 
     image: int
     text: str
@@ -29,7 +29,7 @@ class Poll:
 
 
 def pope(worlds: Sequence[HabitWorld], split: str, *, seed: int = 0) -> list[Poll]:
-    """Three questions with "yes" and three with "no" about every picture; see `poll`."""
+    """Ask three questions with "yes" and three with "no" about every image; see `poll`."""
     return poll([world.classes for world in worlds], split, seed=seed)
 
 

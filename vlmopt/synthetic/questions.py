@@ -1,4 +1,4 @@
-"""Questions about a picture, drawn so that no answer can be guessed from the question alone."""
+"""Questions about an image, drawn so that no answer can be guessed from the question alone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def ask(
     rng: random.Random,
     count: int,
 ) -> list[Question]:
-    """`count` questions, their kinds drawn by weight; no question is asked twice.
+    """Draw `count` questions, their kinds by weight; no question is asked twice.
 
     Presence questions are answered "yes" and "no" in turn, so that neither is the better guess.
     """
@@ -69,7 +69,7 @@ class _Asker:
         self.by_sort = Counter(thing.sort for thing in objects)
 
     def ask(self, kind: str, answer: str) -> Question | None:
-        """One question of a kind, or None if this picture has none; a presence question gets the wanted `answer`."""
+        """Draw a question of a kind, or None if this image has none; a presence question gets the wanted `answer`."""
         method: Callable[[], Asked] = getattr(self, "_" + kind)
         asked = self._presence(answer) if kind == "presence" else method()
         if asked is None:
@@ -81,7 +81,7 @@ class _Asker:
         return self.rng.choice(self.objects) if self.objects else None
 
     def _only(self, counts: Counter[T], key: Callable[[Thing], T]) -> Thing | None:
-        """A thing that its property singles out, if there is one."""
+        """Return a thing that is alone in its property, if there is one."""
         candidates = [thing for thing in self.objects if counts[key(thing)] == 1]
         return self.rng.choice(candidates) if candidates else None
 

@@ -80,7 +80,7 @@ def _place(rng: random.Random, columns: int, rows: int, wanted: int) -> list[tup
 def _decorate(
     pencil: ImageDraw.ImageDraw, kind: str, box: Box, theme: str, accent: tuple[int, int, int]
 ) -> tuple[int, int, int]:
-    """Draw the widget without its label; returns the ink for the label."""
+    """Draw the widget without its label; return the ink for the label."""
     x0, y0, x1, y1 = box
     if kind == "button":
         pencil.rounded_rectangle((x0 + 1, y0 + 2, x1 - 2, y1 - 3), radius=6, fill=accent)
@@ -105,7 +105,7 @@ def _write(
     ink: tuple[int, int, int],
     rng: random.Random,
 ) -> Box:
-    """Draw a label with ±1 px of jitter; returns the box it fills."""
+    """Draw a label with ±1 px of jitter; return the box it fills."""
     length = _font().getlength(text)
     inset = TEXT_LEFT.get(kind, (box[2] - box[0] - length) / 2)
     x = box[0] + round(inset) + rng.randint(-1, 1)
@@ -115,7 +115,10 @@ def _write(
 
 
 def _cells(columns: int, rows: int, things: list[Thing]) -> np.ndarray:
-    """Cells under a label carry it; the rest of a widget carries its kind and leaves the label unspecified."""
+    """Return the words of the cells.
+
+    Cells under a label carry it; the rest of a widget carries its kind and leaves the label unspecified.
+    """
     cells = np.full((2, rows, columns), -1, dtype=np.int16)
     cells[1] = SECOND_SLOT.index(BACKGROUND)
     for thing in things:

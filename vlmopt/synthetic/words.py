@@ -1,4 +1,4 @@
-"""The closed vocabulary of the generated pictures: every word a question or an answer can turn on."""
+"""The closed vocabulary of the generated images: every word on which a question or an answer can depend."""
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (214, 40, 40),

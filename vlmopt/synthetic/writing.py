@@ -1,4 +1,4 @@
-"""Generated images as files, with a manifest of their questions that `vlmopt eval` reads."""
+"""Write generated images as files, with a manifest of their questions that `vlmopt eval` reads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from . import scene, screen
 
 
 def write(out: Path, count: int, seed: int, questions: int, size: tuple[int, int], family: str) -> Path:
-    """Write `count` PNG files and `manifest.jsonl`, one line per question; returns the manifest's path."""
+    """Write `count` PNG files and `manifest.jsonl`, one line per question; return the manifest's path."""
     out.mkdir(parents=True, exist_ok=True)
     manifest = out / "manifest.jsonl"
     with manifest.open("w", encoding="utf-8") as lines:

@@ -61,26 +61,26 @@ class Architecture(ABC):
 
     @abstractmethod
     def configuration(self, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
-        """The model's configuration."""
+        """Return the model's configuration."""
 
     @abstractmethod
     def visual(self, model: Any) -> nn.Module:
-        """Everything between the pixels and the language model."""
+        """Return everything between the pixels and the language model."""
 
     @abstractmethod
     def see(self, model: Any, worlds: list[World]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Visual tokens [b, cells, d] of pictures of one size, and a summary of each [b, d] where the tower has one."""
+        """Return visual tokens [b, cells, d] of images of one size; and a summary of each [b, d], if there is one."""
 
     @abstractmethod
     def positions(self, kept: torch.Tensor, rows: int, columns: int) -> tuple[torch.Tensor, int]:
-        """Positions [axes, b, n] of the kept cells [b, n], and the first position after the whole picture."""
+        """Return positions [axes, b, n] of the kept cells [b, n], and the first position after the whole picture."""
 
     @abstractmethod
     def processor(self, tokenizer: PreTrainedTokenizerFast, chat_template: str) -> Any:
-        """The stock processor to ship."""
+        """Return the stock processor to ship."""
 
     def build(self, tokenizer: PreTrainedTokenizerFast, seed: int) -> Any:
-        """A fresh model with frozen word embeddings; heads start out attending to tokens that share their words."""
+        """Build a fresh model with frozen word embeddings; heads first attend to tokens that share their words."""
         torch.manual_seed(seed)
         AttentionInterface.register("training_bmm", bmm_attention)
         model = self.model_class._from_config(
@@ -96,25 +96,25 @@ class Architecture(ABC):
         return model
 
     def mask(self, mask: torch.Tensor) -> Any:
-        """A ready additive mask [b, 1, s, s] in the form the language model takes it."""
+        """Return a ready additive mask [b, 1, s, s] in the form the language model takes it."""
         return mask
 
     def prepare(self, model: Any) -> None:  # noqa: B027
-        """Further initial values; nothing unless overridden."""
+        """Set further initial values; nothing unless overridden."""
 
     def corner(self, rows: int, columns: int) -> tuple[int, int]:
-        """Row and column of the grid's cell where a picture's first cell lies."""
+        """Return row and column of the grid's cell where a picture's first cell lies."""
         return ((self.square - rows) // 2, (self.square - columns) // 2) if self.square else (0, 0)
 
     def inside(self, rows: int, columns: int) -> torch.Tensor:
-        """Which cells of the grid a picture fills, bool [cells]."""
+        """Return which cells of the grid a picture fills, bool [cells]."""
         top, left = self.corner(rows, columns)
         grid = torch.zeros(self.square or rows, self.square or columns, dtype=torch.bool)
         grid[top : top + rows, left : left + columns] = True
         return grid.flatten()
 
     def slots(self, worlds: list[World]) -> torch.Tensor:
-        """The words true of each cell [slots, b, rows, columns] of the grid; −2, unspecified, wherever padding is."""
+        """Return the words true of each cell [slots, b, rows, columns] of the grid; −2, unspecified, on padding."""
         slots = np.stack([world.cells for world in worlds], axis=1)
         rows, columns = slots.shape[2:]
         if self.places:
@@ -129,7 +129,7 @@ class Architecture(ABC):
 
 
 def attend_to_likes(attention: Any, key_heads: int, spread: float = 0.04) -> None:
-    """Query and key weights that start out nearly equal, so that tokens attend to what resembles them."""
+    """Initialise query and key weights nearly equal, so that tokens attend to what resembles them."""
     attention.k_proj.weight.normal_(std=spread)
     copies = attention.k_proj.weight.view(key_heads, 1, -1, HIDDEN).expand(-1, HEADS // key_heads, -1, -1)
     attention.q_proj.weight.copy_(copies.reshape(HIDDEN, HIDDEN))
@@ -137,7 +137,7 @@ def attend_to_likes(attention: Any, key_heads: int, spread: float = 0.04) -> Non
 
 
 def pixel_values(worlds: list[World]) -> torch.Tensor:
-    """Normalised pixels [b, height, width, 3] as the stock image processors compute them."""
+    """Return normalised pixels [b, height, width, 3] as the stock image processors compute them."""
     pixels = torch.from_numpy(np.stack([np.asarray(world.image) for world in worlds])).float()
     return (pixels / 255 - MEAN) / STD
 
@@ -151,7 +151,7 @@ def bmm_attention(
     scaling: float = 1.0,
     **_kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Plain attention; with bfloat16 matrix units it trains about twice as fast on CPU as the fused operator.
+    """Return plain attention; with bfloat16 matrix units it trains about twice as fast on CPU as the fused operator.
 
     query [b, h, n, d], key and value [b, kv, n, d], additive mask [b, 1, n, n] or None; returns [b, n, h, d]. A module
     with a `watcher` has it called with the weights [b, h, n, n].

@@ -47,7 +47,7 @@ class Batch:
     corner: tuple[int, int]
 
     def targets(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where to look: places [m, 2] (row, place) and the cells of the box asked about, bool [m, n].
+        """Return where to look: places [m, 2] (row, place) and the cells of the box asked about, bool [m, n].
 
         The places are the text tokens that predict the first word of an answer, or either coordinate.
         """
@@ -63,7 +63,7 @@ class Batch:
         return places, (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
 
     def centres(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """x and y of the kept cells' centres [b, n], in pixels of their picture."""
+        """Return x and y of the kept cells' centres [b, n], in pixels of their picture."""
         (top, left), columns = self.corner, self.grid[1]
         return (self.kept % columns - left) * CELL + CELL // 2, (self.kept // columns - top) * CELL + CELL // 2
 
@@ -110,7 +110,7 @@ class Packer:
     def draw(
         self, first: int, count: int, *, objects: int, questions: int, size: tuple[int, int] | None = None
     ) -> list[World]:
-        """`count` pictures from number `first` on: half scenes, half screens, one size, up to `objects` things."""
+        """Draw `count` images from number `first` on: half scenes, half screens, one size, up to `objects` things."""
         rng = random.Random(f"draw/{first}")
         sizes = self.architecture.sizes
         size = size or rng.choices(list(sizes), list(sizes.values()))[0]
@@ -122,7 +122,10 @@ class Packer:
         ]
 
     def pack(self, worlds: list[World], keep: int, seed: int) -> Batch:
-        """`keep` visual tokens per row: cells of objects first, then others at random, in reading order."""
+        """Pack worlds into rows with `keep` visual tokens each.
+
+        Cells of objects come first, then others at random, in reading order.
+        """
         picture = worlds[0].cells.shape[1:]
         slots = self.architecture.slots(worlds)  # [2 or 4, b, rows, columns]
         _, b, rows, columns = slots.shape
@@ -164,7 +167,7 @@ class Packer:
         return Batch(worlds, ids, positions, mask, labels, weights, kept, slots, spans, (rows, columns), corner)
 
     def _block(self, text: str, answer: str) -> tuple[list[int], int]:
-        """Tokens of one question and its answer, and how many of them are to be predicted."""
+        """Return tokens of one question and its answer, and how many of them are to be predicted."""
         reply = [*self.encode(answer), self.end]
         return [*self.encode(text), self.assistant, *reply], len(reply)
 

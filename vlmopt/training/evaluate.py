@@ -19,7 +19,7 @@ from vlmopt.synthetic.asked import SIZES, SIZES_OF, one_of_each_kind
 
 
 def answer_all(model: Any, processor: Any, asked: Sequence[tuple[World, Question]], batch: int = 16) -> list[str]:
-    """Greedy answers through the processor's chat template, one question per prompt."""
+    """Return greedy answers through the processor's chat template, one question per prompt."""
     answers = []
     for start in tqdm(range(0, len(asked), batch), disable=len(asked) < 200):
         part = asked[start : start + batch]
@@ -33,7 +33,7 @@ def answer_all(model: Any, processor: Any, asked: Sequence[tuple[World, Question
 
 
 def correct(question: Question, answer: str) -> bool:
-    """Coordinates must fall inside the box; everything else must match word for word."""
+    """Return whether coordinates fall inside the box, or anything else matches word for word."""
     if question.kind not in ("click", "point") or question.box is None:
         return answer == question.answer
     parts = answer.strip("()").split(",")
@@ -45,7 +45,7 @@ def correct(question: Question, answer: str) -> bool:
 
 
 def measure(model: Any, processor: Any, pictures: int, batch: int = 16) -> dict[str, dict[str, Any]]:
-    """Marks by "family kind", and for presence also by right answer."""
+    """Return marks by "family kind", and for presence also by right answer."""
     sizes = SIZES_OF.get(model.config.model_type, SIZES)
     asked = sorted(one_of_each_kind(pictures, sizes=sizes), key=lambda pair: (pair[0].size, pair[1].kind))
     groups: dict[str, list[bool]] = {}

@@ -36,7 +36,10 @@ class JointStage:
         return answers + DENSE_WEIGHT * cells, counts | cell_counts
 
     def keep(self, step: int) -> int:
-        """Short at first; then full, but for a `PRUNED` fraction of batches of any length. The same for all workers."""
+        """Return the tokens to keep: few at first, then all, but for a `PRUNED` fraction of batches of any length.
+
+        The same for all workers.
+        """
         if step < 0.1 * self.steps:
             return SHORT
         rng = random.Random(f"keep/{step}")

@@ -43,7 +43,7 @@ class Reader(nn.Module):
         return self.language.embed_tokens.weight
 
     def forward(self, batch: Batch, visual: torch.Tensor) -> Marked:
-        """visual [b, n, d] at the kept cells -> loss and hits per kind of question."""
+        """Compute loss and hits per kind of question from visual tokens [b, n, d] at the kept cells."""
         embeds = self.table[batch.ids]
         embeds = torch.cat([embeds[:, :2], visual.to(embeds.dtype), embeds[:, batch.visual.stop :]], dim=1)
         seen: dict[str, torch.Tensor] = {}
@@ -85,7 +85,7 @@ class Reader(nn.Module):
             yield
 
     def _placing(self, batch: Batch, states: torch.Tensor) -> torch.Tensor:
-        """states [b, s, d] after the probed layer -> loss of the visual tokens' columns and rows."""
+        """Compute the loss of the visual tokens' columns and rows from states [b, s, d] after the probed layer."""
         with torch.autocast("cpu", torch.bfloat16):
             places = self.probe(F.rms_norm(states[:, batch.visual], (HIDDEN,))).float()
         columns = batch.grid[1]
@@ -95,14 +95,14 @@ class Reader(nn.Module):
         )
 
     def _pointing(self, batch: Batch, weights: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """weights [b, s, s] of the pointing head -> loss, and the mean attention on the object asked about."""
+        """Compute loss, and mean attention on the object asked about, from weights [b, s, s] of the pointing head."""
         places, cells = batch.targets()
         rows = weights[places[:, 0], places[:, 1], batch.visual].float()
         mass = (rows * cells).sum(-1)[cells.any(-1)]
         return -(mass + 1e-4).log().mean(), mass.mean().item()
 
     def _marks(self, batch: Batch, guesses: torch.Tensor) -> Iterator[tuple[str, bool]]:
-        """Teacher-forced marks: coordinates count when they fall into the box, everything else when all is right."""
+        """Yield teacher-forced marks: coordinates count when they fall into the box, others when all is right."""
         for row, places, question in batch.spans:
             guess = guesses[row, places].tolist()
             if question.kind in ("click", "point") and question.box is not None:
@@ -129,7 +129,7 @@ class LanguageStage:
         return self.reader(batch, self.symbolic(batch, first))
 
     def symbolic(self, batch: Batch, seed: int) -> torch.Tensor:
-        """Ideal tokens of the kept cells with noise of norm 0.1 to 0.7 and a few wrong words: [b, n, d]."""
+        """Return ideal tokens of the kept cells with noise of norm 0.1 to 0.7 and a few wrong words: [b, n, d]."""
         random = torch.Generator().manual_seed(seed)
         slots = batch.slots.gather(2, batch.kept.expand(len(batch.slots), -1, -1)).clone()
         self._fill_labels(batch, slots, random)

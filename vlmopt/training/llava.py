@@ -56,7 +56,7 @@ class Llava(Architecture):
     key_heads = HEADS
 
     def configuration(self, tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
-        """Every picture is 256 visual tokens, padding included."""
+        """Return the configuration; every image is 256 visual tokens, padding included."""
         token_id = tokenizer.convert_tokens_to_ids
         special = {"eos_token_id": token_id(END), "pad_token_id": token_id(PAD)}
         text = LlamaConfig(
@@ -94,9 +94,10 @@ class Llava(Architecture):
         )
 
     def prepare(self, model: Any) -> None:
-        """Places start as 2-D sine waves, and the tower's first heads look at neighbouring cells as convolutions do.
+        """Start places as 2-D sine waves, and let the tower's first heads look at neighbouring cells.
 
-        After ConViT (d'Ascoli et al., arXiv 2103.10697), here by the initial values of stock parameters alone.
+        After ConViT (d'Ascoli et al., arXiv 2103.10697), whose heads start as convolutions; here by the initial values
+        of stock parameters alone.
         """
         tower = model.model.vision_tower
         angles = torch.arange(SQUARE)[:, None] * WAVES
@@ -157,7 +158,7 @@ def look_aside(attention: Any, head: int, offset: tuple[int, int]) -> None:
 
 
 def padded(worlds: list[World]) -> torch.Tensor:
-    """Pixels as the stock image processor makes them, [b, 3, 224, 224]: the mean colour around the picture."""
+    """Return pixels as the stock image processor makes them, [b, 3, 224, 224]: the mean colour around the picture."""
     pixels = pixel_values(worlds)
     b, height, width, _ = pixels.shape
     side = SQUARE * CELL

@@ -58,7 +58,7 @@ class Loop:
             self._load(torch.load(path, weights_only=True))
 
     def run(self, work: Callable[[int], Marked]) -> None:
-        """`work(step)` gives the loss and counts, name -> (right, of); their ratios are logged."""
+        """Take all steps; `work(step)` gives the loss and counts, name -> (right, of); their ratios are logged."""
         totals: Counter[str] = Counter()
         seen: Counter[str] = Counter()
         saved = time.monotonic()
@@ -149,7 +149,7 @@ def _copy(targets: Mapping[str, torch.Tensor], sources: Mapping[str, torch.Tenso
 
 
 def tally(pairs: Iterable[tuple[str, bool]]) -> Counts:
-    """Counts by name: how many were right, of how many."""
+    """Count by name how many were right, of how many."""
     right: Counter[str] = Counter()
     of: Counter[str] = Counter()
     for name, correct in pairs:

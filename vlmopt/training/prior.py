@@ -39,7 +39,7 @@ class PriorStage:
         return self.reader(batch, tokens.float().gather(1, batch.kept[..., None].expand(-1, -1, tokens.shape[-1])))
 
     def draw(self, first: int) -> list[World]:
-        """Pictures of one size: scenes and screens as in the joint stage, then scenes of habit."""
+        """Return pictures of one size: scenes and screens as in the joint stage, then scenes of habit."""
         habits = round(HABIT * self.share.count)
         worlds = self.packer.draw(first, self.share.count - habits, objects=7, questions=14)
         seeds = range(FIRST_TRAINING_SEED + first, FIRST_TRAINING_SEED + first + habits)
@@ -49,6 +49,6 @@ class PriorStage:
         ]
 
     def keep(self, step: int) -> int:
-        """All visual tokens but for a `PRUNED` fraction of batches. The same for all workers."""
+        """Return all visual tokens but for a `PRUNED` fraction of batches. The same for all workers."""
         rng = random.Random(f"prior/{step}")
         return 16 * rng.randint(3, 12) if rng.random() < PRUNED else FULL

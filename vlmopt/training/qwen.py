@@ -38,7 +38,10 @@ class Qwen(Architecture):
     key_heads = KEY_HEADS
 
     def configuration(self, tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
-        """Every tower block attends over all of the picture, merging is off: a 224×224 picture is 256 visual tokens."""
+        """Return the configuration: every tower block attends over all of the image, merging is off.
+
+        An image of 224×224 pixels is 256 visual tokens.
+        """
         token_id = tokenizer.convert_tokens_to_ids
         special = {"eos_token_id": token_id(END), "pad_token_id": token_id(PAD)}
         text = dict(
@@ -97,7 +100,7 @@ class Qwen(Architecture):
 
 
 def patches(worlds: list[World]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pixels as the stock image processor lays them out: [b·cells, 3·2·14·14] and grid [b, 3]."""
+    """Return pixels as the stock image processor lays them out: [b·cells, 3·2·14·14] and grid [b, 3]."""
     pixels = pixel_values(worlds)
     b, height, width, _ = pixels.shape
     rows, columns = height // CELL, width // CELL

@@ -30,13 +30,13 @@ NEAR = ("Saved", "Opened", "Printer", "Sender", "Homes", "Nextel", "Copies", "He
 
 @functools.cache
 def others() -> tuple[str, ...]:
-    """Words that are no labels: the pages' made-up contents, and words that nearly are."""
+    """Return words that are no labels: the pages' made-up contents, and words that nearly are."""
     made = [text for sort in texts().values() for text in sort if len(text) < 16]
     return tuple(text for text in (*made, *NEAR) if not set(text.split()) & set(LABELS))
 
 
 def sheet(seed: int) -> Filled:
-    """A document without controls: blocks side by side, each in one face, size and colour."""
+    """Return a document without controls: blocks side by side, each in one face, size and colour."""
     rng = random.Random(f"sheet/{seed}")
     columns, rows = SIZE[0] // BLOCK[0], -(-SIZE[1] // BLOCK[1])
     blocks = "".join(block(rng, x * BLOCK[0], y * BLOCK[1]) for x in range(columns) for y in range(rows))
@@ -72,7 +72,7 @@ def block(rng: random.Random, left: int, top: int) -> str:
 
 
 def cells_of(screen: Screen, frame: Frame) -> np.ndarray:
-    """int16 [2, rows, columns] as in `World.cells`: labels by name, no name elsewhere, edges unspecified."""
+    """Return int16 [2, rows, columns] as in `World.cells`: labels by name, no name elsewhere, edges unspecified."""
     left, top, right, bottom = frame
     columns, rows = (right - left) // CELL, (bottom - top) // CELL
     cells = np.full((2, rows, columns), -1, dtype=np.int16)
@@ -94,7 +94,7 @@ def cells_of(screen: Screen, frame: Frame) -> np.ndarray:
 
 
 def sheets(size: tuple[int, int], count: int, number: int) -> Iterator[World]:
-    """Worlds without questions, cut from sheets side by side."""
+    """Yield worlds without questions, cut from sheets side by side."""
     made, seed = 0, 1_000_000 * number
     with Renderer(SIZE) as renderer:
         while made < count:

@@ -27,7 +27,7 @@ SUMMARY_WEIGHT = 3.0
 
 
 def cell_targets(slots: torch.Tensor, slot_ids: tuple[torch.Tensor, ...], table: torch.Tensor) -> torch.Tensor:
-    """The sum of the words of each cell: slots [2 or 4, …] -> […, d]; negative entries add nothing."""
+    """Sum the embeddings of the words of each cell: slots [2 or 4, …] -> […, d]; negative entries add nothing."""
     total = torch.zeros(*slots.shape[1:], table.shape[1])
     for slot, ids in zip(slots, slot_ids, strict=True):
         total = total + table[ids[slot.clamp(min=0)]] * (slot >= 0)[..., None]
@@ -37,7 +37,7 @@ def cell_targets(slots: torch.Tensor, slot_ids: tuple[torch.Tensor, ...], table:
 def dense_loss(
     tokens: torch.Tensor, slots: torch.Tensor, slot_ids: tuple[torch.Tensor, ...], table: torch.Tensor
 ) -> Marked:
-    """tokens [b, cells, d], slots [2 or 4, b, cells] -> loss, and hits per kind of word on object cells."""
+    """Compute loss, and hits per kind of word on object cells, from tokens [b, cells, d], slots [2 or 4, b, cells]."""
     tokens = tokens.float()
     objects = (slots[0] >= 0) | (slots[1] >= 0) & (slots[1] != SECOND_SLOT.index(BACKGROUND))
     weight = torch.where(objects, 1.0, BACKGROUND_WEIGHT)
@@ -63,7 +63,7 @@ def dense_loss(
 def summary_loss(
     summary: torch.Tensor, slots: torch.Tensor, slot_ids: tuple[torch.Tensor, ...], table: torch.Tensor
 ) -> Marked:
-    """summary [b, d], slots [2 or 4, b, cells] -> loss, and how many of the words said or true are both."""
+    """Compute loss, and how many words said or true are both, from summary [b, d], slots [2 or 4, b, cells]."""
     loss = summary.new_zeros((), dtype=torch.float32)
     both = either = 0.0
     for slot, ids in zip(slots[:2], slot_ids, strict=False):
@@ -76,7 +76,7 @@ def summary_loss(
 
 
 def look(model: Any, packer: Packer, worlds: list[World]) -> tuple[torch.Tensor, torch.Tensor, Counts]:
-    """Visual tokens of pictures of one size, how far they are from what they should say, and what was right."""
+    """Return visual tokens of pictures of one size, how far they are from what they should say, and what was right."""
     table, slots = model.get_input_embeddings().weight, packer.architecture.slots(worlds).flatten(2)
     with torch.autocast("cpu", torch.bfloat16):
         tokens, summary = packer.architecture.see(model, worlds)

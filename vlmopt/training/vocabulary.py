@@ -34,7 +34,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer(pictures: int = 300) -> PreTrainedTokenizerFast:
-    """Byte-level BPE over the generated questions and answers; raises if a word that matters is not one token."""
+    """Train byte-level BPE on the generated questions and answers; raise if a word that matters is not one token."""
     corpus = [
         text
         for seed in range(pictures)
@@ -67,7 +67,7 @@ def build_tokenizer(pictures: int = 300) -> PreTrainedTokenizerFast:
 
 
 def word_id(tokenizer: PreTrainedTokenizerFast, word: str) -> int:
-    """The one token of a word after a space (which every segment starts with)."""
+    """Return the one token of a word after a space (which every segment starts with)."""
     ids = tokenizer(word, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
         raise ValueError(f"{word!r} is {len(ids)} tokens; raise VOCABULARY above {VOCABULARY}")
@@ -75,7 +75,7 @@ def word_id(tokenizer: PreTrainedTokenizerFast, word: str) -> int:
 
 
 def coordinate_ids(tokenizer: PreTrainedTokenizerFast, value: int) -> tuple[int, int]:
-    """The tokens of a number as x (after the bracket) and as y (after the space)."""
+    """Return the tokens of a number as x (after the bracket) and as y (after the space)."""
     ids = tokenizer(f"({value}, {value})", add_special_tokens=False)["input_ids"]
     if len(ids) != 5:
         raise ValueError(f"({value}, {value}) is {len(ids)} tokens instead of 5; raise VOCABULARY above {VOCABULARY}")
@@ -83,7 +83,7 @@ def coordinate_ids(tokenizer: PreTrainedTokenizerFast, value: int) -> tuple[int,
 
 
 def embedding_table(tokenizer: PreTrainedTokenizerFast, hidden: int, seed: int) -> torch.Tensor:
-    """Unit-norm word embeddings [vocabulary, hidden]: orthonormal words, smooth coordinates, random rest."""
+    """Return unit-norm word embeddings [vocabulary, hidden]: orthonormal words, smooth coordinates, random rest."""
     random = torch.Generator().manual_seed(seed)
     table = torch.randn(len(tokenizer), hidden, generator=random)
     basis = torch.linalg.qr(torch.randn(hidden, hidden, generator=random)).Q

@@ -44,7 +44,7 @@ class WebStage:
         return answers + DENSE_WEIGHT * (cells + web_cells), right | counts | of_windows(web_counts)
 
     def draw(self, first: int) -> tuple[list[World], list[World], list[World]]:
-        """Scenes and screens, windows, and scenes of habit, all of one size."""
+        """Return scenes and screens, windows, and scenes of habit, all of one size."""
         count = self.share.count
         web, habits = round(WEB * count), round(HABIT * count)
         drawn = self.packer.draw(first, count - web - habits, objects=7, questions=14)
@@ -56,13 +56,13 @@ class WebStage:
         return drawn, self.windows.draw(first, web, size), degraded
 
     def keep(self, step: int) -> int:
-        """All visual tokens but for a `PRUNED` fraction of batches. The same for all workers."""
+        """Return all visual tokens but for a `PRUNED` fraction of batches. The same for all workers."""
         rng = random.Random(f"web/{step}")
         return 16 * rng.randint(2, 12) if rng.random() < PRUNED else FULL
 
 
 def of_windows(counts: Counts) -> Counts:
-    """Counts of cells under names of their own; windows are neither scenes nor drawn screens."""
+    """Give the counts names of their own; windows are neither scenes nor drawn screens."""
     out: Counts = {}
     for kind in ("name", "sort"):
         pairs = [counts[f"{family}_{kind}"] for family in ("scene", "screen") if f"{family}_{kind}" in counts]

@@ -78,7 +78,7 @@ class Trainer:
         self._loop("joint", modules).run(stage)
 
     def prior(self) -> None:
-        """Only the language model learns, without the probes: places it knows by now."""
+        """Train the language model alone, without the probes: places it knows by now."""
         restore(self.out / "joint.pt", {"visual": self.visual, "reader": self.reader})
         packer = Packer(self.tokenizer, replace(self.architecture, probed_layer=None))
         reader = Reader(self.model, packer)

@@ -1,4 +1,4 @@
-"""Which attention heads look at the picture: a matrix of layers and heads, measured on this prompt or beforehand."""
+"""Which attention heads look at the image: a matrix of layers and heads, measured on this prompt or beforehand."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def measure(model: Any, processor: Any, request: Request, progress: Progress) ->
 
 
 def applied(run: Run) -> list[list[float]] | None:
-    """Factors by layer and head, 1 where a layer was left alone; None where no correction of the run scales heads."""
+    """Return factors by layer and head, 1 where a layer was left alone; None where no correction scales heads."""
     report = run.optimized.report
     found = {
         layer["layer"]: layer["gain"][0]

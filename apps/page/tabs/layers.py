@@ -50,7 +50,7 @@ def show(run: Run, worker: Worker) -> None:
 
 
 def counts(sample: dict[str, Any], depth: int) -> list[dict[str, Any]]:
-    """Rows (layer, part, amount) of a stacked bar per layer, from the report's stages."""
+    """Return entries (layer, part, amount) of a stacked bar per layer, from the report's stages."""
     rows = []
     for layer in range(depth):
         left, markers = sample["visual_tokens"], 0

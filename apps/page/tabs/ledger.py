@@ -37,14 +37,14 @@ def show(run: Run, worker: Worker) -> None:
 
 
 def parts(variant: str, report: vlmopt.Report) -> figures.Rows:
-    """Milliseconds per stage; "other" is what the stages leave of the whole."""
+    """Return milliseconds per stage; "other" is what the stages leave of the whole."""
     ms = {name: report.ms.get(name) or 0.0 for name in STAGES[:-1]}
     ms["other"] = max((report.ms["total"] or 0.0) - sum(ms.values()), 0.0)
     return [{"variant": variant, "part": name, "amount": round(value, 2)} for name, value in ms.items() if value]
 
 
 def numbers(run: Run) -> figures.Rows:
-    """The figures of both variants side by side, as text."""
+    """Return the figures of both variants side by side, as text."""
     rows: dict[str, list[str]] = {}
     for outcome in (run.dense, run.optimized):
         report, found = outcome.report, outcome.measurement

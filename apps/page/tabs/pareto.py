@@ -1,4 +1,4 @@
-"""Other budgets on the same picture: what fewer tokens cost in agreement, and what they save in time."""
+"""Other budgets on the same image: what fewer tokens cost in agreement, and what they save in time."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def charts(found: Swept) -> None:
 
 
 def lines(rows: figures.Rows, names: list[str], y: str, share: bool) -> figures.Chart:
-    """One line and shape per method over the share of tokens kept; hollow off the front where `y` is a share."""
+    """Draw one line and shape per method over the share of tokens kept; hollow off the front where `y` is a share."""
     scale = figures.colours(names, (figures.GREY, *figures.SERIES))
     percent, form = alt.Axis(format="%"), ".1%" if share else ".0f"
     up = {"axis": percent, "scale": alt.Scale(domain=[0, 1.05])} if share else {"scale": alt.Scale(zero=True)}
@@ -136,7 +136,7 @@ def measure(
     ratios: tuple[float, ...],
     progress: Progress,
 ) -> Swept:
-    """The sweep; what was done before Stop was pressed stays."""
+    """Run the sweep; what was done before Stop was pressed stays."""
     prompt, beat = prepared(model, processor, request), Beat(progress)
 
     def said(ids: Sequence[int]) -> str:
@@ -146,7 +146,7 @@ def measure(
         return place(model, request, prompt, said(ids))
 
     def agree(ids: Sequence[int], dense: Sequence[int]) -> float:
-        """By pixels where the dense answer clicks, else by tokens."""
+        """Compare by pixels where the dense answer clicks, else by tokens."""
         wanted, found = click(dense), click(ids)
         if wanted is None:
             return agreement(ids, dense)
@@ -170,7 +170,7 @@ def measure(
 
 
 class Beat(StoppingCriteria):
-    """Ends generation when the user presses Stop, so that what is already measured can be shown."""
+    """End generation when the user presses Stop, so that what is already measured can be shown."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress, self.at, self.stopped = progress, (0.0, ""), False

@@ -1,4 +1,4 @@
-"""Which tokens each cut ranked high: a heat map over the picture, and the scores with the place of the cut."""
+"""Which tokens each cut ranked high: a heat map over the image, and the scores with the place of the cut."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def show(run: Run, worker: Worker) -> None:
 
 
 def histogram(stage: Stage) -> None:
-    """Scores by fate; the cut is drawn where the score alone decided."""
+    """Draw the scores by fate; the cut is drawn where the score alone decided."""
     scores = torch.cat([m.scores for m in stage.maps if m.scores is not None])
     kept = torch.cat([m.kept for m in stage.maps if m.scores is not None])
     known = ~scores.isnan()

@@ -1,4 +1,4 @@
-"""Attention sinks: where they lie on the picture, how long they last, and what redistribution takes from them."""
+"""Attention sinks: where they lie on the image, how long they last, and what redistribution takes from them."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def show(run: Run, worker: Worker) -> None:
 
 
 def bars(masses: list[dict[str, Any]]) -> None:
-    """Shares per layer, with a second bar where something was corrected."""
+    """Draw shares per layer, with a second bar where something was corrected."""
     rows = [
         {"layer": entry["layer"], "when": when, "part": NAMES[kind], "amount": round(share, 4)}
         for entry in masses

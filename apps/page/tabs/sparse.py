@@ -70,7 +70,7 @@ def show(run: Run, worker: Worker) -> None:
 
 
 def told(run: Run, tokens: int) -> None:
-    """What the run itself did."""
+    """Say what the run itself did."""
     layers = run.optimized.report.prefill
     if layers:
         work = sum(entry["work"] for entry in layers) / len(layers)
@@ -97,7 +97,7 @@ def measure(
     block: int | None,
     progress: Progress,
 ) -> list[HeadMap] | str:
-    """The maps, or why there are none."""
+    """Return the maps, or why there are none."""
     inputs = prepared(model, processor, request).inputs
     progress(0.05, "Reading the prompt")
     try:

@@ -14,7 +14,7 @@ FORMATS: dict[str, ModuleType] = {module.NAME: module for module in (pope, chair
 
 
 def reader(source: Source) -> Reader:
-    """The reader of a source, by name or by what its first file holds.
+    """Return the reader of a source, by name or by what its first file holds.
 
     Raises:
         ValueError: unknown format, or contents of none.

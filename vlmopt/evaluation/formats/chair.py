@@ -21,7 +21,7 @@ def recognises(entries: Sequence[Entry]) -> bool:
 
 
 def read(source: Source) -> Data:
-    """One caption for each picture of the first file; the truth comes from all files.
+    """Read one caption for each image of the first file; the truth comes from all files.
 
     An object is there if an instance annotation of any file says so, or a reference caption names it.
 

@@ -1,4 +1,4 @@
-"""Reading JSON and JSON lines, with the line or the number of what is wrong."""
+"""Read JSON and JSON lines; name the line or the number of what is wrong."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SUFFIXES = (".json", ".jsonl")
 
 
 def files(source: Source) -> list[Path]:
-    """The files of a source; a directory stands for the JSON files in it.
+    """Return the files of a source; a directory stands for the JSON files in it.
 
     Raises:
         ValueError: a directory without any. OSError: no such file.
@@ -33,7 +33,7 @@ def files(source: Source) -> list[Path]:
 
 
 def load(path: Path) -> list[Entry]:
-    """The entries of a JSON list, of one JSON object, or of JSON lines.
+    """Return the entries of a JSON list, of one JSON object, or of JSON lines.
 
     Raises:
         ValueError: no JSON, or entries that are no objects; names the line or the number.
@@ -61,7 +61,7 @@ def load(path: Path) -> list[Entry]:
 
 
 def _missing(constant: str) -> None:
-    """NaN and infinities are no JSON, but pandas writes them where there is nothing."""
+    """Read NaN and infinities as missing: they are no JSON, but pandas writes them where there is nothing."""
 
 
 def _line(path: Path, number: int, line: str) -> list[tuple[str, Any]]:
@@ -74,7 +74,7 @@ def _line(path: Path, number: int, line: str) -> list[tuple[str, Any]]:
 
 
 def need(entry: Mapping[str, Any], name: str, where: str, kind: type | tuple[type, ...] = str) -> Any:
-    """A field that must be there.
+    """Return a field that must be there.
 
     Raises:
         ValueError: missing, empty, or of another type.
@@ -89,9 +89,10 @@ def need(entry: Mapping[str, Any], name: str, where: str, kind: type | tuple[typ
 
 
 def refuse_unknown(entry: Mapping[str, Any], known: Collection[str], where: str) -> None:
-    """
+    """Refuse fields that mean nothing here.
+
     Raises:
-        ValueError: a field that means nothing here, most often a slip of the pen.
+        ValueError: there is one, most often a slip of the pen.
     """
     for name in entry:
         if name not in known:
@@ -101,5 +102,5 @@ def refuse_unknown(entry: Mapping[str, Any], known: Collection[str], where: str)
 
 
 def rest(entry: Mapping[str, Any], used: Collection[str]) -> dict[str, Any]:
-    """Further fields of a public data set, for the record."""
+    """Return the further fields of a public data set, for the record."""
     return {name: value for name, value in entry.items() if name not in used}

@@ -1,4 +1,4 @@
-"""The simple manifest for one's own data: JSON lines with id, image or video, question, answer, category."""
+"""The simple manifest for the user's own data: JSON lines with id, image or video, question, answer, category."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def recognises(entries: Sequence[Entry]) -> bool:
 
 
 def read(source: Source) -> Data:
-    """Fields beyond `FIELDS` are refused.
+    """Read a manifest; fields beyond `FIELDS` are refused.
 
-    `image` is one name or a list, `answer` one text, a list of accepted ones, or missing, `kind` one of `data.KINDS`;
-    without it, a box makes a click, choices a multiple choice, objects a caption, yes or no a yes_no, no answer an open
-    question, and anything else is compared word for word.
+    `image` is one name or a list, `answer` one text, a list of accepted ones, or missing, `kind` one of `data.KINDS`.
+    Without `kind`, a box makes a click, choices a multiple choice, objects a caption, yes or no a yes_no, no answer an
+    open question, and anything else is compared word for word.
 
     Raises:
         ValueError: fields unknown, missing or of the wrong type; boxes without a convention or with a wrong one.
@@ -53,7 +53,7 @@ def read(source: Source) -> Data:
 
 
 def _lexicon(samples: Sequence[Sample], source: Source) -> Lexicon | None:
-    """Of one's own table; else COCO's names where they cover the objects, else just the objects' names."""
+    """Return the user's own table; else COCO's names where they cover the objects, else just the objects' names."""
     objects = {name for sample in samples for name in sample.objects or ()}
     if not objects:
         return None
@@ -102,7 +102,7 @@ def _sample(entry: dict[str, Any], where: str, path: Path, source: Source) -> Sa
 
 
 def _kind(entry: dict[str, Any], where: str) -> tuple[str, str]:
-    """(kind, category)."""
+    """Return (kind, category)."""
     kind, category = entry.get("kind"), str(entry.get("category") or "")
     if kind is None:
         answers = _texts(entry, "answer", where)
@@ -133,7 +133,7 @@ def _raw_box(entry: dict[str, Any], kind: str, where: str) -> list[float] | None
 
 
 def _texts(entry: dict[str, Any], name: str, where: str) -> tuple[str, ...]:
-    """A text, a number or a list of these, as texts."""
+    """Return a text, a number or a list of these as texts."""
     value = entry.get(name)
     values = [] if value is None or value == "" else value if isinstance(value, list) else [value]
     if not all(isinstance(v, (str, int, float)) and not isinstance(v, bool) for v in values):

@@ -1,4 +1,4 @@
-"""POPE: is an object in the picture? One JSON object a line, one file per split (arXiv 2305.10355)."""
+"""POPE: is an object in the image? One JSON object a line, one file per split (arXiv 2305.10355)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def recognises(entries: Sequence[Entry]) -> bool:
 
 
 def read(source: Source) -> Data:
-    """Every file is a split, named by the word random, popular or adversarial in its name, or else by its stem.
+    """Read one split per file, named by the word random, popular or adversarial in its name, or else by its stem.
 
     The released files number their questions anew in every split, so ids are split/question_id.
 

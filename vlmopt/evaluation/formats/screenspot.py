@@ -21,7 +21,7 @@ def recognises(entries: Sequence[Entry]) -> bool:
 
 
 def read(source: Source) -> Data:
-    """Boxes in the convention of `source.boxes`; categories are platform/type, e.g. mobile/icon.
+    """Read samples with boxes in the convention of `source.boxes`; categories are platform/type, e.g. mobile/icon.
 
     The type is `data_type` (ScreenSpot) or `ui_type` (-Pro), the platform the field of that name, or else told by the
     name of the file.

@@ -1,4 +1,4 @@
-"""Generated pictures by name: no file, no network, exact truth."""
+"""Generated images by name: no file, no network, exact truth."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def recognises(entries: Sequence[Entry]) -> bool:
 
 
 def read(source: Source) -> Data:
-    """Questions of every kind about scenes and screens; POPE about scenes of habit, or captions of them.
+    """Generate questions of every kind about scenes and screens; POPE about scenes of habit, or captions of them.
 
     Raises:
         ValueError: unknown worlds.
@@ -52,7 +52,7 @@ def read(source: Source) -> Data:
 
 
 def plain(source: Source, family: str) -> Iterator[Sample]:
-    """One question of each kind about each picture, one about every picture before the second about any."""
+    """Yield one question of each kind about each image, one about every image before the second about any."""
     wanted = source.limit or SAMPLES
     made: list[tuple[World, list[Question]]] = []
     asked = one_of_each_kind(wanted, first_seed(source), SIZES_OF.get(source.model_type, SIZES))
@@ -86,7 +86,7 @@ def sample(source: Source, world: World, name: str, question: Question) -> Sampl
 
 
 def polled(source: Source, _: str) -> Iterator[Sample]:
-    """POPE's three splits about the same pictures, one question about every picture before the second about any."""
+    """Yield POPE's three splits about the same images, one question about every image before the second about any."""
     wanted, each = source.limit or SAMPLES, POLLS * len(SPLITS)
     worlds = habits(source, max(FEWEST, -(-wanted // each), min(wanted, SPREAD)))
     polls = {split: list(pope(worlds, split, seed=source.seed)) for split in SPLITS}
@@ -121,7 +121,7 @@ def captions(source: Source, _: str) -> Iterator[Sample]:
 
 
 def habits(source: Source, count: int) -> list[HabitWorld]:
-    """Scenes of habit, degradations and the sizes that suit the model in turn."""
+    """Return scenes of habit, with degradations and the sizes that suit the model in turn."""
     sizes = SIZES_OF.get(source.model_type, SIZES)
     return [
         hallucination(
@@ -139,7 +139,7 @@ def first_seed(source: Source) -> int:
 
 
 def drawn(source: Source, world: World, name: str) -> str:
-    """Save a picture, whole or not at all, unless an earlier run did; returns its path relative to the run."""
+    """Save an image, whole or not at all, unless an earlier run did; return its path relative to the run."""
     path = Path("pictures") / f"{name}.png"
     if not (source.run / path).exists():
         (source.run / path).parent.mkdir(parents=True, exist_ok=True)

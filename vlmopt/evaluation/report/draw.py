@@ -1,4 +1,4 @@
-"""A drawing in a few kinds of marks: SVG on a page (page/figures.html), and here a picture for a README."""
+"""A drawing in a few kinds of marks: SVG on a page (page/figures.html), and here a PNG for a README."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Points = list[tuple[float, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """Through points; filled to an area, faintly, if `fill`."""
+    """A line through points; filled to an area, faintly, if `fill`."""
 
     kind: ClassVar[str] = "line"
     points: Points
@@ -32,6 +32,8 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Box:
+    """A filled rectangle from its upper left corner, with a title to hover for."""
+
     kind: ClassVar[str] = "box"
     x: float
     y: float
@@ -58,7 +60,7 @@ class Dot:
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """`anchor`: start, middle or end at x; y is the baseline; `turned` reads upwards."""
+    """A text. `anchor`: start, middle or end at x; y is the baseline; `turned` reads upwards."""
 
     kind: ClassVar[str] = "text"
     x: float
@@ -73,7 +75,7 @@ class Text:
 
 @dataclass
 class Scene:
-    """`title` names the drawing, `told` is what it shows in words."""
+    """A drawing. `title` names it, `told` says in words what it shows."""
 
     width: float
     height: float
@@ -88,12 +90,12 @@ def font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def text_width(text: str, size: float) -> float:
-    """A guess for any sans-serif font, on the safe side."""
+    """Estimate the width in any sans-serif font, on the safe side."""
     return float(font(100).getlength(text)) * size / 100 * 1.1
 
 
 def outline(dot: Dot) -> Points:
-    """Corners of a marker; none for a circle."""
+    """Return the corners of a marker; none for a circle."""
     r = dot.radius
     corners = {
         "square": [(-0.88, -0.88), (0.88, -0.88), (0.88, 0.88), (-0.88, 0.88)],
@@ -105,7 +107,10 @@ def outline(dot: Dot) -> Points:
 
 
 def png(scene: Scene, colours: dict[str, str] = LIGHT) -> bytes:
-    """A picture of it, smooth because lines and shapes are drawn larger first; letters are drawn at their size."""
+    """Render a scene as PNG.
+
+    Lines and shapes are drawn larger first, to be smooth; letters are drawn at their size.
+    """
     k = float(SCALE * SMOOTH)
     size = (round(scene.width * SCALE), round(scene.height * SCALE))
     image = Image.new("RGB", (size[0] * SMOOTH, size[1] * SMOOTH), colours["paper"])
@@ -170,13 +175,13 @@ def _write(image: Image.Image, mark: Text, colours: dict[str, str]) -> None:
 
 
 def faint(ink: str, paper: str) -> tuple[int, ...]:
-    """A third of the ink."""
+    """Return the ink at a third of its strength."""
     pairs = zip(ImageColor.getrgb(ink), ImageColor.getrgb(paper), strict=True)
     return tuple((own + 2 * ground) // 3 for own, ground in pairs)
 
 
 def dashes(points: Points) -> list[Points]:
-    """A line cut into pieces; pictures know no dashes."""
+    """Cut a line into pieces; raster images know no dashes."""
     pieces: list[Points] = []
     for (x0, y0), (x1, y1) in pairwise(points):
         length = ((x1 - x0) ** 2 + (y1 - y0) ** 2) ** 0.5
@@ -189,7 +194,7 @@ def dashes(points: Points) -> list[Points]:
 
 
 def coordinate(value: float) -> str:
-    """As SVG has it, to a tenth of a unit."""
+    """Write a number for SVG, to a tenth of a unit."""
     return f"{value:.1f}".removesuffix(".0")
 
 

@@ -42,7 +42,7 @@ LEVEL = 0.05  # of the paired test; a bootstrap alone is too sure of itself wher
 
 
 class Metric(NamedTuple):
-    """`better`: 1 where more is better, -1 where less is, 0 where neither is."""
+    """A figure of merit. `better`: 1 where more is better, -1 where less is, 0 where neither is."""
 
     name: str
     title: str
@@ -64,7 +64,7 @@ class Metric(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A figure in its unit with the ends of its interval and the interval's name; `p` of a difference from dense."""
+    """A value in its unit with its interval and the interval's name; `p` for a difference from dense."""
 
     value: float
     low: float
@@ -79,7 +79,7 @@ class Figure(NamedTuple):
         return "" if self.interval == CERTAIN else f"{number(self.low)} to {number(self.high)}"
 
     def reading(self, better: int) -> str:
-        """A difference in words: only what the interval and the test agree on is called one."""
+        """Describe a difference in words; only what the interval and the test agree on is called one."""
         if not better:
             return ""
         if self.low <= 0 <= self.high or (self.p is not None and self.p >= LEVEL):
@@ -144,7 +144,7 @@ class Facts:
 
     @property
     def asked(self) -> str:
-        """How many samples, and how many pictures they are about."""
+        """How many samples there are, and how many images they are about."""
         pictures = self.summary.get("pictures", len({record.picture for record in self.records}))
         return f"{self.summary['samples']} samples about {pictures} picture{'' if pictures == 1 else 's'}"
 
@@ -180,7 +180,7 @@ class Facts:
         return None if found is None else _figure(found, "value", metric)
 
     def difference(self, policy: str, metric: Metric, category: str | None = None) -> Figure | None:
-        """From dense, on the samples that both answered; None for dense itself."""
+        """Return the difference from dense, on the samples that both answered; None for dense itself."""
         found = self._part(policy, category).get("versus_dense", {}).get(metric.name)
         return None if found is None else _figure(found, "difference", metric)
 
@@ -193,17 +193,17 @@ class Facts:
         return Place(found, found, found)
 
     def kept_share(self, policy: str) -> float | None:
-        """Percent of the visual tokens."""
+        """Return the percentage of the visual tokens."""
         tokens = self.summary["policies"][policy]["tokens"]
         return 100 * tokens["kept"] / tokens["visual"] if tokens["kept"] is not None and tokens["visual"] else None
 
     def speedup(self, policy: str, name: str = "ttft_ms") -> float | None:
-        """How many times as fast as dense."""
+        """Return how many times as fast as dense."""
         own, dense = (self.summary["policies"][one]["latency"][name] for one in (policy, DENSE))
         return dense["median"] / own["median"] if own and dense and own["median"] else None
 
     def style(self, policy: str) -> int:
-        """Number of a policy's colour and marker; dense is 0."""
+        """Return the number of a policy's colour and marker; dense is 0."""
         return self.policies.index(policy)
 
     def _part(self, policy: str, category: str | None) -> Mapping[str, Any]:
@@ -222,7 +222,7 @@ def _figure(found: Mapping[str, Any], name: str, metric: Metric) -> Figure:
 
 
 def number(value: float | None, digits: int = 1, sign: bool = False) -> str:
-    """For people: a real minus sign, a dash for nothing."""
+    """Write a number for people: a real minus sign, a dash for nothing."""
     if value is None:
         return "–"
     text = f"{value:+,.{digits}f}" if sign else f"{value:,.{digits}f}"
@@ -232,12 +232,12 @@ def number(value: float | None, digits: int = 1, sign: bool = False) -> str:
 
 
 def count(value: float | None) -> str:
-    """Whole numbers without decimals."""
+    """Write whole numbers without decimals."""
     return number(value, 0 if value is not None and value == round(value) else 1)
 
 
 def milliseconds(value: float | None) -> str:
-    """Three digits at least, no decimals from 100 on."""
+    """Write at least three digits, no decimals from 100 on."""
     return number(value, 0 if value is not None and value >= 100 else 1)
 
 

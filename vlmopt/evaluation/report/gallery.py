@@ -1,4 +1,4 @@
-"""Samples that a policy answers otherwise than dense: the picture, what was kept of it, both answers."""
+"""Samples that a policy answers otherwise than dense: the image, what was kept of it, both answers."""
 
 from __future__ import annotations
 
@@ -32,13 +32,15 @@ class Changed:
 
 
 class Option(NamedTuple):
-    """What the page's script filters by, and how it is called."""
+    """One choice of the page's script: what it filters by, and its label."""
 
     name: str
     title: str
 
 
 class Verdict(NamedTuple):
+    """The mark of an answer in words, and the style class that colours it."""
+
     css: str
     text: str
 
@@ -81,7 +83,7 @@ class Gallery:
 
 
 def changed(facts: Facts) -> list[Changed]:
-    """All samples with another answer, in the order of the data; failures are not answers."""
+    """Return all samples with another answer, in the order of the data; failures are not answers."""
     dense = {r.id: r for r in facts.records if r.policy == DENSE and r.error is None}
     others: dict[str, list[Record]] = {}
     for record in facts.records:
@@ -92,7 +94,7 @@ def changed(facts: Facts) -> list[Changed]:
 
 
 def chosen(samples: Sequence[Changed], policies: Sequence[str]) -> list[Changed]:
-    """Policies take turns, each with its next sample, those with a map and with another mark first.
+    """Choose samples in turn for each policy, those with a map and with another mark first.
 
     Returns:
         Those with another mark, then the others, in the order of the data.
@@ -126,7 +128,7 @@ def _order(sample: Changed) -> tuple[bool, int]:
 
 
 def outcome(record: Record, dense: Record) -> str:
-    """better, worse, or other where both are as right, or nothing is marked."""
+    """Return better, worse, or other (both are as right, or nothing is marked)."""
     own, before = _worth(record), _worth(dense)
     if own is None or before is None or own == before:
         return "other"
@@ -140,7 +142,7 @@ def _worth(record: Record) -> float | None:
 
 
 def gallery(facts: Facts) -> Gallery | None:
-    """The cards, and what the page's script filters by; None where no answer changed."""
+    """Make the cards, and what the page's script filters by; None where no answer changed."""
     samples = changed(facts)
     if not samples:
         return None
@@ -222,7 +224,7 @@ def verdict(record: Record) -> Verdict | None:
 
 
 def differing(before: str, after: str) -> Iterator[str]:
-    """The second text, its words that the first does not have there marked; short answers are left plain."""
+    """Yield the second text with the words marked that the first does not have there; short answers are left plain."""
     old, new = (re.findall(r"\s+|[^\s]+", text) for text in (before, after))
     if len(new) < 6:
         yield after

@@ -1,4 +1,4 @@
-"""The page: one file, no network, light and dark, readable without its script. Its markup is in page/."""
+"""The report as a page: one file, no network, light and dark, readable without its script. Its markup is in page/."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Plot(NamedTuple):
 
 
 def page(facts: Facts) -> str:
-    """The whole report."""
+    """Write the whole report."""
     script = ready("script.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return render(
@@ -80,7 +80,7 @@ def chips(facts: Facts) -> list[str]:
 
 
 def sign(facts: Facts, policy: str) -> Scene:
-    """The marker of a policy in the plots."""
+    """Draw the marker of a policy in the plots."""
     ink, shape = look(facts.style(policy))
     return Scene(16, 16, "", marks=[Dot(x=8, y=8, ink=ink, shape=shape)])
 
@@ -96,13 +96,13 @@ def time(facts: Facts, whole: bool) -> Plot:
 
 
 def categories(facts: Facts, metric: Metric) -> dict[str, int]:
-    """Samples per category in which a policy has the metric."""
+    """Count the samples per category in which a policy has the metric."""
     found = {name: [facts.figure(policy, metric, name) for policy in facts.policies] for name in facts.categories}
     return {name: max(one.n for one in row if one) for name, row in found.items() if any(row)}
 
 
 def splits(facts: Facts) -> dict[str, list[float | None]]:
-    """Means of the splits in percent, by title; a value per policy."""
+    """Return the means of the splits in percent, by title; one value per policy."""
     own = [facts.summary["policies"][policy]["mean_of_splits"] or {} for policy in facts.policies]
     names = dict.fromkeys(name for means in own for name in means)
     return {
@@ -112,13 +112,13 @@ def splits(facts: Facts) -> dict[str, list[float | None]]:
 
 
 def failed(facts: Facts) -> list[Record] | None:
-    """Records of the policies of the summary that have no answer; None where none at all failed."""
+    """Return the records without an answer, of the policies of the summary; None where none failed."""
     records = [record for record in facts.records if record.error]
     return [record for record in records if record.policy in facts.policies] if records else None
 
 
 def theme() -> Markup:
-    """Colours as custom properties, for the system's theme and for one that was chosen on the page."""
+    """Return the colours as custom properties, for the system's theme and for one that was chosen on the page."""
     inks = "".join(f".f-{ink}{{fill:var(--{ink})}}.s-{ink}{{stroke:var(--{ink})}}" for ink in LIGHT)
     dark = css(DARK)
     return Markup(
@@ -129,7 +129,7 @@ def theme() -> Markup:
 
 
 def setup(facts: Facts) -> Sequence[tuple[str, str]]:
-    """Everything needed to run it again."""
+    """Return everything that is needed to run it again."""
     summary, environment = facts.summary, facts.environment
     rows: list[tuple[str, str]] = [
         ("Model", summary["model"]),

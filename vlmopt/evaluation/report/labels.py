@@ -1,4 +1,4 @@
-"""Names beside the points of a plot, so that they cover neither one another nor the points."""
+"""Place names beside the points of a plot, so that they cover neither one another nor the points."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ DIRECTIONS = ((1, 0), (-1, 0), (0, -1), (0, 1), (0.8, -0.8), (-0.8, -0.8), (0.8,
 
 
 class Rect(NamedTuple):
+    """A rectangle by two opposite corners."""
+
     x0: float
     y0: float
     x1: float
     y1: float
 
     def shared(self, other: Rect) -> float:
-        """Common area."""
+        """Return the common area."""
         across = min(self.x1, other.x1) - max(self.x0, other.x0)
         down = min(self.y1, other.y1) - max(self.y0, other.y0)
         return across * down if across > 0 and down > 0 else 0.0
@@ -30,7 +32,7 @@ class Rect(NamedTuple):
 
 
 class Named(NamedTuple):
-    """A point, its name, the ink of it, and the lines through it (error bars) that a name should not cover."""
+    """A point, its name and ink, and the lines through it (error bars) that a name should not cover."""
 
     x: float
     y: float
@@ -40,7 +42,10 @@ class Named(NamedTuple):
 
 
 def labels(points: Sequence[Named], frame: Rect, lines: Sequence[Rect] = ()) -> list[Line | Text]:
-    """The least covered place of those tried for every name, points from left to right; `lines` are in the way too."""
+    """Place every name where it covers least among the places that are tried, from left to right.
+
+    `lines` are in the way, too.
+    """
     taken = [Rect(p.x - 7, p.y - 7, p.x + 7, p.y + 7) for p in points]
     thin = [*lines, *(bar for p in points for bar in p.bars)]
     marks: list[Line | Text] = []

@@ -13,10 +13,10 @@ COLUMNS = 3  # metrics in the table
 
 
 def markdown(facts: Facts, plots: Mapping[str, str]) -> str:
-    """A heading, the table, what it was measured on, and links to the plots.
+    """Write a heading, the table, what it was measured on, and links to the plots.
 
     Args:
-        plots: path relative to the run directory -> what the picture shows.
+        plots: path relative to the run directory -> what the drawing shows.
     """
     metrics = [metric for metric in facts.headlines if metric.name != "agreement"][:COLUMNS]
     head = ["policy", "tokens kept"]
@@ -57,14 +57,14 @@ def change(difference: Figure | None, metric: Metric) -> str:
 
 
 def code(text: str) -> str:
-    """A name as code: in a fence longer than any in it, so that nothing ends it early."""
+    """Write a name as code, in a fence longer than any in it, so that nothing ends it early."""
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     pad = " " if text.startswith("`") or text.endswith("`") else ""
     return f"{fence}{pad}{line(text)}{pad}{fence}"
 
 
 def plain(text: str) -> str:
-    """A text of strangers as Markdown that shows it letter by letter; nothing in it is markup, HTML or a link."""
+    """Write untrusted text as Markdown that shows it letter by letter: nothing in it is markup, HTML or a link."""
     return re.sub(r"[^\w\s.,;:%()/–-]|_|:(?=//)|(?<=www)\.", lambda sign: f"&#{ord(sign[0])};", line(text))
 
 
@@ -73,5 +73,5 @@ def line(text: str) -> str:
 
 
 def cell(text: str) -> str:
-    """Ready Markdown in a cell of a table."""
+    """Escape ready Markdown for a cell of a table."""
     return text.replace("|", "\\|")

@@ -1,4 +1,4 @@
-"""Colours of the plots, once for pages in a light and a dark theme and for pictures."""
+"""Colours of the plots, for pages in a light and a dark theme and for PNG files."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ SHAPES = ("circle", "square", "up", "diamond", "down")
 
 
 def look(style: int) -> tuple[str, str]:
-    """Ink and shape of the policy of that number; dense, number 0, keeps its ink for itself."""
+    """Return ink and shape of the policy of that number; the ink of dense, number 0, is its own."""
     if style == 0:
         return "p0", SHAPES[0]
     return f"p{1 + (style - 1) % (POLICIES - 1)}", SHAPES[style % len(SHAPES)]
 
 
 def css(colours: dict[str, str]) -> str:
-    """As custom properties of a style sheet."""
+    """Write the colours as custom properties of a style sheet."""
     return "".join(f"--{name}:{value};" for name, value in colours.items())

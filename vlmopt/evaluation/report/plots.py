@@ -26,13 +26,15 @@ CLOSE, STEP, ROOM = 4.0, 10.0, 28.0  # points nearer than this stand so far apar
 
 
 class Point(NamedTuple):
+    """A policy in a plot: what it costs and what it is worth."""
+
     policy: str
     place: Place
     figure: Figure
 
 
 def points(facts: Facts, metric: Metric, axis: Axis) -> list[Point]:
-    """Policies that have both."""
+    """Return the policies that have both."""
     found = []
     for policy in facts.policies:
         place, figure = facts.place(policy, axis), facts.figure(policy, metric)
@@ -42,7 +44,7 @@ def points(facts: Facts, metric: Metric, axis: Axis) -> list[Point]:
 
 
 def front(points: Sequence[Point], better: int) -> list[Point]:
-    """The points that no other beats: as cheap or cheaper and as good or better, and not the same in both.
+    """Return the points that no other beats: as cheap or cheaper and as good or better, and not the same in both.
 
     Args:
         points: less of `place` is better.
@@ -61,7 +63,7 @@ def front(points: Sequence[Point], better: int) -> list[Point]:
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
-    """Round numbers inside, about `count` of them."""
+    """Return round numbers inside, about `count` of them."""
     step = 10 ** math.floor(math.log10((high - low) / count))
     step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= count)
     return [step * n for n in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
@@ -72,14 +74,14 @@ def tick(value: float, step: float) -> str:
 
 
 def span(values: Sequence[float], *, zero: bool) -> tuple[float, float]:
-    """Room for values with some air; from 0 if `zero` and they do not lie far from it."""
+    """Return room for values with some air; from 0 if `zero` and they are not far from it."""
     low, high = min(values), max(values)
     air = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
     return (0.0 if zero and 0 <= low < 0.6 * high else low - air), high + air
 
 
 def tradeoff(facts: Facts, metric: Metric, axis: Axis, size: tuple[float, float] = WIDE) -> Scene:
-    """A metric over what it costs: points with 95 % intervals, the Pareto front, names."""
+    """Draw a metric over what it costs: points with 95 % intervals, the Pareto front, names."""
     width, height = size
     scene = Scene(width, height, f"{metric.title} versus {axis.title[0].lower()}{axis.title[1:]}")
     found = points(facts, metric, axis)
@@ -145,12 +147,12 @@ def tradeoff(facts: Facts, metric: Metric, axis: Axis, size: tuple[float, float]
 
 
 def thin(x0: float, y0: float, x1: float, y1: float) -> Rect:
-    """What a line covers."""
+    """Return what a line covers."""
     return Rect(min(x0, x1) - 1, min(y0, y1) - 1, max(x0, x1) + 1, max(y0, y1) + 1)
 
 
 def apart(places: Sequence[float]) -> list[float]:
-    """Points that lie over one another, `CLOSE` in x, side by side around their middle."""
+    """Spread points that lie over one another (`CLOSE` in x) side by side around their middle."""
     groups: list[list[int]] = []
     for index in sorted(range(len(places)), key=places.__getitem__):
         if groups and places[index] - places[groups[-1][-1]] < CLOSE:
@@ -177,7 +179,7 @@ def told(p: Point, metric: Metric, axis: Axis) -> str:
 
 
 def stage_times(facts: Facts, policy: str, whole: bool) -> dict[str, float]:
-    """Milliseconds per stage, medians over batches; "other" is what they leave of the median of the whole."""
+    """Return milliseconds per stage, medians over batches; "other" is what they leave of the median of the whole."""
     latency = facts.summary["policies"][policy]["latency"]
     names = STAGES if whole else STAGES[:-1]
     times = {name: latency[f"{name}_ms"]["median"] for name in names if latency[f"{name}_ms"]}
@@ -188,7 +190,7 @@ def stage_times(facts: Facts, policy: str, whole: bool) -> dict[str, float]:
 
 
 def stages(facts: Facts, *, whole: bool, width: float = WIDE[0]) -> Scene:
-    """One bar per policy, a piece per stage, to the first token or to the end of the answer."""
+    """Draw one bar per policy, a piece per stage, to the first token or to the end of the answer."""
     what = "of the whole answer" if whole else "to the first token"
     times = {policy: stage_times(facts, policy, whole) for policy in facts.policies}
     scene = Scene(width, 0, f"Time {what} by stage")
@@ -226,7 +228,7 @@ def stages(facts: Facts, *, whole: bool, width: float = WIDE[0]) -> Scene:
 
 
 def pictures(facts: Facts) -> dict[str, Scene]:
-    """What is saved as PNG: the headline metric against tokens and time, and the stages."""
+    """Return what is saved as PNG: the headline metric against tokens and time, and the stages."""
     drawn = {}
     if facts.headlines:
         metric = facts.headlines[0]

@@ -1,4 +1,4 @@
-"""Pictures inside the page: the sample's own with its clicks, and what a policy kept of it."""
+"""Images inside the page: the sample's own with its clicks, and what a policy kept of it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LEGEND = 48 + GAP  # height of the legend below an overlay, which the page has o
 
 
 def kept_picture(facts: Facts, record: Record) -> Image.Image:
-    """What was kept, on the picture as the tower sees it, or on paper where there is none."""
+    """Draw what was kept, on the image as the tower sees it, or on paper where there is none."""
     images = []
     if record.seen:
         with Image.open(facts.run / record.seen) as opened:
@@ -30,7 +30,7 @@ def kept_picture(facts: Facts, record: Record) -> Image.Image:
 
 
 def clicks(image: Image.Image, facts: Facts, dense: Record, others: Sequence[Record]) -> Image.Image:
-    """A copy with the target box and where every policy clicked."""
+    """Draw the target box and where every policy clicked, on a copy."""
     image, box = image.convert("RGB"), dense.extra.get("box")
     if not box:
         return image
@@ -50,7 +50,7 @@ def clicks(image: Image.Image, facts: Facts, dense: Record, others: Sequence[Rec
 
 
 class Embedded(NamedTuple):
-    """A picture as an address that holds it; sides in pixels."""
+    """An image as an address that holds it; sides in pixels."""
 
     source: str
     alt: str

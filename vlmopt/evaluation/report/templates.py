@@ -16,18 +16,21 @@ FILTERS = (coordinate, coordinates, count, milliseconds, number, outline, probab
 
 
 def render(template: str, **names: Any) -> str:
-    """A template with its names filled in; only those called *.html escape."""
+    """Fill in the names of a template; only those called *.html escape."""
     return environment().get_template(template).render(**names)
 
 
 def ready(name: str) -> Markup:
-    """A file of page/ as it stands: our own style sheet or script."""
+    """Read a file of page/ as it stands: our own style sheet or script."""
     return Markup((files(__package__) / "page" / name).read_text(encoding="utf-8"))
 
 
 @cache
 def environment() -> Environment:
-    """Filters are the functions that write figures for people; templates hold no figures of their own."""
+    """Make the environment of the templates.
+
+    Filters are the functions that write figures for people; templates hold no figures of their own.
+    """
     made = Environment(
         loader=PackageLoader(str(__package__), "page"),
         autoescape=lambda name: name is not None and name.endswith(".html"),

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def manifest() -> Any:
-    """A `lmms_eval.models.registry_v2.ModelManifest`: the name, and a class for each of the two interfaces."""
+    """Return a `lmms_eval.models.registry_v2.ModelManifest`: the name, and a class for each of the two interfaces."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest(

@@ -1,4 +1,4 @@
-"""From the messages of lmms-eval to a prompt: words in their order, pictures and videos by themselves."""
+"""From the messages of lmms-eval to a prompt: words in their order, images and videos by themselves."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Conversation:
-    """What is asked: turns as chat templates take them, and their pictures or their video."""
+    """What is asked: turns as chat templates take them, and their images or their video."""
 
     turns: list[dict[str, Any]]
     images: list[Image.Image]
@@ -45,10 +45,13 @@ class Conversation:
 
 
 def conversation(messages: Sequence[Mapping[str, Any]]) -> Conversation:
-    """Messages of a chat task: [{"role", "content": [{"type": "text" | "image" | "video", "text" | "url"}]}].
+    """Read the messages of a chat task.
+
+    Args:
+        messages: [{"role", "content": [{"type": "text" | "image" | "video", "text" | "url"}]}].
 
     Raises:
-        ValueError: a kind of media that no model here takes, several videos, or a video beside pictures.
+        ValueError: a kind of media that no model here takes, several videos, or a video beside images.
         FileNotFoundError and the other errors of `vlmopt.media.load_image`.
     """
     turns, images, clips = [], [], []
@@ -74,10 +77,10 @@ def conversation(messages: Sequence[Mapping[str, Any]]) -> Conversation:
 
 
 def user_turn(visuals: Sequence[Any] | None, text: str) -> list[dict[str, Any]]:
-    """Messages of a simple task: what `doc_to_visual` gave, then the text.
+    """Make the messages of a simple task: what `doc_to_visual` gave, then the text.
 
     Raises:
-        TypeError: a visual that is neither a picture nor the path of one or of a video.
+        TypeError: a visual that is neither an image nor the path of one or of a video.
     """
     return [{"role": "user", "content": [*map(content, visuals or ()), {"type": "text", "text": text}]}]
 
@@ -101,7 +104,7 @@ def picture(source: Any) -> Image.Image:
 
 
 def clip(part: Mapping[str, Any]) -> Clip:
-    """The span stands beside the path, or (as qwen-vl-utils writes it) with the path in a mapping."""
+    """Read a clip; its span stands beside the path, or with the path in a mapping, as qwen-vl-utils writes it."""
     url = part["url"]
     if isinstance(url, Mapping):
         path = next((url[name] for name in ("video", "url", "path") if name in url), None)
@@ -114,7 +117,7 @@ def clip(part: Mapping[str, Any]) -> Clip:
 
 
 def rendered(processor: Any, asked: Conversation) -> str:
-    """The prompt text, by the chat template; without one a single turn of the user is pictures, then words."""
+    """Return the prompt text, by the chat template; without one a single turn of the user is images, then words."""
     source = next((own for own in (processor, processor.tokenizer) if getattr(own, "chat_template", None)), None)
     if source is None:
         return chat(processor, "image", len(asked.images), asked.words)

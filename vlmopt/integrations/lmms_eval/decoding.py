@@ -1,4 +1,4 @@
-"""How a task wants its answers generated, in the words of `generate`; and given answers, walked along and weighed."""
+"""Translate a task's wishes into arguments of `generate`, and weigh given answers by walking along them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FILLED_IN = "\n\n"  # lmms-eval's own `until` of every task that names none
 
 
 def decoding(wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `generate`. Greedy where the temperature is 0 or missing, or `do_sample` is false."""
+    """Return arguments of `generate`: greedy where the temperature is 0 or missing, or `do_sample` is false."""
     sampled = wanted.get("do_sample", bool(wanted.get("temperature"))) and wanted.get("temperature") != 0
     settings = {"max_new_tokens": NEW_TOKENS, **{name: wanted[name] for name in TAKEN if wanted.get(name) is not None}}
     settings["do_sample"] = bool(sampled)
@@ -28,12 +28,12 @@ def decoding(wanted: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unused(wanted: Mapping[str, Any]) -> set[str]:
-    """Names of a task's settings that mean nothing here."""
+    """Return the names of a task's settings that mean nothing here."""
     return set(wanted) - {*TAKEN, *SAMPLING, "do_sample", "until"}
 
 
 def stops(wanted: Mapping[str, Any]) -> list[str]:
-    """Strings that end an answer.
+    """Return the strings that end an answer.
 
     Raises:
         TypeError: `until` is neither a string nor a list of strings.
@@ -46,7 +46,7 @@ def stops(wanted: Mapping[str, Any]) -> list[str]:
 
 
 def cut(text: str, ends: Sequence[str]) -> str:
-    """The text before the first of the ends."""
+    """Return the text before the first of the ends."""
     return text[: min((place for end in ends if (place := text.find(end)) >= 0), default=len(text))]
 
 
@@ -66,9 +66,9 @@ class Forced:
 
 
 def weighed(logits: Sequence[Tensor], tokens: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean negative log-likelihood per token, fp32 [b], and whether greedy choice gives the very same tokens, Bool[b].
+    """Return the mean negative log-likelihood per token, fp32 [b], and whether greedy choice gives the same tokens.
 
-    `logits` holds [b, vocabulary] per step, before the forcing; `tokens` and `valid` are [b, t].
+    `logits` holds [b, vocabulary] per step, before the forcing; `tokens` and `valid` are [b, t]. The second is Bool[b].
     """
     stacked = torch.stack(list(logits), dim=1).float()  # [b, t, vocabulary]
     tokens, valid = tokens.to(stacked.device), valid.to(stacked.device)

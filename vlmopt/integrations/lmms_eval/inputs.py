@@ -1,4 +1,4 @@
-"""Conversations as model inputs, and new tokens as texts."""
+"""Turn conversations into model inputs, and new tokens into texts."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ class Inputs:
 
     @classmethod
     def of(cls, model: Any, processor: Any, low: int | None, high: int | None, max_frames: int) -> Inputs:
-        """
+        """Describe how a model is asked.
+
         Raises:
-            ValueError: `low` or `high` for a family whose pictures have one size, or low > high.
+            ValueError: `low` or `high` for a family whose images have one size, or low > high.
         """
         end, tokenizer = model.generation_config.eos_token_id, processor.tokenizer
         return cls(
@@ -53,7 +54,7 @@ class Inputs:
         return self.ends[0] if self.ends else self.pad
 
     def batch(self, asked: Sequence[Conversation], model: Any) -> dict[str, Any]:
-        """Inputs on the model's device, ragged prompts padded on the left; a conversation with a clip is alone."""
+        """Make inputs on the model's device, ragged prompts padded on the left; a conversation with a clip is alone."""
         inputs = self._video(asked[0], model) if asked[0].clip else self._pictures(asked)
         return placed(inputs, model.device, model.dtype)
 
@@ -80,8 +81,9 @@ class Inputs:
         return video_prompt(self.processor, model, asked.words, video)
 
     def answer(self, text: str) -> list[int]:
-        """The tokens of an answer that follows a prompt. The blank that lmms-eval puts between the two is left out:
-        a chat template brings its own.
+        """Return the tokens of an answer that follows a prompt.
+
+        The blank that lmms-eval puts between the two is left out: a chat template brings its own.
 
         Raises:
             ValueError: there are none.
@@ -92,11 +94,11 @@ class Inputs:
         return list(tokens)
 
     def texts(self, new: Tensor) -> list[str]:
-        """Long[b, t] of new tokens as texts."""
+        """Decode Long[b, t] of new tokens."""
         return [text.strip() for text in self.processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
 
     def lengths(self, new: Tensor) -> list[int]:
-        """Tokens of each row of Long[b, t] up to and with its end mark."""
+        """Return the number of tokens of each row of Long[b, t] up to and with its end mark."""
         ended = torch.isin(new, torch.tensor(self.ends, dtype=new.dtype))
         return [int(row.nonzero()[0]) + 1 if row.any() else len(row) for row in ended]
 

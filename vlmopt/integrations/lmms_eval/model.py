@@ -1,4 +1,4 @@
-"""The two interfaces that lmms-eval knows: chat tasks give messages, simple ones a context and what there is to see."""
+"""The two interfaces of lmms-eval: chat tasks give messages, simple ones a context and what there is to see."""
 
 from __future__ import annotations
 
@@ -84,11 +84,11 @@ class Vlmopt(lmms):
             logger.warning(f"vlmopt: {note}")
 
     def asked(self, request: Any) -> tuple[Conversation, Mapping[str, Any]]:
-        """What a request to generate asks, and the settings of its task."""
+        """Return what a request to generate asks, and the settings of its task."""
         raise NotImplementedError
 
     def generate_until(self, requests: Sequence[Any]) -> list[Any]:
-        """Answers in the order of the requests, cut at the strings that end them."""
+        """Answer the requests, in their order; answers are cut at the strings that end them."""
         found: dict[int, Any] = {}
         costs, told = Costs(), set[str]()
         with torch.inference_mode():
@@ -110,7 +110,7 @@ class Vlmopt(lmms):
         return [found[place] for place in range(len(requests))]
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:
-        """`text` (mean negative log-likelihood per token of an answer, whether it is the greedy one) per request.
+        """Weigh one given answer per request: mean negative log-likelihood per token, and whether it is greedy.
 
         The loss and not the likelihood: lmms-eval's scoring takes the least, and its own models give that. In a
         `GenerationResult`, because lmms-eval 0.7.3 turns a bare pair into a string, on which its scoring then fails.
@@ -139,7 +139,7 @@ class Vlmopt(lmms):
         return [found[place] for place in range(len(requests))]
 
     def weighted(self, request: Any) -> tuple[Conversation, str]:
-        """What a request for a likelihood asks, and the answer."""
+        """Return what a request for a likelihood asks, and the answer."""
         if len(request.args) != 6:
             raise ValueError("the likelihood of an answer without its question (acc_mutual_info) cannot be had here")
         context, target, visuals, number, task, split = request.args
@@ -148,7 +148,8 @@ class Vlmopt(lmms):
         return conversation(user_turn(visuals(document), context)), str(answer)
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
-        """
+        """Refuse tasks of several rounds.
+
         Raises:
             NotImplementedError: always.
         """
@@ -160,9 +161,9 @@ class Vlmopt(lmms):
     def batches(
         self, requests: Sequence[Any], read: Callable[[Any], tuple[Conversation, Any]]
     ) -> Iterator[list[Asked]]:
-        """Requests as they come, those together that one call can answer: same settings, all with pictures or none.
+        """Yield requests as they come, together if one call can answer them: same settings, all with images or none.
 
-        Pictures are opened when their turn comes.
+        Images are opened when their turn comes.
         """
         groups: dict[tuple[Any, ...], list[Asked]] = {}
         with tqdm(total=len(requests), disable=self.rank != 0, desc="vlmopt") as bar:
@@ -181,7 +182,7 @@ class Vlmopt(lmms):
 
 
 class Chat(Vlmopt):
-    """For tasks that give whole conversations; lmms-eval's choice where it has one."""
+    """The interface for tasks that give whole conversations; lmms-eval's choice where it has one."""
 
     is_simple = False
 
@@ -191,7 +192,7 @@ class Chat(Vlmopt):
 
 
 class Simple(Vlmopt):
-    """For tasks of one turn, and for those that weigh given answers; `--force_simple` asks for it."""
+    """The interface for tasks of one turn, and for those that weigh given answers; `--force_simple` asks for it."""
 
     is_simple = True
 

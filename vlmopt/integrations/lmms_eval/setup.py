@@ -19,7 +19,8 @@ SETTINGS = (
 
 
 def refuse_unknown(unknown: Mapping[str, Any]) -> None:
-    """
+    """Refuse unknown settings.
+
     Raises:
         ValueError: there is any.
     """
@@ -28,7 +29,7 @@ def refuse_unknown(unknown: Mapping[str, Any]) -> None:
 
 
 def whole(name: str, value: Any, least: int) -> int:
-    """A whole number; lmms-eval hands the batch size over as text.
+    """Read a whole number; lmms-eval hands the batch size over as text.
 
     Raises:
         ValueError: it is none, or too small.
@@ -43,7 +44,7 @@ def whole(name: str, value: Any, least: int) -> int:
 
 
 def load_model(name: str, device: str, dtype: str, device_map: str | None, accelerator: Accelerator) -> Loaded:
-    """A model on the device asked for, on this process's own where there are several, or spread over all.
+    """Load a model on the device asked for, on this process's own where there are several, or spread over all.
 
     Raises:
         ValueError: it cannot be loaded, or not like that.

@@ -23,7 +23,8 @@ PAGES: tuple[str, ...] = tuple(sorted(TRAIN + HELD_OUT))
 
 
 def split_of(page: str) -> str:
-    """
+    """Return the split that a page belongs to.
+
     Raises:
         ValueError: no such page.
     """
@@ -35,14 +36,14 @@ def split_of(page: str) -> str:
 
 @functools.cache
 def template(page: str) -> str:
-    """A page's HTML with its places to fill."""
+    """Read a page's HTML with its places to fill."""
     split_of(page)
     return _read(f"{page}.html")
 
 
 @functools.cache
 def base_style() -> str:
-    """What the pages share."""
+    """Read the style sheet that the pages share."""
     return _read("base.css")
 
 

@@ -64,7 +64,7 @@ def donut(rng: random.Random) -> str:
 
 
 def photo(rng: random.Random) -> str:
-    """Hills before a sky; few colours, so that a screenshot stays small."""
+    """Draw hills before a sky; few colours, so that a screenshot stays small."""
     (high, low), (far, near) = rng.choice(SKIES), rng.choice(LANDS)
     hills = "".join(f'<path fill="{ink}" d="{_hill(rng, level)}"/>' for ink, level in ((far, 105), (near, 140)))
     sky = f'<rect width="300" height="200" fill="{high}"/><rect y="70" width="300" height="130" fill="{low}"/>'
@@ -73,7 +73,7 @@ def photo(rng: random.Random) -> str:
 
 
 def goods(rng: random.Random) -> str:
-    """An article of a shop before a plain wall."""
+    """Draw an article of a shop before a plain wall."""
     (wall, _), (ink, dark) = rng.choice(SKIES), rng.choice(LANDS)
     back = f'<rect width="300" height="200" fill="{wall}"/>'
     floor = f'<rect y="160" width="300" height="40" fill="{dark}" opacity=".35"/>'
@@ -82,7 +82,7 @@ def goods(rng: random.Random) -> str:
 
 
 def streets(rng: random.Random) -> str:
-    """A town from above: blocks, parks, a river, roads."""
+    """Draw a town from above: blocks, parks, a river, roads."""
     park = "color-mix(in srgb, var(--ok) 30%, var(--panel))"
     water = "color-mix(in srgb, #3b82c4 55%, var(--panel))"
     parts = ['<rect width="1200" height="800" fill="var(--deep)"/>']
@@ -99,7 +99,7 @@ def streets(rng: random.Random) -> str:
 
 
 def wave(rng: random.Random) -> str:
-    """A sound's envelope."""
+    """Draw a sound's envelope."""
     parts = []
     for i in range(100):
         height = 6 + 50 * abs(math.sin(i / rng.uniform(6, 9))) * rng.uniform(0.4, 1)

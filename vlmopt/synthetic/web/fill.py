@@ -1,4 +1,4 @@
-"""Fills a page: a seed gives the names of its controls, its texts and its look. Pure text, no browser.
+"""Fill a page: a seed gives the names of its controls, its texts and its look. Pure text, no browser.
 
 In a page, `{{word:style rest}}` is a place that `parts.Parts` fills (`style`: classes with dots between them),
 `{{#3 6}} ... {{/}}` repeats what stands inside, filling it anew every time, and a first line `<!-- dark -->` or
@@ -59,7 +59,7 @@ Token = str | tuple[str, Call]
 
 
 def _places(split: list[str]) -> list[Token]:
-    """Plain text and places, in turn."""
+    """Split a page into plain text and places, in turn."""
     tokens: list[Token] = [split[0]]
     for at in range(1, len(split), FIELDS + 1):
         mark, word, style, rest, text = split[at : at + FIELDS + 1]
@@ -83,7 +83,7 @@ def _fill(tokens: Iterator[Token], parts: Parts, rng: random.Random) -> str:
 
 
 def _inside(tokens: Iterator[Token]) -> list[Token]:
-    """What stands before the end that belongs to a repetition just begun."""
+    """Return what stands before the end that belongs to a repetition just begun."""
     inside: list[Token] = []
     depth = 1
     for token in tokens:

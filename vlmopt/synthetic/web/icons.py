@@ -84,7 +84,7 @@ ICONS: dict[str, str] = {
 
 
 def icon(name: str) -> str:
-    """The SVG element of an icon, coloured by the text around it.
+    """Return the SVG element of an icon, coloured by the text around it.
 
     Raises:
         ValueError: no such icon.

@@ -1,4 +1,4 @@
-"""Gives every control of a page a name that no other control bears."""
+"""Give every control of a page a name that no other control bears."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ POOLS: dict[str, tuple[str, ...]] = {
 
 
 def allowed(options: str) -> list[str]:
-    """The names that `A|B|*pool` stands for."""
+    """Return the names that `A|B|*pool` stands for."""
     return [name for option in options.split("|") for name in POOLS.get(option.removeprefix("*"), (option,))]
 
 
 def assign(options: Sequence[Sequence[str]], rng: random.Random) -> list[str]:
-    """One of the options for every control, all different, drawn at random (a matching by augmenting paths).
+    """Draw one of the options for every control, all different, at random (a matching by augmenting paths).
 
     Raises:
         ValueError: too few different names for these controls.

@@ -28,7 +28,7 @@ VALUES = {
 
 
 class Call(NamedTuple):
-    """`{{word:style rest}}` of a page."""
+    """A place `{{word:style rest}}` of a page."""
 
     word: str
     style: str
@@ -37,13 +37,13 @@ class Call(NamedTuple):
 
 @functools.cache
 def texts() -> dict[str, list[str]]:
-    """Made-up contents by sort; none of them names a control."""
+    """Read made-up contents by sort; none of them names a control."""
     found: dict[str, list[str]] = json.loads((files(__package__) / "texts.json").read_text(encoding="utf-8"))
     return found
 
 
 class Parts:
-    """Fills the places of one page; `names` are those of its controls, in their order."""
+    """Fill the places of one page; `names` are those of its controls, in their order."""
 
     def __init__(self, rng: random.Random, look: Look, names: Iterable[str]) -> None:
         self.rng, self.look, self.names = rng, look, iter(names)
@@ -51,7 +51,8 @@ class Parts:
         self.pictured: str | None = None  # whose initials were drawn last
 
     def fill(self, call: Call) -> str:
-        """
+        """Return what stands in a place.
+
         Raises:
             ValueError: an unknown word.
         """
@@ -65,7 +66,7 @@ class Parts:
         return method(call)
 
     def name(self) -> str:
-        """The name given to the next control."""
+        """Return the name given to the next control."""
         return next(self.names)
 
     def word(self, sort: str) -> str:
@@ -115,13 +116,13 @@ class Parts:
         return f'<span class="search {call.style}">{icon("Search")}<input placeholder="{self.name()}"></span>'
 
     def _lab(self, call: Call) -> str:
-        """A field under its name."""
+        """Write a field under its name."""
         name = self.name()
         value = "" if name not in VALUES or self.rng.random() < 0.3 else self.word(VALUES[name])
         return f'<label class="lab {call.style}"><span>{name}</span><input class="field" value="{value}"></label>'
 
     def _select(self, call: Call) -> str:
-        """`Name=a|b`: a list of choices under its name."""
+        """Write `Name=a|b`: a list of choices under its name."""
         chosen = self.rng.choice(call.rest.partition("=")[2].split("|"))
         return (
             f'<label class="lab {call.style}"><span>{self.name()}</span>'
@@ -137,19 +138,19 @@ class Parts:
         return self.rng.choice(call.rest.split("|"))
 
     def _turn(self, call: Call) -> str:
-        """`A|B|C`: the next of them every time, over and over."""
+        """Write `A|B|C`: the next of them every time, over and over."""
         words = call.rest.split("|")
         self.turns[call.rest] += 1
         return words[(self.turns[call.rest] - 1) % len(words)]
 
     def _event(self, call: Call) -> str:
-        """An entry of a calendar, or nothing more often than not."""
+        """Write an entry of a calendar; more often nothing."""
         if self.rng.random() > float(call.rest or 0.3):
             return ""
         return f'<p class="ev {self.rng.choice(("", "alt", "other"))}">{self.word("task")}</p>'
 
     def _number(self, call: Call) -> str:
-        """Counts up, each place of a page for itself if their texts differ."""
+        """Count up; places of a page with different texts count for themselves."""
         self.turns[call.rest] += 1
         return str(self.turns[call.rest] + int(call.rest or 0))
 
@@ -158,11 +159,11 @@ class Parts:
         return f"{self.rng.randint(low, high):,}"
 
     def _id(self, call: Call) -> str:
-        """A year or an order's number, without a thousands separator."""
+        """Draw a year or an order's number, without a thousands separator."""
         return self._int(call).replace(",", "")
 
     def _person(self, _: Call) -> str:
-        """The one whose initials were drawn just before, or anybody."""
+        """Return the person whose initials were drawn just before, or anybody."""
         person, self.pictured = self.pictured or f"{self.word('first')} {self.word('last')}", None
         return person
 
@@ -209,7 +210,7 @@ class Parts:
         return f'<span class="bar"><i style="width:{self.rng.randint(8, 95)}%"></i></span>'
 
     def _prose(self, call: Call) -> str:
-        """So many different sentences."""
+        """Draw so many different sentences."""
         return " ".join(self.some("sentence", int(call.rest or 2)))
 
     def some(self, sort: str, count: int) -> Sequence[str]:

@@ -1,4 +1,4 @@
-"""Renders filled pages in headless Chromium and reads from the DOM where their controls are."""
+"""Render filled pages in headless Chromium and read from the DOM where their controls are."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Screen:
-    """A rendered page: an RGB picture of `size` (width, height) pixels and the truth about it."""
+    """A rendered page: an RGB image of `size` (width, height) pixels and the truth about it."""
 
     page: str
     seed: int

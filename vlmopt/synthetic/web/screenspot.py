@@ -1,4 +1,4 @@
-"""Writes rendered pages as PNG files with a list of targets in ScreenSpot's format (arXiv 2401.10935)."""
+"""Write rendered pages as PNG files with a list of targets in ScreenSpot's format (arXiv 2401.10935)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KEY = "vlmopt.targets"  # the PNG's text chunk that holds its rows
 
 
 class Picture(NamedTuple):
-    """One picture to be made."""
+    """One image to be made."""
 
     page: str
     seed: int
@@ -34,7 +34,7 @@ class Picture(NamedTuple):
 
 
 def rows(screen: Screen, name: str) -> list[dict[str, Any]]:
-    """One row for each target of a screen; boxes are x, y, width, height in pixels, as in ScreenSpot."""
+    """Return one entry for each target of a screen; boxes are x, y, width, height in pixels, as in ScreenSpot."""
     return [_row(screen, name, control) for control in screen.targets]
 
 
@@ -57,7 +57,7 @@ def _row(screen: Screen, name: str, control: Control) -> dict[str, Any]:
 
 
 def plan(split: str, count: int, sizes: Sequence[tuple[int, int]], seed: int) -> list[Picture]:
-    """`count` pictures of every size: the split's pages in turn, with a new seed every time round.
+    """Plan `count` images of every size: the split's pages in turn, with a new seed every time round.
 
     Raises:
         ValueError: an unknown split, no sizes, a size twice, or a count below 1.
@@ -78,7 +78,7 @@ def make(
     seed: int = 0,
     cell: int = 1,
 ) -> tuple[Path, list[dict[str, Any]]]:
-    """Write the pictures of a plan and `<split>_web.json`; pictures that are there already are not made again.
+    """Write the images of a plan and `<split>_web.json`; images that are there already are not made again.
 
     `cell` is as for `Renderer`.
 
@@ -100,7 +100,7 @@ def make(
 
 
 def _make(out: Path, pictures: list[Picture], cell: int) -> Iterator[dict[str, Any]]:
-    """The rows of all pictures. A browser starts at the first picture of a size that is missing."""
+    """Yield the entries of all images. A browser starts at the first image of a size that is missing."""
     with ExitStack() as open_ones:
         renderer: Renderer | None = None
         for picture in tqdm(pictures, desc="screens", unit="picture"):
@@ -119,10 +119,10 @@ def _make(out: Path, pictures: list[Picture], cell: int) -> Iterator[dict[str, A
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The targets that a picture carries along.
+    """Read the targets that an image file carries.
 
     Raises:
-        ValueError: a picture without any, or a damaged one.
+        ValueError: a file without any, or a damaged one.
     """
     try:
         with Image.open(path) as image:
@@ -134,7 +134,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def encode(image: Image.Image, texts: dict[str, str]) -> bytes:
-    """A lossless PNG file without row filters, which only hurt flat screens: a quarter smaller than Pillow's.
+    """Encode a lossless PNG file without row filters, which only hurt flat screens: a quarter smaller than Pillow's.
 
     Args:
         image: RGB.

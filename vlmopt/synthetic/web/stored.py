@@ -35,7 +35,7 @@ class Windows:
         self.facts = {size: json.loads(part(directory, size, "json").read_text(encoding="utf-8")) for size in sizes}
 
     def draw(self, number: int, count: int, size: Size) -> list[World]:
-        """`count` different windows; the same number gives the same ones."""
+        """Return `count` different windows; the same number gives the same ones."""
         chosen = random.Random(f"windows/{number}").sample(range(len(self.facts[size])), count)
         return [self.world(size, index) for index in chosen]
 
@@ -61,7 +61,7 @@ def part(directory: Path, size: Size, name: str) -> Path:
 
 
 def make(directory: Path, sizes: Mapping[Size, float], count: int, source: Source) -> None:
-    """Render `count` pictures, shared out over the sizes by weight; sizes that are there are left."""
+    """Render `count` images, shared out over the sizes by weight; sizes that are there are left."""
     directory.mkdir(parents=True, exist_ok=True)
     for number, (size, weight) in enumerate(sizes.items()):
         if part(directory, size, "json").exists():
@@ -78,7 +78,7 @@ def make(directory: Path, sizes: Mapping[Size, float], count: int, source: Sourc
 
 
 def windows(size: Size, count: int, number: int) -> Iterator[World]:
-    """Windows of training pages in turn, each page filled anew every time."""
+    """Yield windows of training pages in turn, each page filled anew every time."""
     made = 0
     with Renderer(cell=CELL) as renderer:
         for turn in range(10 * count):

@@ -1,4 +1,4 @@
-"""Windows cut out of rendered pages, as worlds for the bundled checkpoints, with questions about labels."""
+"""Cut windows out of rendered pages, as worlds for the bundled checkpoints, with questions about labels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHARE = 0.3  # of a cell's height and width that a text must cover for the cell 
 
 
 def candidates(screen: Screen, size: tuple[int, int]) -> list[Control]:
-    """Targets that bear a label and fit into a window of `size` (width, height)."""
+    """Return the targets that bear a label and fit into a window of `size` (width, height)."""
     return [c for c in screen.targets if c.name in LABELS and all(map(len, _starts(screen, c, size)))]
 
 
@@ -61,7 +61,7 @@ def window(
 
 
 def _whole(control: Control) -> Edges:
-    """A control with the name that it may have outside."""
+    """Return the edges of a control, with the name that it may have outside."""
     if control.text_box is None:
         return control.box
     pairs = list(zip(control.box, control.text_box, strict=True))
@@ -69,7 +69,7 @@ def _whole(control: Control) -> Edges:
 
 
 def _starts(screen: Screen, control: Control, size: tuple[int, int]) -> tuple[range, range]:
-    """Where a window may begin on either axis to show a control as a whole."""
+    """Return where a window may begin on either axis to show a control as a whole."""
     x0, y0, x1, y1 = _whole(control)
     wide, high = screen.image.size
     (x, y), (width, height) = control.centre, size
@@ -103,7 +103,7 @@ def _ask(
     rng: random.Random,
     count: int,
 ) -> list[Question]:
-    """Questions whose answers hold for all that can be seen in the window, also for what is no object of it."""
+    """Ask questions whose answers hold for all that can be seen in the window, also for what is no object of it."""
     own = {id(control) for control in inside}
     others = [c for c in screen.controls if id(c) not in own and _meet(c.box, frame)]
     kinds = {c.kind for c in others}
@@ -129,7 +129,7 @@ def _words(text: str) -> set[str]:
 
 
 def _in_turn(questions: Iterable[Question]) -> list[Question]:
-    """Leaves out presence questions until "yes" and "no" come in turn, and all beyond `PRESENCE`."""
+    """Drop presence questions until "yes" and "no" come in turn, and all beyond `PRESENCE`."""
     kept, answers = [], [""]
     for question in questions:
         if question.kind == "presence":
@@ -141,7 +141,7 @@ def _in_turn(questions: Iterable[Question]) -> list[Question]:
 
 
 def covered(box: Edges, frame: Frame) -> np.ndarray:
-    """[rows, columns]: share of every cell's height and width that a box covers, the smaller one."""
+    """Return [rows, columns]: the share of each cell's height and width that a box covers, the smaller one."""
     spans = []
     for low, high, start, end in ((box[1], box[3], frame[1], frame[3]), (box[0], box[2], frame[0], frame[2])):
         edges = np.arange(start, end - CELL + 1, CELL)
@@ -151,7 +151,7 @@ def covered(box: Edges, frame: Frame) -> np.ndarray:
 
 
 def _cells(screen: Screen, inside: list[Control], frame: Frame) -> np.ndarray:
-    """int16 [2, rows, columns] as in `World.cells`."""
+    """Return int16 [2, rows, columns] as in `World.cells`."""
     left, top = frame[:2]
     columns, rows = (frame[2] - left) // CELL, (frame[3] - top) // CELL
     cells = np.full((2, rows, columns), -1, dtype=np.int16)

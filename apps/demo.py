@@ -27,8 +27,8 @@ def main() -> None:
     run = ask.finished()
     if run is None:
         return
-    pictures = results.pictures if run.request.clip is None else video.frames
-    pictures(run)
+    draw = results.images if run.request.clip is None else video.frames
+    draw(run)
     results.answers(run)
     results.costs(run)
     *shown, last = st.tabs([*TABS, "Take away"])

@@ -49,4 +49,4 @@ class AttentionFusion(Watched, RowCorrection):
         system = view.sees(view.system)
         values = torch.where(image, values + self.enhance * size, values)
         values = torch.where(system, values - self.suppress * size, values)
-        return values, image.any(-1).expand(values.shape[:3])  # without pictures the system prompt is left alone
+        return values, image.any(-1).expand(values.shape[:3])  # without images the system prompt is left alone

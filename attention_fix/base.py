@@ -48,7 +48,7 @@ class RowView:
     allowed: Tensor | None  # Bool[B or 1, 1 or H, R, K]: the row may attend to the key; None: every row to all keys
     rows: Tensor  # Bool[B, R]: rows that may be edited
     image: Tensor  # Bool[B, K]: real visual tokens
-    span: Tensor  # Long[B, K]: running number of the picture, -1 elsewhere
+    span: Tensor  # Long[B, K]: running number of the image, -1 elsewhere
     system: Tensor  # Bool[B, K]: real text before the first visual token
     generated: Tensor  # Bool[B, K]: tokens that `generate` produced
     marks: Mapping[str, Tensor] = field(default_factory=dict)  # Bool[B, K] by name, from `mark` and `choose`

@@ -32,7 +32,7 @@ class Boost(Watched, Guided, RowCorrection):
     head_gain: HeadProfile | None = field(
         default=None,
         metadata={
-            "help": "A measured profile of heads, or its dict form: heads that look at pictures least get no boost, "
+            "help": "A measured profile of heads, or its dict form: heads that look at images least get no boost, "
             "those that look most all of it. Our own extension; without it all heads are alike, as in the paper."
         },
     )

@@ -16,7 +16,7 @@ class Guided:
 
     gamma: float = setting(
         1.0,
-        "Guidance away from the answer without pictures, 1: off, 1.1 in the papers; a second stream doubles decoding.",
+        "Guidance away from the answer without images, 1: off, 1.1 in the papers; a second stream doubles decoding.",
         "float",
         min=1,
         max=3,
@@ -27,10 +27,10 @@ class Guided:
 
 
 def guide(with_image: Tensor, without: Tensor, gamma: float, cutoff: float = 0.1) -> Tensor:
-    """Return gamma (s - u) + u, where s and u are log-probabilities with and without the pictures.
+    """Return gamma (s - u) + u, where s and u are log-probabilities with and without the images.
 
     Paying More Attention to Image (arXiv 2407.21771). Tokens with s < ln(cutoff) + max s become -inf; the likeliest
-    with pictures always stays.
+    with images always stays.
 
     Args:
         with_image: logits [..., V], -inf for tokens that are excluded already. without: finite logits [..., V].

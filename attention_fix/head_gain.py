@@ -33,7 +33,7 @@ class HeadGain(HeadCorrection):
     criterion: str = setting(
         "visual_mass",
         "Which measured number is kappa: attention to visual keys, the same without visual sinks, or how far the "
-        "output moves when pictures are left out.",
+        "output moves when images are left out.",
         "str",
         choices=CRITERIA,
     )

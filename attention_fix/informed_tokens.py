@@ -42,7 +42,7 @@ class InformedTokens(Boost):
     beta: float = setting(0.3, "Boost of summary tokens, as a fraction of |z|.", "float", min=0, max=2)
     local_ratio: float = setting(
         0.25,
-        "Fraction of a picture's tokens that count as local; those that are summary tokens as well are summary.",
+        "Fraction of an image's tokens that count as local; those that are summary tokens as well are summary.",
         "float",
         min=0,
         max=1,
@@ -50,11 +50,11 @@ class InformedTokens(Boost):
     local_block: int = setting(
         0,
         "Block of the vision tower that shows objects; negative counts from the end. In a tower with windows the "
-        "default stands for the first block that sees the whole picture.",
+        "default stands for the first block that sees the whole image.",
         "int",
     )
     summary_block: int = setting(
-        -2, "Block that sums up; with windows the default stands for the last that sees the whole picture.", "int"
+        -2, "Block that sums up; with windows the default stands for the last that sees the whole image.", "int"
     )
 
     @property

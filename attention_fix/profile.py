@@ -91,7 +91,7 @@ class HeadProfile(ModelProfile):
 
     visual_mass: tuple[tuple[float, ...], ...]  # attention mass on visual keys, 0..1
     nonsink_mass: tuple[tuple[float, ...], ...]  # the same without visual sinks, 0..1
-    divergence: tuple[tuple[float, ...], ...]  # distance of the head's output from that without pictures, >= 0
+    divergence: tuple[tuple[float, ...], ...]  # distance of the head's output from that without images, >= 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

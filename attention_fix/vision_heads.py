@@ -32,7 +32,7 @@ class VisionHeads(HeadCorrection):
         ValueError: mode="static" without a profile, or a profile in another mode.
     """
 
-    reads = "head outputs with and without pictures"
+    reads = "head outputs with and without images"
 
     layers: str = setting(
         "1,-44%:", "Decoder layers, as indices and slices; the paper's are 1 and the last 14 of 32.", "str"
@@ -43,12 +43,12 @@ class VisionHeads(HeadCorrection):
     outliers: bool = setting(
         True,
         "Leave out heads that diverge by more than a standard deviation above the mean and are as active without "
-        "pictures: they react to the missing picture, not to the picture.",
+        "images: they react to the missing image, not to the image.",
         "bool",
     )
     mode: str = setting(
         "text_first",
-        "text_first: the prompt runs once without pictures, and heads are chosen for it; static: heads that a profile "
+        "text_first: the prompt runs once without images, and heads are chosen for it; static: heads that a profile "
         "names, for every prompt the same, which the paper finds weaker.",
         "str",
         choices=("text_first", "static"),
@@ -59,7 +59,7 @@ class VisionHeads(HeadCorrection):
     trace: bool = setting(
         False,
         "Report the divergence of every generated token, which is low before hallucinated words; a second stream "
-        "without pictures doubles decoding.",
+        "without images doubles decoding.",
         "bool",
     )
     trace_heads: int = setting(4, "Heads per layer that the trace sums up, the most divergent ones.", "int", min=1)
@@ -112,7 +112,7 @@ def select_heads(divergence: Tensor, activity: Tensor, outliers: bool = True) ->
     """Return the heads of one layer that are to be strengthened: divergence above the lower median.
 
     Args:
-        divergence: fp32 [B, H], VHD. activity: fp32 [B, H], squared norm of the output without pictures.
+        divergence: fp32 [B, H], VHD. activity: fp32 [B, H], squared norm of the output without images.
         outliers: first set divergence to 0 where it and activity exceed mean + unbiased standard deviation.
 
     Returns:

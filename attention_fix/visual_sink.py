@@ -56,19 +56,19 @@ class VisualSink(SinkSettings, RowCorrection):
     recycle: float = setting(0.6, "Fraction of every sink's attention that is given away; p.", "float", min=0, max=1)
     min_nonsink_ratio: float = setting(
         0.5,
-        "Share of the picture's attention that must lie on other tokens than sinks; rho. 0.5 for descriptions, 0.8 for "
+        "Share of the image's attention that must lie on other tokens than sinks; rho. 0.5 for descriptions, 0.8 for "
         "questions with short answers.",
         "float",
         min=0,
         max=1,
     )
-    min_visual_mass: float = setting(0.2, "Attention that a head must pay to the picture.", "float", min=0, max=1)
+    min_visual_mass: float = setting(0.2, "Attention that a head must pay to the image.", "float", min=0, max=1)
     min_nonsink_tokens: int = setting(
         8, "Visual tokens other than sinks that a row must see; pruning may leave hardly any.", "int", min=1
     )
     scope: str = setting(
         "all",
-        "Where attention of visual sinks goes: all: to all pictures; per_image: to their own, and that of textual "
+        "Where attention of visual sinks goes: all: to all images; per_image: to their own, and that of textual "
         "sinks to each by its attention.",
         "str",
         choices=("all", "per_image"),
@@ -110,7 +110,7 @@ class VisualSink(SinkSettings, RowCorrection):
         if self.scope == "all":
             share = (found.sink / found.divisor)[..., None]
         else:
-            share = share_by_picture(values, view.span, found)
+            share = share_by_image(values, view.span, found)
         nonsink, minus_sink = (keys[:, None, None] for keys in found.sets[:, 2:].unbind(1))
         change = torch.addcmul(minus_sink, share, nonsink)
         return torch.addcmul(values, values, change, value=self.recycle), found.open
@@ -129,7 +129,7 @@ class VisualSink(SinkSettings, RowCorrection):
         mass = (values.flatten(1, 2) @ sets[:, :3].mT).view(*values.shape[:3], 3)
         if view.allowed is None:
             reach = sets[:, None, None, 1:3].sum(-1)
-        else:  # counted by row, or later pictures would reach back
+        else:  # counted by row, or later images would reach back
             reach = view.allowed.to(values.dtype).flatten(1, 2) @ sets[:, 1:3].mT
             reach = reach.view(len(values), -1, values.shape[2], 2)
         sinks, visual_sinks, nonsinks = mass.unbind(-1)
@@ -169,7 +169,7 @@ def gate(visual_sink: Tensor, nonsink: Tensor, min_nonsink_ratio: float, min_vis
     return (visual >= max(min_visual_mass, FLOOR)) & (nonsink / visual >= max(min_nonsink_ratio, FLOOR))
 
 
-def share_by_picture(values: Tensor, span: Tensor, found: Masses) -> Tensor:
+def share_by_image(values: Tensor, span: Tensor, found: Masses) -> Tensor:
     """Return [B, H, R, K]: the attention that each visual key but sinks gets, as a fraction of its own.
 
     An image whose tokens are all sinks gives to all images, like textual sinks.

@@ -42,7 +42,7 @@ from vlmopt.training.evaluate import correct
 CHECKPOINT = "tiny-qwen"
 KEEP = (0.5, 0.3, 0.1)
 SIDE = 224  # pixels of a window
-FIRST_SEED = 630_000_000  # no training picture has it
+FIRST_SEED = 630_000_000  # no training image has it
 BATCH = 64
 NEW_TOKENS = 8  # "(105, 49)" and the end
 

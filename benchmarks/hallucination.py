@@ -1,11 +1,11 @@
 r"""Which corrections make a model hallucinate less, and is the text still text? POPE and CHAIR on scenes of habit.
 
-Every picture is a scene in which objects keep company (`vlmopt.synthetic.hallucination`): in training an object's
-partner came along with probability 0.85, here with 0.5. A quarter of the pictures is clean, the others are blurred,
-low in contrast or made of small shapes. POPE asks six questions per picture and split; captions answer "Describe the
-picture." and are marked with exact ground truth. CHAIR alone proves nothing: a caption that stops early or repeats
+Every image is a scene in which objects keep company (`vlmopt.synthetic.hallucination`): in training an object's
+partner came along with probability 0.85, here with 0.5. A quarter of the images is clean, the others are blurred,
+low in contrast or made of small shapes. POPE asks six questions per image and split; captions answer "Describe the
+image." and are marked with exact ground truth. CHAIR alone proves nothing: a caption that stops early or repeats
 what is safe scores well, so recall, length, distinct-n, repeated items and captions cut off stand beside it.
-Differences are paired with greedy decoding on the same pictures (bootstrap over pictures, 95 %). One interval in twenty
+Differences are paired with greedy decoding on the same images (bootstrap over images, 95 %). One interval in twenty
 leaves out zero where there is nothing: what stands out in one block of seeds is asked again in others, and believed for
 what these say. Figures are those of the bundled checkpoints and say nothing about real models.
 
@@ -70,7 +70,7 @@ def policies(settings: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, An
 
 @torch.inference_mode()
 def answers(model: Any, processor: Any, job: Task, bar: tqdm) -> dict[tuple[int, str], tuple[str, bool]]:
-    """Return (picture, question) -> (answer, whether it came to its end), greedy."""
+    """Return (image, question) -> (answer, whether it came to its end), greedy."""
     found = {}
     for describing, group in groupby(job.asked, key=lambda pair: pair[1] == DESCRIBE):
         pairs = list(group)
@@ -89,7 +89,7 @@ def answers(model: Any, processor: Any, job: Task, bar: tqdm) -> dict[tuple[int,
 
 
 def marked(job: Task, found: dict[tuple[int, str], tuple[str, bool]], lexicon: Lexicon) -> dict[str, Any]:
-    """Return what is kept of one method: marks per question and picture, from which the tables are computed."""
+    """Return what is kept of one method: marks per question and image, from which the tables are computed."""
     captions, ended = zip(*(found[image, DESCRIBE] for image in range(len(job.worlds))), strict=True)
     marks = chair(captions, [world.classes for world in job.worlds], lexicon)
     groups = {group: [i for i, w in enumerate(job.worlds) if w.degradation in kinds] for group, kinds in GROUPS.items()}
@@ -115,10 +115,10 @@ def run(options: argparse.Namespace) -> None:
     if unknown:
         raise SystemExit(f"{sorted(unknown)}: unknown, or without a profile in --settings; ready: {', '.join(named)}")
     names = ["greedy", *(name for name in options.methods or named if name != "greedy")]
-    lexicon = phrases(classes(), "classes of the pictures")
+    lexicon = phrases(classes(), "classes of the images")
     weights = hashlib.sha256((HERE / options.checkpoint / "model.safetensors").read_bytes()).hexdigest()[:16]
     for block in options.block:
-        job = task(options.pictures, options.polled, model.config.model_type, seed_of(block))
+        job = task(options.images, options.polled, model.config.model_type, seed_of(block))
         for name in names:
             policy = Policy.load(named[name])
             key = {
@@ -140,10 +140,10 @@ def run(options: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default="tiny-llava")
-    parser.add_argument("--pictures", type=int, default=512, help="described; a quarter of them is clean")
+    parser.add_argument("--images", type=int, default=512, help="described; a quarter of them is clean")
     parser.add_argument("--polled", type=int, default=128, help="how many of them are asked POPE's questions too")
     parser.add_argument(
-        "--block", type=int, nargs="+", default=[0], help="of seeds, each with its own pictures; --tables pools them"
+        "--block", type=int, nargs="+", default=[0], help="of seeds, each with its own images; --tables pools them"
     )
     parser.add_argument("--methods", nargs="+", help=f"of {', '.join(CORRECTIONS)}; greedy always runs")
     parser.add_argument(

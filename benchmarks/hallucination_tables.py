@@ -25,12 +25,12 @@ from vlmopt.synthetic.polling import SPLITS
 
 MODEL_TYPES = {"tiny-llava": "llava", "tiny-qwen": "qwen2_5_vl"}
 Fraction = tuple[np.ndarray, np.ndarray]
-Answers = tuple[list[bool], list[bool | None], list[int]]  # label, answer, picture of every question
+Answers = tuple[list[bool], list[bool | None], list[int]]  # label, answer, image of every question
 
 
 @dataclass(frozen=True)
 class Block:
-    """What one method, and greedy decoding, did on one block of pictures."""
+    """What one method, and greedy decoding, did on one block of images."""
 
     job: Task
     mine: dict[str, Any]
@@ -48,27 +48,27 @@ def methods(measured: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[Bloc
         greedy = newest.get((checkpoint, "greedy", seed))
         if greedy is not None and all(cell[key] == greedy[key] for key in ("weights", "task")):
             facts = cell["task"]
-            job = pictures(facts["pictures"], facts["polled"], MODEL_TYPES[checkpoint], seed)
+            job = tasks(facts["pictures"], facts["polled"], MODEL_TYPES[checkpoint], seed)
             found.setdefault(checkpoint, {}).setdefault(method, []).append(Block(job, cell, greedy))
     return found
 
 
-pictures = cache(task)
+tasks = cache(task)
 
 
 def show(blocks: Sequence[int]) -> None:
-    """Print tables by checkpoint and group of pictures."""
+    """Print tables by checkpoint and group of images."""
     seeds = [seed_of(block) for block in blocks]
     for checkpoint, rows in methods([cell for cell in cells() if cell["task"]["seed"] in seeds]).items():
         for group in GROUPS:
-            print(f"\n**{checkpoint}, {group} pictures: POPE**\n")
+            print(f"\n**{checkpoint}, {group} images: POPE**\n")
             pope_table(rows, group)
-            print(f"\n**{checkpoint}, {group} pictures: captions**\n")
+            print(f"\n**{checkpoint}, {group} images: captions**\n")
             caption_table(rows, group)
 
 
 def pope_table(rows: dict[str, list[Block]], group: str) -> None:
-    columns = "method | split | accuracy | − greedy | precision | recall | F1 | yes | asked | pictures"
+    columns = "method | split | accuracy | − greedy | precision | recall | F1 | yes | asked | images"
     print(f"| {columns} |\n|" + "---|" * 10)
     for name, blocks in rows.items():
         figures = {}
@@ -87,7 +87,7 @@ def pope_table(rows: dict[str, list[Block]], group: str) -> None:
 
 
 def polled(blocks: Sequence[Block], group: str, split: str, whose: str) -> Answers:
-    """Return labels, answers and pictures, counted through the blocks, of the questions about one group."""
+    """Return labels, answers and images, counted through the blocks, of the questions about one group."""
     meant = {letter: answer for answer, letter in LETTERS.items()}
     rows: list[tuple[bool, bool | None, int]] = []
     for number, block in enumerate(blocks):
@@ -109,7 +109,7 @@ def rest(row: Any) -> str:
 def caption_table(rows: dict[str, list[Block]], group: str) -> None:
     """Print CHAIR with its companions."""
     columns = "method | CHAIR_s | − greedy | CHAIR_i | − greedy | unique CHAIR_i | recall | − greedy | F1 | words"
-    print(f"| {columns} | distinct-1 | distinct-4 | repeated items | cut off | pictures |\n|" + "---|" * 15)
+    print(f"| {columns} | distinct-1 | distinct-4 | repeated items | cut off | images |\n|" + "---|" * 15)
     for name, blocks in rows.items():
         marks, before = fractions(blocks, group, "mine"), fractions(blocks, group, "greedy")
         figure = {key: ratio_interval(*parts) for key, parts in marks.items()}
@@ -125,7 +125,7 @@ def caption_table(rows: dict[str, list[Block]], group: str) -> None:
 
 
 def fractions(blocks: Sequence[Block], group: str, whose: str) -> dict[str, Fraction]:
-    """Return numerators and denominators of CHAIR's figures, [pictures of all blocks]."""
+    """Return numerators and denominators of CHAIR's figures, [images of all blocks]."""
     counts = {
         name: np.concatenate([np.array(getattr(b, whose)["chair"][name])[b.chosen(group)] for b in blocks])
         for name in COUNTS
@@ -134,17 +134,15 @@ def fractions(blocks: Sequence[Block], group: str, whose: str) -> dict[str, Frac
 
 
 def text(blocks: Sequence[Block], group: str, key: str) -> float:
-    """Return mean over pictures; blocks keep nothing but their own means."""
+    """Return mean over images; blocks keep nothing but their own means."""
     sizes = [len(block.chosen(group)) for block in blocks]
     return sum(n * b.mine["text"][group][key] for n, b in zip(sizes, blocks, strict=True)) / sum(sizes)
 
 
 def accuracy(marks: Fraction) -> Interval:
     """Return the bootstrap interval; where all answers are right, or all wrong, Wilson's over images."""
-    figure, pictures = ratio_interval(*marks), len(marks[0])
-    return (
-        Interval(figure.value, *wilson(round(figure.value * pictures), pictures)) if figure.value in (0, 1) else figure
-    )
+    figure, images = ratio_interval(*marks), len(marks[0])
+    return Interval(figure.value, *wilson(round(figure.value * images), images)) if figure.value in (0, 1) else figure
 
 
 def with_interval(figure: Interval) -> str:

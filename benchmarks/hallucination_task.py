@@ -1,4 +1,4 @@
-"""The pictures of `hallucination.py`, the questions about them, and what was measured on them."""
+"""The images of `hallucination.py`, the questions about them, and what was measured on them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def seed_of(block: int) -> int:
 
 @dataclass(frozen=True)
 class Task:
-    """Pictures to describe, of which the first `polled` are also asked about by every split of POPE."""
+    """Images to describe, of which the first `polled` are also asked about by every split of POPE."""
 
     worlds: list[HabitWorld]
     polls: dict[str, list[Poll]]
@@ -36,14 +36,14 @@ class Task:
 
     @property
     def asked(self) -> list[tuple[int, str]]:
-        """Every (picture, question) once; questions of one length of answer and pictures of one shape together."""
+        """Every (image, question) once; questions of one length of answer and images of one shape together."""
         once = dict.fromkeys((p.image, p.text) for polls in self.polls.values() for p in polls)
         pairs = [*once, *((image, DESCRIBE) for image in range(len(self.worlds)))]
         return sorted(pairs, key=lambda pair: (pair[1] == DESCRIBE, self.worlds[pair[0]].size))
 
 
-def task(pictures: int, polled: int, model_type: str, seed: int) -> Task:
-    """Return `pictures` scenes of seeds from `seed` on, degradations and the sizes that suit the model in turn."""
+def task(images: int, polled: int, model_type: str, seed: int) -> Task:
+    """Return `images` scenes of seeds from `seed` on, degradations and the sizes that suit the model in turn."""
     sizes = SIZES_OF.get(model_type, SIZES)
     worlds = [
         hallucination(
@@ -52,9 +52,9 @@ def task(pictures: int, polled: int, model_type: str, seed: int) -> Task:
             degradation=DEGRADATIONS[n % len(DEGRADATIONS)],
             company=COMPANY,
         )
-        for n in tqdm(range(pictures), desc="pictures", leave=False)
+        for n in tqdm(range(images), desc="images", leave=False)
     ]
-    facts = {"pictures": pictures, "polled": polled, "company": COMPANY, "seed": seed}
+    facts = {"pictures": images, "polled": polled, "company": COMPANY, "seed": seed}
     return Task(worlds, {split: pope(worlds[:polled], split) for split in SPLITS}, facts)
 
 

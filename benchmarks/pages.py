@@ -11,7 +11,7 @@ from typing import Any
 
 FOLDER = Path(__file__).parent / "screens"
 LIST = "held-out_web.json"
-WHOLE = 192  # pictures
+WHOLE = 192  # images
 MAKE = (
     f"vlmopt make-screens --out benchmarks/screens/whole --split held-out --count {WHOLE} --size 1280x800 --seed 0 "
     "--cell 14"
@@ -20,20 +20,20 @@ MAKE = (
 
 @dataclass(frozen=True)
 class Pages:
-    """Pictures of one folder, and what to click on them: rows in ScreenSpot's format."""
+    """Images of one folder, and what to click on them: rows in ScreenSpot's format."""
 
     folder: Path
     rows: list[dict[str, Any]]
     digest: str
 
     @property
-    def pictures(self) -> int:
+    def images(self) -> int:
         return len({row["img_filename"] for row in self.rows})
 
     @property
     def name(self) -> str:
-        """For results: how many pictures, and eight digits that tell one browser's list from another's."""
-        return f"{self.pictures} pictures, list {self.digest}"
+        """For results: how many images, and eight digits that tell one browser's list from another's."""
+        return f"{self.images} images, list {self.digest}"
 
 
 def pages(folder: Path = FOLDER) -> Pages:
@@ -42,9 +42,9 @@ def pages(folder: Path = FOLDER) -> Pages:
     path = whole if whole.exists() else folder / LIST
     text = path.read_bytes()
     found = Pages(path.parent, json.loads(text), hashlib.sha256(text).hexdigest()[:8])
-    if found.pictures < WHOLE:
+    if found.images < WHOLE:
         print(
-            f"note: {found.pictures} rendered pages are here, published figures have {WHOLE}; make the others with\n"
+            f"note: {found.images} rendered pages are here, published figures have {WHOLE}; make the others with\n"
             f"    {MAKE}",
             file=sys.stderr,
         )

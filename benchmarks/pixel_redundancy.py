@@ -1,6 +1,6 @@
 """What leaving redundant cells out of the vision tower saves on a screenshot of 1280 x 800, and costs on a photograph.
 
-Qwen2.5-VL with random weights, its tower in the published shape (one block in eight sees the whole picture) but
+Qwen2.5-VL with random weights, its tower in the published shape (one block in eight sees the whole image) but
 narrower. The screen is drawn here: toolbars, a sidebar, text, a table and a dialog; `--image` takes a real one. The
 photograph is noise, where nothing is redundant: what is left of the difference to dense is the price of looking.
 FocusUI runs with an untrained scorer, which costs what a trained one does.
@@ -84,8 +84,8 @@ def random_model() -> Any:
 
 def screen() -> Image.Image:
     """Draw an application window, 1280 x 800."""
-    picture = Image.new("RGB", (1280, 800), (246, 247, 249))
-    draw, small, large = ImageDraw.Draw(picture), ImageFont.load_default(13), ImageFont.load_default(20)
+    image = Image.new("RGB", (1280, 800), (246, 247, 249))
+    draw, small, large = ImageDraw.Draw(image), ImageFont.load_default(13), ImageFont.load_default(20)
     words = ("report", "total", "invoice", "customer", "review", "delivery", "budget", "meeting", "draft", "status")
     rng = np.random.default_rng(0)
 
@@ -112,14 +112,14 @@ def screen() -> Image.Image:
     for x, name, colour in ((840, "Cancel", (190, 196, 206)), (950, "Delete", (200, 50, 50))):
         draw.rounded_rectangle((x, 460, x + 90, 496), 6, colour)
         draw.text((x + 22, 470), name, "white", small)
-    return picture
+    return image
 
 
-def prompt(picture: Image.Image) -> dict[str, torch.Tensor]:
+def prompt(image: Image.Image) -> dict[str, torch.Tensor]:
     """Make the inputs of one image and a short question; both sides rounded to cells of 28 px, as processors do."""
-    width, height = (max(round(side / 28), 1) * 28 for side in picture.size)
-    resized = np.array(picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
-    given = video_inputs(torch.from_numpy(resized).permute(2, 0, 1)[None])  # a picture is a video of one frame
+    width, height = (max(round(side / 28), 1) * 28 for side in image.size)
+    resized = np.array(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
+    given = video_inputs(torch.from_numpy(resized).permute(2, 0, 1)[None])  # an image is a video of one frame
     grid = given["video_grid_thw"]
     ids = torch.tensor([[5, 6, 7, START, *[IMAGE] * (int(grid.prod()) // 4), END, *range(10, 30)]])
     return {
@@ -159,8 +159,8 @@ def linear(module: Any) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def run(name: str, model: Any, picture: Image.Image, policies: dict[str, Any], repeats: int) -> None:
-    inputs = {name: value.to(model.device) for name, value in prompt(picture).items()}
+def run(name: str, model: Any, image: Image.Image, policies: dict[str, Any], repeats: int) -> None:
+    inputs = {name: value.to(model.device) for name, value in prompt(image).items()}
     found: dict[str, dict[str, Any]] = {key: {} for key in policies}
     variants: dict[str, Callable[[], float]] = {
         key: lambda key=key: measured(model, inputs, policies[key], found[key]) for key in policies
@@ -187,7 +187,7 @@ def run(name: str, model: Any, picture: Image.Image, policies: dict[str, Any], r
             f"{row['vision_limit']:>9.2f}x{t['median']:>10.0f}{t['p20']:>10.0f}{t['p80']:>10.0f}"
             f"{row['ttft_speedup']:>9.2f}x{row['ttft_limit']:>9.2f}x{scoring:>10.1f}"
         )
-    record = {"picture": name, "size": list(picture.size), "parameters": linear(model), "repeats": repeats}
+    record = {"picture": name, "size": list(image.size), "parameters": linear(model), "repeats": repeats}
     print(f"appended to {append('pixel_redundancy', {**record, 'rows': rows})}")
 
 
@@ -198,14 +198,14 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     model = random_model().to(args.device)
-    picture = Image.open(args.image) if args.image else screen()
+    shown = Image.open(args.image) if args.image else screen()
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         width = model.get_input_embeddings().weight.shape[1]
         save(TrainedScorer(Scorer(width), torch.zeros(width), facts(model)), folder)
         chosen = policies(folder)
-        run(args.image.name if args.image else "screen", model, picture, chosen, args.repeats)
-    noise = np.random.default_rng(0).integers(0, 256, (picture.size[1], picture.size[0], 3)).astype(np.uint8)
+        run(args.image.name if args.image else "screen", model, shown, chosen, args.repeats)
+    noise = np.random.default_rng(0).integers(0, 256, (shown.size[1], shown.size[0], 3)).astype(np.uint8)
     run("noise", model, Image.fromarray(noise), {key: chosen[key] for key in ON_NOISE}, args.repeats)
 
 

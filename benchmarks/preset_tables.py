@@ -8,7 +8,7 @@ from pathlib import Path
 
 import vlmopt
 from common import RESULTS
-from pruning_tables import Blocks, accuracy, difference, pictures
+from pruning_tables import Blocks, accuracy, difference, images
 
 ROOT = Path(__file__).parents[1]
 DATA, README, PAGE = ROOT / "vlmopt" / "policy" / "presets.json", ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
@@ -36,7 +36,7 @@ def tables() -> str:
 
 def table(checkpoint: str, task: str, rows: Rows) -> list[str]:
     dense = rows["dense"]
-    asked = f"{pictures(dense)} in {len(dense)} blocks"
+    asked = f"{images(dense)} in {len(dense)} blocks"
     controls = [name for name in CONTROLS if any(row.startswith(f"{name}:") for row in rows)]
     columns = ["preset", "right", "less dense, lowest to highest block", "layers", *controls]
     lines = [f"**{checkpoint}, {TITLES[task]}, dense {accuracy(dense)}** ({asked})", ""]

@@ -1,11 +1,11 @@
 """What does each selector cost in right answers? Every method at every budget on the same fresh questions.
 
-Random and resize stand beside every method: one that does not beat them earns nothing (a tower of one picture size, as
-in LLaVA-1.5, cannot be resized). Every question is about a picture of its own, and several blocks of seeds are asked,
-so that a difference that only one draw of pictures shows is told from one that stays. "layers" is the share of visual
+Random and resize stand beside every method: one that does not beat them earns nothing (a tower of one image size, as
+in LLaVA-1.5, cannot be resized). Every question is about an image of its own, and several blocks of seeds are asked,
+so that a difference that only one draw of images shows is told from one that stays. "layers" is the share of visual
 tokens averaged over the decoder layers: methods that cut inside the LLM pay for all tokens below their cut, so only
 rows with the same share are on one budget. "padding" is the share of kept tokens that show padding, known from the size
-of the picture. "slope" is the bias of the selection: sigma of exp(sigma * x) fitted to how often a token at raster
+of the image. "slope" is the bias of the selection: sigma of exp(sigma * x) fitted to how often a token at raster
 place x was kept; 0 means that position decides nothing. Figures of the small bundled checkpoints say nothing about
 real models.
 
@@ -201,9 +201,9 @@ def run(options: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default="tiny-llava")
-    parser.add_argument("--blocks", type=int, default=3, help="of seeds; intervals are over the pictures of all")
+    parser.add_argument("--blocks", type=int, default=3, help="of seeds; intervals are over the images of all")
     parser.add_argument("--first-block", type=int, default=0, help="to add blocks to what was measured")
-    parser.add_argument("--questions", type=int, default=144, help="in a block, each about a picture of its own")
+    parser.add_argument("--questions", type=int, default=144, help="in a block, each about an image of its own")
     parser.add_argument("--keep", type=float, nargs="+", default=list(KEEP))
     parser.add_argument("--profile", type=Path, help="by `vlmopt calibrate`; without it there are no '+ trend' rows")
     parser.add_argument("--only", nargs="+", help="names of variants")

@@ -19,11 +19,11 @@ Cells = dict[tuple[str, float], Blocks]
 class Difference(NamedTuple):
     """Right answers of one method less those of another, as fractions."""
 
-    over: Interval  # all pictures that both were asked about; bootstrap, paired
+    over: Interval  # all images that both were asked about; bootstrap, paired
     lowest: float  # of the blocks
     highest: float
     blocks: int
-    pictures: int
+    images: int
 
     def __str__(self) -> str:
         if self.over.low == self.over.high:  # no mark differs, which a bootstrap takes for certainty
@@ -51,7 +51,7 @@ def base_of(name: str) -> str | None:
 
 
 def difference(before: Blocks, after: Blocks) -> Difference:
-    """Return `after` less `before` on the pictures of the blocks that both have.
+    """Return `after` less `before` on the images of the blocks that both have.
 
     Raises:
         ValueError: fewer than three common blocks, which cannot tell a lucky draw from a gain; or other questions.
@@ -79,15 +79,15 @@ def show(against: str | None) -> None:
         ratios = sorted({keep for name, keep in cells if name != "dense"}, reverse=True)
         print(f"\n**{checkpoint}, dense {accuracy(cells['dense', 1.0])}**\n")
         columns = [f"{keep:g}" for keep in ratios]
-        heading("method", [*columns, f"layers at {ratios[0]:g}", "slope", "padding", "pictures"])
+        heading("method", [*columns, f"layers at {ratios[0]:g}", "slope", "padding", "images"])
         for name in names:
             mine = [cells.get((name, keep)) for keep in ratios]
-            asked = dict.fromkeys(str(pictures(cell)) for cell in mine if cell)
+            asked = dict.fromkeys(str(images(cell)) for cell in mine if cell)
             row = [name, *map(accuracy, mine), *facts(next(filter(None, mine))), " / ".join(asked)]
             print("| " + " | ".join(row) + " |")
         bases = {name: against or base_of(name) for name in names}
         print(f"\n**{checkpoint}, differences in points: all blocks (95 % interval), lowest to highest block**\n")
-        heading("method", ["less", *columns, "blocks", "pictures"])
+        heading("method", ["less", *columns, "blocks", "images"])
         for name, base in bases.items():
             if base is None or base == name:
                 continue
@@ -125,11 +125,11 @@ def facts(cell: Blocks) -> list[str]:
     ]
 
 
-def pictures(cell: Blocks) -> int:
+def images(cell: Blocks) -> int:
     return sum(len(row["marks"]) for row in cell.values())
 
 
 def sizes_of(found: Iterable[Difference | None]) -> list[list[int]]:
-    """Return blocks and pictures of the differences that there are."""
+    """Return blocks and images of the differences that there are."""
     there = [one for one in found if one is not None]
-    return [[one.blocks for one in there], [one.pictures for one in there]]
+    return [[one.blocks for one in there], [one.images for one in there]]

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 IMAGE, VIDEO, START, END = 1000, 1003, 1001, 1002
-QUESTION = 32  # text tokens after the picture
+QUESTION = 32  # text tokens after the image
 FULL = {"llava-1.5-7b": 32, "qwen2.5-vl-7b": 28}  # decoder layers
 TOWER = {"llava-1.5-7b": 24, "qwen2.5-vl-7b": 32}
 
@@ -55,7 +55,7 @@ def llava_inputs() -> dict[str, torch.Tensor]:
 
 
 def qwen(layers: int, tower_layers: int) -> Qwen2_5_VLConfig:
-    """Return Qwen2.5-VL-7B, 1 024 visual tokens (a picture of 896 x 896); a small vocabulary."""
+    """Return Qwen2.5-VL-7B, 1 024 visual tokens (an image of 896 x 896); a small vocabulary."""
     text = {
         "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": layers, "num_attention_heads": 28,
         "num_key_value_heads": 4, "vocab_size": 1024, "max_position_embeddings": 32768, "tie_word_embeddings": False,

@@ -1,7 +1,7 @@
-"""Ask about a picture, as the model is and with a quarter of the visual tokens.
+"""Ask about an image, as the model is and with a quarter of the visual tokens.
 
 You see both answers, the report of what was dropped and what it cost, and in examples-out/image.png which parts of the
-picture were kept.
+image were kept.
 """
 
 from importlib.resources import files
@@ -16,10 +16,10 @@ OUT = Path("examples-out")
 QUESTION = "Describe the picture."
 
 model, processor = vlmopt.load_checkpoint("tiny-qwen")  # a Hub id works the same way
-picture = Image.open(str(files("vlmopt.synthetic.samples") / "scene.png")).convert("RGB")
+image = Image.open(str(files("vlmopt.synthetic.samples") / "scene.png")).convert("RGB")
 turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
 prompt = processor.apply_chat_template(turn, add_generation_prompt=True)
-inputs = processor(text=[prompt], images=[picture], return_tensors="pt")
+inputs = processor(text=[prompt], images=[image], return_tensors="pt")
 
 
 def ask() -> str:
@@ -36,4 +36,4 @@ vlmopt.restore(model)  # the model's own behaviour again, bit for bit
 print("restored: ", ask())
 
 OUT.mkdir(exist_ok=True)
-overlay(picture, report.maps(0), title="balanced").save(OUT / "image.png")
+overlay(image, report.maps(0), title="balanced").save(OUT / "image.png")

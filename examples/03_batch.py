@@ -1,4 +1,4 @@
-"""Several questions about pictures of different sizes in one batch.
+"""Several questions about images of different sizes in one batch.
 
 Every sample is pruned by itself: you see how many tokens each had and kept, and that its answer in the batch is the one
 that it gets alone.
@@ -9,15 +9,15 @@ from vlmopt.prompt import chat
 from vlmopt.synthetic import scene, screen
 
 model, processor = vlmopt.load_checkpoint("tiny-qwen")
-worlds = [scene(1, (224, 224)), screen(2, (280, 196)), scene(3, (196, 280))]  # pictures with questions about them
-pictures = [world.image for world in worlds]
+worlds = [scene(1, (224, 224)), screen(2, (280, 196)), scene(3, (196, 280))]  # images with questions about them
+images = [world.image for world in worlds]
 questions = [world.questions[0].text for world in worlds]
 
 
 def ask(numbers: list[int]) -> list[str]:
     inputs = processor(
         text=[chat(processor, "image", 1, questions[number]) for number in numbers],
-        images=[[pictures[number]] for number in numbers],
+        images=[[images[number]] for number in numbers],
         padding=True,  # on the left, as generate() needs it
         return_tensors="pt",
     )

@@ -1,6 +1,6 @@
 """A selector of your own: a dataclass with one method, registered under a name that works everywhere.
 
-`stand_out` keeps the tokens that differ most from the mean token of their picture. You see it used by name beside the
+`stand_out` keeps the tokens that differ most from the mean token of their image. You see it used by name beside the
 control `random`, with the settings, budgets, positions and batches that every selector has.
 """
 
@@ -19,7 +19,7 @@ from vlmopt.pruning import ScoreSelector, Signal, VisualEmbeds, VisualTokens, re
 @register("stand_out")
 @dataclass(frozen=True, kw_only=True)
 class StandOut(ScoreSelector):
-    """Lowest cosine with the mean of the picture's embeddings."""
+    """Lowest cosine with the mean of the image's embeddings."""
 
     @property
     def needs(self) -> frozenset[Signal]:
@@ -31,8 +31,8 @@ class StandOut(ScoreSelector):
 
 
 model, processor = vlmopt.load_checkpoint("tiny-qwen")
-picture = Image.open(str(files("vlmopt.synthetic.samples") / "scene.png")).convert("RGB")
-inputs = image_prompt(processor, "Describe the picture.", [picture])
+image = Image.open(str(files("vlmopt.synthetic.samples") / "scene.png")).convert("RGB")
+inputs = image_prompt(processor, "Describe the picture.", [image])
 for policy in ("dense", "stand_out:keep_ratio=0.25", "random:keep_ratio=0.25"):
     with vlmopt.optimized(model, policy):
         ids = model.generate(**inputs, max_new_tokens=48, do_sample=False)

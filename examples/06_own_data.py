@@ -1,6 +1,6 @@
 """Two policies on data of your own: a manifest of JSON lines in, figures with intervals and plots out.
 
-The manifest is written here, about generated pictures; with your own, start at `evaluate`. You see a figure per policy,
+The manifest is written here, about generated images; with your own, start at `evaluate`. You see a figure per policy,
 paired with the model as it is, and examples-out/run/report.html with plots (PNG in examples-out/run/plots).
 """
 
@@ -14,12 +14,12 @@ from vlmopt.evaluation.summary import summarize
 from vlmopt.synthetic import scene, screen
 
 OUT = Path("examples-out")
-PICTURES, QUESTIONS = 12, 3
+IMAGES, QUESTIONS = 12, 3
 POLICIES = ("balanced", "random:keep_ratio=0.25")
 
 (OUT / "data").mkdir(parents=True, exist_ok=True)
 with (OUT / "data" / "manifest.jsonl").open("w", encoding="utf-8") as manifest:
-    for number in range(PICTURES):
+    for number in range(IMAGES):
         world = (scene, screen)[number % 2](number)
         world.image.save(OUT / "data" / f"{number}.png")
         for index, question in enumerate(world.questions[:QUESTIONS]):

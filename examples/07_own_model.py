@@ -27,8 +27,8 @@ loaded = vlmopt.Policy.from_pretrained(MINE)
 assert loaded == policy
 print(sorted(path.name for path in MINE.iterdir()))
 
-picture = Image.open(str(files("vlmopt.synthetic.samples") / "page.png")).convert("RGB")
-inputs = image_prompt(processor, "Click Save.", [picture])
+image = Image.open(str(files("vlmopt.synthetic.samples") / "page.png")).convert("RGB")
+inputs = image_prompt(processor, "Click Save.", [image])
 vlmopt.optimize(model, loaded)  # the path of the directory would do as well
 ids = model.generate(**inputs, max_new_tokens=12, do_sample=False)
 print(processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())

@@ -56,7 +56,7 @@ class CDPruner(Selector):
         text = tokens.signals[TextEmbeds()]
         if not len(text):
             raise ValueError(
-                f"{self.label}: no text behind the last visual token; ask after the picture or set relevance='none'"
+                f"{self.label}: no text behind the last visual token; ask after the image or set relevance='none'"
             )
         weights = finite(min_max(likeness(visual, text), offset=1e-6), len(tokens), self.label)
         return Selection(largest_volume(visual, k, weights).sort().values, weights)

@@ -55,7 +55,7 @@ class DART(Selector):
         guides = torch.cat(pivots)
         if not len(guides):
             raise ValueError(
-                f"{self.label}: no text behind the last visual token to take pivots from; ask after the picture or "
+                f"{self.label}: no text behind the last visual token to take pivots from; ask after the image or "
                 "set pivots_image >= 1"
             )
         return Selection(least_alike(visual, guides, stay, k).sort().values)

@@ -101,7 +101,7 @@ class Debias(ScoreSelector):
         if not self.host.trend:
             raise ValueError(
                 f"debias: scores of {self.host.name!r} are no attention inside the LLM and have no positional trend; "
-                f"use {self.host.name!r} alone, with padding='square' if pictures are padded"
+                f"use {self.host.name!r} alone, with padding='square' if images are padded"
             )
         for f in fields(Selector):
             object.__setattr__(self, f.name, getattr(self.host, f.name))

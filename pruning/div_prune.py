@@ -28,7 +28,7 @@ class DivPrune(Renumbered, OnePool):
     layer: int = setting(0, "Always 0: tokens leave before the LLM.", "int", min=0, max=0)
     paper_compat: bool = setting(
         False,
-        "As released: one pool for all pictures, halves rounded to the even number, survivors renumbered.",
+        "As released: one pool for all images, halves rounded to the even number, survivors renumbered.",
         "bool",
     )
 

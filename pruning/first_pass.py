@@ -39,7 +39,7 @@ class FirstPass(Shuffled, ScoreSelector):
         None, "Layer whose attention decides; without one the layer with attention nearest to 2/5 of the depth.", "int",
         min=0,
     )  # fmt: skip
-    shrink: int = setting(2, "Factor by which the sides of the picture shrink for the first pass.", "int", min=2)
+    shrink: int = setting(2, "Factor by which the sides of the image shrink for the first pass.", "int", min=2)
     alpha: float = setting(
         0.8, "Weight of the attention against the UI graph; 1 needs no pixels.", "float", above=0, max=1
     )

@@ -87,7 +87,7 @@ class FocusUI(Shuffled, ScoreSelector):
         visual, text = tokens.signals[VisualEmbeds()], tokens.signals[TextEmbeds()]
         if not len(text):
             raise ValueError(
-                f"{self.label}: no text behind the last visual token; put the instruction after the picture, or use "
+                f"{self.label}: no text behind the last visual token; put the instruction after the image, or use "
                 "ui_graph, which reads none"
             )
         scores: Tensor = tokens.signals[self.trained](visual, text)

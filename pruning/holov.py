@@ -41,7 +41,7 @@ class HoloV(Selector):
     )
     crops: int | None = setting(
         None,
-        "Crops per picture; if not given 1.778 * tokens / budget (the paper on Qwen2.5-VL; on LLaVA 16).",
+        "Crops per image; if not given 1.778 * tokens / budget (the paper on Qwen2.5-VL; on LLaVA 16).",
         "int",
         min=1,
     )

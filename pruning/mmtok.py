@@ -31,7 +31,7 @@ class MMTok(Selector):
     asks_text = True
 
     layer: int = setting(0, "Always 0: tokens leave before the LLM.", "int", min=0, max=0)
-    alpha: float = setting(0.5, "Weight of covering the picture beside covering the question.", "float", above=0)
+    alpha: float = setting(0.5, "Weight of covering the image beside covering the question.", "float", above=0)
     text_temperature: float = setting(
         0.02, "Of the softmax between words and visual tokens; the paper has 0.02 on LLaVA, 0.01 on Qwen.", "float",
         above=0,
@@ -65,7 +65,7 @@ class MMTok(Selector):
             text = tokens.signals[TextEmbeds()]
             if not len(text):
                 raise ValueError(
-                    f"{self.label}: no text behind the last visual token; ask after the picture or set relevance='none'"
+                    f"{self.label}: no text behind the last visual token; ask after the image or set relevance='none'"
                 )
             words = likeness(text, tokens.signals[VisualEmbeds()], self.text_temperature)
             reach = torch.cat([words, reach], 1)

@@ -44,7 +44,7 @@ class PixelRedundancy(Selector):
     before_tower = True
 
     keep_ratio: float | None = setting(
-        None, "Ceiling: largest fraction of a picture that is encoded, what is newest first; 1 without any.", "float",
+        None, "Ceiling: largest fraction of an image that is encoded, what is newest first; 1 without any.", "float",
         above=0, max=1,
     )  # fmt: skip
     layer: int = setting(0, "Always 0: cells leave before the vision tower.", "int", min=0, max=0)
@@ -71,7 +71,7 @@ class PixelRedundancy(Selector):
         super().__post_init__()
         if self.keep_tokens is not None:
             raise ValueError(
-                f"{self.label}: keep_tokens={self.keep_tokens} cannot be used: pictures are cut one by one, before the "
+                f"{self.label}: keep_tokens={self.keep_tokens} cannot be used: images are cut one by one, before the "
                 "prompt is read; give keep_ratio, or add a selector at layer 0 with keep_tokens"
             )
 

@@ -71,10 +71,10 @@ class DebiasProfile(MeasuredProfile):
     @property
     def doubts(self) -> tuple[str, ...]:
         """Reasons not to use it: slopes whose 95 % interval spans 0."""
-        axes = ("t", "y", "x") if self.axes == "thw" else ("the place in the picture",)
+        axes = ("t", "y", "x") if self.axes == "thw" else ("the place in the image",)
         return tuple(
             f"{self.host} before layer {self.layer}: the slope over {axis} is {value:+.3f} ± {error:.3f} (standard "
-            f"error over {self.samples} samples) and may be 0: measure on more pictures, or do not debias by it"
+            f"error over {self.samples} samples) and may be 0: measure on more images, or do not debias by it"
             for axis, value, error in zip(axes, self.sigma, self.error, strict=False)
             if error > 0 and abs(value) < Z * error
         )

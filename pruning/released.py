@@ -31,14 +31,14 @@ class OnePool(Selector):
     """Mixin: with `paper_compat` all images form one pool, and halves are rounded to the even number."""
 
     paper_compat: bool = setting(
-        False, "As released: one pool for all pictures, halves rounded to the even number.", "bool"
+        False, "As released: one pool for all images, halves rounded to the even number.", "bool"
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.paper_compat and self.allocation not in ("proportional", "global"):  # the default, and what it becomes
             raise ValueError(
-                f"{self.label}: paper_compat=True is one pool for all pictures, got allocation={self.allocation!r}; "
+                f"{self.label}: paper_compat=True is one pool for all images, got allocation={self.allocation!r}; "
                 "leave one out"
             )
         if self.paper_compat:

@@ -30,7 +30,7 @@ class Resize(Selector):
     resizes_pixels = True
     adaptive = True  # the nearest grid may hold slightly fewer tokens
 
-    layer: int = setting(0, "Always 0: the picture shrinks before the vision tower.", "int", min=0, max=0)
+    layer: int = setting(0, "Always 0: the image shrinks before the vision tower.", "int", min=0, max=0)
     positions: str = setting(
         "keep",
         "keep: cells of the full grid with gaps; repack: renumbered, 1-D RoPE only.",
@@ -38,14 +38,14 @@ class Resize(Selector):
         choices=("keep", "repack"),  # no pospad: the cells between were never encoded, a marker would say nothing
     )
     padding: str = setting("keep", "Always keep: what the tower made stays.", "str", choices=("keep",))
-    allocation: str = setting("global", "Always global: pictures shrink alike.", "str", choices=("global",))
+    allocation: str = setting("global", "Always global: images shrink alike.", "str", choices=("global",))
     segment: str = setting("image", "Always image.", "str", choices=("image",))
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.keep_tokens is not None:
             raise ValueError(
-                f"{self.label}: keep_tokens={self.keep_tokens} cannot be used: pictures shrink one by one, each by the "
+                f"{self.label}: keep_tokens={self.keep_tokens} cannot be used: images shrink one by one, each by the "
                 "same ratio; give keep_ratio"
             )
 
@@ -67,7 +67,7 @@ class Resize(Selector):
         for item in tokens.item.unique().tolist():
             mine, grid = tokens.item == item, tokens.grids[item]
             if grid is None or not bool((coords[mine] >= 0).all()):
-                raise ValueError(f"{self.label}: picture {item} has no known patch grid, so it cannot be resized")
+                raise ValueError(f"{self.label}: image {item} has no known patch grid, so it cannot be resized")
             _, h, w = grid
             cells = grid_cells(h, w, *self.grid(*grid)).to(coords.device)
             cell, frame = coords[:, 1] * w + coords[:, 2], coords[:, 0] * h * w
@@ -132,13 +132,13 @@ def resize_patches(
     """Resize images that are already cut into patches: antialiased bicubic, clamped to each channel's extremes.
 
     Args:
-        pixel_values: [P, C*T*p*p], all pictures one after the other, patches in the order (t, h/m, w/m, m, m) and each
+        pixel_values: [P, C*T*p*p], all images one after the other, patches in the order (t, h/m, w/m, m, m) and each
             laid out as (C, T, p, p); the layout of the Qwen2-VL image processor.
-        grid_thw: Long[k, 3] patches per picture (t, h, w). new_grids: Long[k, 3], same t.
+        grid_thw: Long[k, 3] patches per image (t, h, w). new_grids: Long[k, 3], same t.
         patch_size, merge_size, temporal_patch_size: p, m, T.
 
     Returns:
-        [P2, C*T*p*p] in the dtype of `pixel_values`, computed in fp32; a picture that keeps its grid keeps its bits.
+        [P2, C*T*p*p] in the dtype of `pixel_values`, computed in fp32; an image that keeps its grid keeps its bits.
 
     Raises:
         ValueError: grids that do not fit the pixels, the merge size or each other.
@@ -150,12 +150,12 @@ def resize_patches(
             f"pixel_values {tuple(pixel_values.shape)} do not fit grid_thw={old}: {sum(sizes)} patches x {width} values"
         )
     if len(old) != len(new) or any(a[0] != b[0] for a, b in zip(old, new, strict=False)):
-        raise ValueError(f"new_grids={new} must hold as many pictures and frames as grid_thw={old}")
+        raise ValueError(f"new_grids={new} must hold as many images and frames as grid_thw={old}")
     if bad := [g for g in old + new if min(g) < 1 or g[1] % merge_size or g[2] % merge_size]:
         raise ValueError(f"grids {bad} must be positive multiples of merge_size={merge_size} in height and width")
     layout = (patch_size, merge_size, temporal_patch_size, channels)
-    pictures = zip(pixel_values.split(sizes), old, new, strict=True)
-    return torch.cat([x if a == b else resize_one(x, a, b, layout) for x, a, b in pictures])
+    images = zip(pixel_values.split(sizes), old, new, strict=True)
+    return torch.cat([x if a == b else resize_one(x, a, b, layout) for x, a, b in images])
 
 
 Layout = tuple[int, int, int, int]  # patch size, merge size, temporal patch size, channels

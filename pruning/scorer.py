@@ -90,7 +90,7 @@ def box_overlap(boxes: Tensor, rows: int, columns: int) -> Tensor:
     """Return fp32 [rows * columns] in 0..1: the share of each cell inside a box, the largest where there are several.
 
     Args:
-        boxes: [k, 4] (left, top, right, bottom) in fractions of the picture's width and height; k may be 0.
+        boxes: [k, 4] (left, top, right, bottom) in fractions of the image's width and height; k may be 0.
     """
     scale = boxes.new_tensor([columns, rows, columns, rows])
     left, top, right, bottom = (boxes * scale).float().T[..., None]

@@ -57,7 +57,7 @@ class SparseVLM(Renumbered, Progressive):
         1.0, "Part of the redundant tokens that leaves where the rank counts.", "float", above=0, max=1
     )
     heads: int | None = setting(
-        None, "Heads with the most attention on the picture that vote; all if not given.", "int", min=1
+        None, "Heads with the most attention on the image that vote; all if not given.", "int", min=1
     )
     recycle: bool = setting(True, "Merge the best 30 % of what leaves into clusters; the budget includes them.", "bool")
     paper_compat: bool = setting(
@@ -106,7 +106,7 @@ class SparseVLM(Renumbered, Progressive):
         text, rows = tokens.signals[TextEmbeds()], tokens.signals[AttentionRows(self.layer - 1, TEXT)].float()
         if not len(text):
             raise ValueError(
-                f"{self.label}: no text behind the last visual token, so nothing votes; ask after the picture"
+                f"{self.label}: no text behind the last visual token, so nothing votes; ask after the image"
             )
         voters = raters(tokens.signals[self.electorate], text)
         votes: Tensor = rows * (voters * len(text) / voters.sum())[:, None]

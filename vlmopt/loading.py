@@ -76,8 +76,8 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto") -> Loaded:
         )
     except FAILURES as error:
         raise ValueError(f"the weights of {name} cannot be loaded: {first_line(error)}") from error
-    said = ("torchvision is not installed: the processor was loaded for pictures alone",)
-    return Loaded(name, model.eval().to(where), processor, said if hasattr(processor, "pictures_only") else ())
+    said = ("torchvision is not installed: the processor was loaded for images alone",)
+    return Loaded(name, model.eval().to(where), processor, said if hasattr(processor, "images_only") else ())
 
 
 def check_device(device: str) -> torch.device:

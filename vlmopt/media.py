@@ -17,7 +17,7 @@ MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
 
 
 @dataclass(frozen=True)
-class Picture:
+class LoadedImage:
     """An RGB image, upright, without alpha, and what had to be done to get it there."""
 
     image: Image.Image
@@ -46,7 +46,7 @@ def check_file(path: str | os.PathLike[str], what: str) -> Path:
     return file
 
 
-def load_image(path: str | os.PathLike[str]) -> Picture:
+def load_image(path: str | os.PathLike[str]) -> LoadedImage:
     """Read an image as 8-bit RGB: EXIF rotation applied, transparency laid on white, first frame of an animation.
 
     Raises:
@@ -76,7 +76,7 @@ def load_image(path: str | os.PathLike[str]) -> Picture:
         raise ValueError(f"image is too large: {file} ({error})") from None
     except Exception as error:  # a decoder raises whatever the bytes make it: TypeError, struct.error, KeyError, ...
         raise ValueError(f"image is corrupt or truncated: {file} ({type(error).__name__}: {error})") from error
-    return Picture(image, str(file), tuple(notes))
+    return LoadedImage(image, str(file), tuple(notes))
 
 
 def readable(paths: Iterable[Path], most: int) -> tuple[list[Path], dict[Path, str]]:

@@ -18,7 +18,7 @@ MARKER = (255, 176, 0)
 CLICK = (204, 78, 0)
 PAPER = (250, 250, 248)
 INK = (40, 44, 52)
-BLANK = (214, 216, 220)  # a cell without a picture
+BLANK = (214, 216, 220)  # a cell without an image
 VEIL = np.array((26.0, 29.0, 38.0))
 PANEL_WIDTH = 672  # pixels one panel aims at
 GAP = 12
@@ -73,17 +73,17 @@ def overlay(
     """
     if not maps:
         raise ValueError("nothing to draw: the sample has no visual tokens")
-    pictures = list(images) if isinstance(images, Sequence) else [images]
+    given = list(images) if isinstance(images, Sequence) else [images]
     width = PANEL_WIDTH if sum(_frames(m) for m in maps) == 1 else PANEL_WIDTH // 2
     panels: list[Image.Image] = []
-    # A single tile beside the overview covers the whole picture too; several tiles have no pictures of their own.
+    # A single tile beside the overview covers the whole image too; several tiles have no images of their own.
     for tiles in (False, True):
         group = [m for m in maps if (m.kind == "tile") == tiles]
         known = all(m.grid is not None for m in group)
-        matched = known and sum(_frames(m) for m in group) == len(pictures)
-        own = iter(pictures if matched else ())
-        if group and not matched and len(pictures) == 1:
-            panels.append(_fit(pictures[0], width))
+        matched = known and sum(_frames(m) for m in group) == len(given)
+        own = iter(given if matched else ())
+        if group and not matched and len(given) == 1:
+            panels.append(_fit(given[0], width))
         panels += [_panel(next(own, None), part, t, heat, width) for part in group for t in range(_frames(part))]
     for x, y in clicks:
         ring(panels[0], x * panels[0].width, y * panels[0].height, CLICK, 17)
@@ -94,12 +94,12 @@ def _frames(part: Map) -> int:
     return part.grid[0] if part.grid is not None else 1
 
 
-def _fit(picture: Image.Image, width: int) -> Image.Image:
-    height = max(1, round(picture.height * width / picture.width))
-    return picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+def _fit(image: Image.Image, width: int) -> Image.Image:
+    height = max(1, round(image.height * width / image.width))
+    return image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
 
 
-def _panel(picture: Image.Image | None, part: Map, t: int, heat: bool, width: int) -> Image.Image:
+def _panel(image: Image.Image | None, part: Map, t: int, heat: bool, width: int) -> Image.Image:
     """Draw one time step of one grid; tokens without coordinates are left out here and counted in the legend."""
     if part.grid is None:
         return _strip(part, width)
@@ -114,9 +114,9 @@ def _panel(picture: Image.Image | None, part: Map, t: int, heat: bool, width: in
         scores = torch.full((h, w), float("nan"))
         scores[y, x] = _ranks(part.scores)[here]
     cell = max(4, round(width / w))  # whole pixels, so that outlines are even
-    tall = max(4, round(cell * w * picture.height / picture.width / h)) if picture else cell
+    tall = max(4, round(cell * w * image.height / image.width / h)) if image else cell
     size = (cell * w, tall * h)
-    base = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS) if picture else Image.new("RGB", size, BLANK)
+    base = image.convert("RGB").resize(size, Image.Resampling.LANCZOS) if image else Image.new("RGB", size, BLANK)
     return _paint(base, kept.numpy(), marked.numpy(), None if scores is None else scores.numpy())
 
 

@@ -17,7 +17,7 @@ from vlmopt.loading import check_name
 
 OTHER = "Directory or Hub id"
 UPLOAD = "Upload"
-QUESTIONS = {"answer": "What is in the picture?", "click": "Click Save.", "describe": "Describe the picture."}
+QUESTIONS = {"answer": "What is in the image?", "click": "Click Save.", "describe": "Describe the picture."}
 NEW_TOKENS = {"answer": 32, "click": 32, "describe": 64}
 
 
@@ -34,7 +34,7 @@ def sidebar() -> vlmopt.Policy | None:
             left.selectbox("Device", ["auto", "cpu", "cuda"], key="device", accept_new_options=True)
             right.selectbox("dtype", DTYPES, key="dtype")
         else:
-            st.caption("A test organism that comes with the package: it knows drawn pictures and buttons only.")
+            st.caption("A test organism that comes with the package: it knows drawn images and buttons only.")
         st.subheader("Policy")
         policy = policy_form(depth_of(source().name))
         st.subheader("Measuring")
@@ -60,7 +60,7 @@ def task() -> str:
 def fitting() -> None:
     """Choose the question and the task that go with a newly chosen sample."""
     for chosen in inputs.SAMPLES:
-        if chosen.label == st.session_state.get("picture"):
+        if chosen.label == st.session_state.get("image"):
             st.session_state.task, st.session_state.question = chosen.task, chosen.question
 
 
@@ -71,11 +71,11 @@ def question(policy: vlmopt.Policy | None) -> None:
         with left:
             labels = [chosen.label for chosen in inputs.SAMPLES]
             # Pills, which look well in two rows (demo.STYLE lets them wrap); one row would hide the upload.
-            wanted = st.pills("Picture", [*labels, UPLOAD], default=labels[0], required=True, key="picture",
+            wanted = st.pills("Image", [*labels, UPLOAD], default=labels[0], required=True, key="image",
                               on_change=fitting)  # fmt: skip
             given = inputs.uploaded() if wanted == UPLOAD else inputs.sample(labels.index(wanted or labels[0]))
             if given is not None and given.images:
-                st.image(given.images[0], width=220, alt="The chosen picture")
+                st.image(given.images[0], width=220, alt="The chosen image")
             elif given is not None and given.clip is not None:
                 st.video(given.clip.path, muted=True, width=220)
             for note in given.notes if given is not None else ():
@@ -121,7 +121,7 @@ def missing(policy: vlmopt.Policy | None, given: inputs.Given | None, words: str
     if policy is None:
         return "The policy cannot be used as it stands; see the sidebar."
     if given is None:
-        return "Upload a picture or a short video."
+        return "Upload an image or a short video."
     if not words.strip():
         return "Type a question."
     if not source().name:

@@ -20,7 +20,7 @@ from vlmopt.synthetic.clips import write_clip
 MEGABYTES = 50  # of one file; the server refuses more as well
 MEGAPIXELS = 50
 LONGEST = 200  # times its other side: Qwen's processor takes no more, and a preview of one would have no height
-PICTURES = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff")
+IMAGES = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff")
 CLIPS = ("mp4", "mov", "webm", "mkv", "avi")
 TITLE = 80  # characters of a file's name that are shown
 
@@ -32,7 +32,7 @@ class Sample:
     label: str
     question: str
     task: str
-    picture: str = ""  # in the package; without one it is the generated clip
+    file: str = ""  # in the package; without one it is the generated clip
 
 
 SAMPLES = (
@@ -57,8 +57,8 @@ class Given:
 def sample(number: int) -> Given:
     """Return a sample as a prompt takes it; the clip is made once for all sessions."""
     chosen = SAMPLES[number]
-    if chosen.picture:
-        return Given((load_image(Path(samples.__path__[0]) / chosen.picture).image,), title=chosen.picture)
+    if chosen.file:
+        return Given((load_image(Path(samples.__path__[0]) / chosen.file).image,), title=chosen.file)
     path = write_clip(Path(tempfile.mkdtemp(prefix="vlmopt-demo-")) / "clip.mp4")
     return Given(clip=Clip(str(path), "clip.mp4"), title="clip.mp4")
 
@@ -77,8 +77,8 @@ def received(name: str, content: bytes, folder: Path) -> Given:
     """
     title = title_of(name)
     ending = name.rpartition(".")[2].lower()  # of the whole name: the title may be shortened
-    if ending not in (*PICTURES, *CLIPS):
-        raise ValueError(f"{title} is neither a picture ({', '.join(PICTURES)}) nor a video ({', '.join(CLIPS)}).")
+    if ending not in (*IMAGES, *CLIPS):
+        raise ValueError(f"{title} is neither an image ({', '.join(IMAGES)}) nor a video ({', '.join(CLIPS)}).")
     if len(content) > MEGABYTES * 2**20:
         raise ValueError(f"{title} has {len(content) / 2**20:.0f} MB; at most {MEGABYTES} MB are taken.")
     path = folder / f"{hashlib.sha256(content).hexdigest()[:16]}.{ending}"
@@ -90,11 +90,11 @@ def received(name: str, content: bytes, folder: Path) -> Given:
             return Given(clip=Clip(str(path), title), title=title)
         check_file(path, "image")
         check_pixels(path)
-        picture = load_image(path)
+        loaded = load_image(path)
     except (OSError, ValueError) as error:
         path.unlink(missing_ok=True)
         raise ValueError(str(error).replace(str(path), title)) from error
-    return Given((picture.image,), title=title, notes=picture.notes)
+    return Given((loaded.image,), title=title, notes=loaded.notes)
 
 
 def check_pixels(path: Path) -> None:
@@ -124,8 +124,8 @@ def folder() -> Path:
 def uploaded() -> Given | None:
     """Draw the uploader and return what came of it; an error is shown as a sentence."""
     file = st.file_uploader(
-        "Picture or short video",
-        type=[*PICTURES, *CLIPS],
+        "Image or short video",
+        type=[*IMAGES, *CLIPS],
         key="upload",
         max_upload_size=MEGABYTES,
         help=f"Up to {MEGABYTES} MB and {MEGAPIXELS} million pixels. It stays on the machine that runs this page.",

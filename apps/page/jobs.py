@@ -55,7 +55,7 @@ def sentence(error: BaseException) -> str:
     """Return what to tell people; the traceback goes to the log."""
     said = " ".join(str(error).split())
     if isinstance(error, torch.OutOfMemoryError):
-        return f"Out of memory: {said.split('. ')[0]}. Choose a smaller picture, another dtype, or the CPU."
+        return f"Out of memory: {said.split('. ')[0]}. Choose a smaller image, another dtype, or the CPU."
     if isinstance(error, (ValueError, OSError)) or (isinstance(error, TypeError) and ": " in said):
         return said or type(error).__name__
     return f"{type(error).__name__}: {said}" if said else type(error).__name__

@@ -19,19 +19,19 @@ from vlmopt.ring import ring
 
 LEGEND = 48 + GAP  # pixels below an overlay
 METRIC = 120  # pixels of a figure: six in a row, two on a telephone
-SIDE = 672  # pixels of a picture on the page
+SIDE = 672  # pixels of an image on the page
 DENSE, OPTIMIZED = (31, 111, 196), (204, 78, 0)  # of the click points: blue and vermilion, apart for everyone
 PIECES = re.compile(r"\s+|[^\s]+")
 
 
 @st.fragment
-def pictures(run: Run) -> None:
+def images(run: Run) -> None:
     """Draw both images; the slider redraws them alone."""
     maps = run.optimized.report.maps(0)
     left, right = st.columns(2, gap="medium")
     with left:
-        st.markdown("##### The picture")
-        st.image(original(run), width="stretch", alt="The picture as it was given")
+        st.markdown("##### The image")
+        st.image(original(run), width="stretch", alt="The image as it was given")
         if run.request.task == "click":
             st.caption(clicked(run))
     with right:
@@ -85,7 +85,7 @@ def clicked(run: Run) -> str:
         if outcome.point is None:
             return "nowhere"
         x, y = outcome.point
-        beside = "" if 0 <= x <= first.width and 0 <= y <= first.height else ", beside the picture"
+        beside = "" if 0 <= x <= first.width and 0 <= y <= first.height else ", beside the image"
         return f"({x:.0f}, {y:.0f}{beside})"
 
     return f"Clicks: :blue[◎ dense {place(run.dense)}] and :orange[◉ optimized {place(run.optimized)}], in pixels."
@@ -144,7 +144,7 @@ def costs(run: Run) -> None:
         f"{escaped(run.about.name)} · {run.about.parameters / 1e6:.1f} M parameters · {ours.report.dtype} · "
         f"{ours.report.device} · {ours.report.attn_implementation} · changes are against dense, "
         + ("one measured run each" if repeats == 1 else f"medians of {repeats} runs in turn")
-        + ". A single picture shows how a method works, not how good it is."
+        + ". A single image shows how a method works, not how good it is."
     )
 
 

@@ -40,7 +40,7 @@ class Prompt:
     inputs: dict[str, Any]  # for `model.generate(**inputs)` and `model(**inputs)`, on the model's device
     shown: tuple[Image.Image, ...]  # what `vlmopt.overlay.overlay` draws on
     notes: tuple[str, ...] = ()
-    resized: tuple[int, int] | None = None  # (width, height) of the first picture behind the processor, if it says so
+    resized: tuple[int, int] | None = None  # (width, height) of the first image behind the processor, if it says so
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def perform(loaded: Loaded, request: Request, progress: Progress) -> Run:
     model, processor = loaded.model, loaded.processor
     with vlmopt.optimized(model, request.policy):
         pass  # a policy that cannot work on this model is refused here, before anything is measured
-    progress(0.02, "Reading the picture" if request.clip is None else "Reading the video")
+    progress(0.02, "Reading the image" if request.clip is None else "Reading the video")
     prompt = prepared(model, processor, request)
     progress(0.05, "Choosing tokens")
     beat = Beat(progress, 2 * (WARMUP + request.repeats + MEMORY), request.max_new_tokens)

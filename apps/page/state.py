@@ -42,7 +42,7 @@ class Request:
     task: str = "answer"  # one of TASKS
     max_new_tokens: int = 32
     repeats: int = 1  # measured runs of each variant
-    title: str = ""  # of the picture, untrusted text
+    title: str = ""  # of the image, untrusted text
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Outcome:
 
     text: str  # untrusted: a model wrote it
     measurement: Measurement
-    point: tuple[float, float] | None = None  # where the answer clicks, in pixels of the picture as given
+    point: tuple[float, float] | None = None  # where the answer clicks, in pixels of the image as given
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -84,7 +84,7 @@ class Run:
     request: Request
     dense: Outcome
     optimized: Outcome
-    shown: tuple[Image.Image, ...]  # the pictures the maps lie on: as the tower saw them, or a frame per temporal cell
+    shown: tuple[Image.Image, ...]  # the images the maps lie on: as the tower saw them, or a frame per temporal cell
     about: About
     ladder: Ladder | None = None  # what the last cut would keep at other ratios; None where it cannot tell
     notes: tuple[str, ...] = field(default=())

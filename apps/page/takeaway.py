@@ -20,7 +20,7 @@ from vlmopt.apps.page.state import Run
 from vlmopt.overlay import overlay
 from vlmopt.policy.text import summary
 
-PICTURE, POLICY, OVERLAY, RESULT, SNIPPET = "picture.png", "policy.json", "overlay.png", "result.json", "again.py"
+IMAGE, POLICY, OVERLAY, RESULT, SNIPPET = "image.png", "policy.json", "overlay.png", "result.json", "again.py"
 
 
 @st.fragment
@@ -28,7 +28,7 @@ def show(run: Run) -> None:
     """Show the downloads, then the command and the snippet."""
     packed = files(run)
     kinds = {".png": "image/png", ".json": "application/json", ".py": "text/x-python", ".zip": "application/zip"}
-    labels = {POLICY: "Policy", OVERLAY: "Overlay", RESULT: "Result", PICTURE: "Picture"}
+    labels = {POLICY: "Policy", OVERLAY: "Overlay", RESULT: "Result", IMAGE: "Image"}
     with st.container(horizontal=True):
         for name, label in labels.items():
             if name in packed:
@@ -40,7 +40,7 @@ def show(run: Run) -> None:
             "All in one", zipped(packed), "vlmopt-demo.zip", kinds[".zip"], key=f"get-all-{run.id}",
             on_click="ignore", icon=":material/folder_zip:", type="primary",
         )  # fmt: skip
-    st.caption("All of it is of this run as it was asked; the retention slider changes the picture above alone.")
+    st.caption("All of it is of this run as it was asked; the retention slider changes the image above alone.")
     st.caption("The same again, beside the downloaded files; on the command line:")
     st.code(command(run), language="bash", wrap_lines=True)
     st.caption("In Python:")
@@ -61,7 +61,7 @@ def files(run: Run) -> dict[str, bytes]:
     for image_given in run.request.images[:1]:
         image = io.BytesIO()
         image_given.save(image, "PNG")
-        found[PICTURE] = image.getvalue()
+        found[IMAGE] = image.getvalue()
     found[SNIPPET] = snippet(run).encode()
     return found
 
@@ -101,7 +101,7 @@ def result(run: Run) -> dict[str, Any]:
 def command(run: Run) -> str:
     """Return the `vlmopt run` command with everything that differs from its defaults; quoted for a shell."""
     request = run.request
-    given = ["--video", clip_name(run)] if request.clip is not None else ["--image", PICTURE]
+    given = ["--video", clip_name(run)] if request.clip is not None else ["--image", IMAGE]
     words = ["vlmopt", "run", *given, "--question", asked(request, run.about.units), "--policy", POLICY]
     words += ["--model", request.source.name, "--device", request.source.device, "--dtype", request.source.dtype]
     words += ["--max-new-tokens", str(request.max_new_tokens), "--repeats", str(request.repeats)]
@@ -115,7 +115,7 @@ def snippet(run: Run) -> str:
     question = repr(asked(request, run.about.units))
     policy = pformat(request.policy.to_dict(), width=100, sort_dicts=False)
     if request.clip is None:
-        reading = f'image = load_image("{PICTURE}").image\ninputs = image_prompt(loaded.processor, {question}, [image])'
+        reading = f'image = load_image("{IMAGE}").image\ninputs = image_prompt(loaded.processor, {question}, [image])'
         media = "from vlmopt.media import load_image"
         drawing = f'overlay(as_seen(loaded.processor, image), report.maps(0)).save("{OVERLAY}")'
         names = "as_seen, image_prompt, placed"

@@ -74,7 +74,7 @@ def test_from_an_upload_to_the_policy(port: int, browser: Any, tmp_path: Path) -
     page.goto(f"http://localhost:{port}")
     page.get_by_role("radio", name="Upload").click()
     page.locator("input[type=file]").set_input_files(picture)
-    page.get_by_text("Upload a picture or a short video.").wait_for(state="detached")
+    page.get_by_text("Upload an image or a short video.").wait_for(state="detached")
     page.get_by_test_id("stBaseButton-primary").click()  # waits until it can be pressed
     page.get_by_role("tab", name="Take away").wait_for()
     kept = page.get_by_text("visual tokens: clear with a green outline")
@@ -92,7 +92,7 @@ def test_from_an_upload_to_the_policy(port: int, browser: Any, tmp_path: Path) -
         page.wait_for_timeout(1500)
         assert page.evaluate("document.documentElement.scrollWidth") == width
         upload = page.get_by_role("radio", name="Upload").bounding_box()
-        within = page.get_by_role("radiogroup", name="Picture").bounding_box()
+        within = page.get_by_role("radiogroup", name="Image").bounding_box()
         assert upload is not None
         assert within is not None
         assert upload["x"] + upload["width"] <= within["x"] + within["width"] + 1

@@ -40,12 +40,12 @@ def packed(image: Image.Image, form: str, **options: Any) -> bytes:
     [
         ("a.png", b"", "image is empty (0 bytes): a.png"),
         ("a.mp4", b"", "video is empty (0 bytes): a.mp4"),
-        ("a.jpg", b"no picture at all", "not an image: a.jpg"),
+        ("a.jpg", b"no image at all", "not an image: a.jpg"),
         ("a.png", packed(Image.new("RGB", (60, 60), "red"), "PNG")[:90], "corrupt or truncated: a.png"),
         ("a.mp4", b"no video at all", "a.mp4"),
         ("a.png", packed(Image.new("1", (9000, 9000)), "PNG"), "a.png has 9000 x 9000 pixels; at most 50 million"),
-        ("a.pkl", b"cos\nsystem\n", "a.pkl is neither a picture"),
-        ("a", b"x", "a is neither a picture"),
+        ("a.pkl", b"cos\nsystem\n", "a.pkl is neither an image"),
+        ("a", b"x", "a is neither an image"),
     ],
 )  # fmt: skip
 def test_files_that_cannot_be_used_are_refused_in_a_sentence(
@@ -60,7 +60,7 @@ def test_files_that_cannot_be_used_are_refused_in_a_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_picture_at_which_the_decoder_itself_fails_is_refused(tmp_path: Path) -> None:
+def test_an_image_at_which_the_decoder_itself_fails_is_refused(tmp_path: Path) -> None:
     content = broken_tiff(tmp_path / "b.tiff").read_bytes()
     with pytest.raises(ValueError, match=r"image is corrupt or truncated: a.tiff \(TypeError"):
         received("a.tiff", content, tmp_path)
@@ -72,7 +72,7 @@ def test_a_file_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest
         received("big.png", bytes(2 * 2**20), tmp_path)
 
 
-def test_odd_pictures_become_rgb_with_a_note(tmp_path: Path) -> None:
+def test_odd_images_become_rgb_with_a_note(tmp_path: Path) -> None:
     red = Image.new("RGB", (40, 30), "red")
     deep = Image.fromarray(np.full((30, 40), 40000, np.uint16))
     frames = packed(red, "GIF", save_all=True, append_images=[Image.new("RGB", (40, 30), "blue")])

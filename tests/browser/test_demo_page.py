@@ -120,7 +120,7 @@ def test_what_cannot_work_is_said_and_the_page_goes_on() -> None:
 
 def test_an_upload_is_asked_about() -> None:
     page = opened()
-    page.pills(key="picture").set_value("Upload").run()
+    page.pills(key="image").set_value("Upload").run()
     assert page.button(key="run").disabled
     page.file_uploader(key="upload").set_value(("../../evil.png", b"", "image/png")).run()
     assert "image is empty (0 bytes): evil.png" in page.error[0].value.replace("\\", "")
@@ -142,10 +142,10 @@ def test_an_upload_is_asked_about() -> None:
 
 def test_samples_bring_their_questions() -> None:
     page = opened()
-    page.pills(key="picture").set_value("Scene").run()
+    page.pills(key="image").set_value("Scene").run()
     assert page.text_input(key="question").value == "Describe the picture."
     assert page.segmented_control(key="task").value == "describe"
-    page.pills(key="picture").set_value("Video").run()
+    page.pills(key="image").set_value("Video").run()
     page.selectbox(key="preset").set_value("video-25").run()
     page.button(key="run").click().run()
     settled(page)

@@ -62,7 +62,7 @@ def page() -> None:
     from vlmopt.apps.page import results, takeaway, video
 
     shown = st.session_state["run"]
-    (results.pictures if shown.request.clip is None else video.frames)(shown)
+    (results.images if shown.request.clip is None else video.frames)(shown)
     results.answers(shown)
     results.costs(shown)
     takeaway.show(shown)
@@ -189,8 +189,8 @@ def test_waiting_for_another_session_can_be_stopped() -> None:
     assert job.error == "Stopped."
 
 
-def test_clicks_lie_in_the_picture_as_given(loaded: Loaded) -> None:
-    """The bundled model points in pixels of the resized picture; the page in those of the given one."""
+def test_clicks_lie_in_the_image_as_given(loaded: Loaded) -> None:
+    """The bundled model points in pixels of the resized image; the page in those of the given one."""
     small = inputs.sample(0).images[0]
     large = small.resize((448, 448), Image.Resampling.BICUBIC)
     found = running.perform(loaded, request("dense", images=(large,)), silent)
@@ -203,7 +203,7 @@ def test_clicks_lie_in_the_picture_as_given(loaded: Loaded) -> None:
 
 def test_the_snippet_makes_the_answer_again(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = takeaway.files(run)
-    assert set(packed) == {"policy.json", "result.json", "overlay.png", "picture.png", "again.py"}
+    assert set(packed) == {"policy.json", "result.json", "overlay.png", "image.png", "again.py"}
     for name, content in packed.items():
         (tmp_path / name).write_bytes(content)
     before = (tmp_path / "overlay.png").read_bytes()

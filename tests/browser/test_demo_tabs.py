@@ -117,7 +117,7 @@ def test_a_pattern_is_drawn_head_by_head():
 
 def test_a_sweep_compares_with_the_controls_and_says_what_it_is_worth():
     test = page(run_of([FastV(keep_ratio=0.25, layer=2)], answer=EVIL), "pareto")
-    assert "One picture proves nothing" in said(test)
+    assert "One image proves nothing" in said(test)
     test = fine(test.multiselect[0].set_value([0.25, 0.5]).run())
     test = pressed(test, "Run 7 variants")
     assert charts(test) == 2

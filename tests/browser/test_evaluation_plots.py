@@ -14,7 +14,7 @@ from vlmopt.evaluation.report.draw import Box, Dot, Text, png, text_width
 from vlmopt.evaluation.report.facts import AXES, Facts, Figure, Place
 from vlmopt.evaluation.report.labels import Named, Rect, labels
 from vlmopt.evaluation.report.palette import LIGHT
-from vlmopt.evaluation.report.plots import CLOSE, PICTURE, ROOM, STEP, Point, apart, front, stages, ticks, tradeoff
+from vlmopt.evaluation.report.plots import CLOSE, DRAWING, ROOM, STEP, Point, apart, front, stages, ticks, tradeoff
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +58,9 @@ def test_plots_show_every_policy_at_its_place(facts: Facts) -> None:
     assert all(0 <= m.x <= drawn.width for m in drawn.marks if isinstance(m, Text))
 
 
-def test_pictures_have_ink_where_the_points_are(run: Path, facts: Facts) -> None:
+def test_images_have_ink_where_the_points_are(run: Path, facts: Facts) -> None:
     metric = facts.headlines[0]
-    drawn = tradeoff(facts, metric, AXES[0], PICTURE)
+    drawn = tradeoff(facts, metric, AXES[0], DRAWING)
     image = Image.open(run / "plots" / "accuracy-versus-kept-tokens.png")
     assert image.size == (drawn.width * 2, drawn.height * 2)
     for dot in (mark for mark in drawn.marks if isinstance(mark, Dot)):

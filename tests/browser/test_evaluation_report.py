@@ -122,7 +122,7 @@ def test_a_template_leaves_no_gap_where_a_name_is_missing() -> None:
 
 
 def test_the_page_can_be_read_aloud(elements: Elements) -> None:
-    """Texts for pictures, captions and headers for tables, labels for choices; no id twice."""
+    """Texts for images, captions and headers for tables, labels for choices; no id twice."""
     pictures = [e for e in elements.all("img") if "dialog" not in e["parents"]]
     assert len(pictures) > 10
     assert all(picture["alt"] for picture in pictures)
@@ -183,7 +183,7 @@ def test_a_difference_needs_the_interval_and_the_test() -> None:
 
 def test_errors_are_listed(elements: Elements) -> None:
     table = next(t for t in elements.all("table") if t["text"].startswith("Errors"))
-    assert table["text"].count("picture not found: <gone.png>") == len(POLICIES)
+    assert table["text"].count("image not found: <gone.png>") == len(POLICIES)
 
 
 def test_policies_take_turns_when_there_are_too_many_samples(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_lost_files_are_said_and_the_rest_is_reported(run: Path, tmp_path: Path)
     text = Elements(write_report(copy).read_text())
     said = [e["text"] for e in text.found if e.get("class") == "missing"]
     assert sum("map cannot be read" in one for one in said) == 2
-    assert sum("picture cannot be read" in one for one in said) == 15 - len(MAPPED)  # copies beside maps stand in
+    assert sum("image cannot be read" in one for one in said) == 15 - len(MAPPED)  # copies beside maps stand in
 
 
 def test_the_table_for_a_readme(run: Path, facts: Facts) -> None:
@@ -245,8 +245,8 @@ def test_names_of_strangers_are_no_markup(tmp_path: Path) -> None:
     assert not re.search(r"[<>`\[\]*]|_\w|://", outside)
     rows_ = [re.split(r"(?<!\\)\|", text) for text in table.splitlines() if text.startswith("|")]
     assert len({len(row) for row in rows_}) == 1
-    assert "4 samples about 2 pictures" in table
-    assert "4 samples about 2 pictures" in page
+    assert "4 samples about 2 images" in table
+    assert "4 samples about 2 images" in page
 
 
 @pytest.mark.parametrize("case", ["open", "text", "alone", "unfinished", "failed"])

@@ -84,7 +84,7 @@ def test_contents_name_no_control_and_every_label_has_an_icon() -> None:
     assert set(LABELS) <= set(ICONS)
 
 
-def test_pictures_are_lossless_and_carry_their_targets(tmp_path: Path) -> None:
+def test_images_are_lossless_and_carry_their_targets(tmp_path: Path) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 320, 3), dtype=np.uint8))
     button = Control("Save", "button", (104.4, 30.0, 174.0, 59.6), None, "icon", True)
     told = spot.rows(Screen(PAGES[0], 3, "dark", 14, noise, (button, replace(button, target=False)), (), ()), "a.png")

@@ -34,7 +34,7 @@ def tokens(h: int, w: int) -> VisualTokens:
     return VisualTokens(n, torch.arange(n), torch.zeros(n).long(), coords, ((1, h, w),), {}, 0, (n,))
 
 
-def test_a_planted_trend_is_found_over_pictures_of_many_sizes():
+def test_a_planted_trend_is_found_over_images_of_many_sizes():
     sums, generator = Sums(), torch.Generator().manual_seed(0)
     for h, w in ((8, 8), (12, 20), (24, 24), (30, 17)) * 10:
         t = tokens(h, w)
@@ -55,7 +55,7 @@ def test_axes_are_told_apart():
 
 
 def drawn(pictures: int, slope: float, spread: float, seed: int = 0) -> Sums:
-    """Pictures whose own slopes lie around `slope`, big and small ones in turn."""
+    """Images whose own slopes lie around `slope`, big and small ones in turn."""
     sums, generator = Sums(), torch.Generator().manual_seed(seed)
     for number in range(pictures):
         t = tokens(*((8, 8), (24, 24))[number % 2])
@@ -64,13 +64,13 @@ def drawn(pictures: int, slope: float, spread: float, seed: int = 0) -> Sums:
     return sums
 
 
-def test_the_standard_error_is_that_of_other_pictures():
-    """The slope found on forty other sets of pictures varies as the standard error of one set says."""
+def test_the_standard_error_is_that_of_other_images():
+    """The slope found on forty other sets of images varies as the standard error of one set says."""
     found = [drawn(46, 0.5, 0.6, seed) for seed in range(40)]
     slopes = torch.tensor([sums.raster_fit()[1] for sums in found])
     errors = torch.tensor([sums.raster_error()[0] for sums in found])
     assert float(errors.mean()) == pytest.approx(float(slopes.std()), rel=0.3)
-    assert 0.06 < float(errors.mean()) < 0.16  # 0.6 / sqrt(46) is 0.09: pictures count, not their 14 000 tokens
+    assert 0.06 < float(errors.mean()) < 0.16  # 0.6 / sqrt(46) is 0.09: images count, not their 14 000 tokens
     held = (slopes - slopes.mean()).abs() < 1.96 * errors
     assert float(held.float().mean()) > 0.85
     y, x = found[0].grid_error()[1:]
@@ -93,7 +93,7 @@ def test_a_slope_that_may_be_0_is_doubted():
     assert known.doubts == ()
     shown = table(Profile({}, "some", (unclear, replace(axes, layer=2))), "m")
     assert "+0.100 ± 0.100" in shown
-    assert "warning  fastv before layer 2: the slope over the place in the picture" in shown
+    assert "warning  fastv before layer 2: the slope over the place in the image" in shown
     assert "the slope may be 0" in str(Debias(FastV(keep_ratio=0.5, layer=2), fit="offline", profile=unclear).source)
     with pytest.raises(ValueError, match="as many numbers as sigma"):
         DebiasProfile(sigma=(0.1,), error=(0.1, 0.2), **facts)
@@ -168,7 +168,7 @@ def test_command_writes_a_profile(profile, capsys):
 
 
 def test_an_interrupted_run_goes_on(profile, tmp_path, monkeypatch):
-    """Stopped after four pictures, it ends with the same figures."""
+    """Stopped after four images, it ends with the same figures."""
     out = tmp_path / "again.json"
     command = ["calibrate", "--images", "worlds", "--samples", "6", "--out", str(out), *HOSTS]
     kept, count = Collector.add, [0]
@@ -191,25 +191,25 @@ def test_an_interrupted_run_goes_on(profile, tmp_path, monkeypatch):
         assert again.samples == once.samples
 
 
-def test_a_directory_of_pictures(tmp_path, capsys):
+def test_a_directory_of_images(tmp_path, capsys):
     for i in range(3):
         Picture.new("RGB", (120 + 30 * i, 90), (40 * i, 90, 120)).save(tmp_path / f"{i}.png")
     out = tmp_path / "p.json"
     assert main(["calibrate", "--images", str(tmp_path), "--host", "fastv:2", "--out", str(out)]) == 0
     assert Profile.load(out).debias[0].samples == 3
-    assert "3 pictures" in capsys.readouterr().out
+    assert "3 images" in capsys.readouterr().out
 
 
-def test_pictures_that_cannot_be_read_are_left_out_and_counted(tmp_path, capsys):
+def test_images_that_cannot_be_read_are_left_out_and_counted(tmp_path, capsys):
     broken_tiff(tmp_path / "0.tiff")
-    (tmp_path / "1.png").write_bytes(b"no picture")
+    (tmp_path / "1.png").write_bytes(b"no image")
     command = ["calibrate", "--images", str(tmp_path), "--host", "fastv:2", "--only", "debias"]
     assert main([*command, "--out", str(tmp_path / "p.json")]) == 2
-    assert "none of the 2 pictures can be read" in capsys.readouterr().err
+    assert "none of the 2 images can be read" in capsys.readouterr().err
     for i in (2, 3):
         Picture.new("RGB", (120, 90), (40 * i, 90, 120)).save(tmp_path / f"{i}.png")
     assert main([*command, "--out", str(tmp_path / "p.json")]) == 0
-    assert "2 of 4 pictures are left out" in capsys.readouterr().out
+    assert "2 of 4 images are left out" in capsys.readouterr().out
     found = Profile.load(tmp_path / "p.json")
     assert found.debias[0].samples == 2
     assert "(2 more could not be read)" in found.data

@@ -1,4 +1,4 @@
-"""Pictures to be described whose objects are known, and the places where captions name them."""
+"""Images to be described whose objects are known, and the places where captions name them."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_annotations_of_coco(tmp_path):
         annotated(["worlds:captions"], None, None, 2)
 
 
-def test_pictures_that_cannot_be_read_are_left_out_and_counted(tmp_path):
+def test_images_that_cannot_be_read_are_left_out_and_counted(tmp_path):
     broken_tiff(tmp_path / "0.tiff")
     for number in (1, 2):
         Image.new("RGB", (60, 40), (90, 50 * number, 0)).save(tmp_path / f"{number}.png")
@@ -84,7 +84,7 @@ def test_pictures_that_cannot_be_read_are_left_out_and_counted(tmp_path):
     assert shown.data.endswith("(1 more could not be read)")
 
 
-def test_generated_pictures():
+def test_generated_images():
     shown = habits("llava", 8, FIRST_SEED)
     image, question, objects = shown.show(3)
     assert question == "Describe the picture."

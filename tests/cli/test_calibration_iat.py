@@ -153,7 +153,7 @@ def test_too_few_words_are_refused():
     assert sums.profile(facts, range(2), "").stats["words"] == {"hallucinated": 30, "real": 30}
 
 
-def test_prompts_without_pictures_are_refused():
+def test_prompts_without_images_are_refused():
     batch = FAMILIES["llava"].inputs([[9]])
     with pytest.raises(ValueError, match="hold no visual tokens"):
         IATCollector(built("llava"), Words(), LEXICON, new_tokens=3).add(batch(), [()])
@@ -165,7 +165,7 @@ def test_file_and_method(tmp_path, monkeypatch):
     model, batch = built("llava"), FAMILIES["llava"].inputs(PROMPTS)
     iat = IATCollector(model, Words(), LEXICON, new_tokens=NEW)
     run = Calibration(model, [], [], iat=iat)
-    assert run.pictures(9) == (0, 0)
+    assert run.plan(9) == (0, 0)
     iat.add(batch(), [truth_of(ALL)] * 3)
     assert (run.begun, run.state()["iat"]) == (3, iat.state())
     profile = run.profile("mine", "three captions")
@@ -206,7 +206,7 @@ def test_command_and_what_it_refuses(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("vlmopt.cli.calibrate.BATCH", 4)
     assert main([*command, "--samples", "8"]) == 0
     said = capsys.readouterr().out
-    assert "going on after 2 pictures" in said
+    assert "going on after 2 images" in said
     assert "8 captions of generated scenes of habit" in said
     assert "real over hallucinated, by layer" in said
     found = Profile.load(out)

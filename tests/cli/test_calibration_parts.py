@@ -23,7 +23,7 @@ from vlmopt.pruning import FastV
 
 def calibrated(model: Any, count: int = 3, parts: Any = PARTS, state: Any = None) -> Calibration:
     run = Calibration(model, [FastV(keep_ratio=0.5, layer=2)], parts, state)
-    first, total = run.pictures(count)
+    first, total = run.plan(count)
     for seed in range(run.looked, first):
         run.look(prompt(seed)())
     for seed in range(run.seen, total):
@@ -50,7 +50,7 @@ def assert_same(left: Any, right: Any) -> None:
 
 def test_one_file_holds_everything(tmp_path):
     model = planted()
-    profile = calibrated(model).profile("mine", "three pictures")
+    profile = calibrated(model).profile("mine", "three images")
     path = profile.save(tmp_path / "profile.json")
     again = Profile.load(path)
     assert again == profile
@@ -96,15 +96,15 @@ def test_an_interrupted_calibration_goes_on():
 
 def test_parts():
     model = planted()
-    assert calibrated(model, parts=["sinks"]).pictures(40) == (16, 0)
-    assert calibrated(model, parts=["debias"]).pictures(40) == (0, 40)
+    assert calibrated(model, parts=["sinks"]).plan(40) == (16, 0)
+    assert calibrated(model, parts=["debias"]).plan(40) == (0, 40)
     only = calibrated(model, parts=["sinks"]).profile("mine", "")
     assert (only.debias, only.heads, only.sinks.dims) == ((), None, DIMS)
     only = calibrated(model, parts=["heads"]).profile("mine", "")
     assert (only.debias, only.heads.samples, only.sinks.dims) == ((), 3, DIMS)
     with pytest.raises(ValueError, match="parts must be some of debias, sinks, heads, got other"):
         Calibration(model, [], ["other"])
-    with pytest.raises(ValueError, match="no picture reached"):
+    with pytest.raises(ValueError, match="no image reached"):
         Calibration(model, [], ["sinks"]).profile("mine", "")
 
 
@@ -165,11 +165,11 @@ def test_command(tmp_path, capsys):
     out = tmp_path / "profile.json"
     assert main(["calibrate", "--images", "worlds", "--samples", "4", "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    for words in ("sinks    none: ", "heads    ", "rank correlation", "two halves", "warning  sinks: 4 pictures are"):
+    for words in ("sinks    none: ", "heads    ", "rank correlation", "two halves", "warning  sinks: 4 images are"):
         assert words in said
     found = Profile.load(out)
     assert found.sinks.samples == found.heads.samples == 4
-    assert found.sinks.stats["texts"] == 4  # every picture has a question of its own
+    assert found.sinks.stats["texts"] == 4  # every image has a question of its own
     policy = found.apply(vlmopt.Policy.load(VisualSink()))
     model, _ = vlmopt.load_checkpoint("tiny-qwen")
     with pytest.warns(UserWarning, match="visual_sink changes nothing: the model has no visual sinks"):

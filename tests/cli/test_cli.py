@@ -46,7 +46,7 @@ def words(checkpoint: Path, picture: Path, out: Path, /, **changes: Any) -> list
     return ["run", *(word for pair in given for word in pair)]
 
 
-def test_run_writes_a_table_a_picture_and_a_result(
+def test_run_writes_a_table_an_image_and_a_result(
     checkpoint: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(words(checkpoint, picture, tmp_path / "out")) == 0
@@ -63,7 +63,7 @@ def test_run_writes_a_table_a_picture_and_a_result(
     assert not (tmp_path / "out" / "scores.png").exists()
 
 
-def test_run_with_scores_a_policy_file_and_two_pictures(
+def test_run_with_scores_a_policy_file_and_two_images(
     checkpoint: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     vlmopt.presets()["pospad-30"].save_pretrained(tmp_path / "policy")

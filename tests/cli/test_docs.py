@@ -22,7 +22,7 @@ from vlmopt.pruning import UIGraph
 ROWS = {row["name"]: row for row in describe() if row["name"] in {entry.name for entry in catalogue.built_in()}}
 PUBLIC = ("vlmopt", "vlmopt.pruning", "vlmopt.attention_fix", "vlmopt.kernels.patterns", "vlmopt.policy",
           "vlmopt.calibration")  # fmt: skip
-LARGEST = 40 * 1024  # bytes of a method's picture
+LARGEST = 40 * 1024  # bytes of a method's image
 CODE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
@@ -50,7 +50,7 @@ def sections() -> dict[str, tuple[Path, str]]:
 
 @pytest.mark.parametrize("name", ROWS)
 def test_every_method_has_a_section(name: str) -> None:
-    """Its settings, when it fails, the paper of its docstring, and where it keeps something a small picture of it."""
+    """Its settings, when it fails, the paper of its docstring, and where it keeps something a small image of it."""
     page, text = sections()[name]
     assert f"<!-- settings: {name} -->" in text
     assert "**When it fails.**" in text
@@ -60,7 +60,7 @@ def test_every_method_has_a_section(name: str) -> None:
     kind = ROWS[name]["kind"]
     if kind != "correction":
         picture = re.search(rf"!\[.+\]\((\S*pictures/{kind}s/{name}\.png)\)", text)
-        assert picture, "no picture"
+        assert picture, "no image"
         assert 0 < (page.parent / picture[1]).stat().st_size <= LARGEST
 
 
@@ -158,7 +158,7 @@ def test_the_menu_names_every_page() -> None:
     assert menu == {page.relative_to(DOCS).as_posix() for page in PAGES}
 
 
-def test_pictures_can_be_drawn_again() -> None:
+def test_images_can_be_drawn_again() -> None:
     """Every pattern has its planted head, and what is drawn has the form of what the pages show."""
     assert set(method_pictures.PATTERNS) == {name for name, row in ROWS.items() if row["kind"] == "pattern"}
     selector = method_pictures.draw_selector(*load_checkpoint("tiny-qwen"), UIGraph(keep_ratio=0.25))

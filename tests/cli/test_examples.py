@@ -18,7 +18,7 @@ SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))
 
 
 def run(name: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Its names, after it ran in `place` and wrote the pictures that its first lines promise."""
+    """Its names, after it ran in `place` and wrote the images that its first lines promise."""
     monkeypatch.chdir(place)
     names = runpy.run_path(str(EXAMPLES / name), run_name="__main__")
     for path in re.findall(r"examples-out/[\w./-]+\.png", names["__doc__"]):
@@ -26,7 +26,7 @@ def run(name: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, An
     return names
 
 
-def test_a_picture_is_asked_about_and_the_model_comes_back(
+def test_an_image_is_asked_about_and_the_model_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = run("01_image.py", tmp_path, monkeypatch)

@@ -1,4 +1,4 @@
-"""Processors that own a video part load for pictures alone where torchvision is missing."""
+"""Processors that own a video part load for images alone where torchvision is missing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_processors_without_their_video_part(family: str, parts: dict[str, objec
     config = getattr(transformers, f"{family}Config")()
     processor = without_video(config)(**parts, chat_template="{{ messages }}")
     assert isinstance(processor, transformers.PROCESSOR_MAPPING[type(config)])
-    assert processor.pictures_only
+    assert processor.images_only
     assert processor.image_processor is parts["image_processor"]
     assert processor.chat_template == "{{ messages }}"
     assert not hasattr(processor, "video_processor")

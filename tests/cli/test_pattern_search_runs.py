@@ -24,7 +24,7 @@ from vlmopt.prefill import SparsePrefill
 from vlmopt.runtime.structure import structure_of
 from vlmopt.search import PatternSearch, candidates, watch
 from vlmopt.search.layer import LayerSearch
-from vlmopt.search.prompts import length, picture_source, video_source
+from vlmopt.search.prompts import image_source, length, video_source
 
 L, F = torch.tensor, torch.float64
 SMALL = {"tile": 16, "run": 16}
@@ -50,7 +50,7 @@ def test_watching_changes_nothing(name):
     assert torch.allclose(logits[0], plain[:, -1], atol=1e-5)
     assert torch.equal(forward(model, batch), plain)
     assert [module.config for module in structure_of(model).attentions] == config
-    if name == "gemma3":  # pictures attend to themselves in both directions
+    if name == "gemma3":  # images attend to themselves in both directions
         assert not seen
         assert any("not causal" in reason for reason in reasons)
         with pytest.raises(ValueError, match=r"no layer of .* can be searched: .*not causal"):
@@ -156,17 +156,17 @@ def test_prompts_have_the_wanted_length(loaded, tmp_path):
     assert not torch.equal(
         video["pixel_values_videos"], video_source(loaded, "worlds", 1500, "What?").make(0)["pixel_values_videos"]
     )
-    pictures = picture_source(loaded, [], 900, "", 1).make(0)
+    pictures = image_source(loaded, [], 900, "", 1).make(0)
     assert 900 <= length(pictures) < 1300
     starts = (pictures["input_ids"][0] == loaded.model.config.vision_start_token_id).nonzero()[:, 0]
     assert len(starts) >= 3
-    assert bool((starts.diff() > 257).all()), "a text stands between pictures"
+    assert bool((starts.diff() > 257).all()), "a text stands between images"
     files = [tmp_path / f"{n}.png" for n in range(3)]
     for n, file in enumerate(files):
         Picture.new("RGB", (112, 112), (n, 0, 0)).save(file)
-    assert length(picture_source(loaded, files, 60, "What?", 2).make(1)) >= 60
-    with pytest.raises(ValueError, match=r"1 pictures, all there are, makes a prompt of \d+ tokens, not of 500"):
-        picture_source(loaded, files, 500, "What?", 2).make(1)
+    assert length(image_source(loaded, files, 60, "What?", 2).make(1)) >= 60
+    with pytest.raises(ValueError, match=r"1 images, all there are, makes a prompt of \d+ tokens, not of 500"):
+        image_source(loaded, files, 500, "What?", 2).make(1)
 
 
 COMMAND = ["search-patterns", "--images", "worlds", "--tokens", "250", "--dense-layers", "4", "--device", "cpu"]

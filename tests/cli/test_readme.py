@@ -55,6 +55,6 @@ def test_it_is_short() -> None:
     assert len(TEXT.encode()) <= 12 * 1024
 
 
-def test_links_and_pictures_exist() -> None:
+def test_links_and_images_exist() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
         assert target.startswith("http") or (ROOT / target).exists(), target

@@ -1,4 +1,4 @@
-"""Pictures of a head's pattern, from a planted head and from a model, and what is refused."""
+"""Images of a head's pattern, from a planted head and from a model, and what is refused."""
 
 from __future__ import annotations
 

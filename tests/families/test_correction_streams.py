@@ -1,4 +1,4 @@
-"""What runs beside a call: the stream without pictures, guidance, the trace of heads, the watchdog, the tower."""
+"""What runs beside a call: the stream without images, guidance, the trace of heads, the watchdog, the tower."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def without_pictures(batch, family, tokens):
 
 @pytest.mark.parametrize("name", ["llava", "internvl"])
 def test_guidance_is_that_of_two_separate_models(name):
-    """Greedy with guidance, first token included: gamma (s - u) + u of logits with and without the picture."""
+    """Greedy with guidance, first token included: gamma (s - u) + u of logits with and without the image."""
     family, gamma = FAMILIES[name], 1.4
     batch = family.inputs([[5, Image(0), 7]])
     plain, model = copy.deepcopy(family.build("sdpa")), copy.deepcopy(family.build("sdpa"))
@@ -131,7 +131,7 @@ def test_without_a_cache_heads_and_trace_are_the_same(name):
     assert found[True][2] == found[False][2]
 
 
-def test_a_prompt_of_pictures_only_is_refused():
+def test_a_prompt_of_images_only_is_refused():
     family = FAMILIES["llava"]
     batch = family.inputs([[5, Image(0), 7]])
     only = batch.visual[0]

@@ -46,7 +46,7 @@ def test_the_table_is_complete():
 
 @pytest.mark.parametrize(("family", "name"), cells())
 def test_a_correction_keeps_its_promises(family, name):
-    """Does something, nothing to samples without pictures, the same alone and in a batch, and leaves no trace."""
+    """Does something, nothing to samples without images, the same alone and in a batch, and leaves no trace."""
     method, model = made(name, family), copy.deepcopy(family.build("sdpa"))
     policy = vlmopt.Policy(attention=[method])
     assert vlmopt.Policy.load(json.loads(policy.to_json())) == policy
@@ -57,7 +57,7 @@ def test_a_correction_keeps_its_promises(family, name):
     vlmopt.optimize(model, policy)
     scores, report = run(model, batch)
     fast = getattr(method, "passthrough", "exact") == "fast"
-    assert gap(scores[2], plain[2]) <= (TOLERANCE if fast else 0), "the sample without a picture"
+    assert gap(scores[2], plain[2]) <= (TOLERANCE if fast else 0), "the sample without an image"
     gated = family.name == "qwen3_5" and any(entry["why"].endswith("gated") for entry in report.skipped)
     assert (gap(scores[:2], plain[:2]) < TOLERANCE) == (name.startswith("sink_diagnosis") or gated)
     assert [entry["method"] for entry in report.corrections] == [method.name] or gated

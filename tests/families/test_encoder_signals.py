@@ -106,7 +106,7 @@ def test_tower_attention_falls_on_the_right_token():
 
 @by_name(WITH_CELLS)
 def test_pixels_lie_under_their_token(family):
-    """Every cell gets a colour of its own through the picture; the signal must show it at the right grid place."""
+    """Every cell gets a colour of its own through the image; the signal must show it at the right grid place."""
     batch = family.inputs([[5, Image(0), 7]])
     pixels = batch.inputs["pixel_values"]
     tokens = listen(family, batch, Pixels())[0]

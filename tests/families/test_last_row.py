@@ -1,4 +1,4 @@
-"""The row that predicts is never dropped: prompts that end in a picture, for every selector, family and way to run."""
+"""The row that predicts is never dropped: prompts that end in an image, for every selector, family and way to run."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from tests.support.selectors import SETTINGS, works_on
 from vlmopt.families import families
 from vlmopt.pruning import CDPruner, FastV, FocusUI, PixelRedundancy, Random, Selector, SparseVLM
 
-ROWS: Any = ((5, Image(0)), (Image(1),), (3, Image(2), 6))  # a picture last, alone, and before the question
+ROWS: Any = ((5, Image(0)), (Image(1),), (3, Image(2), 6))  # an image last, alone, and before the question
 BARE = (0, 1)
 PROMISED = [family for family in FAMILIES.values() if not family.extra]
 pytestmark = pytest.mark.usefixtures("untrained_scorer")
 
 
 def refused(method: Selector) -> bool:
-    """Methods that need text behind the picture say so, alone and in a batch."""
+    """Methods that need text behind the image say so, alone and in a batch."""
     return isinstance(method, (SparseVLM, FocusUI)) or (isinstance(method, CDPruner) and method.relevance != "none")
 
 
@@ -103,7 +103,7 @@ def test_methods_that_need_a_question_say_so(name, rows):
 
 @dataclasses.dataclass(frozen=True)
 class Ending(Case):
-    """Cuts that would drop the last token of prompts which end in a picture."""
+    """Cuts that would drop the last token of prompts which end in an image."""
 
     rows: Any = (0,)
     padding_side: str = "left"
@@ -226,7 +226,7 @@ def test_hybrid_decoders(family):
 @pytest.mark.parametrize("second", [Random(keep_ratio=0.3, positions="pospad"), FastV(keep_tokens=1, layer=2)])
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def test_behind_a_cut_before_the_tower(name, second, monkeypatch):
-    """Flat pictures: hardly a cell is encoded, and the last is none of them."""
+    """Flat images: hardly a cell is encoded, and the last is none of them."""
     family = FAMILIES[name]
     batch = ending_in_pictures(family, ROWS, BARE)
     batch.inputs["pixel_values"].zero_()
@@ -242,7 +242,7 @@ def test_behind_a_cut_before_the_tower(name, second, monkeypatch):
 )
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "llava", "smolvlm", "gemma3"])
 def test_a_prompt_in_chunks(name):
-    """Each chunk is cut by itself; of all that end in a picture, the last alone holds its last row."""
+    """Each chunk is cut by itself; of all that end in an image, the last alone holds its last row."""
     size, family = 16, FAMILIES[name]
     batch = ending_in_pictures(family, ((3, Image(1), 2, Image(2)),), (0,))
     pieces = batch.visual.split(size, 1)
@@ -270,7 +270,7 @@ def test_a_training_step_has_the_loss_of_the_reference(name, method, monkeypatch
     batch = family.inputs([[4, Image(0), 6], [3, Image(1), 2, Image(2), 5]])
     between = batch.visual.flip(1).cumsum(1).flip(1) > 0
     labels = batch.ids.masked_fill(~batch.real | (between & ~behind(batch.visual)), -100)
-    for row in (0, 1):  # a label behind the very last visual token of each sample, whatever closes the picture
+    for row in (0, 1):  # a label behind the very last visual token of each sample, whatever closes the image
         labels[row, int(batch.visual[row].nonzero()[-1, 0])] = 7
     with vlmopt.optimized(copy.deepcopy(family.build("sdpa")), method) as model:
         with recording(model, monkeypatch) as record:

@@ -54,7 +54,7 @@ def test_a_method_keeps_its_promises(family: Family, method: Selector):
             assert stage["layer"] == cut.layer
             assert stage["before"] == left
             assert stage["requested"] == budget
-            if cut.adaptive:  # at most the budget, and no picture vanishes
+            if cut.adaptive:  # at most the budget, and no image vanishes
                 assert 0 < stage["after"] <= max(budget, len(sample["items"]))
             else:
                 assert stage["after"] == min(budget, left)

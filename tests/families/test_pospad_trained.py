@@ -41,7 +41,7 @@ def removal(case, kind="trained"):
 @pytest.mark.parametrize("prompts", ["ragged", "right", "unpadded"])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_model_reads_the_trained_vector(name, prompts, reference_marker):
-    """Ragged batches, several pictures in a row, text alone: logits, and greedy tokens of the oracle."""
+    """Ragged batches, several images in a row, text alone: logits, and greedy tokens of the oracle."""
     case = Case(FAMILIES[name], "pre", "pospad", prompts)
     batch, wanted, mean = case.batch, removal(case), answer(case)
     reference = case.reference(batch).remove(wanted)
@@ -91,7 +91,7 @@ def test_deepstack_and_decode_positions(name):
         assert sample["visual_tokens_kept"] == kept
         assert sample["visual_tokens_pre_llm"] == kept + markers
         assert sample["layer_average"] == kept + markers
-        for m in report.maps(row):  # a run ends in every picture by itself, at a dropped cell
+        for m in report.maps(row):  # a run ends in every image by itself, at a dropped cell
             ends = ~m.kept & torch.cat([m.kept[1:], torch.tensor([True])])
             assert torch.equal(m.markers, ends)
         for mask in added:

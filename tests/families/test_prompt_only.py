@@ -40,7 +40,7 @@ def batch_of(family: Family, side: str = "") -> Batch:
 
 
 def kept_sets(model: Any, batch: Batch, **settings: Any) -> list[list[list[bool]]]:
-    """Which tokens every cut left, of every sample and picture; no cut is left out."""
+    """Which tokens every cut left, of every sample and image; no cut is left out."""
     model.generate(**batch(), **{"max_new_tokens": 3, **GREEDY, **settings})
     report = vlmopt.report(model)
     assert not report.skipped

@@ -1,4 +1,4 @@
-"""What every selector on the encoder's side of the LLM promises: exact budgets, pictures apart, half precision."""
+"""What every selector on the encoder's side of the LLM promises: exact budgets, images apart, half precision."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_every_count_from_one_to_all(method):
 
 
 @pytest.mark.parametrize("method", SETTINGS.values(), ids=SETTINGS)
-def test_a_picture_is_chosen_from_as_if_it_were_alone(method):
+def test_an_image_is_chosen_from_as_if_it_were_alone(method):
     method = dataclasses.replace(method, keep_ratio=0.5, keep_tokens=None, allocation="proportional")
     tokens = visual([(1, 4, 4), (2, 3, 4)])
     first, second = (tokens.subset((tokens.item == i).nonzero()[:, 0]) for i in (0, 1))

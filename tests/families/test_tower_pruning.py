@@ -37,7 +37,7 @@ FILMS: list[list[Any]] = [[4, Video(0), 5], [2, Video(1), 3, Video(0), 4]]
 
 
 def flatten(pixels: Tensor, grids: Tensor, rows: int) -> None:
-    """Give the upper `rows` rows of cells of every picture one colour; later frames repeat the lower ones."""
+    """Give the upper `rows` rows of cells of every image one colour; later frames repeat the lower ones."""
     start = 0
     for picture, (t, h, w) in enumerate(grids.tolist()):
         frames = pixels[start : start + t * h * w].view(t, h // 2, w // 2, 4, -1)
@@ -47,7 +47,7 @@ def flatten(pixels: Tensor, grids: Tensor, rows: int) -> None:
 
 
 def flat(family, rows=ROWS, upper: int = 2) -> Batch:
-    """A batch whose pictures have a flat upper part: whole windows of a tower with windows are redundant."""
+    """A batch whose images have a flat upper part: whole windows of a tower with windows are redundant."""
     batch = family.inputs(rows)
     for pixels, grid in (("pixel_values", "image_grid_thw"), ("pixel_values_videos", "video_grid_thw")):
         if pixels in batch.inputs:
@@ -56,7 +56,7 @@ def flat(family, rows=ROWS, upper: int = 2) -> Batch:
 
 
 def chosen(pixels: Tensor, grids: Tensor, copies: int) -> tuple[Tensor, Tensor]:
-    """Kept cells and anchors of all pictures; the rule itself has tests of its own."""
+    """Kept cells and anchors of all images; the rule itself has tests of its own."""
     keep, anchor, start = [], [], 0
     for t, h, w in grids.tolist():
         cells = pixels[start : start + t * h * w].view(t, h // 2, w // 2, 4, 3, 2, 196)[..., :copies, :].flatten(-2)
@@ -131,7 +131,7 @@ def reference_for(family, batch: Batch, positions: str) -> tuple[Reference, Remo
     reference = Reference(family.build("eager"))
     MaskedTower(reference.model, pictures)
     drop = torch.zeros_like(batch.visual)
-    drop[batch.visual] = ~keep  # pictures come in the order of the rows
+    drop[batch.visual] = ~keep  # images come in the order of the rows
     return reference, Removal(batch.real, batch.span, [Stage(0, drop, positions)], LAYERS)
 
 
@@ -213,8 +213,8 @@ def broken(*args: Any) -> None:
     raise RuntimeError("on purpose")
 
 
-def test_a_video_before_a_picture_is_not_mixed_up():
-    """Pictures are encoded before videos, whatever the prompt says."""
+def test_a_video_before_an_image_is_not_mixed_up():
+    """Images are encoded before videos, whatever the prompt says."""
     family = FAMILIES["qwen2_5_vl"]
     batch = family.inputs([[4, Video(0), 5, Image(0), 2], [3, Image(2), 3]])
     flatten(batch.inputs["pixel_values"][:64], batch.inputs["image_grid_thw"][:1], 2)
@@ -232,7 +232,7 @@ def test_a_video_before_a_picture_is_not_mixed_up():
 
 
 def test_both_frames_of_a_step_count():
-    """A patch of a video holds two frames, while a picture is one frame twice."""
+    """A patch of a video holds two frames, while an image is one frame twice."""
     family = FAMILIES["qwen2_5_vl"]
     batch = family.inputs([[4, Video(0), 5]])
     frames = batch.inputs["pixel_values_videos"].view(2, 6, 4, 3, 2, 196)
@@ -318,7 +318,7 @@ def test_signals_of_the_tower_are_those_of_the_survivors(family):
         assert not tokens.signals[VisionKeys(depth - 1)].isnan().any()
     received = torch.cat([tokens.signals[VisionAttention(depth - 1)] for tokens in heard])
     grids = batch.inputs["image_grid_thw"]
-    assert float(received.sum()) * 4 == pytest.approx(len(grids), abs=1e-4)  # every picture's rows sum to 1
+    assert float(received.sum()) * 4 == pytest.approx(len(grids), abs=1e-4)  # every image's rows sum to 1
     assert bool((received > 0).all())
 
 
@@ -332,7 +332,7 @@ def test_a_merging_selector_reads_the_survivors_keys():
     assert report.samples[0]["extras"]["merged"] > 0
 
 
-def test_a_static_cache_still_sees_a_sensible_picture():
+def test_a_static_cache_still_sees_a_sensible_image():
     """Nothing may leave such a cache: cells that were not encoded then show the features of those they stand for."""
     family = FAMILIES["qwen2_5_vl"]
     batch = flat(family, [[5, Image(0), 7]])
@@ -380,7 +380,7 @@ def test_gradients_reach_what_was_encoded():
 
 
 @pytest.mark.parametrize("name", ["llava", "internvl", "idefics3", "gemma3"])
-def test_towers_that_take_whole_pictures_are_refused(name):
+def test_towers_that_take_whole_images_are_refused(name):
     model = copy.deepcopy(FAMILIES[name].build("sdpa"))
     before = snapshot(model)
     with pytest.raises(ValueError, match=r"pixel_redundancy: .*whole pictures.*qwen2_5_vl.*div_prune"):

@@ -1,4 +1,4 @@
-"""Videos and many pictures: a real mp4 end to end, budgets per frame, per picture and per tile."""
+"""Videos and many images: a real mp4 end to end, budgets per frame, per image and per tile."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_frames_of_other_families(name, method):
 
 @pytest.mark.parametrize(("allocation", "least"), [("proportional", 1), ("equal", 1), ("proportional", 3)])
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "llava", "internvl"])
-def test_every_picture_keeps_its_share(name, allocation, least):
+def test_every_image_keeps_its_share(name, allocation, least):
     family = FAMILIES[name]
     batch = family.inputs([[5, Image(0), 3, Image(1), Image(2), 7]])
     method = DivPrune(keep_ratio=0.3, allocation=allocation, min_per_segment=least)

@@ -1,4 +1,4 @@
-"""Any file is read as an RGB picture or refused with `ValueError`."""
+"""Any file is read as an RGB image or refused with `ValueError`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Overlays lie on what the tower got: padded squares, cropped middles, or the picture itself."""
+"""Overlays lie on what the tower got: padded squares, cropped middles, or the image itself."""
 
 from __future__ import annotations
 
@@ -46,6 +46,6 @@ def test_the_middle_is_cropped_as_by_default_in_llava():
 
 
 @pytest.mark.parametrize("how", [{}, {"do_pad": True}, {"size": {"shortest_edge": 56, "longest_edge": 99}}])
-def test_other_pictures_stay_as_they_are(how):
+def test_other_images_stay_as_they_are(how):
     image = picture(60, 40)
     assert as_seen(processor(**how), image) is image

@@ -27,7 +27,7 @@ FIRST, LAST = 6, 21  # the visual tokens of `prompt`
 
 
 def of_matrices(model, batch):
-    """Per layer: mean over heads and question rows of the attention on the picture, from the model's own matrices."""
+    """Per layer: mean over heads and question rows of the attention on the image, from the model's own matrices."""
     model = copy.deepcopy(model)
     model.set_attn_implementation("eager")
     with torch.no_grad():

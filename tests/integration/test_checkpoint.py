@@ -1,4 +1,4 @@
-"""The bundled checkpoints: load offline through every door and answer questions about pictures they never saw."""
+"""The bundled checkpoints: load offline through every door and answer questions about images they never saw."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vlmopt.training.evaluate import answer_all, correct, wilson
 CLASSES = {"tiny-qwen": "Qwen2_5_VLForConditionalGeneration", "tiny-llava": "LlavaForConditionalGeneration"}
 BYTES = {"tiny-qwen": 16_000_000, "tiny-llava": 12_000_000}
 SAMPLES = Path(vlmopt.__file__).parent / "synthetic" / "samples"
-FRESH = 700_000_000  # seed of the first picture here; neither training nor the model cards' figures used it
+FRESH = 700_000_000  # seed of the first image here; neither training nor the model cards' figures used it
 SAMPLE_ANSWERS = [
     ("screen.png", "Is there a Save button?", "yes"),
     ("screen.png", "Is there a Save link?", "no"),
@@ -89,7 +89,7 @@ def test_processor_makes_256_visual_tokens(name, loaded):
 
 
 @pytest.mark.parametrize(("picture", "question", "expected"), SAMPLE_ANSWERS)
-def test_answers_about_the_sample_pictures(loaded, picture, question, expected):
+def test_answers_about_the_sample_images(loaded, picture, question, expected):
     assert ask(*loaded, picture, question) == expected
 
 
@@ -99,7 +99,7 @@ def test_clicks_the_button_of_the_sample_screen(loaded):
     assert 70 <= y < 98
 
 
-def test_accuracy_on_fresh_pictures_stays_above_the_floor(loaded):
+def test_accuracy_on_fresh_images_stays_above_the_floor(loaded):
     asked = [pair for pair in fresh(loaded[0], 40) if f"{pair[0].family} {pair[1].kind}" in FLOORS]
     asked.sort(key=lambda pair: pair[0].size)
     marks: dict[str, list[bool]] = {}

@@ -1,4 +1,4 @@
-"""Where an answer clicks, in fractions of the picture, in the units of the model's type."""
+"""Where an answer clicks, in fractions of the image, in the units of the model's type."""
 
 from __future__ import annotations
 
@@ -48,6 +48,6 @@ def test_every_unit_of_a_family_is_one() -> None:
     assert set(POINT_PROMPTS) == set(UNITS)
 
 
-def test_a_processor_without_a_grid_counts_pixels_of_the_picture() -> None:
+def test_a_processor_without_a_grid_counts_pixels_of_the_image() -> None:
     loaded = load("tiny-llava")
     assert click_of(loaded, Image.new("RGB", (224, 112)), "(56, 56)") == (0.25, 0.5)

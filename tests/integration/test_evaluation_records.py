@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from vlmopt.evaluation import records
-from vlmopt.evaluation.maps import load_maps, save_maps, save_picture
+from vlmopt.evaluation.maps import load_maps, save_image, save_maps
 from vlmopt.evaluation.records import Record, Writer, consolidate, file_name, part, parts, read
 from vlmopt.overlay import overlay
 from vlmopt.reporting import VisualMap
@@ -135,5 +135,5 @@ def test_maps_come_back_and_can_be_drawn(tmp_path: Path) -> None:
     for name in ("coords", "kept", "markers", "merged", "merged_into", "scores"):
         assert torch.equal(getattr(first, name), getattr(known, name))
     assert overlay(Image.new("RGB", (90, 60)), [first]).size[0] > 600
-    save_picture(tmp_path / "a.webp", Image.new("RGB", (2000, 1000)))
+    save_image(tmp_path / "a.webp", Image.new("RGB", (2000, 1000)))
     assert Image.open(tmp_path / "a.webp").size == (768, 384)

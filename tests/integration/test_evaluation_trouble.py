@@ -52,7 +52,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
 
 
 def test_samples_that_cannot_be_asked_are_recorded_and_counted(tmp_path: Path) -> None:
-    """A missing, a damaged and an impossibly narrow picture among good ones."""
+    """A missing, a damaged and an impossibly narrow image among good ones."""
     plain_picture(tmp_path / "good.png")
     plain_picture(tmp_path / "narrow.png", (2000, 4))
     (tmp_path / "torn.png").write_bytes((tmp_path / "good.png").read_bytes()[:60])
@@ -71,12 +71,12 @@ def test_samples_that_cannot_be_asked_are_recorded_and_counted(tmp_path: Path) -
             assert (record.error is None) == (name == "good") == (record.correct is not None)
     assert "corrupt or truncated" in found["dense", "1"].error
     assert "aspect ratio" in found["dense", "2"].error
-    assert "picture not found" in found["dense", "4"].error
+    assert "image not found" in found["dense", "4"].error
     summary = summarize(tmp_path / "run")
     assert summary["complete"]
     assert "TypeError" in found["dense", "6"].error
-    assert "picture not found" in found["dense", "7"].error
-    assert "2 of 8 samples miss their picture" in summary["notes"][0]
+    assert "image not found" in found["dense", "7"].error
+    assert "2 of 8 samples miss their image" in summary["notes"][0]
     dense = summary["policies"]["dense"]
     assert (dense["n"], dense["errors"], dense["metrics"]["accuracy"]["n"]) == (8, 5, 3)
 

@@ -1,4 +1,4 @@
-"""The first pass over smaller pictures: its attention is that of a plain model on the same short prompt."""
+"""The first pass over smaller images: its attention is that of a plain model on the same short prompt."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ PROMPTS = {"ragged": ROWS, "video": [[4, Video(0), 3, Image(1), 5], [2, Image(2)
 
 @pytest.mark.parametrize("prompts", PROMPTS)
 @by_name(PATCHES)
-def test_smaller_pictures_are_read_as_a_plain_model_reads_them(family, prompts):
+def test_smaller_images_are_read_as_a_plain_model_reads_them(family, prompts):
     batch, shrink = family.inputs(PROMPTS[prompts]), 2
     given, need = decoder_arguments(family, batch), FirstPassRows(LAYER, shrink=shrink)
     model, small, done = family.build("eager"), {}, {"image": 0, "video": 0}
@@ -176,7 +176,7 @@ def test_probes_of_the_encoder_do_not_hear_the_first_pass():
     assert all(torch.equal(a, b) for a, b in zip(alone, both, strict=True))
 
 
-def test_it_reads_whole_pictures_where_cells_were_left_out_before_the_tower():
+def test_it_reads_whole_images_where_cells_were_left_out_before_the_tower():
     family, need = FAMILIES["qwen2_5_vl"], FirstPassRows(LAYER)
     batch = family.inputs(ROWS)
     whole = listen(family, batch, need)

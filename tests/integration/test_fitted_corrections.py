@@ -67,7 +67,7 @@ def test_published_dimensions_are_filled_in(monkeypatch):
         vlmopt.optimize(model, VisualSink())
 
 
-def test_towers_with_windows_are_read_where_the_whole_picture_is_seen():
+def test_towers_with_windows_are_read_where_the_whole_image_is_seen():
     model = model_of("qwen2_5_vl")
     assert whole_blocks(model) == (1,)
     assert whole_blocks(model_of()) is None

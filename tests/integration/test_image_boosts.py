@@ -112,10 +112,10 @@ def test_neutral_settings_edit_nothing(name):
 
 
 @pytest.mark.parametrize("name", ["pai", "vaf", "vaf_safe", "hgai", "paint"])
-def test_rows_that_see_no_picture_are_left_alone(name):
+def test_rows_that_see_no_image_are_left_alone(name):
     values = torch.randn(1, 4, 2, 12)
     allowed = torch.ones(1, 1, 2, 12, dtype=torch.bool)
-    allowed[:, :, 0, 2:8] = False  # a sliding window has passed the picture
+    allowed[:, :, 0, 2:8] = False  # a sliding window has passed the image
     _, changed = BOOSTS[name].edit(values.where(allowed, torch.finfo().min), seen(12, rows=2, allowed=allowed, **KEYS))
     assert changed[0].tolist() == [[False, True]] * 4
     gone = dict.fromkeys(KEYS, ()) | {"system": (0, 1)}

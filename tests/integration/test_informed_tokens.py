@@ -69,7 +69,7 @@ def test_what_is_both_is_summary():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_sets_are_disjoint_and_inside_the_picture(seed):
+def test_sets_are_disjoint_and_inside_the_image(seed):
     first, late = torch.rand(2, 576, generator=torch.Generator().manual_seed(seed)) ** 8
     chosen = PAINT.choose({0: first, -2: late})
     count = int((late > late.quantile(0.75) * 2.5 - late.quantile(0.25) * 1.5).sum())

@@ -1,4 +1,4 @@
-"""vlmopt as a model of lmms-eval: its parts alone, and whole runs of the released harness over generated pictures."""
+"""vlmopt as a model of lmms-eval: its parts alone, and whole runs of the released harness over generated images."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def loaded() -> tuple[Any, Any]:
     return vlmopt.load_checkpoint("tiny-qwen", dtype="float32")
 
 
-def test_words_and_pictures_keep_their_order(loaded: tuple[Any, Any]) -> None:
+def test_words_and_images_keep_their_order(loaded: tuple[Any, Any]) -> None:
     def part(url: Any) -> dict[str, Any]:
         return {"type": "image", "url": url}
 
@@ -77,7 +77,7 @@ def test_clips_and_what_cannot_be_asked() -> None:
     for bad, why in (
         ([{"type": "audio", "url": {}}], "'audio'"),
         ([clip, clip], "2 videos"),
-        ([clip, {"type": "image", "url": RED}], "1 videos and 1 pictures"),
+        ([clip, {"type": "image", "url": RED}], "1 videos and 1 images"),
     ):
         with pytest.raises(ValueError, match=why):
             conversation(turn(*bad))
@@ -134,7 +134,7 @@ def test_area_bounds_and_ragged_batches(loaded: tuple[Any, Any]) -> None:
     assert own["attention_mask"][1, 0] == 0
     with pytest.raises(ValueError, match="min_pixels is 20000, more than max_pixels, 10000"):
         Inputs.of(model, processor, 20000, 10000, 4)
-    with pytest.raises(ValueError, match="pictures of one size"):
+    with pytest.raises(ValueError, match="images of one size"):
         Inputs.of(*vlmopt.load_checkpoint("tiny-llava"), None, 10000, 4)
 
 

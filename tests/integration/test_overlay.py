@@ -1,4 +1,4 @@
-"""The picture of a selection tells kept, dropped and marked cells apart, for every kind of grid."""
+"""The image of a selection tells kept, dropped and marked cells apart, for every kind of grid."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_heat_colours_by_rank_and_ignores_tokens_without_a_score() -> None:
     assert high[1] > low[1] + 100  # from blue to yellow
 
 
-def test_the_picture_keeps_its_aspect() -> None:
+def test_the_image_keeps_its_aspect() -> None:
     wide = overlay(Image.new("RGB", (200, 100)), [visual_map([0], (1, 2, 8))])
     tall = overlay(Image.new("RGB", (100, 200)), [visual_map([0], (1, 8, 2))])
     assert wide.width == tall.width == PANEL_WIDTH + 2 * GAP
@@ -93,12 +93,12 @@ def test_frames_tiles_and_unknown_grids() -> None:
     mosaic = overlay(white(), tiles)
     strip = overlay(white(), [visual_map([1, 2], None)])
     assert frames.width > 4 * (PANEL_WIDTH // 2)
-    assert mosaic.height > 2 * (PANEL_WIDTH // 2)  # the picture and five tiles need a second row
-    assert cell(strip, 0, 0).min() == 255  # the picture itself, then the strip beside it
+    assert mosaic.height > 2 * (PANEL_WIDTH // 2)  # the image and five tiles need a second row
+    assert cell(strip, 0, 0).min() == 255  # the image itself, then the strip beside it
     assert strip.width > PANEL_WIDTH
 
 
-def test_an_overview_and_its_single_detail_tile_share_the_picture() -> None:
+def test_an_overview_and_its_single_detail_tile_share_the_image() -> None:
     every = list(range(16))
     parts = [visual_map(every, (1, 4, 4)), visual_map(every, (1, 4, 4), kind="tile")]
     sheet = np.asarray(overlay(Image.new("RGB", (64, 64), "red"), parts))

@@ -173,7 +173,7 @@ def test_scorers_that_cannot_be():
         Scorer(32, pooling="sum")
 
 
-def test_focus_ui_ranks_every_picture_by_its_scorer_alone():
+def test_focus_ui_ranks_every_image_by_its_scorer_alone():
     method = FocusUI(keep_ratio=0.3, scorer="s")
     tokens = visual([(1, 5, 6), (1, 4, 4)], method.captures)
     net, words = tokens.signals[Weights("s")], tokens.signals[TextEmbeds()]

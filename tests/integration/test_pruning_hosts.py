@@ -145,7 +145,7 @@ def test_sparse_vlm_between_the_tables():
     assert left(SparseVLM(keep_ratio=0.25, layers=(2, 4)), 100) == [50, 25]
 
 
-def test_raters_are_the_words_that_match_the_picture():
+def test_raters_are_the_words_that_match_the_image():
     things = torch.eye(5)
     picture = 4 * things[[0, 0, 2, 2, 2, 0]]
     question = torch.stack([things[3], things[0], things[4], things[2], things[3]])
@@ -166,7 +166,7 @@ def test_sparse_vlm_asks_the_raters_alone():
     selection = method.select(tokens)
     assert selection.keep.tolist() == [3, 4, 5]
     assert torch.allclose(selection.scores, torch.tensor([0, 0, 0, 0.1, 0.15, 0.2]))
-    one = dataclasses.replace(method, heads=1)  # head 0 looks at the picture most, by its rater's row
+    one = dataclasses.replace(method, heads=1)  # head 0 looks at the image most, by its rater's row
     assert torch.allclose(one.score(tokens), rows[0, 1])
     assert torch.allclose(dataclasses.replace(method, heads=9).score(tokens), selection.scores)
 
@@ -180,7 +180,7 @@ def test_sparse_vlm_without_recycling_takes_the_best_of_given_scores():
     assert selection.written is None
 
 
-def test_sparse_vlm_needs_text_behind_the_picture():
+def test_sparse_vlm_needs_text_behind_the_image():
     method = SparseVLM(keep_ratio=0.5)
     with pytest.raises(ValueError, match=r"sparse_vlm: no text"):
         method.select(with_signals(method, [(1, 4, 4)], words=0))

@@ -19,7 +19,7 @@ ROWS = AttentionRows(1)
 
 
 def picture(width: int, height: int, seed: int = 0) -> torch.Tensor:
-    """A random picture [3, height, width] in 0..1 with grain, without plain regions."""
+    """A random image [3, height, width] in 0..1 with grain, without plain regions."""
     generator = torch.Generator().manual_seed(seed)
     rough = torch.rand(1, 3, 9, 9, generator=generator)
     smooth = interpolate(rough, (height, width), mode="bilinear")[0]
@@ -27,7 +27,7 @@ def picture(width: int, height: int, seed: int = 0) -> torch.Tensor:
 
 
 def on_square(image: torch.Tensor, colour: torch.Tensor, side: int) -> torch.Tensor:
-    """As LLaVA does it: the picture in the middle of a square of whole grey levels, resized to `side`."""
+    """As LLaVA does it: the image in the middle of a square of whole grey levels, resized to `side`."""
     _, height, width = image.shape
     longest = max(height, width)
     square = (colour * 255).int().float()[:, None, None].div(255).expand(3, longest, longest).clone()
@@ -124,7 +124,7 @@ def test_pyramid_drop_as_released_takes_every_touched_token_for_padding():
         assert len(want) == 24 * (20 if threshold == 0.5 else 18)
 
 
-def test_a_picture_without_padding_loses_nothing():
+def test_an_image_without_padding_loses_nothing():
     tokens = visual(cells(picture(168, 112)), [(1, 8, 12)])
     assert valid_cells(tokens, "keep") is None
     for padding in ("square", "blank"):
@@ -138,7 +138,7 @@ def test_black_bars_are_blank_but_no_square_padding():
     hidden = ~valid_cells(tokens, "blank").view(24, 24)
     rows = hidden.all(1).nonzero()[:, 0].tolist()
     assert torch.equal(hidden, hidden.all(1, keepdim=True).expand(24, 24))
-    assert {0, 1, 22, 23} <= set(rows) <= {0, 1, 2, 21, 22, 23}  # resizing blurs the picture into the next row
+    assert {0, 1, 22, 23} <= set(rows) <= {0, 1, 2, 21, 22, 23}  # resizing blurs the image into the next row
 
 
 def test_bars_of_any_colour_in_native_pixels():
@@ -150,7 +150,7 @@ def test_bars_of_any_colour_in_native_pixels():
 
 
 @pytest.mark.parametrize("padding", ["square", "blank"])
-def test_plain_regions_inside_the_picture_stay(padding):
+def test_plain_regions_inside_the_image_stay(padding):
     image = picture(168, 168)
     image[:, 56:112] = MEAN[:, None, None]  # a band of four rows that touches no border row
     image[:, :56, :70] = MEAN[:, None, None]  # a corner that fills no row and no column
@@ -164,11 +164,11 @@ def test_bars_on_all_four_sides(padding):
     hidden = ~valid_cells(visual(cells(image), [(1, 12, 12)]), padding).view(12, 12)
     inside = torch.zeros(12, 12, dtype=torch.bool)
     inside[2:10, 3:9] = True
-    # a column beside the picture is plain all along; so is a row above it
+    # a column beside the image is plain all along; so is a row above it
     assert torch.equal(hidden, ~inside)
 
 
-def test_pictures_and_frames_have_bars_of_their_own():
+def test_images_and_frames_have_bars_of_their_own():
     wide, tall = on_square(picture(64, 32), MEAN, 112), on_square(picture(32, 64, 1), MEAN, 112)
     whole = picture(70, 42, 2)
     pixels = torch.cat([cells(image) for image in (wide, tall, whole)])
@@ -177,7 +177,7 @@ def test_pictures_and_frames_have_bars_of_their_own():
     assert torch.equal(valid_cells(visual(pixels[:128], [(2, 8, 8)]), "square"), want[:128])
 
 
-def test_a_picture_of_padding_alone_is_no_padding():
+def test_an_image_of_padding_alone_is_no_padding():
     plain = cells(MEAN[:, None, None].expand(3, 112, 112))
     pixels = torch.cat([plain, cells(on_square(picture(64, 32), MEAN, 112))])
     valid = valid_cells(visual(pixels, [(1, 8, 8), (1, 8, 8)]), "square")
@@ -195,7 +195,7 @@ def test_row_separators_do_not_hide_the_bars(size, padding):
     assert valid[tokens.structural].all()
 
 
-def test_a_picture_of_padding_alone_with_row_separators():
+def test_an_image_of_padding_alone_with_row_separators():
     tokens = visual(cells(MEAN[:, None, None].expand(3, 112, 112)), [(1, 8, 8)], newlines=True)
     assert valid_cells(tokens, "square").all()
     assert len(FastV(keep_tokens=20, padding="square").select(tokens).keep) == 20
@@ -226,7 +226,7 @@ def test_padding_is_never_kept_whatever_its_score(size, k):
     assert (selection.keep.diff() > 0).all()
 
 
-def test_the_budget_goes_to_pictures_by_their_valid_tokens():
+def test_the_budget_goes_to_images_by_their_valid_tokens():
     images = [on_square(picture(64, 16), MEAN, 112), picture(112, 112, 1)]
     tokens = visual(torch.cat([cells(image) for image in images]), [(1, 8, 8), (1, 8, 8)])
     keep = FastV(keep_tokens=40, padding="square").select(tokens).keep

@@ -1,4 +1,4 @@
-"""Pixel redundancy: the edge rule against loops, what it keeps of simple pictures, and what can be rebuilt from it."""
+"""Pixel redundancy: the edge rule against loops, what it keeps of simple images, and what can be rebuilt from it."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_equality_needs_no_waves():
 
 
 @pytest.mark.parametrize("tolerance", [0.0, 0.02])
-def test_a_constant_picture_keeps_one_cell(tolerance):
+def test_a_constant_image_keeps_one_cell(tolerance):
     keep, anchor, _ = encode(picture(torch.full((12, 17), 0.3)), tolerance=tolerance)
     assert keep.nonzero().tolist() == [[0, 0, 0]]
     assert not anchor.any()
@@ -128,7 +128,7 @@ def test_a_rectangle_costs_the_same_at_any_size(tolerance):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_without_tolerance_the_picture_can_be_rebuilt(seed):
+def test_without_tolerance_the_image_can_be_rebuilt(seed):
     """By the rule alone, from the kept cells: the reader never looks at a cell that left."""
     cells = blocks(seed, 1, 10, 14, levels=3)
     keep, anchor, _ = encode(cells)
@@ -161,8 +161,8 @@ def test_a_slow_gradient_never_drifts(direction, distance):
     assert keep[0, 0, 0]
 
 
-def test_a_transposed_picture_keeps_the_transposed_cells():
-    """Up to the neighbour preferred where the corner does not tell: left here, above in the transposed picture."""
+def test_a_transposed_image_keeps_the_transposed_cells():
+    """Up to the neighbour preferred where the corner does not tell: left here, above in the transposed image."""
     differ = 0
     for seed in range(6):
         cells = blocks(seed, 1, 9, 12, levels=3)

@@ -1,4 +1,4 @@
-"""The resize control: target grids, cells, and pictures that arrive as patches."""
+"""The resize control: target grids, cells, and images that arrive as patches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vlmopt.pruning.resize import from_patches, grid_cells, resize_patches, targ
 
 
 def smooth(width: int, height: int) -> Image.Image:
-    """A picture without fine detail, so that every decent resampling of it agrees."""
+    """An image without fine detail, so that every decent resampling of it agrees."""
     y, x = np.mgrid[0:height, 0:width] / 100.0
     channels = [np.sin(x + 0.5 * y), np.cos(1.3 * y - 0.4 * x), np.sin(0.7 * x) * np.cos(0.9 * y)]
     return Image.fromarray((np.stack(channels, -1) * 100 + 128).astype(np.uint8))
@@ -91,7 +91,7 @@ def test_patches_of_the_image_processor_can_be_undone(merge, patch):
     assert torch.equal(to_patches(frames, [1, 8, 12], layout), out["pixel_values"])
 
 
-def test_resizing_patches_is_like_processing_a_smaller_picture():
+def test_resizing_patches_is_like_processing_a_smaller_image():
     process = processor()
     pictures = [smooth(20 * 14, 16 * 14), smooth(12 * 14, 12 * 14), smooth(8 * 14, 4 * 14)]
     sizes = [(10, 8), (8, 6), (8, 4)]
@@ -106,7 +106,7 @@ def test_resizing_patches_is_like_processing_a_smaller_picture():
     assert got.shape == small["pixel_values"].shape
     assert (got - small["pixel_values"]).abs().max() < 0.03  # values run over 4; one step of 8 bits is 0.015
     kept = 8 * 4
-    assert torch.equal(got[-kept:], out["pixel_values"][-kept:])  # the third picture keeps its grid and its bits
+    assert torch.equal(got[-kept:], out["pixel_values"][-kept:])  # the third image keeps its grid and its bits
 
 
 def test_frames_of_a_video_do_not_mix():
@@ -140,7 +140,7 @@ def test_resizing_stays_in_range_and_in_dtype():
         ((36, 1176), [[1, 6, 6]], [[1, 3, 4]], "multiples of merge_size=2"),
         ((36, 1176), [[1, 6, 6]], [[1, 0, 4]], "multiples"),
         ((36, 1176), [[1, 6, 6]], [[2, 4, 4]], "frames"),
-        ((36, 1176), [[1, 6, 6]], [[1, 4, 4], [1, 2, 2]], "as many pictures"),
+        ((36, 1176), [[1, 6, 6]], [[1, 4, 4], [1, 2, 2]], "as many images"),
     ],
 )
 def test_grids_that_do_not_fit(patches, old, new, match):

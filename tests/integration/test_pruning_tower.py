@@ -91,7 +91,7 @@ def test_order_of_tokens_that_are_no_targets_does_not_matter():
     assert torch.allclose(chosen.written.embeds, again.written.embeds, atol=1e-6)
 
 
-def test_merged_tokens_of_two_pictures_stay_apart():
+def test_merged_tokens_of_two_images_stay_apart():
     tokens = visual([(1, 4, 5), (1, 5, 5)])
     chosen = VisionZip(keep_ratio=0.4, contextual=0.4).select(tokens)
     merged = chosen.written.origin >= 0

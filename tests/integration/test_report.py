@@ -107,7 +107,7 @@ def test_maps_show_what_was_kept(family):
 
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
-def test_grids_of_pictures_and_videos(name):
+def test_grids_of_images_and_videos(name):
     family = FAMILIES[name]
     batch = family.inputs([[2, Video(1), 3, Image(1), 4], [5, Image(2), 3]])
     with vlmopt.optimized(copy.deepcopy(family.build()), [pruning.Uniform(keep_ratio=0.5)]) as model:

@@ -118,7 +118,7 @@ def test_look_ahead_changes_nothing_by_itself():
 
 @pytest.mark.parametrize("method", [FastV(keep_ratio=0.5, layer=2), Debias(FastV(keep_ratio=0.5, layer=2))])
 def test_a_probe_reads_its_row_alone_and_leaves_the_kernel_as_it_is(method, monkeypatch):
-    """Under sdpa: one query row per picture, and no layer falls back to the eager kernel."""
+    """Under sdpa: one query row per image, and no layer falls back to the eager kernel."""
     from transformers.models.llama import modeling_llama
 
     from vlmopt.runtime.hooks import attention

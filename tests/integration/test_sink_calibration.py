@@ -87,7 +87,7 @@ def test_visual_sinks_in_dimensions_of_their_own():
         (lambda: copy.deepcopy(FAMILY.build("sdpa")), "no massive activations"),
         (lambda: planted(Plan({0: DIMS})), "are no sinks"),  # the first token alone
         (lambda: planted(pull=0.0), "are no sinks"),  # nobody attends to the token that stands out
-        (lambda: planted(Plan({0: DIMS, **dict.fromkeys(range(6, 14), DIMS)})), "are no sinks"),  # half the picture
+        (lambda: planted(Plan({0: DIMS, **dict.fromkeys(range(6, 14), DIMS)})), "are no sinks"),  # half the image
     ],
 )
 def test_a_model_without_sinks(model, reason):
@@ -109,7 +109,7 @@ def test_halves_that_disagree_are_a_warning():
     found = collector.profile("mine")
     assert found.stats["halves"] == [[9, 21], [3, 17]]
     few, differ = found.stats["warnings"]
-    assert "4 pictures are few" in few
+    assert "4 images are few" in few
     assert "[9, 21] and [3, 17]" in differ
 
 
@@ -139,7 +139,7 @@ def test_state_goes_through_json():
     collector = look(planted(), 2)
     again = SinkCollector(collector.model, json.loads(json.dumps(collector.state())))
     assert again.profile("mine").to_dict() == collector.profile("mine").to_dict()
-    assert isinstance(again.pictures[0][0], Layer)
+    assert isinstance(again.images[0][0], Layer)
 
 
 # ---------------------------------------------------------------- heads
@@ -206,7 +206,7 @@ def test_halves_that_select_other_heads_are_a_warning():
     found = sums.profile(facts)
     assert found.stats["agreement"] == {"visual_mass": 1.0, "nonsink_mass": 1.0, "divergence": 0.0}
     assert found.stats["warnings"] == [
-        "two halves of the pictures select other heads by divergence: Jaccard index 0.00 < 0.7"
+        "two halves of the images select other heads by divergence: Jaccard index 0.00 < 0.7"
     ]
     again = HeadSums(2, 8, [0, 1])
     again.load(json.loads(json.dumps(sums.state())))

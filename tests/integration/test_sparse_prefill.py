@@ -24,7 +24,7 @@ FULL = SparsePrefill(pattern=EVERYTHING, min_len=1, dense_layers=0, dense_text=0
 FEW = replace(FULL, pattern=SOME)
 LONG = [[60, Image(0), 30], [50, Image(1), 60]]  # tokens that a sink and a window of one tile cannot cover
 REQUIRED = [f for f in FAMILIES.values() if not f.extra]
-NOT_CAUSAL = {"gemma3", "paligemma"}  # pictures attend to themselves in both directions
+NOT_CAUSAL = {"gemma3", "paligemma"}  # images attend to themselves in both directions
 
 
 def run(model, batch, **kwargs):

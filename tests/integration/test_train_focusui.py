@@ -296,7 +296,7 @@ def test_answers_are_labelled_and_nothing_else(tiny):
             assert processor.tokenizer.decode(ids).strip().endswith("<|im_end|>")
 
 
-def test_labels_lie_where_the_box_is_also_in_padded_pictures(tiny, tmp_path):
+def test_labels_lie_where_the_box_is_also_in_padded_images(tiny, tmp_path):
     one = training(tiny["llava"], tmp_path)
     image = Image.new("RGB", (224, 112), (240, 240, 240))
     ImageDraw.Draw(image).rectangle((140, 28, 195, 55), fill=(20, 60, 200))

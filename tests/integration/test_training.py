@@ -83,8 +83,8 @@ def test_answers_are_the_labels(tokenizer, architecture):
 
 
 @pytest.mark.parametrize("size", [(224, 140), (112, 224), (224, 224)])
-def test_cells_of_a_padded_picture_stand_where_its_pixels_do(tokenizer, size):
-    """Places count from the picture's own corner, padding says nothing, and a box asked about covers its cells."""
+def test_cells_of_a_padded_image_stand_where_its_pixels_do(tokenizer, size):
+    """Places count from the image's own corner, padding says nothing, and a box asked about covers its cells."""
     packer = Packer(tokenizer, LLAVA)
     world = screen(3, size, widgets=3)
     batch = packer.pack([world], keep=10_000, seed=0)
@@ -153,7 +153,7 @@ def test_an_interrupted_run_goes_on_unchanged(tokenizer, tmp_path, architecture)
 
 
 def test_prior_stage_draws_habits_and_leaves_the_tower_alone(tokenizer, architecture):
-    """A third of the pictures are scenes of habit, degradations alike; gradients reach the language model only."""
+    """A third of the images are scenes of habit, degradations alike; gradients reach the language model only."""
     model = architecture.build(tokenizer, 0)
     packer = Packer(tokenizer, replace(architecture, probed_layer=None))
     stage = PriorStage(model, Reader(model, packer), packer, Share(12))

@@ -1,4 +1,4 @@
-"""Stages that learn to read web pages: pictures on disk come back as they were, and both losses can be lowered."""
+"""Stages that learn to read web pages: images on disk come back as they were, and both losses can be lowered."""
 
 from __future__ import annotations
 

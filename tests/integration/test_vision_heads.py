@@ -28,7 +28,7 @@ def chosen(mask):
 def test_outliers_by_hand():
     """Thresholds are 3.80 and 37.75; without head 3 the lower median is 0.1."""
     assert chosen(select_heads(DIVERGENCE, ACTIVE)) == [[1, 2]]
-    assert chosen(select_heads(DIVERGENCE, torch.ones(1, 4))) == [[2, 3]]  # divergent, but not for want of a picture
+    assert chosen(select_heads(DIVERGENCE, torch.ones(1, 4))) == [[2, 3]]  # divergent, but not for want of an image
     assert chosen(select_heads(DIVERGENCE, ACTIVE, outliers=False)) == [[2, 3]]
     assert chosen(select_heads(torch.tensor([[0.1, 0.4, 0.2, 0.3]]), ACTIVE)) == [[1, 3]]  # active, but not divergent
 
@@ -76,7 +76,7 @@ def test_gains_are_the_strength_or_one():
     assert half.gt(1).sum(1).ge(3).all()
 
 
-def test_outputs_that_do_not_depend_on_the_picture_are_left_alone():
+def test_outputs_that_do_not_depend_on_the_image_are_left_alone():
     heads, _ = draw()
     assert VisionHeads().gain(heads, heads, 5).eq(1).all()
 

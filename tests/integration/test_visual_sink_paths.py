@@ -120,11 +120,11 @@ def test_decoding_equals_a_longer_prefill():
     assert (scene.run(VAR, budget=1)[0] - whole).abs().max() < 1e-12
 
 
-def test_order_of_the_picture_does_not_matter():
+def test_order_of_the_image_does_not_matter():
     scene = Scene(4)
     want, changed = scene.run(VAR)
     order = torch.arange(40)
-    order[14:22] = order[14:22].flip(0)  # inside the picture of either sample
+    order[14:22] = order[14:22].flip(0)  # inside the image of either sample
     scene.key, scene.value = scene.key[:, :, order], scene.value[:, :, order]
     scene.view = replace(scene.view, image=scene.image[:, order], marks={"sink": scene.sink[:, order]})
     got, which = scene.run(VAR)

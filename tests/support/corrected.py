@@ -1,7 +1,7 @@
 """The independent oracle of corrections: full attention matrices of the dense model, edited row by row from equations.
 
 Nothing of the library under test is used, neither its rows nor its masks nor its state: which token is what is known
-from the prompt, and pictures are left out by running the shortened prompt through an untouched copy.
+from the prompt, and images are left out by running the shortened prompt through an untouched copy.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Rule:
     layers: tuple[int, ...] = ()
     dims: tuple[int, ...] = ()  # sinks: |x_c| / rms >= tau
     tau: float = 0.0
-    gain: Callable[[Tensor, Tensor], Tensor] | None = None  # head outputs [H, D] with and without pictures -> [H]
+    gain: Callable[[Tensor, Tensor], Tensor] | None = None  # head outputs [H, D] with and without images -> [H]
 
 
 class Corrected(Reference):
@@ -147,7 +147,7 @@ class Corrected(Reference):
 
 
 def text_only_heads(model: nn.Module, batch: Batch, sample: int) -> dict[int, Tensor]:
-    """Head outputs [H, D] per layer in the last row of a sample's prompt without pictures, run alone."""
+    """Head outputs [H, D] per layer in the last row of a sample's prompt without images, run alone."""
     named = [
         value
         for key, value in model.config.to_dict().items()

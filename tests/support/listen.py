@@ -42,7 +42,7 @@ def by_name(found: list[Family]) -> Any:
 
 
 def listen(family: Family, batch: Any, *signals: Signal, layer: int = 0, attn: str = "sdpa", before: tuple = ()) -> Any:
-    """The VisualTokens of every sample of a forward pass that has pictures."""
+    """The VisualTokens of every sample of a forward pass that has images."""
     ear = Listen(keep_ratio=0.9, layer=layer, signals=signals)
     with vlmopt.optimized(copy.deepcopy(family.build(attn)), [*before, ear]) as model:
         forward(model, batch)

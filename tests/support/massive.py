@@ -25,7 +25,7 @@ def prompt(seed: int) -> Batch:
 
 @dataclass
 class Plan:
-    """Which tokens get how much in which dimensions, and between which layers; without a picture the first one only.
+    """Which tokens get how much in which dimensions, and between which layers; without an image the first one only.
 
     What the block of layer 1 writes and that of layer 4 takes away enters layers 2, 3 and 4.
     """

@@ -1,4 +1,4 @@
-"""Where padding lies in a picture that was padded to a square, from geometry alone."""
+"""Where padding lies in an image that was padded to a square, from geometry alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vlmopt.pruning.padding import PADDED
 
 
 def square_padding(width: int, height: int, grid: int, threshold: float = PADDED) -> Tensor:
-    """Bool[grid, grid]: cells of a picture of width x height, padded to a square, whose padded fraction > threshold.
+    """Bool[grid, grid]: cells of an image of width x height, padded to a square, whose padded fraction > threshold.
 
     Raises:
         ValueError: a size below 1, or a threshold outside 0..1.

@@ -101,7 +101,7 @@ def replayed(reference: Replay, record: Record, removal: Removal, batch: Batch) 
 
 
 def ending_in_pictures(family: Family, rows: Any, bare: tuple[int, ...], padding_side: str = "left") -> Batch:
-    """A batch in which the rows `bare` end with their last visual token, closing tokens of pictures taken off."""
+    """A batch in which the rows `bare` end with their last visual token, closing tokens of images taken off."""
     batch = family.inputs(rows)
     pieces = []
     for row in range(len(batch.ids)):

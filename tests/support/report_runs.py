@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vlmopt.evaluation.maps import save_maps, save_picture
+from vlmopt.evaluation.maps import save_image, save_maps
 from vlmopt.evaluation.records import Record, Writer, file_name, part
 from vlmopt.evaluation.summary import summarize
 from vlmopt.reporting import VisualMap
@@ -80,7 +80,7 @@ def whole(run: Path) -> Path:
         caption = {"kind": "caption", "answer": None, "correct": None, "category": "", "extra": {"objects": ["star"]}}
         rows.append(record(26, policy, prediction=said, metrics=marks, image="pictures/1.png", **caption))
     lost = {"prediction": None, "tokens": None, "ms": None, "image": "gone.png"}
-    rows += [record(27, policy, error="picture not found: <gone.png>", correct=None, **lost) for policy in POLICIES]
+    rows += [record(27, policy, error="image not found: <gone.png>", correct=None, **lost) for policy in POLICIES]
     (run / "pictures").mkdir(parents=True)
     for number_ in range(13):
         scene(number_, (112, 112)).image.save(run / "pictures" / f"{number_}.png")
@@ -95,5 +95,5 @@ def with_map(run: Path, row: Record) -> Record:
     none = torch.zeros(64, dtype=torch.bool)
     path, seen = f"kept/{file_name(row.policy)}/{row.index}.npz", f"kept/seen/{row.index}.webp"
     save_maps(run / path, [VisualMap(0, "image", (1, 8, 8), coords, kept, none, none, torch.arange(64), None)])
-    save_picture(run / seen, scene(row.index // 2, (112, 112)).image)
+    save_image(run / seen, scene(row.index // 2, (112, 112)).image)
     return Record(**{**row.__dict__, "map": path, "seen": seen})

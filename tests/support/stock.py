@@ -40,7 +40,7 @@ IMAGES = {
 
 
 def save_checkpoint(directory: Path) -> Path:
-    """Write config, random weights, tokenizer, chat template and picture settings; returns the directory."""
+    """Write config, random weights, tokenizer, chat template and image settings; returns the directory."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()

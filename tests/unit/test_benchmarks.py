@@ -1,4 +1,4 @@
-"""What the benchmarks say of a difference, and which pictures they ask about."""
+"""What the benchmarks say of a difference, and which images they ask about."""
 
 import json
 import random
@@ -16,13 +16,13 @@ def blocks(*marks):
     return {number: {"marks": text, "kinds": ["colour"] * len(text)} for number, text in enumerate(marks)}
 
 
-def test_a_difference_is_paired_over_the_pictures_of_all_blocks():
+def test_a_difference_is_paired_over_the_images_of_all_blocks():
     from pruning_tables import difference
 
     before = blocks("1100" * 10, "1100" * 10, "1111" * 10, "0000" * 10)
     after = blocks("1110" * 10, "1100" * 10, "0111" * 10)
     found = difference(before, after)
-    assert (found.blocks, found.pictures) == (3, 120)  # the fourth block was asked of one method alone
+    assert (found.blocks, found.images) == (3, 120)  # the fourth block was asked of one method alone
     assert found.over.value == pytest.approx(0)
     assert -0.1 < found.over.low < 0 < found.over.high < 0.1
     assert (found.lowest, found.highest) == (-0.25, 0.25)
@@ -83,7 +83,7 @@ def test_tables_show_the_newest_row_of_every_block(tmp_path, monkeypatch, capsys
     assert "| fastv + trend | fastv | +25.0 (+0.0 to +50.0) +25.0 to +25.0 | 3 | 12 |" in said
 
 
-def test_every_question_has_a_picture_of_its_own():
+def test_every_question_has_an_image_of_its_own():
     from pruning_quality import BLOCK_SEEDS, FIRST_SEED, KINDS, questions
 
     first, second = (questions(len(KINDS), FIRST_SEED + block * BLOCK_SEEDS, "qwen2_5_vl") for block in range(2))
@@ -125,7 +125,7 @@ def test_a_part_of_the_pages_is_said_and_named(tmp_path, capsys):
     rows = json.loads((FOLDER / LIST).read_text())
     (tmp_path / LIST).write_text(json.dumps(rows))
     part = pages(tmp_path)
-    assert part.name.startswith("36 pictures, list ")
+    assert part.name.startswith("36 images, list ")
     assert MAKE in capsys.readouterr().err
     with pytest.raises(ValueError, match="319 targets, not 320"):
         real(part, 320)
@@ -134,7 +134,7 @@ def test_a_part_of_the_pages_is_said_and_named(tmp_path, capsys):
     many = [row | {"img_filename": f"{number}.png"} for number, row in enumerate(rows[:WHOLE])]
     (tmp_path / "whole" / LIST).write_text(json.dumps(many))
     whole = pages(tmp_path)
-    assert (whole.folder, whole.pictures) == (tmp_path / "whole", WHOLE)
+    assert (whole.folder, whole.images) == (tmp_path / "whole", WHOLE)
     assert whole.name.split(", ")[1] != part.name.split(", ")[1]
     assert not capsys.readouterr().err
 

@@ -204,7 +204,7 @@ def test_closed_gates_keep_every_bit():
 
 
 def test_two_samples_in_sequence_are_independent():
-    """Sinks of the first picture must not be those of the second."""
+    """Sinks of the first image must not be those of the second."""
     family = FAMILIES["qwen2_5_vl"]
     first, second = (family.inputs([[5, Image(k), 7]], seed=k) for k in (0, 1))
     with vlmopt.optimized(copy.deepcopy(family.build("sdpa")), [VAR, METHODS["vision_heads"][0]]) as model:
@@ -216,7 +216,7 @@ def test_two_samples_in_sequence_are_independent():
 
 
 def test_layers_outside_are_left_alone():
-    """Rows before the picture and layers outside the range keep their bits at layer level."""
+    """Rows before the image and layers outside the range keep their bits at layer level."""
     family = FAMILIES["llava"]
     batch, model = batch_of(family, "one"), copy.deepcopy(FAMILIES["llava"].build("sdpa"))
     plain = model(**batch(), output_hidden_states=True).hidden_states
@@ -253,7 +253,7 @@ def test_assisted_decoding():
 
 @pytest.mark.parametrize("cut", [3, 8, 14])
 def test_chunked_prefill(cut):
-    """Rows are chosen by absolute position: the boundary may lie before, inside or behind the picture."""
+    """Rows are chosen by absolute position: the boundary may lie before, inside or behind the image."""
     family, policy = FAMILIES["llava"], [VAR, METHODS["image_boost"][0]]
     batch = family.inputs([[5, Image(0), 7]])
     with vlmopt.optimized(copy.deepcopy(family.build("sdpa")), policy) as model:
@@ -263,8 +263,8 @@ def test_chunked_prefill(cut):
 
 
 @pytest.mark.parametrize("cut", [3, 8, 14, 20])
-def test_a_chunk_that_cuts_a_picture_knows_the_rest_of_it(cut):
-    """Budgets by picture and choices among a picture's tokens are those of the whole picture, in a ragged batch too."""
+def test_a_chunk_that_cuts_an_image_knows_the_rest_of_it(cut):
+    """Budgets by image and choices among an image's tokens are those of the whole image, in a ragged batch too."""
     family = FAMILIES["llava"]
     batch = family.inputs([[5, Image(0), 7, Image(1), 3], [6, Image(2), 4]])
     var = replace(VAR, scope="per_image")
@@ -294,7 +294,7 @@ def test_static_cache():
     assert gap(torch.stack(dynamic.logits), torch.stack(static.logits)) < TOLERANCE
 
 
-def test_a_second_turn_brings_a_second_picture():
+def test_a_second_turn_brings_a_second_image():
     """The state of the first turn is extended: prompt and second turn over one cache equal the long prompt."""
     family = FAMILIES["llava"]
     both = family.inputs([[5, Image(0), 7, Image(1), 4]])

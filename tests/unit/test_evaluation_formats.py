@@ -57,7 +57,7 @@ def test_chair_takes_its_truth_from_instances_and_reference_captions(tmp_path: P
     assert not data.notes
     alone = loaded(tmp_path, instances, images=str(tmp_path / "val2014"))
     assert alone.samples[0].objects == ("dog",)
-    assert "3 of 3 pictures have no reference captions" in alone.notes[0]
+    assert "3 of 3 images have no reference captions" in alone.notes[0]
 
 
 def test_chair_refuses_what_its_lexicon_does_not_know(tmp_path: Path) -> None:
@@ -123,14 +123,14 @@ def test_fractions_are_not_taken_for_pixels(tmp_path: Path) -> None:
         loaded(tmp_path, file, images=str(tmp_path / "images"), boxes="xyxy")
 
 
-def test_a_single_box_beside_its_picture_is_that_samples_error(tmp_path: Path) -> None:
+def test_a_single_box_beside_its_image_is_that_samples_error(tmp_path: Path) -> None:
     file = screenspot_file(tmp_path, 5)
     rows = json.loads(file.read_text())
     rows[2]["bbox"] = [900, 900, 10, 10]
     file.write_text(json.dumps(rows))
     data = loaded(tmp_path, file, images=str(tmp_path / "images"), boxes="xywh")
     assert [bool(s.error) for s in data.samples] == [False, False, True, False, False]
-    assert "misses the picture of 168x224 pixels" in (data.samples[2].error or "")
+    assert "misses the image of 168x224 pixels" in (data.samples[2].error or "")
 
 
 def test_a_manifest_tells_kinds_from_its_fields(tmp_path: Path) -> None:
@@ -207,13 +207,13 @@ def test_files_that_are_no_data(tmp_path: Path) -> None:
         loaded(tmp_path, tmp_path / "empty")
 
 
-def test_missing_pictures_are_marked_and_none_at_all_is_refused(tmp_path: Path) -> None:
+def test_missing_images_are_marked_and_none_at_all_is_refused(tmp_path: Path) -> None:
     plain_picture(tmp_path / "a.png")
     rows = [ROW | {"id": str(n), "image": name} for n, name in enumerate(["a.png", "b.png", "a.png"])]
     data = loaded(tmp_path, lines(tmp_path / "m.jsonl", rows))
     assert [bool(s.error) for s in data.samples] == [False, True, False]
-    assert "1 of 3 samples miss their picture" in data.notes[0]
-    with pytest.raises(ValueError, match=r"none of the pictures is there.*--images"):
+    assert "1 of 3 samples miss their image" in data.notes[0]
+    with pytest.raises(ValueError, match=r"none of the images is there.*--images"):
         loaded(tmp_path, tmp_path / "m.jsonl", images=str(tmp_path / "elsewhere"))
 
 
@@ -231,8 +231,8 @@ def test_a_limit_is_a_seeded_choice_in_order(tmp_path: Path) -> None:
         loaded(tmp_path, *files, limit=0)
 
 
-def test_a_limit_spreads_over_pictures(tmp_path: Path) -> None:
-    """Six questions about each of four pictures: four answers are about four, six about four as well, not about one."""
+def test_a_limit_spreads_over_images(tmp_path: Path) -> None:
+    """Six questions about each of four images: four answers are about four, six about four as well, not about one."""
     rows = [
         {"id": f"{picture}-{n}", "image": f"{picture}.png", "question": f"{n}?", "answer": "yes"}
         for picture in range(4)
@@ -276,7 +276,7 @@ def test_the_digest_changes_with_anything_a_sample_says(tmp_path: Path) -> None:
         assert replace(data, samples=(replace(data.samples[0], **change), *data.samples[1:])).digest != data.digest
 
 
-def test_a_picture_put_right_leaves_the_digest(tmp_path: Path) -> None:
+def test_an_image_put_right_leaves_the_digest(tmp_path: Path) -> None:
     file = screenspot_file(tmp_path)
     where = {"images": str(tmp_path / "images"), "boxes": "xywh"}
     whole = loaded(tmp_path, file, **where)
@@ -295,7 +295,7 @@ def test_boxes_that_fit_no_convention_are_refused(tmp_path: Path) -> None:
     file = screenspot_file(tmp_path)
     rows = [row | {"bbox": [100, 100, 300, 400]} for row in json.loads(file.read_text())]
     file.write_text(json.dumps(rows))
-    with pytest.raises(ValueError, match="none of the 3 boxes lies in its picture"):
+    with pytest.raises(ValueError, match="none of the 3 boxes lies in its image"):
         loaded(tmp_path, file, images=str(tmp_path / "images"), boxes="xyxy")
 
 

@@ -197,7 +197,7 @@ def test_all_right_has_an_interval_with_a_width() -> None:
 
 
 def rows_of(pictures: int, each: int, right: int, policy: str = "dense") -> list[Record]:
-    """`each` questions about every picture, the first `right` of them answered rightly."""
+    """`each` questions about every image, the first `right` of them answered rightly."""
     return [
         record(f"{p}/{n}", policy, sample("exact", answer="a"), "a" if n < right else "b", Marking(), str(p))
         for p in range(pictures)
@@ -207,13 +207,13 @@ def rows_of(pictures: int, each: int, right: int, policy: str = "dense") -> list
 
 @pytest.mark.parametrize("pictures", [1, 3, 9])
 @pytest.mark.parametrize("right", [0, 13, 18])
-def test_few_pictures_have_no_bootstrap_and_no_interval_without_a_width(pictures: int, right: int) -> None:
-    """18 questions about each, all pictures alike: as sure as that many pictures, not as that many questions."""
+def test_few_images_have_no_bootstrap_and_no_interval_without_a_width(pictures: int, right: int) -> None:
+    """18 questions about each, all images alike: as sure as that many images, not as that many questions."""
     dense, half = rows_of(pictures, 18, 18), rows_of(pictures, 18, right, "half")
     found, versus = figures(half, {row.id: row for row in dense})
     for name in ("accuracy", "agreement"):
         one = found[name]
-        assert (one["pictures"], one["interval"]) == (pictures, "Wilson over pictures")
+        assert (one["pictures"], one["interval"]) == (pictures, "Wilson over images")
         assert one["low"] <= one["value"] <= one["high"]
         assert one["high"] - one["low"] > 0.25
         assert (one["low"], one["high"]) == pytest.approx(wilson(right / 18 * pictures, pictures), abs=1e-9)
@@ -222,14 +222,14 @@ def test_few_pictures_have_no_bootstrap_and_no_interval_without_a_width(pictures
     assert change["high"] - change["low"] > 0.25
 
 
-def test_many_pictures_that_are_all_alike_have_a_width_too() -> None:
+def test_many_images_that_are_all_alike_have_a_width_too() -> None:
     found, versus = figures(rows_of(40, 4, 3, "half"), {row.id: row for row in rows_of(40, 4, 3)})
-    assert found["accuracy"]["interval"] == "Wilson over pictures"
+    assert found["accuracy"]["interval"] == "Wilson over images"
     assert found["accuracy"]["low"] < 0.75 < found["accuracy"]["high"]
     assert (versus["accuracy"]["low"], versus["accuracy"]["high"]) == pytest.approx((-0.0876, 0.0876), abs=1e-3)
     mixed = [row for n in range(20) for row in rows_of(1, 4, n % 5)]
     mixed = [replace(row, id=str(n), picture=str(n // 4)) for n, row in enumerate(mixed)]
-    assert figures(mixed, {})[0]["accuracy"]["interval"] == "bootstrap over pictures"
+    assert figures(mixed, {})[0]["accuracy"]["interval"] == "bootstrap over images"
 
 
 def test_dense_agrees_with_itself_by_definition() -> None:
@@ -263,7 +263,7 @@ def test_lengths_of_few_captions_have_a_width() -> None:
     caption = sample("caption")
     same = [record(str(n), "dense", caption, "a dog barks here", Marking(), str(n)) for n in range(4)]
     length = figures(same, {})[0]["length"]
-    assert length["interval"] == "Student's t over pictures"
+    assert length["interval"] == "Student's t over images"
     assert length["low"] < length["value"] == 4 < length["high"]
     longer = [record(str(n), "half", caption, "a dog barks here now", Marking(), str(n)) for n in range(4)]
     change = figures(longer, {row.id: row for row in same})[1]["length"]
@@ -271,7 +271,7 @@ def test_lengths_of_few_captions_have_a_width() -> None:
 
 
 def test_small_intervals_cover() -> None:
-    """95 % intervals over few pictures hold the truth in 93 % of all draws, and in 87 % in the worst case."""
+    """95 % intervals over few images hold the truth in 93 % of all draws, and in 87 % in the worst case."""
     rng, held = np.random.default_rng(0), []
     for pictures in (3, 6, 9):
         for draw in (lambda n: (rng.random(n) < 0.7).astype(float), lambda n: rng.beta(2.8, 1.2, n)):
@@ -293,7 +293,7 @@ def test_intervals_are_those_of_the_other_module() -> None:
 
 
 def test_the_permutation_test_against_all_permutations() -> None:
-    """Eight pictures have 256 ways to exchange two methods; the p of the draw is that of the full count."""
+    """Eight images have 256 ways to exchange two methods; the p of the draw is that of the full count."""
     first, second = np.array([1, 1, 1, 1, 1, 1, 0, 1.0]), np.array([1, 0, 0, 0, 0, 1, 0, 0.0])
     one = np.ones(8)
     gaps = []
@@ -315,8 +315,8 @@ def test_methods_that_never_differ_have_p_one() -> None:
         compare(np.ones((4, 4)))
 
 
-def test_the_test_takes_questions_about_one_picture_together() -> None:
-    """Sixty questions that all hang on six pictures are no more evidence than six."""
+def test_the_test_takes_questions_about_one_image_together() -> None:
+    """Sixty questions that all hang on six images are no more evidence than six."""
     many = np.stack([np.ones(60), np.ones(60), np.zeros(60), np.ones(60)], axis=1)[:, None]
     few = many.reshape(6, 10, 1, 4).sum(1)
     assert compare(many)[0].p < 1e-3

@@ -25,7 +25,7 @@ from vlmopt.synthetic.polling import SPLITS, poll, pope
 from vlmopt.synthetic.words import CELL
 from vlmopt.training.vocabulary import build_tokenizer, word_id
 
-LEXICON = phrases(classes(), "classes of the pictures")
+LEXICON = phrases(classes(), "classes of the images")
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def worlds():
     return [hallucination(seed, (168, 168)) for seed in range(300)]
 
 
-def test_same_seed_same_picture_whatever_the_degradation_of_another():
+def test_same_seed_same_image_whatever_the_degradation_of_another():
     random.seed(1)
     first = hallucination(7, degradation="blur")
     hallucination(8)
@@ -92,7 +92,7 @@ def test_popular_classes_come_first(worlds):
 
 
 @pytest.mark.parametrize("size", sorted({*SIZES, *SIZES_OF["llava"]}))
-def test_pictures_are_well_formed_in_every_size(size):
+def test_images_are_well_formed_in_every_size(size):
     for seed in range(24):
         world = hallucination(seed, size, degradation=DEGRADATIONS[seed % 4])
         assert world.image.size == size
@@ -199,7 +199,7 @@ def test_adversarial_denies_what_goes_most_often_with_the_object_asked_about():
     """With cat: dog 3, fox 2, then bird, eel, ant once each, in order of appearance."""
     assert absent("adversarial", 0)[0] == "fox"
     assert absent("adversarial", 0)[1] == "eel"  # with dog go cat, bird, fox, eel: the first two are there, fox is used
-    assert absent("adversarial", 3)[1] == "dog"  # the second object of that picture is the cat
+    assert absent("adversarial", 3)[1] == "dog"  # the second object of that image is the cat
 
 
 def test_every_round_asks_what_goes_with_its_own_object():
@@ -226,9 +226,9 @@ def test_only_the_article_bends_before_a_vowel():
 
 
 def test_polls_refuse_what_they_cannot_ask():
-    with pytest.raises(ValueError, match="picture 0 has 2 objects"):
+    with pytest.raises(ValueError, match="image 0 has 2 objects"):
         poll([["cat", "dog"], ["fox", "eel", "bee"]], "random")
-    with pytest.raises(ValueError, match="used up in picture 0"):
+    with pytest.raises(ValueError, match="used up in image 0"):
         poll([["cat", "dog", "fox"]], "random")
     with pytest.raises(ValueError, match="nasty"):
         poll(IMAGES, "nasty")

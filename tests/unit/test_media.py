@@ -1,4 +1,4 @@
-"""Pictures and videos from disk: every odd file is handled or refused in one clear sentence."""
+"""Images and videos from disk: every odd file is handled or refused in one clear sentence."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.broken import broken_tiff
 from tests.support.stock import IMAGES
 from vlmopt import Policy, decode
 from vlmopt.calibration import Profile
-from vlmopt.evaluation.boxes import picture_size
+from vlmopt.evaluation.boxes import image_size
 from vlmopt.frames import fit_size, load_video, resize_frames, video_inputs
 from vlmopt.head_patterns import HeadPatterns
 from vlmopt.media import load_image, optional_module, readable
@@ -53,10 +53,10 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_video(tmp_path_factory.mktemp("clip") / "clip.mp4")
 
 
-# Pictures
+# Images
 
 
-def test_rgb_picture_is_read_as_it_is(tmp_path: Path) -> None:
+def test_rgb_image_is_read_as_it_is(tmp_path: Path) -> None:
     noise().save(tmp_path / "a.png")
     picture = load_image(tmp_path / "a.png")
     assert picture.image.mode == "RGB"
@@ -70,10 +70,10 @@ def test_rgb_picture_is_read_as_it_is(tmp_path: Path) -> None:
         (None, FileNotFoundError, "image not found"),
         ("directory", IsADirectoryError, "is a directory"),
         (b"", ValueError, "empty"),
-        (b"no picture at all" * 9, ValueError, "not an image"),
+        (b"no image at all" * 9, ValueError, "not an image"),
     ],
 )
-def test_bad_pictures_are_refused(tmp_path: Path, content: Any, error: type[Exception], says: str) -> None:
+def test_bad_images_are_refused(tmp_path: Path, content: Any, error: type[Exception], says: str) -> None:
     path = tmp_path / "a.png"
     if content == "directory":
         path.mkdir()
@@ -85,7 +85,7 @@ def test_bad_pictures_are_refused(tmp_path: Path, content: Any, error: type[Exce
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "tiff"])
-def test_truncated_pictures_are_refused(tmp_path: Path, suffix: str) -> None:
+def test_truncated_images_are_refused(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
     noise((200, 200)).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -114,7 +114,7 @@ def test_a_frame_without_a_width_is_left_out_and_counted(tmp_path: Path) -> None
     assert good == [files[0], files[2]]
     assert list(bad) == [files[1]]
     assert str(files[1]) in bad[files[1]]
-    assert picture_size(files[1]) in (None, (40, 30))
+    assert image_size(files[1]) in (None, (40, 30))
 
 
 def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
             read(str(tmp_path / "pipe.png"))
     with pytest.raises(ValueError, match="no regular file"):
         load_image("/dev/zero")
-    assert picture_size(tmp_path / "pipe.png") is None
+    assert image_size(tmp_path / "pipe.png") is None
 
 
 def test_more_pixels_than_allowed_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,7 +346,7 @@ def test_whatever_a_video_decoder_raises_the_next_one_reads(clip: Path, monkeypa
 
 
 @pytest.mark.parametrize(("patch", "merge"), [(14, 2), (16, 2), (14, 1)])
-def test_a_still_repeated_twice_gives_the_patches_of_the_picture(patch: int, merge: int, tmp_path: Path) -> None:
+def test_a_still_repeated_twice_gives_the_patches_of_the_image(patch: int, merge: int, tmp_path: Path) -> None:
     settings = {**IMAGES, "patch_size": patch, "merge_size": merge, "do_resize": False}
     del settings["processor_class"]
     image = noise((patch * merge * 4, patch * merge * 3))

@@ -94,7 +94,7 @@ def test_mean_of_splits_averages_every_figure():
     assert mean.yes_ratio == pytest.approx(0.75)
 
 
-def test_fractions_of_pictures_add_up_to_the_figures():
+def test_fractions_of_images_add_up_to_the_figures():
     rng = np.random.default_rng(0)
     labels = (rng.random(120) < 0.5).tolist()
     said = [None if x < 0.1 else bool(x < 0.6) for x in rng.random(120)]
@@ -243,8 +243,8 @@ def test_bootstrap_agrees_with_the_binomial_error():
     assert high - low == pytest.approx(2 * 1.96 * 0.0223, rel=0.06)
 
 
-def test_intervals_resample_pictures_not_questions():
-    """Six equal answers per picture say no more than one."""
+def test_intervals_resample_images_not_questions():
+    """Six equal answers per image say no more than one."""
     marks = (np.arange(100) < 46).astype(float)
     clustered, single = ratio_interval(6 * marks, np.full(100, 6.0)), mean_interval(marks)
     assert clustered == pytest.approx(single)
@@ -262,7 +262,7 @@ def test_paired_difference_is_narrower_than_two_intervals_and_signed():
     assert paired_difference((before, one), (before, one)) == (0, 0, 0)
     better = paired_difference((before, one), (one, one))
     assert better.low > 0
-    with pytest.raises(ValueError, match="one entry per picture"):
+    with pytest.raises(ValueError, match="one entry per image"):
         paired_difference((before, one), (after[:5], one[:5]))
 
 

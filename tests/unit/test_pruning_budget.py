@@ -1,4 +1,4 @@
-"""How a budget is shared between pictures and frames: who gets what."""
+"""How a budget is shared between images and frames: who gets what."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def visual(grids, embeds=None, seed=0) -> VisualTokens:
 
 
 def kept(method, tokens):
-    """How many tokens of every picture stay."""
+    """How many tokens of every image stay."""
     return tokens.item[method.select(tokens).keep].bincount(minlength=len(tokens.grids)).tolist()
 
 
@@ -59,7 +59,7 @@ def test_segments():
     assert split("frame") == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9, 10, 11, 12]]
     assert split("frame", "global") == [list(range(13))]
     assert [part.tolist() for part in segments(visual([(1, 2, 2)]), "image", "equal")] == [[0, 1, 2, 3]]
-    late = tokens.subset(torch.tensor([0, 6, 7]))  # pictures and frames without any token left are no segments
+    late = tokens.subset(torch.tensor([0, 6, 7]))  # images and frames without any token left are no segments
     assert [part.tolist() for part in segments(late, "frame", "equal")] == [[0], [1, 2]]
 
 
@@ -72,9 +72,9 @@ def test_one_segment_is_a_plain_selection(allocation):
         assert torch.equal(method.select(tokens).keep, best)
 
 
-def test_pictures_share_in_proportion_equally_or_in_one_pool():
+def test_images_share_in_proportion_equally_or_in_one_pool():
     z = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
-    z[30:, 0] += 10  # the small picture outshines the large one
+    z[30:, 0] += 10  # the small image outshines the large one
     tokens = visual([(1, 5, 6), (1, 2, 5)], z)
     assert kept(Brightest(keep_tokens=8), tokens) == [6, 2]
     assert kept(Brightest(keep_tokens=8, allocation="equal"), tokens) == [4, 4]
@@ -89,7 +89,7 @@ def test_pictures_share_in_proportion_equally_or_in_one_pool():
     assert kept(Brightest(keep_tokens=6, min_per_segment=0), small) == [6, 0]
 
 
-def test_order_of_the_pictures_does_not_matter():
+def test_order_of_the_images_does_not_matter():
     grids, z = [(1, 4, 5), (1, 3, 3), (1, 6, 7)], torch.randn(71, 6, generator=torch.Generator().manual_seed(1))
     parts = z.split([20, 9, 42])
     for allocation in ("proportional", "temporal_change", "distinctiveness"):
@@ -114,7 +114,7 @@ def test_frames_share_and_the_first_may_stay_whole():
     assert torch.equal(keep, best)
 
 
-def test_a_picture_of_padding_alone_gets_nothing_as_long_as_it_is_no_candidate():
+def test_an_image_of_padding_alone_gets_nothing_as_long_as_it_is_no_candidate():
     tokens = visual([(1, 2, 4), (1, 2, 4)])
     pixels = torch.randn(16, 3, 8, generator=torch.Generator().manual_seed(0))
     pixels[[0, 4, 8, 12]] = 0  # a bar on the left of each
@@ -138,7 +138,7 @@ def test_row_separators_come_last_and_are_in_no_segment():
     assert Brightest(keep_tokens=20).select(tokens).keep.tolist() == sorted([3, 7, *patches])
 
 
-# ---- what frames and pictures are worth
+# ---- what frames and images are worth
 
 
 def changes(tokens):
@@ -183,7 +183,7 @@ def test_frames_with_change_get_more():
     assert allocate(tokens, split, 24, "temporal_change", 0)[1] == 0
 
 
-def test_distinct_pictures_get_more():
+def test_distinct_images_get_more():
     z = torch.randn(36, 6, generator=torch.Generator().manual_seed(0)) * 0.1 + 1
     z[24:] = -z[24:]
     tokens = visual([(1, 3, 4)] * 3, z)

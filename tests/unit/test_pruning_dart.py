@@ -30,7 +30,7 @@ def test_budgets_are_exact_whatever_the_pivots(k, pivots):
     assert (keep.diff() > 0).all()
 
 
-def test_pivots_of_the_picture_stay():
+def test_pivots_of_the_image_stay():
     tokens = visual([(1, 5, 6)])
     stay = longest(tokens.signals[VisualEmbeds()], 4).tolist()
     assert set(stay) <= set(keep_of(DART(keep_tokens=6), tokens))
@@ -42,7 +42,7 @@ def test_equal_tokens_go_in_order():
     assert keep_of(DART(keep_tokens=9), embedded(torch.zeros(100, 8))) == list(range(9))
 
 
-def test_without_text_the_picture_guides_alone():
+def test_without_text_the_image_guides_alone():
     silent = {TextEmbeds(): torch.zeros(0, 8)}
     rows = visual([(1, 5, 6)]).signals[VisualEmbeds()]
     assert keep_of(DART(keep_tokens=9), embedded(rows, signals=silent)) == keep_of(

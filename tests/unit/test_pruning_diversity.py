@@ -63,7 +63,7 @@ def test_copies_are_never_returned_twice_and_come_last():
             assert len(set(keep_of(dataclasses.replace(method, keep_tokens=k), embedded(z)))) == k
 
 
-def test_div_prune_as_released_pools_pictures_and_rounds_to_even():
+def test_div_prune_as_released_pools_images_and_rounds_to_even():
     z = torch.cat([torch.ones(5, 4), torch.randn(5, 4, generator=torch.Generator().manual_seed(0))])
     tokens = visual([(1, 1, 5), (1, 1, 5)], {VisualEmbeds(): z})
     assert tokens.item[DivPrune(keep_ratio=0.4).select(tokens).keep].bincount().tolist() == [2, 2]

@@ -54,7 +54,7 @@ def test_allocations_stay_exact(allocation, segment, places):
         assert set(places) <= set(keep.tolist())
 
 
-def test_the_share_of_a_picture_holds_the_held_token():
+def test_the_share_of_an_image_holds_the_held_token():
     tokens = coloured([(1, 4, 5), (1, 4, 5)])
     for k in (2, 5, 8):
         free = Brightest(keep_tokens=k).select(tokens).keep

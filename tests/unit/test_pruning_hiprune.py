@@ -38,7 +38,7 @@ def test_where_the_budget_ends_neighbours_of_the_weakest_anchor_are_missing():
     assert keep == [1, 7, 8, 9, 15, 40, 41, 47]  # two of four, by the deep block
 
 
-def test_neighbours_lie_in_the_same_picture_and_frame():
+def test_neighbours_lie_in_the_same_image_and_frame():
     deep = torch.arange(24) / 100
     for grids in ([(1, 3, 4), (1, 3, 4)], [(2, 3, 4)]):
         middle = torch.zeros(24)

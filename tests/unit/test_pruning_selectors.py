@@ -122,7 +122,7 @@ def test_uniform_leaves_no_hole(shape, keep_ratio):
     assert reach <= math.ceil(keep_ratio**-0.5)  # no cell farther from a kept one than a stride
 
 
-def test_uniform_serves_every_picture():
+def test_uniform_serves_every_image():
     tokens = visual([(1, 6, 9), (1, 2, 3), (1, 1, 1)])
     for k in range(3, 61):
         counts = tokens.item[Uniform(keep_tokens=k).select(tokens).keep].bincount(minlength=3)

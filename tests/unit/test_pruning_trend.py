@@ -104,7 +104,7 @@ def test_a_fit_serves_other_lengths():
     assert torch.allclose(scores, scores[:1], rtol=1e-5)
 
 
-def test_every_picture_has_its_own_trend():
+def test_every_image_has_its_own_trend():
     a = torch.cat([trend(1.3, 60), 5 * trend(1.3, 200)])
     scores = Debias(FastV(keep_tokens=9), sigma=1.3).score(visual(a, (1, 6, 10), (1, 10, 20)))
     assert torch.allclose(scores, torch.tensor([0.01, 0.05]).repeat_interleave(torch.tensor([60, 200])), rtol=1e-5)

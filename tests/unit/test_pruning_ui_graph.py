@@ -18,7 +18,7 @@ ONE = torch.ones(3)
 
 
 def graph(picture, scale=ONE, **settings):
-    """Weights [h, w] of a picture [h, w, c, v] of one frame."""
+    """Weights [h, w] of an image [h, w, c, v] of one frame."""
     h, w = picture.shape[:2]
     coords = cells((1, h, w))
     return ui_graph(picture.flatten(0, 1), scale, coords, torch.zeros(h * w).long(), **settings).view(h, w)
@@ -52,7 +52,7 @@ def by_search(picture, threshold):
 @pytest.mark.parametrize(
     ("n", "weight"), [(1, 1), (2, 0.9102), (3, 0.7213), (4, 0.6213), (10, 0.4170), (100, 0.2167), (1000, 0.1447)]
 )
-def test_a_plain_picture_is_one_component(n, weight):
+def test_a_plain_image_is_one_component(n, weight):
     assert torch.allclose(graph(flat(1, n)), torch.full((1, n), float(weight)), atol=5e-5)
     assert torch.allclose(graph(flat(n, 1)), torch.full((n, 1), 1 / max(1, math.log(n + 1))))
     assert torch.allclose(graph(flat(1, n), weighting="inverse"), torch.full((1, n), 1 / n))
@@ -87,7 +87,7 @@ def test_components_are_those_of_a_search(seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_turned_and_brightened_pictures(seed):
+def test_turned_and_brightened_images(seed):
     picture = blocks(seed=seed)
     weights = graph(picture)
     assert torch.equal(graph(picture.transpose(0, 1)), weights.T)
@@ -151,7 +151,7 @@ def screen(grids, seed=0):
     return dataclasses.replace(tokens, signals={Pixels(repeated=False): pixels, PixelScale(): ONE}), odd
 
 
-def test_frames_and_pictures_have_graphs_of_their_own():
+def test_frames_and_images_have_graphs_of_their_own():
     method = UIGraph(keep_ratio=0.5)
     tokens, _ = screen([(3, 4, 5), (1, 4, 5), (1, 1, 1)])
     scores = method.score(tokens)

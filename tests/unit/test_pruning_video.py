@@ -52,7 +52,7 @@ def test_distinctiveness_is_that_of_vidcom2():
     assert torch.allclose(torch.tensor(found), torch.tensor([8 / 3, 8 / 3, 20 / 3]), atol=1e-4)
 
 
-def test_vidcom2_of_a_picture_keeps_what_is_least_typical():
+def test_vidcom2_of_an_image_keeps_what_is_least_typical():
     rows = torch.ones(20, 6) + 0.01 * torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
     rows[[4, 13]] = -1.0
     assert keep_of(VidCom2(keep_tokens=2), embedded(rows, (1, 4, 5))) == [4, 13]
@@ -140,7 +140,7 @@ def test_fastvid_merges_once_per_frame_with_peaks():
     assert torch.allclose(one, torch.tensor([[2.5, 0.5]]))
 
 
-def test_fastvid_of_a_picture():
+def test_fastvid_of_an_image():
     tokens = visual([(1, 4, 5)])
     chosen = FastVID(keep_tokens=10).select(tokens)
     attention = tokens.signals[VisionAttention(-2)]

@@ -221,7 +221,7 @@ def test_one_pool_refuses_another_allocation():
     for cls in (FastV, DivPrune):
         for allocation in ("proportional", "global"):
             assert cls(keep_ratio=0.5, paper_compat=True, allocation=allocation).allocation == "global"
-        with pytest.raises(ValueError, match=r"one pool for all pictures, got allocation='equal'"):
+        with pytest.raises(ValueError, match=r"one pool for all images, got allocation='equal'"):
             cls(keep_ratio=0.5, paper_compat=True, allocation="equal")
 
 

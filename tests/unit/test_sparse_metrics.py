@@ -1,4 +1,4 @@
-"""Recall, density, yardsticks and pictures of a plan, against masks written out."""
+"""Recall, density, yardsticks and images of a plan, against masks written out."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_class_major_order_puts_the_phase_last():
     assert order[:8].diff()[:6].eq(7).all()
 
 
-def test_a_picture_shows_what_is_read_before_and_after_the_permutation():
+def test_an_image_shows_what_is_read_before_and_after_the_permutation():
     prefill = layer(rows=1024, batch=1)
     launches = columns(prefill, 64, 5)
     (layout,) = own_layout(prefill, launches, 2)
@@ -220,7 +220,7 @@ def test_a_picture_shows_what_is_read_before_and_after_the_permutation():
     assert after[130, 10].tolist() == [255, 255, 255]  # left out
 
 
-def test_a_picture_of_whole_blocks_has_one_panel():
+def test_an_image_of_whole_blocks_has_one_panel():
     prefill = layer(rows=512, q_len=torch.tensor([512, 100]), k_len=torch.tensor([512, 100]))
     launches = [PATTERNS["blocks"].build(prefill)[0]]
     assert own_layout(prefill, launches, 0) == []

@@ -39,7 +39,7 @@ def by_hand(row, image, sink, recycle=0.6, ratio=0.5, mass=0.2):
 
 
 class Scene:
-    """Random attention of 4 rows behind 2 samples with pictures at different places, BOS and some of them sinks."""
+    """Random attention of 4 rows behind 2 samples with images at different places, BOS and some of them sinks."""
 
     def __init__(self, seed=0, heads=4, kv_heads=2, width=40, rows=4, dtype=torch.float64, batch=2):
         generator = torch.Generator().manual_seed(seed)
@@ -143,7 +143,7 @@ def test_every_row_and_head_by_hand():
 
 
 def test_a_row_does_not_know_what_comes_later():
-    """Text between two pictures: a sink in the second, or its many tokens, changes nothing for it."""
+    """Text between two images: a sink in the second, or its many tokens, changes nothing for it."""
     width, first, second = 12, (1, 2, 3), (6, 7, 8, 9)
     generator = torch.Generator().manual_seed(0)
     values = torch.rand(1, 2, 1, width, generator=generator, dtype=torch.float64)
@@ -179,15 +179,15 @@ def test_nothing_to_do():
 
 
 def two_pictures(sinks, span=(-1, 0, 0, 0, -1, 4, 4, 4)):
-    """Keys: BOS, three of a picture, text, three of another, whose numbers need not be dense."""
+    """Keys: BOS, three of an image, text, three of another, whose numbers need not be dense."""
     view = seen(8, image=(1, 2, 3, 5, 6, 7), sink=sinks)
     return replace(view, span=torch.tensor([span]))
 
 
-def test_budgets_by_picture():
+def test_budgets_by_image():
     row = [0.3, 0.1, 0.1, 0.1, 0.1, 0.1, 0.15, 0.05]
     view, correction = two_pictures((0, 1)), var(scope="per_image", recycle=0.5)
-    # 0.05 of the first picture's sink to its own 0.2; 0.15 of BOS to 0.5 by weight: 0.3 of each weight
+    # 0.05 of the first image's sink to its own 0.2; 0.15 of BOS to 0.5 by weight: 0.3 of each weight
     assert close(edited(correction, row, view), [0.15, 0.05, 0.155, 0.155, 0.1, 0.13, 0.195, 0.065])
     both = edited(correction, row, two_pictures((0, 1, 6)))
     pool, first, second = 0.15 / 0.35, 0.05 / 0.2, 0.075 / 0.15  # BOS to all, either sink to its own
@@ -196,14 +196,14 @@ def test_budgets_by_picture():
     assert sum(both) == pytest.approx(1, abs=1e-12)
 
 
-def test_a_picture_of_sinks_alone_gives_to_the_others():
+def test_an_image_of_sinks_alone_gives_to_the_others():
     row = [0.3, 0.05, 0.05, 0.05, 0.1, 0.2, 0.15, 0.1]
     got = edited(var(scope="per_image", recycle=0.5), row, two_pictures((1, 2, 3)))
     assert close(got, [0.3, 0.025, 0.025, 0.025, 0.1, *(a * (1 + 0.075 / 0.45) for a in (0.2, 0.15, 0.1))])
     assert close(got, edited(var(recycle=0.5), row, two_pictures((1, 2, 3))))
 
 
-def test_scopes_agree_on_one_picture():
+def test_scopes_agree_on_one_image():
     scene = Scene(5)
     scene.view = replace(scene.view, span=scene.image.long() * 1000 - 1)  # 999 may exceed the number of stored keys
     assert (scene.run(var(scope="per_image"))[0] - scene.run(VAR)[0]).abs().max() < 1e-12

@@ -1,4 +1,4 @@
-"""Generated pictures: deterministic, well-formed, and fair."""
+"""Generated images: deterministic, well-formed, and fair."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FAMILIES = pytest.mark.parametrize("draw", [scene, screen])
 
 
 @FAMILIES
-def test_same_seed_same_picture_whatever_the_global_state(draw):
+def test_same_seed_same_image_whatever_the_global_state(draw):
     random.seed(1)
     np.random.seed(1)
     first = draw(7)
@@ -32,7 +32,7 @@ def test_same_seed_same_picture_whatever_the_global_state(draw):
 
 @FAMILIES
 @pytest.mark.parametrize("size", [(224, 224), (280, 196), (196, 280)])
-def test_pictures_are_well_formed(draw, size):
+def test_images_are_well_formed(draw, size):
     for seed in range(40):
         world = draw(seed, size)
         assert world.image.size == size
@@ -132,7 +132,7 @@ def test_bad_seeds_are_refused(seed):
         screen(seed)
 
 
-def test_command_writes_pictures_and_manifest(tmp_path):
+def test_command_writes_images_and_manifest(tmp_path):
     main(["worlds", "--out", str(tmp_path), "--count", "4", "--seed", "3", "--questions", "5"])
     rows = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]
     assert {"id", "image", "question", "answer", "kind", "box"} == set(rows[0])

@@ -14,7 +14,7 @@ from ..overlay import BLANK, GAP, INK, PANEL_WIDTH, PAPER, Map
 # Anchors of viridis, dark to bright, equally spaced.
 VIRIDIS = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], dtype=np.float64)
 BAR, FOOT = 160, 44  # pixels: length of the colour bar, height of the legend
-DIM, VEIL = 0.35, 150.0  # share of the picture that shows through where no value is; grey behind it
+DIM, VEIL = 0.35, 150.0  # share of the image that shows through where no value is; grey behind it
 
 
 def cell_map(
@@ -23,8 +23,8 @@ def cell_map(
     """Draw values >= 0, linearly from 0 (dark) to the largest (bright).
 
     Args:
-        images: as for `overlay`: the pictures in order, and of a video one frame per temporal cell.
-        maps: `report.maps(row)` of the sample, for the grids. values: fp32 [n] for each; NaN: the picture, dimmed.
+        images: as for `overlay`: the images in order, and of a video one frame per temporal cell.
+        maps: `report.maps(row)` of the sample, for the grids. values: fp32 [n] for each; NaN: the image, dimmed.
         label: what the numbers are.
 
     Raises:
@@ -40,7 +40,7 @@ def cell_map(
     known = torch.cat(list(values))
     top = max(float(known[~known.isnan()].max()), 1e-12) if bool((~known.isnan()).any()) else 1.0
     width = PANEL_WIDTH if len(frames) == 1 else PANEL_WIDTH // 2
-    panels = [panel(picture, *frame, top, width) for picture, frame in zip(own, frames, strict=True)]
+    panels = [panel(image, *frame, top, width) for image, frame in zip(own, frames, strict=True)]
     rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
     wide = max(sum(p.width + GAP for p in row) for row in rows) + GAP
     sheet = Image.new("RGB", (wide, sum(max(p.height for p in row) + GAP for row in rows) + GAP + FOOT), PAPER)
@@ -53,14 +53,14 @@ def cell_map(
     return sheet
 
 
-def panel(picture: Image.Image | None, part: Map, values: Tensor, t: int, top: float, width: int) -> Image.Image:
+def panel(image: Image.Image | None, part: Map, values: Tensor, t: int, top: float, width: int) -> Image.Image:
     """Draw one time step of one grid."""
     assert part.grid is not None
     _, h, w = part.grid
     cell = max(4, round(width / w))
-    tall = max(4, round(cell * w * picture.height / picture.width / h)) if picture else cell
+    tall = max(4, round(cell * w * image.height / image.width / h)) if image else cell
     size = (cell * w, tall * h)
-    base = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS) if picture else Image.new("RGB", size, BLANK)
+    base = image.convert("RGB").resize(size, Image.Resampling.LANCZOS) if image else Image.new("RGB", size, BLANK)
     here = (part.coords[:, 0] == t) & (part.coords[:, 1:] >= 0).all(1)
     cells = torch.full((h, w), float("nan"))
     cells[part.coords[here, 1], part.coords[here, 2]] = values[here].float()

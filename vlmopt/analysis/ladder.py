@@ -87,7 +87,7 @@ def ladder(
         model.generate(**inputs, **{"do_sample": False, **(generate or {}), "max_new_tokens": 1})
         sample = report(model).samples[0]
     if not seen:
-        return None  # the cut was skipped: a prompt without pictures, for one
+        return None  # the cut was skipped: a prompt without images, for one
     tokens, own, choices = seen[0]
     share = sample["visual_tokens_kept"] / sample["visual_tokens"]
     twins = [ratio for ratio, chosen in choices.items() if len(chosen.keep) == len(own.keep) and not last.adaptive]

@@ -41,7 +41,7 @@ def head_profile(model: Any, inputs: Mapping[str, Any], progress: Progress | Non
     calibration = Calibration(model, (), ("heads",))
     told(0.1, "Looking for sinks")
     calibration.look(inputs)
-    told(0.5, "Reading the heads, with the picture and without")
+    told(0.5, "Reading the heads, with the image and without")
     calibration.add(inputs)
     found = calibration.profile(str(model.config.name_or_path), "one prompt").heads
     assert found is not None

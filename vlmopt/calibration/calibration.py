@@ -62,7 +62,7 @@ class Calibration:
         """Images so far; those of the first look count twice."""
         return self.looked + self.seen + (self.iat.done if self.iat else 0)
 
-    def pictures(self, total: int) -> tuple[int, int]:
+    def plan(self, total: int) -> tuple[int, int]:
         """Return how many of `total` images are shown in the first look, and how many afterwards."""
         return (min(PROMPTS, total) if self.sinks else 0), (total if self.collector else 0)
 

@@ -14,7 +14,7 @@ from PIL import Image
 from ..media import load_image, readable
 from ..metrics.lexicon import Lexicon, merge, singular, tokens
 
-Shown = tuple[Image.Image, str, Sequence[str]]  # picture, question, canonical names of what is there
+Shown = tuple[Image.Image, str, Sequence[str]]  # image, question, canonical names of what is there
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def habits(model_type: str, count: int, first_seed: int) -> Described:
         world = hallucination(first_seed + number, size, degradation=DEGRADATIONS[kind], company=COMPANY)
         return world.image, DESCRIBE, world.classes
 
-    lexicon = phrases(classes(), "colours and shapes of the generated pictures")
+    lexicon = phrases(classes(), "colours and shapes of the generated images")
     return Described(lexicon, count, "generated scenes of habit", show)
 
 
@@ -59,20 +59,20 @@ def annotated(files: Sequence[str], images: str | None, synonyms: str | None, co
     from ..evaluation.loading import load_data
 
     if any(map(worlds.is_name, files)):
-        raise ValueError(f"--data {' '.join(files)}: generated pictures are described without --data")
+        raise ValueError(f"--data {' '.join(files)}: generated images are described without --data")
     data = load_data(Source(data=files, run=Path(), images=images, synonyms=synonyms))
     known = [s for s in data.samples if s.kind == "caption" and s.objects is not None]
     samples = [s for s in known if s.images and s.error is None]
     if not samples or data.lexicon is None:
         raise ValueError(
-            f"--data {' '.join(files)} ({data.format}) holds no pictures to describe whose objects are known; give "
-            "annotations of COCO, or leave --data out for generated pictures"
+            f"--data {' '.join(files)} ({data.format}) holds no images to describe whose objects are known; give "
+            "annotations of COCO, or leave --data out for generated images"
         )
     random.Random("captions").shuffle(samples)
     good, bad = readable((Path(s.images[0]) for s in samples), count)
     if not good:
         raise ValueError(
-            f"none of the {len(bad)} pictures of --data {' '.join(files)} can be read: {next(iter(bad.values()))}"
+            f"none of the {len(bad)} images of --data {' '.join(files)} can be read: {next(iter(bad.values()))}"
         )
     samples = [s for s in samples if Path(s.images[0]) not in bad]
 
@@ -82,7 +82,7 @@ def annotated(files: Sequence[str], images: str | None, synonyms: str | None, co
         return load_image(sample.images[0]).image, question, sample.objects or ()
 
     lost = f" ({len(bad)} more could not be read)" if bad else ""
-    return Described(data.lexicon, min(count, len(samples)), f"pictures of {' '.join(files)}{lost}", show)
+    return Described(data.lexicon, min(count, len(samples)), f"images of {' '.join(files)}{lost}", show)
 
 
 def mentions(caption: str, lexicon: Lexicon) -> list[tuple[int, str]]:

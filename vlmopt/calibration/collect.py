@@ -26,8 +26,8 @@ from ..runtime.structure import structure_of
 from .heads import HeadSums
 
 RASTER, FRAMES, SIDE = 64, 8, 16  # bins of the place in the sequence; of frames; of rows and columns
-GROUPS = 23  # of samples, for standard errors; a prime, so that kinds of pictures that come in turn are in all of them
-MISSING = "no picture reached the selectors: the prompts hold no visual tokens, or the model cannot be read"
+GROUPS = 23  # of samples, for standard errors; a prime, so that kinds of images that come in turn are in all of them
+MISSING = "no image reached the selectors: the prompts hold no visual tokens, or the model cannot be read"
 
 
 def _blank(bins: int) -> Tensor:

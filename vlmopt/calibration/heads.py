@@ -110,11 +110,11 @@ class HeadSums:
             "sharpness": mean["sharpness"].tolist(),
             "looking": [[layer, head] for layer, head in (mean["looking"] > 0.5).nonzero().tolist()],
         }
-        doubts = [] if self.samples >= FEW else [f"{self.samples} pictures are few, take {FEW} or more"]
+        doubts = [] if self.samples >= FEW else [f"{self.samples} images are few, take {FEW} or more"]
         if self.samples > 1:
             stats["agreement"] = {name: self.agreement(name) for name in CRITERIA}
             doubts += [
-                f"two halves of the pictures select other heads by {name}: Jaccard index {value:.2f} < {AGREE}"
+                f"two halves of the images select other heads by {name}: Jaccard index {value:.2f} < {AGREE}"
                 for name, value in stats["agreement"].items()
                 if value < AGREE
             ]

@@ -53,7 +53,7 @@ class IATSums:
         if min(count.values()) < WORDS:
             raise ValueError(
                 f"{self.captions} captions name {count['hallucinated']} hallucinated and {count['real']} real objects "
-                f"behind their first token, {WORDS} of each are needed: describe more pictures (--samples; the same "
+                f"behind their first token, {WORDS} of each are needed: describe more images (--samples; the same "
                 "command goes on from here), or such that are harder to make out"
             )
         means = self.tables["sums"] / words[:, None, None]

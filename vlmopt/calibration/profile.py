@@ -42,7 +42,7 @@ class Profile(Configured):
         model: facts about the model (model_type, hidden_size, layers, name_or_path).
         data: what was shown to it, in words. debias: positional trends of attention scores.
         sinks: hidden dimensions of its attention sinks, or that it has none; None: not measured.
-        heads: how much each head looks at pictures. prefill: which pattern suits each head, JSON-ready.
+        heads: how much each head looks at images. prefill: which pattern suits each head, JSON-ready.
         iat: attention to generated text before words for objects.
     """
 

@@ -52,25 +52,25 @@ class Found:
     confirmed: list[int] = field(default_factory=list)  # layers
 
 
-def sink_profile(facts: Mapping[str, Any], pictures: Sequence[Look], texts: Sequence[Look]) -> SinkProfile:
+def sink_profile(facts: Mapping[str, Any], images: Sequence[Look], texts: Sequence[Look]) -> SinkProfile:
     """Return what all prompts show, and whether two disjoint halves show the same; doubts are `stats["warnings"]`.
 
     Args:
-        facts: of the model. pictures: prompts with images, at least one. texts: prompts without.
+        facts: of the model. images: prompts with images, at least one. texts: prompts without.
     """
     tau = auto_tau(facts["hidden_size"])
-    found = find(pictures, texts, tau)
+    found = find(images, texts, tau)
     stats = {"texts": len(texts), **found.stats}
     if not found.dims:
         stats["reason"] = found.reason
     doubts = []
-    if len(pictures) < FEW:
-        doubts.append(f"{len(pictures)} pictures are few, take {FEW} or more")
-    if len(pictures) > 1:
-        halves = [find(those(pictures, i), those(texts, i), tau) for i in (0, 1)]
+    if len(images) < FEW:
+        doubts.append(f"{len(images)} images are few, take {FEW} or more")
+    if len(images) > 1:
+        halves = [find(those(images, i), those(texts, i), tau) for i in (0, 1)]
         stats["halves"] = [sorted(half.dims) for half in halves]
         if stats["halves"][0] != stats["halves"][1]:
-            doubts.append("two halves of the pictures show other sink dimensions: {} and {}".format(*stats["halves"]))
+            doubts.append("two halves of the images show other sink dimensions: {} and {}".format(*stats["halves"]))
     cosine = stats.get("cosine")
     if cosine is not None and cosine < ALIKE:
         doubts.append(f"visual sinks are little like the first token, mean |cosine| {cosine:.2f}")
@@ -78,7 +78,7 @@ def sink_profile(facts: Mapping[str, Any], pictures: Sequence[Look], texts: Sequ
     if known and set(known) != set(found.dims):
         doubts.append(f"for this model {sorted(known)} are published, {sorted(found.dims) or 'none'} were found")
     return SinkProfile(
-        model=facts, samples=len(pictures), dims=found.dims, tau=tau, band=found.band if found.dims else (),
+        model=facts, samples=len(images), dims=found.dims, tau=tau, band=found.band if found.dims else (),
         first_layer=min(found.confirmed, default=None), stats=stats | {"warnings": doubts},
     )  # fmt: skip
 
@@ -96,9 +96,9 @@ def those(looks: Sequence[Look], which: int) -> list[Look]:
     return [look for number, look in enumerate(looks) if half(number) == which]
 
 
-def find(pictures: Sequence[Look], texts: Sequence[Look], tau: float) -> Found:
+def find(images: Sequence[Look], texts: Sequence[Look], tau: float) -> Found:
     """Find the sink dimensions that some prompts show."""
-    prompts = [*pictures, *texts]
+    prompts = [*images, *texts]
     numbers = [layer.layer for layer in prompts[0]]
     places, how = massive(prompts)
     if not places:
@@ -108,7 +108,7 @@ def find(pictures: Sequence[Look], texts: Sequence[Look], tau: float) -> Found:
     middle = places[len(places) // 4 : len(places) - len(places) // 4]
     sources = {
         "first token": [look[i].first for look in prompts for i in middle],
-        "most attended visual token": [look[i].attended for look in pictures for i in middle],
+        "most attended visual token": [look[i].attended for look in images for i in middle],
     }
     reasons = []
     for origin, values in sources.items():
@@ -116,7 +116,7 @@ def find(pictures: Sequence[Look], texts: Sequence[Look], tau: float) -> Found:
         if not dims:
             reasons.append(f"no dimension of the {origin} stands out")
             continue
-        stats = confirm(pictures, places, frozenset(dims))
+        stats = confirm(images, places, frozenset(dims))
         layers = [numbers[i] for i in stats.pop("places")]
         if layers and len(layers) >= LAYERS * len(places):
             values_of = {str(c): round(u, 2) for c, u in dims.items()}
@@ -163,12 +163,12 @@ def candidates(tokens: Sequence[Values], tau: float) -> dict[int, float]:
     return {c: value for value, c in ranked[: gaps.index(max(gaps)) + 1]} if gaps else {}
 
 
-def confirm(pictures: Sequence[Look], places: Sequence[int], dims: frozenset[int]) -> dict[str, Any]:
+def confirm(images: Sequence[Look], places: Sequence[int], dims: frozenset[int]) -> dict[str, Any]:
     """Return where visual tokens that stand out in `dims` are few and get much attention, in half of the images."""
     confirmed, per_image, attention, cosines = [], {}, {}, []
     for i in places:
         passed, counts, ratios, likeness = 0, [], [], []
-        for layer in (look[i] for look in pictures):
+        for layer in (look[i] for look in images):
             sinks = [token for token in layer.standing if dims.intersection(token[0])]
             others, own = layer.image - len(sinks), sum(token[1] for token in sinks)
             counts.append(len(sinks))
@@ -178,11 +178,11 @@ def confirm(pictures: Sequence[Look], places: Sequence[int], dims: frozenset[int
             ratios.append(ratio)
             likeness += [abs(token[2]) for token in sinks]
             passed += len(sinks) <= max(MOST_TOKENS * layer.image, 1) and ratio >= ATTENTION
-        number = str(pictures[0][i].layer)
+        number = str(images[0][i].layer)
         per_image[number] = round(fmean(counts), 2)
         if ratios:
             attention[number] = round(median(ratios), 2)
-        if 2 * passed >= len(pictures):
+        if 2 * passed >= len(images):
             confirmed.append(i)
             cosines += likeness
     cosine = fmean(cosines) if cosines else None

@@ -24,7 +24,7 @@ from ..runtime.offload import device_of
 from ..runtime.structure import structure_of
 from .sink_dims import Layer, Look, Values, sink_profile
 
-PROMPTS, TEXTS = 16, 8  # pictures that are looked at, and of their questions alone: two halves of eight
+PROMPTS, TEXTS = 16, 8  # images that are looked at, and of their questions alone: two halves of eight
 VALUES = 16  # largest values of a token; at most 1 / 0.3125^2 = 10 can reach the threshold
 
 
@@ -130,13 +130,13 @@ class SinkCollector:
         self.model, self.structure = model, structure_of(model)
         self.layers = readable_layers(model)
         state = state or {"pictures": [], "texts": [], "asked": []}
-        self.pictures = [[Layer(**layer) for layer in look] for look in state["pictures"]]
+        self.images = [[Layer(**layer) for layer in look] for look in state["pictures"]]
         self.texts = [[Layer(**layer) for layer in look] for look in state["texts"]]
         self.asked: list[list[int]] = list(state["asked"])  # ids of the text-only prompts
 
     @property
     def done(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def add(self, inputs: Mapping[str, Any]) -> None:
         """Show one prompt, batch 1; it counts if it has images.
@@ -146,7 +146,7 @@ class SinkCollector:
         look = self.look(inputs)
         if not any(layer.image for layer in look):
             return
-        self.pictures.append(look)
+        self.images.append(look)
         between = sorted({*self.structure.visual_ids, *self.structure.delimiters})
         ids = inputs["input_ids"][0]
         text = ids[~torch.isin(ids, ids.new_tensor(between))]
@@ -166,7 +166,7 @@ class SinkCollector:
 
     def state(self) -> dict[str, Any]:
         """Return the state, JSON-ready."""
-        looks = {"pictures": self.pictures, "texts": self.texts}
+        looks = {"pictures": self.images, "texts": self.texts}
         return {name: [[asdict(layer) for layer in look] for look in those] for name, those in looks.items()} | {
             "asked": self.asked
         }
@@ -178,7 +178,7 @@ class SinkCollector:
             name: what the model is called in the profile.
         """
         facts = model_facts(self.model, self.structure) | {"name_or_path": name}
-        return sink_profile(facts, self.pictures, self.texts)
+        return sink_profile(facts, self.images, self.texts)
 
 
 def readable_layers(model: nn.Module) -> list[int]:

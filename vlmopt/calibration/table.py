@@ -41,25 +41,25 @@ def sink_lines(sinks: SinkProfile) -> list[str]:
             f"sinks    dims {', '.join(map(str, sinks.dims))} of the {stats['origin']}, massive before layers "
             f"{sinks.band[0]} to {sinks.band[1] - 1} (by {stats['band_by']}), tau {sinks.tau:.1f}\n"
             f"         visual sinks before {len(held)} layers from {sinks.first_layer} on: {sum(held) / len(held):.1f} "
-            f"per picture, {sum(ratios) / len(ratios):.1f} times the attention of other tokens, |cosine| "
+            f"per image, {sum(ratios) / len(ratios):.1f} times the attention of other tokens, |cosine| "
             f"{stats['cosine']:.2f}"
         )
-    return [f"{text}; {sinks.samples} pictures", *(f"warning  sinks: {doubt}" for doubt in stats["warnings"])]
+    return [f"{text}; {sinks.samples} images", *(f"warning  sinks: {doubt}" for doubt in stats["warnings"])]
 
 
 def head_lines(heads: HeadProfile) -> list[str]:
     stats = heads.stats
     masses = [mass for layer in stats["layers"] for mass in heads.visual_mass[layer]]
     text = (
-        f"heads    {min(masses):.2f} to {max(masses):.2f} of their attention on the picture, mean "
+        f"heads    {min(masses):.2f} to {max(masses):.2f} of their attention on the image, mean "
         f"{sum(masses) / len(masses):.2f}; {len(stats['looking'])} of {len(masses)} look at it in most rows"
     )
-    out = [f"{text}; {heads.samples} pictures"]
+    out = [f"{text}; {heads.samples} images"]
     if (rank := stats["rank_correlation"]) is not None:
         out.append(f"         rank correlation of attention and divergence {rank:.2f}")
     if "agreement" in stats:
         same = ", ".join(f"{name} {value:.2f}" for name, value in stats["agreement"].items())
-        out.append(f"         same heads in two halves of the pictures (Jaccard index): {same}")
+        out.append(f"         same heads in two halves of the images (Jaccard index): {same}")
     return out + [f"warning  heads: {doubt}" for doubt in stats["warnings"]]
 
 

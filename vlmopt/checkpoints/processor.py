@@ -1,9 +1,9 @@
 """Processors with torchvision and without.
 
 The stock processors that own a video processor (Qwen-VL, InternVL, LLaVA-OneVision, SmolVLM) insist on it, and it needs
-torchvision. `PaddleOCRVLProcessor` is the stock class with the duties of the Qwen2.5-VL one for pictures alone (same
+torchvision. `PaddleOCRVLProcessor` is the stock class with the duties of the Qwen2.5-VL one for images alone (same
 placeholders, same `mm_token_type_ids`), so the bundled checkpoint, which names it, loads through `AutoProcessor` with
-torchvision or without, and with nothing registered. The others are loaded for pictures alone where it is missing.
+torchvision or without, and with nothing registered. The others are loaded for images alone where it is missing.
 """
 
 from __future__ import annotations
@@ -59,15 +59,15 @@ def load_processor(source: str, *, trust_remote_code: bool = False) -> Any:
         try:
             return without_video(AutoConfig.from_pretrained(source, trust_remote_code=False)).from_pretrained(source)
         except FAILURES as error:
-            problem += f"; for pictures alone: {first_line(error)}"
+            problem += f"; for images alone: {first_line(error)}"
     raise ValueError(f"no image processor can be loaded from {source}: {problem}")
 
 
 def without_video(config: Any) -> Any:
-    """Return the stock processor class of a config, without its video processor; marked by `pictures_only`."""
+    """Return the stock processor class of a config, without its video processor; marked by `images_only`."""
     stock = transformers.PROCESSOR_MAPPING[type(config)]
 
-    class Pictures(transformers.ProcessorMixin):
+    class ImagesOnly(transformers.ProcessorMixin):
         """Stands between the stock class and its base, and keeps the missing part from the base."""
 
         def __init__(self, *parts: Any, **named: Any) -> None:
@@ -90,9 +90,9 @@ def without_video(config: Any) -> Any:
         "__doc__": stock.__doc__,
         "validate_init_kwargs": staticmethod(validate),
         "attributes": ["image_processor", "tokenizer"],  # read by transformers 4
-        "pictures_only": True,
+        "images_only": True,
     }
-    return type(stock.__name__, (stock, Pictures), body)
+    return type(stock.__name__, (stock, ImagesOnly), body)
 
 
 def first_line(error: Exception) -> str:

@@ -26,7 +26,7 @@ from ..runtime.structure import structure_of
 from ..whole import whole
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-FIRST_SEED = 400_000_000  # of generated pictures; apart from those of training, tests and measurements
+FIRST_SEED = 400_000_000  # of generated images; apart from those of training, tests and measurements
 SAVE_EVERY = 20  # samples
 BATCH = 8  # captions written together, and saved
 
@@ -52,18 +52,18 @@ def execute(options: argparse.Namespace) -> None:
         "hosts": [key(h) for h in hosts],
         "parts": sorted(parts),
     }
-    shown = described_pictures(options, loaded) if IAT in parts else None
+    shown = described_images(options, loaded) if IAT in parts else None
     request |= {"data": options.data, "synonyms": options.synonyms} if shown else {}
     state = stored(part, request) or {}
     iat = IATCollector(loaded.model, loaded.processor.tokenizer, shown.lexicon, state.get(IAT)) if shown else None
     run = Calibration(loaded.model, hosts, [name for name in parts if name != IAT], state, iat)
-    first, total = run.pictures(min(options.samples, len(files)) if files else options.samples)
+    first, total = run.plan(min(options.samples, len(files)) if files else options.samples)
     count = first + total + (shown.count if shown else 0)
     if run.begun:
-        print(f"going on after {run.begun} pictures ({part})")
-    bar = tqdm(total=count, initial=min(run.begun, count), desc="calibrating", unit="picture")
+        print(f"going on after {run.begun} images ({part})")
+    bar = tqdm(total=count, initial=min(run.begun, count), desc="calibrating", unit="image")
     for show, start, end in ((run.look, run.looked, first), (run.add, run.seen, total)):
-        for image, question in pictures(files, loaded, options, start, end):
+        for image, question in asked(files, loaded, options, start, end):
             show(image_prompt(loaded.processor, question, [image]))
             bar.update()
             if (run.looked + run.seen) % SAVE_EVERY == 0:
@@ -93,21 +93,21 @@ def files_of(options: argparse.Namespace) -> list[Path]:
         raise ValueError("--data and --synonyms are for --only iat; add it, or leave them out")
     if iat and directory and not options.data:
         raise ValueError(
-            f"--only iat must know what pictures show, and nobody says it of those in {options.images}: add --data "
-            "with annotations of COCO, or describe generated pictures with --images worlds"
+            f"--only iat must know what images show, and nobody says it of those in {options.images}: add --data "
+            "with annotations of COCO, or describe generated images with --images worlds"
         )
     if set(options.only) == {IAT}:
         return []
     if options.images is None:
-        raise ValueError("give --images DIR, or the word worlds for generated pictures")
-    return pictures_in(Path(options.images)) if directory else []
+        raise ValueError("give --images DIR, or the word worlds for generated images")
+    return images_in(Path(options.images)) if directory else []
 
 
-def described_pictures(options: argparse.Namespace, loaded: Loaded) -> Described:
+def described_images(options: argparse.Namespace, loaded: Loaded) -> Described:
     """Return what the part iat is shown."""
     if not options.data:
         if options.synonyms:
-            raise ValueError("--synonyms is for --data; the names in generated pictures are known")
+            raise ValueError("--synonyms is for --data; the names in generated images are known")
         return habits(loaded.model.config.model_type, options.samples, FIRST_SEED)
     images = None if options.images == "worlds" else options.images
     return annotated(options.data, images, options.synonyms, options.samples)
@@ -146,13 +146,13 @@ def host(text: str) -> ScoreSelector:
     return cls(keep_ratio=0.5, **where)
 
 
-def pictures_in(directory: Path) -> list[Path]:
+def images_in(directory: Path) -> list[Path]:
     """Return the image files below a directory, sorted."""
     if not directory.is_dir():
         raise ValueError(f"--images {directory} is no directory; give one, or the word worlds")
     files = sorted(path for path in directory.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not files:
-        raise ValueError(f"no pictures ({', '.join(SUFFIXES)}) below {directory}")
+        raise ValueError(f"no images ({', '.join(SUFFIXES)}) below {directory}")
     return files
 
 
@@ -165,13 +165,13 @@ def sound(files: list[Path], most: int) -> tuple[list[Path], int]:
     good, bad = readable(files, most)
     first = next(iter(bad.values()), "")
     if not good:
-        raise ValueError(f"none of the {len(bad)} pictures can be read: {first}")
+        raise ValueError(f"none of the {len(bad)} images can be read: {first}")
     if bad:
-        print(f"note: {len(bad)} of {len(good) + len(bad)} pictures are left out, the first one because: {first}")
+        print(f"note: {len(bad)} of {len(good) + len(bad)} images are left out, the first one because: {first}")
     return good, len(bad)
 
 
-def pictures(
+def asked(
     files: list[Path], loaded: Loaded, options: argparse.Namespace, start: int, total: int
 ) -> Iterator[tuple[Image.Image, str]]:
     """Yield images and questions from number `start` up to `total`."""
@@ -215,7 +215,7 @@ def described(options: argparse.Namespace, run: Calibration, shown: Described | 
         words.append(f"{count} generated scenes and screens, each with a question of its own")
     elif count:
         left_out = f" ({lost} more could not be read)" if lost else ""
-        words.append(f"{count} pictures of {options.images}{left_out}, question {options.question!r}")
+        words.append(f"{count} images of {options.images}{left_out}, question {options.question!r}")
     if run.iat and shown:
         words.append(f"{run.iat.done} captions of {shown.data}")
     return "; ".join(words)

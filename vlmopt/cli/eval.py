@@ -70,7 +70,7 @@ def finish(run: Path) -> None:
 
     summary = summarize(run)
     print(table(summary))
-    print(f"{summary['samples']} samples about {summary['pictures']} pictures; 95 % intervals over pictures")
+    print(f"{summary['samples']} samples about {summary['pictures']} images; 95 % intervals over images")
     print(f"wrote {write_report(run)}")
 
 

@@ -19,8 +19,8 @@ def execute(options: argparse.Namespace) -> None:
     sizes = [size(s) for s in options.size]
     path, rows = make(Path(options.out), options.split, options.count, sizes, options.seed, options.cell)
     icons = sum(row["data_type"] == "icon" for row in rows)
-    pictures = len({row["img_filename"] for row in rows})
-    print(f"wrote {path}: {pictures} pictures, {len(rows)} targets ({len(rows) - icons} text, {icons} icon)")
+    images = len({row["img_filename"] for row in rows})
+    print(f"wrote {path}: {images} images, {len(rows)} targets ({len(rows) - icons} text, {icons} icon)")
     print(f"measure with: vlmopt eval --data {path} --boxes xywh")
 
 

@@ -42,12 +42,12 @@ def execute(options: argparse.Namespace) -> None:
     """Ask both ways and print a table; what the options alone can tell is refused before the model is loaded."""
     policy = check(options)
     out = Path(options.out)
-    pictures = [load_image(path) for path in options.image]
-    notes = [f"{picture.source}: {note}" for picture in pictures for note in picture.notes]
+    loaded_images = [load_image(path) for path in options.image]
+    notes = [f"{one.source}: {note}" for one in loaded_images for note in one.notes]
     loaded = load(options.model, device=options.device, dtype=options.dtype)
     with optimized(loaded.model, policy):
         pass  # a policy that cannot work on this model is refused here, before anything is measured
-    visuals = Visuals(tuple(picture.image for picture in pictures), None, tuple(notes))
+    visuals = Visuals(tuple(one.image for one in loaded_images), None, tuple(notes))
     drawn = tuple(as_seen(loaded.processor, image) for image in visuals.images)
     if options.video:
         visuals = read_video(options.video, options.fps, loaded)

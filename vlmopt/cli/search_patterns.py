@@ -24,10 +24,10 @@ from ..methods import to_dict
 from ..runtime.offload import device_of
 from ..runtime.structure import structure_of
 from ..search import PatternSearch, candidates
-from ..search.prompts import Inputs, length, picture_source, video_source
+from ..search.prompts import Inputs, image_source, length, video_source
 from ..version import __version__
 from ..whole import whole
-from .calibrate import pictures_in, sound, stored
+from .calibrate import images_in, sound, stored
 
 MOST = 5  # prompts
 
@@ -83,7 +83,7 @@ def check(options: argparse.Namespace) -> tuple[Profile | None, list[Path]]:
     for path in options.video:
         if path != "worlds":
             check_file(path, "video")
-    files = pictures_in(Path(options.images)) if options.images not in (None, "worlds") else []
+    files = images_in(Path(options.images)) if options.images not in (None, "worlds") else []
     check_device(options.device)
     check_name(options.model)
     return (Profile.load(options.into) if options.into else None), files
@@ -105,7 +105,7 @@ def prompts_of(
     sources = [video_source(loaded, path, options.tokens, options.question) for path in options.video]
     if options.images:
         own = len(range(count - 1, samples, count))
-        sources.append(picture_source(loaded, files, options.tokens, options.question, own))
+        sources.append(image_source(loaded, files, options.tokens, options.question, own))
     out: list[tuple[str, Callable[[], Inputs]]] = []
     for n in range(samples):
         source, number = sources[n % count], n // count

@@ -12,7 +12,7 @@ from PIL import Image
 from ..media import check_file
 from .data import Box, Sample
 
-# Corners or corner and size, in pixels or as fractions of the picture.
+# Corners or corner and size, in pixels or as fractions of the image.
 CONVENTIONS = ("xyxy", "xywh", "xyxy-unit", "xywh-unit")
 KNOWN = "ScreenSpot and ScreenSpot-v2: xywh; ScreenSpot-Pro: xyxy; copies on the Hub often: xyxy-unit"
 SLACK = 1.0  # pixels that an annotation may stick out
@@ -57,7 +57,7 @@ def inside(box: Box, size: tuple[int, int]) -> bool:
     return apart and min(x0, y0) >= -SLACK and x1 <= size[0] + SLACK and y1 <= size[1] + SLACK
 
 
-def picture_size(path: str | Path) -> tuple[int, int] | None:
+def image_size(path: str | Path) -> tuple[int, int] | None:
     """Return (width, height) of an image as seen upright, from the head of the file; None where it cannot be read."""
     try:
         with Image.open(check_file(path, "image")) as image:
@@ -77,7 +77,7 @@ def with_boxes(samples: Sequence[Sample], raw: Sequence[Sequence[float] | None],
     Raises:
         ValueError: another convention fits more of the images.
     """
-    sizes = [picture_size(run / s.images[0]) if box and s.images else None for s, box in zip(samples, raw, strict=True)]
+    sizes = [image_size(run / s.images[0]) if box and s.images else None for s, box in zip(samples, raw, strict=True)]
     known = [(box, size) for box, size in zip(raw, sizes, strict=True) if box and size]
     fits = {name: sum(inside(corners(box, name, size), size) for box, size in known) for name in CONVENTIONS}
     best = max(CONVENTIONS, key=lambda name: (fits[name], name == kind))
@@ -85,23 +85,23 @@ def with_boxes(samples: Sequence[Sample], raw: Sequence[Sequence[float] | None],
         box, (width, height) = next((b, s) for b, s in known if not inside(corners(b, kind, s), s))
         raise ValueError(
             f"--boxes {kind} cannot be right: {len(known) - fits[kind]} of {len(known)} boxes would be empty or reach "
-            f"outside their pictures (e.g. {list(box)} in {width}x{height} pixels), with --boxes {best} "
+            f"outside their images (e.g. {list(box)} in {width}x{height} pixels), with --boxes {best} "
             f"{len(known) - fits[best]}"
         )
     if known and not fits[kind]:
         box, (width, height) = known[0]
         raise ValueError(
-            f"none of the {len(known)} boxes lies in its picture, whichever way they are read (e.g. {list(box)} in "
-            f"{width}x{height} pixels): they may be of pictures of another size, or of a scale such as 0 to 1000"
+            f"none of the {len(known)} boxes lies in its image, whichever way they are read (e.g. {list(box)} in "
+            f"{width}x{height} pixels): they may be of images of another size, or of a scale such as 0 to 1000"
         )
     told = [replace(s, written=(kind, *box)) if box else s for s, box in zip(samples, raw, strict=True)]
     return [_with_box(*row, kind) for row in zip(told, raw, sizes, strict=True)]
 
 
 def _with_box(sample: Sample, raw: Sequence[float] | None, size: tuple[int, int] | None, kind: str) -> Sample:
-    if raw is None or size is None:  # without a size the picture is missing or damaged, and nothing will be asked
+    if raw is None or size is None:  # without a size the image is missing or damaged, and nothing will be asked
         return sample
     box = corners(raw, kind, size)
     if box[0] < box[2] and box[1] < box[3] and box[0] < size[0] and box[1] < size[1] and min(box[2:]) > 0:
         return replace(sample, box=box)
-    return replace(sample, error=f"the box {list(raw)} ({kind}) misses the picture of {size[0]}x{size[1]} pixels")
+    return replace(sample, error=f"the box {list(raw)} ({kind}) misses the image of {size[0]}x{size[1]} pixels")

@@ -15,7 +15,7 @@ KINDS = ("yes_no", "caption", "click", "choice", "exact", "anls", "open")
 # New tokens an answer may have, unless the user says otherwise; captions as in most CHAIR tables.
 NEW_TOKENS = {"yes_no": 16, "caption": 512, "click": 64, "choice": 16, "exact": 32, "anls": 64, "open": 256}
 
-Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the picture, edges included
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the image, edges included
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +31,10 @@ class Sample:
         category: for the tables.
         choices: of a multiple choice, without letters.
         box: where a click is right.
-        objects: canonical names of what the picture shows, for captions.
-        picture: samples of one picture are resampled together.
+        objects: canonical names of what the image shows, for captions.
+        picture: samples of one image are resampled together.
         extra: what else the data said; goes into the record.
-        written: the box as the data has it; `box` is known only where the picture can be read.
+        written: the box as the data has it; `box` is known only where the image can be read.
         error: why it cannot be asked.
     """
 
@@ -66,12 +66,12 @@ class Source:
     Attributes:
         data: files or directories, or the name of generated worlds.
         format: None to tell from the contents.
-        images: directory of the pictures; None for that of the data file.
+        images: directory of the images; None for that of the data file.
         boxes: convention of the boxes in the files (`boxes.CONVENTIONS`).
         synonyms: a table for CHAIR of the user's own.
-        limit: how many samples; a seeded choice, kept in order, spread over pictures.
-        model_type: generated pictures have the sizes that suit the model.
-        run: the run directory, where generated pictures are put.
+        limit: how many samples; a seeded choice, kept in order, spread over images.
+        model_type: generated images have the sizes that suit the model.
+        run: the run directory, where generated images are put.
     """
 
     data: Sequence[str]
@@ -84,7 +84,7 @@ class Source:
     seed: int = 0
     model_type: str = ""
 
-    def picture(self, name: str, beside: Path) -> str:
+    def locate(self, name: str, beside: Path) -> str:
         """Return the absolute path of an image that a data file names."""
         return str((Path(self.images) if self.images else beside.parent).joinpath(name).absolute())
 

@@ -96,7 +96,7 @@ def evaluate(settings: Settings) -> Path | None:
             for note in (*loaded.notes, *data.notes):
                 print(f"note: {note}")
         team.wait()
-        if not team.main:  # pictures that the run generates are there now, and the directory is in order
+        if not team.main:  # images that the run generates are there now, and the directory is in order
             team.check_shared(run)
             held.enter_context(locked(run, team))
             runner = runner_of(settings, loaded, load_data(source), policies, team)

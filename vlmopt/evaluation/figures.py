@@ -15,8 +15,8 @@ from ..metrics.paired import compare, estimate
 from ..metrics.stated import stated
 from .records import DENSE, Record
 
-FEW = 10  # pictures from which a bootstrap over them is given
-BOOTSTRAP, WILSON, STUDENTS = "bootstrap over pictures", "Wilson over pictures", "Student's t over pictures"
+FEW = 10  # images from which a bootstrap over them is given
+BOOTSTRAP, WILSON, STUDENTS = "bootstrap over images", "Wilson over images", "Student's t over images"
 CERTAIN = "by definition"  # dense agrees with itself
 UNBOUNDED = frozenset({"length"})  # metrics that are no fractions
 
@@ -98,12 +98,12 @@ def figures(
     values = {}
     for names, table, counts in _tables(own):
         for number, (name, figure, n) in enumerate(zip(names, estimate(table, seed=seed), counts, strict=True)):
-            pictures = max(int((table[:, number, 1] > 0).sum()), 1)
-            low, high, how = _ends(name, figure, table[:, number], pictures)
+            images = max(int((table[:, number, 1] > 0).sum()), 1)
+            low, high, how = _ends(name, figure, table[:, number], images)
             if name == "agreement" and records[0].policy == DENSE:
                 low, high, how = figure.value, figure.value, CERTAIN
             values[name] = {
-                "value": figure.value, "low": low, "high": high, "n": n, "pictures": pictures, "interval": how,
+                "value": figure.value, "low": low, "high": high, "n": n, "pictures": images, "interval": how,
             }  # fmt: skip
     if records[0].policy == DENSE:
         return values, {}
@@ -116,20 +116,20 @@ def figures(
     return values, differences
 
 
-def _ends(name: str, figure: Interval, table: np.ndarray, pictures: int) -> tuple[float, float, str]:
-    """Return ends and name of the interval of one metric; table: [images, 2], of which `pictures` have a share."""
-    if pictures >= FEW and figure.low < figure.high:
+def _ends(name: str, figure: Interval, table: np.ndarray, images: int) -> tuple[float, float, str]:
+    """Return ends and name of the interval of one metric; table: [images, 2], of which `images` have a share."""
+    if images >= FEW and figure.low < figure.high:
         return figure.low, figure.high, BOOTSTRAP
     if name in UNBOUNDED:
         return *t_interval(table[:, 0], table[:, 1], floor=float(table[:, 0].sum())), STUDENTS
-    low, high = wilson(figure.value * pictures, pictures)
+    low, high = wilson(figure.value * images, images)
     return min(low, figure.value), max(high, figure.value), WILSON  # rounding of 1.96 may leave the value out
 
 
 def _apart(name: str, found: Interval, table: np.ndarray) -> tuple[float, float]:
     """Return the ends of the interval of a difference; table: [images, 4], of dense and of the policy."""
-    pictures = max(int(((table[:, 1] > 0) | (table[:, 3] > 0)).sum()), 1)
-    if pictures >= FEW and found.low < found.high:
+    images = max(int(((table[:, 1] > 0) | (table[:, 3] > 0)).sum()), 1)
+    if images >= FEW and found.low < found.high:
         return found.low, found.high
     if name in UNBOUNDED:
         floor = float(table[:, 0].sum() + table[:, 2].sum())
@@ -137,7 +137,7 @@ def _apart(name: str, found: Interval, table: np.ndarray) -> tuple[float, float]
     whole = table.sum(0)
     parts = table[:, 2] / max(whole[3], 1e-12) - table[:, 0] / max(whole[1], 1e-12)  # they add up to the difference
     gain, loss = (min(1.0, float(np.clip(sign * parts, 0, None).sum())) for sign in (1, -1))
-    low, high = wilson_difference(gain, loss, pictures)
+    low, high = wilson_difference(gain, loss, images)
     return min(low, found.value), max(high, found.value)
 
 
@@ -162,6 +162,6 @@ def _tables(
     alike: dict[tuple[str, ...], list[str]] = {}
     for name, of in sums.items():
         alike.setdefault(tuple(of), []).append(name)
-    for pictures, names in alike.items():
-        table = np.stack([[sums[name][picture] for name in names] for picture in pictures])
+    for images, names in alike.items():
+        table = np.stack([[sums[name][picture] for name in names] for picture in images])
         yield names, table, [counts[name] for name in names]

@@ -20,7 +20,7 @@ def load_data(source: Source) -> Data:
 
     Raises:
         ValueError: no such data, unknown format or fields, missing fields, ids given twice, a box convention that does
-            not fit the pictures, no picture found at all.
+            not fit the images, no image found at all.
         OSError: a file cannot be read.
     """
     if source.limit is not None and source.limit < 1:
@@ -44,7 +44,7 @@ def chosen(samples: Sequence[Sample], limit: int | None, seed: int) -> Sequence[
     places: dict[str, list[int]] = {}
     for place in draw.sample(range(len(samples)), len(samples)):
         places.setdefault(samples[place].picture or samples[place].id, []).append(place)
-    rounds = zip_longest(*places.values())  # pictures in the order of their first question drawn
+    rounds = zip_longest(*places.values())  # images in the order of their first question drawn
     taken = islice((place for turn in rounds for place in turn if place is not None), limit)
     return [samples[place] for place in sorted(taken)]
 
@@ -59,7 +59,7 @@ def check_ids(samples: Sequence[Sample]) -> None:
 
 
 def check_files(data: Data, source: Source) -> Data:
-    """Mark samples whose pictures are missing; none at all means that the directory is wrong."""
+    """Mark samples whose images are missing; none at all means that the directory is wrong."""
     known: dict[str, bool] = {}
 
     def missing(sample: Sample) -> list[str]:
@@ -71,10 +71,10 @@ def check_files(data: Data, source: Source) -> Data:
     if not bad:
         return data
     if not any(known.values()):
-        raise ValueError(f"none of the pictures is there, e.g. {bad[0]}: name their directory with --images")
+        raise ValueError(f"none of the images is there, e.g. {bad[0]}: name their directory with --images")
     samples = [
-        replace(sample, error=f"picture not found: {lost[sample.id][0]}") if lost[sample.id] else sample
+        replace(sample, error=f"image not found: {lost[sample.id][0]}") if lost[sample.id] else sample
         for sample in data.samples
     ]
-    note = f"{len(bad)} of {len(samples)} samples miss their picture, e.g. {bad[0]}: recorded as errors"
+    note = f"{len(bad)} of {len(samples)} samples miss their image, e.g. {bad[0]}: recorded as errors"
     return replace(data, samples=tuple(samples), notes=(*data.notes, note))

@@ -12,7 +12,7 @@ from PIL import Image
 from ..reporting import VisualMap
 
 FLAGS = ("coords", "kept", "markers", "merged", "merged_into")
-SIDE = 768  # pixels a saved picture has at most
+SIDE = 768  # pixels a saved image has at most
 
 
 def save_maps(path: Path, maps: Sequence[VisualMap]) -> None:
@@ -48,7 +48,7 @@ def load_maps(path: Path) -> list[VisualMap]:
     return maps
 
 
-def save_picture(path: Path, image: Image.Image) -> None:
+def save_image(path: Path, image: Image.Image) -> None:
     """Save a copy of an image for a report, at most `SIDE` pixels a side.
 
     The ending of the name says how it is packed.

@@ -19,13 +19,13 @@ from .data import NEW_TOKENS, Sample
 
 # What a model is told about coordinates where the data brings an instruction alone, by the units of its answers.
 POINT_PROMPTS = {
-    "pixels": 'Where is this in the picture: "{question}"? Answer with the point (x, y) in pixels, and nothing else.',
-    "unit": 'Where is this in the picture: "{question}"? Answer with the point (x, y) as fractions from 0 to 1, and '
+    "pixels": 'Where is this in the image: "{question}"? Answer with the point (x, y) in pixels, and nothing else.',
+    "unit": 'Where is this in the image: "{question}"? Answer with the point (x, y) as fractions from 0 to 1, and '
     "nothing else.",
-    "hundred": 'Where is this in the picture: "{question}"? Answer with the point (x, y) in percent of its width and '
+    "hundred": 'Where is this in the image: "{question}"? Answer with the point (x, y) in percent of its width and '
     "height, and nothing else.",
     "loc": "detect {question}",
-    "thousand": 'Where is this in the picture: "{question}"? Answer with the point (x, y) on a scale from 0 to 1000, '
+    "thousand": 'Where is this in the image: "{question}"? Answer with the point (x, y) on a scale from 0 to 1000, '
     "and nothing else.",
 }
 POINT_PROMPTS["resized"] = POINT_PROMPTS["pixels"]
@@ -54,7 +54,7 @@ class Asking:
     Attributes:
         prompt: template; {question} stands for the sample's own, a template without it is asked of every sample.
         max_new_tokens: None for what the kind of a sample needs.
-        run: pictures of samples may lie relative to it.
+        run: images of samples may lie relative to it.
     """
 
     loaded: Loaded
@@ -93,26 +93,26 @@ class Asking:
 
     def prepare(self, samples: Sequence[Sample]) -> Iterator[Batch | tuple[Sample, str]]:
         """Yield one batch, or more where a sample spoils it: that one comes back with what is wrong."""
-        good, pictures = [], {}
+        good, opened = [], {}
         for sample in samples:
             try:
-                pictures[sample.id] = self.pictures(sample)
+                opened[sample.id] = self.images(sample)
                 good.append(sample)
             except (OSError, ValueError) as error:
                 yield sample, str(error)
         if good:
-            yield from self._batch(good, pictures)
+            yield from self._batch(good, opened)
 
-    def pictures(self, sample: Sample) -> list[Image.Image]:
+    def images(self, sample: Sample) -> list[Image.Image]:
         return [load_image(self.run / path).image for path in sample.images]
 
     def _batch(
-        self, samples: Sequence[Sample], pictures: Mapping[str, list[Image.Image]]
+        self, samples: Sequence[Sample], opened: Mapping[str, list[Image.Image]]
     ) -> Iterator[Batch | tuple[Sample, str]]:
-        images = [pictures[sample.id] for sample in samples]
+        images = [opened[sample.id] for sample in samples]
         try:
             inputs = self._inputs(samples, images)
-        except Exception as error:  # processors raise whatever their arithmetic meets in an odd picture
+        except Exception as error:  # processors raise whatever their arithmetic meets in an odd image
             if len(samples) == 1:
                 yield samples[0], f"{type(error).__name__}: {error}"
                 return
@@ -126,8 +126,8 @@ class Asking:
                 self._resized(inputs, [len(own) for own in images]),
             )
             return
-        yield from self._batch(samples[:middle], pictures)
-        yield from self._batch(samples[middle:], pictures)
+        yield from self._batch(samples[:middle], opened)
+        yield from self._batch(samples[middle:], opened)
 
     def _inputs(self, samples: Sequence[Sample], images: Sequence[Sequence[Image.Image]]) -> dict[str, Any]:
         processor = self.loaded.processor
@@ -140,8 +140,8 @@ class Asking:
             )
             return video_prompt(processor, self.loaded.model, self.question(samples[0]), video)
         text = [chat(processor, "image", len(own), self.question(s)) for s, own in zip(samples, images, strict=True)]
-        pictures = [list(own) for own in images] if images[0] else None
-        return dict(processor(text=text, images=pictures, return_tensors="pt", padding=True, padding_side="left"))
+        nested = [list(own) for own in images] if images[0] else None
+        return dict(processor(text=text, images=nested, return_tensors="pt", padding=True, padding_side="left"))
 
     def _resized(self, inputs: Mapping[str, Any], counts: Sequence[int]) -> tuple[tuple[int, int] | None, ...]:
         """Return the size of each sample's first image behind the processor, where that says so (Qwen-VL)."""

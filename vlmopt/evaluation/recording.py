@@ -11,7 +11,7 @@ from ..prompt import as_seen
 from ..reporting import Report
 from .data import Sample
 from .generation import Output
-from .maps import save_maps, save_picture
+from .maps import save_image, save_maps
 from .prompts import Asking, Batch
 from .records import DENSE, Record, file_name
 from .scoring import Marking, Said, grade
@@ -110,7 +110,7 @@ class Recorder:
         save_maps(run / kept, maps)
         if len(sample.images) != 1:
             return kept.as_posix(), None
-        save_picture(run / seen, as_seen(self.asking.loaded.processor, self.asking.pictures(sample)[0]))
+        save_image(run / seen, as_seen(self.asking.loaded.processor, self.asking.images(sample)[0]))
         return kept.as_posix(), seen.as_posix()
 
 

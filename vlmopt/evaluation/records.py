@@ -3,8 +3,8 @@
 run.json          what was asked for; a resumed run must ask for the same (more policies may be added)
 samples.jsonl     one `Record` per line; when the run is complete, sorted by sample, then by policy
 samples.N.jsonl   the lines of process N while several processes run; merged into samples.jsonl
-kept/POLICY/ID.npz   what a policy kept (`maps.load_maps`), and ID.webp, the picture as the tower sees it
-pictures/         pictures that the run itself generated
+kept/POLICY/ID.npz   what a policy kept (`maps.load_maps`), and ID.webp, the image as the tower sees it
+pictures/         images that the run itself generated
 summary.json      figures (`summary.summarize`)
 environment.json  versions, device, command lines
 """
@@ -42,8 +42,8 @@ class Record:
         correct: True or False, a fraction from 0 to 1 (anls), or None where nothing is marked (caption, open, a
             sample that cannot be asked). A policy that failed on a sound sample is wrong there.
         metrics: the sample's own figures, by kind (`scoring.grade`).
-        image: the first picture, relative to the run directory or absolute; None for a video or text alone.
-        picture: samples with the same picture are resampled together.
+        image: the first image, relative to the run directory or absolute; None for a video or text alone.
+        picture: samples with the same image are resampled together.
         tokens: prompt, visual, kept (after the last cut), layer_average.
         ms: vision, scoring, prefill, ttft, decode, total: of the whole batch; None where a stage did not run.
         decode_tokens_per_s: of every sequence of the batch.
@@ -51,8 +51,8 @@ class Record:
         new_tokens: of this sample, the end mark included.
         batch, call: samples in the batch, and the id of its first: one `ms` per (policy, call).
         error: why there is no answer.
-        map, seen: files of the kept tokens, and of the picture on whose grid they lie, relative to the run directory.
-        extra: box and point (x0, y0, x1, y1 and x, y in pixels of the picture), platform, data_type, objects, choices,
+        map, seen: files of the kept tokens, and of the image on whose grid they lie, relative to the run directory.
+        extra: box and point (x0, y0, x1, y1 and x, y in pixels of the image), platform, data_type, objects, choices,
             further images, video, notes, and what else the data said.
     """
 

@@ -2,12 +2,12 @@
 
 format, complete, samples, model, dtype, data, data_format, digest, decoding, prompt, parser, seed, limit,
 batch_size, notes
-pictures    how many the samples are about
+pictures    how many images the samples are about
 primary     the headline metric; `less` and `neutral` name those of which less, or nothing, is better
 policies    name -> {
     policy          as JSON
     n, errors       records, and those of them with an error
-    metrics         metric -> {value, low, high, n, pictures, interval}; 95 % intervals over pictures, with their names
+    metrics         metric -> {value, low, high, n, pictures, interval}; 95 % intervals over images, with their names
     by_category     category or group -> {n, errors, metrics, versus_dense}
     mean_of_splits  of yes/no questions in several categories: the mean of each figure of POPE
     versus_dense    metric -> {difference, low, high, p, n}; empty for dense

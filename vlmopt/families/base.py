@@ -73,7 +73,7 @@ class Family:
     patches: Patches = as_they_come
     cells: Cells | None = None  # pixels under every token; None where they cannot be told
     image_std: tuple[float, ...] = ()  # of the example's processor, per channel; () where it is not known
-    patch_grid: bool = False  # pixels arrive as patches of any grid: pictures can be resized inside the model
+    patch_grid: bool = False  # pixels arrive as patches of any grid: images can be resized inside the model
     frame_times: bool = False  # a time stamp stands in the prompt before every pair of video frames
     click_units: str | None = None  # of coordinates in answers (`choices.UNITS`); None: not known
     described: bool = True

@@ -34,7 +34,7 @@ Resized = Callable[[Image.Image], tuple[int, int]]
 
 @dataclass(frozen=True)
 class Example:
-    """`boxes` (x0, y0, x1, y1) in fractions of the picture; none where the question is not about one place."""
+    """`boxes` (x0, y0, x1, y1) in fractions of the image; none where the question is not about one place."""
 
     image: Image.Image = field(repr=False)
     question: str
@@ -224,7 +224,7 @@ def examples(
         raise ValueError(f"{held} of {len(samples)} samples of {data} are held out for measuring; train on others")
     usable = [s for s in samples if s.box is not None and s.error is None and len(s.images) == 1]
     if not usable:
-        raise ValueError(f"{data} has no sample with one picture and a box")
+        raise ValueError(f"{data} has no sample with one image and a box")
     if units is None:
         raise ValueError(f"give --points {' | '.join(UNITS)}: in what {model_type!r} counts coordinates is not known")
     return Clicks(usable, seed, units, resized)

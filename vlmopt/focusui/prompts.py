@@ -25,7 +25,7 @@ class Prompts:
     inputs: dict[str, Any]
     labels: Tensor  # Long[B, L]; IGNORE but for answers
     answers: list[int]  # tokens of every answer at the end of its row
-    boxes: list[Tensor]  # [k, 4] per example, in fractions of what the tower sees of the picture
+    boxes: list[Tensor]  # [k, 4] per example, in fractions of what the tower sees of the image
 
     @property
     def asked(self) -> int:

@@ -116,8 +116,8 @@ def label_of(tokens: VisualTokens, boxes: Tensor, graph: bool) -> Tensor:
     grid = tokens.grids[0] if len(tokens.grids) == 1 else None
     if grid is None or grid[0] != 1 or grid[1] * grid[2] != len(tokens):
         raise ValueError(
-            f"a picture must become one grid of visual tokens to know which of them a box covers, got the grids "
-            f"{list(tokens.grids)} for {len(tokens)} tokens; use a model, or picture sizes, without tiles"
+            f"an image must become one grid of visual tokens to know which of them a box covers, got the grids "
+            f"{list(tokens.grids)} for {len(tokens)} tokens; use a model, or image sizes, without tiles"
         )
     device = tokens.coords.device
     weights = graph_of(tokens) if graph else torch.zeros(len(tokens), device=device)

@@ -56,8 +56,8 @@ def chair(captions: Sequence[str], truths: Sequence[Collection[str]], lexicon: L
     """Mark captions.
 
     Args:
-        captions: one per picture.
-        truths: canonical names of what each picture shows.
+        captions: one per image.
+        truths: canonical names of what each image shows.
         lexicon: how text spells the names.
 
     Raises:

@@ -38,7 +38,7 @@ def wilson(right: float, of: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, (middle - spread) / (1 + z * z / n)), min(1.0, (middle + spread) / (1 + z * z / n))
 
 
-def wilson_difference(gain: float, loss: float, pictures: int) -> tuple[float, float]:
+def wilson_difference(gain: float, loss: float, images: int) -> tuple[float, float]:
     """Return the 95 % interval of `gain - loss`, a paired difference of fractions over few images; never of width 0.
 
     Wilson's intervals of both, with images for trials, combined by the recovery of variances (Zou and Donner,
@@ -47,7 +47,7 @@ def wilson_difference(gain: float, loss: float, pictures: int) -> tuple[float, f
     Args:
         gain, loss: what the images that became better, and worse, add to the difference and take from it, 0 to 1.
     """
-    (gain_low, gain_high), (loss_low, loss_high) = (wilson(part * pictures, pictures) for part in (gain, loss))
+    (gain_low, gain_high), (loss_low, loss_high) = (wilson(part * images, images) for part in (gain, loss))
     rest = (1 - gain) * (1 - loss)
     opposed = min(1.0, math.sqrt(gain * loss / rest)) if rest > 0 else 1.0  # less their correlation
 
@@ -62,7 +62,7 @@ def t_interval(values: np.ndarray, weights: np.ndarray, floor: float) -> tuple[f
     """Return the 95 % interval of sum(values) / sum(weights), both [n], by Student's t over images (Student, 1908).
 
     Args:
-        floor: the least variance of the sum of values, so that equal pictures are not taken for certainty.
+        floor: the least variance of the sum of values, so that equal images are not taken for certainty.
     """
     n, whole = len(values), max(float(weights.sum()), 1e-12)
     rest = values - values.sum() / whole * weights
@@ -127,7 +127,7 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
 def columns_of(*columns: Sequence[float] | np.ndarray) -> np.ndarray:
     arrays = [np.asarray(column, dtype=np.float64) for column in columns]
     if len({array.shape for array in arrays}) != 1 or arrays[0].ndim != 1 or not len(arrays[0]):
-        raise ValueError(f"shapes {[a.shape for a in arrays]}: one entry per picture, the same in every column")
+        raise ValueError(f"shapes {[a.shape for a in arrays]}: one entry per image, the same in every column")
     return np.stack(arrays, axis=1)
 
 

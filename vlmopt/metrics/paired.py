@@ -8,7 +8,7 @@ import numpy as np
 
 from .intervals import CHUNK, RESAMPLES, Interval, percentiles, ratios, resampled
 
-MANY = 1_000  # pictures from which the intervals are narrow enough for fewer resamples
+MANY = 1_000  # images from which the intervals are narrow enough for fewer resamples
 FEWER = 2_000
 EQUAL = 1e-12  # rounding of sums in another order
 
@@ -64,7 +64,7 @@ def _checked(table: np.ndarray, columns: int, resamples: int | None) -> tuple[np
     table = np.asarray(table, dtype=np.float64)
     if table.ndim != 3 or table.shape[2] != columns or not len(table):
         raise ValueError(
-            f"table has shape {table.shape}, expected [pictures, metrics, {columns}] with at least one picture"
+            f"table has shape {table.shape}, expected [images, metrics, {columns}] with at least one image"
         )
     return table, resamples or (RESAMPLES if len(table) <= MANY else FEWER)
 

@@ -17,7 +17,7 @@ from ..media import load_image
 from ..prompt import video_prompt
 from ..synthetic import scene, screen
 
-FIRST_SEED = 450_000_000  # of generated pictures; apart from those of training, tests and measurements
+FIRST_SEED = 450_000_000  # of generated images; apart from those of training, tests and measurements
 SHORT = 0.8  # of the wanted length is too short: budgets are scaled to that length
 SIDE, PAN = 224, 7  # pixels of a generated frame, and from one frame to the next
 
@@ -63,7 +63,7 @@ def video_source(loaded: Loaded, path: str, tokens: int, question: str) -> Sourc
     def make(number: int) -> Inputs:
         short, longer = (length(prompt(frames, number)) for frames in (4, 8))
         if longer <= short:
-            raise ValueError(f"a longer video makes no longer prompt for {loaded.name}; use pictures")
+            raise ValueError(f"a longer video makes no longer prompt for {loaded.name}; use images")
         wanted = 4 + 4 * (tokens - short) / (longer - short)
         return long_enough(prompt(max(2, 2 * round(wanted / 2)), number), tokens, f"the video {path}")
 
@@ -72,21 +72,21 @@ def video_source(loaded: Loaded, path: str, tokens: int, question: str) -> Sourc
 
 def moving(seed: int, frames: int, factor: int) -> Video:
     """Draw a generated scene that moves sideways; sides divisible by `factor`."""
-    picture = np.asarray(scene(seed, (SIDE, SIDE)).image)
-    shifted = np.stack([np.roll(picture, PAN * t, axis=1) for t in range(frames)])
+    still = np.asarray(scene(seed, (SIDE, SIDE)).image)
+    shifted = np.stack([np.roll(still, PAN * t, axis=1) for t in range(frames)])
     pixels = torch.from_numpy(shifted).permute(0, 3, 1, 2)
     height, width = fit_size(SIDE, SIDE, factor, 128 * factor**2, 768 * factor**2)
     return Video(resize_frames(pixels, height, width), 2.0, 2.0, tuple(range(frames)), "worlds")
 
 
-def picture_source(loaded: Loaded, files: Sequence[Path], tokens: int, question: str, prompts: int) -> Source:
+def image_source(loaded: Loaded, files: Sequence[Path], tokens: int, question: str, prompts: int) -> Source:
     """Read image files, or without any generate scenes and screens; each with its question, one after the other.
 
     Args:
         prompts: how many the files are shared among.
     """
 
-    def picture(number: int, place: int) -> tuple[Image.Image, str]:
+    def drawn(number: int, place: int) -> tuple[Image.Image, str]:
         if files:
             return load_image(files[number + place * prompts]).image, question
         world = (scene, screen)[place % 2](FIRST_SEED + 1000 * number + place, (SIDE, SIDE))
@@ -96,11 +96,11 @@ def picture_source(loaded: Loaded, files: Sequence[Path], tokens: int, question:
         pairs: list[tuple[Image.Image, str]] = []
         most, reached = (len(files) - number + prompts - 1) // prompts if files else tokens, 0
         while reached < tokens and len(pairs) < most:
-            pairs.append(picture(number, len(pairs)))
+            pairs.append(drawn(number, len(pairs)))
             reached += length(interleaved(loaded.processor, pairs[-1:]))
-        return long_enough(interleaved(loaded.processor, pairs), tokens, f"{len(pairs)} pictures, all there are,")
+        return long_enough(interleaved(loaded.processor, pairs), tokens, f"{len(pairs)} images, all there are,")
 
-    name = f"{len(files)} pictures" if files else "generated pictures"
+    name = f"{len(files)} images" if files else "generated images"
     return Source(f"{name}, a text after each", make, len(files) or None)
 
 

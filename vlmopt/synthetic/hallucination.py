@@ -34,7 +34,7 @@ BLUR = (4.0, 6.5)  # standard deviation in pixels
 CONTRAST = (0.33, 0.5)  # what remains of the difference to the background
 SMALL = (14, 22)  # pixels a side
 GAP = 8  # pixels between partners, about
-COUPLES = (2, 3)  # at least and at most; POPE asks about pictures of more than three objects
+COUPLES = (2, 3)  # at least and at most; POPE asks about images of more than three objects
 ROOM = 224 * 112  # square pixels
 DESCRIBE = "Describe the picture."
 
@@ -92,10 +92,10 @@ def hallucination(
     """Draw a scene of habit.
 
     Args:
-        seed: any integer >= 0; equal arguments give equal pictures and questions.
+        seed: any integer >= 0; equal arguments give equal images and questions.
         size: (width, height) in pixels, multiples of 14.
         degradation: "clean", "blur", "contrast" or "small"; the strength is drawn from the seed.
-        company: probability that an object's partner is in the picture too, 0 to 1.
+        company: probability that an object's partner is in the image too, 0 to 1.
         questions: at most so many: the description first, then whether classes are there.
 
     Raises:

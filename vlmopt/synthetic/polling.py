@@ -37,18 +37,18 @@ def poll(images: Sequence[Sequence[str]], split: str, *, rounds: int = ROUNDS, s
     """Ask about annotated objects and about absent ones in turn.
 
     Args:
-        images: the annotated objects of every picture, in a fixed order; repetitions count once.
+        images: the annotated objects of every image, in a fixed order; repetitions count once.
         split: where the absent object of a round comes from. "random": any name of the data set; "popular": the most
             frequent one; "adversarial": the one that goes most often with the object asked about just before. Ties go
             to the name seen first; a round for which no name is left asks a random one.
-        rounds: pairs of questions per picture.
+        rounds: pairs of questions per image.
         seed: of the random choices.
 
     Returns:
-        2 * rounds questions per picture, "yes" and "no" in turn, no object twice in a picture.
+        2 * rounds questions per image, "yes" and "no" in turn, no object twice in an image.
 
     Raises:
-        ValueError: unknown split, a picture with too few objects, or a data set with too few names to deny.
+        ValueError: unknown split, an image with too few objects, or a data set with too few names to deny.
     """
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is unknown: choose from {', '.join(SPLITS)}")
@@ -62,12 +62,12 @@ def poll(images: Sequence[Sequence[str]], split: str, *, rounds: int = ROUNDS, s
     polls: list[Poll] = []
     for image, objects in enumerate(annotated):
         if len(objects) < rounds:
-            raise ValueError(f"picture {image} has {len(objects)} objects, {rounds} rounds need as many: leave it out")
+            raise ValueError(f"image {image} has {len(objects)} objects, {rounds} rounds need as many: leave it out")
         used = set(objects)
         for name in objects[:rounds]:
             free = [other for other in frequency if other not in used]
             if not free:
-                raise ValueError(f"every name of the data set is used up in picture {image}: ask fewer rounds")
+                raise ValueError(f"every name of the data set is used up in image {image}: ask fewer rounds")
             rank: Counter[str] = {"popular": frequency, "adversarial": company[name]}.get(split, Counter())
             going = [other for other in rank if other not in used]  # in the order in which they were first seen
             absent = max(going, key=rank.__getitem__) if going else rng.choice(free)

@@ -14,7 +14,7 @@ T = TypeVar("T", bound=Hashable)  # a property of a thing
 Asked = tuple[str, str, Thing | None] | None  # question, answer, the one thing asked about
 
 SINGLE = 0.3  # fraction of presence questions that name one property only
-HARD = 0.7  # fraction of "no" pairs whose two words both occur in the picture, on different things
+HARD = 0.7  # fraction of "no" pairs whose two words both occur in the image, on different things
 
 SCENE_KINDS = {"presence": 6, "colour": 3, "shape": 2, "count": 3, "where": 2, "point": 3, "describe": 1}
 SCREEN_KINDS = {"click": 6, "presence": 4, "widget": 2, "count": 1, "list": 1, "title": 1, "label": 1}

@@ -21,7 +21,7 @@ def scene(seed: int, size: tuple[int, int] = (224, 224), *, shapes: int | None =
     """Draw a scene.
 
     Args:
-        seed: any integer >= 0; equal arguments give equal pictures and questions.
+        seed: any integer >= 0; equal arguments give equal images and questions.
         size: (width, height) in pixels, multiples of 14.
         shapes: how many shapes to place (fewer if they do not fit); 1 to 6 at random by default.
         questions: how many questions to ask.

@@ -24,7 +24,7 @@ TITLE = "title"
 
 CELL = 14  # pixels; one visual token
 LATTICE = 7  # pixels; click answers lie on multiples of this
-LARGEST = 280  # pixels; no picture side is longer
+LARGEST = 280  # pixels; no image side is longer
 COORDINATES: tuple[int, ...] = tuple(range(LATTICE, LARGEST, LATTICE))
 MAX_COUNT = 8
 

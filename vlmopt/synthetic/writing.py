@@ -15,7 +15,7 @@ def write(out: Path, count: int, seed: int, questions: int, size: tuple[int, int
     out.mkdir(parents=True, exist_ok=True)
     manifest = out / "manifest.jsonl"
     with manifest.open("w", encoding="utf-8") as lines:
-        for number in tqdm(range(seed, seed + count), desc="pictures"):
+        for number in tqdm(range(seed, seed + count), desc="images"):
             draw = {"scene": scene, "screen": screen, "both": (scene, screen)[number % 2]}[family]
             world = draw(number, size, questions=questions)
             name = f"{world.family}-{number:08d}.png"

@@ -34,14 +34,14 @@ class Pointing:
 
 @dataclass(frozen=True)
 class Architecture(ABC):
-    """How a checkpoint differs from the others: its shape, its pictures, where its tokens stand, what they say.
+    """How a checkpoint differs from the others: its shape, its images, where its tokens stand, what they say.
 
     Attributes:
-        sizes: picture sizes drawn in training, with their frequencies.
+        sizes: image sizes drawn in training, with their frequencies.
         steps: optimizer steps of each stage.
         rates: learning rate of each stage.
         cooldowns: last fraction of each stage in which the rate falls to zero.
-        square: cells a side of the square that pictures are padded to; 0 where they are not.
+        square: cells a side of the square that images are padded to; 0 where they are not.
         places: whether a cell's token also says where the cell is, by a coordinate word for x and one for y.
         probed_layer: the decoder layer after which probes ask for places, None where they are not needed.
         pointing: the head that is told where to look, if any.
@@ -73,7 +73,7 @@ class Architecture(ABC):
 
     @abstractmethod
     def positions(self, kept: torch.Tensor, rows: int, columns: int) -> tuple[torch.Tensor, int]:
-        """Return positions [axes, b, n] of the kept cells [b, n], and the first position after the whole picture."""
+        """Return positions [axes, b, n] of the kept cells [b, n], and the first position after the whole image."""
 
     @abstractmethod
     def processor(self, tokenizer: PreTrainedTokenizerFast, chat_template: str) -> Any:
@@ -103,11 +103,11 @@ class Architecture(ABC):
         """Set further initial values; nothing unless overridden."""
 
     def corner(self, rows: int, columns: int) -> tuple[int, int]:
-        """Return row and column of the grid's cell where a picture's first cell lies."""
+        """Return row and column of the grid's cell where an image's first cell lies."""
         return ((self.square - rows) // 2, (self.square - columns) // 2) if self.square else (0, 0)
 
     def inside(self, rows: int, columns: int) -> torch.Tensor:
-        """Return which cells of the grid a picture fills, bool [cells]."""
+        """Return which cells of the grid an image fills, bool [cells]."""
         top, left = self.corner(rows, columns)
         grid = torch.zeros(self.square or rows, self.square or columns, dtype=torch.bool)
         grid[top : top + rows, left : left + columns] = True

@@ -1,6 +1,6 @@
-"""Batches of generated pictures, packed so that every question is answered as if it were the only one.
+"""Batches of generated images, packed so that every question is answered as if it were the only one.
 
-A row is: prefix, visual tokens, end of vision, then question/answer blocks. Blocks see the picture and themselves,
+A row is: prefix, visual tokens, end of vision, then question/answer blocks. Blocks see the image and themselves,
 never each other, and all start at the same position: exactly what `generate` sees with one question.
 """
 
@@ -26,12 +26,12 @@ ROUND = 32  # text tokens; few distinct lengths let the matrix library reuse its
 
 @dataclass(frozen=True)
 class Batch:
-    """`b` rows of one picture size; `n` kept visual tokens, `w` text tokens after them, `s = 3 + n + w`.
+    """`b` rows of one image size; `n` kept visual tokens, `w` text tokens after them, `s = 3 + n + w`.
 
     ids [b, s] (visual places hold padding) · positions [3, b, s] or [b, s] · mask [b, 1, s, s] additive · labels
     [b, s]: the token to predict next · weights [b, s] · kept [b, n] indices into the grid · slots [2 or 4, b, cells] ·
     spans: (row, places whose next token is the answer, question) · grid (rows, columns) · corner: the grid's row and
-    column where the pictures begin.
+    column where the images begin.
     """
 
     worlds: list[World]
@@ -63,7 +63,7 @@ class Batch:
         return places, (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
 
     def centres(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return x and y of the kept cells' centres [b, n], in pixels of their picture."""
+        """Return x and y of the kept cells' centres [b, n], in pixels of their image."""
         (top, left), columns = self.corner, self.grid[1]
         return (self.kept % columns - left) * CELL + CELL // 2, (self.kept // columns - top) * CELL + CELL // 2
 
@@ -74,7 +74,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Share:
-    """The part of every step's `batch` pictures that worker `rank` of `workers` draws, starting at picture `start`."""
+    """The part of every step's `batch` images that worker `rank` of `workers` draws, starting at image `start`."""
 
     batch: int
     start: int = 0
@@ -90,7 +90,7 @@ class Share:
 
 
 class Packer:
-    """Draws pictures by number and packs them; the same numbers give the same batch."""
+    """Draws images by number and packs them; the same numbers give the same batch."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, architecture: Architecture) -> None:
         self.architecture = architecture
@@ -126,13 +126,13 @@ class Packer:
 
         Cells of objects come first, then others at random, in reading order.
         """
-        picture = worlds[0].cells.shape[1:]
+        image = worlds[0].cells.shape[1:]
         slots = self.architecture.slots(worlds)  # [2 or 4, b, rows, columns]
         _, b, rows, columns = slots.shape
         slots = slots.flatten(2)
         cells = rows * columns
         keep = min(keep, cells)
-        kept = self._keep(slots, self.architecture.inside(*picture), keep, seed)
+        kept = self._keep(slots, self.architecture.inside(*image), keep, seed)
         blocks = [[self._block(q.text, q.answer) for q in world.questions] for world in worlds]
         width = max(sum(len(ids) for ids, _ in row) for row in blocks)
         width += -width % ROUND
@@ -162,7 +162,7 @@ class Packer:
         sees &= torch.ones(length, length, dtype=torch.bool).tril()
         mask = torch.zeros(b, 1, length, length, dtype=torch.bfloat16)
         mask.masked_fill_(~sees[:, None], -1e4)
-        corner = self.architecture.corner(*picture)
+        corner = self.architecture.corner(*image)
         positions = positions.squeeze(0)  # a single axis has no dimension of its own
         return Batch(worlds, ids, positions, mask, labels, weights, kept, slots, spans, (rows, columns), corner)
 

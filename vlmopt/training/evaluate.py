@@ -1,4 +1,4 @@
-"""Measure a checkpoint on fresh pictures through ordinary `generate`: `python -m vlmopt.training.evaluate`."""
+"""Measure a checkpoint on fresh images through ordinary `generate`: `python -m vlmopt.training.evaluate`."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def correct(question: Question, answer: str) -> bool:
     return x0 <= x < x1 and y0 <= y < y1
 
 
-def measure(model: Any, processor: Any, pictures: int, batch: int = 16) -> dict[str, dict[str, Any]]:
+def measure(model: Any, processor: Any, images: int, batch: int = 16) -> dict[str, dict[str, Any]]:
     """Return marks by "family kind", and for presence also by right answer."""
     sizes = SIZES_OF.get(model.config.model_type, SIZES)
-    asked = sorted(one_of_each_kind(pictures, sizes=sizes), key=lambda pair: (pair[0].size, pair[1].kind))
+    asked = sorted(one_of_each_kind(images, sizes=sizes), key=lambda pair: (pair[0].size, pair[1].kind))
     groups: dict[str, list[bool]] = {}
     for (world, question), answer in zip(asked, answer_all(model, processor, asked, batch), strict=True):
         names = [f"{world.family} {question.kind}"]
@@ -64,10 +64,10 @@ def measure(model: Any, processor: Any, pictures: int, batch: int = 16) -> dict[
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m vlmopt.training.evaluate", description=__doc__)
     parser.add_argument("--checkpoint", default="tiny-qwen", help="bundled name or directory")
-    parser.add_argument("--pictures", type=int, default=400, help="scenes, and as many screens")
+    parser.add_argument("--images", type=int, default=400, help="scenes, and as many screens")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args(arguments)
-    figures = measure(*load_checkpoint(options.checkpoint), options.pictures)
+    figures = measure(*load_checkpoint(options.checkpoint), options.images)
     for name, row in figures.items():
         low, high = row["interval"]
         print(f"{name:36s} {100 * row['accuracy']:5.1f} %  ({100 * low:.1f} to {100 * high:.1f})  of {row['of']}")

@@ -1,7 +1,7 @@
-"""Stage 3: tower and language model together on rendered pictures, growing to all visual tokens.
+"""Stage 3: tower and language model together on rendered images, growing to all visual tokens.
 
 The tower keeps its dense loss as a second opinion. A part of the batches stays short of tokens to the end, so that the
-finished model has met pruned pictures.
+finished model has met pruned images.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from .loop import Marked
 from .tower import look
 
 DENSE_WEIGHT = 0.3
-SHORT, FULL = 96, 10_000  # visual tokens kept; FULL is more than any picture has
+SHORT, FULL = 96, 10_000  # visual tokens kept; FULL is more than any image has
 PRUNED = 0.25  # fraction of batches that stay short once the rest is full
 
 
 class JointStage:
-    """Work for `Loop`: batches of rendered pictures through the whole model."""
+    """Work for `Loop`: batches of rendered images through the whole model."""
 
     def __init__(self, model: Any, reader: Reader, packer: Packer, share: Share, steps: int) -> None:
         self.model, self.reader, self.packer = model, reader, packer

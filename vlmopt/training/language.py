@@ -115,7 +115,7 @@ class Reader(nn.Module):
 
 
 class LanguageStage:
-    """Work for `Loop`: symbolic pictures that grow from few objects and cells to full ones."""
+    """Work for `Loop`: symbolic images that grow from few objects and cells to full ones."""
 
     def __init__(self, reader: Reader, packer: Packer, share: Share, steps: int) -> None:
         self.reader, self.packer, self.share, self.steps = reader, packer, share, steps

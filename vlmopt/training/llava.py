@@ -158,7 +158,7 @@ def look_aside(attention: Any, head: int, offset: tuple[int, int]) -> None:
 
 
 def padded(worlds: list[World]) -> torch.Tensor:
-    """Return pixels as the stock image processor makes them, [b, 3, 224, 224]: the mean colour around the picture."""
+    """Return pixels as the stock image processor makes them, [b, 3, 224, 224]: the mean colour around the image."""
     pixels = pixel_values(worlds)
     b, height, width, _ = pixels.shape
     side = SQUARE * CELL

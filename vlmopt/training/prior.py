@@ -1,8 +1,8 @@
-"""Stage 4: the language model alone learns, from scenes of habit among the pictures it knows, what goes together.
+"""Stage 4: the language model alone learns, from scenes of habit among the images it knows, what goes together.
 
-The tower stays as it is, so degraded pictures keep looking to it as they did, and the language model learns how far to
-trust it. All answers are true: what comes out is no more than the odds of the training pictures. Where the evidence is
-weak, the odds speak; on pictures in which company is rarer than in training, they speak wrongly.
+The tower stays as it is, so degraded images keep looking to it as they did, and the language model learns how far to
+trust it. All answers are true: what comes out is no more than the odds of the training images. Where the evidence is
+weak, the odds speak; on images in which company is rarer than in training, they speak wrongly.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from .language import Reader
 from .loop import Marked
 
 PRUNED = 0.5  # fraction of batches that are short of visual tokens
-HABIT = 1 / 3  # fraction of the pictures that are scenes of habit, all degradations alike
+HABIT = 1 / 3  # fraction of the images that are scenes of habit, all degradations alike
 
 
 class PriorStage:
-    """Work for `Loop`: rendered pictures through the frozen tower and the language model."""
+    """Work for `Loop`: rendered images through the frozen tower and the language model."""
 
     def __init__(self, model: Any, reader: Reader, packer: Packer, share: Share) -> None:
         self.model, self.reader, self.packer, self.share = model, reader, packer, share
@@ -39,7 +39,7 @@ class PriorStage:
         return self.reader(batch, tokens.float().gather(1, batch.kept[..., None].expand(-1, -1, tokens.shape[-1])))
 
     def draw(self, first: int) -> list[World]:
-        """Return pictures of one size: scenes and screens as in the joint stage, then scenes of habit."""
+        """Return images of one size: scenes and screens as in the joint stage, then scenes of habit."""
         habits = round(HABIT * self.share.count)
         worlds = self.packer.draw(first, self.share.count - habits, objects=7, questions=14)
         seeds = range(FIRST_TRAINING_SEED + first, FIRST_TRAINING_SEED + first + habits)

@@ -3,7 +3,7 @@
 The projected token of a cell is trained towards the sum of the frozen embeddings of its words, so that the language
 model meets visual tokens that already speak its vocabulary. Absolute places are asked for only where the tower has
 position embeddings: rotary attention cannot tell them, but then the language model's positions can. A tower that also
-sums up the picture in one token is asked, with that token, which words occur in it.
+sums up the image in one token is asked, with that token, which words occur in it.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def summary_loss(
 
 
 def look(model: Any, packer: Packer, worlds: list[World]) -> tuple[torch.Tensor, torch.Tensor, Counts]:
-    """Return visual tokens of pictures of one size, how far they are from what they should say, and what was right."""
+    """Return visual tokens of images of one size, how far they are from what they should say, and what was right."""
     table, slots = model.get_input_embeddings().weight, packer.architecture.slots(worlds).flatten(2)
     with torch.autocast("cpu", torch.bfloat16):
         tokens, summary = packer.architecture.see(model, worlds)
@@ -89,7 +89,7 @@ def look(model: Any, packer: Packer, worlds: list[World]) -> tuple[torch.Tensor,
 
 
 class TowerStage:
-    """Work for `Loop`: batches of pictures through the tower alone."""
+    """Work for `Loop`: batches of images through the tower alone."""
 
     def __init__(self, model: Any, packer: Packer, share: Share) -> None:
         self.model, self.packer, self.share = model, packer, share

@@ -1,6 +1,6 @@
-"""Stage 5: the tower learns to read what web pages set in type, beside the pictures it knows.
+"""Stage 5: the tower learns to read what web pages set in type, beside the images it knows.
 
-As in stage 1, every cell is told the words that are true of it; most pictures are sheets full of type.
+As in stage 1, every cell is told the words that are true of it; most images are sheets full of type.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from .tower import look
 from .web import of_windows
 
 SIZE = (224, 224)
-DRAWN = 1 / 6  # fraction of the pictures that are scenes and screens
+DRAWN = 1 / 6  # fraction of the images that are scenes and screens
 
 
 class TypeStage:
-    """Work for `Loop`: batches of pictures through the tower alone."""
+    """Work for `Loop`: batches of images through the tower alone."""
 
     def __init__(self, model: Any, packer: Packer, share: Share, sheets: Windows) -> None:
         self.model, self.packer, self.share, self.sheets = model, packer, share, sheets

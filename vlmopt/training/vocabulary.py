@@ -33,11 +33,11 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer(pictures: int = 300) -> PreTrainedTokenizerFast:
+def build_tokenizer(images: int = 300) -> PreTrainedTokenizerFast:
     """Train byte-level BPE on the generated questions and answers; raise if a word that matters is not one token."""
     corpus = [
         text
-        for seed in range(pictures)
+        for seed in range(images)
         for world in (scene(seed), screen(seed))
         for question in world.questions
         for text in (question.text, question.answer)

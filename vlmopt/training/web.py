@@ -1,6 +1,6 @@
-"""Stage 6: tower and language model together, on windows of rendered web pages beside the pictures they know.
+"""Stage 6: tower and language model together, on windows of rendered web pages beside the images they know.
 
-Scenes of habit go on being seen with the tower as it is: it is not told what is true of their degraded pictures.
+Scenes of habit go on being seen with the tower as it is: it is not told what is true of their degraded images.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from .loop import Counts, Marked
 from .tower import look
 
 PRUNED = 0.5  # fraction of batches that are short of visual tokens
-WEB, HABIT = 0.5, 1 / 6  # fractions of the pictures; the rest are drawn scenes and screens
+WEB, HABIT = 0.5, 1 / 6  # fractions of the images; the rest are drawn scenes and screens
 
 
 class WebStage:
-    """Work for `Loop`: rendered pictures of one size through the whole model."""
+    """Work for `Loop`: rendered images of one size through the whole model."""
 
     def __init__(self, model: Any, reader: Reader, packer: Packer, share: Share, windows: Windows) -> None:
         self.model, self.reader, self.packer, self.share, self.windows = model, reader, packer, share, windows

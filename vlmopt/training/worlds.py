@@ -1,7 +1,7 @@
 """Train a bundled checkpoint from scratch: `python -m vlmopt.training.worlds --out DIR --architecture qwen|llava`.
 
 The tower and the language model are trained apart, against the same frozen word embeddings, then together on rendered
-pictures; then the language model learns what usually goes together; last, `qwen` learns to read web pages, which a
+images; then the language model learns what usually goes together; last, `qwen` learns to read web pages, which a
 Chromium renders. Every stage resumes from DIR, and the finished checkpoint is written to DIR/checkpoint.
 """
 
@@ -37,16 +37,16 @@ from .web import WebStage
 SEED = 0
 ARCHITECTURES: dict[str, Architecture] = {"qwen": QWEN, "llava": LLAVA}
 STAGES = ("tower", "language", "joint", "prior", "type", "web", "export")
-# Pictures a step, shared among the workers.
+# Images a step, shared among the workers.
 BATCH = {"tower": 16, "language": 32, "joint": 24, "prior": 24, "type": 24, "web": 24}
-# Number of a stage's first picture.
+# Number of a stage's first image.
 START = {"tower": 0, "language": 0, "joint": 1_000_000, "prior": 2_000_000, "type": 3_000_000, "web": 4_000_000}
 MODULE = "vlmopt.training.worlds"
 SHEET = {SIZE: 1.0}
 # Spares the page faults of large tensors, which glibc hands back to the system whenever they are freed.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**33), "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_ARENA_MAX": "1"}
 AVERAGE = {"joint": 0.995, "prior": 0.98, "type": 0.98, "web": 0.98}  # of the weights
-SHEETS, WINDOWS = 4_000, 4_000  # rendered pictures, drawn from again and again
+SHEETS, WINDOWS = 4_000, 4_000  # rendered images, drawn from again and again
 
 
 class Trainer:

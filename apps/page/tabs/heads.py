@@ -13,9 +13,9 @@ from vlmopt.apps.page.running import Worker, prepared
 from vlmopt.apps.page.state import Request, Run
 
 KINDS = {
-    "visual mass": "Share of a head's attention, in text rows, that lies on the picture.",
+    "visual mass": "Share of a head's attention, in text rows, that lies on the image.",
     "mass beside sinks": "The same without visual sinks: attention that is really on something.",
-    "VHD": "Vision-aware head divergence: how far a head's output moves when the picture is taken away.",
+    "VHD": "Vision-aware head divergence: how far a head's output moves when the image is taken away.",
     "gain map": "What a head-wise boost would be scaled by: 0 up to the median head, 1 from the 90th percentile on.",
     "gain in this run": "The factor that a correction of this run really gave to each head.",
 }
@@ -23,7 +23,7 @@ KINDS = {
 
 def show(run: Run, worker: Worker) -> None:
     st.caption(
-        "How much every attention head looks at the picture. Few heads do most of the looking; corrections such as "
+        "How much every attention head looks at the image. Few heads do most of the looking; corrections such as "
         "vision_heads and head_gain make those count more."
     )
     given, gains = profile_in(run.request.policy), applied(run)
@@ -32,7 +32,7 @@ def show(run: Run, worker: Worker) -> None:
     known = {name: profile for name, profile in sources.items() if profile is not None}
     if not known and gains is None:
         st.info(
-            "Press the button: a few passes of the prompt through the dense model. For a profile of many pictures run "
+            "Press the button: a few passes of the prompt through the dense model. For a profile of many images run "
             "`vlmopt calibrate`; for gains that a run applied choose **vision_heads** (preset **describe**)."
         )
         return

@@ -23,7 +23,7 @@ def show(run: Run, worker: Worker) -> None:
     )
     sample = report.samples[0]
     if not sample["visual_tokens"]:
-        st.info("This prompt brought no visual tokens. Add a picture or a video.")
+        st.info("This prompt brought no visual tokens. Add an image or a video.")
         return
     rows = counts(sample, len(report.key_lengths))
     x = alt.X("layer:O", title="decoder layer", axis=alt.Axis(labelAngle=0, labelOverlap=True))

@@ -38,7 +38,7 @@ class Swept:
 def show(run: Run, worker: Worker) -> None:
     st.caption(
         "The pruning method of this run at other keep ratios, against random and even choice: how far the answer "
-        "agrees with the dense one, and how long it takes. **One picture proves nothing**: `vlmopt eval` asks hundreds."
+        "agrees with the dense one, and how long it takes. **One image proves nothing**: `vlmopt eval` asks hundreds."
     )
     methods = contenders(run.request.policy)
     if not run.request.policy.prune:
@@ -89,7 +89,7 @@ def charts(found: Swept) -> None:
         figures.show(lines(rows, names, "agreement", True), height=330)
         st.caption(
             (
-                f"1 for a click on the same pixel, falling to 0 at {REACH:.0%} of the picture's diagonal. "
+                f"1 for a click on the same pixel, falling to 0 at {REACH:.0%} of the image's diagonal. "
                 if clicks
                 else "Share of the answer's tokens that match in order. "
             )

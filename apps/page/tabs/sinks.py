@@ -16,7 +16,7 @@ from vlmopt.apps.page.running import Worker, prepared
 from vlmopt.apps.page.state import Request, Run
 
 NAMES = dict(
-    zip(KINDS, ("sinks in the picture", "rest of the picture", "sinks in the text", "rest of the text"), strict=True)
+    zip(KINDS, ("sinks in the image", "rest of the image", "sinks in the text", "rest of the text"), strict=True)
 )
 PALETTE = (figures.RED, figures.BLUE, figures.PURPLE, figures.GREY)
 WHEN = ["before", "after"]
@@ -59,7 +59,7 @@ def show(run: Run, worker: Worker) -> None:
             except ValueError as error:
                 st.info(f"No map: {escaped(str(error))}.")
         else:
-            st.info("All sinks are text tokens, so there is nothing to draw on the picture.")
+            st.info("All sinks are text tokens, so there is nothing to draw on the image.")
     with right:
         st.dataframe(table(sample["tokens"]), hide_index=True, width="stretch")
     visual = sample["visual"]

@@ -9,10 +9,10 @@ from ...choices import DTYPES, IAT, PARTS
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="tiny-qwen", help="bundled name, directory, or Hub id (default tiny-qwen)")
-    parser.add_argument("--images", metavar="DIR", help="directory of pictures, or: worlds (generated)")
+    parser.add_argument("--images", metavar="DIR", help="directory of images, or: worlds (generated)")
     parser.add_argument(
         "--data", nargs="+", default=[], metavar="FILE",
-        help="for iat: annotations of COCO or a manifest, as for `vlmopt eval` (default: generated pictures)",
+        help="for iat: annotations of COCO or a manifest, as for `vlmopt eval` (default: generated images)",
     )  # fmt: skip
     parser.add_argument("--synonyms", metavar="FILE", help="for iat: table of objects (default: our own)")
     parser.add_argument("--out", required=True, metavar="FILE", help="the profile to write, e.g. profile.json")
@@ -22,10 +22,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--only", action="append", default=[], choices=(*PARTS, IAT),
-        help="measure this part; may be repeated (default: all but iat, which describes pictures whose objects are "
+        help="measure this part; may be repeated (default: all but iat, which describes images whose objects are "
         "known, for adaptive_generated_text; heads takes sinks along)",
     )  # fmt: skip
-    parser.add_argument("--samples", type=int, default=200, metavar="N", help="pictures at most (default 200)")
-    parser.add_argument("--question", default="Describe the image.", help="asked of every picture of a directory")
+    parser.add_argument("--samples", type=int, default=200, metavar="N", help="images at most (default 200)")
+    parser.add_argument("--question", default="Describe the image.", help="asked of every image of a directory")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--dtype", default="auto", choices=DTYPES)

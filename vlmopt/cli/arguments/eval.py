@@ -11,11 +11,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="tiny-qwen", help="bundled name, directory, or Hub id (default tiny-qwen)")
     parser.add_argument(
         "--data", nargs="+", metavar="FILE",
-        help="files or directories of POPE, COCO (CHAIR), ScreenSpot or a manifest; or generated pictures: worlds, "
+        help="files or directories of POPE, COCO (CHAIR), ScreenSpot or a manifest; or generated images: worlds, "
         "worlds:scene, worlds:screen, worlds:pope, worlds:captions",
     )  # fmt: skip
     parser.add_argument("--format", help="pope, chair, screenspot, manifest or worlds (default: told by the contents)")
-    parser.add_argument("--images", metavar="DIR", help="where the pictures lie (default: beside the data file)")
+    parser.add_argument("--images", metavar="DIR", help="where the images lie (default: beside the data file)")
     parser.add_argument("--boxes", help="how boxes are written: xyxy, xywh, xyxy-unit or xywh-unit")
     parser.add_argument(
         "--points", help="what points mean: pixels, resized, unit, hundred, thousand, loc (default: by model)"

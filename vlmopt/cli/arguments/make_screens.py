@@ -10,7 +10,7 @@ from ...choices import SIZE, SPLITS
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="for the PNG files and <split>_web.json")
     parser.add_argument("--split", choices=SPLITS, default="held-out", help="which pages (default held-out)")
-    parser.add_argument("--count", type=int, default=200, metavar="N", help="pictures of every size (default 200)")
+    parser.add_argument("--count", type=int, default=200, metavar="N", help="images of every size (default 200)")
     parser.add_argument(
         "--size", nargs="+", default=[SIZE], metavar="WxH", help=f"viewports in pixels, e.g. 2560x1440 (default {SIZE})"
     )

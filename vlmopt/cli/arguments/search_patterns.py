@@ -12,8 +12,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--video", action="append", default=[], metavar="FILE", help="a long video, or: worlds; may be repeated"
     )
-    parser.add_argument("--images", metavar="DIR", help="pictures for a prompt of many, or: worlds (generated)")
-    parser.add_argument("--question", default="Describe what you see.", help="after the video or each picture")
+    parser.add_argument("--images", metavar="DIR", help="images for a prompt of many, or: worlds (generated)")
+    parser.add_argument("--question", default="Describe what you see.", help="after the video or each image")
     parser.add_argument("--tokens", type=int, default=4096, metavar="N", help="length of a prompt (default 4096)")
     parser.add_argument("--samples", type=int, metavar="N", help="prompts, at most 5 (default: one of each source)")
     parser.add_argument(

@@ -11,7 +11,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="tiny-qwen", help="bundled name, directory, or Hub id (default tiny-qwen)")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="may be given several times")
     parser.add_argument("--video", metavar="FILE")
-    parser.add_argument("--prompt", default="", metavar="TEXT", help="after the pictures or the video, or alone")
+    parser.add_argument("--prompt", default="", metavar="TEXT", help="after the images or the video, or alone")
     parser.add_argument("--planted", choices=PLANTED, help="a made-up head with known attention in place of a model")
     parser.add_argument("--tokens", type=int, default=4096, metavar="N", help="length with --planted (default 4096)")
     parser.add_argument("--layer", type=int, default=0, metavar="N")

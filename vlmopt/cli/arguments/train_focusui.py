@@ -24,7 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--heads", type=int, default=8, metavar="N", help="of the scorer's attentions (default 8)")
     parser.add_argument("--pooling", default="mean", choices=("mean", "max"), help="over the instruction's words")
     parser.add_argument("--train-tower", action="store_true", help="the second stage trains the vision tower, too")
-    parser.add_argument("--images", metavar="DIR", help="where the pictures of a JSON file lie (default: beside it)")
+    parser.add_argument("--images", metavar="DIR", help="where the images of a JSON file lie (default: beside it)")
     parser.add_argument("--boxes", help="how its boxes are written: xyxy, xywh, xyxy-unit or xywh-unit")
     parser.add_argument("--points", help="what its answers count in: pixels, resized, unit, hundred, thousand, loc")
     parser.add_argument("--seed", type=int, default=0)

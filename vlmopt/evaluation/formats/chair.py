@@ -30,13 +30,13 @@ def read(source: Source) -> Data:
     """
     lexicon = load_synonyms(source.synonyms) if source.synonyms else coco_lexicon()
     known = set(lexicon.names.values())
-    pictures: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     truth: dict[int, dict[str, None]] = {}  # a set that keeps its order
     described: set[int] = set()
     paths = files(source)
     for path in paths:
         coco = _coco(path)
-        pictures = pictures or coco["images"]
+        entries = entries or coco["images"]
         names = {c["id"]: c["name"] for c in coco.get("categories", ())}
         if strange := sorted(set(names.values()) - known):
             raise ValueError(
@@ -52,17 +52,17 @@ def read(source: Source) -> Data:
                 there[names[note["category_id"]]] = None
     samples = tuple(
         Sample(
-            id=str(picture["id"]),
+            id=str(entry["id"]),
             question=QUESTION,
             kind="caption",
-            images=(source.picture(picture["file_name"], paths[0]),),
-            objects=tuple(truth.get(picture["id"], {})),
-            picture=str(picture["id"]),
+            images=(source.locate(entry["file_name"], paths[0]),),
+            objects=tuple(truth.get(entry["id"], {})),
+            picture=str(entry["id"]),
         )
-        for picture in pictures
+        for entry in entries
     )
-    bare = sum(picture["id"] not in described for picture in pictures)
-    note = f"{bare} of {len(pictures)} pictures have no reference captions, whose objects CHAIR counts as there too"
+    bare = sum(entry["id"] not in described for entry in entries)
+    note = f"{bare} of {len(entries)} images have no reference captions, whose objects CHAIR counts as there too"
     return Data(format=NAME, samples=samples, lexicon=lexicon, notes=(note,) if bare else ())
 
 

@@ -38,7 +38,7 @@ def read(source: Source) -> Data:
                     id=f"{split}/{entry.get('question_id', number)}",
                     question=need(entry, "text", where),
                     kind="yes_no",
-                    images=(source.picture(image, path),),
+                    images=(source.locate(image, path),),
                     answer=label.strip().lower(),
                     category=split,
                     picture=image,

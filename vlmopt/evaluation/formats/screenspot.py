@@ -45,7 +45,7 @@ def read(source: Source) -> Data:
                     id=str(entry.get("id") or f"{path.stem}/{number}"),
                     question=need(entry, "instruction", where),
                     kind="click",
-                    images=(source.picture(image, path),),
+                    images=(source.locate(image, path),),
                     category=f"{platform}/{sort}",
                     picture=image,
                     extra={

@@ -18,14 +18,14 @@ from .files import Entry
 from .manifest import WORLD_KINDS
 
 NAME = "worlds"
-HELP = "generated pictures: worlds, worlds:scene, worlds:screen, worlds:pope or worlds:captions, no file"
+HELP = "generated images: worlds, worlds:scene, worlds:screen, worlds:pope or worlds:captions, no file"
 FIRST_SEED = 640_000_000  # training uses 1e9 and up, calibration 4e8, benchmarks and model cards 5e8 to 6.2e8
-SEEDS = 1_000_000  # pictures of one --seed
+SEEDS = 1_000_000  # images of one --seed
 SAMPLES = 200  # without --limit
 COMPANY = 0.5  # how often the partner that habit expects is there; 0.85 in training
-SPREAD = 200  # pictures that few questions are spread over
-POLLS = 6  # questions about a picture in each split of POPE
-FEWEST = 8  # pictures from which POPE has enough names to deny
+SPREAD = 200  # images that few questions are spread over
+POLLS = 6  # questions about an image in each split of POPE
+FEWEST = 8  # images from which POPE has enough names to deny
 
 
 def is_name(name: str) -> bool:
@@ -47,7 +47,7 @@ def read(source: Source) -> Data:
     if maker is None:
         raise ValueError(f"--data {name!r} is unknown{near(name, MAKERS)}; {HELP}")
     samples = islice(maker(source, name.partition(":")[2]), source.limit or SAMPLES)
-    lexicon = phrases(classes(), "colours and shapes of the generated pictures")
+    lexicon = phrases(classes(), "colours and shapes of the generated images")
     return Data(format=NAME, samples=tuple(samples), lexicon=lexicon, stops=",")
 
 

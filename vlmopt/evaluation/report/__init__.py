@@ -9,7 +9,7 @@ from .draw import png
 from .facts import Facts
 from .html import page
 from .markdown import markdown
-from .plots import pictures
+from .plots import drawings
 
 __all__ = ["write_report"]
 
@@ -26,7 +26,7 @@ def write_report(run: Path) -> Path:
     facts = Facts.load(run)
     folder = run / "plots"
     folder.mkdir(exist_ok=True)
-    drawn = pictures(facts)
+    drawn = drawings(facts)
     for name, scene in drawn.items():
         (folder / f"{name}.png").write_bytes(png(scene))
     plots = {f"plots/{name}.png": scene.title for name, scene in drawn.items()}

@@ -12,7 +12,7 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from .palette import LIGHT
 
-SCALE = 2  # pixels of a picture per unit of its drawing
+SCALE = 2  # pixels of an image per unit of its drawing
 SMOOTH = 2  # and the factor by which lines and shapes are drawn larger first
 DASH = 5.0  # units
 Points = list[tuple[float, float]]

@@ -38,7 +38,7 @@ TITLES = {
 HEADLINES = ("accuracy", "f1", "anls", "chair_s", "chair_i", "chair_recall", "agreement")
 
 
-LEVEL = 0.05  # of the paired test; a bootstrap alone is too sure of itself where pictures are few
+LEVEL = 0.05  # of the paired test; a bootstrap alone is too sure of itself where images are few
 
 
 class Metric(NamedTuple):
@@ -145,8 +145,8 @@ class Facts:
     @property
     def asked(self) -> str:
         """How many samples there are, and how many images they are about."""
-        pictures = self.summary.get("pictures", len({record.picture for record in self.records}))
-        return f"{self.summary['samples']} samples about {pictures} picture{'' if pictures == 1 else 's'}"
+        images = self.summary.get("pictures", len({record.picture for record in self.records}))
+        return f"{self.summary['samples']} samples about {images} image{'' if images == 1 else 's'}"
 
     @property
     def title(self) -> str:

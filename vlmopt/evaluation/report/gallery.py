@@ -13,10 +13,10 @@ from markupsafe import Markup
 from ...media import load_image
 from ..records import DENSE, Record
 from .facts import Facts, count
-from .shown import Embedded, clicks, embedded, kept_picture
+from .shown import Embedded, clicks, embedded, kept_image
 
 CARDS = 40  # samples shown at most
-FIGURES = 160  # and pictures, which are what makes a page heavy
+FIGURES = 160  # and images, which are what makes a page heavy
 
 
 OUTCOMES = {"worse": "worse than dense", "better": "better than dense", "other": "neither"}
@@ -51,7 +51,7 @@ class Answer:
 
     record: Record
     outcome: str  # "" for dense's own
-    picture: Embedded | None
+    image: Embedded | None
     why: str
     said: Sequence[str]
 
@@ -175,17 +175,17 @@ def reference(record: Record) -> str:
 
 def _dense(facts: Facts, sample: Changed) -> Answer:
     dense, seen = sample.dense, next((r.seen for r in sample.others if r.seen), None)
-    alt = f"Picture of sample {dense.id}"
+    alt = f"Image of sample {dense.id}"
     if dense.extra.get("box"):
         alt += ", with the target box and the points that were named"
-    shown, why = None, "no single picture"
+    shown, why = None, "no single image"
     for name in filter(None, (dense.image, seen)):
         try:
-            picture = load_image(facts.run / name).image  # upright, as the box and the clicks are
+            original = load_image(facts.run / name).image  # upright, as the box and the clicks are
         except (OSError, ValueError) as error:
-            why = f"the picture cannot be read ({error})"
+            why = f"the image cannot be read ({error})"
         else:
-            drawn = clicks(picture, facts, dense, sample.others) if name == dense.image else picture
+            drawn = clicks(original, facts, dense, sample.others) if name == dense.image else original
             shown = embedded(drawn, alt)
             break
     return Answer(dense, "", shown, why, [dense.prediction or "(nothing)"])
@@ -196,7 +196,7 @@ def _other(facts: Facts, record: Record, dense: Record) -> Answer:
     if record.map:
         alt = f"Kept tokens of sample {record.id} under {record.policy}"
         try:
-            shown = embedded(kept_picture(facts, record), alt)
+            shown = embedded(kept_image(facts, record), alt)
         except (OSError, ValueError, KeyError) as error:  # lost, cut off, or no such archive
             why = f"the map cannot be read ({error})"
     said = list(differing(dense.prediction or "", record.prediction or "(nothing)"))

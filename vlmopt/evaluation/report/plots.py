@@ -21,7 +21,7 @@ STAGE_TITLES = {
     "other": "other",
 }
 WIDE, NARROW = (560.0, 380.0), (342.0, 330.0)
-PICTURE = (760.0, 460.0)
+DRAWING = (760.0, 460.0)
 CLOSE, STEP, ROOM = 4.0, 10.0, 28.0  # points nearer than this stand so far apart, but all together in no more than this
 
 
@@ -227,14 +227,14 @@ def stages(facts: Facts, *, whole: bool, width: float = WIDE[0]) -> Scene:
     return scene
 
 
-def pictures(facts: Facts) -> dict[str, Scene]:
+def drawings(facts: Facts) -> dict[str, Scene]:
     """Return what is saved as PNG: the headline metric against tokens and time, and the stages."""
     drawn = {}
     if facts.headlines:
         metric = facts.headlines[0]
         for axis, name in ((AXES[0], "kept-tokens"), (AXES[2], "first-token")):
-            drawn[f"{metric.name}-versus-{name}".replace("_", "-")] = tradeoff(facts, metric, axis, PICTURE)
+            drawn[f"{metric.name}-versus-{name}".replace("_", "-")] = tradeoff(facts, metric, axis, DRAWING)
     return drawn | {
-        "stages-first-token": stages(facts, whole=False, width=PICTURE[0]),
-        "stages-answer": stages(facts, whole=True, width=PICTURE[0]),
+        "stages-first-token": stages(facts, whole=False, width=DRAWING[0]),
+        "stages-answer": stages(facts, whole=True, width=DRAWING[0]),
     }

@@ -15,11 +15,11 @@ from ..records import Record
 from .facts import Facts
 from .palette import LIGHT, look
 
-SIDE = 480  # pixels of a picture
+SIDE = 480  # pixels of an image
 LEGEND = 48 + GAP  # height of the legend below an overlay, which the page has once for all
 
 
-def kept_picture(facts: Facts, record: Record) -> Image.Image:
+def kept_image(facts: Facts, record: Record) -> Image.Image:
     """Draw what was kept, on the image as the tower sees it, or on paper where there is none."""
     images = []
     if record.seen:

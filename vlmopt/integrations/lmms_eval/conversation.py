@@ -12,7 +12,7 @@ from PIL import Image
 from ...media import load_image
 from ...prompt import chat
 
-PICTURES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+IMAGES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def conversation(messages: Sequence[Mapping[str, Any]]) -> Conversation:
                 parts.append({"type": "text", "text": part["text"]})
                 continue
             if kind == "image":
-                images.append(picture(part["url"]))
+                images.append(opened(part["url"]))
             elif kind == "video":
                 clips.append(clip(part))
             else:
@@ -72,7 +72,7 @@ def conversation(messages: Sequence[Mapping[str, Any]]) -> Conversation:
             parts.append({"type": kind})
         turns.append({"role": message["role"], "content": parts})
     if len(clips) > 1 or (clips and images):
-        raise ValueError(f"one sample has {len(clips)} videos and {len(images)} pictures: one video alone can be asked")
+        raise ValueError(f"one sample has {len(clips)} videos and {len(images)} images: one video alone can be asked")
     return Conversation(turns, images, clips[0] if clips else None)
 
 
@@ -89,18 +89,18 @@ def content(visual: Any) -> dict[str, Any]:
     if isinstance(visual, Image.Image):
         return {"type": "image", "url": visual}
     if isinstance(visual, (str, Path)):
-        return {"type": "image" if Path(visual).suffix.lower() in PICTURES else "video", "url": str(visual)}
+        return {"type": "image" if Path(visual).suffix.lower() in IMAGES else "video", "url": str(visual)}
     raise TypeError(
-        f"a task gives {type(visual).__name__} to look at; vlmopt takes pictures and paths of pictures or videos"
+        f"a task gives {type(visual).__name__} to look at; vlmopt takes images and paths of images or videos"
     )
 
 
-def picture(source: Any) -> Image.Image:
+def opened(source: Any) -> Image.Image:
     if isinstance(source, Image.Image):
         return source.convert("RGB")
     if isinstance(source, (str, Path)):
         return load_image(source).image
-    raise TypeError(f"a picture of type {type(source).__name__} cannot be read; give a PIL image or a path")
+    raise TypeError(f"an image of type {type(source).__name__} cannot be read; give a PIL image or a path")
 
 
 def clip(part: Mapping[str, Any]) -> Clip:

@@ -20,7 +20,7 @@ class Inputs:
     """How one model is asked.
 
     Attributes:
-        size: bounds of a picture's area in pixels as its processor takes them; None for its own.
+        size: bounds of an image's area in pixels as its processor takes them; None for its own.
         max_frames: of a video.
     """
 
@@ -55,10 +55,10 @@ class Inputs:
 
     def batch(self, asked: Sequence[Conversation], model: Any) -> dict[str, Any]:
         """Make inputs on the model's device, ragged prompts padded on the left; a conversation with a clip is alone."""
-        inputs = self._video(asked[0], model) if asked[0].clip else self._pictures(asked)
+        inputs = self._video(asked[0], model) if asked[0].clip else self._images(asked)
         return placed(inputs, model.device, model.dtype)
 
-    def _pictures(self, asked: Sequence[Conversation]) -> dict[str, Any]:
+    def _images(self, asked: Sequence[Conversation]) -> dict[str, Any]:
         text = [rendered(self.processor, one) for one in asked]
         images = [one.images for one in asked] if asked[0].images else None
         kwargs = {} if self.size is None or images is None else {"images_kwargs": {"size": self.size}}
@@ -108,7 +108,7 @@ def area(config: Any, processor: Any, low: int | None, high: int | None) -> dict
         return None
     if not family_of(config).patch_grid:
         raise ValueError(
-            f"min_pixels and max_pixels mean nothing for model_type={config.model_type}: it takes pictures of one size"
+            f"min_pixels and max_pixels mean nothing for model_type={config.model_type}: it takes images of one size"
         )
     own = dict(processor.image_processor.size)
     size = {"shortest_edge": low or own["shortest_edge"], "longest_edge": high or own["longest_edge"]}

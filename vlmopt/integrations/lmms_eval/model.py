@@ -42,7 +42,7 @@ class Vlmopt(lmms):
         dtype: "auto" (that of the weights), "float32", "bfloat16" or "float16".
         device_map: "auto" spreads a model too big for one device over all of them.
         batch_size: samples in a call, 1 or more; a video is alone.
-        min_pixels, max_pixels: bounds of a picture's area, for families that take any size (Qwen-VL); 1 or more.
+        min_pixels, max_pixels: bounds of an image's area, for families that take any size (Qwen-VL); 1 or more.
         max_frames: of a video, 2 or more.
 
     Raises:

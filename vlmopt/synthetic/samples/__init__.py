@@ -1,1 +1,1 @@
-"""Pictures that come with the package, for first tries."""
+"""Images that come with the package, for first tries."""

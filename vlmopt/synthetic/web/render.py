@@ -144,8 +144,8 @@ class Renderer:
             self._page.evaluate(_script("align.js"), self.cell)
         seen = self._page.evaluate(_script("collect.js"))
         shot = self._session.send("Page.captureScreenshot", {"format": "png", "optimizeForSpeed": True})
-        picture = Image.open(io.BytesIO(base64.b64decode(shot["data"]))).convert("RGB")
-        return replace(_screen(page, seed, filled, picture, seen), cell=self.cell)
+        image = Image.open(io.BytesIO(base64.b64decode(shot["data"]))).convert("RGB")
+        return replace(_screen(page, seed, filled, image, seen), cell=self.cell)
 
 
 @functools.cache
@@ -153,7 +153,7 @@ def _script(name: str) -> str:
     return (files(__package__) / name).read_text(encoding="utf-8")
 
 
-def _screen(page: str, seed: int, filled: Filled, picture: Image.Image, seen: dict[str, Any]) -> Screen:
+def _screen(page: str, seed: int, filled: Filled, image: Image.Image, seen: dict[str, Any]) -> Screen:
     texts, icons = (
         tuple(Text(row["text"], tuple(map(tuple, row["boxes"]))) for row in seen[sort]) for sort in ("texts", "icons")
     )
@@ -166,4 +166,4 @@ def _screen(page: str, seed: int, filled: Filled, picture: Image.Image, seen: di
         alone = borne[name] == 1 and read[name] <= (row["data_type"] == "text")
         box, text_box = tuple(row["box"]), tuple(row["text_box"]) if row["text_box"] else None
         controls.append(Control(row["name"], row["kind"], box, text_box, row["data_type"], row["whole"] and alone))
-    return Screen(page, seed, filled.theme, filled.font_size, picture, tuple(controls), texts, icons)
+    return Screen(page, seed, filled.theme, filled.font_size, image, tuple(controls), texts, icons)

@@ -21,7 +21,7 @@ from .render import Control, Renderer, Screen
 KEY = "vlmopt.targets"  # the PNG's text chunk that holds its rows
 
 
-class Picture(NamedTuple):
+class Rendering(NamedTuple):
     """One image to be made."""
 
     page: str
@@ -56,7 +56,7 @@ def _row(screen: Screen, name: str, control: Control) -> dict[str, Any]:
     }
 
 
-def plan(split: str, count: int, sizes: Sequence[tuple[int, int]], seed: int) -> list[Picture]:
+def plan(split: str, count: int, sizes: Sequence[tuple[int, int]], seed: int) -> list[Rendering]:
     """Plan `count` images of every size: the split's pages in turn, with a new seed every time round.
 
     Raises:
@@ -67,7 +67,7 @@ def plan(split: str, count: int, sizes: Sequence[tuple[int, int]], seed: int) ->
     if count < 1 or not sizes or len(set(sizes)) < len(sizes):
         raise ValueError(f"count must be 1 or more and sizes distinct, got {count!r} and {list(sizes)}")
     pages = SPLITS[split]
-    return [Picture(pages[i % len(pages)], seed + i // len(pages), size) for size in sizes for i in range(count)]
+    return [Rendering(pages[i % len(pages)], seed + i // len(pages), size) for size in sizes for i in range(count)]
 
 
 def make(
@@ -86,33 +86,33 @@ def make(
         The path of the list, and its rows.
 
     Raises:
-        ValueError: as `plan` and `Renderer`; `out` is a file; a picture of that name that holds no targets.
+        ValueError: as `plan` and `Renderer`; `out` is a file; an image of that name that holds no targets.
     """
-    pictures = plan(split, count, sizes, seed)
+    images = plan(split, count, sizes, seed)
     if out.is_file():
         raise ValueError(f"{out} is a file; give a directory")
     out.mkdir(parents=True, exist_ok=True)
-    found = list(_make(out, pictures, cell))
+    found = list(_make(out, images, cell))
     path = out / f"{split}_web.json"
     with whole(path) as fresh:
         fresh.write_text("[\n" + ",\n".join(json.dumps(row) for row in found) + "\n]\n", encoding="utf-8")
     return path, found
 
 
-def _make(out: Path, pictures: list[Picture], cell: int) -> Iterator[dict[str, Any]]:
+def _make(out: Path, renderings: list[Rendering], cell: int) -> Iterator[dict[str, Any]]:
     """Yield the entries of all images. A browser starts at the first image of a size that is missing."""
     with ExitStack() as open_ones:
         renderer: Renderer | None = None
-        for picture in tqdm(pictures, desc="screens", unit="picture"):
-            path = out / picture.name
+        for rendering in tqdm(renderings, desc="screens", unit="image"):
+            path = out / rendering.name
             if path.exists():
                 yield from read_rows(path)
                 continue
-            if renderer is None or renderer.size != picture.size:
+            if renderer is None or renderer.size != rendering.size:
                 open_ones.close()
-                renderer = open_ones.enter_context(Renderer(picture.size, cell))
-            screen = renderer.render(picture.page, picture.seed)
-            told = rows(screen, picture.name)
+                renderer = open_ones.enter_context(Renderer(rendering.size, cell))
+            screen = renderer.render(rendering.page, rendering.seed)
+            told = rows(screen, rendering.name)
             with whole(path) as fresh:
                 fresh.write_bytes(encode(screen.image, {KEY: json.dumps(told)}))
             yield from told

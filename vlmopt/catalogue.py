@@ -59,13 +59,13 @@ def groups() -> dict[str, str]:
 
 def presets() -> dict[str, Preset]:
     """Return every preset by name, in the order in which they are shown."""
-    rows = [Preset(**{**row, "was": tuple(row.get("was", ()))}) for row in _data()["presets"]]
-    return {row.name: row for row in rows}
+    found = [Preset(**{**data, "was": tuple(data.get("was", ()))}) for data in _data()["presets"]]
+    return {preset.name: preset for preset in found}
 
 
 def preset(name: str) -> Preset | None:
     """Return the preset of that name or older name, None if there is none."""
-    return next((row for row in presets().values() if name == row.name or name in row.was), None)
+    return next((one for one in presets().values() if name in (one.name, *one.was)), None)
 
 
 def methods() -> list[str]:

@@ -36,9 +36,9 @@ class SinkReport:
     def to_dict(self) -> dict[str, Any]:
         return {"layers": self.layers, "samples": copy.deepcopy(list(self.samples))}
 
-    def lifetimes(self, maps: Sequence[VisualMap], row: int = 0) -> list[Tensor]:
+    def lifetimes(self, maps: Sequence[VisualMap], sample: int = 0) -> list[Tensor]:
         """Return fp32 [n] per image: in how many layers each token is a sink by either rule; NaN: none."""
-        found = {tuple(t["cell"]): t for t in self.samples[row]["tokens"] if t["cell"] is not None}
+        found = {tuple(t["cell"]): t for t in self.samples[sample]["tokens"] if t["cell"] is not None}
         out = []
         for m in maps:
             tokens = [found.get((m.item, *cell)) for cell in m.coords.tolist()]
@@ -47,13 +47,13 @@ class SinkReport:
         return out
 
     def __str__(self) -> str:
-        return "\n\n".join("\n".join(self.table(row)) for row in range(len(self.samples)))
+        return "\n\n".join("\n".join(self.table(sample)) for sample in range(len(self.samples)))
 
-    def table(self, row: int) -> list[str]:
+    def table(self, number: int) -> list[str]:
         """Write the lines about one sample."""
-        sample = self.samples[row]
+        sample = self.samples[number]
         tokens = sorted(sample["tokens"], key=lambda t: (-t["lifetime"], -t["visual_sink_layers"], t["place"]))
-        out = [f"sample {row}: {sample['summary']}"]
+        out = [f"sample {number}: {sample['summary']}"]
         if tokens:
             out.append(f"{'place':>7} {'token':<32} {'kind':<10} {'like the first in':<18} visual sink in")
         for token in tokens[:LISTED]:

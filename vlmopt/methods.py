@@ -89,15 +89,15 @@ def to_dict(method: Method) -> dict[str, Any]:
 
 
 def describe() -> list[dict[str, Any]]:
-    """Return one row per method for lists, forms and command lines.
+    """Return one entry per method for lists, forms and command lines.
 
     {"name", "kind": "selector" | "correction" | "pattern", "summary", "paper": arXiv id or None, "reads", "package",
     "settings": [{"name", "default", "help", "kind", "min", "max", "above", "choices"}, ...]}; bounds where they exist.
     """
-    return [row(cls) for cls in methods().values()]
+    return [entry(cls) for cls in methods().values()]
 
 
-def row(cls: type[Method]) -> dict[str, Any]:
+def entry(cls: type[Method]) -> dict[str, Any]:
     doc = cls.__doc__ or ""
     paper = re.search(r"arXiv[:\s]\s*(\d{4}\.\d{4,5})", doc)
     return {

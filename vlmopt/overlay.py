@@ -62,7 +62,7 @@ def overlay(
     Args:
         images: the images of the prompt in order, and of each video one frame per temporal cell. A grid without an
             image of its own (one of several tiles, say) is drawn on plain paper, an unknown grid as a strip.
-        maps: `report.maps(row)` of the sample.
+        maps: `report.maps(sample)` of the sample.
         heat: colour the cells by their score instead of dimming the dropped ones, where there are scores.
         title: text after the counts in the legend.
         columns: panels per row, when there are several.

@@ -198,7 +198,7 @@ def nested(about: Row, value: Any, inner: list[str], key: str, layers: int | Non
     chosen = st.selectbox(options=options, index=options.index(start), **about)
     if chosen == NONE:
         return None
-    row = methods.row(methods.find(chosen))
+    row = methods.entry(methods.find(chosen))
     data = value if chosen == start else starting(chosen, layers)
     with st.container(border=True):
         return method_form(row, data, f"{key}-{chosen}", layers)

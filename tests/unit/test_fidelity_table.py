@@ -33,7 +33,7 @@ def test_every_method_has_a_row():
 
 def test_rows_name_the_paper_and_what_paper_compat_restores():
     for name, cells in rows().items():
-        row = methods.row(own()[name])
+        row = methods.entry(own()[name])
         if row["paper"]:
             assert row["paper"] in cells[1], name
         assert cells[3], name

@@ -83,5 +83,5 @@ def test_the_catalogue_names_what_is_registered():
     found = {entry.name: entry for entry in catalogue.built_in()}
     assert set(found) == set(ours)
     for name, cls in ours.items():
-        row = methods.row(cls)
+        row = methods.entry(cls)
         assert (found[name].kind, found[name].summary) == (row["kind"], row["summary"])

@@ -24,7 +24,7 @@ def cell_map(
 
     Args:
         images: as for `overlay`: the images in order, and of a video one frame per temporal cell.
-        maps: `report.maps(row)` of the sample, for the grids. values: fp32 [n] for each; NaN: the image, dimmed.
+        maps: `report.maps(sample)` of the sample, for the grids. values: fp32 [n] for each; NaN: the image, dimmed.
         label: what the numbers are.
 
     Raises:

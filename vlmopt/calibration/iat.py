@@ -101,10 +101,10 @@ class IATCollector:
         new = out[:, moved["input_ids"].shape[1] :].tolist()
         captions = [self.text(ids) for ids in new]
         before = self.before(listener.heard, len(new), len(new[0]) - 1)
-        for row, (ids, caption, truth) in enumerate(zip(new, captions, truths, strict=True)):
+        for sample, (ids, caption, truth) in enumerate(zip(new, captions, truths, strict=True)):
             for place, name in mentions(caption, self.lexicon):
                 if token := first_token(ids, caption, place, self.text):
-                    self.sums.take(before[token - 1, :, row], token, name in truth)
+                    self.sums.take(before[token - 1, :, sample], token, name in truth)
         self.sums.captions += len(new)
         return captions
 

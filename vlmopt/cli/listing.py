@@ -26,9 +26,9 @@ def as_text(what: str | None) -> str:
     if what == "presets":
         return "\n".join(preset_lines())
     if what == "methods":
-        return "\n".join(f"{row['name']:<24} {row['kind']:<11} {row['summary']}" for row in gathered("methods"))
+        return "\n".join(f"{entry['name']:<24} {entry['kind']:<11} {entry['summary']}" for entry in gathered("methods"))
     if what in SECTIONS:
-        return "\n".join(line(row) for row in gathered(what))
+        return "\n".join(line(entry) for entry in gathered(what))
     if (preset := catalogue.preset(what)) is not None:
         return preset_page(preset)
     return method_page(found(what))
@@ -39,10 +39,10 @@ def preset_lines() -> list[str]:
     lines = ["PRESETS (--policy NAME)"]
     for group, title in catalogue.groups().items():
         lines.append(f"  {title}")
-        for row in catalogue.presets().values():
-            if row.group == group:
-                mark = " (default)" if row.name == catalogue.default() else ""
-                lines.append(f"    {row.name:<16} {row.summary}{mark}")
+        for entry in catalogue.presets().values():
+            if entry.group == group:
+                mark = " (default)" if entry.name == catalogue.default() else ""
+                lines.append(f"    {entry.name:<16} {entry.summary}{mark}")
     return lines
 
 
@@ -68,20 +68,20 @@ def preset_page(preset: catalogue.Preset) -> str:
 
 
 def found(name: str) -> dict[str, Any]:
-    """Return the row of a method; refuse an unknown name and suggest what resembles it."""
+    """Return the entry of a method; refuse an unknown name and suggest what resembles it."""
     methods = catalogue.methods()
     if name not in methods:
         names = [*SECTIONS, *catalogue.presets(), *methods]
         raise ValueError(f"nothing is called {name!r}{near(name, names)}; see `vlmopt list`")
-    row: dict[str, Any] = next(row for row in gathered("methods") if row["name"] == name)
-    return row
+    entry: dict[str, Any] = next(entry for entry in gathered("methods") if entry["name"] == name)
+    return entry
 
 
-def method_page(row: dict[str, Any]) -> str:
+def method_page(entry: dict[str, Any]) -> str:
     """Write all that is known of a method: what it does, its paper, its settings with their bounds."""
-    paper = f", arXiv {row['paper']}" if row["paper"] else ""
-    lines = [f"{row['name']} ({row['kind']}, reads {row['reads']}{paper})", f"  {row['summary']}", ""]
-    for s in row["settings"]:
+    paper = f", arXiv {entry['paper']}" if entry["paper"] else ""
+    lines = [f"{entry['name']} ({entry['kind']}, reads {entry['reads']}{paper})", f"  {entry['summary']}", ""]
+    for s in entry["settings"]:
         bounds = [f"> {s['above']}"] if "above" in s else []
         bounds += [f">= {s['min']}"] if "min" in s else []
         bounds += [f"<= {s['max']}"] if "max" in s else []
@@ -92,8 +92,8 @@ def method_page(row: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def line(row: Any) -> str:
-    return f"{row['name']:<20} {row['example']}" if isinstance(row, dict) else str(row)
+def line(entry: Any) -> str:
+    return f"{entry['name']:<20} {entry['example']}" if isinstance(entry, dict) else str(entry)
 
 
 def gathered(section: str) -> list[Any]:
@@ -125,5 +125,5 @@ def as_json(what: str | None) -> str:
         return json.dumps({name: gathered(name) for name in wanted}, indent=2)
     preset = catalogue.preset(what)
     if preset is not None:
-        return json.dumps(next(row for row in gathered("presets") if row["name"] == preset.name), indent=2)
+        return json.dumps(next(entry for entry in gathered("presets") if entry["name"] == preset.name), indent=2)
     return json.dumps(found(what), indent=2)

@@ -35,7 +35,7 @@ class Recorder:
 
     def answered(self, policy: str, batch: Batch, out: Output, memory: int | None) -> list[Record]:
         """Return the records of a call that came to its end; save maps."""
-        records = [self._answer(policy, batch, row, out, memory) for row in range(len(batch.samples))]
+        records = [self._answer(policy, batch, index, out, memory) for index in range(len(batch.samples))]
         if policy == DENSE:
             self.dense |= {record.id: record.prediction for record in records}
         return records
@@ -49,11 +49,11 @@ class Recorder:
         """Return the record of a sample that cannot be put to any model: nothing is marked."""
         return replace(self._record(policy, sample), error=why)
 
-    def _answer(self, policy: str, batch: Batch, row: int, out: Output, memory: int | None) -> Record:
-        sample, told, text = batch.samples[row], out.report, out.texts[row]
-        said = Said(text=text, ended=out.ended[row], size=batch.sizes[row], resized=batch.resized[row])
-        mark, counted, record = grade(sample, said, self.marking), told.samples[row], self._record(policy, sample)
-        kept, seen = self._map(policy, sample, text, told, row)
+    def _answer(self, policy: str, batch: Batch, index: int, out: Output, memory: int | None) -> Record:
+        sample, told, text = batch.samples[index], out.report, out.texts[index]
+        said = Said(text=text, ended=out.ended[index], size=batch.sizes[index], resized=batch.resized[index])
+        mark, counted, record = grade(sample, said, self.marking), told.samples[index], self._record(policy, sample)
+        kept, seen = self._map(policy, sample, text, told, index)
         return replace(
             record,
             prediction=text,
@@ -69,7 +69,7 @@ class Recorder:
             ms=told.ms,
             decode_tokens_per_s=told.decode_tokens_per_s,
             memory_bytes=memory,
-            new_tokens=out.lengths[row],
+            new_tokens=out.lengths[index],
             batch=len(batch.samples),
             call=batch.samples[0].id,
             map=kept,
@@ -99,9 +99,9 @@ class Recorder:
             extra={**sample.extra, **{name: kind(value) for name, value, kind in optional if value}},
         )
 
-    def _map(self, policy: str, sample: Sample, text: str, told: Report, row: int) -> tuple[str | None, str | None]:
+    def _map(self, policy: str, sample: Sample, text: str, told: Report, index: int) -> tuple[str | None, str | None]:
         """Save what was kept, and the image as the tower sees it; return paths relative to the run."""
-        maps = told.maps(row)
+        maps = told.maps(index)
         if policy == DENSE or self.maps[policy] < 1 or not maps or text == self.dense.get(sample.id):
             return None, None
         self.maps[policy] -= 1

@@ -12,4 +12,4 @@ def presets() -> dict[str, Policy]:
     `sinks`, `describe` and `truer-25` redistribute visual sinks: they need a model whose sink dimensions are published,
     or a profile (`Profile.apply`).
     """
-    return {name: Policy.from_dict(row.policy) for name, row in catalogue.presets().items()}
+    return {name: Policy.from_dict(preset.policy) for name, preset in catalogue.presets().items()}

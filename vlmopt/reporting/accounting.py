@@ -28,7 +28,7 @@ class VisualMap:
     scores: Tensor | None  # fp32 [n] of the last selector that scored; NaN where a token was no candidate
 
 
-def sample(call: Call, row: int, shown: list[VisualMap]) -> dict[str, Any]:
+def token_counts(call: Call, sample: int, shown: list[VisualMap]) -> dict[str, Any]:
     """Count the tokens of one sample.
 
     visual_tokens: N of the prompt. visual_tokens_pre_llm: entering layer 0. visual_tokens_kept: left after the last
@@ -39,26 +39,26 @@ def sample(call: Call, row: int, shown: list[VisualMap]) -> dict[str, Any]:
     total = dict.fromkeys(("all", "pre_llm", "kept", "markers", "merged", "structural"), 0)
     area = 0.0
     for number, context in enumerate(call.page.contexts):
-        left = int(context.visual[row].sum())
+        left = int(context.visual[sample].sum())
         last_layer = markers = 0
         total["all"] += left
         pre_llm = left
         for cut in cuts_of(call, number):
             area += (left + markers) * (cut.layer - last_layer)
-            left, last_layer = int(cut.keep[row].sum()), cut.layer
-            new = count(cut.markers, row)
+            left, last_layer = int(cut.keep[sample].sum()), cut.layer
+            new = count(cut.markers, sample)
             markers += new
             pre_llm = left + markers if cut.layer == 0 else pre_llm
             stages.append(
                 {
                     "layer": cut.layer,
                     "method": cut.method,
-                    "before": int(cut.before[row].sum()),
+                    "before": int(cut.before[sample].sum()),
                     "after": left,
                     "markers": new,
-                    "merged": count(cut.written, row),
-                    "requested": cut.requested[row],
-                    **cut.stats[row],
+                    "merged": count(cut.written, sample),
+                    "requested": cut.requested[sample],
+                    **cut.stats[sample],
                 }
             )
         area += (left + markers) * (depth - last_layer)
@@ -71,8 +71,8 @@ def sample(call: Call, row: int, shown: list[VisualMap]) -> dict[str, Any]:
     length = sum(q for _, q in call.page.query_lengths)  # candidates of assisted decoding among them
     length = min(length, call.request.length or length)
     return {
-        "row": row,
-        "prompt_tokens": length if call.page.prompt_tokens is None else int(call.page.prompt_tokens[row]),
+        "row": sample,
+        "prompt_tokens": length if call.page.prompt_tokens is None else int(call.page.prompt_tokens[sample]),
         "visual_tokens": total["all"],
         "visual_tokens_pre_llm": total["pre_llm"],
         "visual_tokens_kept": total["kept"],
@@ -94,49 +94,49 @@ def item(m: VisualMap) -> dict[str, Any]:
     }
 
 
-def count(places: Tensor | None, row: int) -> int:
-    return 0 if places is None else int(places[row].sum())
+def count(places: Tensor | None, sample: int) -> int:
+    return 0 if places is None else int(places[sample].sum())
 
 
 def cuts_of(call: Call, chunk: int) -> list[Cut]:
     return [cut for cut in call.page.slot(Cuts) if cut.chunk == chunk]
 
 
-def maps(call: Call, row: int) -> list[VisualMap]:
-    return [m for number in range(len(call.page.contexts)) for m in chunk_maps(call, number, row)]
+def maps(call: Call, sample: int) -> list[VisualMap]:
+    return [m for number in range(len(call.page.contexts)) for m in chunk_maps(call, number, sample)]
 
 
-def chunk_maps(call: Call, number: int, row: int, cuts: Sequence[Cut] | None = None) -> list[VisualMap]:
+def chunk_maps(call: Call, number: int, sample: int, cuts: Sequence[Cut] | None = None) -> list[VisualMap]:
     """Return one map per image of a chunk, after all of its cuts or after those that are given."""
     context = call.page.contexts[number]
     cuts = cuts_of(call, number) if cuts is None else cuts
     out = []
-    for span in (s for s in context.spans if s.row == row):
+    for span in (s for s in context.spans if s.row == sample):
         n = len(span.index)
         kept, markers, merged = torch.ones(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool), torch.zeros(n).bool()
         into, scores = torch.full((n,), -1), None
         for cut in cuts:
-            kept = cut.keep[row, span.index].cpu()
+            kept = cut.keep[sample, span.index].cpu()
             if cut.markers is not None:
-                markers |= cut.markers[row, span.index].cpu()
+                markers |= cut.markers[sample, span.index].cpu()
             if cut.written is not None:
-                merged |= cut.written[row, span.index].cpu()
-            if (origin := cut.origin[row]) is not None:
-                into = torch.maximum(into, merged_into(cut, row, origin, context.ordinal[row])[span.index.cpu()])
-            if (given := cut.scores[row]) is not None:
+                merged |= cut.written[sample, span.index].cpu()
+            if (origin := cut.origin[sample]) is not None:
+                into = torch.maximum(into, merged_into(cut, sample, origin, context.ordinal[sample])[span.index.cpu()])
+            if (given := cut.scores[sample]) is not None:
                 full = torch.full(context.visual.shape[1:], float("nan"))
-                full[cut.before[row].cpu()] = given.float().cpu()
+                full[cut.before[sample].cpu()] = given.float().cpu()
                 scores = full[span.index.cpu()]
         out.append(VisualMap(span.item, span.kind, span.grid, span.coords.cpu(), kept, markers, merged, into, scores))
     return out
 
 
-def merged_into(cut: Cut, row: int, origin: Tensor, ordinal: Tensor) -> Tensor:
+def merged_into(cut: Cut, sample: int, origin: Tensor, ordinal: Tensor) -> Tensor:
     """Return Long[L] over logical positions: which slot a token was merged into.
 
     The slot is named by its number among the sample's visual tokens; -1 where a token was merged into none.
     """
-    offered = cut.before[row].cpu().nonzero()[:, 0]
+    offered = cut.before[sample].cpu().nonzero()[:, 0]
     origin = origin.cpu()
     full = torch.full((cut.before.shape[1],), -1)
     full[offered] = torch.where(origin >= 0, ordinal.cpu()[offered[origin.clamp_min(0)]], -1)

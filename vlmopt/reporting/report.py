@@ -15,7 +15,7 @@ from ..runtime.components.layer_corrections import Divergence, Records, Repeatin
 from ..runtime.components.selection import Cuts
 from ..runtime.components.tower_pruning import Patches
 from ..runtime.offload import device_of
-from .accounting import VisualMap, maps, sample
+from .accounting import VisualMap, maps, token_counts
 from .corrections import corrected
 from .corrections import lines as corrected_lines
 from .sparsity import lines as sparse_lines
@@ -64,7 +64,7 @@ class Report:
         device = device_of(session.model)
         batch = call.page.query_lengths[0][0] if call.page.query_lengths else 0
         ms = milliseconds(call)
-        shown = {row: maps(call, row) for row in range(batch)}
+        shown = {index: maps(call, index) for index in range(batch)}
         decode = ms["decode"]
         tripped, divergence = call.slot(Repeating).tripped, call.slot(Divergence)
         return cls(
@@ -76,7 +76,7 @@ class Report:
             dtype=str(next(session.model.parameters()).dtype).removeprefix("torch."),
             device=str(device),
             policy=session.policy.to_dict(),
-            samples=[sample(call, row, shown[row]) for row in range(batch)],
+            samples=[token_counts(call, index, shown[index]) for index in range(batch)],
             key_lengths=list(call.page.key_lengths),
             kv_cache_bytes=call.page.cache_bytes,
             ms=ms,
@@ -91,19 +91,19 @@ class Report:
             repeating=None if tripped is None else tripped.nonzero()[:, 0].tolist(),
             token_divergence=torch.stack(divergence, 1).tolist() if divergence else None,
             _maps=shown,
-            _stages={row: stages(call, row) for row in shown},
+            _stages={index: stages(call, index) for index in shown},
         )
 
-    def maps(self, row: int = 0) -> list[VisualMap]:
-        """Return one `VisualMap` per image, tile or video of sample `row`; empty for a text-only sample."""
-        if row not in self._maps:
-            raise ValueError(f"row={row} is not in this report; it has {len(self._maps)} samples")
-        return self._maps[row]
+    def maps(self, sample: int = 0) -> list[VisualMap]:
+        """Return one `VisualMap` per image, tile or video of one sample; empty for a text-only sample."""
+        if sample not in self._maps:
+            raise ValueError(f"sample={sample} is not in this report, which has samples 0 to {len(self._maps) - 1}")
+        return self._maps[sample]
 
-    def stages(self, row: int = 0) -> list[Stage]:
-        """Return what every cut of sample `row` left, with maps of its own; empty where nothing was pruned."""
-        self.maps(row)
-        return self._stages[row]
+    def stages(self, sample: int = 0) -> list[Stage]:
+        """Return what every cut left of one sample, with maps of its own; empty where nothing was pruned."""
+        self.maps(sample)
+        return self._stages[sample]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists, dicts, numbers and strings."""

@@ -24,15 +24,15 @@ class Stage:
     maps: Sequence[VisualMap]
 
 
-def stages(call: Call, row: int) -> list[Stage]:
-    """Return the cuts of sample `row`, by the order in which they were made."""
+def stages(call: Call, sample: int) -> list[Stage]:
+    """Return the cuts of one sample, by the order in which they were made."""
     found = []
     for number in range(len(call.page.contexts)):
         cuts = cuts_of(call, number)
         for count, cut in enumerate(cuts, 1):
-            maps = chunk_maps(call, number, row, cuts[:count])
-            if cut.scores[row] is None:
+            maps = chunk_maps(call, number, sample, cuts[:count])
+            if cut.scores[sample] is None:
                 maps = [replace(m, scores=None) for m in maps]
-            before, after = int(cut.before[row].sum()), int(cut.keep[row].sum())
+            before, after = int(cut.before[sample].sum()), int(cut.keep[sample].sum())
             found.append(Stage(cut.layer, cut.method, before, after, maps))
     return found

@@ -52,7 +52,7 @@ class AdaptiveGeneratedText(Watched, RowCorrection):
         read_profile(self, "profile", IATProfile)
 
     @property
-    def neutral(self) -> bool:
+    def is_identity(self) -> bool:
         return self.alpha == 0
 
     @property
@@ -62,7 +62,7 @@ class AdaptiveGeneratedText(Watched, RowCorrection):
     def check_model(self, model: Mapping[str, Any]) -> None:
         if self.profile is not None:
             self.profile.check(model)
-        elif not self.neutral:
+        elif not self.is_identity:
             raise ValueError(
                 f"{self.name}: how {model.get('name_or_path') or dict(model)!r} looks at its own text is not known; "
                 "measure it with `vlmopt calibrate --only iat` and give its profile"

@@ -38,11 +38,11 @@ class AttentionFusion(Watched, RowCorrection):
     )
 
     @property
-    def neutral(self) -> bool:
+    def is_identity(self) -> bool:
         return self.enhance == 0 == self.suppress
 
     def edit(self, values: Tensor, view: RowView) -> tuple[Tensor, Tensor]:
-        if self.neutral:
+        if self.is_identity:
             return values, no_rows(values)
         size = values.abs() if self.sign_safe else values
         image = view.sees(view.image)

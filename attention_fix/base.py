@@ -90,7 +90,7 @@ class Correction(Configured, ABC):
 
     @property
     @abstractmethod
-    def neutral(self) -> bool:
+    def is_identity(self) -> bool:
         """True if these settings change nothing."""
 
     @property
@@ -216,7 +216,7 @@ class Diagnosis(Correction):
     """Base of methods that change nothing and listen to the residual stream of prompts: override `listen`."""
 
     @property
-    def neutral(self) -> bool:
+    def is_identity(self) -> bool:
         return False  # it would not be installed
 
     def listen(self, valid: Tensor) -> Listening:

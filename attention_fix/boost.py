@@ -47,7 +47,7 @@ class Boost(Watched, Guided, RowCorrection):
         """True if these settings boost any key."""
 
     @property
-    def neutral(self) -> bool:
+    def is_identity(self) -> bool:
         return not self.boosts and self.gamma == 1
 
     @property

@@ -31,7 +31,7 @@ class GeneratedText(Watched, RowCorrection):
     alpha: float = setting(0.8, "Strength, as a fraction of |z|.", "float", min=0, max=2)
 
     @property
-    def neutral(self) -> bool:
+    def is_identity(self) -> bool:
         return self.alpha == 0
 
     def edit(self, values: Tensor, view: RowView) -> tuple[Tensor, Tensor]:

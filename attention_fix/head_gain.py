@@ -44,7 +44,7 @@ class HeadGain(HeadCorrection):
         read_profile(self, "profile", HeadProfile, required=True)
 
     @property
-    def neutral(self) -> bool:
+    def is_identity(self) -> bool:
         return self.strength == 1
 
     @property

@@ -32,11 +32,11 @@ class HeadGuided(Watched, RowCorrection):
     alpha: float = setting(0.5, "Strength, as a fraction of the mean over heads.", "float", min=0, max=2)
 
     @property
-    def neutral(self) -> bool:
+    def is_identity(self) -> bool:
         return self.alpha == 0
 
     def edit(self, values: Tensor, view: RowView) -> tuple[Tensor, Tensor]:
-        if self.neutral:
+        if self.is_identity:
             return values, no_rows(values)
         chosen = view.sees(view.image).expand_as(values)
         total = values.abs().masked_fill(~chosen, 0.0).sum(1, keepdim=True)

@@ -75,7 +75,7 @@ class VisionHeads(HeadCorrection):
         return frozenset({TextOnly()}) if self.mode == "text_first" else frozenset()
 
     @property
-    def neutral(self) -> bool:
+    def is_identity(self) -> bool:
         return self.strength == 1 and not self.trace
 
     @property

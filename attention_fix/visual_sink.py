@@ -76,10 +76,10 @@ class VisualSink(SinkSettings, RowCorrection):
 
     @property
     def needs(self) -> frozenset[Need]:
-        return frozenset() if self.neutral else frozenset({Residual()})
+        return frozenset() if self.is_identity else frozenset({Residual()})
 
     @property
-    def neutral(self) -> bool:
+    def is_identity(self) -> bool:
         return self.recycle == 0 or self.idle is not None
 
     @property
@@ -90,7 +90,7 @@ class VisualSink(SinkSettings, RowCorrection):
 
     def check_model(self, model: Mapping[str, Any]) -> None:
         super().check_model(model)
-        if self.profile is None and not (self.dims or published_dims(model) or self.neutral):
+        if self.profile is None and not (self.dims or published_dims(model) or self.is_identity):
             hint = ""
             if row := published(model):
                 hint = f" (unverified for {row.name}: {' or '.join(str(dims) for dims in (row.dims, *row.others))})"
@@ -104,7 +104,7 @@ class VisualSink(SinkSettings, RowCorrection):
 
     def edit(self, values: Tensor, view: RowView) -> tuple[Tensor, Tensor]:
         sets = view.sets if view.sets is not None else self.sets(view.image, view.marks)
-        if sets is None or self.neutral:
+        if sets is None or self.is_identity:
             return values, no_rows(values)
         found = self.weigh(values, view, sets.to(values.dtype))
         if self.scope == "all":

@@ -32,7 +32,7 @@ class Selector(Configured, ABC):
 
     name: ClassVar[str] = ""  # set by `register`
     reads: ClassVar[str] = "nothing"  # what the choice depends on, in words, for tables
-    asks_text: ClassVar[bool] = False  # the choice depends on the question, so a pruned cache is bound to it
+    query_aware: ClassVar[bool] = False  # the choice depends on the question, so a pruned cache is bound to it
     adaptive: ClassVar[bool] = False  # the method itself decides how many stay; the budget is only a ceiling
     resizes_pixels: ClassVar[bool] = False
     before_tower: ClassVar[bool] = False  # chooses what the tower encodes; another selector may follow at layer 0
@@ -153,7 +153,7 @@ class Selector(Configured, ABC):
         return needed
 
     @property
-    def neutral(self) -> bool:
+    def is_identity(self) -> bool:
         """True if this selector never touches anything."""
         return self.keep_ratio == 1.0 and self.padding == "keep"
 

@@ -31,7 +31,7 @@ class CDPruner(Selector):
     """
 
     reads = "embeddings"
-    asks_text = True
+    query_aware = True
 
     layer: int = setting(0, "Always 0: tokens leave before the LLM.", "int", min=0, max=0)
     relevance: str = setting(
@@ -43,7 +43,7 @@ class CDPruner(Selector):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "asks_text", self.relevance == "text")
+        object.__setattr__(self, "query_aware", self.relevance == "text")
 
     @property
     def needs(self) -> frozenset[Signal]:

@@ -32,7 +32,7 @@ class CoreMatching(ScoreSelector):
     """
 
     reads = "neurons"
-    asks_text = True
+    query_aware = True
     adaptive = True
 
     keep_ratio: float | None = setting(
@@ -74,7 +74,7 @@ class CoreMatching(ScoreSelector):
             raise ValueError(f"{self.label}: paper_compat has no use for {unused}; leave them out")
 
     @property
-    def neutral(self) -> bool:
+    def is_identity(self) -> bool:
         return False  # keep_ratio is a ceiling
 
     @property

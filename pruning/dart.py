@@ -27,7 +27,7 @@ class DART(Selector):
     """
 
     reads = "embeddings"
-    asks_text = True
+    query_aware = True
 
     layer: int = setting(0, "Always 0: tokens leave before the LLM.", "int", min=0, max=0)
     pivots_image: int = setting(4, "Visual tokens that are pivots, and stay.", "int", min=0)
@@ -39,7 +39,7 @@ class DART(Selector):
             raise ValueError(
                 f"{self.label}: pivots_image=0 and pivots_text=0 leave nothing to compare with; give one of them >= 1"
             )
-        object.__setattr__(self, "asks_text", self.pivots_text > 0)
+        object.__setattr__(self, "query_aware", self.pivots_text > 0)
 
     @property
     def needs(self) -> frozenset[Signal]:

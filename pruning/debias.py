@@ -56,7 +56,7 @@ class Debias(ScoreSelector):
     """
 
     reads = "what its host reads"
-    asks_text = True  # attention of the prompt inside the LLM
+    query_aware = True  # attention of the prompt inside the LLM
 
     host: ScoreSelector = field(kw_only=False, metadata={"help": "The method whose scores are corrected."})
     fit: str = setting(
@@ -180,8 +180,8 @@ class Debias(ScoreSelector):
         return self.host.needs
 
     @property
-    def neutral(self) -> bool:
-        return self.host.neutral
+    def is_identity(self) -> bool:
+        return self.host.is_identity
 
     def budget(self, total: int) -> int:
         return self.host.budget(total)

@@ -24,7 +24,7 @@ class FastV(OnePool, ScoreSelector):
     """
 
     reads = "attention"
-    asks_text = True
+    query_aware = True
     trend = True
 
     layer: int = setting(

@@ -32,7 +32,7 @@ class FirstPass(Shuffled, ScoreSelector):
     """
 
     reads = "attention, pixels"
-    asks_text = True
+    query_aware = True
 
     layer: int = setting(0, "Always 0: tokens leave before the LLM.", "int", min=0, max=0)
     attention_layer: int | None = setting(

@@ -33,7 +33,7 @@ class FocusUI(Shuffled, ScoreSelector):
     """
 
     reads = "embeddings"
-    asks_text = True
+    query_aware = True
 
     scorer: str | None = setting(
         None, "The trained scorer, always given: a bundled checkpoint, directory or Hub id; it fits one model.", "str"
@@ -105,7 +105,7 @@ class InstructionSimilarity(Shuffled, ScoreSelector):
     """
 
     reads = "embeddings, pixels"
-    asks_text = True
+    query_aware = True
 
     layer: int = setting(0, "Always 0: tokens leave before the LLM.", "int", min=0, max=0)
     alpha: float = setting(0.8, "Weight of the similarity against the UI graph.", "float", min=0, max=1)

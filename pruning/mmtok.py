@@ -28,7 +28,7 @@ class MMTok(Selector):
     """
 
     reads = "embeddings"
-    asks_text = True
+    query_aware = True
 
     layer: int = setting(0, "Always 0: tokens leave before the LLM.", "int", min=0, max=0)
     alpha: float = setting(0.5, "Weight of covering the image beside covering the question.", "float", above=0)
@@ -48,7 +48,7 @@ class MMTok(Selector):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "asks_text", self.relevance == "text")
+        object.__setattr__(self, "query_aware", self.relevance == "text")
 
     @property
     def needs(self) -> frozenset[Signal]:

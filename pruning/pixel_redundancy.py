@@ -76,7 +76,7 @@ class PixelRedundancy(Selector):
             )
 
     @property
-    def neutral(self) -> bool:
+    def is_identity(self) -> bool:
         return False  # pixels alone know
 
     @property

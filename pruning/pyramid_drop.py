@@ -86,7 +86,7 @@ class PyramidDrop(Renumbered, Progressive):
     """
 
     reads = "attention"
-    asks_text = True
+    query_aware = True
     trend = True
 
     layers: tuple[int, ...] = setting(

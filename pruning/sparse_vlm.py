@@ -38,7 +38,7 @@ class SparseVLM(Renumbered, Progressive):
     """
 
     reads = "attention"
-    asks_text = True
+    query_aware = True
     trend = True
 
     layers: tuple[int, ...] = setting(
@@ -77,8 +77,8 @@ class SparseVLM(Renumbered, Progressive):
         return published(self.keep_ratio) if len(self.layers) == 3 else super().schedule()
 
     @property
-    def neutral(self) -> bool:
-        return super().neutral and self.count == "schedule"
+    def is_identity(self) -> bool:
+        return super().is_identity and self.count == "schedule"
 
     @property
     def numbering(self) -> str:

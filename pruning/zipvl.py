@@ -25,7 +25,7 @@ class ZipVL(ScoreSelector):
     """
 
     reads = "attention"
-    asks_text = True
+    query_aware = True
     trend = True
     adaptive = True
 
@@ -45,8 +45,8 @@ class ZipVL(ScoreSelector):
         super().__post_init__()
 
     @property
-    def neutral(self) -> bool:
-        return super().neutral and self.tau == 1
+    def is_identity(self) -> bool:
+        return super().is_identity and self.tau == 1
 
     @property
     def needs(self) -> frozenset[Signal]:

@@ -26,7 +26,7 @@ def check(model: nn.Module, policy: Policy) -> tuple[ModelStructure, Policy]:
         )
     facts = model_facts(model, structure)
     known = facts | {"whole_blocks": whole_blocks(model)}
-    fitted = [c if c.neutral and c.idle is None else c.for_model(known) for c in policy.attention]
+    fitted = [c if c.is_identity and c.idle is None else c.for_model(known) for c in policy.attention]
     policy = replace(policy, attention=fitted)
     for component in COMPONENTS:
         component.check(model, structure, policy)

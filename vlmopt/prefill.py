@@ -84,9 +84,9 @@ class SparsePrefill(Configured):
         return cls(**{key: methods.decoded(value) if key == "pattern" else value for key, value in data.items()})
 
     @property
-    def neutral(self) -> bool:
+    def is_identity(self) -> bool:
         """True if nothing would ever be left out."""
-        return self.pattern is not None and self.pattern.neutral
+        return self.pattern is not None and self.pattern.is_identity
 
     def groups(self, layer: int, num_heads: int) -> list[tuple[Pattern, Tensor]]:
         """Return the patterns of a layer with the query heads Long[H] of each; empty where the layer is dense."""

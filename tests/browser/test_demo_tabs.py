@@ -61,7 +61,7 @@ def test_stage_bars_add_up_to_the_whole():
 def test_the_ledger_tells_what_was_skipped():
     test = fine(page(run_of([Uniform(keep_ratio=1.0)]), "ledger"))
     assert "Skipped, and why" in said(test)
-    assert any("neutral" in str(frame.value) for frame in test.dataframe)
+    assert any("changes nothing" in str(frame.value) for frame in test.dataframe)
     assert "applied" not in test.code[0].value
 
 

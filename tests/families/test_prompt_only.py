@@ -19,7 +19,7 @@ from vlmopt.pruning import CoreMatching, Selector, ZipVL
 
 pytestmark = pytest.mark.usefixtures("untrained_scorer")
 PROMISED = [family for family in FAMILIES.values() if not family.extra]
-READING = {name: method for name, method in SETTINGS.items() if method.asks_text}
+READING = {name: method for name, method in SETTINGS.items() if method.query_aware}
 READING["core_matching-prompt"] = CoreMatching(layer=4, max_ratio=1.0, min_ratio=0.0)
 READING["zipvl-more_rows_than_there_are"] = ZipVL(tau=0.5, layer=4, rows=64)
 WAYS: dict[str, dict[str, Any]] = {

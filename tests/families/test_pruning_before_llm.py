@@ -112,7 +112,7 @@ def test_half_precision_gives_finite_scores(method):
 def test_all_of_them_act_before_the_llm(cls):
     with pytest.raises(ValueError, match=r"layer.*<= 0"):
         cls(keep_ratio=0.5, layer=1)
-    assert cls(keep_ratio=0.5).asks_text == (cls in (CDPruner, DART, MMTok))
+    assert cls(keep_ratio=0.5).query_aware == (cls in (CDPruner, DART, MMTok))
 
 
 def test_two_methods_without_their_second_half_are_faster_vlm():

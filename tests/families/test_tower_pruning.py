@@ -126,7 +126,7 @@ def test_the_blocks_run_on_the_survivors_alone(family):
 
 
 def reference_for(family, batch: Batch, positions: str) -> tuple[Reference, Removal]:
-    """The masked LLM behind the masked tower, told which cells leave; nothing of it from the library's seam."""
+    """The masked LLM behind the masked tower, told which cells leave; nothing of it from the library's runtime."""
     keep, _ = pictures(batch.inputs["pixel_values"], batch.inputs["image_grid_thw"])
     reference = Reference(family.build("eager"))
     MaskedTower(reference.model, pictures)

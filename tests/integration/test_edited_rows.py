@@ -29,7 +29,7 @@ class Tilt(RowCorrection):
 
     name: ClassVar[str] = "tilt"
     stage: ClassVar[str] = "logits"
-    neutral = False
+    is_identity = False
 
     def edit(self, values, view):
         heads = torch.arange(values.shape[1]) % 2 == 0
@@ -41,7 +41,7 @@ class Halve(RowCorrection):
     """Halves the weights of visual keys, in rows of odd number; what it returns elsewhere is no number at all."""
 
     name: ClassVar[str] = "halve"
-    neutral = False
+    is_identity = False
 
     def edit(self, values, view):
         odd = view.marks["odd"][:, None, : values.shape[2]].expand(values.shape[:3])

@@ -35,7 +35,7 @@ def test_a_model_without_sinks_leaves_nothing_to_do():
     model, batch = model_of(), prompt(0)
     before = forward(model, batch)
     method = VisualSink(profile=none_found(model))
-    assert method.neutral
+    assert method.is_identity
     assert not method.needs
     with pytest.warns(UserWarning, match=r"visual_sink changes nothing: .* \(no massive activations; .* of mine, 8 s"):
         vlmopt.optimize(model, method)

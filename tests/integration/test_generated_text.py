@@ -107,9 +107,9 @@ def test_factors_never_turn_weights_negative():
 
 
 def test_neutral_and_needs_nothing():
-    assert AdaptiveGeneratedText(alpha=0, profile=iat_profile()).neutral
-    assert GeneratedText(alpha=0).neutral
-    assert not ADA.neutral
+    assert AdaptiveGeneratedText(alpha=0, profile=iat_profile()).is_identity
+    assert GeneratedText(alpha=0).is_identity
+    assert not ADA.is_identity
     assert not ADA.needs
     assert ADA.at(32) == set(range(5, 18))
     assert not ADA.edit(softmaxed(), seen(8, batch=2, image=(1, 2)))[1].any()

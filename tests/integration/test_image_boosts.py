@@ -103,12 +103,12 @@ def test_only_rows_that_may_be_edited_change(name):
 @pytest.mark.parametrize("name", NEUTRAL)
 def test_neutral_settings_edit_nothing(name):
     correction = NEUTRAL[name]
-    assert correction.neutral
+    assert correction.is_identity
     values = torch.randn(2, 4, 2, 12)
     view = seen(12, batch=2, rows=2, **{key: KEYS[key] for key in ("image", "system", "generated")})  # nothing chosen
     _, changed = correction.edit(values.softmax(-1) if correction.stage == "weights" else values, view)
     assert not changed.any()
-    assert not any(c.neutral for c in BOOSTS.values())
+    assert not any(c.is_identity for c in BOOSTS.values())
 
 
 @pytest.mark.parametrize("name", ["pai", "vaf", "vaf_safe", "hgai", "paint"])

@@ -137,9 +137,9 @@ def test_a_caution_beyond_the_cliff():
 @pytest.mark.parametrize("boost", [InformedTokens, ImageBoost])
 def test_guidance_alone_is_not_neutral(boost):
     off = {"alpha": 0.0, "beta": 0.0} if boost is InformedTokens else {"alpha": 0.0}
-    assert boost(**off).neutral
+    assert boost(**off).is_identity
     guided = boost(**off, gamma=1.1)
-    assert not guided.neutral
+    assert not guided.is_identity
     assert not guided.edit(torch.randn(1, 4, 1, 5), seen(5, image=range(1, 5)))[1].any()
     for wrong in ({"gamma": 0.9}, {"gamma": 3.5}, {"cutoff": 1.5}):
         with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -67,9 +67,9 @@ def test_pyramid_drop_halves_at_every_stage():
         assert stage.stages == (stage,)
         assert (stage.name, stage.positions, stage.padding) == ("pyramid_drop", "pospad", "square")
         assert (stage.allocation, stage.segment) == ("equal", "frame")
-        assert not stage.neutral
+        assert not stage.is_identity
     assert left(PyramidDrop(keep_ratio=0.2, layers=(3,))) == [115]
-    assert all(stage.neutral for stage in PyramidDrop(keep_ratio=1.0).stages)
+    assert all(stage.is_identity for stage in PyramidDrop(keep_ratio=1.0).stages)
 
 
 def test_pyramid_drop_truncates_as_released():
@@ -232,7 +232,7 @@ def test_recycled_tokens_on_top_as_released():
     assert selection.stats == {"merged": 12}
     whole = SparseVLM(keep_ratio=1.0, paper_compat=True)
     assert len(whole.select(with_signals(whole)).keep) == 576
-    assert whole.neutral
+    assert whole.is_identity
 
 
 def test_merged_tokens_keep_the_dtype_of_the_model():
@@ -247,7 +247,7 @@ def test_merged_tokens_keep_the_dtype_of_the_model():
 def test_the_rank_of_the_votes_decides():
     method = SparseVLM(keep_ratio=1.0, layers=(3,), count="rank", recycle=False)
     assert method.adaptive
-    assert not method.neutral
+    assert not method.is_identity
     tokens = with_signals(method, [(1, 4, 5)], words=7)
     ranked = [2, 0, 1, 0, 2, 1, 0]  # words 1, 3 and 6 say the same
     base = torch.rand(3, 20, generator=torch.Generator().manual_seed(1))

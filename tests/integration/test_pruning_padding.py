@@ -244,7 +244,7 @@ def test_separators_stay_last_when_padding_leaves_room():
 def test_keeping_everything_drops_padding_still():
     tokens = visual(cells(on_square(picture(64, 32), MEAN, 112)), [(1, 8, 8)])
     method = FastV(keep_ratio=1.0, padding="square")
-    assert not method.neutral
+    assert not method.is_identity
     assert method.select(tokens).keep.tolist() == list(range(16, 48))
 
 

@@ -100,9 +100,9 @@ def test_gains_wait_for_no_device():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_a_strength_of_one_keeps_every_bit(dtype):
     correction = VisionHeads(strength=1)
-    assert correction.neutral
-    assert not VisionHeads().neutral
-    assert not VisionHeads(strength=1, trace=True).neutral  # somebody wants to read something
+    assert correction.is_identity
+    assert not VisionHeads().is_identity
+    assert not VisionHeads(strength=1, trace=True).is_identity  # somebody wants to read something
     heads, text_only = (t.to(dtype) for t in draw())
     out = heads[:, None]
     assert torch.equal(scale_heads(out, correction.gain(heads, text_only, 5)), out)
@@ -185,8 +185,8 @@ def test_head_gain_follows_what_was_measured(criterion):
 
 def test_head_gain_needs_a_profile_of_the_model():
     correction = HeadGain(profile=head_profile())
-    assert HeadGain(profile=head_profile(), strength=1).neutral
-    assert not correction.neutral
+    assert HeadGain(profile=head_profile(), strength=1).is_identity
+    assert not correction.is_identity
     assert replace(correction, strength=1).gain(torch.randn(2, 4, 16), None, 3).eq(1).all()
     assert methods.build(methods.to_dict(correction)) == correction
     correction.check_model(FACTS)

@@ -54,10 +54,10 @@ def test_dense_and_boundaries_of_dense_parts_keep_everything(shape):
     for pattern in (dense, QBoundary(vision=dense, text=dense), Boundary2D(**pairs), Boundary2D(**almost)):
         kept = check(p, pattern.build(p))
         assert torch.equal(kept[:, p.heads], visible(p).expand(-1, len(p.heads), -1, -1))
-    assert dense.neutral
-    assert QBoundary(vision=dense).neutral
-    assert Boundary2D(**pairs).neutral
-    assert not Boundary2D(**almost).neutral
+    assert dense.is_identity
+    assert QBoundary(vision=dense).is_identity
+    assert Boundary2D(**pairs).is_identity
+    assert not Boundary2D(**almost).is_identity
 
 
 def test_a_shape_keeps_sink_and_window_rounded_up_to_blocks():

@@ -44,7 +44,7 @@ def test_everything_kept_is_dense(name, layout):
     prefill = layer(**LAYOUTS[layout])
     out = run(prefill, DENSE[name].build(prefill))
     assert torch.allclose(out, masked(prefill, visible(prefill)), atol=1e-5)
-    assert DENSE[name].neutral or name == "minference_blocks"
+    assert DENSE[name].is_identity or name == "minference_blocks"
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

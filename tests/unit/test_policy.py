@@ -47,7 +47,7 @@ class Gain(Correction):
     gain: float = 1.0
 
     @property
-    def neutral(self):
+    def is_identity(self):
         return self.gain == 1.0
 
 
@@ -104,7 +104,7 @@ def test_json_holds_only_what_differs_from_the_defaults():
 
 def test_dicts_may_be_partial():
     assert Policy.load({}) == Policy()
-    assert Policy.load({"prune": [{"method": "random", "keep_ratio": 1}]}).prune[0].neutral
+    assert Policy.load({"prune": [{"method": "random", "keep_ratio": 1}]}).prune[0].is_identity
     assert Policy.load([{"method": "random", "keep_ratio": 0.5}, Uniform(keep_ratio=0.2, layer=3)]).prune[1].layer == 3
 
 

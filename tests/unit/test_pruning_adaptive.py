@@ -94,11 +94,11 @@ def test_zipvl_budget_is_a_ceiling():
 
 
 def test_only_what_never_prunes_is_neutral():
-    assert ZipVL(tau=1).neutral
+    assert ZipVL(tau=1).is_identity
     assert len(ZipVL(tau=1).select(attended(ZipVL(), torch.eye(5))).keep) == 5
-    assert not ZipVL().neutral
-    assert not ZipVL(tau=1, keep_ratio=0.5).neutral
-    assert not CoreMatching().neutral
+    assert not ZipVL().is_identity
+    assert not ZipVL(tau=1, keep_ratio=0.5).is_identity
+    assert not CoreMatching().is_identity
 
 
 def test_knee_of_a_curve():

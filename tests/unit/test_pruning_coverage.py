@@ -67,7 +67,7 @@ def test_mmtok_compares_features_of_the_tower_unless_told():
     tokens = embedded(z, signals={Projector(): ProjectorCall(features, lambda x: x, None)})
     assert keep_of(MMTok(keep_tokens=2, relevance="none"), tokens) == [0, 3]  # two kinds of features
     assert keep_of(MMTok(keep_tokens=2, relevance="none", features="embeds"), tokens) == [1, 3]
-    assert not MMTok(keep_ratio=0.5, relevance="none").asks_text
+    assert not MMTok(keep_ratio=0.5, relevance="none").query_aware
 
 
 def test_mmtok_without_a_question_is_refused_or_told_so():

@@ -55,5 +55,5 @@ def test_without_text_the_image_guides_alone():
 def test_settings():
     with pytest.raises(ValueError, match="pivots_image=0 and pivots_text=0"):
         DART(keep_ratio=0.5, pivots_image=0, pivots_text=0)
-    assert DART(keep_ratio=0.5).asks_text
-    assert not DART(keep_ratio=0.5, pivots_text=0).asks_text
+    assert DART(keep_ratio=0.5).query_aware
+    assert not DART(keep_ratio=0.5, pivots_text=0).query_aware

@@ -65,9 +65,9 @@ def test_everything_but_the_scores_is_the_hosts():
     assert method.needs == host.needs
     assert method.captures == host.captures
     assert method.stages == (method,)
-    assert not method.neutral
-    assert Debias(FastV(keep_ratio=1.0)).neutral
-    assert method.asks_text
+    assert not method.is_identity
+    assert Debias(FastV(keep_ratio=1.0)).is_identity
+    assert method.query_aware
     assert not method.trend
     odd = [(FastV(keep_ratio=0.5, paper_compat=compat)) for compat in (True, False)]
     assert [Debias(host).budget(5) for host in odd] == [host.budget(5) for host in odd] == [2, 3]

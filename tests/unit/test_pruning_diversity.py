@@ -130,7 +130,7 @@ def test_cd_pruner_needs_a_question_only_where_it_uses_one():
         CDPruner(keep_tokens=3).select(tokens)
     plain = CDPruner(keep_tokens=3, relevance="none")
     assert plain.needs == {VisualEmbeds()}
-    assert not plain.asks_text
+    assert not plain.query_aware
     assert CDPruner(keep_tokens=3).needs == {VisualEmbeds(), TextEmbeds()}
     assert len(keep_of(plain, tokens)) == 3
 

@@ -79,9 +79,9 @@ def test_numbers_become_plain_python():
     method = Uniform(keep_ratio=np.float32(0.5), layer=np.int64(3))
     assert type(method.keep_ratio) is float
     assert type(method.layer) is int
-    assert Uniform(keep_ratio=1).neutral
-    assert not Uniform(keep_tokens=1).neutral
-    assert not Uniform(keep_ratio=0.999).neutral
+    assert Uniform(keep_ratio=1).is_identity
+    assert not Uniform(keep_tokens=1).is_identity
+    assert not Uniform(keep_ratio=0.999).is_identity
 
 
 def test_settings_explain_themselves():

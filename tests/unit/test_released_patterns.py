@@ -109,5 +109,5 @@ def test_with_all_of_the_mass_released_rules_are_dense(layout):
         PBSAttn(tile=32, run=32, segment=64, probe=32, threshold=1, paper_compat=True),
         PSA(tile=32, run=16, block=128, energy=(1, 1, 1, 1), likeness=(-1, -1, -1), exact_tail=0, paper_compat=True),
     ):
-        assert pattern.neutral
+        assert pattern.is_identity
         assert torch.allclose(run(prefill, pattern.build(prefill)), dense, atol=1e-5)

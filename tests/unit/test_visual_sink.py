@@ -171,9 +171,9 @@ def test_nothing_to_do():
         (var(recycle=0.0), picture())
     ]:
         assert not correction.edit(values, view)[1].any()
-    assert var(recycle=0.0).neutral
+    assert var(recycle=0.0).is_identity
     assert not var(recycle=0.0).needs
-    assert not VAR.neutral
+    assert not VAR.is_identity
     assert VAR.needs == {Residual()}
     assert VAR.measure(values, unmarked) == {}
 

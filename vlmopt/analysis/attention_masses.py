@@ -51,7 +51,7 @@ class MassListener(RowCorrection):
         return frozenset() if self.inner is None else self.inner.needs
 
     @property
-    def neutral(self) -> bool:
+    def is_identity(self) -> bool:
         return False
 
     def for_model(self, model: Mapping[str, Any]) -> MassListener:
@@ -101,7 +101,7 @@ def attention_masses(
         ValueError, TypeError: as `optimize`.
     """
     given = Policy.load(Policy() if policy is None else policy)
-    own = next((c for c in given.attention if isinstance(c, VisualSink) and not c.neutral), None)
+    own = next((c for c in given.attention if isinstance(c, VisualSink) and not c.is_identity), None)
     inner = own or (None if sinks is None or not sinks.needs else sinks)
     listener = MassListener(layers=own.layers if own else "0:", inner=inner, apply=own is not None)
     attention = [listener if c is own else c for c in given.attention] + ([] if own else [listener])

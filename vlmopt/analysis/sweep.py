@@ -35,7 +35,7 @@ class SweepPoint:
 
 def contenders(policy: Policy) -> dict[str, Selector]:
     """Return what a sweep compares: a policy's selectors, each alone, and the controls at the first one's layer."""
-    methods: dict[str, Selector] = {f"{m.label}, layer {m.layer}": m for m in policy.prune if not m.neutral}
+    methods: dict[str, Selector] = {f"{m.label}, layer {m.layer}": m for m in policy.prune if not m.is_identity}
     layer = min((m.layer for m in methods.values()), default=0)
     for control in (Random(keep_ratio=0.5, layer=layer), Uniform(keep_ratio=0.5, layer=layer)):
         if not any(type(m) is type(control) for m in methods.values()):

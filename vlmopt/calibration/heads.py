@@ -161,7 +161,7 @@ class RowListener(RowCorrection):
         return frozenset({Residual()}) if self.sums.dims else frozenset()
 
     @property
-    def neutral(self) -> bool:
+    def is_identity(self) -> bool:
         return False
 
     def mark(self, hidden: Tensor) -> dict[str, Tensor]:
@@ -186,7 +186,7 @@ class HeadListener(HeadCorrection):
         return frozenset({TextOnly()})
 
     @property
-    def neutral(self) -> bool:
+    def is_identity(self) -> bool:
         return False
 
     def gain(self, heads: Tensor, text_only: Tensor | None, layer: int) -> Tensor:

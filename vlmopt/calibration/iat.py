@@ -39,7 +39,7 @@ class TextListener(RowCorrection):
     heard: dict[int, list[Tensor]] = field(default_factory=dict, hash=False)
 
     @property
-    def neutral(self) -> bool:
+    def is_identity(self) -> bool:
         return False
 
     def edit(self, values: Tensor, view: RowView) -> tuple[Tensor, Tensor]:

@@ -104,7 +104,7 @@ class SinkListener(RowCorrection):
         return frozenset({Residual()})
 
     @property
-    def neutral(self) -> bool:
+    def is_identity(self) -> bool:
         return False
 
     def mark(self, hidden: Tensor) -> dict[str, Tensor]:

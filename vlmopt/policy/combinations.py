@@ -11,7 +11,7 @@ from vlmopt.pruning import Selector
 
 def cuts(prune: Sequence[Selector]) -> list[Selector]:
     """Return all stages of the methods that can change something, by rising layer."""
-    stages = [stage for method in prune if not method.neutral for stage in method.stages]
+    stages = [stage for method in prune if not method.is_identity for stage in method.stages]
     return sorted(stages, key=order)
 
 

@@ -65,7 +65,7 @@ class Policy(Configured):
     @property
     def corrections(self) -> list[Correction]:
         """Every correction that can change something, in the policy's order."""
-        return [correction for correction in self.attention if not correction.neutral]
+        return [correction for correction in self.attention if not correction.is_identity]
 
     @property
     def active(self) -> list[Selector]:

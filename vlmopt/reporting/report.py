@@ -192,8 +192,14 @@ def skipped(call: Call) -> list[dict[str, str]]:
     nothing = "the prompt brought no visual tokens"
     if call.began:
         nothing = f"the call went on from a cache of {call.began} tokens and brought no visual tokens of its own"
-    out += [{"what": m.name, "why": "neutral setting (keep_ratio=1.0)"} for m in call.session.policy.prune if m.neutral]
-    out += [{"what": c.name, "why": c.idle or "neutral setting"} for c in call.session.policy.attention if c.neutral]
+    out += [
+        {"what": m.name, "why": "changes nothing at keep_ratio=1.0"} for m in call.session.policy.prune if m.is_identity
+    ]
+    out += [
+        {"what": c.name, "why": c.idle or "changes nothing at these settings"}
+        for c in call.session.policy.attention
+        if c.is_identity
+    ]
     if (corrections := call.session.component(Corrections)) is not None:
         out += [{"what": what, "why": why} for what, why in corrections.skipped().items()]
         ran = {name for name, _ in call.slot(Records)}

@@ -42,7 +42,7 @@ class Pattern(Configured, ABC):
                 raise ValueError(f"{label}: {what} must be one of {TILES}, got {getattr(self, what)!r}")
 
     @property
-    def neutral(self) -> bool:
+    def is_identity(self) -> bool:
         """True if every visible key is kept whatever the prompt."""
         return False
 

@@ -46,8 +46,8 @@ class Boundary2D(Pattern):
         check_parts(self)
 
     @property
-    def neutral(self) -> bool:
-        return all(self.part(a, b, self.dense_below).neutral for a in CLASSES for b in CLASSES)
+    def is_identity(self) -> bool:
+        return all(self.part(a, b, self.dense_below).is_identity for a in CLASSES for b in CLASSES)
 
     def part(self, rows: str, keys: str, count: int) -> ViewPattern:
         """The pattern of a pair of "text" and "vision" with `count` keys."""
@@ -72,7 +72,7 @@ class Boundary2D(Pattern):
 
     def _of_rows(self, prefill: Prefill, kind: str, rows: Tensor | None, keys: list[Tensor]) -> list[Launch]:
         parts = [(c, k, self.part(kind, c, k.shape[1])) for c, k in zip(CLASSES, keys, strict=True) if k.shape[1]]
-        if len(parts) == 1 or all(part.neutral for *_, part in parts):  # all keys: no order of their own is needed
+        if len(parts) == 1 or all(part.is_identity for *_, part in parts):  # all keys: no order of their own is needed
             return parts[0][2].select(View(prefill, rows=rows, consecutive=rows is None))
         views = [(part, View(prefill, rows=rows, keys=k, consecutive=c == kind)) for c, k, part in parts]
         return [launch for part, view in views for launch in part.select(view)]

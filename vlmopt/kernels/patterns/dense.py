@@ -16,7 +16,7 @@ class DensePattern(ViewPattern):
     """Keeps every key at or before the row, which is ordinary causal attention."""
 
     @property
-    def neutral(self) -> bool:
+    def is_identity(self) -> bool:
         return True
 
     def select(self, view: View) -> list[Launch]:

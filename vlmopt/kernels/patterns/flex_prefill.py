@@ -43,7 +43,7 @@ class FlexPrefill(Pattern):
     probe: int = setting(128, "Last rows whose attention is looked at.", "int", min=1)
 
     @property
-    def neutral(self) -> bool:
+    def is_identity(self) -> bool:
         return self.coverage == 1
 
     def build(self, prefill: Prefill) -> list[Launch]:

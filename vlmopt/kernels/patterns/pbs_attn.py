@@ -48,7 +48,7 @@ class PBSAttn(Pattern):
             raise ValueError(f"{self.name}: segment must be a multiple of run {self.run}, got {self.segment}")
 
     @property
-    def neutral(self) -> bool:
+    def is_identity(self) -> bool:
         return self.threshold == 1
 
     def build(self, prefill: Prefill) -> list[Launch]:

@@ -47,7 +47,7 @@ class ProxyAttn(Pattern):
             )
 
     @property
-    def neutral(self) -> bool:
+    def is_identity(self) -> bool:
         return self.coverage == 1
 
     def build(self, prefill: Prefill) -> list[Launch]:

@@ -83,7 +83,7 @@ class PSA(Pattern):
         return (1, *(LEVELS[i] for i in range(1, 4) if self.energy[i] > floor[i]))
 
     @property
-    def neutral(self) -> bool:
+    def is_identity(self) -> bool:
         return self.energy[0] == 1
 
     def build(self, prefill: Prefill) -> list[Launch]:

@@ -35,8 +35,8 @@ class QBoundary(Pattern):
         check_parts(self)
 
     @property
-    def neutral(self) -> bool:
-        return all(self.part(c).neutral for c in CLASSES)
+    def is_identity(self) -> bool:
+        return all(self.part(c).is_identity for c in CLASSES)
 
     def part(self, rows: str) -> ViewPattern:
         """The pattern of the rows of "text" or "vision"."""

@@ -44,7 +44,7 @@ class XAttention(Pattern):
             )
 
     @property
-    def neutral(self) -> bool:
+    def is_identity(self) -> bool:
         return self.threshold == 1
 
     def build(self, prefill: Prefill) -> list[Launch]:

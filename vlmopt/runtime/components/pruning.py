@@ -41,7 +41,7 @@ class Pruning(Component):
         """Warn of a new turn over a cache that was pruned for an earlier question."""
         if step.state is None or not step.past or step.past != step.call.began or step.q == 1:
             return
-        bound = sorted({method.name for method in self.session.selectors if method.asks_text})
+        bound = sorted({method.name for method in self.session.selectors if method.query_aware})
         if bound:
             why = (
                 f"{', '.join(bound)} chose the cached visual tokens for an earlier question; for several turns use a "

@@ -124,7 +124,7 @@ def missing(step: Step, selector: Selector) -> str | None:
     """Why a selector cannot have its signals in this chunk, None if it can."""
     captures = {need: capture_of(need) for need in selector.captures}
     end, of_question = step.call.request.length, any(capture.of_question for capture in captures.values())
-    if (selector.asks_text or of_question) and end is not None and step.past + step.q < end:
+    if (selector.query_aware or of_question) and end is not None and step.past + step.q < end:
         return "chunked prefill: only the last chunk holds the question, earlier chunks are not cut"
     reasons = (capture.missing(step, need) for need, capture in captures.items())
     return next((reason for reason in reasons if reason is not None), None)

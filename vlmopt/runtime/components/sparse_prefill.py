@@ -143,7 +143,7 @@ class SparseLayer(attention.Kernel):
 
 def sparse_of(policy: Policy) -> SparsePrefill | None:
     """The sparse prefill that a policy asks for; None where that is none."""
-    return None if policy.prefill is None or policy.prefill.neutral else policy.prefill
+    return None if policy.prefill is None or policy.prefill.is_identity else policy.prefill
 
 
 class SparsePrefills(Component):

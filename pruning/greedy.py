@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, threshold
 
-RESOLUTION = 1e-6  # cosines this close are equal in fp32: copies of a chosen token must score exactly 0
+from .similarity import RESOLUTION, cosines
+
 HELD = 2**26  # cosines that are kept at once, 256 MiB
 WORTH = 16  # products of a matrix with a vector that take as long as one of its rows among a product of matrices
 
@@ -37,39 +38,42 @@ def farthest(features: Tensor, k: int, weights: Tensor | None = None, first: Ten
     if not 1 <= k <= n:
         raise ValueError(f"k must be within 1..{n}, the number of features, got {k}")
     unit = normalize(features.float(), dim=1)
-    cosines = None
+    held = None
     if n * n <= HELD and (k * WORTH >= n or (weights is None and first is None)) and exact():
-        cosines = (unit @ unit.T).fill_diagonal_(-torch.inf)  # a chosen token is no candidate, whatever stands there
+        held = cosines(unit)
     if first is None and weights is not None:
         first = weights.argmax()
     elif first is None:
-        first = most_isolated(unit) if cosines is None else lowest(cosines.amax(1))
-    picked = torch.empty(k, dtype=torch.long, device=unit.device)
-    taken = torch.zeros(n, dtype=torch.bool, device=unit.device)
-    nearest = unit.new_full((n,), -1.0)
+        first = most_isolated(unit) if held is None else lowest(held.fill_diagonal_(-torch.inf).amax(1))
     latest = first.reshape(1)  # 1-dim: indexing with a 0-dim tensor reads it on the host
-    for i in range(k):
-        picked[i : i + 1] = latest
-        taken.index_fill_(0, latest, True)
-        if cosines is not None:
-            row = cosines.index_select(0, latest)[0]
+    if held is not None:
+        gains(held, weights).fill_diagonal_(-torch.inf)  # a chosen token is no candidate
+    picked = [latest]
+    nearest = unit.new_full((n,), torch.inf)
+    for _ in range(k - 1):
+        if held is not None:
+            row = held.index_select(0, latest)[0]
         else:
-            row = torch.mv(unit, unit.index_select(0, latest)[0])
-        nearest = torch.maximum(nearest, row)
-        gain = threshold(1 - nearest, RESOLUTION, 0.0)
-        if weights is not None:
-            gain = gain * weights
-        latest = gain.masked_fill(taken, -torch.inf).argmax(0, keepdim=True)
-    return picked
+            row = gains(torch.mv(unit, unit.index_select(0, latest)[0]), weights).index_fill_(0, latest, -torch.inf)
+        torch.minimum(nearest, row, out=nearest)
+        latest = nearest.argmax(0, keepdim=True)
+        picked.append(latest)
+    return torch.cat(picked)
+
+
+def gains(alike: Tensor, weights: Tensor | None) -> Tensor:
+    """weight_i * (1 - cosine) in place of the cosines [..., n]; 0 for copies, whose cosines are 1 but for rounding."""
+    far = threshold(alike.neg_().add_(1), RESOLUTION, 0.0, inplace=True)
+    return far if weights is None else far.mul_(weights)
 
 
 def most_isolated(unit: Tensor, rows: int = 1024) -> Tensor:
     """Return 0-dim Long: the unit row [n, d] whose nearest other row is farthest, the lowest index in a tie."""
     nearest = []
     for start in range(0, len(unit), rows):
-        cosines = unit[start : start + rows] @ unit.T
-        cosines.diagonal(start).fill_(-torch.inf)
-        nearest.append(cosines.amax(1))
+        block = unit[start : start + rows] @ unit.T
+        block.diagonal(start).fill_(-torch.inf)
+        nearest.append(block.amax(1))
     return lowest(torch.cat(nearest))
 
 

@@ -11,7 +11,7 @@ from vlmopt.core.settings import setting
 from .base import Selector, finite, register
 from .coverage import cover
 from .signals import Signal, VisionAttention, VisualEmbeds
-from .similarity import RESOLUTION
+from .similarity import RESOLUTION, cosines
 from .tokens import Selection, VisualTokens
 
 
@@ -41,5 +41,5 @@ class Scope(Selector):
     def pick(self, tokens: VisualTokens, k: int) -> Selection:
         attention = finite(tokens.signals[VisionAttention(self.tower_layer)].float(), len(tokens), self.label)
         unit = normalize(tokens.signals[VisualEmbeds()].float(), dim=1)
-        picked = cover(unit @ unit.T, k, attention.pow(self.alpha), RESOLUTION)
+        picked = cover(cosines(unit), k, attention.pow(self.alpha), RESOLUTION)
         return Selection(picked.sort().values, attention)

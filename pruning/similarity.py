@@ -8,6 +8,20 @@ from torch.nn.functional import normalize
 
 POOLING = ("mean", "max")
 RESOLUTION = 1e-6  # differences of fp32 cosines below this are rounding
+BLOCK = 256  # rows of a block of cosines
+
+
+def cosines(unit: Tensor) -> Tensor:
+    """fp32 [n, n]: products of unit rows [n, d]; on a CPU blocks below the diagonal are mirrored, not computed."""
+    n = len(unit)
+    if n <= BLOCK or unit.device.type != "cpu":
+        return unit @ unit.T
+    out = unit.new_empty(n, n)
+    for start in range(0, n, BLOCK):
+        end = start + BLOCK
+        out[start:end, start:] = unit[start:end] @ unit[start:].T
+        out[end:, start:end] = out[start:end, end:].T
+    return out
 
 
 def min_max(scores: Tensor, offset: float = 0.0) -> Tensor:

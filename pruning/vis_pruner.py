@@ -14,6 +14,7 @@ from vlmopt.core.settings import setting
 from .base import ScoreSelector, register
 from .released import Renumbered
 from .signals import Projector, Signal, VisionAttention, VisualEmbeds
+from .similarity import cosines
 from .tokens import Selection, VisualTokens
 
 BATCH = 8  # tokens that leave per round
@@ -71,13 +72,12 @@ def thin_out(features: Tensor, quota: int, falling: bool = False) -> Tensor:
 
     falling: even ones that stay enter the next round by falling cosine, not in their old order.
     """
-    unit = normalize(features.float(), dim=1)
-    cosines = unit @ unit.T
-    left = torch.arange(len(unit) if quota else 0, device=unit.device)
+    alike = cosines(normalize(features.float(), dim=1))
+    left = torch.arange(len(alike) if quota else 0, device=alike.device)
     while len(left) > quota:
         even, odd = left[::2], left[1::2]
         leave = min(BATCH, len(left) - quota, len(even))
-        closest = cosines[even][:, odd].amax(1)
+        closest = alike[even][:, odd].amax(1)
         stay = closest.sort(stable=True).indices[: len(even) - leave]
         left = torch.cat([even[stay.flip(0) if falling else stay.sort().values], odd])
     return left

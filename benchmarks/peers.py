@@ -166,7 +166,7 @@ def timed(run: Callable[[], Any], device: torch.device) -> float:
 
 @contextmanager
 def bare_hook(model: Any, visual: Tensor, choose: Callable[[Tensor, int], Tensor]) -> Iterator[None]:
-    """The least that prunes one unpadded prompt: gather what the decoder is handed. visual: Bool[L]."""
+    """Do the least that prunes one unpadded prompt: gather what the decoder is handed. visual: Bool[L]."""
 
     def gather(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         embeds = kwargs["inputs_embeds"]

@@ -59,7 +59,7 @@ def test_what_is_seen_of_a_layer():
     with torch.no_grad():
         out = eager(**batch(), output_hidden_states=True, output_attentions=True)
     question = (torch.arange(29) > 21) & batch.real[0]
-    for layer, hidden, attention in zip(collector.pictures[0], out.hidden_states, out.attentions, strict=False):
+    for layer, hidden, attention in zip(collector.images[0], out.hidden_states, out.attentions, strict=False):
         size = hidden[0].abs()
         assert [layer.peak, layer.middle] == pytest.approx([float(size.max()), float(size.median())], rel=1e-5)
         received = attention[0][:, question][..., batch.visual[0]].mean((0, 1))

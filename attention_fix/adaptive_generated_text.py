@@ -38,7 +38,7 @@ class AdaptiveGeneratedText(Watched, RowCorrection):
     alpha: float = setting(6.0, "Strength, as a multiple of what was measured per head.", "float", min=0, max=20)
     beta: float = setting(
         0.5,
-        "Attention below which a layer is led back: 0: that before hallucinated words, 1: before real ones.",
+        "Attention below which a layer is corrected: 0: that before hallucinated words; 1: that before real ones.",
         "float",
         min=0,
         max=1,

@@ -19,7 +19,7 @@ class ModelProfile(MeasuredProfile):
     """Base of measured profiles that also keep the statistics behind the numbers.
 
     Raises:
-        TypeError, ValueError: as the base; `stats` that are no dict.
+        TypeError, ValueError: as the base; `stats` that is not a dict.
     """
 
     stats: Mapping[str, Any] = field(default_factory=dict, hash=False)  # what else was found, JSON-ready

@@ -29,7 +29,8 @@ class SinkSettings(Correction):
         None, "A token is a sink from this |x_c| / rms(x) on; none: 0.3125 sqrt(hidden size).", "float", above=0
     )
     profile: SinkProfile | None = field(
-        default=None, metadata={"help": "Measured dims and tau of this model, or their dict form; instead of both."}
+        default=None,
+        metadata={"help": "Measured dims and tau of this model, or their dict form; replaces both settings."},
     )
 
     def __post_init__(self) -> None:

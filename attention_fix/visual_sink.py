@@ -40,7 +40,7 @@ class VisualSink(SinkSettings, RowCorrection):
 
     See What You Are Told: Visual Attention Sink in Large Multimodal Models (arXiv 2503.03321). A token of the prompt is
     a sink where max over `dims` of |x_c| / rms(x) >= tau. The edit acts in a row and head that puts m_I >= 0.2 of its
-    attention on the image, at least `min_nonsink_ratio` of it on tokens that are no sinks. There those tokens get
+    attention on the image, at least `min_nonsink_ratio` of it on tokens that are not sinks. There those tokens get
     a_j (1 + recycle m_S / m_VN) and sinks (1 - recycle) a_j, so that rows still sum to 1. The released code counts
     `recycle` and `min_nonsink_ratio` the other way round, 1 - p and 1 - rho; these are the paper's. A row that sees no
     visual sink, or hardly any other visual token, is left alone.

@@ -19,8 +19,8 @@ class Watched:
 
     watchdog: str = setting(
         "off",
-        "Samples whose text begins to repeat itself: off: are not looked for; mark: are named in the report; stop: are "
-        "also left uncorrected from there on.",
+        "What happens to samples whose text begins to repeat itself: off: nothing; mark: the report names them; stop: "
+        "they are also left uncorrected from there on.",
         "str",
         choices=("off", "mark", "stop"),
     )

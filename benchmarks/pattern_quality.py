@@ -6,7 +6,7 @@ of what the pattern chooses when key 0, or keys 0 to 3, take 30 or 60 % of every
 row and key below the diagonal that are read, "blocks" that of 64 x 64 blocks with such a pair; "error" that of the
 output. Beside each pattern: the recall of the best blocks there are (they take all of the dense attention to find), of
 random ones with sink and diagonal, and of an A-shape, all with as many cells. "of oracle" is the first by the second;
-single columns may pass 1, since they are finer than blocks. Pooled keys (psa) are no part of the dense attention and
+single columns may pass 1, since they are finer than blocks. Pooled keys (psa) are not part of the dense attention and
 have no recall; compare their error.
 
     PYTHONPATH=. python benchmarks/pattern_quality.py                  # 4096 tokens, 4 heads

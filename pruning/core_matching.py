@@ -36,9 +36,9 @@ class CoreMatching(ScoreSelector):
     adaptive = True
 
     keep_ratio: float | None = setting(
-        None, "Ceiling: largest fraction of visual tokens that stays; 1 without any ceiling.", "float", above=0, max=1
+        None, "Largest fraction of visual tokens that stays; 1: no ceiling.", "float", above=0, max=1
     )
-    keep_tokens: int | None = setting(None, "Ceiling: largest number of visual tokens that stays.", "int", min=1)
+    keep_tokens: int | None = setting(None, "Largest number of visual tokens that stays.", "int", min=1)
     layer: int = setting(
         6, "Tokens leave before this decoder layer; the neurons of the layer before it decide.", "int", min=1
     )

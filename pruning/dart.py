@@ -23,7 +23,7 @@ class DART(Selector):
     Stop Looking for Important Tokens in Multimodal Language Models: Duplication Matters More (DART, arXiv 2502.11494),
     on what the language model is given, as TensorRT Edge-LLM does it: pivot j of P takes ceil(left / (P - j)) of the
     budget that is left, by lowest cosine. Pivots of the question also guide the choice, after those of the image. The
-    authors cut before layer 2 and count the pivots on top of the quota, so that theirs is no exact budget.
+    authors cut before layer 2 and count the pivots on top of the quota, so that theirs is not an exact budget.
     """
 
     reads = "embeddings"
@@ -31,7 +31,7 @@ class DART(Selector):
 
     layer: int = setting(0, "Always 0: tokens leave before the LLM.", "int", min=0, max=0)
     pivots_image: int = setting(4, "Visual tokens that are pivots, and stay.", "int", min=0)
-    pivots_text: int = setting(4, "Tokens of the question that are pivots; 0: the question has no part.", "int", min=0)
+    pivots_text: int = setting(4, "Tokens of the question that are pivots; 0: the question is not used.", "int", min=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -70,7 +70,10 @@ class Debias(ScoreSelector):
         None, "The slope, given by hand: late tokens have exp(sigma) times the score.", "float", min=-0.5, max=3
     )
     preset: str | None = setting(
-        None, "A published trend; without one (and sigma) that of the host's name.", "str", choices=tuple(PRESETS)
+        None,
+        "A published trend; if neither it nor sigma is given, the one published for the host.",
+        "str",
+        choices=tuple(PRESETS),
     )
     profile: DebiasProfile | None = field(default=None, metadata={"help": "A measured trend, or its dict form."})
     force: bool = setting(False, "Use a profile that was measured on another model, host or layer.", "bool")
@@ -100,7 +103,7 @@ class Debias(ScoreSelector):
             raise TypeError(f"debias: the host must be a method that ranks by scores, such as FastV, got {self.host!r}")
         if not self.host.trend:
             raise ValueError(
-                f"debias: scores of {self.host.name!r} are no attention inside the LLM and have no positional trend; "
+                f"debias: scores of {self.host.name!r} are not attention inside the LLM and have no positional trend; "
                 f"use {self.host.name!r} alone, with padding='square' if images are padded"
             )
         for f in fields(Selector):

@@ -41,8 +41,8 @@ class EVS(ScoreSelector):
     segment: str = setting("image", "Always image: a frame by itself has no change.", "str", choices=("image",))
     reference: str = setting(
         "previous",
-        "What a cell is held against: previous: the frame before; dycoke: inside groups of four frames, frames 1 and 2 "
-        "against 0, 3 against 2.",
+        "What a cell is compared with: previous: the frame before; dycoke: inside groups of four frames, frames 1 and "
+        "2 with 0, frame 3 with 2.",
         "str",
         choices=tuple(BACK),
     )

@@ -44,7 +44,7 @@ class FastVID(Selector):
     scenes: int = setting(8, "Scenes that a video has at least, while its frames last.", "int", min=1)
     tau: float = setting(0.9, "A scene ends where frame means have a lower cosine.", "float", min=-1, max=1)
     context: float = setting(0.4, "Fraction of a scene's budget that goes to merged tokens.", "float", min=0, max=1)
-    stride: int = setting(4, "Frames of a scene to one that has merged tokens.", "int", min=1)
+    stride: int = setting(4, "One of so many frames of a scene has merged tokens.", "int", min=1)
     beta: float = setting(0.6, "Weight that a peak keeps at least when others merge into it.", "float", min=0, max=1)
 
     @property

@@ -43,7 +43,7 @@ class FirstPass(Shuffled, ScoreSelector):
     alpha: float = setting(
         0.8, "Weight of the attention against the UI graph; 1 needs no pixels.", "float", above=0, max=1
     )
-    weighting: str = setting("log", "That of the UI graph.", "str", choices=WEIGHTINGS)
+    weighting: str = setting("log", "Weighting of the UI graph, as for `ui_graph`.", "str", choices=WEIGHTINGS)
     debias: float = setting(
         0.5, "Share of the positional trend of the sample's own attention that is divided out.", "float", min=0, max=1
     )

@@ -109,8 +109,10 @@ class InstructionSimilarity(Shuffled, ScoreSelector):
 
     layer: int = setting(0, "Always 0: tokens leave before the LLM.", "int", min=0, max=0)
     alpha: float = setting(0.8, "Weight of the similarity against the UI graph.", "float", min=0, max=1)
-    pooling: str = setting("mean", "Over the words of the instruction: mean or max.", "str", choices=POOLING)
-    weighting: str = setting("log", "That of the UI graph.", "str", choices=WEIGHTINGS)
+    pooling: str = setting(
+        "mean", "How scores are pooled over the words of the instruction: mean or max.", "str", choices=POOLING
+    )
+    weighting: str = setting("log", "Weighting of the UI graph, as for `ui_graph`.", "str", choices=WEIGHTINGS)
 
     @property
     def needs(self) -> frozenset[Signal]:

@@ -47,7 +47,7 @@ def farthest(features: Tensor, k: int, weights: Tensor | None = None, first: Ten
         first = most_isolated(unit) if held is None else lowest(held.fill_diagonal_(-torch.inf).amax(1))
     latest = first.reshape(1)  # 1-dim: indexing with a 0-dim tensor reads it on the host
     if held is not None:
-        gains(held, weights).fill_diagonal_(-torch.inf)  # a chosen token is no candidate
+        gains(held, weights).fill_diagonal_(-torch.inf)  # a chosen token is not a candidate
     picked = [latest]
     nearest = unit.new_full((n,), torch.inf)
     for _ in range(k - 1):

@@ -16,7 +16,7 @@ def join(parts: Sequence[tuple[Tensor, Selection]], rest: Tensor, n: int, stats:
 
     Args:
         parts: (places Long[m] of a segment's tokens among the n, the choice among the m), disjoint.
-        rest: Long[s], tokens that stay as they are and were no candidates.
+        rest: Long[s], tokens that stay as they are and were not candidates.
         stats: facts about the whole; with one segment, that segment's own facts are added.
     """
     if len(parts) == 1 and len(parts[0][0]) == n and not len(rest):

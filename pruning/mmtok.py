@@ -31,7 +31,7 @@ class MMTok(Selector):
     query_aware = True
 
     layer: int = setting(0, "Always 0: tokens leave before the LLM.", "int", min=0, max=0)
-    alpha: float = setting(0.5, "Weight of covering the image beside covering the question.", "float", above=0)
+    alpha: float = setting(0.5, "Weight of covering the image, relative to covering the question.", "float", above=0)
     text_temperature: float = setting(
         0.02, "Of the softmax between words and visual tokens; the paper has 0.02 on LLaVA, 0.01 on Qwen.", "float",
         above=0,
@@ -44,7 +44,9 @@ class MMTok(Selector):
         "str",
         choices=("projector_input", "embeds"),
     )
-    relevance: str = setting("text", "none: without the question.", "str", choices=("text", "none"))
+    relevance: str = setting(
+        "text", "text: cover the question, too; none: cover the image alone.", "str", choices=("text", "none")
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -44,7 +44,7 @@ class PixelRedundancy(Selector):
     before_tower = True
 
     keep_ratio: float | None = setting(
-        None, "Ceiling: largest fraction of an image that is encoded, what is newest first; 1 without any.", "float",
+        None, "Largest fraction of an image that is encoded, least predictable cells first; 1: no ceiling.", "float",
         above=0, max=1,
     )  # fmt: skip
     layer: int = setting(0, "Always 0: cells leave before the vision tower.", "int", min=0, max=0)

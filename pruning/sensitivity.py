@@ -115,7 +115,7 @@ def fold(layers: TwoLayers, p: int) -> Folded:
     """Return the projector's parts in fp32, for tokens of p patches.
 
     Raises:
-        ValueError: weights that are no plain floating-point matrices, or a norm that is no layer norm or RMS norm.
+        ValueError: weights that are not plain floating-point matrices, or a norm that is not a layer norm or RMS norm.
     """
     first, second = layers.first.weight, layers.second.weight
     if not (first.is_floating_point() and second.is_floating_point()):

@@ -54,7 +54,7 @@ class SparseVLM(Renumbered, Progressive):
         choices=("schedule", "rank"),
     )
     rank_factor: float = setting(
-        1.0, "Part of the redundant tokens that leaves where the rank counts.", "float", above=0, max=1
+        1.0, "Fraction of the redundant tokens that leaves, with count=rank.", "float", above=0, max=1
     )
     heads: int | None = setting(
         None, "Heads with the most attention on the image that vote; all if not given.", "int", min=1

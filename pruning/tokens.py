@@ -33,7 +33,7 @@ class VisualTokens:
 
     @property
     def structural(self) -> Tensor:
-        """Bool[n]: tokens that are no patch although their span has a grid (row separators)."""
+        """Bool[n]: tokens that are not patches although their span has a grid (row separators)."""
         known = torch.tensor([grid is not None for grid in self.grids], device=self.item.device)
         return (self.coords < 0).all(1) & known[self.item]
 
@@ -81,6 +81,6 @@ class Selection:
     """Which of the current tokens stay."""
 
     keep: Tensor  # Long[k], sorted, unique, indices into 0..n-1 of the current tokens, all held ones among them
-    scores: Tensor | None = None  # fp32 [n], higher = keep; NaN where a token was no candidate
+    scores: Tensor | None = None  # fp32 [n], higher = keep; NaN where a token was not a candidate
     stats: Mapping[str, Any] = field(default_factory=dict)
     written: Written | None = None

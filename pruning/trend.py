@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .tokens import VisualTokens
 
-LIMITS = (-0.5, 3.0)  # slopes outside are no positional trend, and dividing by one would blow up an end of the image
+LIMITS = (-0.5, 3.0)  # slopes outside are not a positional trend, and dividing by one would blow up an end of the image
 BINS = 16
 ROUNDS = 3  # of alternating fits; one is enough on a full grid
 

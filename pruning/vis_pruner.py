@@ -43,7 +43,8 @@ class VisPruner(Renumbered, ScoreSelector):
     )
     paper_compat: bool = setting(
         False,
-        "As released: features of the vision tower, what stays of a round by falling likeness, survivors renumbered.",
+        "As released: compares features of the vision tower, orders what stays of a round by falling likeness, and "
+        "renumbers survivors.",
         "bool",
     )
 

@@ -106,7 +106,7 @@ class ZeroOrder(Renumbered, Selector):
         """Return the sensitivity of each token by itself, fp32 [n] >= 0.
 
         Raises:
-            ValueError: closed_form, frobenius or rank where the projector is no MLP with one hidden layer.
+            ValueError: closed_form, frobenius or rank where the projector is not an MLP with one hidden layer.
         """
         call: ProjectorCall = tokens.signals[Projector()]
         layers, estimator = call.layers, self.estimator

@@ -52,7 +52,7 @@ class HeadPatterns(Configured):
             raise ValueError(f"head patterns: facts about the model are missing: {', '.join(missing)}")
         for value in self.patterns:
             if not isinstance(value, Pattern):
-                raise TypeError(f"head patterns: {value!r} of type {type(value).__name__} is no pattern")
+                raise TypeError(f"head patterns: {value!r} of type {type(value).__name__} is not a pattern")
         depth, heads = self.model["layers"], self.model["num_heads"]
         if len(self.layers) != depth:
             raise ValueError(f"head patterns: {len(self.layers)} layers for a model of {depth}")

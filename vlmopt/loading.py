@@ -114,7 +114,7 @@ def _check_kind(name: str, config: Any) -> None:
 
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise ValueError(
-            f"{name} is no vision-language model: transformers has no image-text-to-text class for "
+            f"{name} is not a vision-language model: transformers has no image-text-to-text class for "
             f"model_type={config.model_type!r}"
         )
 

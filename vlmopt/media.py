@@ -1,4 +1,4 @@
-"""Read images from disk as RGB; say in one sentence why a file is no image."""
+"""Read images from disk as RGB; say in one sentence why a file is not an image."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def check_file(path: str | os.PathLike[str], what: str) -> Path:
     if file.is_dir():
         raise IsADirectoryError(f"{what} is a directory, expected a file: {file}")
     if not file.is_file():
-        raise ValueError(f"{what} is no regular file: {file} (a pipe, socket or device could be waited for for ever)")
+        raise ValueError(
+            f"{what} is not a regular file: {file} (a pipe, socket or device could be waited for for ever)"
+        )
     if not os.access(file, os.R_OK):
         raise PermissionError(f"{what} is not readable: {file}")
     if file.stat().st_size == 0:

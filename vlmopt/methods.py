@@ -31,7 +31,7 @@ def methods() -> dict[str, type[Method]]:
     """Return every known method class by name, with all entry points loaded.
 
     Raises:
-        ValueError: an entry point cannot be loaded, is no method, or bears a taken name.
+        ValueError: an entry point cannot be loaded, is not a method, or bears a taken name.
     """
     for point in plugins().values():
         load(point)
@@ -42,7 +42,7 @@ def find(name: Any) -> type[Method]:
     """Return the class registered as `name`.
 
     Raises:
-        ValueError: no such method, or its entry point cannot be loaded. TypeError: the name is no string.
+        ValueError: no such method, or its entry point cannot be loaded. TypeError: the name is not a string.
     """
     if not isinstance(name, str):
         raise TypeError(f"a method name must be a string, got {shown(name)} of type {type(name).__name__}")

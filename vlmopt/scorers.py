@@ -197,6 +197,6 @@ def find(source: str, **download: Any) -> Path:
         return first.parent
     except (OSError, ValueError) as error:  # network, missing repository or file, malformed id
         raise ValueError(
-            f"scorer {shown(source)} is no directory, no bundled one ({', '.join(bundled()) or 'none'}), and cannot be "
-            f"had from the Hub under that name: {error}"
+            f"scorer {shown(source)} is not a directory, nor bundled ({', '.join(bundled()) or 'none'}), and cannot "
+            f"be had from the Hub under that name: {error}"
         ) from error

@@ -106,7 +106,7 @@ def test_the_slider_shows_what_a_run_at_that_ratio_keeps(loaded: Loaded, name: s
     (found,) = rungs.maps(wanted, 0.5)
     assert torch.equal(found.kept, wanted[0].kept)
     assert torch.equal(found.merged, wanted[0].merged)
-    with pytest.raises(ValueError, match="no rung of this ladder"):
+    with pytest.raises(ValueError, match="not a rung of this ladder"):
         rungs.maps(wanted, 0.51)
 
 

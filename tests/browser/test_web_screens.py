@@ -197,7 +197,7 @@ HTML = """<style>*{box-sizing:border-box}body{margin:0;font:16px sans-serif}butt
 
 
 def test_the_truth_about_a_page_made_for_it(renderer: Renderer) -> None:
-    """Twice, covered, cut, hidden and disabled controls are no targets, nor is one whose name is read elsewhere."""
+    """Twice, covered, cut, hidden and disabled controls are not targets, nor is one whose name is read elsewhere."""
     made = renderer.show(Filled(HTML, "light", 16))
     found = {(c.name, c.kind, c.data_type): c for c in made.targets}
     assert set(found) == {

@@ -124,7 +124,7 @@ def test_targets_that_do_not_fit_are_refused() -> None:
     whole = screen(SAVE, wide, replace(HELP, target=False))
     assert candidates(whole, (224, 224)) == [SAVE]
     for target in (wide, HELP):
-        with pytest.raises(ValueError, match="no labelled target"):
+        with pytest.raises(ValueError, match="not a labelled target"):
             window(whole, target, (224, 224))
     with pytest.raises(ValueError, match="multiple of 14"):
         window(whole, SAVE, (225, 224))

@@ -127,7 +127,7 @@ def test_scores_are_those_of_the_hosts_and_nothing_is_dropped(name):
     assert [(p.host, p.layer, p.axes) for p in profiles[::2]] == [
         ("fastv", 2, "raster"), ("pyramid_drop", 2, "raster"), ("sparse_vlm", 3, "raster")]  # fmt: skip
     assert all(p.model["layers"] == 6 and p.samples == 2 for p in profiles)
-    if name in ("llava_next", "llava_onevision"):  # row separators are no part of the trend
+    if name in ("llava_next", "llava_onevision"):  # row separators are not part of the trend
         return
     with torch.no_grad():
         attention = copy.deepcopy(family.build("eager"))(**batch(), output_attentions=True).attentions[1]
@@ -218,7 +218,7 @@ def test_images_that_cannot_be_read_are_left_out_and_counted(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--images", "nowhere"], "no directory"),
+        (["--images", "nowhere"], "not a directory"),
         (["--images", "worlds", "--samples", "0"], "--samples"),
         (["--images", "worlds", "--host", "fastv"], "NAME:LAYER"),
         (["--images", "worlds", "--host", "uniform:0"], "no trend"),

@@ -155,7 +155,7 @@ def test_newer_policy_and_impossible_layer_are_refused(
 def test_a_text_model_is_refused(tmp_path: Path, picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     assert cli.main(words(tmp_path, picture, tmp_path / "out")) == 2
-    assert "no vision-language model" in capsys.readouterr().err
+    assert "not a vision-language model" in capsys.readouterr().err
 
 
 def test_a_hub_id_without_connection(picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

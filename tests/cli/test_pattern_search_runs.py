@@ -218,7 +218,7 @@ def test_command(loaded, tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize(("words", "said"), [
     ([], "give --video FILE or --images DIR"),
-    (["--images", "nowhere"], "no directory"),
+    (["--images", "nowhere"], "not a directory"),
     (["--video", "nowhere.mp4"], "video not found"),
     (["--images", "worlds", "--samples", "6"], "--samples must be 5 or fewer"),
     (["--images", "worlds", "--tokens", "0"], "--tokens must be 1 or more"),

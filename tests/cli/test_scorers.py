@@ -207,7 +207,7 @@ def test_a_marker_that_is_not_there(model, tmp_path):
 def test_files_that_are_no_scorer(model, tmp_path):
     with pytest.raises(ValueError, match=r"must hold focus_ui\.json and focus_ui\.safetensors"):
         scorers.load(str(tmp_path))
-    with pytest.raises(ValueError, match="is no directory, no bundled one"):
+    with pytest.raises(ValueError, match="is not a directory, nor bundled"):
         scorers.load("no/such")
     folder = scorers.save(trained(model), tmp_path / "s")
     config = json.loads((folder / FILES[0]).read_text())

@@ -110,7 +110,7 @@ def test_heads_of_a_model(picture, found, tmp_path):
     (["--prompt", "Hi", "--pattern", "gird"], "did you mean 'grid'"),
     (["--prompt", "Hi", "--pattern", "fastv"], "keep_ratio"),
     (["--prompt", "Hi", "--pattern", '{"method": "uniform", "keep_ratio": 0.5}'], "uniform is a selector"),
-    (["--prompt", "Hi", "--pattern", "{method}"], "is no JSON"),
+    (["--prompt", "Hi", "--pattern", "{method}"], "is not JSON"),
     (["--prompt", "Hi", "--pattern", "grid", "--patterns", "p.json"], "not both"),
     (["--prompt", "Hi", "--layer", "6"], "--layer must be 0 to 5"),
     (["--prompt", "Hi", "--head", "4"], "--head must be 0 to 3"),

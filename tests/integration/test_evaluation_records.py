@@ -51,7 +51,7 @@ def test_a_torn_last_line_is_skipped_and_does_not_join_the_next(tmp_path: Path) 
 def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
     path = written(tmp_path, 0, record("1"), record("2"))
     path.write_text("{broken\n" + path.read_text())
-    with pytest.raises(ValueError, match=r"line 1, is no record"):
+    with pytest.raises(ValueError, match=r"line 1, is not a record"):
         read(tmp_path)
 
 

@@ -85,9 +85,9 @@ def test_visual_sinks_in_dimensions_of_their_own():
     ("model", "reason"),
     [
         (lambda: copy.deepcopy(FAMILY.build("sdpa")), "no massive activations"),
-        (lambda: planted(Plan({0: DIMS})), "are no sinks"),  # the first token alone
-        (lambda: planted(pull=0.0), "are no sinks"),  # nobody attends to the token that stands out
-        (lambda: planted(Plan({0: DIMS, **dict.fromkeys(range(6, 14), DIMS)})), "are no sinks"),  # half the image
+        (lambda: planted(Plan({0: DIMS})), "are not sinks"),  # the first token alone
+        (lambda: planted(pull=0.0), "are not sinks"),  # nobody attends to the token that stands out
+        (lambda: planted(Plan({0: DIMS, **dict.fromkeys(range(6, 14), DIMS)})), "are not sinks"),  # half the image
     ],
 )
 def test_a_model_without_sinks(model, reason):

@@ -87,7 +87,7 @@ def test_a_random_model_has_hardly_any_sinks():
 
 
 def test_padded_batches_and_text():
-    """Padding is no token: places move with it, and nothing else; a sample of text alone has its own first token."""
+    """Padding is not a token: places move with it, and nothing else; a sample of text alone has its own first token."""
     batch = FAMILY.inputs([[5, Image(0), 7], [40]])
     shift = int((~batch.real[0]).sum())
     assert shift

@@ -51,8 +51,8 @@ def redistribute_merge(
     """The same from three partial attentions, for kernels that return logsumexps: no weights are ever written down.
 
     Args:
-        rest, nonsink, sink: (o [B, H, R, Dv], lse [B, H, R]) over keys that are neither, visual keys that are no sinks,
-            and all sinks. visual_sink_lse: [B, H, R] over the visual ones of the sinks, which the gate asks for.
+        rest, nonsink, sink: (o [B, H, R, Dv], lse [B, H, R]) over keys that are neither, visual keys that are not
+            sinks, and all sinks. visual_sink_lse: [B, H, R] over the visual ones of the sinks, which the gate asks for.
 
     Returns:
         o' [B, H, R, Dv], and Bool[B, H, R] where attention moved.

@@ -183,10 +183,10 @@ def test_what_a_manifest_refuses(tmp_path: Path, change: dict[str, Any], words: 
 def test_files_that_are_no_data(tmp_path: Path) -> None:
     broken = tmp_path / "m.jsonl"
     broken.write_text(json.dumps(ROW) + "\n{oops\n")
-    with pytest.raises(ValueError, match=r"m.jsonl, line 2, is no valid JSON"):
+    with pytest.raises(ValueError, match=r"m.jsonl, line 2, is not valid JSON"):
         loaded(tmp_path, broken)
     broken.write_text('{"id": "0", "id": "1"}\n')
-    with pytest.raises(ValueError, match=r"line 1, is no valid JSON: key 'id' is given twice"):
+    with pytest.raises(ValueError, match=r"line 1, is not valid JSON: key 'id' is given twice"):
         loaded(tmp_path, broken)
     for deep in ("[" * 10_000 + "]" * 10_000, '{"id":' * 10_000 + "1" + "}" * 10_000):
         broken.write_text(deep)
@@ -196,7 +196,7 @@ def test_files_that_are_no_data(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="entry 1 is a int, expected an object"):
         loaded(tmp_path, broken)
     broken.write_text(json.dumps({"mood": "good"}))
-    with pytest.raises(ValueError, match="has the fields mood, which are those of no known format: pope:"):
+    with pytest.raises(ValueError, match="has the fields mood,  which belong to no known format: pope:"):
         loaded(tmp_path, broken)
     with pytest.raises(ValueError, match="--format 'popes' is unknown"):
         loaded(tmp_path, broken, format="popes")
@@ -302,12 +302,12 @@ def test_boxes_that_fit_no_convention_are_refused(tmp_path: Path) -> None:
 def test_odd_texts_name_their_place(tmp_path: Path) -> None:
     file = tmp_path / "odd_random.jsonl"
     file.write_bytes(b"\xff\xfe{")
-    with pytest.raises(ValueError, match=r"odd_random.jsonl is no text in UTF-8"):
+    with pytest.raises(ValueError, match=r"odd_random.jsonl is not UTF-8 text"):
         loaded(tmp_path, file)
     file.write_text('{"question_id": 1, "image": "a.png", "text": "\\ud800", "label": "no"}\n{}\n')
     with pytest.raises(ValueError, match="line 1 holds half of a character"):
         loaded(tmp_path, file)
     coco = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": [{"image_id": 1, "caption": None}]}
     file.write_text(json.dumps(coco))
-    with pytest.raises(ValueError, match="is no COCO annotation file"):
+    with pytest.raises(ValueError, match="is not a COCO annotation file"):
         loaded(tmp_path, file)

@@ -113,7 +113,7 @@ def test_a_policy_written_out_as_json():
     [
         ('{"seed": 1, "seed": 2}', "'seed' is given twice"),
         ('{"prune": [{"method": "random", "keep_ratio": 0.5, "keep_ratio": 0.1}]}', "'keep_ratio' is given twice"),
-        ('{"seed": NaN}', "NaN is no number"),
+        ('{"seed": NaN}', "NaN is not a number"),
         ('{"prune": [', "JSON policy"),
         ('{"prune": {}}', "prune must be a list"),
     ],
@@ -138,7 +138,7 @@ def test_a_key_given_twice_in_any_file(tmp_path):
 @pytest.mark.parametrize("load", [Policy.load, Profile.load, HeadPatterns.load, DebiasProfile.load, load_synonyms])
 def test_a_pipe_is_no_file_of_ours(load, tmp_path):
     os.mkfifo(tmp_path / "pipe.json")  # whoever opens it waits for ever
-    with pytest.raises(ValueError, match="no regular"):
+    with pytest.raises(ValueError, match="not a regular"):
         load(str(tmp_path / "pipe.json"))
 
 

@@ -23,7 +23,7 @@ def test_pbs_orders_keys_by_importance_inside_whole_segments():
     assert torch.equal(order[..., 256:], torch.arange(256, 300).expand(2, 2, 44))
     logits = prefill.q[:, :, -32:] @ prefill.k[:, prefill.key_heads].mT * prefill.scale
     causal = torch.arange(300) <= torch.arange(268, 300)[:, None]
-    seen = causal & (torch.arange(300) >= 4)  # the sink is no part of it, and keeps its place
+    seen = causal & (torch.arange(300) >= 4)  # the sink is not part of it, and keeps its place
     weights = logits.masked_fill(~seen, -torch.inf).softmax(-1).mean(2).unflatten(1, (2, 2)).mean(2)
     assert torch.equal(order[..., :4], torch.arange(4).expand(2, 2, 4))
     weights[..., :4] = 1

@@ -289,7 +289,7 @@ def test_hub_round_trip(tmp_path, monkeypatch):
     assert policy.push_to_hub("mine", token="t") == "https://hub/user/mine"
     assert calls == ["t"]
     assert Policy.from_pretrained("user/mine", revision="main") == policy
-    with pytest.raises(ValueError, match="'user/other' is no directory"):
+    with pytest.raises(ValueError, match="'user/other' is not a directory"):
         Policy.from_pretrained("user/other")
 
 

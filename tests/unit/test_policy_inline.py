@@ -42,14 +42,14 @@ def test_lines(line, policy):
 @pytest.mark.parametrize(
     ("line", "error", "match"),
     [
-        ("fastv:keep_ratio", ValueError, "'keep_ratio' is no new setting=value"),
-        ("fastv:keep_ratio=0.1,keep_ratio=0.2", ValueError, "no new setting"),
+        ("fastv:keep_ratio", ValueError, "'keep_ratio' is not a new setting=value"),
+        ("fastv:keep_ratio=0.1,keep_ratio=0.2", ValueError, "not a new setting"),
         ("fastvv:keep_ratio=0.1", ValueError, "did you mean 'fastv'"),
         ("fastv:keep_ratio=2", ValueError, "keep_ratio must be"),
         ("fastv:keep_ratio=many", TypeError, "keep_ratio must be a number"),
         ("balanced:keep_ratio=0.1", ValueError, "is a preset and takes no settings"),
-        ("uniform+", ValueError, "no part of a policy"),
-        ("uniform+/etc/passwd", ValueError, "no part of a policy"),
+        ("uniform+", ValueError, "not part of a policy"),
+        ("uniform+/etc/passwd", ValueError, "not part of a policy"),
         ("uniform:keep_ratio=0.5+fastv:keep_ratio=0.7,layer=2", ValueError, "must not grow"),
     ],
 )

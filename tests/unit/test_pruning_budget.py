@@ -59,7 +59,7 @@ def test_segments():
     assert split("frame") == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9, 10, 11, 12]]
     assert split("frame", "global") == [list(range(13))]
     assert [part.tolist() for part in segments(visual([(1, 2, 2)]), "image", "equal")] == [[0, 1, 2, 3]]
-    late = tokens.subset(torch.tensor([0, 6, 7]))  # images and frames without any token left are no segments
+    late = tokens.subset(torch.tensor([0, 6, 7]))  # images and frames without any token left are not segments
     assert [part.tolist() for part in segments(late, "frame", "equal")] == [[0], [1, 2]]
 
 

@@ -191,7 +191,7 @@ def test_a_profile_serves_only_where_it_was_measured():
     [
         (Uniform(keep_tokens=9), TypeError, "ranks by scores"),
         ("fastv", TypeError, "ranks by scores.*'fastv'"),
-        (Random(keep_tokens=9), ValueError, "'random' are no attention inside the LLM"),
+        (Random(keep_tokens=9), ValueError, "'random' are not attention inside the LLM"),
         (Debias(FastV(keep_tokens=9)), ValueError, "debiased already"),
     ],
     ids=["no ranking", "a name", "no trend", "itself"],

@@ -22,7 +22,7 @@ def golden():
 
 
 def test_golden():
-    """The anchor stands at the end of a row: what follows it in the sequence is no neighbour."""
+    """The anchor stands at the end of a row: what follows it in the sequence is not a neighbour."""
     assert keep_of(HiPrune(keep_tokens=6, alpha=0.5), tokens(*golden())) == [0, 2, 3, 7, 8, 15]
 
 

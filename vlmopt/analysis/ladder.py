@@ -46,7 +46,7 @@ class Ladder:
             ValueError: a ratio that is none of `ratios`, or maps of another sample.
         """
         if ratio not in self.kept:
-            raise ValueError(f"ratio={ratio!r} is no rung of this ladder; rungs: {', '.join(map(str, self.ratios))}")
+            raise ValueError(f"ratio={ratio!r} is not a rung of this ladder; rungs: {', '.join(map(str, self.ratios))}")
         sizes = [len(m.kept) for m in maps]
         if sum(sizes) != len(self.kept[ratio]):
             raise ValueError(f"these maps hold {sum(sizes)} visual tokens, the ladder {len(self.kept[ratio])}")

@@ -26,7 +26,7 @@ from .sinks import PROMPTS, SinkCollector, readable_layers
 class Calibration:
     """Measure what `parts` name; `state()` can be written to a file and given back to go on.
 
-    Attention on tokens that are no sinks can be added up only when the sinks are known, and these are known only after
+    Attention on tokens that are not sinks can be added up only when the sinks are known, and these are known only after
     the first look. So the first images are shown twice, and no attention is ever stored.
 
     Args:

@@ -171,7 +171,7 @@ class Collector:
         self.hosts = [cast("ScoreSelector", host.stages[0]) for host in hosts]
         for host in self.hosts:
             if not isinstance(host, ScoreSelector) or not host.trend:
-                raise ValueError(f"{host.name}: its scores are no attention inside the LLM, so there is no trend")
+                raise ValueError(f"{host.name}: its scores are not attention inside the LLM, so there is no trend")
         names = [key(host) for host in self.hosts]
         if len(set(names)) < len(names) or not (names or heads):
             raise ValueError(f"give one or more hosts, each once; got {', '.join(names) or 'none'}")

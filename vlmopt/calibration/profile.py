@@ -121,7 +121,7 @@ class Profile(Configured):
         """Read a file written by `save`.
 
         Raises:
-            ValueError: the file cannot be read, or is no profile of this format or an earlier one.
+            ValueError: the file cannot be read, or is not a profile of this format or an earlier one.
         """
         try:
             data = parse(check_file(path, "profile").read_text(encoding="utf-8"))
@@ -130,7 +130,7 @@ class Profile(Configured):
         version = data.get("format") if isinstance(data, dict) else None
         if not isinstance(version, int) or set(data) != set(KEYS.get(version, ())):
             raise ValueError(
-                f"{path} is no profile of format {FORMAT} with the keys {', '.join(KEYS[FORMAT])}; "
+                f"{path} is not a profile of format {FORMAT} with the keys {', '.join(KEYS[FORMAT])}; "
                 "write one with `vlmopt calibrate`"
             )
         sinks, heads, iat = (data.get(name) for name in ("sinks", "heads", "iat"))

@@ -122,7 +122,7 @@ def find(images: Sequence[Look], texts: Sequence[Look], tau: float) -> Found:
             values_of = {str(c): round(u, 2) for c, u in dims.items()}
             stats = {"origin": origin, "band_by": how, "values": values_of, "layers": layers, **stats}
             return Found(tuple(sorted(dims)), "", band, stats, layers)
-        reasons.append(f"visual tokens that stand out in {sorted(dims)}, those of the {origin}, are no sinks")
+        reasons.append(f"visual tokens that stand out in {sorted(dims)}, those of the {origin}, are not sinks")
     return Found(reason="; ".join(reasons) + f", in layers {band[0]} to {band[1] - 1}")
 
 

@@ -149,7 +149,7 @@ def host(text: str) -> ScoreSelector:
 def images_in(directory: Path) -> list[Path]:
     """Return the image files below a directory, sorted."""
     if not directory.is_dir():
-        raise ValueError(f"--images {directory} is no directory; give one, or the word worlds")
+        raise ValueError(f"--images {directory} is not a directory; give one, or the word worlds")
     files = sorted(path for path in directory.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not files:
         raise ValueError(f"no images ({', '.join(SUFFIXES)}) below {directory}")

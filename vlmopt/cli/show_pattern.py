@@ -82,7 +82,7 @@ def named(text: str) -> Pattern:
     try:
         data: Any = parse(text) if text.lstrip().startswith("{") else {"method": text}
     except ValueError as error:
-        raise ValueError(f"--pattern {text} is no JSON: {error}") from error
+        raise ValueError(f"--pattern {text} is not JSON: {error}") from error
     found = methods.build(data)
     if not isinstance(found, Pattern):
         raise ValueError(f"--pattern {text}: {found.name} is a {methods.kind_of(type(found))}, no pattern")

@@ -69,4 +69,4 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refused(name: str) -> Any:
-    raise ValueError(f"{name} is no number; give a finite one")
+    raise ValueError(f"{name} is not a number; give a finite one")

@@ -71,7 +71,7 @@ def validate(owner: Any, label: str) -> None:
     """Check every `setting` of a frozen dataclass; numbers become plain Python numbers.
 
     Raises:
-        TypeError: a value of the wrong kind (a bool is no number).
+        TypeError: a value of the wrong kind (a bool is not a number).
         ValueError: NaN, out of range, not among the choices.
     """
     for f in fields(owner):

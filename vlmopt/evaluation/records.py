@@ -179,5 +179,5 @@ def _records(path: Path) -> Iterable[Record]:
             yield Record(**{name: value for name, value in entry.items() if name in known})
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{path}, line {number}, is no record ({error}): delete that line, or choose another --out"
+                f"{path}, line {number}, is not a record ({error}): delete that line, or choose another --out"
             ) from error

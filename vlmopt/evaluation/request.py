@@ -24,7 +24,7 @@ def load_request(run: Path) -> dict[str, Any]:
     try:
         request = dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
-        raise ValueError(f"{run} is no run directory: there is no {NAME}") from error
+        raise ValueError(f"{run} is not a run directory: there is no {NAME}") from error
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}): choose another --out") from error
     if request.get("format") != FORMAT:

@@ -20,7 +20,7 @@ class Piece:
     length: int
     kind: str  # "image" | "tile" | "video"
     grid: Grid | None  # (t, h, w) after merging
-    coords: Tensor  # Long[length, 3] (t, y, x); -1 where a token is no patch (newlines, unknown)
+    coords: Tensor  # Long[length, 3] (t, y, x); -1 where a token is not a patch (newlines, unknown)
 
 
 Patches = Callable[[Any, Tensor], Tensor]

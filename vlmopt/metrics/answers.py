@@ -10,7 +10,7 @@ from .stated import concluded, stated, words
 
 ANLS_THRESHOLD = 0.5
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-OTHER = "BCDEFGHJKLMNOPQRSTUVWXYZ"  # those that are no words of their own
+OTHER = "BCDEFGHJKLMNOPQRSTUVWXYZ"  # those that are not words of their own
 GOES_ON = "because|since|as|is|are|was|and|or|for|with|which|due"  # what no article stands before
 JOINED = r"\s*(?:[)\]]\s*)?(?:,?\s*\b(?:and|or)\b|[,/&|]|和|或)\s*(?:option\s+)?"
 OPTION = re.compile(

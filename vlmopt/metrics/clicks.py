@@ -51,10 +51,10 @@ class Pointed(NamedTuple):
 def pointed(answer: str) -> Pointed | None:
     """Return the first point that an answer states, in the answer's own units; the middle of a box where it gives one.
 
-    Thoughts are no answer; an `<answer>`, a box or "the answer is" goes before the rest. Read are `x=1, y=2`, also with
-    numbers behind the names, boxes by their corners or by a corner and a size, `(x0, y0), (x1, y1)`, `(x, y)` and
-    `[x0, y0, x1, y1]` in round or square brackets or between tags, percent, tokens such as `<loc0300><loc0500>` (y
-    first), anywhere in the text; and two or four bare numbers where the text is nothing else.
+    Thoughts are not part of the answer; an `<answer>`, a box or "the answer is" goes before the rest. Read are `x=1,
+    y=2`, also with numbers behind the names, boxes by their corners or by a corner and a size, `(x0, y0), (x1, y1)`,
+    `(x, y)` and `[x0, y0, x1, y1]` in round or square brackets or between tags, percent, tokens such as
+    `<loc0300><loc0500>` (y first), anywhere in the text; and two or four bare numbers where the text is nothing else.
     """
     text = re.sub(r"\\(?:left|right)\b", "", unicodedata.normalize("NFKC", unwrapped(answer)))
     for part in filter(None, (concluded(text), text)):

@@ -32,7 +32,7 @@ class McNemar(NamedTuple):
 def wilson(right: float, of: int, z: float = 1.96) -> tuple[float, float]:
     """Return the 95 % interval of a fraction (Wilson, 1927), never of width 0; `right` need not be whole."""
     if of < 1 or not 0 <= right <= of:
-        raise ValueError(f"{right} of {of} is no fraction: `of` must be 1 or more, `right` from 0 to `of`")
+        raise ValueError(f"{right} of {of} is not a fraction: `of` must be 1 or more, `right` from 0 to `of`")
     p, n = right / of, float(of)
     middle, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return max(0.0, (middle - spread) / (1 + z * z / n)), min(1.0, (middle + spread) / (1 + z * z / n))

@@ -19,7 +19,7 @@ def load_synonyms(path: str | Path) -> Lexicon:
     start to. Pairs of words and exclusions are those of `coco_lexicon`.
 
     Raises:
-        ValueError: the file holds no names, or is no regular one. FileNotFoundError, IsADirectoryError,
+        ValueError: the file holds no names, or is not a regular one. FileNotFoundError, IsADirectoryError,
             PermissionError: a bad path.
     """
     content = check_file(path, "table of synonyms").read_bytes()

@@ -114,7 +114,7 @@ def fetched(repo_id: str, file: str, **options: Any) -> Path:
         return Path(hf_hub_download(repo_id, file, **options))
     except (OSError, ValueError) as error:  # network, missing repository or file, malformed id
         raise ValueError(
-            f"{shown(repo_id)} is no directory, and {file} cannot be had from the Hub under that name: {error}"
+            f"{shown(repo_id)} is not a directory, and {file} cannot be had from the Hub under that name: {error}"
         ) from error
 
 

@@ -19,7 +19,7 @@ def parse(text: str, known: set[str]) -> list[dict[str, Any]] | None:
 
     Args:
         text: terms joined by "+". A term is a preset's name, or a method's with its settings; values are JSON, and
-            what is no JSON is a string.
+            what is not JSON is a string.
         known: names of methods.
 
     Returns:
@@ -41,7 +41,7 @@ def methods_of(term: str, known: set[str]) -> list[dict[str, Any]]:
     """Read one term: the methods of a preset, or a method with its settings."""
     found = TERM.fullmatch(term)
     if found is None:
-        raise ValueError(f"{shown(term)} is no part of a policy; write {POLICY_LINE}")
+        raise ValueError(f"{shown(term)} is not part of a policy; write {POLICY_LINE}")
     name, settings = found[1], found[2]
     preset = catalogue.preset(name)
     if preset is not None and name not in known:
@@ -55,7 +55,7 @@ def methods_of(term: str, known: set[str]) -> list[dict[str, Any]]:
         if not sign and not word.strip():
             continue
         if not sign or not key or key == "method" or key in data:
-            raise ValueError(f"{name}: {shown(word.strip())} is no new setting=value; write {POLICY_LINE}")
+            raise ValueError(f"{name}: {shown(word.strip())} is not a new setting=value; write {POLICY_LINE}")
         data[key] = value_of(value.strip())
     return [data]
 

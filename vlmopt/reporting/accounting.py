@@ -20,19 +20,19 @@ class VisualMap:
     item: int
     kind: str
     grid: tuple[int, int, int] | None  # (t, h, w) after merging
-    coords: Tensor  # Long[n, 3] (t, y, x); -1 where a token is no patch
+    coords: Tensor  # Long[n, 3] (t, y, x); -1 where a token is not a patch
     kept: Tensor  # Bool[n]
     markers: Tensor  # Bool[n]: slots that carry a PosPad marker instead of their own content
     merged: Tensor  # Bool[n]: slots that carry the mixture of several tokens
     merged_into: Tensor  # Long[n]: number of the slot, among the sample's visual tokens, a token was merged into; or -1
-    scores: Tensor | None  # fp32 [n] of the last selector that scored; NaN where a token was no candidate
+    scores: Tensor | None  # fp32 [n] of the last selector that scored; NaN where a token was not a candidate
 
 
 def token_counts(call: Call, sample: int, shown: list[VisualMap]) -> dict[str, Any]:
     """Count the tokens of one sample.
 
     visual_tokens: N of the prompt. visual_tokens_pre_llm: entering layer 0. visual_tokens_kept: left after the last
-    cut. layer_average: mean over the decoder layers, markers included. extras: what of the rest is no plain patch.
+    cut. layer_average: mean over the decoder layers, markers included. extras: what of the rest is not a plain patch.
     """
     depth = len(call.session.stage_of)
     stages: list[dict[str, Any]] = []

@@ -61,7 +61,7 @@ def heard(call: Call, correction: Correction) -> list[dict[str, Any]]:
 
 
 def coordinates(kind: str, item: int, cell: list[int]) -> str:
-    """Return " image 0 (row 3, column 4)", with the frame of a video; without coordinates where a token is no patch."""
+    """Return " image 0 (row 3, column 4)", with the frame of a video; without these where it is not a patch."""
     frame, row, column = cell
     if min(cell) < 0:
         return f"{kind} {item}"

@@ -30,7 +30,7 @@ NEAR = ("Saved", "Opened", "Printer", "Sender", "Homes", "Nextel", "Copies", "He
 
 @functools.cache
 def others() -> tuple[str, ...]:
-    """Return words that are no labels: the pages' made-up contents, and words that nearly are."""
+    """Return words that are not labels: the pages' made-up contents, and words that nearly are."""
     made = [text for sort in texts().values() for text in sort if len(text) < 16]
     return tuple(text for text in (*made, *NEAR) if not set(text.split()) & set(LABELS))
 

@@ -16,8 +16,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--cell", type=int, default=1, metavar="PIXELS",
-        help="move controls by up to half of this, so that what they show begins where a cell of it does: the bundled "
-        "checkpoint reads nothing else, its cells have 14 (default 1: leave them); one directory for each value",
+        help="move controls by up to half of this, so that what they show begins at a multiple of it; the bundled "
+        "checkpoint needs 14, the side of its cells (default 1: do not move); use one directory for each value",
     )  # fmt: skip
     parser.add_argument(
         "--seed", type=int, default=0, help="of the first round of pages; the others follow (default 0)"

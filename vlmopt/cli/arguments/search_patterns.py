@@ -18,11 +18,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, metavar="N", help="prompts, at most 5 (default: one of each source)")
     parser.add_argument(
         "--match", default="time", choices=MATCHES,
-        help="what must not exceed 1.1 times that of the reference: time on this machine, or computed cells",
+        help="cost that may reach 1.1 times that of the reference: time on this machine, or computed cells",
     )  # fmt: skip
     parser.add_argument("--dense-layers", type=int, default=2, metavar="N", help="first layers left out (default 2)")
     parser.add_argument("--tile", type=int, default=64, metavar="N", help="block size of the patterns (default 64)")
     parser.add_argument("--out", required=True, metavar="FILE", help="file for what is found, e.g. patterns.json")
-    parser.add_argument("--into", metavar="FILE", help="profile of `vlmopt calibrate` that gets it, too")
+    parser.add_argument("--into", metavar="FILE", help="profile of `vlmopt calibrate` to write it into, too")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--dtype", default="auto", choices=DTYPES)

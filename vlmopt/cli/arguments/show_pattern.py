@@ -12,7 +12,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="may be given several times")
     parser.add_argument("--video", metavar="FILE")
     parser.add_argument("--prompt", default="", metavar="TEXT", help="after the images or the video, or alone")
-    parser.add_argument("--planted", choices=PLANTED, help="a made-up head with known attention in place of a model")
+    parser.add_argument("--planted", choices=PLANTED, help="use a made-up head with known attention instead of a model")
     parser.add_argument("--tokens", type=int, default=4096, metavar="N", help="length with --planted (default 4096)")
     parser.add_argument("--layer", type=int, default=0, metavar="N")
     parser.add_argument("--head", type=int, default=0, metavar="N", help="query head")
@@ -21,7 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="name, or JSON with settings (default min_p, or what finds the planted structure)",
     )  # fmt: skip
     parser.add_argument("--patterns", metavar="FILE", help="what `vlmopt search-patterns` found for this head")
-    parser.add_argument("--size", type=int, default=512, metavar="N", help="pixels a map's side has (default 512)")
+    parser.add_argument("--size", type=int, default=512, metavar="N", help="side of a map in pixels (default 512)")
     parser.add_argument("--out", default="pattern.png", metavar="FILE", help="default pattern.png")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--dtype", default="auto", choices=DTYPES)

@@ -12,7 +12,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="one or several in turn: worlds:screen (drawn screens, default), worlds (the second stage sees scenes, "
         "too), web (windows of rendered pages), web:DIR (rendered before), JSON files of ScreenSpot's kind",
     )  # fmt: skip
-    parser.add_argument("--out", required=True, metavar="DIR", help="gets scorer/ and checkpoint/; run again to resume")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="directory for scorer/ and checkpoint/; run again to resume"
+    )
     parser.add_argument("--steps-scorer", type=int, default=2000, metavar="N", help="first stage (default 2000)")
     parser.add_argument(
         "--steps-model", type=int, default=1000, metavar="N",

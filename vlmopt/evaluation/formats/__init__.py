@@ -35,7 +35,7 @@ def reader(source: Source) -> Reader:
             return _read(module)
     fields = sorted({key for _, entry in entries[:20] for key in entry})
     raise ValueError(
-        f"{first} has the fields {', '.join(fields) or '(none)'}, which are those of no known format: "
+        f"{first} has the fields {', '.join(fields) or '(none)'},  which belong to no known format: "
         + "; ".join(f"{name}: {module.HELP}" for name, module in FORMATS.items())
     )
 

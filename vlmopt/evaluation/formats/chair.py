@@ -79,8 +79,8 @@ def _coco(path: Path) -> dict[str, Any]:
         }:
             return dict(coco)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no COCO annotation file: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{path} is not a COCO annotation file: {type(error).__name__}: {error}") from error
     raise ValueError(
-        f"{path} is no COCO annotation file: images need id and file_name, annotations image_id and either a caption "
-        "(text) or a category_id that is listed under categories"
+        f"{path} is not a COCO annotation file: images need id and file_name, annotations image_id and either a "
+        "caption (text) or a category_id that is listed under categories"
     )

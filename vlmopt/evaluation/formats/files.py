@@ -36,19 +36,19 @@ def load(path: Path) -> list[Entry]:
     """Return the entries of a JSON list, of one JSON object, or of JSON lines.
 
     Raises:
-        ValueError: no JSON, or entries that are no objects; names the line or the number.
+        ValueError: no JSON, or entries that are not objects; names the line or the number.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8: {error}") from error
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
     try:
         whole = parse(text, _missing)
         values = whole if isinstance(whole, list) else [whole]
         rows = [(f"{path}, entry {number}", value) for number, value in enumerate(values, start=1)]
     except ValueError as error:
         if path.suffix == ".json" and text.lstrip().startswith("["):
-            raise ValueError(f"{path} is no valid JSON: {error}") from error
+            raise ValueError(f"{path} is not valid JSON: {error}") from error
         rows = [row for number, line in enumerate(text.splitlines(), start=1) for row in _line(path, number, line)]
     for where, value in rows:
         if not isinstance(value, dict):
@@ -70,7 +70,7 @@ def _line(path: Path, number: int, line: str) -> list[tuple[str, Any]]:
     try:
         return [(f"{path}, line {number}", parse(line, _missing))]
     except ValueError as error:
-        raise ValueError(f"{path}, line {number}, is no valid JSON: {error}") from error
+        raise ValueError(f"{path}, line {number}, is not valid JSON: {error}") from error
 
 
 def need(entry: Mapping[str, Any], name: str, where: str, kind: type | tuple[type, ...] = str) -> Any:

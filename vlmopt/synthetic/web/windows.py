@@ -49,7 +49,7 @@ def window(
     width, height = check_size(size)
     if target not in candidates(screen, size):
         raise ValueError(
-            f"{target.name!r} is no labelled target of {screen.page} that fits into {width}x{height} pixels"
+            f"{target.name!r} is not a labelled target of {screen.page} that fits into {width}x{height} pixels"
         )
     rng = generator(f"window/{screen.page}/{target.name}/{seed}", screen.seed, size)
     left, top = (rng.choice(starts) for starts in _starts(screen, target, size))

@@ -109,7 +109,7 @@ class DebiasProfile(MeasuredProfile):
         """
         try:
             if not Path(path).is_file():
-                raise ValueError("it is missing, or no regular file")  # a pipe could be waited for for ever
+                raise ValueError("it is missing, or not a regular file")  # a pipe could be waited for for ever
             return cls.from_dict(parse(Path(path).read_text(encoding="utf-8")))
         except (OSError, TypeError, ValueError) as error:
             raise ValueError(f"{path} holds no debias profile: {error}") from error

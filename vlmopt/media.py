@@ -53,7 +53,7 @@ def load_image(path: str | os.PathLike[str]) -> LoadedImage:
 
     Raises:
         FileNotFoundError, IsADirectoryError, PermissionError: a bad path.
-        ValueError: an empty, truncated or unreadable file, whatever its decoder raised; no regular file; more than
+        ValueError: an empty, truncated or unreadable file, whatever its decoder raised; not a regular file; more than
             `MAX_PIXELS` pixels.
     """
     file = check_file(path, "image")

@@ -14,7 +14,12 @@ from typing import Any
 
 HERE = Path(__file__).parent
 PLUGINS = "vlmopt.methods"  # the entry points of other packages' methods
-KINDS = {"selector": "vlmopt.pruning", "correction": "vlmopt.attention_fix", "pattern": "vlmopt.kernels.patterns"}
+KINDS = {
+    "selector": "vlmopt.pruning",
+    "correction": "vlmopt.attention_fix",
+    "pattern": "vlmopt.kernels.patterns",
+    "eviction": "vlmopt.kv",
+}
 
 
 @dataclass(frozen=True)

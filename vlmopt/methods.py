@@ -1,4 +1,4 @@
-"""Find methods by name: selectors, corrections, patterns, and those of other packages.
+"""Find methods by name: selectors, corrections, patterns, evictions, and those of other packages.
 
 A package adds a method by an entry point in the group "vlmopt.methods" whose name is the method's registered name and
 whose object is the class. Entry points are loaded when their method is asked for, never at import; a name found in a
@@ -19,12 +19,14 @@ from vlmopt.attention_fix import Correction
 from vlmopt.core import check_depth, near, shown
 from vlmopt.pruning import Selector
 
+from . import kv
 from .catalogue import PLUGINS
 from .kernels import patterns
 from .kernels.patterns import Pattern
+from .kv import Eviction
 
-Method: TypeAlias = Selector | Correction | Pattern
-BASES = (Selector, Correction, Pattern)
+Method: TypeAlias = Selector | Correction | Pattern | Eviction
+BASES = (Selector, Correction, Pattern, Eviction)
 
 
 def methods() -> dict[str, type[Method]]:
@@ -91,8 +93,9 @@ def to_dict(method: Method) -> dict[str, Any]:
 def describe() -> list[dict[str, Any]]:
     """Return one entry per method for lists, forms and command lines.
 
-    {"name", "kind": "selector" | "correction" | "pattern", "summary", "paper": arXiv id or None, "reads", "package",
-    "settings": [{"name", "default", "help", "kind", "min", "max", "above", "choices"}, ...]}; bounds where they exist.
+    {"name", "kind": "selector" | "correction" | "pattern" | "eviction", "summary", "paper": arXiv id or None, "reads",
+    "package", "settings": [{"name", "default", "help", "kind", "min", "max", "above", "choices"}, ...]}; bounds where
+    they exist.
     """
     return [entry(cls) for cls in methods().values()]
 
@@ -122,7 +125,12 @@ def registered() -> dict[str, type[Method]]:
         ValueError: methods of different kinds bear the same name.
     """
     found: dict[str, type[Method]] = {}
-    kinds: tuple[Mapping[str, type[Method]], ...] = (pruning.registry, attention_fix.registry, patterns.registry)
+    kinds: tuple[Mapping[str, type[Method]], ...] = (
+        pruning.registry,
+        attention_fix.registry,
+        patterns.registry,
+        kv.registry,
+    )
     for kind in kinds:
         for name, cls in kind.items():
             if name in found:
@@ -169,8 +177,8 @@ def load(point: EntryPoint) -> type[Method]:
         raise ValueError(f"{origin(point)} cannot be loaded: {type(error).__name__}: {error}") from error
     if not (isinstance(cls, type) and issubclass(cls, BASES)):
         raise ValueError(
-            f"{origin(point)} must name a pruning.Selector, attention_fix.Correction or vlmopt.kernels.Pattern class, "
-            f"got {cls!r}"
+            f"{origin(point)} must name a pruning.Selector, attention_fix.Correction, vlmopt.kernels.Pattern or "
+            f"vlmopt.kv.Eviction class, got {cls!r}"
         )
     if registered().get(point.name) is not cls:
         raise ValueError(

@@ -18,7 +18,7 @@ from vlmopt.policy.text import summary
 from vlmopt.prefill import SparsePrefill
 
 FIRST = ("keep_ratio", "layer", "layers")  # of the settings that all selectors share, these are shown at once
-SLOT = {"selector": "prune", "correction": "attention", "pattern": "prefill"}
+SLOT = {"selector": "prune", "correction": "attention", "pattern": "prefill", "eviction": "kv"}
 NONE = "none"
 Row = dict[str, Any]
 
@@ -72,6 +72,10 @@ def put(data: dict[str, Any], slot: str, built: Row) -> None:
         st.error("A policy has one pattern for the prefill; remove the others.", icon=":material/error:")
     elif slot == "prefill":
         data["prefill"]["pattern"] = built
+    elif slot == "kv" and "kv" in data:
+        st.error("A policy has one eviction; remove the others.", icon=":material/error:")
+    elif slot == "kv":
+        data["kv"] = built
     else:
         data[slot].append(built)
 
@@ -83,7 +87,13 @@ def from_preset() -> None:
     pattern = prefill.pop("pattern", None)
     st.session_state.prefill = prefill
     st.session_state.entries = {}
-    for data in (*policy["prune"], *policy["attention"], *([pattern] if pattern else [])):
+    evicted = policy["kv"]
+    for data in (
+        *policy["prune"],
+        *policy["attention"],
+        *([pattern] if pattern else []),
+        *([evicted] if evicted else []),
+    ):
         append(data)
 
 

@@ -15,6 +15,7 @@ from tests.support.selectors import SETTINGS
 from vlmopt import attention_fix, methods, pruning
 from vlmopt.attention_fix import Correction
 from vlmopt.core.settings import setting
+from vlmopt.kv import SnapKV
 from vlmopt.policy import Policy
 from vlmopt.policy.files import FILE_NAME
 from vlmopt.policy.presets import presets
@@ -95,8 +96,8 @@ def test_every_method_round_trips(method):
 def test_json_holds_only_what_differs_from_the_defaults():
     policy = Policy(prune=[Uniform(keep_ratio=0.25)], seed=3)
     assert policy.to_dict() == {
-        "format": 1, "vlmopt": __version__, "prune": [{"method": "uniform", "keep_ratio": 0.25}],
-        "attention": [], "prefill": None, "seed": 3,
+        "format": 2, "vlmopt": __version__, "prune": [{"method": "uniform", "keep_ratio": 0.25}],
+        "attention": [], "prefill": None, "kv": None, "seed": 3,
     }  # fmt: skip
     assert json.loads(policy.to_json()) == policy.to_dict()
     assert methods.to_dict(FastV(keep_tokens=4)) == {"method": "fastv", "keep_tokens": 4}
@@ -134,6 +135,28 @@ def test_corrections(extra):
         attention_fix.register("Bad Name")(Gain)
 
 
+def test_evictions():
+    policy = Policy.load([SnapKV(keep_ratio=0.1), Uniform(keep_ratio=0.5)])
+    assert policy == Policy(prune=[Uniform(keep_ratio=0.5)], kv=SnapKV(keep_ratio=0.1))
+    assert policy.to_dict()["kv"] == {"method": "snap_kv", "keep_ratio": 0.1}
+    assert Policy.load(policy.to_dict()) == policy == Policy.load("uniform:keep_ratio=0.5+snap_kv:keep_ratio=0.1")
+    assert Policy.load(SnapKV()) == Policy(kv=SnapKV()) == Policy(kv={"method": "snap_kv"})
+    assert pickle.loads(pickle.dumps(policy)) == policy
+
+
+def test_files_of_the_format_before_are_read():
+    old = {"format": 1, "vlmopt": "0.9", "prune": [{"method": "uniform", "keep_ratio": 0.25}], "attention": []}
+    assert Policy.load(old | {"prefill": None, "seed": 3}) == Policy(prune=[Uniform(keep_ratio=0.25)], seed=3)
+
+
+def test_a_correction_of_rows_needs_one_set_of_keys_per_layer():
+    boost = methods.build({"method": "image_boost"})
+    with pytest.raises(ValueError, match=r"image_boost has to know.*give snap_kv per_head=False"):
+        Policy(attention=[boost], kv=SnapKV())
+    assert Policy(attention=[boost], kv=SnapKV(per_head=False)).kv is not None
+    assert Policy(attention=[boost], kv=SnapKV(keep_ratio=1)).kv is not None
+
+
 def test_stored_sorted_and_frozen():
     late, early = Uniform(keep_ratio=0.2, layer=4), Random(keep_ratio=0.5, layer=1)
     policy = Policy(prune=[late, early])
@@ -162,7 +185,7 @@ def test_stored_sorted_and_frozen():
         (["random"], TypeError, "'random' of type str"),
         ([Policy()], TypeError, "Policy"),
         ([{"keep_ratio": 0.5}], ValueError, "'method' is missing"),
-        ({"format": 2}, ValueError, "[Uu]pgrade"),
+        ({"format": 3}, ValueError, "[Uu]pgrade"),
         ({"format": 7, "vlmopt": "9.1", "new_key": 1}, ValueError, "written by vlmopt 9.1"),
         ({"format": "1"}, ValueError, "format"),
         ({"format": True}, ValueError, "format"),
@@ -183,6 +206,11 @@ def test_stored_sorted_and_frozen():
         ({"prune": [{"method": "random"}]}, ValueError, "exactly one"),
         ({"attention": [{"method": "random", "keep_ratio": 0.5}]}, TypeError, "attention may hold Corrections"),
         ({"prefill": {"method": "random", "keep_ratio": 0.5}}, TypeError, "prefill"),
+        ({"kv": {"method": "random", "keep_ratio": 0.5}}, TypeError, "kv must be an eviction"),
+        ({"kv": {"method": "snap_kv", "keep_ratio": 0}}, ValueError, "keep_ratio"),
+        ({"kv": "snap_kv"}, TypeError, "kv must be an eviction"),
+        ({"kv": [{"method": "snap_kv"}]}, TypeError, "kv must be an eviction"),
+        ([{"method": "snap_kv"}, {"method": "key_diff"}], ValueError, "one eviction, got 2"),
         ({"seed": -1}, ValueError, "seed"),
         ({"seed": True}, TypeError, "seed"),
         ({"seed": 1.0}, TypeError, "seed"),

@@ -11,7 +11,12 @@ from .. import catalogue
 from ..choices import SECTIONS
 from ..core import near
 
-TITLES = {"selector": "Selectors", "correction": "Corrections", "pattern": "Patterns of sparse prefill"}
+TITLES = {
+    "selector": "Selectors",
+    "correction": "Corrections",
+    "pattern": "Patterns of sparse prefill",
+    "eviction": "Evictions of keys after the prompt",
+}
 
 
 def execute(options: argparse.Namespace) -> None:

@@ -82,7 +82,7 @@ def check(options: argparse.Namespace) -> Policy:
         prefill = replace(policy.prefill or SparsePrefill(), pattern=None, heads=HeadPatterns.load(options.patterns))
         policy = replace(policy, prefill=prefill)
     if options.seed is not None:
-        policy = Policy(policy.prune, policy.attention, policy.prefill, options.seed)
+        policy = replace(policy, seed=options.seed)
     for path in options.image:
         check_file(path, "image")
     if options.video:

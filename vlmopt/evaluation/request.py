@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,5 +78,5 @@ def named_policies(texts: list[str], seed: int | None) -> dict[str, Policy]:
             continue
         if name in policies or file_name(name) == "seen":
             raise ValueError(f"--policy {text}: the name {name!r} is taken, rename the file")
-        policies[name] = Policy(policy.prune, policy.attention, policy.prefill, policy.seed if seed is None else seed)
+        policies[name] = policy if seed is None else replace(policy, seed=seed)
     return policies

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from vlmopt.attention_fix import Correction
+from vlmopt.attention_fix import Correction, RowCorrection
 from vlmopt.pruning import Selector
+
+from ..kv import Eviction
 
 
 def cuts(prune: Sequence[Selector]) -> list[Selector]:
@@ -54,3 +56,15 @@ def check_corrections(attention: Sequence[Correction]) -> None:
                 raise ValueError(
                     f"{first.name} and {second.name} are both a kind of {first.group}, at most one acts; leave one out"
                 )
+
+
+def check_eviction(kv: Eviction | None, attention: Sequence[Correction]) -> None:
+    """Corrections that read keys by what they are, and heads that keep different ones."""
+    if kv is None or kv.neutral or not kv.per_head:
+        return
+    for correction in attention:
+        if isinstance(correction, RowCorrection) and not correction.neutral:
+            raise ValueError(
+                f"{kv.name} keeps keys of its own in every head, and {correction.name} has to know what each key of a "
+                f"layer is; give {kv.name} per_head=False"
+            )

@@ -63,7 +63,8 @@ def methods_of(term: str, known: set[str]) -> list[dict[str, Any]]:
 def preset_methods(preset: catalogue.Preset) -> list[dict[str, Any]]:
     prefill = preset.policy.get("prefill")
     pattern = [] if prefill is None else [prefill["pattern"]]
-    return [*preset.policy.get("prune", []), *preset.policy.get("attention", []), *pattern]
+    evicted = [preset.policy["kv"]] if "kv" in preset.policy else []
+    return [*preset.policy.get("prune", []), *preset.policy.get("attention", []), *pattern, *evicted]
 
 
 def value_of(text: str) -> Any:

@@ -15,18 +15,22 @@ from vlmopt.pruning import Selector
 from .. import methods
 from ..core import near
 from ..kernels.patterns import Pattern
+from ..kv import Eviction
 from ..prefill import SparsePrefill
 from ..version import __version__
 from . import files
-from .combinations import check_corrections, check_stages, cuts, order
+from .combinations import check_corrections, check_eviction, check_stages, cuts, order
 
-FORMAT = 1
-KEYS = ["format", "vlmopt", "prune", "attention", "prefill", "seed"]
+FORMAT = 2  # 1 has no "kv"
+KEYS = ["format", "vlmopt", "prune", "attention", "prefill", "kv", "seed"]
 
 
 PolicyLike: TypeAlias = (
-    "Policy | Selector | Correction | Pattern | SparsePrefill | str | os.PathLike[str] | Mapping[str, Any] | list[Any]"
+    "Policy | Selector | Correction | Pattern | SparsePrefill | Eviction | str | os.PathLike[str] | Mapping[str, Any] "
+    "| list[Any]"
 )
+
+KINDS = (Selector, Correction, Pattern, SparsePrefill, Eviction)
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Policy(Configured):
         attention: corrections.
         prefill: sparse prefill of long prompts: `SparsePrefill`, a pattern for all heads, their dict form, or None.
         seed: >= 0.
+        kv: eviction of keys and values when the prompt is over, its dict form, or None.
 
     Raises:
         TypeError: an entry of the wrong kind. ValueError: a combination that cannot work.
@@ -47,12 +52,14 @@ class Policy(Configured):
     attention: Sequence[Correction] = ()
     prefill: SparsePrefill | None = None
     seed: int = 0
+    kv: Eviction | None = None
 
     def __post_init__(self) -> None:
         prune = entries("prune", self.prune, Selector)
         object.__setattr__(self, "prune", tuple(sorted(prune, key=order)))
         object.__setattr__(self, "attention", entries("attention", self.attention, Correction))
         object.__setattr__(self, "prefill", prefill_of(self.prefill))
+        object.__setattr__(self, "kv", eviction_of(self.kv))
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise TypeError(
                 f"seed must be a whole number >= 0, got {shown(self.seed)} of type {type(self.seed).__name__}"
@@ -61,6 +68,7 @@ class Policy(Configured):
             raise ValueError(f"seed must be >= 0 and < 2**63, got {shown(self.seed)}")
         check_stages(self.prune)
         check_corrections(self.attention)
+        check_eviction(self.kv, self.attention)
 
     @property
     def corrections(self) -> list[Correction]:
@@ -85,7 +93,7 @@ class Policy(Configured):
         """
         if isinstance(source, Policy):
             return source
-        if isinstance(source, (Selector, Correction, Pattern, SparsePrefill)):
+        if isinstance(source, KINDS):
             return cls.of([source])
         if isinstance(source, Mapping):
             return cls.of([methods.build(source)]) if "method" in source else cls.from_dict(source)
@@ -112,18 +120,22 @@ class Policy(Configured):
 
     @classmethod
     def of(cls, items: Sequence[Any]) -> Policy:
-        """Make a policy of selectors, corrections and at most one pattern, in any order."""
+        """Make a policy of selectors, corrections, at most one pattern and at most one eviction, in any order."""
         for item in items:
-            if not isinstance(item, (Selector, Correction, Pattern, SparsePrefill)):
+            if not isinstance(item, KINDS):
                 raise TypeError(
-                    f"a list of methods may hold selectors, corrections and a pattern, got {shown(item)} of type "
-                    f"{type(item).__name__}"
+                    f"a list of methods may hold selectors, corrections, a pattern and an eviction, got {shown(item)} "
+                    f"of type {type(item).__name__}"
                 )
         prefill = [item for item in items if isinstance(item, (Pattern, SparsePrefill))]
         if len(prefill) > 1:
             raise ValueError(f"a policy has one pattern for the prefill, got {len(prefill)}: {prefill!r}")
+        evictions = [item for item in items if isinstance(item, Eviction)]
+        if len(evictions) > 1:
+            raise ValueError(f"a policy has one eviction, got {len(evictions)}: {evictions!r}")
         return cls(
             prefill=prefill_of(prefill[0] if prefill else None),
+            kv=evictions[0] if evictions else None,
             prune=tuple(item for item in items if isinstance(item, Selector)),
             attention=tuple(item for item in items if isinstance(item, Correction)),
         )
@@ -150,7 +162,7 @@ class Policy(Configured):
             if not isinstance(value, (list, tuple)):
                 raise TypeError(f"{key} must be a list of methods, got {shown(value)} of type {type(value).__name__}")
             lists[key] = [methods.build(entry) for entry in value]
-        return cls(prefill=data.get("prefill"), seed=data.get("seed", 0), **lists)
+        return cls(prefill=data.get("prefill"), seed=data.get("seed", 0), kv=data.get("kv"), **lists)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dict; methods carry the settings that differ from their defaults."""
@@ -160,6 +172,7 @@ class Policy(Configured):
             "prune": [methods.to_dict(method) for method in self.prune],
             "attention": [methods.to_dict(method) for method in self.attention],
             "prefill": None if self.prefill is None else self.prefill.to_dict(),
+            "kv": None if self.kv is None else methods.to_dict(self.kv),
             "seed": self.seed,
         }
 
@@ -225,4 +238,14 @@ def prefill_of(given: Any) -> SparsePrefill | None:
     raise TypeError(
         f"prefill must be a pattern such as MinP(), SparsePrefill, or their dict form, got {shown(given)} of type "
         f"{type(given).__name__}"
+    )
+
+
+def eviction_of(given: Any) -> Eviction | None:
+    """An eviction, its dict form, or None."""
+    method = methods.build(given) if isinstance(given, Mapping) else given
+    if method is None or isinstance(method, Eviction):
+        return method
+    raise TypeError(
+        f"kv must be an eviction such as SnapKV(), or its dict form, got {shown(given)} of type {type(given).__name__}"
     )

@@ -12,7 +12,8 @@ def summary(policy: dict[str, Any]) -> str:
         pattern = prefill.get("pattern", {"method": "min_p"})
         sparse = ["sparse prefill by " + ("a pattern per head" if "heads" in prefill else call(pattern))]
     methods = [call(method) for method in (*policy["prune"], *policy["attention"])]
-    return " + ".join(methods + sparse) or "nothing is changed, only measured"
+    evicted = [] if policy["kv"] is None else [call(policy["kv"])]
+    return " + ".join(methods + sparse + evicted) or "nothing is changed, only measured"
 
 
 def call(method: dict[str, Any]) -> str:

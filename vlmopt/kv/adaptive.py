@@ -1,0 +1,42 @@
+"""VL-Cache's layer budgets: the less sparse a layer's attention, the more keys it keeps (arXiv 2410.23317)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .view import Probe
+
+THRESHOLD = 0.01  # of a row's largest weight, below which a weight counts as zero
+LEAST = 0.01  # share of its keys that every layer keeps
+
+
+def sparsity(probe: Probe) -> Tensor:
+    """fp32 [B]: share of the visible entries of probed rows below a hundredth of their row's largest, over heads."""
+    weights, rows = probe.weights, probe.rows[:, None, :, None]
+    groups = probe.visible.shape[1]
+    visible = (probe.visible & rows).repeat_interleave(weights.shape[1] // groups, 1)
+    strong = visible & (weights >= THRESHOLD * weights.amax(-1, keepdim=True))
+    return 1 - strong.sum((1, 2, 3)) / visible.sum((1, 2, 3)).clamp_min(1)
+
+
+def adaptive(sparsity: Sequence[float], ratio: float) -> list[float]:
+    """Share of its keys that each layer keeps, in proportion to 1 - sparsity; their mean is `ratio`.
+
+    No layer keeps less than a hundredth (or `ratio`, if that is less) or more than all; the paper clips alike, after
+    which its mean is no longer the budget. Here the others share what is left.
+    """
+    least, depth = min(LEAST, ratio), len(sparsity)
+    fixed: dict[int, float] = {}
+    while True:
+        free = [i for i in range(depth) if i not in fixed]
+        mass = sum(1 - sparsity[i] for i in free)
+        left = ratio * depth - sum(fixed.values())
+        ideal = {i: left * (1 - sparsity[i]) / mass if mass else left / len(free) for i in free}
+        over = {i: 1.0 for i in free if ideal[i] > 1}
+        under = {i: least for i in free if ideal[i] < least}
+        if not over and not under:
+            return [fixed.get(i, ideal.get(i, 0.0)) for i in range(depth)]
+        excess = sum(ideal[i] - 1 for i in over) - sum(least - ideal[i] for i in under)
+        fixed |= over if excess >= 0 and over else under

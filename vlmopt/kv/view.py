@@ -1,0 +1,43 @@
+"""What an eviction may know of the keys and values that one layer holds when the prompt is over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """The attention of some of the prompt's last rows to every stored key."""
+
+    weights: Tensor  # fp32 [B, H, R, n], rows sum to 1, 0 on padding
+    rows: Tensor  # Bool[B, R]: rows that count; a sample may have fewer than another
+    visible: Tensor  # Bool[B, 1|Hk, R, n]: keys that a row may see
+
+
+@dataclass(frozen=True, eq=False)
+class KVView:
+    """One layer's cache. Hk key-value heads; a table with one head in their place holds for all of them."""
+
+    keys: Tensor  # [B, Hk, n, D] as stored, so after rotation where the model rotates
+    values: Tensor  # [B, Hk, n, Dv]
+    real: Tensor  # Bool[B, 1|Hk, n]: False on padding and fillers
+    places: Tensor  # Long[B, 1|Hk, n]: running number in the sample's sequence; < 0 on padding before it
+    layer: int
+    seed: int
+    probe: Probe | None = None  # None where the method reads no rows
+    neighbours: Tensor | None = None  # Long[B, 1|Hk, n, 9]: slots of the 3 x 3 cells around a visual key, -1: none
+
+    @property
+    def heads(self) -> int:
+        return self.keys.shape[1]
+
+    def of_heads(self, values: Tensor) -> Tensor:
+        """Values [B, H, ...] of query heads as the mean over those that share a key-value head, [B, Hk, ...]."""
+        return values.unflatten(1, (self.heads, -1)).mean(2)
+
+    def unit_keys(self) -> Tensor:
+        """fp32 [B, Hk, n, D]: normalised keys, zeros where no key is real."""
+        return torch.nn.functional.normalize(self.keys.float(), dim=-1) * self.real[..., None]

@@ -76,6 +76,11 @@ class Eviction(Configured, ABC):
         """Attention rows it reads: the last so many of the prompt, `TEXT` for those behind the last image, 0: none."""
         return 0
 
+    @property
+    def on_grid(self) -> bool:
+        """Whether it reads which keys are neighbours on the patch grid."""
+        return False
+
     @abstractmethod
     def score(self, view: KVView) -> Tensor:
         """fp32 [B, Hk, n]: how much each key of each head is worth, higher = keep; padding may hold anything."""

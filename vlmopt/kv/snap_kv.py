@@ -44,6 +44,10 @@ class SnapKV(ImportanceEviction):
     def rows(self) -> int:
         return self.window
 
+    @property
+    def on_grid(self) -> bool:
+        return self.pooling == "grid"
+
     def importance(self, view: KVView) -> Tensor:
         assert view.probe is not None
         rows = view.probe.rows

@@ -80,6 +80,11 @@ class Policy(Configured):
         """Every cut that can change something, by rising layer; a progressive method makes several."""
         return cuts(self.prune)
 
+    @property
+    def evicts(self) -> bool:
+        """Whether keys leave when the prompt is over."""
+        return self.kv is not None and not self.kv.neutral
+
     @classmethod
     def load(cls, source: PolicyLike) -> Policy:
         """Make a policy from any of its forms.

@@ -11,6 +11,7 @@ import torch
 from ..runtime import compat
 from ..runtime.call import Call
 from ..runtime.components.corrections import Corrections
+from ..runtime.components.eviction import Evicting
 from ..runtime.components.layer_corrections import Divergence, Records, Repeating
 from ..runtime.components.selection import Cuts
 from ..runtime.components.tower_pruning import Patches
@@ -18,6 +19,8 @@ from ..runtime.offload import device_of
 from .accounting import VisualMap, maps, token_counts
 from .corrections import corrected
 from .corrections import lines as corrected_lines
+from .evictions import evicted
+from .evictions import lines as evicted_lines
 from .sparsity import lines as sparse_lines
 from .sparsity import sparse_layers
 from .stages import Stage, stages
@@ -43,6 +46,8 @@ class Report:
     samples: list[dict[str, Any]]
     key_lengths: list[int]
     kv_cache_bytes: int
+    kv_bytes_prompt: int  # of the prompt's cache before keys were evicted
+    kv: list[dict[str, Any]]  # layers that evicted keys
     ms: dict[str, float | None]
     new_tokens: int
     decode_tokens_per_s: float | None
@@ -66,6 +71,7 @@ class Report:
         ms = milliseconds(call)
         shown = {index: maps(call, index) for index in range(batch)}
         decode = ms["decode"]
+        kept = evicted(call)
         tripped, divergence = call.slot(Repeating).tripped, call.slot(Divergence)
         return cls(
             family=session.family.name
@@ -79,6 +85,8 @@ class Report:
             samples=[token_counts(call, index, shown[index]) for index in range(batch)],
             key_lengths=list(call.page.key_lengths),
             kv_cache_bytes=call.page.cache_bytes,
+            kv_bytes_prompt=call.page.cache_bytes + sum(own["bytes_before"] - own["bytes_after"] for own in kept),
+            kv=kept,
             ms=ms,
             new_tokens=call.new_tokens,
             decode_tokens_per_s=call.decode_steps / decode * 1e3 if decode and call.decode_steps else None,
@@ -136,7 +144,7 @@ class Report:
         lines += self.pruned_lines()
         if self.tower is not None:
             lines.append(f"tower    {self.tower['given']} patches given, {self.tower['encoded']} encoded")
-        lines += corrected_lines(self.corrections) + sparse_lines(self.prefill)
+        lines += corrected_lines(self.corrections) + sparse_lines(self.prefill) + evicted_lines(self.kv)
         if self.repeating:
             lines.append(f"warning  the text repeats itself in samples {', '.join(map(str, self.repeating))}")
         lines += self.skipped_lines()
@@ -200,6 +208,10 @@ def skipped(call: Call) -> list[dict[str, str]]:
         for c in call.session.policy.attention
         if c.is_identity
     ]
+    if (kv := call.session.policy.kv) is not None and kv.is_identity:
+        out.append({"what": kv.name, "why": "changes nothing at keep_ratio=1.0"})
+    if (evicting := call.session.component(Evicting)) is not None:
+        out += [{"what": what, "why": why} for what, why in evicting.skipped().items()]
     if (corrections := call.session.component(Corrections)) is not None:
         out += [{"what": what, "why": why} for what, why in corrections.skipped().items()]
         ran = {name for name, _ in call.slot(Records)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -71,24 +70,22 @@ class LogicalCache:
             return
         state, length = self._vlmopt, self.get_seq_length() + relative
         if length < state.tail:  # assisted decoding puts its candidates into the prefill
-            keep = {stage: index.shape[1] - (state.tail - length) for stage, index in state.index.items()}
-            for stage, index in state.index.items():
-                expected = torch.arange(length, state.tail, device=index.device)
-                if keep[stage] < 0 or not bool((index[:, keep[stage] :] == expected).all()):
-                    raise ValueError(
-                        f"cannot crop a pruned cache to {length} tokens: the removed part holds dropped visual tokens. "
-                        "Crop behind the last image, or start from a fresh cache."
-                    )
-            for stage, index in state.index.items():
-                valid = state.valid[stage]
-                state.index[stage] = index[:, : keep[stage]]
-                state.valid[stage] = None if valid is None else valid[:, : keep[stage]]
-            state.tail = length
+            state.crop(length)
         super().crop(relative)  # type: ignore[misc]  # negative = relative in every version
 
 
 class LogicalDynamicCache(LogicalCache, DynamicCache):
     """Defined at module level so that instances pickle."""
+
+
+def keep_slots(cache: Any, layer: int, index: Tensor) -> None:
+    """Let go of all slots of a layer but `index` Long[B, 1|Hk, k]."""
+    held = cache.layers[layer]
+    cache._vlmopt.dropped[layer] += held.keys.shape[2] - index.shape[2]
+    for name in ("keys", "values"):
+        tensor = getattr(held, name)
+        slots = index.to(tensor.device).expand(-1, tensor.shape[1], -1)
+        setattr(held, name, tensor.gather(2, slots[..., None].expand(*slots.shape, tensor.shape[3])))
 
 
 @dataclass(eq=False)

@@ -113,13 +113,22 @@ def cache_in(arguments: Mapping[str, Any]) -> Any:
 def why_fixed(cache: Any) -> str | None:
     """Why keys of this cache cannot have a length of their own per layer, None if they can."""
     kind = type(cache).__name__
-    if getattr(cache, "is_compileable", False) or "Static" in kind:
+    if is_static(cache):
         return f"static cache: {kind} cannot shrink, so the call ran unpruned; use a dynamic one (the default)"
     if cache is not None and not hasattr(cache, "layers"):
         return (
             f"{kind} keeps no object per layer, so the call ran unpruned; upgrade transformers or pass use_cache=False"
         )
     return None
+
+
+def is_static(cache: Any) -> bool:
+    """Whether a cache has room for a fixed number of keys."""
+    return bool(getattr(cache, "is_compileable", False)) or "Static" in type(cache).__name__
+
+
+def is_quantized(cache: Any) -> bool:
+    return any(hasattr(layer, "_quantized_keys") for layer in getattr(cache, "layers", ()))
 
 
 def implementation(config: Any) -> str:
@@ -157,5 +166,10 @@ def physical_past(cache: Any, layer: int, beyond: int = 0) -> int:
 
 def cache_bytes(cache: Any) -> int:
     """Bytes of all key and value tensors of `cache`."""
-    tensors = [getattr(layer, name, None) for layer in getattr(cache, "layers", ()) for name in ("keys", "values")]
+    return sum(layer_bytes(cache, i) for i in range(len(getattr(cache, "layers", ()))))
+
+
+def layer_bytes(cache: Any, layer: int) -> int:
+    """Bytes of the key and value tensors of one layer."""
+    tensors = [getattr(cache.layers[layer], name, None) for name in ("keys", "values")]
     return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))

@@ -10,7 +10,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -68,13 +68,24 @@ class Lease:
         self.alive = True
 
 
+class Own(NamedTuple):
+    """The key slots of a layer that has evicted keys; before, it stores what its stage does."""
+
+    stage: int
+    layer: int
+
+
+Store: TypeAlias = int | Own  # whose key slots are meant: those of every layer of a stage, or of one layer
+
+
 @dataclass
 class CacheState:
     """What a pruned cache remembers. Lives on the cache object and is copied with it."""
 
     lease: Lease
-    index: dict[int, Tensor] = field(default_factory=dict)  # stage -> Long[B, n] logical index of each physical slot
-    valid: dict[int, Tensor | None] = field(default_factory=dict)
+    index: dict[Store, Tensor] = field(default_factory=dict)  # Long[B, n] logical index of each physical slot
+    valid: dict[Store, Tensor | None] = field(default_factory=dict)
+    heads: dict[Store, Tensor] = field(default_factory=dict)  # Long[B, Hk, m] the same of the first m, per head
     shift: dict[int, Tensor] = field(default_factory=dict)  # stage -> Long[B], positions moved by "repack"
     tail: int = 0  # logical indices >= tail are stored one to one in every stage
     dropped: dict[int, int] = field(default_factory=lambda: defaultdict(int))  # layer -> slots it does not store
@@ -83,26 +94,65 @@ class CacheState:
     def __deepcopy__(self, memo: dict[int, Any]) -> CacheState:
         """A copied cache stays on the lease of the session that filled it."""
         twin = copy.copy(self)
-        for table in ("index", "valid", "shift", "dropped", "pending"):
+        for table in ("index", "valid", "heads", "shift", "dropped", "pending"):
             setattr(twin, table, copy.deepcopy(getattr(self, table), memo))
         return twin
 
-    def columns(self, stage: int, upto: int, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
-        """Logical index and validity, both [B, n], of every stored slot below `upto`; (None, None) = all of them."""
-        if stage not in self.index:
+    def store(self, stage: int, layer: int) -> Store:
+        """Where a layer's slots are written down."""
+        own = Own(stage, layer)
+        return own if own in self.index else stage
+
+    def columns(self, store: Store, upto: int, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+        """Logical index and validity, both [B, n], of every stored slot below `upto`; (None, None) = all of them.
+
+        Where heads keep keys of their own, the index is that of the first one: masks treat what any of them kept alike.
+        """
+        if store not in self.index:
             return None, None
-        index, valid = self.index[stage].to(device), self.valid[stage]
+        index, valid = self.index[store].to(device), self.valid[store]
         tail = torch.arange(self.tail, upto, device=device).expand(index.shape[0], -1)
         if valid is not None:
             valid = torch.cat([valid.to(device), torch.ones_like(tail, dtype=torch.bool)], 1)
         return torch.cat([index, tail], 1), valid
 
+    def crop(self, length: int) -> None:
+        """Forget logical places from `length` < `tail` on.
+
+        Raises:
+            ValueError: a layer does not store all of them, so that its newest slots are others; nothing is changed.
+        """
+        keep = {store: index.shape[1] - (self.tail - length) for store, index in self.index.items()}
+        for store, index in self.index.items():
+            expected = torch.arange(length, self.tail, device=index.device)
+            whole = keep[store] >= 0 and bool((index[:, keep[store] :] == expected).all())
+            if whole and store in self.heads:
+                own = self.heads[store][..., keep[store] :]
+                whole = bool((own == expected[: own.shape[-1]]).all())
+            if not whole:
+                raise ValueError(
+                    f"cannot crop this cache to {length} tokens: the removed part holds dropped visual tokens or "
+                    "evicted keys. Crop behind the prompt, or start from a fresh cache."
+                )
+        for store, count in keep.items():
+            valid = self.valid[store]
+            self.index[store] = self.index[store][:, :count]
+            self.valid[store] = None if valid is None else valid[:, :count]
+            if store in self.heads:
+                self.heads[store] = self.heads[store][..., :count]
+        self.tail = length
+
     def map_batch(self, change: Callable[[Tensor], Tensor]) -> None:
         """Apply a change of the batch dimension (beam reordering, repetition) to every index tensor."""
-        for table in (self.index, self.valid, self.shift):
-            for stage, value in table.items():
+        tables: tuple[dict[Any, Any], ...] = (self.index, self.valid, self.heads, self.shift)
+        for table in tables:
+            for key, value in table.items():
                 if value is not None:
-                    table[stage] = change(value)
+                    table[key] = change(value)
+
+
+def stage_of(store: Store) -> int:
+    return store if isinstance(store, int) else store.stage
 
 
 @dataclass(eq=False, kw_only=True)
@@ -118,15 +168,19 @@ class Chunk:
     rows: dict[int, Rows] = field(default_factory=dict)  # stage -> rows
     memo: dict[Any, Any] = field(default_factory=dict)
 
-    def stored(self, stage: int) -> int:
-        """Key slots of a layer of `stage`, those of this step among them."""
-        if stage in self.rows:
-            columns, _ = self.columns(stage)
+    def store(self, stage: int, layer: int) -> Store:
+        """Where a layer's slots are written down."""
+        return stage if self.state is None else self.state.store(stage, layer)
+
+    def stored(self, store: Store) -> int:
+        """Key slots of a layer, those of this step among them."""
+        if stage_of(store) in self.rows:
+            columns, _ = self.columns(store)
             assert columns is not None
             return columns.shape[1]
-        if self.state is None or stage not in self.state.index:
+        if self.state is None or store not in self.state.index:
             return self.past + self.q
-        return self.state.index[stage].shape[1] + self.past + self.q - self.state.tail
+        return self.state.index[store].shape[1] + self.past + self.q - self.state.tail
 
     def remember(self, key: tuple[Any, ...], source: object, make: Callable[[], Any]) -> Any:
         """`make()` once per (key, source object): the decoder's loop passes the same tensors to every layer."""
@@ -141,14 +195,14 @@ class Chunk:
             return self.rows[stage]
         return Rows(torch.arange(self.q, device=self.device).expand(self.batch, -1), None)
 
-    def columns(self, stage: int) -> tuple[Tensor | None, Tensor | None]:
-        """Logical index and validity [B, n] of every key a layer of `stage` sees; (None, None) = identity."""
-        return self.remember(("columns", stage, stage in self.rows), None, lambda: self._columns(stage))
+    def columns(self, store: Store) -> tuple[Tensor | None, Tensor | None]:
+        """Logical index and validity [B, n] of every key a layer sees; (None, None) = identity."""
+        return self.remember(("columns", store, stage_of(store) in self.rows), None, lambda: self._columns(store))
 
-    def _columns(self, stage: int) -> tuple[Tensor | None, Tensor | None]:
-        index = valid = None
+    def _columns(self, store: Store) -> tuple[Tensor | None, Tensor | None]:
+        index, valid, stage = None, None, stage_of(store)
         if self.state is not None:
-            index, valid = self.state.columns(stage, self.past, self.device)
+            index, valid = self.state.columns(store, self.past, self.device)
         if index is None and stage not in self.rows:
             return None, None
         if index is None:

@@ -73,8 +73,9 @@ class Corrections(Component):
 
     @staticmethod
     def wanted(session: Session) -> bool:
-        """Sparse prefills read its marks."""
-        return bool(session.policy.corrections) or sparse_of(session.policy) is not None
+        """Sparse prefills and evictions read its marks."""
+        policy = session.policy
+        return bool(policy.corrections) or sparse_of(policy) is not None or policy.evicts
 
     def signals(self) -> set[Signal]:
         """What has to be read inside the vision tower."""

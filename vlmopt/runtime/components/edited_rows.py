@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import places
 from ..call import Step
+from ..context import Store
 from ..places import decoding
 from .marks import Marks
 
@@ -61,10 +62,10 @@ def find_rows(step: Step, stage: int, width: int) -> Editable:
     return Editable(index, {"text": text[:, index], "last": last[:, index]})
 
 
-def generated_keys(step: Step, stage: int, width: int, device: torch.device) -> Tensor:
+def generated_keys(step: Step, store: Store, width: int, device: torch.device) -> Tensor:
     """Bool[B, width]: key slots of tokens that `generate` produced."""
     end = step.call.request.length
-    total = step.stored(stage)
+    total = step.stored(store)
     start = max(total - width, 0)
     slots = torch.arange(start, start + width, device=device)
     count = 0 if end is None else max(step.past + step.q - end, 0)

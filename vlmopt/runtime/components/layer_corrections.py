@@ -137,20 +137,21 @@ class LayerCorrections(Edits):
         """What the correction may know of the rows and keys of this step."""
         marks = step.slot(Marks)
         width, device = key.shape[2], key.device
+        store = step.store(self.stage, self.layer)
 
         def of_keys(name: str, layer: int | None = None) -> Tensor:
-            return marks.of_keys(step, self.stage, width, name, layer).to(device)
+            return marks.of_keys(step, store, width, name, layer).to(device)
 
-        shared = step.remember(("keys", self.stage, width, device), None, lambda: {
+        shared = step.remember(("keys", store, width, device), None, lambda: {
             "image": of_keys("image"), "span": of_keys("span"), "system": of_keys("system"),
-            "generated": generated_keys(step, self.stage, width, device),
+            "generated": generated_keys(step, store, width, device),
         })  # fmt: skip
         may = rows.kinds[correction.rows].to(device)
         tripped = step.call.slot(Repeating).tripped
         if tripped is not None and getattr(correction, "watchdog", "off") == "stop":
             may = may & ~tripped.to(device)[:, None]
         named = {name: at for name in MARKED for at in ((name, None), (name, self.layer)) if at in marks.tables}
-        sets = marks.sets(step, self.stage, width, correction, named)
+        sets = marks.sets(step, store, width, correction, named)
         given: dict[str, Any] = {"sets": sets.to(device)} if sets is not None else {}
         given = given or {"marks": {name: of_keys(*table) for name, table in named.items()}}
         return RowView(self.layer, len(self.session.stage_of), allowed, may, **given, **shared)

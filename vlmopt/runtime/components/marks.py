@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 from vlmopt.attention_fix import RowCorrection
 
 from ..call import Step
+from ..context import Store
 from ..places import real
 
 ATTRIBUTE = "_vlmopt_marks"
@@ -85,37 +86,42 @@ class Marks:
             self.tables = {name: table[:, :length] for name, table in self.tables.items()}
             self.length = length
 
-    def of_keys(self, step: Step, stage: int, width: int, name: str, layer: int | None = None) -> Tensor:
-        """The table over the last `width` key slots that a layer of `stage` sees, [B, width], made once per prompt."""
+    def forget(self, store: Store) -> None:
+        """Let go of what was derived for slots that have changed."""
+        self.spread = {key: value for key, value in self.spread.items() if key[2] != store}
+        self.derived = {key: value for key, value in self.derived.items() if key[1] != store}
+
+    def of_keys(self, step: Step, store: Store, width: int, name: str, layer: int | None = None) -> Tensor:
+        """The table over the last `width` key slots that a layer sees, [B, width], made once per prompt."""
         table = self.tables.get((name, layer))
         if table is None:
             kind = torch.long if name == "span" else torch.bool
             return torch.full((step.batch, width), -1 if name == "span" else 0, dtype=kind, device=step.device)
-        start = first_key(step, stage, width)
-        return for_batch(self.slots(step, stage, start + width, name, layer)[:, start : start + width], step.batch)
+        start = first_key(step, store, width)
+        return for_batch(self.slots(step, store, start + width, name, layer)[:, start : start + width], step.batch)
 
-    def slots(self, step: Step, stage: int, count: int, name: str, layer: int | None) -> Tensor:
-        """A table over at least `count` physical slots of a stage; the same tensor until it has to grow."""
+    def slots(self, step: Step, store: Store, count: int, name: str, layer: int | None) -> Tensor:
+        """A table over at least `count` physical slots of a layer; the same tensor until it has to grow."""
         table, filler = self.tables[name, layer], -1 if name == "span" else 0
-        source, full = self.spread.get((name, layer, stage), (None, table))
+        source, full = self.spread.get((name, layer, store), (None, table))
         if source is not table:
-            full = self.physical(step, stage, table, filler)
+            full = self.physical(step, store, table, filler)
         if full.shape[1] < count:
             full = pad(full, (0, count - full.shape[1] + ROOM), value=filler)
-        self.spread[name, layer, stage] = (table, full)
+        self.spread[name, layer, store] = (table, full)
         return full
 
     def sets(
-        self, step: Step, stage: int, width: int, correction: RowCorrection, tables: Mapping[str, Name]
+        self, step: Step, store: Store, width: int, correction: RowCorrection, tables: Mapping[str, Name]
     ) -> Tensor | None:
         """[B, n, width] from `correction.sets` of the image and the named tables, made once per prompt."""
         if ("image", None) not in self.tables:
             return None
-        start = first_key(step, stage, width)
+        start = first_key(step, store, width)
         named = {"image": ("image", None), **tables}
-        full = {name: self.slots(step, stage, start + width, *table) for name, table in named.items()}
+        full = {name: self.slots(step, store, start + width, *table) for name, table in named.items()}
         sources = list(full.values())
-        key = (correction.name, stage, tuple(tables.values()))
+        key = (correction.name, store, tuple(tables.values()))
         known, made = self.derived.get(key, ([], None))
         if [id(t) for t in known] != [id(t) for t in sources]:
             room = min(t.shape[1] for t in sources)
@@ -124,8 +130,8 @@ class Marks:
             self.derived[key] = (sources, made)
         return None if made is None else for_batch(made[..., start : start + width], step.batch)
 
-    def physical(self, step: Step, stage: int, table: Tensor, filler: int) -> Tensor:
-        columns, _ = step.columns(stage)
+    def physical(self, step: Step, store: Store, table: Tensor, filler: int) -> Tensor:
+        columns, _ = step.columns(store)
         if columns is None:
             return table
         columns = columns.to(table.device)
@@ -133,9 +139,9 @@ class Marks:
         return table.gather(1, columns.clamp_max(table.shape[1] - 1)).masked_fill(~known, filler)
 
 
-def first_key(step: Step, stage: int, width: int) -> int:
+def first_key(step: Step, store: Store, width: int) -> int:
     """Slot of the first key seen: a sliding layer returns its last keys only, a static cache unfilled slots too."""
-    return max(step.stored(stage) - width, 0)
+    return max(step.stored(store) - width, 0)
 
 
 def for_batch(table: Tensor, batch: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..call import Component
 from .corrections import Corrections
 from .diagnosis import Diagnoses
+from .eviction import Evicting
 from .guidance import Guidance
 from .pruning import Pruning
 from .resize import Resizing
@@ -15,6 +16,7 @@ COMPONENTS: tuple[type[Component], ...] = (
     Pruning,  # first: hooks behind it see what is left
     SparsePrefills,
     Corrections,
+    Evicting,  # behind the marks that corrections make
     Guidance,
     Diagnoses,
     Resizing,

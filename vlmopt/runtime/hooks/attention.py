@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
-from vlmopt.attention_fix.rows import attention_rows
 from vlmopt.pruning.signals import TEXT, AttentionRows
 
 from ..call import Session, Step
 from ..compat import attention_arguments, implementation, substitute
 from ..side_forward import HeadOutputs, Look, Looked
 from ..unseen import Reached
+from .last_rows import longest_question, probe_rows
 
 NAME = "vlmopt"
 
@@ -69,6 +69,14 @@ class Edits:
         raise NotImplementedError
 
 
+class Reader:
+    """What looks at keys and values of a layer when its attention has run."""
+
+    def read(self, step: Step, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> None:
+        """Of the sequence's own passes; key and value [B, Hk, n, D] are all that the layer attended to."""
+        raise NotImplementedError
+
+
 class Probed(dict[int, Tensor]):
     """State of a step: layer -> its last rows, fp32 [B, H, R, L] over logical places."""
 
@@ -83,6 +91,7 @@ class AttentionPlan:
         self.text = False  # also the rows of the question
         self.edits: Edits | None = None
         self.prefill: Kernel | None = None
+        self.reader: Reader | None = None
         self.heads = False  # passes beside the sequence take down what heads make
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -106,7 +115,7 @@ def vlmopt_attention(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tens
     step.slot(Reached).parts.add(("attention", plan.layer))
     side = step.side
     if isinstance(side, Look) and side.layer == plan.layer:
-        raise Looked(probe_rows(module, step, side.count, query, key, attention_mask, **kwargs))
+        raise Looked(probe_rows(step, side.count, query, key, attention_mask, **kwargs))
     edits = plan.edits if plan.edits is not None and plan.edits.active(step) else None
     if edits is not None and edits.replaces_kernel(step, query):
         return edits.run(step, None, *given, **kwargs), None
@@ -117,12 +126,14 @@ def vlmopt_attention(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tens
     reads = step.context is not None and side is None and not step.again
     if reads and (count := plan.count(step)):
         start = step.call.clock.now()
-        step.slot(Probed)[plan.layer] = probe_rows(module, step, count, query, key, attention_mask, **kwargs)
+        step.slot(Probed)[plan.layer] = probe_rows(step, count, query, key, attention_mask, **kwargs)
         step.call.page.scoring.append((start, step.call.clock.now()))
     if edits is not None:
         out = edits.run(step, out, *given, **kwargs)
     elif plan.heads and isinstance(side, HeadOutputs):
         side.found[plan.layer] = out[torch.arange(len(out), device=out.device), side.rows.to(out.device)]
+    if plan.reader is not None and side is None and not step.again:
+        plan.reader.read(step, *given, **kwargs)
     return out, weights
 
 
@@ -132,74 +143,6 @@ def base_function(module: nn.Module, config: Any) -> Callable[..., tuple[Tensor,
     if name == "eager":
         return sys.modules[type(module).__module__].eager_attention_forward
     return ALL_ATTENTION_FUNCTIONS[name]
-
-
-@torch.no_grad()  # choices have no gradient, and a checkpointed layer must keep the same tensors when it runs again
-def probe_rows(
-    module: nn.Module, step: Step, count: int, query: Tensor, key: Tensor, mask: Tensor | None, **kwargs: Any
-) -> Tensor:
-    """Attention fp32 [B, H, R, L] of the last R prompt rows to logical places, softmax over all keys; R <= count."""
-    last, known = last_prompt_rows(step, count) or (None, None)
-    scaling = kwargs.get("scaling")
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    softcap = kwargs.get("softcap")
-    if last is None:
-        rows = query[:, :, -count:]
-        if mask is not None and mask.ndim == 4:
-            mask = mask[:, :, -count:, : key.shape[2]]
-    else:
-        batch = torch.arange(query.shape[0], device=query.device)[:, None]
-        rows = query.transpose(1, 2)[batch, last].transpose(1, 2)
-        mask = row_mask(mask, last, batch, query.shape[2], key.shape[2])
-    weights = attention_rows(rows, key, mask, scaling, softcap=softcap)[..., -query.shape[2] :]
-    if known is not None:
-        weights = weights * known.to(weights.device)[:, None, :, None]
-    log = step.current(step.stage).log.to(weights.device)[:, None, None].expand_as(weights)
-    return weights.new_zeros(*weights.shape[:3], step.q).scatter_(3, log, weights)
-
-
-def longest_question(step: Step) -> int:
-    """Rows between the last visual token and the end of the step, of the sample that has most of them; at least 1."""
-
-    def longest() -> int:
-        assert step.context is not None
-        places = torch.arange(step.q, device=step.context.visual.device)
-        last = places.masked_fill(~step.context.visual, -1).amax(1)
-        return max(step.q - 1 - int(last[last >= 0].min()), 1)
-
-    return int(step.remember(("question",), None, longest))
-
-
-def last_prompt_rows(step: Step, count: int) -> tuple[Tensor, Tensor] | None:
-    """Physical index Long[B, R] of the last real prompt rows of this chunk, and Bool[B, R] False where a sample has
-    fewer; None when they simply come last.
-
-    They do not come last with right padding, nor when assisted decoding has appended its candidates to the prompt.
-    """
-    assert step.context is not None
-    rows, mask = step.current(step.stage), step.context.attention_mask2d
-    beyond = max(step.past + step.q - (step.call.request.length or step.past + step.q), 0)
-    if not beyond and (mask is None or bool(mask[:, -1].all())):
-        return None
-    logical = rows.log
-    real = logical < step.q - beyond
-    if mask is not None:
-        real = real & mask.to(logical.device).gather(1, logical)
-    if rows.valid is not None:
-        real = real & rows.valid
-    order = torch.arange(logical.shape[1], device=logical.device).expand_as(logical)
-    last = order.masked_fill(~real, -1).topk(min(count, logical.shape[1]), dim=1).values.flip(1)
-    return last.clamp_min(0), last >= 0
-
-
-def row_mask(mask: Tensor | None, last: Tensor, batch: Tensor, q: int, kv: int) -> Tensor:
-    """The mask of chosen query rows [B, R], as Bool or float [B, 1, R, kv]."""
-    if mask is not None and mask.ndim == 4:
-        full = mask.expand(last.shape[0], *mask.shape[1:])[..., :kv]
-        return full[batch, :, last].transpose(1, 2)
-    columns = torch.arange(kv, device=last.device)
-    causal = columns <= (last + (kv - q))[:, None, :, None]
-    return causal if mask is None else causal & mask[:, None, None, -kv:].bool()
 
 
 def why_not(module: Any) -> str | None:

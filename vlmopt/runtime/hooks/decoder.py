@@ -119,10 +119,10 @@ def commit(step: Step, stages: int) -> None:
     state = step.state
     if state is None:
         return
-    columns = {stage: step.columns(stage) for stage in range(1, stages + 1)}
-    for stage, (index, valid) in columns.items():
+    columns = {store: step.columns(store) for store in {*range(1, stages + 1), *state.index}}
+    for store, (index, valid) in columns.items():
         if index is not None:
-            state.index[stage], state.valid[stage] = index, valid
+            state.index[store], state.valid[store] = index, valid
     state.tail = step.past + step.q
     state.shift.update(step.slot(Moved).shift)
 

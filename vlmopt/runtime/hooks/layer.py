@@ -26,7 +26,7 @@ from ..components.selection import Overwritten, choose, write_markers, write_mer
 from ..context import Rows
 from ..structure import shared_key_source
 from ..unseen import Reached
-from .attention import longest_question
+from .last_rows import longest_question
 
 
 def take_tables(tables: tuple[Tensor, ...], log: Tensor) -> tuple[Tensor, ...]:
@@ -211,9 +211,10 @@ class LayerHook:
         """The mask of this layer from the logical one (the rules stand in `masks`)."""
         if self.recurrent:
             return masks.recurrent_mask(mask, None if rows is None else rows.log, None if rows is None else rows.valid)
-        stage = self.stage if self.key_source is None else self.session.stage_of[self.key_source]
-        columns, valid = step.columns(stage)
-        key = ("mask", self.stage, stage, need, sliced)
+        source = self.layer if self.key_source is None else self.key_source
+        store = step.store(self.session.stage_of[source] if self.key_source is not None else self.stage, source)
+        columns, valid = step.columns(store)
+        key = ("mask", self.stage, store, need, sliced)
         return step.remember(key, mask, lambda: self.make_mask(step, rows, hidden, need, sliced, mask, columns, valid))
 
     def make_mask(

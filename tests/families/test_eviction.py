@@ -1,0 +1,60 @@
+"""Evicting keys after the prompt equals the full cache with a mask per head, for every family, cut and batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import vlmopt
+from tests.support.evicted import Evicted, generate, gone
+from tests.support.families import MASKABLE, Image
+from tests.support.mechanism import gap
+from vlmopt import kv
+
+TOLERANCE = 1e-5
+METHODS = {
+    "random_kv": kv.RandomKV(keep_ratio=0.4, recent=2),
+    "key_diff": kv.KeyDiff(keep_ratio=0.4, recent=2, layer_budgets="pyramid"),
+    "snap_kv": kv.SnapKV(keep_ratio=0.4, recent=2, window=8),
+    "snap_kv-mixed": kv.SnapKV(keep_ratio=0.4, recent=2, window=8, mix=True, pooling="sequence"),
+    "vl_cache": kv.VLCache(keep_ratio=0.4, recent=2),
+    "vl_cache-ends": kv.VLCache(keep_ratio=0.4, recent=2, protect="ends"),
+    "one_set": kv.SnapKV(keep_ratio=0.4, recent=2, window=8, per_head=False),
+}
+CUTS = [("", "keep"), ("pre", "keep"), ("mid", "keep"), ("progressive", "keep"), ("progressive", "pospad")]
+ROWS = {
+    "one": [[5, Image(0), 7]],
+    "ragged": [[5, Image(0), 7], [3, Image(1), 6], [9]],
+    "two_images": [[5, Image(0), 2, Image(1), 7]],
+}
+CELLS = [
+    pytest.param(family, method, cut, rows, id=f"{family.name}-{method}-{cut[0] or 'whole'}-{cut[1]}-{rows}")
+    for family in MASKABLE
+    for method in METHODS
+    for cut in CUTS
+    for rows in ROWS
+    if (family.name in ("qwen2_5_vl", "llava") or (method == "vl_cache" and rows == "ragged"))
+    and (family.name == "qwen2_5_vl" or cut[1] == "keep")
+]
+
+
+def check(cell, batch, attn="sdpa", tolerance=TOLERANCE, **kwargs):
+    """The same tokens and logits as the oracle; returns the cache."""
+    model = cell.model(attn)
+    out = generate(model, batch, **kwargs)
+    vlmopt.restore(model)
+    end = batch.ids.shape[1]
+    expected = generate(cell.reference(batch).evict(gone(out.past_key_values, end)), batch, **kwargs)
+    assert torch.equal(out.sequences, expected.sequences)
+    assert gap(torch.stack(out.logits, 1), torch.stack(expected.logits, 1)) < tolerance
+    return out.past_key_values
+
+
+@pytest.mark.parametrize(("family", "method", "cut", "rows"), CELLS)
+def test_eviction_equals_a_mask_per_head(family, method, cut, rows):
+    cell = Evicted(family, METHODS[method], *cut)
+    batch = family.inputs(ROWS[rows])
+    cache = check(cell, batch)
+    evicted = gone(cache, batch.ids.shape[1])[1]
+    assert evicted
+    assert all(bool(left.any()) for left in evicted.values())

@@ -1,0 +1,47 @@
+"""Which layers can do without some of their keys, and which calls; in words, why others cannot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...kv import Eviction
+from .. import compat
+from ..call import Step
+from ..hooks import attention
+from ..structure import ModelStructure, shared_key_source
+from .marks import Marks
+
+WINDOW = "its cache is a window already"
+
+
+def why_whole(structure: ModelStructure, layer: int) -> str | None:
+    """Why a layer keeps all of its keys, None if it need not."""
+    if (reason := attention.why_not(structure.attentions[layer])) is not None:
+        return reason
+    kind = structure.layer_types[layer] if structure.layer_types else ""
+    if "sliding" in kind or "chunk" in kind:
+        return WINDOW
+    source = shared_key_source(structure.attentions, layer)
+    return None if source is None else f"it reads the keys of layer {source}"
+
+
+def why_not(step: Step, cache: Any, method: Eviction) -> str | None:
+    """Why nothing is evicted after this prompt, None if something is."""
+    if not step.call.by_generate or step.call.request.length is None:
+        return "only `generate` with input_ids says where the prompt ends; a bare forward keeps all keys"
+    if cache is None:
+        return "the call has no cache"
+    if step.find(Marks) is None:
+        return "the cache was filled before the model was optimized, or optimized like this; start the sequence anew"
+    if method.per_head and step.arguments.attention_mask2d is None and "attention_mask" in step.arguments.names:
+        return "the attention mask is no mask of padding: heads that keep different keys would need one each"
+    kind = type(cache).__name__
+    if compat.is_static(cache):
+        raise ValueError(
+            f"{method.label}: {kind} cannot shrink; use a dynamic cache, the default, or a policy without kv"
+        )
+    if compat.is_quantized(cache):
+        raise ValueError(
+            f"{method.label}: the keys of {kind} are packed and cannot leave one by one; use a dynamic cache"
+        )
+    return None

@@ -242,6 +242,13 @@ def test_a_bare_forward_keeps_all_keys():
     assert any("only `generate`" in entry["why"] for entry in vlmopt.report(model).skipped)
 
 
+def test_a_model_whose_layers_are_all_windows_is_refused():
+    model = copy.deepcopy(FAMILIES["mistral3"].build())
+    with pytest.raises(ValueError, match=r"snap_kv: no layer of Mistral3.*its cache is a window already"):
+        vlmopt.optimize(model, vlmopt.Policy(kv=SNAP))
+    assert session(model) is None
+
+
 def test_layers_that_keep_their_keys_are_named():
     model = Evicted(FAMILIES["gemma4"], SNAP).model()
     generate(model, FAMILIES["gemma4"].inputs(ROWS[:1]))

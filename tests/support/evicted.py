@@ -51,9 +51,18 @@ class EvictedReference(Reference):
         return scores
 
 
+def built(family: Family, attn: str) -> Any:
+    """A copy of the family's model. Mistral's default window in all layers would leave nothing to evict."""
+    model = copy.deepcopy(family.build(attn))
+    text = model.config.get_text_config()
+    if not getattr(text, "layer_types", None):
+        text.sliding_window = None
+    return model
+
+
 @functools.cache
 def oracle(name: str) -> EvictedReference:
-    return EvictedReference(FAMILIES[name].build("eager"))
+    return EvictedReference(built(FAMILIES[name], "eager"))
 
 
 def gone(cache: Any, end: int, real: Tensor | None = None) -> tuple[int, dict[int, Tensor]]:
@@ -95,7 +104,7 @@ class Evicted:
         return vlmopt.Policy(prune=prune, kv=self.kv, **more)
 
     def model(self, attn: str = "sdpa", **more: Any) -> Any:
-        return vlmopt.optimize(copy.deepcopy(self.family.build(attn)), self.policy(**more))
+        return vlmopt.optimize(built(self.family, attn), self.policy(**more))
 
     def reference(self, batch: Batch) -> EvictedReference:
         removal = Case(self.family, self.schedule, self.positions).removal(batch) if self.schedule else None

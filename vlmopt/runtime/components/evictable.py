@@ -18,8 +18,9 @@ def why_whole(structure: ModelStructure, layer: int) -> str | None:
     """Why a layer keeps all of its keys, None if it need not."""
     if (reason := attention.why_not(structure.attentions[layer])) is not None:
         return reason
-    kind = structure.layer_types[layer] if structure.layer_types else ""
-    if "sliding" in kind or "chunk" in kind:
+    types = structure.layer_types
+    windowed = getattr(structure.config, "sliding_window", None) is not None
+    if any(kind in types[layer] for kind in ("sliding", "chunk")) if types else windowed:
         return WINDOW
     source = shared_key_source(structure.attentions, layer)
     return None if source is None else f"it reads the keys of layer {source}"

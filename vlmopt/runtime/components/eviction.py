@@ -26,7 +26,7 @@ from ..hooks.layer import LayerHook
 from ..places import decoding, last_row_passes, once_more
 from ..structure import ModelStructure
 from . import prompt_keys
-from .evictable import WINDOW, why_not, why_whole
+from .evictable import why_not, why_whole
 from .marks import Marks
 from .prompt_keys import Keys, Prompt
 from .pruning import Pruning
@@ -197,9 +197,6 @@ class LayerEviction(attention.Reader):
     def read(self, step: Step, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> None:
         pending = step.find(Pending)
         if pending is None:
-            return
-        if kwargs.get("sliding_window") is not None or getattr(pending.cache.layers[self.layer], "is_sliding", False):
-            step.call.skip(f"{self.owner.method.name} in layer {self.layer}", WINDOW)
             return
         owner, method = self.owner, self.owner.method
         start = step.call.clock.now()

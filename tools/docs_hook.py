@@ -75,9 +75,12 @@ def shared(kind: str) -> dict[str, dict[str, Any]]:
 def settings(name: str) -> str:
     """Write a method's class, the table of the settings that are its own or differ, and its docstring."""
     cls, row = find(name), rows()[name]
-    home = {"selector": "vlmopt.pruning", "correction": "vlmopt.attention_fix", "pattern": "vlmopt.kernels.patterns"}
     own = [s for s in row["settings"] if not fixed(s) and s != shared(row["kind"]).get(s["name"])]
-    parts = [f"`from {home[row['kind']]} import {cls.__name__}`", "", table(own) if own else "No settings of its own."]
+    parts = [
+        f"`from {catalogue.KINDS[row['kind']]} import {cls.__name__}`",
+        "",
+        table(own) if own else "No settings of its own.",
+    ]
     return "\n".join([*parts, FULL.format(name=cls.__name__, path=f"{cls.__module__}.{cls.__qualname__}")])
 
 

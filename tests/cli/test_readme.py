@@ -37,7 +37,12 @@ def test_the_quickstart_runs(
 
 def test_methods_are_counted_right() -> None:
     kinds = Counter(entry.kind for entry in catalogue.built_in())
-    for kind, words in (("selector", "selectors"), ("correction", "corrections"), ("pattern", "sparse patterns")):
+    for kind, words in (
+        ("selector", "selectors"),
+        ("correction", "corrections"),
+        ("pattern", "sparse patterns"),
+        ("eviction", "evictions"),
+    ):
         assert f"**{kinds[kind]} {words}**" in TEXT
 
 

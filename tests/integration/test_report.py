@@ -23,6 +23,8 @@ KEYS = {
     "samples",
     "key_lengths",
     "kv_cache_bytes",
+    "kv_bytes_prompt",
+    "kv",
     "ms",
     "new_tokens",
     "decode_tokens_per_s",

@@ -30,4 +30,5 @@ def likeness(view: KVView) -> Tensor:
     unit = view.unit_keys()
     mean = unit.sum(2, keepdim=True)  # a cosine does not mind the length
     mean = mean / mean.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-    return (unit @ mean.mT).squeeze(-1)
+    cosine: Tensor = (unit @ mean.mT).squeeze(-1)
+    return cosine

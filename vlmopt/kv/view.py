@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,4 +40,5 @@ class KVView:
 
     def unit_keys(self) -> Tensor:
         """fp32 [B, Hk, n, D]: normalised keys, zeros where no key is real."""
-        return torch.nn.functional.normalize(self.keys.float(), dim=-1) * self.real[..., None]
+        unit: Tensor = normalize(self.keys.float(), dim=-1) * self.real[..., None]
+        return unit

@@ -36,7 +36,8 @@ class KVView:
 
     def of_heads(self, values: Tensor) -> Tensor:
         """Values [B, H, ...] of query heads as the mean over those that share a key-value head, [B, Hk, ...]."""
-        return values.unflatten(1, (self.heads, -1)).mean(2)
+        mean: Tensor = values.unflatten(1, (self.heads, -1)).mean(2)
+        return mean
 
     def unit_keys(self) -> Tensor:
         """fp32 [B, Hk, n, D]: normalised keys, zeros where no key is real."""

@@ -13,7 +13,7 @@ LEAST = 0.01  # share of its keys that every layer keeps
 
 
 def sparsity(probe: Probe) -> Tensor:
-    """fp32 [B]: share of the visible entries of probed rows below a hundredth of their row's largest, over heads."""
+    """Return fp32 [B]: share of visible entries of probed rows below a hundredth of their row's largest, over heads."""
     weights, rows = probe.weights, probe.rows[:, None, :, None]
     groups = probe.visible.shape[1]
     visible = (probe.visible & rows).repeat_interleave(weights.shape[1] // groups, 1)
@@ -22,7 +22,7 @@ def sparsity(probe: Probe) -> Tensor:
 
 
 def adaptive(sparsity: Sequence[float], ratio: float) -> list[float]:
-    """Share of its keys that each layer keeps, in proportion to 1 - sparsity; their mean is `ratio`.
+    """Return the share of its keys that each layer keeps, in proportion to 1 - sparsity; their mean is `ratio`.
 
     No layer keeps less than a hundredth (or `ratio`, if that is less) or more than all; the paper clips alike, after
     which its mean is no longer the budget. Here the others share what is left.

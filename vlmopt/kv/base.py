@@ -73,7 +73,7 @@ class Eviction(Configured, ABC):
 
     @property
     def rows(self) -> int | str:
-        """Attention rows it reads: the last so many of the prompt, `TEXT` for those behind the last image, 0: none."""
+        """Say which attention rows it reads: so many last ones, `TEXT` for those behind the last image, or 0."""
         return 0
 
     @property
@@ -83,7 +83,7 @@ class Eviction(Configured, ABC):
 
     @abstractmethod
     def score(self, view: KVView) -> Tensor:
-        """fp32 [B, Hk, n]: how much each key of each head is worth, higher = keep; padding may hold anything."""
+        """Return fp32 [B, Hk, n]: how much each key of each head is worth, higher = keep; padding may hold anything."""
 
 
 registry: Registry[Eviction] = Registry(Eviction)  # type: ignore[type-abstract]

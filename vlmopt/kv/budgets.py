@@ -12,7 +12,7 @@ from .pyramid import pyramid
 
 
 def ratios(method: Eviction, depth: int, competing: int, sparsity: Sequence[float] | None) -> list[float]:
-    """Share of its competing keys that every layer keeps in one sample.
+    """Return the share of its competing keys that every layer keeps in one sample.
 
     Args:
         depth: layers that evict. competing: keys that compete in each. sparsity: of each layer, for "adaptive".
@@ -26,5 +26,5 @@ def ratios(method: Eviction, depth: int, competing: int, sparsity: Sequence[floa
 
 
 def kept(competing: int, ratio: float) -> int:
-    """Whole keys that stay of those that compete: at least one where there is one."""
+    """Return how many of the competing keys stay: at least one where there is one."""
     return kept_tokens(competing, ratio, None) if competing else 0

@@ -9,7 +9,7 @@ from vlmopt.pruning import pack
 
 
 def choose(scores: Tensor, protected: Tensor, real: Tensor, count: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Slots that stay, ascending: what is protected, then the best of the others, ties to the lowest slot.
+    """Choose the slots that stay, ascending: what is protected, then the best of the others, ties to the lowest slot.
 
     Args:
         scores: [B, H, n], higher = keep.

@@ -26,7 +26,7 @@ class ImportanceEviction(Eviction):
 
     @abstractmethod
     def importance(self, view: KVView) -> Tensor:
-        """fp32 [B, Hk, n] >= 0: attention that every key receives."""
+        """Return fp32 [B, Hk, n] >= 0: attention that every key receives."""
 
     def score(self, view: KVView) -> Tensor:
         importance = self.importance(view)

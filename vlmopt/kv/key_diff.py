@@ -26,7 +26,7 @@ class KeyDiff(Eviction):
 
 
 def likeness(view: KVView) -> Tensor:
-    """fp32 [B, Hk, n]: cosine of every key to the mean of the head's normalised keys; 0 on padding."""
+    """Return fp32 [B, Hk, n]: cosine of every key to the mean of the head's normalised keys; 0 on padding."""
     unit = view.unit_keys()
     mean = unit.sum(2, keepdim=True)  # a cosine does not mind the length
     mean = mean / mean.norm(dim=-1, keepdim=True).clamp_min(1e-12)

@@ -13,7 +13,7 @@ from .view import KVView
 
 
 def mixed(view: KVView, importance: Tensor) -> Tensor:
-    """lambda * diversity + (1 - lambda) * (importance + norm of the value), lambda per sample and head.
+    """Compute L * diversity + (1 - L) * (importance + norm of the value), L = `redundancy` per sample and head.
 
     Diversity is the negative cosine to the mean key. It and the norm are stretched to 0..1 over the real keys and then
     scaled to the mean of the importance, so that the three can be added.
@@ -33,7 +33,7 @@ def mixed(view: KVView, importance: Tensor) -> Tensor:
 
 
 def redundancy(view: KVView) -> Tensor:
-    """fp32 [B, Hk]: mean cosine between two different keys of a head, in linear time; 0 with fewer than two keys.
+    """Return fp32 [B, Hk]: mean cosine of two different keys of a head, in linear time; 0 with fewer than two keys.
 
     The squared norm of the mean normalised key is the mean over all pairs; those of a key with itself are taken out.
     """
@@ -43,7 +43,7 @@ def redundancy(view: KVView) -> Tensor:
 
 
 def scaled(values: Tensor, real: Tensor, level: Tensor) -> Tensor:
-    """Values stretched to 0..1 over the real keys, then scaled to a mean of `level` [B, Hk, 1]."""
+    """Return values stretched to 0..1 over the real keys, then scaled to a mean of `level` [B, Hk, 1]."""
     low = values.masked_fill(~real, float("inf")).amin(-1, keepdim=True)
     high = values.masked_fill(~real, float("-inf")).amax(-1, keepdim=True)
     stretched = ((values - low) / (high - low).clamp_min(1e-12)).masked_fill(~real, 0)
@@ -51,5 +51,5 @@ def scaled(values: Tensor, real: Tensor, level: Tensor) -> Tensor:
 
 
 def mean(values: Tensor, real: Tensor) -> Tensor:
-    """Mean over the real keys, [B, Hk, 1]."""
+    """Return the mean over the real keys, [B, Hk, 1]."""
     return values.masked_fill(~real, 0).sum(-1, keepdim=True) / real.sum(-1, keepdim=True).clamp_min(1)

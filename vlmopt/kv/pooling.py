@@ -12,13 +12,13 @@ AROUND = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]  # 3 x 3 cells
 
 
 def pool_sequence(scores: Tensor, kernel: int) -> Tensor:
-    """Mean of `kernel` (odd) neighbours along the last axis; what lies beyond an end counts as 0."""
+    """Average `kernel` (odd) neighbours along the last axis; what lies beyond an end counts as 0."""
     flat = avg_pool1d(scores.flatten(0, -2)[:, None], kernel, 1, kernel // 2, count_include_pad=True)
     return flat[:, 0].view_as(scores)
 
 
 def pool_grid(scores: Tensor, elsewhere: Tensor, view: KVView) -> Tensor:
-    """Mean over those of the 3 x 3 cells around each visual key that hold one; `elsewhere` for other keys."""
+    """Average those of the 3 x 3 cells around each visual key that hold one; `elsewhere` for other keys."""
     assert view.neighbours is not None
     found = view.neighbours >= 0  # [B, 1|Hk, n, 9]
     slots = view.neighbours.clamp_min(0).expand(-1, view.heads, -1, -1)
@@ -28,7 +28,7 @@ def pool_grid(scores: Tensor, elsewhere: Tensor, view: KVView) -> Tensor:
 
 
 def neighbours(item: Tensor, t: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """Slots of the 3 x 3 cells around every key in its own image and frame.
+    """Return the slots of the 3 x 3 cells around every key in its own image and frame.
 
     Args:
         item, t, y, x: Long[B, H, n], number of the image inside the sample, frame, row and column; -1 where a key is

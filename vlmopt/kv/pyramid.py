@@ -6,7 +6,7 @@ BETA = 20  # the last layer keeps a twentieth of the mean
 
 
 def pyramid(competing: int, ratio: float, depth: int, window: int) -> list[float]:
-    """Share of its keys that each of `depth` layers keeps; their mean is `ratio`.
+    """Return the share of its keys that each of `depth` layers keeps; their mean is `ratio`.
 
     The last layer keeps mean / 20, the first 2 * mean minus that, capped at all keys, with a straight line between.
     Where the last would keep fewer than `window` keys the budget is too small to be shaped: all layers keep `ratio`.

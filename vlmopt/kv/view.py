@@ -35,11 +35,11 @@ class KVView:
         return self.keys.shape[1]
 
     def of_heads(self, values: Tensor) -> Tensor:
-        """Values [B, H, ...] of query heads as the mean over those that share a key-value head, [B, Hk, ...]."""
+        """Return values [B, H, ...] of query heads as the mean over those that share a key-value head, [B, Hk, ...]."""
         mean: Tensor = values.unflatten(1, (self.heads, -1)).mean(2)
         return mean
 
     def unit_keys(self) -> Tensor:
-        """fp32 [B, Hk, n, D]: normalised keys, zeros where no key is real."""
+        """Return fp32 [B, Hk, n, D]: normalised keys, zeros where no key is real."""
         unit: Tensor = normalize(self.keys.float(), dim=-1) * self.real[..., None]
         return unit

@@ -9,7 +9,7 @@ from ..runtime.components.eviction import Evictions
 
 
 def evicted(call: Call) -> list[dict[str, Any]]:
-    """One entry per layer that evicted keys.
+    """Return one entry per layer that evicted keys.
 
     `slots_before` and `slots_after` are those of the longest sample, padding among them before. `competing` are the
     keys of each sample that nothing protected, over all turns; `kept` those of them that stay in every head.
@@ -29,7 +29,7 @@ def evicted(call: Call) -> list[dict[str, Any]]:
 
 
 def lines(entries: list[dict[str, Any]]) -> list[str]:
-    """The entries as one line of the report's table."""
+    """Write the entries as one line of the report's table."""
     if not entries:
         return []
 

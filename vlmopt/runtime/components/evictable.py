@@ -15,7 +15,7 @@ WINDOW = "its cache is a window already"
 
 
 def why_whole(structure: ModelStructure, layer: int) -> str | None:
-    """Why a layer keeps all of its keys, None if it need not."""
+    """Say why a layer keeps all of its keys, None if it need not."""
     if (reason := attention.why_not(structure.attentions[layer])) is not None:
         return reason
     types = structure.layer_types
@@ -27,7 +27,11 @@ def why_whole(structure: ModelStructure, layer: int) -> str | None:
 
 
 def why_not(step: Step, cache: Any, method: Eviction) -> str | None:
-    """Why nothing is evicted after this prompt, None if something is."""
+    """Say why nothing is evicted after this prompt, None if something is.
+
+    Raises:
+        ValueError: a cache that cannot let go of keys.
+    """
     if not step.call.by_generate or step.call.request.length is None:
         return "only `generate` with input_ids says where the prompt ends; a bare forward keeps all keys"
     if cache is None:

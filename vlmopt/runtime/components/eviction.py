@@ -91,7 +91,7 @@ class Evicting(Component):
         return session.policy.evicts
 
     def skipped(self) -> dict[str, str]:
-        """Layers that keep all keys, with the reason."""
+        """Name the layers that keep all keys, with the reason."""
         structure = self.session.structure
         reasons = {i: why_whole(structure, i) for i in range(len(structure.layers))}
         return {f"{self.method.name} in layer {i}": why for i, why in reasons.items() if why is not None}
@@ -144,7 +144,7 @@ class Evicting(Component):
             step.call.skip(WHAT, "nothing competes: every key of the prompt is protected")
 
     def ratios(self, layers: list[Scored]) -> list[list[float]]:
-        """Of every sample the share that each layer keeps."""
+        """Return of every sample the share that each layer keeps."""
         method, depth = self.method, len(layers)
         of_layers = [scored.sparsity for scored in layers]
         samples = range(len(layers[0].keys.competing))

@@ -74,7 +74,7 @@ def note_markers(step: Step, marks: Marks) -> None:
 
 
 def read_prompt(step: Step, method: Eviction) -> Prompt:
-    """What is known of the sequence so far."""
+    """Read what is known of the sequence so far."""
     marks, end = step.slot(Marks), step.past + step.q
 
     def table(name: str, filler: Any = False) -> Tensor:
@@ -96,7 +96,7 @@ def read_prompt(step: Step, method: Eviction) -> Prompt:
 
 
 def read_keys(step: Step, store: Store, heads: Tensor | None, prompt: Prompt) -> Keys:
-    """The keys that a layer holds of the prompt.
+    """Read what the keys are that a layer holds of the prompt.
 
     Args:
         heads: Long[B, Hk, m], logical places of its first m slots where heads have kept keys of their own.
@@ -116,7 +116,7 @@ def read_keys(step: Step, store: Store, heads: Tensor | None, prompt: Prompt) ->
 
 
 def slots_of(step: Step, store: Store, end: int) -> tuple[Tensor, Tensor | None]:
-    """Logical place Long[B, n] and validity of a layer's slots."""
+    """Return logical place Long[B, n] and validity of a layer's slots."""
     columns, valid = step.columns(store)
     if columns is None:
         return torch.arange(end, device=step.device).expand(step.batch, -1), None
@@ -124,12 +124,12 @@ def slots_of(step: Step, store: Store, end: int) -> tuple[Tensor, Tensor | None]
 
 
 def at(table: Tensor, places: Tensor) -> Tensor:
-    """Values [B, end] at places Long[B, H, n]."""
+    """Gather values [B, end] at places Long[B, H, n]."""
     return table[:, None].expand(-1, places.shape[1], -1).gather(2, places)
 
 
 def around(prompt: Prompt, keys: Keys) -> Tensor | None:
-    """Neighbours of every key on its grid, Long[B, 1|Hk, n, 9]; None where no grid is known."""
+    """Find the neighbours of every key on its grid, Long[B, 1|Hk, n, 9]; None where no grid is known."""
     if not bool((prompt.patch[1] >= 0).any()):
         return None
     return neighbours(*(at(axis, keys.places).masked_fill(~keys.real, -1) for axis in prompt.patch))
@@ -138,7 +138,7 @@ def around(prompt: Prompt, keys: Keys) -> Tensor | None:
 def read_rows(
     step: Step, rows: int | str, prompt: Prompt, query: Tensor, key: Tensor, mask: Tensor | None, **kwargs: Any
 ) -> Probe:
-    """Attention of the prompt's last rows, or of the text behind the last image, to the prompt's keys."""
+    """Read the attention of the prompt's last rows, or of the text behind the last image, to the prompt's keys."""
     wanted = prompt.real[:, step.past :]
     if rows == TEXT:
         place = torch.arange(prompt.end, device=wanted.device)

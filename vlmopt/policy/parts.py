@@ -1,0 +1,49 @@
+"""Check the parts of a policy one by one, and build those that are given as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vlmopt.core import shown
+
+from .. import methods
+from ..kernels.patterns import Pattern
+from ..kv import Eviction
+from ..prefill import SparsePrefill
+
+
+def entries(key: str, given: Any, kind: type) -> tuple[Any, ...]:
+    """Return a tuple of methods of one kind; raise `TypeError` for anything else."""
+    if not isinstance(given, (list, tuple)):
+        raise TypeError(f"{key} must be a list of {kind.__name__}s, got {shown(given)} of type {type(given).__name__}")
+    for method in given:
+        if not isinstance(method, kind):
+            raise TypeError(
+                f"{key} may hold {kind.__name__}s only, got {shown(method)} of type {type(method).__name__}"
+            )
+    return tuple(given)
+
+
+def prefill_of(given: Any) -> SparsePrefill | None:
+    """Make sparse prefill of a pattern, `SparsePrefill`, the dict form of either, or None."""
+    if given is None or isinstance(given, SparsePrefill):
+        return given
+    if isinstance(given, Mapping):
+        return SparsePrefill.from_dict(given)
+    if isinstance(given, Pattern):
+        return SparsePrefill(pattern=given)
+    raise TypeError(
+        f"prefill must be a pattern such as MinP(), SparsePrefill, or their dict form, got {shown(given)} of type "
+        f"{type(given).__name__}"
+    )
+
+
+def eviction_of(given: Any) -> Eviction | None:
+    """Make an eviction of its dict form; None stays None."""
+    method = methods.build(given) if isinstance(given, Mapping) else given
+    if method is None or isinstance(method, Eviction):
+        return method
+    raise TypeError(
+        f"kv must be an eviction such as SnapKV(), or its dict form, got {shown(given)} of type {type(given).__name__}"
+    )

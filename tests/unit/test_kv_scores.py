@@ -250,5 +250,5 @@ def test_settings_that_are_refused(make, match):
 
 
 def test_keeping_everything_is_no_eviction():
-    assert kv.SnapKV(keep_ratio=1).neutral
-    assert not kv.SnapKV().neutral
+    assert kv.SnapKV(keep_ratio=1).is_identity
+    assert not kv.SnapKV().is_identity

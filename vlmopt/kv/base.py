@@ -29,7 +29,7 @@ class Eviction(Configured, ABC):
 
     name: ClassVar[str] = ""  # set by `register`
     reads: ClassVar[str] = "nothing"  # what the choice depends on, in words, for tables
-    asks_text: ClassVar[bool] = False  # the choice depends on the question, so the cache is bound to it
+    query_aware: ClassVar[bool] = False  # the choice depends on the question, so the cache is bound to it
 
     keep_ratio: float = setting(
         0.2, "Fraction of the competing keys that stays, as a mean over the layers.", "float", above=0, max=1
@@ -67,7 +67,7 @@ class Eviction(Configured, ABC):
         return self.name or type(self).__name__
 
     @property
-    def neutral(self) -> bool:
+    def is_identity(self) -> bool:
         """True if every key stays whatever the prompt."""
         return self.keep_ratio == 1
 

@@ -27,7 +27,7 @@ class SnapKV(ImportanceEviction):
     """
 
     reads = "attention"
-    asks_text = True
+    query_aware = True
 
     window: int = setting(64, "Last rows of the prompt whose attention is read.", "int", min=1)
     pooling: str = setting(

@@ -24,7 +24,7 @@ class VLCache(ImportanceEviction):
     """
 
     reads = "attention"
-    asks_text = True
+    query_aware = True
 
     layer_budgets: str = setting(
         "adaptive",

@@ -60,10 +60,10 @@ def check_corrections(attention: Sequence[Correction]) -> None:
 
 def check_eviction(kv: Eviction | None, attention: Sequence[Correction]) -> None:
     """Corrections that read keys by what they are, and heads that keep different ones."""
-    if kv is None or kv.neutral or not kv.per_head:
+    if kv is None or kv.is_identity or not kv.per_head:
         return
     for correction in attention:
-        if isinstance(correction, RowCorrection) and not correction.neutral:
+        if isinstance(correction, RowCorrection) and not correction.is_identity:
             raise ValueError(
                 f"{kv.name} keeps keys of its own in every head, and {correction.name} has to know what each key of a "
                 f"layer is; give {kv.name} per_head=False"

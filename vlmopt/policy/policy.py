@@ -84,7 +84,7 @@ class Policy(Configured):
     @property
     def evicts(self) -> bool:
         """Whether keys leave when the prompt is over."""
-        return self.kv is not None and not self.kv.neutral
+        return self.kv is not None and not self.kv.is_identity
 
     @classmethod
     def load(cls, source: PolicyLike) -> Policy:

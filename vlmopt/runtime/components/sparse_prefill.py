@@ -109,6 +109,8 @@ class SparseLayer(attention.Kernel):
         window = kwargs.get("sliding_window")
         if window is not None and window < key.shape[2]:
             return "a sliding-window layer"
+        if step.store(self.stage, self.layer) != self.stage:
+            return "keys of earlier turns were evicted, so that heads see different ones"
         if key.shape[2] != step.stored(self.stage):
             return "a static cache"
         return step.remember(("layout", self.stage), mask, lambda: read_layout(query, key, mask))

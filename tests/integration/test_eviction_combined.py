@@ -56,7 +56,9 @@ def test_corrections_of_what_is_left(family, name, cut):
     assert len(vlmopt.report(model).kv) == 6
 
 
-@pytest.mark.parametrize("method", [kv.SnapKV(keep_ratio=0.4, recent=2, window=8), kv.VLCache(keep_ratio=0.4, recent=2)])
+@pytest.mark.parametrize(
+    "method", [kv.SnapKV(keep_ratio=0.4, recent=2, window=8), kv.VLCache(keep_ratio=0.4, recent=2)]
+)
 def test_a_sparse_prefill_that_keeps_every_key(method):
     """The same keys leave, since attention was the same."""
     family = FAMILIES["llava"]

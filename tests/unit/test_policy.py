@@ -97,7 +97,7 @@ def test_json_holds_only_what_differs_from_the_defaults():
     policy = Policy(prune=[Uniform(keep_ratio=0.25)], seed=3)
     assert policy.to_dict() == {
         "format": 2, "vlmopt": __version__, "prune": [{"method": "uniform", "keep_ratio": 0.25}],
-        "attention": [], "prefill": None, "kv": None, "seed": 3,
+        "attention": [], "prefill": None, "kv": None, "gqa": "auto", "seed": 3,
     }  # fmt: skip
     assert json.loads(policy.to_json()) == policy.to_dict()
     assert methods.to_dict(FastV(keep_tokens=4)) == {"method": "fastv", "keep_tokens": 4}
@@ -211,6 +211,9 @@ def test_stored_sorted_and_frozen():
         ({"kv": "snap_kv"}, TypeError, "kv must be an eviction"),
         ({"kv": [{"method": "snap_kv"}]}, TypeError, "kv must be an eviction"),
         ([{"method": "snap_kv"}, {"method": "key_diff"}], ValueError, "one eviction, got 2"),
+        ({"gqa": "group"}, ValueError, "gqa must be one of auto, grouped, kernel.*did you mean 'grouped'"),
+        ({"gqa": None}, ValueError, "gqa must be one of"),
+        ({"gqa": ["auto"]}, ValueError, "gqa must be one of"),
         ({"seed": -1}, ValueError, "seed"),
         ({"seed": True}, TypeError, "seed"),
         ({"seed": 1.0}, TypeError, "seed"),

@@ -23,7 +23,8 @@ from .combinations import check_corrections, check_eviction, check_stages, cuts,
 from .parts import entries, eviction_of, prefill_of
 
 FORMAT = 2  # 1 has no "kv"
-KEYS = ["format", "vlmopt", "prune", "attention", "prefill", "kv", "seed"]
+KEYS = ["format", "vlmopt", "prune", "attention", "prefill", "kv", "gqa", "seed"]
+GQA = ("auto", "grouped", "kernel")
 
 
 PolicyLike: TypeAlias = (
@@ -44,6 +45,9 @@ class Policy(Configured):
         prefill: sparse prefill of long prompts: `SparsePrefill`, a pattern for all heads, their dict form, or None.
         seed: >= 0.
         kv: eviction of keys and values when the prompt is over, its dict form, or None.
+        gqa: how one query row attends where heads share keys. "kernel": by the model's own; "grouped": heads of a group
+            as rows of one head, the same numbers up to rounding; "auto": grouped under sdpa on a CPU from 1024 keys on,
+            where it is faster, unless the policy changes nothing.
 
     Raises:
         TypeError: an entry of the wrong kind. ValueError: a combination that cannot work.
@@ -54,6 +58,7 @@ class Policy(Configured):
     prefill: SparsePrefill | None = None
     seed: int = 0
     kv: Eviction | None = None
+    gqa: str = "auto"
 
     def __post_init__(self) -> None:
         prune = entries("prune", self.prune, Selector)
@@ -67,6 +72,8 @@ class Policy(Configured):
             )
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be >= 0 and < 2**63, got {shown(self.seed)}")
+        if self.gqa not in GQA:
+            raise ValueError(f"gqa must be one of {', '.join(GQA)}; got {shown(self.gqa)}{near(str(self.gqa), GQA)}")
         check_stages(self.prune)
         check_corrections(self.attention)
         check_eviction(self.kv, self.attention)
@@ -85,6 +92,12 @@ class Policy(Configured):
     def evicts(self) -> bool:
         """Whether keys leave when the prompt is over."""
         return self.kv is not None and not self.kv.is_identity
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything is pruned, corrected, left out or evicted."""
+        sparse = self.prefill is not None and not self.prefill.is_identity
+        return bool(self.active or self.corrections) or sparse or self.evicts
 
     @classmethod
     def load(cls, source: PolicyLike) -> Policy:
@@ -168,7 +181,13 @@ class Policy(Configured):
             if not isinstance(value, (list, tuple)):
                 raise TypeError(f"{key} must be a list of methods, got {shown(value)} of type {type(value).__name__}")
             lists[key] = [methods.build(entry) for entry in value]
-        return cls(prefill=data.get("prefill"), seed=data.get("seed", 0), kv=data.get("kv"), **lists)
+        return cls(
+            prefill=data.get("prefill"),
+            seed=data.get("seed", 0),
+            kv=data.get("kv"),
+            gqa=data.get("gqa", "auto"),
+            **lists,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dict; methods carry the settings that differ from their defaults."""
@@ -179,6 +198,7 @@ class Policy(Configured):
             "attention": [methods.to_dict(method) for method in self.attention],
             "prefill": None if self.prefill is None else self.prefill.to_dict(),
             "kv": None if self.kv is None else methods.to_dict(self.kv),
+            "gqa": self.gqa,
             "seed": self.seed,
         }
 

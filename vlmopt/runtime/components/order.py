@@ -6,6 +6,7 @@ from ..call import Component
 from .corrections import Corrections
 from .diagnosis import Diagnoses
 from .eviction import Evicting
+from .grouped_decode import GroupedDecode
 from .guidance import Guidance
 from .pruning import Pruning
 from .resize import Resizing
@@ -16,6 +17,7 @@ COMPONENTS: tuple[type[Component], ...] = (
     Pruning,  # first: hooks behind it see what is left
     SparsePrefills,
     Corrections,
+    GroupedDecode,
     Evicting,  # behind the marks that corrections make
     Guidance,
     Diagnoses,

@@ -91,6 +91,7 @@ class AttentionPlan:
         self.text = False  # also the rows of the question
         self.edits: Edits | None = None
         self.prefill: Kernel | None = None
+        self.decode: Kernel | None = None
         self.reader: Reader | None = None
         self.heads = False  # passes beside the sequence take down what heads make
 
@@ -120,7 +121,9 @@ def vlmopt_attention(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tens
     if edits is not None and edits.replaces_kernel(step, query):
         return edits.run(step, None, *given, **kwargs), None
     weights = None
-    out = None if plan.prefill is None or side is not None else plan.prefill.run(step, *given, **kwargs)
+    out = None
+    for kernel in (plan.prefill, plan.decode) if side is None else ():
+        out = kernel.run(step, *given, **kwargs) if kernel is not None and out is None else out
     if out is None:
         out, weights = base(BaseView(module, plan.base), *given, **kwargs)
     reads = step.context is not None and side is None and not step.again

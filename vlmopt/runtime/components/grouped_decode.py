@@ -1,0 +1,91 @@
+"""One query row over shared keys: heads of a group become rows of one head, so that keys are read once.
+
+PyTorch's CPU kernel with `enable_gqa` reads a key once per query head. The numbers are the same up to rounding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from ...policy import Policy
+from ..call import Component, Session, Step
+from ..compat import implementation, layer_config
+from ..hooks import attention
+from ..offload import device_of
+from ..structure import ModelStructure
+from .correctable import heads_of
+
+LEAST_KEYS = 1024  # from here on it was never slower (docs/kv-cache.md)
+LEAST_WIDTH = 64  # of a head; narrower ones lose in bf16
+
+
+class GroupedLayer(attention.Kernel):
+    """The decoding attention of one layer."""
+
+    def __init__(self, always: bool) -> None:
+        self.always = always
+
+    def run(
+        self, step: Step, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+    ) -> Tensor | None:
+        """Return the layer's attention output [B, 1, H, D]; None where the kernel has to run."""
+        batch, heads, rows, _ = query.shape
+        if rows != 1 or mask is not None or kwargs.get("dropout") or kwargs.get("softcap") is not None:
+            return None
+        if kwargs.get("position_bias") is not None or heads == key.shape[1]:
+            return None
+        if not self.always and (query.device.type != "cpu" or key.shape[2] < LEAST_KEYS or key.shape[3] < LEAST_WIDTH):
+            return None
+        grouped = query.reshape(batch, key.shape[1], -1, query.shape[3])
+        out = scaled_dot_product_attention(grouped, key, value, scale=kwargs.get("scaling"))
+        return out.reshape(batch, 1, heads, value.shape[3])
+
+
+class GroupedDecode(Component):
+    """Gives layers with grouped heads a kernel for one query row."""
+
+    @staticmethod
+    def check(model: Any, structure: ModelStructure, policy: Policy) -> None:
+        if policy.gqa != "grouped":
+            return
+        kernel = implementation(structure.config)
+        if kernel != "sdpa":
+            raise ValueError(f"gqa='grouped' stands in for attn_implementation='sdpa', and this model has {kernel!r}")
+        if not grouped_layers(structure):
+            raise ValueError(f"gqa='grouped': {type(model).__name__} has no heads that share keys; leave it at 'auto'")
+
+    @staticmethod
+    def wanted(session: Session) -> bool:
+        policy, config = session.policy, session.structure.config
+        if policy.gqa == "auto":
+            by_itself = device_of(session.model).type == "cpu" and width_of(session.structure) >= LEAST_WIDTH
+            return by_itself and policy.changes and implementation(config) == "sdpa"
+        return policy.gqa == "grouped"
+
+    def install(self) -> None:
+        for layer in grouped_layers(self.session.structure):
+            attention.plan_of(self.session, layer).decode = GroupedLayer(self.session.policy.gqa == "grouped")
+
+
+def grouped_layers(structure: ModelStructure) -> list[int]:
+    """Return the layers whose query heads share keys, and whose attention function can be replaced."""
+    return [
+        i
+        for i, module in enumerate(structure.attentions)
+        if attention.why_not(module) is None and heads_of(module) != key_heads_of(module)
+    ]
+
+
+def key_heads_of(module: Any) -> int:
+    config = layer_config(module.config, module.layer_idx)
+    return int(getattr(config, "num_key_value_heads", None) or heads_of(module))
+
+
+def width_of(structure: ModelStructure) -> int:
+    """Return the width of a head."""
+    return max(
+        (int(getattr(module, "head_dim", 0)) for module in structure.attentions if module is not None), default=0
+    )

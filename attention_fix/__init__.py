@@ -2,6 +2,7 @@
 
 from .adaptive_generated_text import AdaptiveGeneratedText
 from .attention_fusion import AttentionFusion
+from .attention_rows import attention_rows
 from .base import (
     Correction,
     Diagnosis,
@@ -15,8 +16,7 @@ from .base import (
     register,
     registry,
 )
-from .edited import correct_rows
-from .gain import scale_heads
+from .correct_rows import correct_rows
 from .generated_text import GeneratedText
 from .guidance import guide
 from .head_gain import HeadGain
@@ -25,7 +25,7 @@ from .iat_profile import IATProfile
 from .image_boost import ImageBoost
 from .informed_tokens import InformedTokens
 from .profile import HeadProfile, SinkProfile
-from .rows import attention_rows
+from .scale_heads import scale_heads
 from .sink_diagnosis import SinkDiagnosis
 from .vision_heads import VisionHeads
 from .visual_sink import VisualSink

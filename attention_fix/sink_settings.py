@@ -13,7 +13,7 @@ from vlmopt.core import setting
 from .base import Correction
 from .measured import read_profile
 from .profile import SinkProfile, check_dims
-from .sinks import auto_tau, published_dims, sink_mask, sink_scores
+from .sink_scores import auto_tau, published_dims, sink_mask, sink_scores
 
 
 @dataclass(frozen=True, kw_only=True)

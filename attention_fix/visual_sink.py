@@ -12,8 +12,8 @@ from torch import Tensor
 from vlmopt.core import setting
 
 from .base import Need, Residual, RowCorrection, RowView, no_rows, register
+from .sink_scores import published, published_dims
 from .sink_settings import SinkSettings
-from .sinks import published, published_dims
 
 FLOOR = 1e-12  # above 0, so that a quotient by m_VN stays finite
 

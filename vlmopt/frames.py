@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .decode import decode_sampled
 from .media import check_file, optional_module
+from .video_readers import decode_sampled
 
 READERS = ("auto", "qwen-vl-utils", "opencv", "pyav")
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

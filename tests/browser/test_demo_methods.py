@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import vlmopt
-from tests.support.fixes import TABLE
+from tests.support.corrections import TABLE
 from tests.support.selectors import SELECTORS
 from tests.support.tab_page import TABS, charts, fine, images, loaded, page, run_of, said
 from tests.support.untrained import Untrained, marker

@@ -18,8 +18,8 @@ from tests.support.families import FAMILIES, Image
 from tests.support.mechanism import forward
 from vlmopt.api import session_of
 from vlmopt.calibration import Collector, Profile, default_hosts
-from vlmopt.calibration.collect import Sums
 from vlmopt.calibration.table import table
+from vlmopt.calibration.trends import Sums
 from vlmopt.cli.main import main
 from vlmopt.pruning import Debias, DebiasProfile, DivPrune, FastV, PyramidDrop, SparseVLM, VisualTokens
 from vlmopt.pruning.signals import AttentionRows

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import vlmopt
-from tests.support.corrected import text_only_heads
+from tests.support.correction_oracle import text_only_heads
 from tests.support.families import FAMILIES, GREEDY, LAYERS, Image
 from tests.support.mechanism import TOLERANCE, gap, generate
 from tests.support.reference import decoder_of

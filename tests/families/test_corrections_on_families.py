@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import vlmopt
+from tests.support.corrections import SETTINGS, TABLE, heads, made
 from tests.support.families import FAMILIES, GREEDY, Image
-from tests.support.fixes import SETTINGS, TABLE, heads, made
 from tests.support.mechanism import TOLERANCE, forward, gap, generate
 from tests.support.snapshot import differences, snapshot
 from vlmopt import attention_fix

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import vlmopt
+from tests.support.corrections import TABLE, made
 from tests.support.families import FAMILIES, GREEDY, MASKABLE, Batch, Family, Image
-from tests.support.fixes import TABLE, made
 from tests.support.mechanism import LOGITS, TOLERANCE, Case, cell, gap, generate
 from tests.support.selectors import SETTINGS, works_on
 from vlmopt.families import families

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import vlmopt
+from tests.support.corrections import heads
 from tests.support.families import FAMILIES, Image
-from tests.support.fixes import heads
 from tests.support.massive import DIMS, SINK, planted, prompt
 from tests.support.mechanism import forward
 from vlmopt.analysis.attention_masses import KINDS, attention_masses

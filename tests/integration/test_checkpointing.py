@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import vlmopt
-from tests.support import fixes
+from tests.support import corrections
 from tests.support.families import FAMILIES, Image
 from tests.support.selectors import SETTINGS, works_on
 from tests.support.snapshot import differences, snapshot
@@ -19,7 +19,7 @@ from vlmopt.prefill import SparsePrefill
 
 QWEN = FAMILIES["qwen2_5_vl"]
 METHODS = {name: m for name, m in SETTINGS.items() if works_on(families()["qwen2_5_vl"], m)}
-METHODS |= {name: fixes.made(name, QWEN) for name in fixes.SETTINGS}
+METHODS |= {name: corrections.made(name, QWEN) for name in corrections.SETTINGS}
 METHODS["sparse"] = vlmopt.Policy(prune=[pruning.FastV(keep_ratio=0.5, layer=2)], prefill=SparsePrefill(min_len=1))
 
 
@@ -60,7 +60,7 @@ def test_gradients_are_those_without_checkpointing(method):
 
 @pytest.mark.parametrize("family", [FAMILIES[n] for n in ("llava", "gemma3", "qwen3_vl")], ids=lambda f: f.name)
 def test_other_families_and_orders(family):
-    policy = [pruning.FastV(keep_ratio=0.5, layer=2), replace(fixes.made("image_boost-easy", family), gamma=1.0)]
+    policy = [pruning.FastV(keep_ratio=0.5, layer=2), replace(corrections.made("image_boost-easy", family), gamma=1.0)]
     expected = gradients(policy, family=family)
     for reentrant, first in ((False, "enable"), (True, "enable")):
         got = gradients(policy, reentrant, family, first)

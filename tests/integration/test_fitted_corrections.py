@@ -16,7 +16,7 @@ from tests.support.massive import prompt
 from tests.support.mechanism import forward
 from vlmopt.api import session_of
 from vlmopt.attention_fix import InformedTokens, SinkProfile, VisualSink
-from vlmopt.attention_fix.sinks import Published
+from vlmopt.attention_fix.sink_scores import Published
 from vlmopt.checks import model_facts, whole_blocks
 from vlmopt.runtime.structure import structure_of
 
@@ -57,12 +57,12 @@ def test_published_dimensions_are_filled_in(monkeypatch):
         vlmopt.optimize(model, VisualSink())
     assert session_of(model) is None
     row = Published("tiny", {"hidden_size": 64, "layers": 6, "model_type": ("llava",)}, (3, 17), "P")
-    monkeypatch.setattr("vlmopt.attention_fix.sinks.PUBLISHED", (row,))
+    monkeypatch.setattr("vlmopt.attention_fix.sink_scores.PUBLISHED", (row,))
     with vlmopt.optimized(model, VisualSink(recycle=0.5)):
         forward(model, prompt(0))
         (shown,) = vlmopt.report(model).policy["attention"]
     assert shown == {"method": "visual_sink", "recycle": 0.5, "dims": [3, 17]}
-    monkeypatch.setattr("vlmopt.attention_fix.sinks.PUBLISHED", (replace(row, status="T"),))
+    monkeypatch.setattr("vlmopt.attention_fix.sink_scores.PUBLISHED", (replace(row, status="T"),))
     with pytest.raises(ValueError, match=r"unverified for tiny: \(3, 17\)"):
         vlmopt.optimize(model, VisualSink())
 

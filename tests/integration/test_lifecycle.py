@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import vlmopt
-from tests.support import fixes
+from tests.support import corrections
 from tests.support.families import FAMILIES, GREEDY, Image
 from tests.support.mechanism import forward, generate
 from tests.support.selectors import SETTINGS, works_on
@@ -76,7 +76,9 @@ def test_a_copy_has_nothing_to_report_before_it_runs():
 
 
 METHODS = {name: method for name, method in SETTINGS.items() if name.endswith("hard")}
-METHODS |= {name: fixes.made(name, FAMILIES["qwen3_vl"]) for name in fixes.SETTINGS if name.endswith("hard")}
+METHODS |= {
+    name: corrections.made(name, FAMILIES["qwen3_vl"]) for name in corrections.SETTINGS if name.endswith("hard")
+}
 
 
 @pytest.mark.usefixtures("untrained_scorer")

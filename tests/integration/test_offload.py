@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import vlmopt
-from tests.support import fixes
+from tests.support import corrections
 from tests.support.families import FAMILIES, Image
 from tests.support.mechanism import forward, generate
 from tests.support.selectors import SETTINGS, works_on
@@ -19,7 +19,7 @@ from vlmopt.families import families
 
 QWEN = FAMILIES["qwen2_5_vl"]
 METHODS = {name: m for name, m in SETTINGS.items() if works_on(families()["qwen2_5_vl"], m)}
-METHODS |= {name: fixes.made(name, QWEN) for name in fixes.SETTINGS if name.endswith("hard")}
+METHODS |= {name: corrections.made(name, QWEN) for name in corrections.SETTINGS if name.endswith("hard")}
 
 
 def prompt(family=QWEN):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.corrected import text_only_heads
+from tests.support.correction_oracle import text_only_heads
 from tests.support.massive import DIMS, FAMILY, SINK, Plan, planted, prompt
 from tests.support.mechanism import forward
 from vlmopt.attention_fix import HeadProfile, SinkProfile

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vlmopt.attention_fix.rows import masked_logits
+from vlmopt.attention_fix.attention_rows import masked_logits
 
 Part = tuple[Tensor, Tensor]  # o [B, H, R, Dv], lse [B, H, R]
 

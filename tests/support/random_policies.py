@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from tests.support.fixes import DIMS
+from tests.support.corrections import DIMS
 from vlmopt import methods
 from vlmopt.prefill import SparsePrefill
 

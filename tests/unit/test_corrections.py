@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import vlmopt
-from tests.support.corrected import Corrected, Row, Rule
+from tests.support.correction_oracle import Corrected, Row, Rule
 from tests.support.families import FAMILIES, GREEDY, LAYERS, Image
 from tests.support.mechanism import LOGITS, NEW_TOKENS, TOLERANCE, Case, forward, gap
 from vlmopt.attention_fix import (

@@ -23,7 +23,7 @@ from transformers import AutoImageProcessor
 
 from tests.support.broken import broken_tiff
 from tests.support.stock import IMAGES
-from vlmopt import Policy, decode
+from vlmopt import Policy, video_readers
 from vlmopt.calibration import Profile
 from vlmopt.evaluation.boxes import image_size
 from vlmopt.frames import fit_size, load_video, resize_frames, video_inputs
@@ -221,8 +221,10 @@ def test_own_reader_takes_over_when_the_other_one_fails(clip: Path, monkeypatch:
 
 
 def test_pyav_reads_what_opencv_cannot(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = decode.optional_module
-    monkeypatch.setattr(decode, "optional_module", lambda name: (None, "broken") if name == "cv2" else real(name))
+    real = video_readers.optional_module
+    monkeypatch.setattr(
+        video_readers, "optional_module", lambda name: (None, "broken") if name == "cv2" else real(name)
+    )
     monkeypatch.setattr("vlmopt.frames.optional_module", lambda name: (None, f"no {name}"))
     video = load_video(clip)
     assert video.reader == "pyav"
@@ -243,11 +245,11 @@ def test_frames_are_those_of_the_file(clip: Path) -> None:
 def test_a_wrong_frame_count_in_the_header_does_no_harm(
     clip: Path, claimed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    probe, stream = decode._READERS["opencv"]
+    probe, stream = video_readers._READERS["opencv"]
     header = probe(clip)
     assert not isinstance(header, str)
     wrong = type(header)(header.fps, claimed)
-    monkeypatch.setitem(decode._READERS, "opencv", (lambda file: wrong, stream))
+    monkeypatch.setitem(video_readers._READERS, "opencv", (lambda file: wrong, stream))
     assert load_video(clip, reader="opencv").indices == (0, 7, 14, 22, 29, 36)
 
 
@@ -324,9 +326,9 @@ def test_of_a_video_cut_in_half_the_rest_is_read(tmp_path: Path, reader: str) ->
 @pytest.mark.parametrize("claimed", [0, 1, 37])
 def test_the_reader_that_reads_more_takes_over(clip: Path, monkeypatch: pytest.MonkeyPatch, claimed: int) -> None:
     """OpenCV finds one frame where PyAV finds 37."""
-    probe, stream = decode._READERS["opencv"]
+    probe, stream = video_readers._READERS["opencv"]
     header = replace(probe(clip), frames=claimed)  # type: ignore[type-var]
-    monkeypatch.setitem(decode._READERS, "opencv", (lambda file: header, lambda file: islice(stream(file), 1)))
+    monkeypatch.setitem(video_readers._READERS, "opencv", (lambda file: header, lambda file: islice(stream(file), 1)))
     video = load_video(clip)
     assert (video.reader, video.indices) == ("pyav", (0, 7, 14, 22, 29, 36))
 
@@ -335,9 +337,9 @@ def test_whatever_a_video_decoder_raises_the_next_one_reads(clip: Path, monkeypa
     def fail(file: Path) -> Any:
         raise TypeError("no width")
 
-    monkeypatch.setitem(decode._READERS, "opencv", (fail, fail))
+    monkeypatch.setitem(video_readers._READERS, "opencv", (fail, fail))
     assert load_video(clip).reader == "pyav"
-    monkeypatch.setitem(decode._READERS, "pyav", (fail, fail))
+    monkeypatch.setitem(video_readers._READERS, "pyav", (fail, fail))
     with pytest.raises(ValueError, match=r"not a readable video: .*clip.mp4 .*opencv: TypeError: no width; pyav"):
         load_video(clip)
 
@@ -406,7 +408,7 @@ def test_frame_counts_are_those_of_qwen_vl_utils(reference: Any) -> None:
         for rate in (8.0, 23.976, 60.0):
             for wish in ({}, {"fps": 0.5}, {"fps": 7.5, "min_frames": 3, "max_frames": 31}, {"nframes": 4}):
                 expected = reference.smart_nframes(dict(wish), total, rate)
-                assert decode.count_frames(total, rate, **wish) == expected, (total, rate, wish)
+                assert video_readers.count_frames(total, rate, **wish) == expected, (total, rate, wish)
 
 
 def test_sizes_are_those_of_qwen_vl_utils(reference: Any) -> None:

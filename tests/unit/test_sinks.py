@@ -7,7 +7,7 @@ import torch
 
 from tests.support.row_views import FACTS
 from vlmopt.attention_fix import SinkProfile, VisualSink
-from vlmopt.attention_fix.sinks import PUBLISHED, auto_tau, published, published_dims, sink_mask, sink_scores
+from vlmopt.attention_fix.sink_scores import PUBLISHED, auto_tau, published, published_dims, sink_mask, sink_scores
 
 
 def stream(dtype=torch.float32, hidden=64, tokens=9, seed=0):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ..choices import PARTS
 from .calibration import Calibration
-from .collect import MISSING, Collector, default_hosts, key
 from .iat import IATCollector
 from .profile import Profile
+from .trends import MISSING, Collector, default_hosts, key
 
 __all__ = ["MISSING", "PARTS", "Calibration", "Collector", "IATCollector", "Profile", "default_hosts", "key"]

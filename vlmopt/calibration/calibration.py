@@ -16,11 +16,11 @@ from vlmopt.pruning import ScoreSelector
 from ..checks import model_facts
 from ..choices import PARTS
 from ..runtime.structure import structure_of
-from .collect import MISSING, Collector
 from .heads import HeadSums
 from .iat import IATCollector
 from .profile import Profile
 from .sinks import PROMPTS, SinkCollector, readable_layers
+from .trends import MISSING, Collector
 
 
 class Calibration:

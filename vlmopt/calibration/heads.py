@@ -21,7 +21,7 @@ from vlmopt.attention_fix import (
 )
 from vlmopt.attention_fix.base import no_rows
 from vlmopt.attention_fix.profile import CRITERIA
-from vlmopt.attention_fix.sinks import sink_mask, sink_scores
+from vlmopt.attention_fix.sink_scores import sink_mask, sink_scores
 from vlmopt.attention_fix.vision_heads import above_median, head_divergence
 from vlmopt.attention_fix.visual_sink import gate
 

@@ -23,9 +23,9 @@ from ..policy import Policy
 from ..prompt import placed_for
 from ..runtime.structure import structure_of
 from .captions import first_token, mentions
-from .collect import MISSING
 from .iat_sums import IATSums
 from .sinks import readable_layers
+from .trends import MISSING
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from statistics import fmean, median
 from typing import Any
 
 from vlmopt.attention_fix import SinkProfile
-from vlmopt.attention_fix.sinks import auto_tau, published_dims
+from vlmopt.attention_fix.sink_scores import auto_tau, published_dims
 
 PEAK, CONTRAST, REACH = 100.0, 1000.0, 10.0
 MOST_DIMS, MOST_TOKENS, ATTENTION, LAYERS = 6, 0.1, 5.0, 0.25

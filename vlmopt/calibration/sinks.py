@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vlmopt.attention_fix import Need, Residual, RowCorrection, RowView, SinkProfile
 from vlmopt.attention_fix.base import no_rows
-from vlmopt.attention_fix.sinks import auto_tau
+from vlmopt.attention_fix.sink_scores import auto_tau
 
 from ..api import optimized
 from ..checks import model_facts

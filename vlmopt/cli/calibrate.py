@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from vlmopt.pruning import ScoreSelector
 
+from ..atomic import atomic_write
 from ..calibration import Calibration, IATCollector, default_hosts, key
 from ..calibration.captions import Described, annotated, habits
 from ..calibration.sinks import readable_layers
@@ -23,7 +24,6 @@ from ..media import load_image, readable
 from ..methods import find
 from ..prompt import chat, image_prompt
 from ..runtime.structure import structure_of
-from ..whole import whole
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 FIRST_SEED = 400_000_000  # of generated images; apart from those of training, tests and measurements
@@ -205,7 +205,7 @@ def stored(part: Path, request: dict[str, Any]) -> dict[str, Any] | None:
 
 def save_state(part: Path, request: dict[str, Any], run: Calibration) -> None:
     part.parent.mkdir(parents=True, exist_ok=True)
-    with whole(part) as fresh:
+    with atomic_write(part) as fresh:
         fresh.write_text(json.dumps({"request": request, **run.state()}), encoding="utf-8")
 
 

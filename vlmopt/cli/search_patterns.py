@@ -14,6 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..atomic import atomic_write
 from ..calibration import Profile
 from ..checks import model_facts
 from ..head_patterns import FACTS, HeadPatterns
@@ -26,7 +27,6 @@ from ..runtime.structure import structure_of
 from ..search import PatternSearch, candidates
 from ..search.prompts import Inputs, image_source, length, video_source
 from ..version import __version__
-from ..whole import whole
 from .calibrate import images_in, sound, stored
 
 MOST = 5  # prompts
@@ -161,7 +161,7 @@ class Run:
     def save(self) -> None:
         self.part.parent.mkdir(parents=True, exist_ok=True)
         state = {"sums": self.search.state(), "tokens": self.tokens, "finished": self.finished}
-        with whole(self.part) as fresh:
+        with atomic_write(self.part) as fresh:
             fresh.write_text(json.dumps({"request": self.request, **state}), encoding="utf-8")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..api import optimized
+from ..atomic import atomic_write
 from ..checkpoints import HERE, bundled, load_checkpoint
 from ..checkpoints.processor import FAILURES, first_line
 from ..choices import UNITS
@@ -17,14 +18,13 @@ from ..families import click_units
 from ..loading import Loaded, _config, check_device, check_name, load
 from ..metrics.pope import PARSERS
 from ..policy import Policy
-from ..whole import whole
 from .data import Data, Source
 from .environment import environment
 from .generation import decoding
 from .loading import load_data
 from .processes import Processes, locked, processes
 from .prompts import POINT_PROMPTS, Asking
-from .recording import Recorder, maps_left
+from .recorder import Recorder, maps_left
 from .records import FORMAT, consolidate
 from .request import named_policies, settle
 from .runner import Runner
@@ -228,7 +228,7 @@ def note_environment(run: Path, facts: dict[str, Any]) -> None:
     path = run / "environment.json"
     earlier = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.exists() else []
     start = {name: facts[name] for name in ("date", "command", "processes", "platform", "vlmopt", "commit")}
-    with whole(path) as fresh:
+    with atomic_write(path) as fresh:
         fresh.write_text(
             json.dumps({**facts, "starts": [*earlier, start]}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ..whole import whole
+from ..atomic import atomic_write
 
 FORMAT = 1
 SAMPLES = "samples.jsonl"
@@ -144,7 +144,7 @@ def consolidate(run: Path, policies: Sequence[str], *, without_errors: bool = Fa
     place = {name: number for number, name in enumerate(policies)}
     kept = (record for record in read(run) if record.error is None or not without_errors)
     records = sorted(kept, key=lambda r: (r.index, place.get(r.policy, len(place))))
-    with whole(run / SAMPLES) as fresh:
+    with atomic_write(run / SAMPLES) as fresh:
         fresh.write_text("".join(map(line, records)), encoding="utf-8")
     for path in parts(run):
         path.unlink()

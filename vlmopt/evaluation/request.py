@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..atomic import atomic_write
 from ..policy import Policy
-from ..whole import whole
 from .records import DENSE, FORMAT, file_name
 
 NAME = "run.json"
@@ -56,7 +56,7 @@ def settle(run: Path, request: Mapping[str, Any]) -> None:
                 )
     elif stray := next((path for path in run.glob("samples*.jsonl") if path.stat().st_size), None):
         raise ValueError(f"{stray} belongs to a run whose {NAME} is gone: choose another --out")
-    with whole(run / NAME) as fresh:
+    with atomic_write(run / NAME) as fresh:
         fresh.write_text(json.dumps(dict(request), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

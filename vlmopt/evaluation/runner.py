@@ -15,7 +15,7 @@ from ..policy import Policy
 from .data import Data, Sample
 from .generation import device_map, generate, input_device
 from .prompts import Asking, Batch
-from .recording import Recorder
+from .recorder import Recorder
 from .records import DENSE, Record, Writer, part, read
 
 ROUND = 8  # batches that a policy answers before the next one has its turn: noise hits all alike

@@ -27,9 +27,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from ..atomic import atomic_write
 from ..measure import Spread
 from ..metrics import mean_of_splits, pope_scores
-from ..whole import whole
 from .figures import LESS, NEUTRAL, PRIMARY, figures
 from .records import DENSE, FORMAT, Record, read
 from .request import load_request
@@ -68,7 +68,7 @@ def summarize(run: Path) -> dict[str, Any]:
         "neutral": sorted(metrics & NEUTRAL),
         "policies": policies,
     }
-    with whole(run / "summary.json") as fresh:
+    with atomic_write(run / "summary.json") as fresh:
         fresh.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return summary
 

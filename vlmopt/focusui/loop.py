@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..whole import whole
+from ..atomic import atomic_write
 from .schedule import Schedule
 
 LOG_EVERY = 25  # steps
@@ -109,7 +109,7 @@ class Loop:
             "parameters": {name: p.detach() for name, p in self.parameters.items()},
             "optimizer": self.optimizer.state_dict(),
         }
-        with whole(self.path) as fresh:
+        with atomic_write(self.path) as fresh:
             torch.save(state, fresh)
 
     @torch.no_grad()

@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
+from vlmopt.atomic import atomic_write
 from vlmopt.focusui.schedule import Schedule
-from vlmopt.whole import whole
 
 SAVE_EVERY = 120.0  # seconds
 LOG_EVERY = 25  # steps
@@ -123,7 +123,7 @@ class Loop:
             "averages": self.averages,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
-        with whole(self.path) as fresh:
+        with atomic_write(self.path) as fresh:
             torch.save(state, fresh)
 
     def _load(self, state: dict) -> None:

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby, islice
 from pathlib import Path
 
+from ...atomic import atomic_write
 from ...core import near
 from ...metrics import phrases
 from ...synthetic import Question, World
 from ...synthetic.asked import SIZES, SIZES_OF, one_of_each_kind
 from ...synthetic.hallucination import DEGRADATIONS, DESCRIBE, HabitWorld, class_of, classes, hallucination
 from ...synthetic.polling import SPLITS, pope
-from ...whole import whole
 from ..data import Data, Sample, Source
 from .files import Entry
 from .manifest import WORLD_KINDS
@@ -143,7 +143,7 @@ def drawn(source: Source, world: World, name: str) -> str:
     path = Path("pictures") / f"{name}.png"
     if not (source.run / path).exists():
         (source.run / path).parent.mkdir(parents=True, exist_ok=True)
-        with whole(source.run / path) as fresh:
+        with atomic_write(source.run / path) as fresh:
             world.image.save(fresh, format="PNG")
     return path.as_posix()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...whole import whole
+from ...atomic import atomic_write
 from .draw import png
 from .facts import Facts
 from .html import page
@@ -31,6 +31,6 @@ def write_report(run: Path) -> Path:
         (folder / f"{name}.png").write_bytes(png(scene))
     plots = {f"plots/{name}.png": scene.title for name, scene in drawn.items()}
     for name, text in (("report.md", markdown(facts, plots)), ("report.html", page(facts))):
-        with whole(run / name) as fresh:
+        with atomic_write(run / name) as fresh:
             fresh.write_text(text, encoding="utf-8")
     return run / "report.html"

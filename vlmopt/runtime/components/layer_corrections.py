@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from vlmopt.attention_fix import Correction, HeadCorrection, RowCorrection, RowView, correct_rows, scale_heads
+from vlmopt.attention_fix.attention_rows import read_mask, sees_all
 from vlmopt.attention_fix.base import Listening
-from vlmopt.attention_fix.rows import read_mask, sees_all
 from vlmopt.attention_fix.vision_heads import head_divergence
 
 from ..call import Call, Session, Step

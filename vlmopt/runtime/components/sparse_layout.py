@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlmopt.attention_fix.rows import read_mask
+from vlmopt.attention_fix.attention_rows import read_mask
 
 from ...kernels.sparse_attention import Launch
 from ..call import Step

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ...whole import whole
+from ...atomic import atomic_write
 from .catalogue import SPLITS
 from .render import Control, Renderer, Screen
 
@@ -94,7 +94,7 @@ def make(
     out.mkdir(parents=True, exist_ok=True)
     found = list(_make(out, images, cell))
     path = out / f"{split}_web.json"
-    with whole(path) as fresh:
+    with atomic_write(path) as fresh:
         fresh.write_text("[\n" + ",\n".join(json.dumps(row) for row in found) + "\n]\n", encoding="utf-8")
     return path, found
 
@@ -113,7 +113,7 @@ def _make(out: Path, renderings: list[Rendering], cell: int) -> Iterator[dict[st
                 renderer = open_ones.enter_context(Renderer(rendering.size, cell))
             screen = renderer.render(rendering.page, rendering.seed)
             told = rows(screen, rendering.name)
-            with whole(path) as fresh:
+            with atomic_write(path) as fresh:
                 fresh.write_bytes(encode(screen.image, {KEY: json.dumps(told)}))
             yield from told
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from vlmopt.whole import whole
+from vlmopt.atomic import atomic_write
 
 
 def test_it_takes_the_place_of_the_old_one_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     path.write_text("old")
-    with whole(path) as fresh:
+    with atomic_write(path) as fresh:
         fresh.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new"
@@ -26,7 +26,7 @@ def test_what_fails_half_way_leaves_the_old_one(tmp_path: Path, error: BaseExcep
     path.write_text("old")
 
     def write() -> None:
-        with whole(path) as fresh:
+        with atomic_write(path) as fresh:
             fresh.write_text("ne")
             raise error
 
@@ -39,8 +39,8 @@ def test_what_fails_half_way_leaves_the_old_one(tmp_path: Path, error: BaseExcep
 def test_an_error_of_the_disk_names_the_file(tmp_path: Path) -> None:
     with (
         pytest.raises(OSError, match=r"cannot write .*a\.png: No such file"),
-        whole(tmp_path / "gone" / "a.png") as fresh,
+        atomic_write(tmp_path / "gone" / "a.png") as fresh,
     ):
         fresh.write_bytes(b"x")
-    with pytest.raises(OSError, match=r"cannot write .*a\.png: encoder error -2"), whole(tmp_path / "a.png"):
+    with pytest.raises(OSError, match=r"cannot write .*a\.png: encoder error -2"), atomic_write(tmp_path / "a.png"):
         raise OSError("encoder error -2")  # without a number, as Pillow raises it

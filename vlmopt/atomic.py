@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Write to a neighbour, which takes the place of `path` at the end of the block.
 
     A kill, a full disk or an exception in the block leaves the old file as it was, or none.

@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from .attention_rows import masked_logits, masked_softmax, sees_all
 from .base import RowCorrection, RowView, no_rows
-from .rows import masked_logits, masked_softmax, sees_all
 
 STAGES = ("logits", "weights")
 BUFFERS = 5  # tensors of the size of the logits that are alive at once, those of an edit among them

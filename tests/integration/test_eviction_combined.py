@@ -9,7 +9,7 @@ import torch
 
 import vlmopt
 from tests.integration.test_sparse_prefill import EVERYTHING, FEW, FULL
-from tests.support.corrected import Corrected
+from tests.support.correction_oracle import Corrected
 from tests.support.evicted import NEW, EvictedReference, generate, gone
 from tests.support.families import FAMILIES, Image
 from tests.support.mechanism import TOLERANCE, Case, gap

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmopt.attention_fix.rows import masked_logits, masked_softmax
+from vlmopt.attention_fix.attention_rows import masked_logits, masked_softmax
 
 from ..call import Step
 from ..places import padding

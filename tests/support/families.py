@@ -165,7 +165,8 @@ class Family:
 @functools.cache
 def _build(family: Family, attn_implementation: str, seed: int) -> nn.Module:
     config = family.config()
-    config._attn_implementation = attn_implementation
+    plain = not getattr(family.model_class, "_supports_sdpa", True)
+    config._attn_implementation = "eager" if plain else attn_implementation
     if family.name == "fast_vlm":  # its convolutional tower knows no attention implementation
         config.vision_config._attn_implementation_internal = None
     torch.manual_seed(seed)

@@ -7,17 +7,23 @@ from typing import Any
 
 import torch
 
-from .base import Grid, Piece, plain, square_grid
+from .base import Grid, Piece, plain, square, square_grid
 
 
 def patch_grid(modality: str, lengths: list[int], arguments: dict[str, Any], config: Any) -> list[Piece]:
-    """Lay out Qwen-VL: the processor states (t, h, w) in patches; the merger joins merge x merge of them."""
-    grids = arguments.get("video_grid_thw" if modality == "video" else "image_grid_thw")
+    """Qwen-VL and others: the processor states (t, h, w) in patches; merge x merge of them are joined.
+
+    VideoLLaMA3 says so for each picture, ERNIE joins two frames of a video as well.
+    """
+    grids, merges = arguments.get(f"{modality}_grid_thw"), arguments.get(f"{modality}_merge_sizes")
     if grids is None or len(grids) != len(lengths):
         return [plain(n, modality, None) for n in lengths]
-    merge = config.vision_config.spatial_merge_size
+    vision = config.vision_config
+    sides = [vision.spatial_merge_size] * len(lengths) if merges is None else merges.tolist()
+    frames = getattr(vision, "temporal_merge_size", 1) if modality == "video" else 1
     return [
-        plain(n, modality, (t, h // merge, w // merge)) for n, (t, h, w) in zip(lengths, grids.tolist(), strict=False)
+        plain(n, modality, (t // frames, h // m, w // m))
+        for n, (t, h, w), m in zip(lengths, grids.tolist(), sides, strict=False)
     ]
 
 
@@ -62,13 +68,46 @@ def with_newlines(n: int, grid: Grid, newlines: int) -> Piece:
 
 def video_with_newline(n: int, arguments: dict[str, Any]) -> Piece:
     """Lay out LLaVA-OneVision video: square pooled frames, one newline at the end; older releases append it later."""
-    pixels = arguments.get("pixel_values_videos", arguments.get("pixel_values"))
-    frames = pixels.shape[1] if pixels is not None and pixels.ndim == 5 else 1
+    frames = frames_of(arguments)
     side = math.isqrt(n // frames)
     if not side or n - frames * side * side not in (0, 1):
         return plain(n, "video", None)
     cells = torch.cartesian_prod(torch.arange(frames), torch.arange(side), torch.arange(side))
     return Piece(len(cells) + 1, "video", (frames, side, side), torch.cat([cells, torch.full((1, 3), -1)]))
+
+
+def frames_of(arguments: dict[str, Any]) -> int:
+    """How many frames each video has that a feature function is handed."""
+    pixels = arguments.get("pixel_values_videos", arguments.get("pixel_values"))
+    return pixels.shape[1] if pixels is not None and pixels.ndim == 5 else 1
+
+
+def next_video(modality: str, lengths: list[int], arguments: dict[str, Any], config: Any) -> list[Piece]:
+    """LLaVA-NeXT-Video: pictures as LLaVA-NeXT; square pooled frames without newlines."""
+    if modality == "image":
+        return any_resolution(modality, lengths, arguments, config)
+    frames = frames_of(arguments)
+    sides = [math.isqrt(n // frames) for n in lengths]
+    return [plain(n, modality, (frames, side, side)) for n, side in zip(lengths, sides, strict=True)]
+
+
+def frames_with_cls(modality: str, lengths: list[int], arguments: dict[str, Any], config: Any) -> list[Piece]:
+    """Video-LLaVA: square pictures; every frame of a video comes by itself, with the tower's CLS token first."""
+    if modality == "image":
+        return square(modality, lengths, arguments, config)
+    frames, n = frames_of(arguments), lengths[0]
+    side = math.isqrt(max(n - 1, 0))
+    grid = (frames, side, side)
+    if len(lengths) % frames or n != side * side + 1:
+        return [plain(n, modality, None) for n in lengths]
+    coords = torch.full((frames, n, 3), -1)
+    coords[:, 1:] = torch.cartesian_prod(*map(torch.arange, grid)).view(frames, n - 1, 3)
+    return [Piece(frames * n, modality, grid, coords.view(-1, 3))] * (len(lengths) // frames)
+
+
+def queries(modality: str, lengths: list[int], arguments: dict[str, Any], config: Any) -> list[Piece]:
+    """Aria: tokens answer learned queries and lie on no grid."""
+    return [plain(n, modality, None) for n in lengths]
 
 
 def square_tiles(modality: str, lengths: list[int], arguments: dict[str, Any], config: Any) -> list[Piece]:

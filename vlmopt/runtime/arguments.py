@@ -10,7 +10,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 MODALITIES = {"image": "get_image_features", "video": "get_video_features"}
-PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+# The names under which feature functions take pixels: some take videos as images, Video-LLaVA names its images.
+PIXELS = {"image": ("pixel_values", "pixel_values_images"), "video": ("pixel_values_videos", "pixel_values")}
 PER_LAYER = "per_layer_inputs"  # gemma3n and gemma4 feed every layer an embedding of its own
 CARRIERS = ("pixel_values", "mm_encoder_outputs", "image_hidden_states")  # how names of arguments with images begin
 
@@ -53,7 +54,7 @@ def brings_pixels(arguments: Mapping[str, Any]) -> bool:
 
 def pixels_in(modality: str, bound: Mapping[str, Any]) -> Any:
     """The pixels that a feature function is called with; None if it is handed none."""
-    return bound.get(PIXELS[modality], bound.get("pixel_values"))
+    return next((bound[name] for name in PIXELS[modality] if bound.get(name) is not None), None)
 
 
 def carries_pixels(name: str, value: Any) -> bool:

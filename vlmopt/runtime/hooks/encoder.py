@@ -61,8 +61,7 @@ def arguments_of(family: Family, modality: str) -> compat.Names:
     """What the feature function of a described family has to be handed: pixels, and what its grids follow from."""
     if not family.described:
         return ()
-    pixels = tuple(dict.fromkeys((PIXELS[modality], PIXELS["image"])))  # some video functions take theirs as images
-    return (pixels, family.sizes[modality]) if modality in family.sizes else (pixels,)
+    return (PIXELS[modality], family.sizes[modality]) if modality in family.sizes else (PIXELS[modality],)
 
 
 def feature_lengths(out: Any) -> list[int]:

@@ -1,0 +1,140 @@
+"""Families beyond those of the whole grid: the oracle, and one selector of every kind in place of all of them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+import vlmopt
+from tests.support.families import GREEDY, Family, Image, Video
+from tests.support.mechanism import LOGITS, NEW_TOKENS, TOLERANCE, DropByOrdinal, forward, gap, generate, pattern
+from tests.support.more_families import MORE
+from tests.support.reference import Reference, Removal, Stage
+from tests.support.selectors import works_on
+from vlmopt.families import family_of
+from vlmopt.pruning import (
+    EVS,
+    DivPrune,
+    FastV,
+    PixelRedundancy,
+    Resize,
+    Selector,
+    Uniform,
+    VisionZip,
+    VisPruner,
+    ZeroOrder,
+)
+
+RAGGED: list[list[Any]] = [[5, Image(0), 7], [3, Image(1), Image(2), 6], [9]]
+CUTS = {"pre": (0, "147", "keep"), "pre-pospad": (0, "12367", "pospad"), "mid": (2, "147", "keep")}
+KINDS: dict[str, Selector] = {  # one for each thing that a selector reads or does
+    "grid": Uniform(keep_ratio=0.3, positions="pospad"),
+    "embeddings": DivPrune(keep_ratio=0.4),
+    "row": FastV(keep_ratio=0.4, layer=2),
+    "projector": ZeroOrder(keep_ratio=0.4),
+    "tower": VisPruner(keep_ratio=0.4, tower_layer=-1),
+    "merging": VisionZip(keep_ratio=0.4, tower_layer=-1, contextual=0.5),
+    "pixels": PixelRedundancy(keep_ratio=0.4),
+    "smaller": Resize(keep_ratio=0.4),
+}
+FAMILIES = [pytest.param(family, id=family.name) for family in MORE.values()]
+
+
+def cells() -> list[Any]:
+    """Every kind on every family that has what it reads."""
+    return [
+        pytest.param(family, method, id=f"{family.name}-{kind}")
+        for family in MORE.values()
+        for kind, method in KINDS.items()
+        if works_on(family_of(family.config()), method)
+    ]
+
+
+def check(family: Family, rows: list[list[Any]], cut: str) -> None:
+    """Logits and greedy tokens, cached and not, equal those of the masked reference."""
+    layer, digits, positions = CUTS[cut]
+    batch = family.inputs(rows)
+    dropped = batch.visual & pattern(batch.ordinal, batch.total[:, None], digits)
+    removal = Removal(batch.real, batch.span, [Stage(layer, dropped, positions)], 6)
+    reference, kept = Reference(family.build("eager")).remove(removal), removal.kept()
+    method = DropByOrdinal(digits=digits, keep_ratio=1 - len(digits) / 10, layer=layer, positions=positions)
+    with vlmopt.optimized(copy.deepcopy(family.build()), method) as model:
+        assert gap(forward(model, batch)[kept], reference.forward(batch())[kept]) < TOLERANCE
+        out = generate(model, batch)
+        assert vlmopt.report(model).skipped == []
+    expected = reference.generate(batch(), max_new_tokens=NEW_TOKENS, **GREEDY, **LOGITS)
+    assert torch.equal(out.sequences, expected.sequences)
+    assert gap(torch.stack(out.logits, 1), torch.stack(expected.logits, 1)) < TOLERANCE
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_removal_equals_the_masked_reference(family: Family, cut: str) -> None:
+    check(family, RAGGED, cut)
+
+
+@pytest.mark.parametrize("cut", ["pre", "mid"])
+@pytest.mark.parametrize("family", [pytest.param(f, id=f.name) for f in MORE.values() if f.videos])
+def test_video_equals_the_masked_reference(family: Family, cut: str) -> None:
+    check(family, [[4, Video(0), 5]], cut)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_is_described(family: Family) -> None:
+    """And its parts are where the description says."""
+    described = family_of(family.config())
+    assert described.described
+    model = family.build()
+    for path in (described.vision_tower, described.projector):
+        assert model.get_submodule(path) is not None
+
+
+@pytest.mark.parametrize(("family", "method"), cells())
+def test_a_method_of_every_kind_keeps_its_promises(family: Family, method: Selector) -> None:
+    """Budgets are exact, a second call says the same, and what is restored gives the bits of the model alone."""
+    model, batch = copy.deepcopy(family.build()), family.inputs(RAGGED[:2])
+    dense = forward(model, batch)
+    vlmopt.optimize(model, method)
+    logits, report = forward(model, batch), vlmopt.report(model)
+    assert logits[batch.real].isfinite().all()
+    for row, sample in enumerate(report.samples):
+        assert sample["visual_tokens"] == int(batch.total[row])
+        (stage,) = sample["stages"]
+        budget = method.budget(sample["visual_tokens"])
+        assert 0 < stage["after"] <= max(budget, len(sample["items"])) if method.adaptive else stage["after"] == budget
+    assert torch.equal(forward(model, batch), logits)
+    vlmopt.restore(model)
+    assert torch.equal(forward(model, batch), dense)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pictures_lie_on_grids(family: Family) -> None:
+    """One span for every picture or part of it, its patches on the grid it has; queries and the like lie on none."""
+    batch = family.inputs(RAGGED[:1])
+    with vlmopt.optimized(copy.deepcopy(family.build()), Uniform(keep_ratio=0.5)) as model:
+        forward(model, batch)
+        maps = vlmopt.report(model).maps(0)
+    assert len(maps) == int(batch.span.max()) + 1
+    for m in maps:
+        if family.name == "aria":
+            assert m.grid is None
+        else:
+            patches = (m.coords >= 0).all(1)
+            t, h, w = m.grid
+            assert int(patches.sum()) == t * h * w
+            assert m.coords[patches].unique(dim=0).shape[0] == t * h * w
+
+
+@pytest.mark.parametrize("family", [pytest.param(f, id=f.name) for f in MORE.values() if f.videos])
+def test_frames_of_a_video(family: Family) -> None:
+    """EVS finds every frame, and keeps the first one whole."""
+    batch = family.inputs([[4, Video(0), 5]])
+    with vlmopt.optimized(copy.deepcopy(family.build()), EVS(keep_ratio=0.6)) as model:
+        forward(model, batch)
+        (m,) = vlmopt.report(model).maps(0)
+    assert m.grid is not None
+    assert m.grid[0] > 1
+    assert bool(m.kept[m.coords[:, 0] == 0].all())

@@ -16,7 +16,7 @@ from .head_patterns import HeadPatterns
 from .kernels.patterns import MinP, Pattern
 
 MIN_LEN = {"cuda": 16384, "cpu": 4096}  # below, estimating costs more than it saves (see docs of the benchmark)
-BACKENDS = ("auto", "reference", "gather", "flex", "triton", "fa4")
+BACKENDS = ("auto", "reference", "native", "gather", "flex", "triton", "fa4")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,12 @@ class SparsePrefill(Configured):
     max_work: float = setting(
         0.6, "Share of the causal cells above which a layer is computed densely after all.", "float", above=0
     )
-    backend: str = setting("auto", "What computes it; auto: triton on CUDA, gather elsewhere.", "str", choices=BACKENDS)
+    backend: str = setting(
+        "auto",
+        "What computes it; auto: triton on CUDA, native on CPUs with a C++ compiler, else gather.",
+        "str",
+        choices=BACKENDS,
+    )
     recall_rows: int = setting(
         0, "Rows per layer whose kept share of the dense attention is measured for the report; 0: none.", "int", min=0
     )

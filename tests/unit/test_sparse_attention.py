@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from tests.support.sparse import LAYOUTS, attend, build, call, csr, dense, padded, seen_by, tensors
-from vlmopt.kernels.sparse_attention import SparseIndex, check_index
+from vlmopt.kernels.sparse_attention import AttentionInputs, SparseIndex, backends, check_index, native
 from vlmopt.kernels.sparse_attention import gather as gathering
 
 KINDS = {
@@ -32,9 +32,18 @@ KINDS = {
 }
 
 
+@pytest.fixture(autouse=True, params=["gather", "native"])
+def chosen(request, monkeypatch):
+    """What "auto" stands for in this file; half precision is for gather alone."""
+    if request.param == "gather":
+        monkeypatch.setattr(backends, "_automatic", lambda inputs, index: "gather")
+    elif reason := native.refusal(AttentionInputs(*tensors()[:3], 1.0), build(*tensors()[:2], {})):
+        pytest.skip(reason)
+
+
 def both(q, k, v, index, **given):
-    """Output and log-sum-exp of gather and of the oracle."""
-    return [attend(q, k, v, index, return_lse=True, backend=b, **given) for b in ("gather", "reference")]
+    """Output and log-sum-exp of the back-end and of the oracle."""
+    return [attend(q, k, v, index, return_lse=True, backend=b, **given) for b in ("auto", "reference")]
 
 
 def same(found, expected, tolerance=1e-5):
@@ -69,7 +78,7 @@ def test_lists_longer_than_one_softmax_are_merged(kind, width, monkeypatch):
     same(*both(q, k, v, build(q, k, {}, **KINDS[kind])))
 
 
-@pytest.mark.parametrize("backend", ["gather", "reference"])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
 def test_all_blocks_are_dense_attention(backend, dtype, tolerance):
     q, k, v, _ = tensors({"rows": 200}, d=64, dtype=dtype)
@@ -91,7 +100,7 @@ def test_heads_that_share_a_table_are_those_with_equal_ones():
     index = build(q, k, {}, tables=2, columns=0.2, orders="q", grid=[40, 3, 1], run=4)
     names = ("run_ptr", "run_full", "col_ptr", "q_order", "grid")
     apart = replace(index, **{n: getattr(index, n).repeat_interleave(4, 1) for n in names})
-    found = [attend(q, k, v, i, return_lse=True, backend="gather") for i in (index, apart)]
+    found = [attend(q, k, v, i, return_lse=True, backend="auto") for i in (index, apart)]
     same(*found, tolerance=2e-6)
 
 
@@ -123,7 +132,7 @@ def test_lines_of_a_grid_by_residue_classes(lines, s, p):
     expected = scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
     expected = expected.masked_fill(~mask.any(1)[:, None], 0)
     for q_order in (None, order):
-        out = attend(q, k, v, replace(index, q_order=q_order), backend="gather")
+        out = attend(q, k, v, replace(index, q_order=q_order), backend="auto")
         assert (out - expected).abs().max() < 1e-5
 
 
@@ -144,12 +153,12 @@ def test_keys_sorted_by_kind_with_segments_of_any_length():
 def test_the_future_is_never_seen(kind):
     q, k, v, _ = tensors()
     index = build(q, k, {}, **KINDS[kind])
-    before = attend(q, k, v, index, backend="gather")
+    before = attend(q, k, v, index, backend="auto")
     seen = seen_by(q, k, index)
     for j in (0, 37, 64, 149):
         other_k, other_v = k.clone(), v.clone()
         other_k[:, :, j], other_v[:, :, j] = 30, 1e30
-        after = attend(q, other_k, other_v, index, backend="gather")
+        after = attend(q, other_k, other_v, index, backend="auto")
         assert torch.equal((after != before).any(-1), seen[..., j])  # bits, of exactly the rows that see key j
 
 

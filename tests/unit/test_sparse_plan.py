@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from tests.support.sparse import LAYOUTS, attend, attend_plan, build, call, dense, inputs_of, seen_by, tensors
-from vlmopt.kernels.sparse_attention import Keys, Launch, check_index, chosen_backend
+from vlmopt.kernels.sparse_attention import Keys, Launch, check_index, chosen_backend, native
 from vlmopt.kernels.sparse_attention import merge as merging
 
 
@@ -166,7 +166,12 @@ def test_what_does_not_fit_is_refused():
 def test_the_chosen_backend_is_named():
     q, k, v, _ = tensors()
     launch, inputs = Launch(build(q, k, {})), inputs_of(q, k, v)
-    assert chosen_backend(inputs, [launch]) == chosen_backend(inputs, [launch, launch]) == "gather"
+    assert chosen_backend(inputs, [launch]) == chosen_backend(inputs, [launch, launch])
+    assert chosen_backend(inputs, [launch]) == ("gather" if native.refusal(inputs, launch.index) else "native")
+    halves = inputs_of(q.half(), k.half(), v.half())
+    assert chosen_backend(halves, [launch]) == "gather"
+    with pytest.raises(ValueError, match="native computes float32 and bfloat16"):
+        attend(q.half(), k.half(), v.half(), launch.index, backend="native")
     assert chosen_backend(inputs, [launch], "flex") == "flex"
 
 

@@ -13,7 +13,7 @@ from .inputs import AttentionInputs
 
 # What a back-end is: the inputs hold the launch's own keys already.
 Attention = Callable[[AttentionInputs, Launch, bool], Tensor | tuple[Tensor, Tensor]]
-BACKENDS = ("reference", "gather", "flex", "triton", "fa4")
+BACKENDS = ("reference", "native", "gather", "flex", "triton", "fa4")
 
 
 def sparse_attention(
@@ -27,8 +27,9 @@ def sparse_attention(
     Args:
         inputs: queries, keys, values and their lengths; a launch may bring keys of its own.
         launch: the index, and the limits that it is computed with.
-        backend: "reference"; "gather" for any device; "flex" for aligned blocks; "triton" for CUDA; "fa4" for large
-            aligned blocks on Hopper; "auto": triton on CUDA where it can, else gather.
+        backend: "reference"; "gather" for any device; "native" for CPUs with a C++ compiler; "flex" for aligned
+            blocks; "triton" for CUDA; "fa4" for large aligned blocks on Hopper; "auto": triton or native where they
+            can, else gather.
 
     Returns:
         [B, H, Sq, D] in the dtype of q, H = len(index.heads) or Hq; with `return_lse` also the natural log-sum-exps,
@@ -57,9 +58,10 @@ def chosen_backend(inputs: AttentionInputs, launches: Sequence[Launch], backend:
 
 
 def _automatic(inputs: AttentionInputs, index: SparseIndex) -> str:
-    if not inputs.q.is_cuda or find_spec("triton") is None:
+    name = "triton" if inputs.q.is_cuda else "native"
+    if name == "triton" and find_spec("triton") is None:
         return "gather"
-    return "gather" if import_module(".triton", __package__).refusal(inputs, index) else "triton"
+    return "gather" if import_module(f".{name}", __package__).refusal(inputs, index) else name
 
 
 def _function(name: str) -> Attention:

@@ -138,7 +138,7 @@ class SparseLayer(attention.Kernel):
     def densely(self, out: Tensor, rows: Tensor, given: Prefill) -> Tensor:
         """`out` with some rows computed over all keys."""
         view = View(given, rows=rows.expand(given.batch, -1), consecutive=False)
-        backend = self.method.backend if self.method.backend in ("reference", "gather", "triton") else "auto"
+        backend = self.method.backend if self.method.backend in ("reference", "native", "gather", "triton") else "auto"
         exact: Any = run_plan(given, DensePattern().select(view), backend=backend)
         return out.index_copy(1, rows, exact.transpose(1, 2)[:, rows])
 

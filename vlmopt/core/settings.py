@@ -36,7 +36,7 @@ def setting(
     """Return a dataclass field with metadata for validation, forms and command lines.
 
     Args:
-        default: the default; None means that the setting may stay open.
+        default: the default; None means that the setting need not be given.
         help: one sentence for people, with the unit.
         kind: "float", "int", "str", "bool", or "floats" and "ints" for tuples of them.
         min, max: inclusive bounds, of every entry. above: exclusive lower bound.

@@ -1,4 +1,4 @@
-"""What a plan of launches keeps and what it loses: recall, density and output error, per head."""
+"""Measure what a plan of launches keeps and what it loses: recall, density and output error, per head."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ class Density:
 
 
 def recall(prefill: Prefill, launches: Sequence[Launch], rows: Tensor | None = None, backend: str = "auto") -> Tensor:
-    """fp32 [B, H, R]: share of the dense attention that `rows` Long[B, R] (default: all) keep; NaN for padding.
+    """Return fp32 [B, H, R]: the share of the dense attention that `rows` Long[B, R] keep; NaN for padding.
 
-    exp(log-sum-exp of the kept logits - that of all of them): exact, whatever the plan is made of. Pooled keys (PSA)
-    are no part of the dense attention; with them it is the ratio of the two normalisers, which may pass 1.
+    Default: all rows. exp(log-sum-exp of the kept logits - that of all of them): exact, whatever the plan is made of.
+    Pooled keys (PSA) are not part of the dense attention; with them it is the ratio of the two normalisers, which may
+    pass 1.
     """
     if rows is None:
         rows = torch.arange(prefill.rows, device=prefill.device).expand(prefill.batch, -1)
@@ -42,14 +43,14 @@ def recall(prefill: Prefill, launches: Sequence[Launch], rows: Tensor | None = N
 
 
 def recall_summary(values: Tensor) -> dict[str, Tensor]:
-    """What `recall` returns, over samples and rows: mean, p5 (5th percentile) and min, fp32 [H] each."""
+    """Summarise what `recall` returns over samples and rows: mean, p5 (5th percentile) and min, fp32 [H] each."""
     flat = values.transpose(0, 1).flatten(1)
     lowest = flat.masked_fill(flat.isnan(), torch.inf).amin(1)
     return {"mean": flat.nanmean(1), "p5": flat.nanquantile(0.05, dim=1), "min": lowest}
 
 
 def sample_rows(prefill: Prefill, random: int = 512, last: int = 64, seed: int = 0) -> Tensor:
-    """Long[B, R]: the last rows of every sample and `random` others (with replacement); all rows where they are few."""
+    """Return Long[B, R]: the last rows of every sample and `random` others (with replacement); all if they are few."""
     if prefill.rows <= random + last:
         return torch.arange(prefill.rows, device=prefill.device).expand(prefill.batch, -1)
     first = (prefill.key_first - prefill.offset).clamp_min(0)[:, None]
@@ -62,7 +63,7 @@ def sample_rows(prefill: Prefill, random: int = 512, last: int = 64, seed: int =
 def density(
     prefill: Prefill, launches: Sequence[Launch], tile: int = 64, run: int = 64, backend: str = "auto"
 ) -> Density:
-    """Shares of blocks (of tile x run cells) and of cells of the causal triangle, not of the square."""
+    """Return the shares of the causal triangle, not of the square, in blocks (of tile x run cells) and in cells."""
     kept, every = kept_cells(prefill, launches, tile, run, backend), causal_cells(prefill, tile, run)
     over = (0, 2, 3)
     return Density(
@@ -79,7 +80,7 @@ def kept_cells(
     rows: Tensor | None = None,
     keys: Tensor | None = None,
 ) -> Tensor:
-    """fp32 [B, H, T, N]: pairs of a row and a key that it reads, in each block of the map.
+    """Return fp32 [B, H, T, N]: how many pairs of a row and a key the plan reads in each block of the map.
 
     To a query of zeros all keys weigh the same: e^LSE is their number, and values that say which block a key lies in
     add up to the share of every block. Orders, merges and pooled keys are counted as they are run.
@@ -114,13 +115,14 @@ def kept_cells(
 
 
 def output_error(out: Tensor, exact: Tensor) -> Tensor:
-    """fp32 [...]: |out - exact| / |exact| in the Euclidean norm over the last two axes (rows and channels)."""
-    difference = torch.linalg.vector_norm(out.float() - exact.float(), dim=(-2, -1))
-    return difference / torch.linalg.vector_norm(exact.float(), dim=(-2, -1))
+    """Return fp32 [...]: |out - exact| / |exact| in the Euclidean norm over the last two axes (rows and channels)."""
+    difference: Tensor = torch.linalg.vector_norm(out.float() - exact.float(), dim=(-2, -1))
+    size: Tensor = torch.linalg.vector_norm(exact.float(), dim=(-2, -1))
+    return difference / size
 
 
 def dense_lse(prefill: Prefill, rows: Tensor) -> Tensor:
-    """fp32 [B, H, R]: log-sum-exp of all visible logits of the real ones among `rows` Long[B, R]."""
+    """Return fp32 [B, H, R]: the log-sum-exp of all visible logits of the real ones among `rows` Long[B, R]."""
     key = torch.arange(prefill.width, device=prefill.device)
     parts = []
     for some in rows.split(max(1, LOGITS // (prefill.batch * len(prefill.heads) * prefill.width)), 1):
@@ -134,6 +136,6 @@ def dense_lse(prefill: Prefill, rows: Tensor) -> Tensor:
 
 
 def attend(prefill: Prefill, launches: Sequence[Launch], backend: str) -> tuple[Tensor, Tensor]:
-    """Output [B, H, Sq, D] and LSE [B, H, Sq] of a plan for `prefill.heads`."""
+    """Return the output [B, H, Sq, D] and LSE [B, H, Sq] of a plan for `prefill.heads`."""
     out, lse = run_plan(prefill, launches, return_lse=True, backend=backend)
     return out[:, prefill.heads], lse[:, prefill.heads]

@@ -1,4 +1,4 @@
-"""A head's sparse map as an image: which blocks it reads, in natural order and in the order that makes them few."""
+"""Draw a head's sparse map: which blocks it reads, in natural order and in the order that makes them few."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def draw_head(
     title: str = "",
     backend: str = "auto",
 ) -> Image.Image:
-    """RGB image of what one query head reads; rows downwards, keys to the right, maps of `size` pixels a side.
+    """Draw what one query head reads: rows downwards, keys to the right, maps of `size` pixels a side, RGB.
 
     Grey: hidden by the causal limit or padding. White: left out. Blue: read, the darker the more. A plan that
     rearranges rows or keys gets a second panel in that order (`own_layout`). Captions give the blocks that are touched,
@@ -80,20 +80,21 @@ def draw_head(
 
 
 def coarse(cells: np.ndarray, detail: int) -> np.ndarray:
-    """[T, N] sums over detail x detail neighbours."""
+    """Sum [T, N] over detail x detail neighbours."""
     tall, wide = (-length % detail for length in cells.shape)
     padded = np.pad(cells, ((0, tall), (0, wide)))
-    return padded.reshape(padded.shape[0] // detail, detail, -1, detail).sum((1, 3))
+    sums: np.ndarray = padded.reshape(padded.shape[0] // detail, detail, -1, detail).sum((1, 3))
+    return sums
 
 
 def every_block(prefill: Prefill, tile: int, run: int) -> list[Launch]:
-    """The dense plan for `prefill.heads`."""
+    """Return the dense plan for `prefill.heads`."""
     visible = block_grid(prefill, tile, run).visible.expand(-1, len(prefill.heads), -1, -1)
     return [Launch(blocks_to_index(visible, tile, run, prefill))]
 
 
 def own_layout(prefill: Prefill, launches: Sequence[Launch], head: int, sample: int = 0) -> list[Layout]:
-    """The order that a plan works in for one head; empty if that is the natural one.
+    """Return the order that a plan works in for one head; empty if that is the natural one.
 
     Of a plan with arithmetic columns or diagonals only these, class by class (MMInference, arXiv 2504.16083): tokens by
     residue, that of the columns last. Its window would smear over all classes, and is read in natural order.
@@ -129,7 +130,7 @@ def own_layout(prefill: Prefill, launches: Sequence[Launch], head: int, sample: 
 
 
 def class_of(launch: Launch, sample: int, table: int) -> tuple[int, int]:
-    """Stride and phase of a launch's arithmetic columns, or the stride of its diagonals; (0, 0) without any."""
+    """Return stride and phase of a launch's arithmetic columns, or the stride of its diagonals; (0, 0) without any."""
     grid, slash = launch.index.grid, launch.index.slash
     if grid is not None and grid[sample, table, 2]:
         return int(grid[sample, table, 0]), int(grid[sample, table, 1])
@@ -137,11 +138,11 @@ def class_of(launch: Launch, sample: int, table: int) -> tuple[int, int]:
 
 
 def class_major(position: Tensor, stride: int, phase: int) -> Tensor:
-    """Long[n]: order of ascending positions Long[n] by residue, residue `phase` last."""
+    """Return Long[n]: order of ascending positions Long[n] by residue, residue `phase` last."""
     return ((position - phase - 1) % stride).argsort(stable=True)
 
 
 def joined(parts: Iterable[Tensor], length: int, device: torch.device) -> Tensor | None:
-    """All of 0..length-1: what the parts name, in their order, then the rest; None without parts."""
+    """Return 0..length-1: what the parts name, in their order, then the rest; None without parts."""
     named = [int(i) for part in parts for i in part.tolist()]
     return torch.tensor(list(dict.fromkeys([*named, *range(length)])), device=device) if named else None

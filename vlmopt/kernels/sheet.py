@@ -1,4 +1,4 @@
-"""Maps side by side on one sheet: title, axes with their ticks, captions, and what the colours mean."""
+"""Lay out maps side by side on one sheet: title, axes with their ticks, captions, and what the colours mean."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Panel:
 
 
 def origin(number: int, size: int) -> tuple[int, int]:
-    """Where the upper left corner of a panel's map of `size` pixels lies, x and y."""
+    """Return x and y of the upper left corner of a panel's map of `size` pixels."""
     return LEFT + number * (LEFT + size + RIGHT), TOP
 
 
 def sheet(panels: Sequence[Panel], title: str, size: int) -> Image.Image:
-    """RGB image of all panels, maps of `size` pixels a side."""
+    """Draw all panels, maps of `size` pixels a side, RGB."""
     width = len(panels) * (LEFT + size + RIGHT)
     image = Image.new("RGB", (width, TOP + size + AXIS + CAPTION + LEGEND), SKIPPED)
     draw = ImageDraw.Draw(image)
@@ -69,7 +69,7 @@ def place(image: Image.Image, panel: Panel, x: int, y: int, size: int) -> None:
 
 
 def coloured(kept: np.ndarray, visible: np.ndarray, size: int) -> Image.Image:
-    """Grey what is hidden, white what is left out, blue what is read: the darker, the more of it."""
+    """Paint grey what is hidden, white what is left out, blue what is read: the darker, the more of it."""
     filled = np.divide(kept, visible, out=np.zeros_like(kept), where=visible > 0)[..., None]
     colours = np.array(TOUCHED) + filled * (np.array(WHOLE) - np.array(TOUCHED))
     colours = np.where(filled > 0, colours, SKIPPED)

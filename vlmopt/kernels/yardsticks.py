@@ -16,7 +16,7 @@ WEIGHTS = 2**25  # dense weights at a time
 
 
 def yardstick(kind: str, prefill: Prefill, cells: Tensor, tile: int = 64, run: int = 64, seed: int = 0) -> list[Launch]:
-    """A plan of whole blocks that keeps `cells` fp32 [B, H] pairs of row and key, give or take one block per head.
+    """Return a plan of whole blocks that keeps `cells` fp32 [B, H] pairs of row and key, up to one block per head.
 
     "oracle": the blocks that hold most of the dense attention, in order, over the whole map; no choice of blocks has a
     better mean recall. It computes all of the dense attention. "random": the sink, the diagonal, then others at random.
@@ -42,7 +42,7 @@ def yardstick(kind: str, prefill: Prefill, cells: Tensor, tile: int = 64, run: i
 
 
 def best_blocks(prefill: Prefill, scores: Tensor, first: Tensor, cells: Tensor, tile: int, run: int) -> list[Launch]:
-    """The plan of the best blocks of each head's map by scores fp32 [B, H, T, N], blocks `first` Bool before all.
+    """Return the plan of the best blocks of each head's map by scores fp32 [B, H, T, N], blocks `first` before all.
 
     As many as come nearest to `cells` fp32 [B, H] pairs of row and key.
     """
@@ -58,7 +58,7 @@ def best_blocks(prefill: Prefill, scores: Tensor, first: Tensor, cells: Tensor, 
 
 
 def block_mass(prefill: Prefill, tile: int, run: int) -> Tensor:
-    """fp32 [B, H, T, N]: the dense attention inside each block, summed over the rows of the tile."""
+    """Return fp32 [B, H, T, N]: the dense attention inside each block, summed over the rows of the tile."""
     step = max(1, WEIGHTS // (prefill.batch * len(prefill.heads) * prefill.width * tile)) * tile
     parts = []
     for start in range(0, prefill.rows, step):
@@ -69,14 +69,14 @@ def block_mass(prefill: Prefill, tile: int, run: int) -> Tensor:
 
 
 def causal_cells(prefill: Prefill, tile: int, run: int) -> Tensor:
-    """Long[B, 1, T, N]: pairs of a row and a key that it sees, in each block."""
+    """Return Long[B, 1, T, N]: the number of pairs of a row and a key that it sees, in each block."""
     low, high = (edge[:, None, :, None] for edge in tile_span(prefill, tile))
     start = torch.arange(tile_count(prefill.width, run), device=low.device) * run
     begin = torch.maximum(start, prefill.key_first[:, None, None, None])
     length = (torch.minimum(start + run, prefill.key_end[:, None, None, None]) - begin).clamp_min(0)
 
     def up_to(position: Tensor) -> Tensor:
-        """Cells of all rows up to `position`: a triangle, then whole rows."""
+        """Count the cells of all rows up to `position`: a triangle, then whole rows."""
         rows = (position + 1 - begin).clamp_min(0)
         corner = torch.minimum(rows, length)
         return corner * (corner + 1) // 2 + (rows - corner) * length

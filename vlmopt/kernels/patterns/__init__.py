@@ -1,4 +1,4 @@
-"""Which keys each tile of query rows reads, per head: patterns by name, and what they are built from."""
+"""Choose which keys each tile of query rows reads, per head: patterns by name, and what they are built from."""
 
 from __future__ import annotations
 

@@ -17,10 +17,10 @@ from .view import View, ViewPattern
 @register("a_shape")
 @dataclass(frozen=True, kw_only=True)
 class AShape(ViewPattern):
-    """Keeps the first `sink` keys and the `local` last ones before each row, rounded up to whole blocks.
+    """Keep the first `sink` keys and the `local` last ones before each row, rounded up to whole blocks.
 
     One of the patterns of MMInference (arXiv 2504.16083), from MInference 1.0 (arXiv 2407.02490). Both at 0 keep
-    nothing, which is how a pair of a 2-D boundary is left out.
+    nothing; so a pair of a 2-D boundary is left out.
     """
 
     sink: int = setting(128, "First keys that every row keeps.", "int", min=0)
@@ -30,5 +30,5 @@ class AShape(ViewPattern):
         return [block_launch(view, self.blocks(view), self.tile, self.run)]
 
     def blocks(self, view: View) -> Tensor:
-        """Bool[B, 1, T, N]: the kept blocks."""
+        """Return Bool[B, 1, T, N]: the kept blocks."""
         return band_blocks(view, self.tile, self.run, self.sink, self.local)

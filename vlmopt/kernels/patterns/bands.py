@@ -1,4 +1,4 @@
-"""Patterns of whole blocks that need no look at the prompt: the first keys, the last ones before the row, or all."""
+"""Patterns of whole blocks that do not look at the prompt: the first keys, the last ones before the row, or all."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from .view import View
 
 
 def visible_blocks(view: View, tile: int, run: int) -> Tensor:
-    """Bool[B, 1, T, N]: blocks of `run` key slots of which some row of the tile sees some key."""
+    """Return Bool[B, 1, T, N]: blocks of `run` key slots of which some row of the tile sees some key."""
     _, high = view.span(tile)
     start = torch.arange(0, view.width, run, device=high.device)
     return (start <= high[:, None, :, None]) & (start + run > view.first[:, None, None, None])
 
 
 def band_blocks(view: View, tile: int, run: int, sink: int, local: int) -> Tensor:
-    """Bool[B, 1, T, N]: visible blocks with one of the first `sink` keys, or of the last `local` before some row."""
+    """Return Bool[B, 1, T, N]: visible blocks with one of the first `sink` keys, or of the last `local` of some row."""
     low = view.span(tile)[0][:, None, :, None]
     start = torch.arange(0, view.width, run, device=low.device)
     near = (start + run > low - local + 1) & bool(local)
@@ -27,7 +27,7 @@ def band_blocks(view: View, tile: int, run: int, sink: int, local: int) -> Tenso
 
 
 def block_table(view: View, keep: Tensor, tile: int, run: int) -> tuple[Tensor, Tensor, Tensor]:
-    """`run_ptr`, `run_start` and `run_full` of the blocks Bool[B, H, T, N]."""
+    """Return `run_ptr`, `run_start` and `run_full` of the blocks Bool[B, H, T, N]."""
     low = view.span(tile)[0][:, None, :, None]
     start = torch.arange(0, view.width, run, device=low.device)
     full = (start + run - 1 <= low) & (start >= view.first[:, None, None, None])
@@ -35,7 +35,7 @@ def block_table(view: View, keep: Tensor, tile: int, run: int) -> tuple[Tensor, 
 
 
 def block_launch(view: View, keep: Tensor, tile: int, run: int) -> Launch:
-    """The launch of blocks Bool[B, 1, T, N] that all heads share; of all rows, with one table per key head."""
+    """Return the launch of blocks Bool[B, 1, T, N] that all heads share, with one table per key head."""
     prefill = view.prefill
     tables = prefill.k.shape[1] if prefill.all_heads and view.rows is None else len(prefill.heads)
     return Launch(view.index(tile, run, block_table(view, keep.expand(-1, tables, -1, -1), tile, run)))

@@ -48,11 +48,11 @@ class Pattern(Configured, ABC):
 
     @abstractmethod
     def build(self, prefill: Prefill) -> list[Launch]:
-        """Keys for all of `prefill.heads` at once; the key sets of the launches of one row are disjoint."""
+        """Choose the keys of all `prefill.heads` at once; the key sets of the launches of one row are disjoint."""
 
 
 def tile_span(prefill: Prefill, tile: int) -> tuple[Tensor, Tensor]:
-    """Positions Long[B, T] of the first and of the last real row of each tile of rows in natural order.
+    """Return positions Long[B, T] of the first and of the last real row of each tile of rows in natural order.
 
     A tile of padding alone has a last row before its first.
     """

@@ -31,7 +31,7 @@ class BlockGrid:
 
 
 def block_grid(prefill: Prefill, tile: int, run: int) -> BlockGrid:
-    """Tiles of `tile` rows by blocks of `run` keys; both start at index 0, wherever real rows and keys do."""
+    """Lay out tiles of `tile` rows by blocks of `run` keys; both start at index 0, wherever real rows and keys do."""
     low, high = (edge[:, None, :, None] for edge in tile_span(prefill, tile))
     start = torch.arange(tile_count(prefill.width, run), device=prefill.device) * run
     begin, sink_end = (x[:, None, None, None] for x in (prefill.key_first, prefill.sink_end))
@@ -40,25 +40,25 @@ def block_grid(prefill: Prefill, tile: int, run: int) -> BlockGrid:
 
 
 def key_real(prefill: Prefill) -> Tensor:
-    """Bool[B, W]: keys that are no padding."""
+    """Return Bool[B, W]: keys that are not padding."""
     key = torch.arange(prefill.width, device=prefill.device)
     return (key >= prefill.key_first[:, None]) & (key < prefill.key_end[:, None])
 
 
 def beyond_sink(prefill: Prefill) -> Tensor:
-    """Bool[B, W]: keys that are neither padding nor the sink."""
+    """Return Bool[B, W]: keys that are neither padding nor the sink."""
     key = torch.arange(prefill.width, device=prefill.device)
     return (key >= prefill.sink_end[:, None]) & (key < prefill.key_end[:, None])
 
 
 def pool_rows(prefill: Prefill, tile: int) -> Tensor:
-    """fp32 [B, H, T, D]: mean of the real rows of each tile, 0 for a tile of padding."""
+    """Return fp32 [B, H, T, D]: the mean of the real rows of each tile, 0 for a tile of padding."""
     q = prefill.q if prefill.all_heads else prefill.q[:, prefill.heads]
     return pool(q, padding_free(prefill, prefill.real), tile)
 
 
 def pool_keys(prefill: Prefill, run: int) -> Tensor:
-    """fp32 [B, Hk, N, D]: mean of the real keys of each block, the sink left out; 0 for a block without any."""
+    """Return fp32 [B, Hk, N, D]: the mean of the real keys of each block, without the sink; 0 for an empty block."""
     means = pool(prefill.k, padding_free(prefill, beyond_sink(prefill)), run)
     if padding_free(prefill, prefill.real) is None:
         means[:, :, :1] = pool(prefill.k[:, :, SINKS:run], None, run - SINKS)
@@ -66,31 +66,32 @@ def pool_keys(prefill: Prefill, run: int) -> Tensor:
 
 
 def padding_free(prefill: Prefill, real: Tensor) -> Tensor | None:
-    """The mask, or None where the prefill names no padding (decided without a look at the data)."""
+    """Return the mask; None where the prefill names no padding (decided without a look at the data)."""
     return None if prefill.q_len is prefill.k_len is prefill.k_start is None else real
 
 
 def pool(x: Tensor, real: Tensor | None, size: int) -> Tensor:
-    """fp32 [B, h, ceil(S / size), D]: means of `size` neighbours of x [B, h, S, D] among the `real` Bool[B, S]."""
+    """Return fp32 [B, h, ceil(S / size), D]: means of `size` neighbours of x [B, h, S, D] among `real` Bool[B, S]."""
     if real is not None:
         x = x.masked_fill(~real[:, None, :, None], 0)
     whole = x.shape[2] // size * size
-    sums = x[:, :, :whole].unflatten(2, (-1, size)).sum(3, dtype=torch.float32)
+    sums: Tensor = x[:, :, :whole].unflatten(2, (-1, size)).sum(3, dtype=torch.float32)
     if whole < x.shape[2]:
         sums = torch.cat([sums, x[:, :, whole:].sum(2, keepdim=True, dtype=torch.float32)], 2)
     return sums / members(real, x.shape[2], size, x.device).clamp_min(1)[:, None, :, None]
 
 
 def members(real: Tensor | None, width: int, size: int, device: torch.device) -> Tensor:
-    """Long[B or 1, ceil(width / size)]: real members of every block."""
+    """Return Long[B or 1, ceil(width / size)]: the number of real members of every block."""
     inside = torch.ones(1, width, dtype=torch.bool, device=device) if real is None else real
-    return pad(inside, (0, -width % size)).unflatten(1, (-1, size)).sum(2)
+    counts: Tensor = pad(inside, (0, -width % size)).unflatten(1, (-1, size)).sum(2)
+    return counts
 
 
 def chunks(prefill: Prefill, tile: int, entries: int) -> Iterator[tuple[int, int, int]]:
-    """Tiles start..stop with the number of keys that they can see, for scores of `entries` per tile and key.
+    """Yield tiles start..stop with the number of keys that they can see, for scores of `entries` per tile and key.
 
-    At least eight chunks, so that about half of the scores above the diagonal are never computed.
+    There are at least eight chunks, so that about half of the scores above the diagonal are never computed.
     """
     tiles = tile_count(prefill.rows, tile)
     step = max(1, min(SCORES // (4 * max(entries, 1) * prefill.width), -(-tiles // 8)))
@@ -102,9 +103,9 @@ def chunks(prefill: Prefill, tile: int, entries: int) -> Iterator[tuple[int, int
 
 
 def by_rank(scores: Tensor, count: int | Tensor, visible: Tensor, forced: Tensor) -> Tensor:
-    """Bool[B, H, T, N]: the `count` (whole number, or Long[B, H, T]) best visible blocks, the forced ones among them.
+    """Return Bool[B, H, T, N]: the `count` best visible blocks, the forced ones among them.
 
-    Forced blocks stay even beyond the count; ties go to the earlier block.
+    `count`: a whole number, or Long[B, H, T]. Forced blocks stay even beyond the count; ties go to the earlier block.
     """
     quota = torch.as_tensor(count, device=scores.device)[..., None]
     rank = torch.arange(scores.shape[-1], device=scores.device)
@@ -113,9 +114,9 @@ def by_rank(scores: Tensor, count: int | Tensor, visible: Tensor, forced: Tensor
 
 
 def by_mass(share: Tensor, mass: float, visible: Tensor, forced: Tensor) -> Tensor:
-    """Bool[B, H, T, N]: the forced blocks, then the heaviest, until they hold `mass` of the row's share [B, H, T, N].
+    """Return Bool[B, H, T, N]: the forced blocks, then the heaviest, until they hold `mass` of the row's share.
 
-    `mass` 1 keeps every visible block, also those whose share underflowed.
+    `mass` 1 keeps every visible block, also those whose share [B, H, T, N] underflowed.
     """
     if mass >= 1:
         return visible.expand_as(share)
@@ -124,7 +125,7 @@ def by_mass(share: Tensor, mass: float, visible: Tensor, forced: Tensor) -> Tens
 
 
 def before_in_order(share: Tensor, forced: Tensor) -> tuple[Tensor, Tensor]:
-    """Blocks in order, forced first and then heaviest first, and the share that precedes each (its own excluded)."""
+    """Return blocks in order, forced first and then heaviest first, and the share before each (its own excluded)."""
     order = ranked(share, forced)
     held = share.gather(-1, order)
     return order, held.cumsum(-1) - held
@@ -135,18 +136,19 @@ def ranked(scores: Tensor, forced: Tensor) -> Tensor:
 
 
 def spread(order: Tensor, values: Tensor) -> Tensor:
-    """`values`, given in `order`, back at their blocks."""
+    """Return `values`, given in `order`, at the places of their blocks."""
     return torch.empty_like(order, dtype=values.dtype).scatter_(-1, order, values.expand_as(order))
 
 
 def by_block(values: Tensor, run: int) -> Tensor:
-    """[..., N]: sums of values [..., W] over each block of `run` keys."""
-    return pad(values, (0, -values.shape[-1] % run)).unflatten(-1, (-1, run)).sum(-1)
+    """Sum values [..., W] over each block of `run` keys: [..., N]."""
+    sums: Tensor = pad(values, (0, -values.shape[-1] % run)).unflatten(-1, (-1, run)).sum(-1)
+    return sums
 
 
 def products(prefill: Prefill, queries: Tensor, keys: Tensor) -> Tensor:
-    """[B, H, r, n]: queries [B, H, r, D] of `prefill.heads` times keys [B, Hk, n, D], not repeated per group."""
+    """Multiply queries [B, H, r, D] of `prefill.heads` by keys [B, Hk, n, D], not repeated per group: [B, H, r, n]."""
     if not prefill.all_heads:
         keys = keys[:, prefill.key_heads]
-    grouped = queries.unflatten(1, (keys.shape[1], -1)).flatten(2, 3)
+    grouped: Tensor = queries.unflatten(1, (keys.shape[1], -1)).flatten(2, 3)
     return (grouped @ keys.mT).view(*queries.shape[:3], keys.shape[2])

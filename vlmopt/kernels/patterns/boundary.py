@@ -28,7 +28,7 @@ def check_parts(owner: Pattern) -> None:
 
 
 def slots_of(prefill: Prefill, name: str) -> tuple[list[Tensor], list[Tensor]]:
-    """Rows Long[B, n] and keys Long[B, m] of each class, ascending, -1 after the last; padding is in none.
+    """Return rows Long[B, n] and keys Long[B, m] of each class, ascending, -1 after the last; padding is in none.
 
     Raises:
         ValueError: the prefill does not say of which modality its tokens are.
@@ -46,14 +46,14 @@ def slots_of(prefill: Prefill, name: str) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def gathered(mask: Tensor) -> Tensor:
-    """Long[B, most]: where each row of Bool[B, n] is True, ascending, -1 after the last."""
+    """Return Long[B, most]: where each row of Bool[B, n] is True, ascending, -1 after the last."""
     n = mask.shape[1]
     where = torch.arange(n, device=mask.device).where(mask, n).sort(-1).values[:, : int(mask.sum(-1).amax())]
     return where.where(where < n, -1)
 
 
 def join_rows(launches: list[Launch]) -> list[Launch]:
-    """The launches over all keys, with those in one that differ in their rows only: so nothing need be merged."""
+    """Merge launches over all keys that differ in their rows only into one, so that nothing has to be merged later."""
     alike: dict[tuple[int, ...], list[SparseIndex]] = {}
     rest = []
     for launch in launches:
@@ -66,7 +66,7 @@ def join_rows(launches: list[Launch]) -> list[Launch]:
 
 
 def stacked(parts: list[SparseIndex]) -> SparseIndex:
-    """One index with the tiles of all parts, which share sizes and heads and have neither grid nor slash."""
+    """Stack the tiles of all parts, which share sizes and heads and have neither grid nor slash, in one index."""
     orders = [tiled(index.q_order, index.tile, -1).flatten(2) for index in parts if index.q_order is not None]
     none = parts[0].run_start.new_zeros(0)
     columns = [

@@ -1,4 +1,4 @@
-"""2-D boundary: each pair of row and key modality with a pattern of its own."""
+"""2-D boundary: give each pair of row and key modality a pattern of its own."""
 
 from __future__ import annotations
 
@@ -21,25 +21,31 @@ from .view import View, ViewPattern
 @register("boundary_2d")
 @dataclass(frozen=True, kw_only=True)
 class Boundary2D(Pattern):
-    """Sorts rows and keys by modality and builds one pattern per pair; each row has one softmax over all its keys.
+    """Sort rows and keys by modality and build one pattern per pair; each row has one softmax over all its keys.
 
     MMInference (arXiv 2504.16083), algorithms 3 and 7. Parts are named rows first: `text_vision` is text that looks at
     vision. Inside a part keys count by their running number in their modality, and rows by that of their last visible
     key, so a distance of one frame stays the same where timestamps of any length stand between frames. A part is left
-    out by `AShape(sink=0, local=0)`. `tile` and `run` are those of parts that are left open.
+    out by `AShape(sink=0, local=0)`. `tile` and `run` are those of parts that are not given.
     """
 
     reads = "last rows of each modality"
 
-    text_text: ViewPattern | None = field(default=None, metadata={"help": "Text on text; open: dense."})
+    text_text: ViewPattern | None = field(
+        default=None, metadata={"help": "Pattern of text rows on text keys; if not given: dense."}
+    )
     text_vision: ViewPattern | None = field(
-        default=None, metadata={"help": "Text on vision; open: vertical_slash, dense over few keys."}
+        default=None, metadata={"help": "Text rows on vision keys; if not given: vertical_slash, dense over few keys."}
     )
     vision_text: ViewPattern | None = field(
-        default=None, metadata={"help": "Vision on text; open: vertical_slash, dense over few keys."}
+        default=None, metadata={"help": "Vision rows on text keys; if not given: vertical_slash, dense over few keys."}
     )
-    vision_vision: ViewPattern | None = field(default=None, metadata={"help": "Vision on vision; open: grid."})
-    dense_below: int = setting(4096, "An open part between modalities is dense over fewer keys.", "int", min=0)
+    vision_vision: ViewPattern | None = field(
+        default=None, metadata={"help": "Vision rows on vision keys; if not given: grid."}
+    )
+    dense_below: int = setting(
+        4096, "A part between modalities that is not given is dense over fewer keys.", "int", min=0
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,7 +56,7 @@ class Boundary2D(Pattern):
         return all(self.part(a, b, self.dense_below).is_identity for a in CLASSES for b in CLASSES)
 
     def part(self, rows: str, keys: str, count: int) -> ViewPattern:
-        """The pattern of a pair of "text" and "vision" with `count` keys."""
+        """Return the pattern of a pair of "text" and "vision" with `count` keys."""
         given: ViewPattern | None = getattr(self, f"{rows}_{keys}")
         if given is not None:
             return given

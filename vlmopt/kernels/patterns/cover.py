@@ -1,4 +1,4 @@
-"""Runs of slashes: fewest runs that cover a set of distances, the same for every tile of consecutive rows."""
+"""Cover slashes with runs: fewest runs that hold a set of distances, the same for every tile of consecutive rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn.functional import pad
 
 
 def cover(wanted: Tensor, run: int) -> Tensor:
-    """Starts Long[..., ceil(L / run)] of the fewest disjoint runs that cover what Bool[..., L] wants; then L.
+    """Return starts Long[..., ceil(L / run)] of the fewest disjoint runs that cover what Bool[..., L] wants; then L.
 
     Greedy from the left: a run starts at the first wanted place beyond the run before. The chain is followed by
     doubling: from the first n starts and the jump over n runs come the first 2n.
@@ -25,7 +25,9 @@ def cover(wanted: Tensor, run: int) -> Tensor:
 
 
 def slash_places(slashes: Tensor, tile: int) -> Tensor:
-    """Bool[B, H, N + tile]: keys that a tile of consecutive rows needs, where place N is the key of its first row.
+    """Return Bool[B, H, N + tile]: the keys that a tile of consecutive rows needs.
+
+    Place N is the key of the tile's first row.
 
     Args:
         slashes: Bool[B, H, N] by distance.
@@ -35,9 +37,10 @@ def slash_places(slashes: Tensor, tile: int) -> Tensor:
 
 
 def slash_blocks(slashes: Tensor, low: Tensor, high: Tensor, run: int) -> Tensor:
-    """Bool[B, H, T, ceil(N / run)]: blocks with a key at a wanted distance from some limit in low..high Long[B, T].
+    """Return Bool[B, H, T, ceil(N / run)]: blocks with a key at a wanted distance from a limit in low..high.
 
-    For tiles whose rows lie further apart than the tile is long: the gaps between them count as rows.
+    Limits are Long[B, T]. For tiles whose rows lie further apart than the tile is long: the gaps between them count as
+    rows.
     """
     b, h, n = slashes.shape
     before = pad(slashes.int().cumsum(-1), (1, 0))  # [B, H, N + 1]: wanted distances below each
@@ -46,6 +49,6 @@ def slash_blocks(slashes: Tensor, low: Tensor, high: Tensor, run: int) -> Tensor
     far = (high[..., None] - start + 1).clamp(0, n)
 
     def at(x: Tensor) -> Tensor:
-        return before.gather(-1, x.flatten(1)[:, None].expand(b, h, -1)).unflatten(-1, x.shape[1:])
+        return before.gather(-1, x.flatten(1)[:, None].expand(b, h, -1)).view(b, h, *x.shape[1:])
 
     return at(torch.maximum(far, near)) > at(near)

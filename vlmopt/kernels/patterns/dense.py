@@ -1,4 +1,4 @@
-"""Every visible key: the fallback, and the pattern of rows that are few."""
+"""Keep every visible key: the fallback, and the pattern of rows that are few."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .view import View, ViewPattern
 @register("dense")
 @dataclass(frozen=True, kw_only=True)
 class DensePattern(ViewPattern):
-    """Keeps every key at or before the row, which is ordinary causal attention."""
+    """Keep every key at or before the row, which is ordinary causal attention."""
 
     @property
     def is_identity(self) -> bool:

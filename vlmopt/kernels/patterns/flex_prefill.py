@@ -1,4 +1,4 @@
-"""FlexPrefill: every head decides by its last rows whether means over blocks can be trusted, and how much it keeps."""
+"""FlexPrefill: let every head decide by its last rows whether to trust means over blocks, and how much to keep."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from .view import View
 @register("flex_prefill")
 @dataclass(frozen=True, kw_only=True)
 class FlexPrefill(Pattern):
-    """Query-aware blocks where means over blocks predict the last rows' attention, vertical and slash blocks elsewhere.
+    """Keep query-aware blocks where block means predict the last rows' attention, vertical and slash blocks elsewhere.
 
     FlexPrefill: A Context-Aware Sparse Attention Mechanism for Efficient Long-Sequence Inference (arXiv 2502.20766). A
     query-aware head ranks all blocks of its map at once, so that some rows may get little. Differences to the released
-    code: coverage is counted in blocks, not in tokens that are then divided by 128; a slash is scored by the distance
+    code: coverage is counted in blocks, not in tokens that are then divided by 128. A slash is scored by the distance
     between blocks that its cells really have, so an offset between two multiples of `run` brings in both blocks that it
-    crosses; a block weighs in the prediction by the pairs of row and key that the probe sees of it, else the causal
-    limit inside the last blocks looks like an error of the means; the sink is left out of all estimates.
+    crosses. A block weighs in the prediction by the pairs of row and key that the probe sees of it, else the causal
+    limit inside the last blocks looks like an error of the means. The sink is left out of all estimates.
     """
 
     reads = "attention of the last rows; mean queries and keys of blocks"
@@ -40,7 +40,7 @@ class FlexPrefill(Pattern):
         0.1, "Jensen-Shannon distance tau below which a head is query-aware; 0: no head.", "float", min=0, max=1
     )
     min_budget: int = setting(1024, "Tokens that vertical blocks, and slash blocks, hold at least.", "int", min=1)
-    probe: int = setting(128, "Last rows whose attention is looked at.", "int", min=1)
+    probe: int = setting(128, "Last rows whose attention is read.", "int", min=1)
 
     @property
     def is_identity(self) -> bool:
@@ -67,8 +67,11 @@ class FlexPrefill(Pattern):
         return [Launch(blocks_to_index(keep, self.tile, self.run, prefill))]
 
     def last_rows(self, prefill: Prefill) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of the probe, fp32: attention by block [B, H, N] and by distance [B, H, N + 1], mean query [B, H, 1, D], and
-        pairs of a row and a key that it sees, by block [B, 1, N]; all but the mean query without the sink."""
+        """Return what the probe's rows look at, fp32, all but the mean query without the sink.
+
+        Attention by block [B, H, N] and by distance [B, H, N + 1], the mean query [B, H, 1, D], and the pairs of a row
+        and a key that the probe sees, by block [B, 1, N].
+        """
         view = View(prefill)
         last, position = view.last(self.probe)  # Long[B, R], -1 where a sample has fewer rows
         real = (last >= 0)[:, None, :, None]
@@ -82,7 +85,7 @@ class FlexPrefill(Pattern):
 
 
 def by_distance(mass: Tensor, run: int) -> Tensor:
-    """fp32 [B, H, N + 1]: the mass of offsets [B, H, W] by how many blocks lie between row and key.
+    """Return fp32 [B, H, N + 1]: the mass of offsets [B, H, W] by how many blocks lie between row and key.
 
     Offset o = d * run + f reaches distance d from the run - f rows of a block that lie far enough in it, distance d + 1
     from the f others.
@@ -93,7 +96,7 @@ def by_distance(mass: Tensor, run: int) -> Tensor:
 
 
 def at_distance(bands: Tensor, prefill: Prefill, tile: int, run: int) -> Tensor:
-    """Bool[B, H, T, N]: blocks at a kept distance Bool[B, H, N + 1] from a block that a row of the tile lies in."""
+    """Return Bool[B, H, T, N]: blocks at a kept distance Bool[B, H, N + 1] from a block of some row of the tile."""
     low, high = (edge.clamp_min(0) // run for edge in tile_span(prefill, tile))  # [B, T]
     block = torch.arange(bands.shape[-1] - 1, device=bands.device)
     keep = bands.new_zeros(*bands.shape[:2], low.shape[1], len(block))
@@ -105,7 +108,7 @@ def at_distance(bands: Tensor, prefill: Prefill, tile: int, run: int) -> Tensor:
 
 
 def jensen_shannon(a: Tensor, b: Tensor) -> Tensor:
-    """[...]: square root of the Jensen-Shannon divergence, in nats, of distributions over the last axis."""
+    """Return [...]: square root of the Jensen-Shannon divergence, in nats, of distributions over the last axis."""
     middle = (a + b) / 2
-    entropy = [torch.special.entr(x).sum(-1) for x in (a, b, middle)]
+    entropy: list[Tensor] = [torch.special.entr(x).sum(-1) for x in (a, b, middle)]
     return (entropy[2] - (entropy[0] + entropy[1]) / 2).clamp_min(0).sqrt()

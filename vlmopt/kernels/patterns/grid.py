@@ -1,4 +1,4 @@
-"""Grid heads: key columns, query rows and diagonals that repeat with the frames of a video."""
+"""Grid heads: keep key columns, query rows and diagonals that repeat with the frames of a video."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .view import View, ViewPattern
 @register("grid")
 @dataclass(frozen=True, kw_only=True)
 class GridSparse(ViewPattern):
-    """Keeps lines that repeat with a stride found in the last `probe` rows, the first keys and a local window.
+    """Keep lines that repeat with a stride found in the last `probe` rows, the first keys and a local window.
 
     MMInference (arXiv 2504.16083), Grid head. Columns: keys phase + n * stride. Rows: rows at phase + n * stride keep
     every key; they cannot be seen in the last rows, so they come with the phase of the columns, which a grid has on
@@ -45,12 +45,12 @@ class GridSparse(ViewPattern):
     strength: float = setting(4.0, "Least mass on the best line of a grid; 1 is an even spread.", "float", min=1)
     sink: int = setting(64, "First keys that every row keeps.", "int", min=0)
     local: int | None = setting(
-        None, "Last keys that a row keeps, itself included; open: one frame, but at least 128.", "int", min=1
+        None, "Last keys that a row keeps, itself included; if not given: one frame, but at least 128.", "int", min=1
     )
-    probe: int = setting(64, "Last rows that are looked at.", "int", min=1)
+    probe: int = setting(64, "Last rows that are read.", "int", min=1)
     vertical: int = setting(1000, "Single keys of a head without a grid.", "int", min=30)
     slash: int | None = setting(
-        None, "Distances of a head without a grid; open: as many as `vertical_slash` takes.", "int", min=100
+        None, "Distances of a head without a grid; if not given: as many as `vertical_slash` takes.", "int", min=100
     )
 
     def __post_init__(self) -> None:
@@ -77,7 +77,7 @@ class GridSparse(ViewPattern):
         return launches
 
     def find(self, view: View, verticals: Tensor, slashes: Tensor) -> Grids:
-        """The grids of every sample and head, from masses fp32 [B, H, N] per key slot and per distance."""
+        """Return the grids of every sample and head, from masses fp32 [B, H, N] per key slot and per distance."""
         frame = view.prefill.frame
         return search(
             view,
@@ -93,7 +93,7 @@ class GridSparse(ViewPattern):
         )
 
     def launches(self, view: View, grids: Grids) -> list[Launch]:
-        """Window, lines and whole rows.
+        """Return window, lines and whole rows.
 
         Diagonals need rows class by class, whose windows would join to one long stretch; so where there are any, the
         window is a launch of its own, and the lines end where it begins.
@@ -115,7 +115,7 @@ class GridSparse(ViewPattern):
 
 
 def blank(launch: Launch, view: View, dead: Tensor) -> Launch:
-    """The launch without the rows of dead samples and heads Bool[B, H], for the other half of a mixed batch."""
+    """Return the launch without the rows of dead samples and heads Bool[B, H], for the other half of a mixed batch."""
     if len(dead) == 1 or not bool(dead.any()):
         return launch
     order = launch.index.q_order

@@ -14,7 +14,7 @@ from .view import View, tiled
 
 
 def near(view: View, grids: Grids, *, columns: bool, tile: int, run: int, sink: int, local: int) -> Launch:
-    """Sink and window, and with `columns` the repeating columns between them.
+    """Return sink and window, and with `columns` the repeating columns between them.
 
     Rows stay in tiles of neighbours, those outside the view left empty, so the window of a tile is one stretch from
     `local` - 1 before its first row on. Rows that keep every key are left out.
@@ -48,10 +48,11 @@ def near(view: View, grids: Grids, *, columns: bool, tile: int, run: int, sink: 
 
 
 def lines(view: View, grids: Grids, *, tile: int, run: int, sink: int, local: int) -> Launch:
-    """Repeating columns and diagonals, for rows class by class of their limit modulo the stride, class `phase` last.
+    """Return repeating columns and diagonals, for rows class by class of their limit modulo the stride.
 
-    Only keys after the sink and before the window that `near` gives the row: the window of a whole tile begins at the
-    same key, hence `row_step`. Rows that keep every key are left out, as are heads without lines.
+    Class `phase` comes last. Only keys after the sink and before the window that `near` gives the row: the window of a
+    whole tile begins at the same key, hence `row_step`. Rows that keep every key are left out, as are heads without
+    lines.
     """
     prefill = view.prefill
     stride, phase = grids.stride[..., None], grids.phase[..., None]
@@ -80,7 +81,7 @@ def lines(view: View, grids: Grids, *, tile: int, run: int, sink: int, local: in
 
 
 def line_columns(view: View, grids: Grids, least: Tensor, most: Tensor, limit: Tensor, sink: int) -> Columns:
-    """Offsets and slots of the line keys of tiles whose rows have classes least..most and limits up to `limit`.
+    """Return offsets and slots of the line keys of tiles whose rows have classes least..most and limits up to `limit`.
 
     All Long[B, H, T]. A tile across two classes keeps the diagonals of both for all its rows.
     """
@@ -99,7 +100,7 @@ def line_columns(view: View, grids: Grids, least: Tensor, most: Tensor, limit: T
 
 
 def full_rows(view: View, grids: Grids, *, tile: int, run: int) -> Launch:
-    """Every key for the rows on the line, sixteenth of all rows at most; as many slots as the fullest head has."""
+    """Return every key for the rows on the line, at most a sixteenth of all; as many slots as the fullest head has."""
     chosen = on_line(view, grids) & view.real[:, None]
     slots = int(chosen.sum(-1).amax().clamp_min(1))
     order = torch.arange(view.slots, device=chosen.device).where(chosen, view.slots).sort(-1).values[..., :slots]
@@ -115,13 +116,13 @@ def full_rows(view: View, grids: Grids, *, tile: int, run: int) -> Launch:
 
 
 def on_line(view: View, grids: Grids) -> Tensor:
-    """Bool[B, H, S']: rows that keep every key."""
+    """Return Bool[B, H, S']: rows that keep every key."""
     assert grids.whole is not None
     return (view.limit[:, None] % grids.stride[..., None] == grids.phase[..., None]) & grids.whole[..., None]
 
 
 def in_place(view: View) -> tuple[View, Tensor]:
-    """The view with all rows at their own places, and Bool[B, Sq]: which of them it has."""
+    """Return the view with all rows at their own places, and Bool[B, Sq]: which of them it has."""
     natural = View(view.prefill, keys=view.keys)
     if view.rows is None:
         return natural, natural.real

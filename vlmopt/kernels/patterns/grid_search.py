@@ -1,4 +1,4 @@
-"""Which period the last rows' attention repeats with, if any: stride and phase of grid heads."""
+"""Find the period with which the last rows' attention repeats, if any: stride and phase of grid heads."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Grids:
     whole: Tensor | None = None  # Bool: rows whose limit is `phase` modulo stride keep every key
 
     def on(self, heads: Tensor) -> Grids:
-        """The same for some of the heads, Long[H']."""
+        """Return the grids of some of the heads, Long[H']."""
         names = ("stride", "phase", "delta", "columns", "diagonals", "strength")
         return replace(self, **{name: getattr(self, name)[..., heads] for name in names})
 
@@ -47,7 +47,7 @@ def search(
     columns: bool = True,
     diagonals: bool = True,
 ) -> Grids:
-    """The stride whose best line holds most mass beyond an even spread, its phases, and whether that is a grid.
+    """Return the stride whose best line holds most mass beyond an even spread, its phases, and whether that is a grid.
 
     MMInference (arXiv 2504.16083), algorithm 1, leaves open how the scores are reduced. Here the score of a stride s is
     max_c m[c] / sum(m) - 1 / s with m[c] the mass of residue c; the sink and the local window are left out. A divisor
@@ -93,7 +93,7 @@ def search(
 
 
 def periods(mass: Tensor, largest: int, longest: Tensor) -> Tensor:
-    """Long[B, H, PROPOSALS]: strides of which two masses [B, H, N] lie a multiple apart most often.
+    """Return Long[B, H, PROPOSALS]: strides at whose multiples two masses [B, H, N] lie apart most often.
 
     Summed over the multiples of s, the autocorrelation is the energy of the mass folded by s. Without distance 0, where
     a single heavy member would agree with itself; 1 / s is the share of an even spread.
@@ -113,7 +113,7 @@ def periods(mass: Tensor, largest: int, longest: Tensor) -> Tensor:
 
 
 def fold(mass: Tensor, strides: Tensor, largest: int) -> tuple[Tensor, Tensor]:
-    """Largest share fp32 [B, H, C] that one residue class of mass [B, H, N] holds, and the class, for each stride."""
+    """Return the largest share fp32 [B, H, C] of mass [B, H, N] in one residue class, and the class, per stride."""
     at = torch.arange(mass.shape[-1], device=mass.device)
     total = mass.sum(-1).clamp_min(1e-30)
     shares, phases = [], []
@@ -126,7 +126,7 @@ def fold(mass: Tensor, strides: Tensor, largest: int) -> tuple[Tensor, Tensor]:
 
 
 def evenness(mass: Tensor, kept: Tensor, stride: Tensor, phase: Tensor) -> Tensor:
-    """fp32 [B, H]: effective share (sum m)^2 / (n sum m^2) of a line's n members that carry its mass."""
+    """Return fp32 [B, H]: effective share (sum m)^2 / (n sum m^2) of a line's n members that carry its mass."""
     member = (torch.arange(mass.shape[-1], device=mass.device) % stride[..., None] == phase[..., None]) & kept[:, None]
     line = mass * member
     return line.sum(-1).square() / (member.sum(-1) * line.square().sum(-1)).clamp_min(1e-30)

@@ -1,4 +1,4 @@
-"""Min-p columns: single keys that the mean query of a tile likes nearly as much as the best one nearby."""
+"""Min-p columns: keep single keys that the mean query of a tile likes nearly as much as the best one nearby."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GROUP = 16  # updates after which it starts anew
 @register("min_p")
 @dataclass(frozen=True, kw_only=True)
 class MinP(ViewPattern):
-    """Keeps key j for a tile if mean(q) . k_j / sqrt(D) >= running maximum - ln(1 / tau).
+    """Keep key j for a tile if mean(q) . k_j / sqrt(D) >= running maximum - ln(1 / tau).
 
     VecAttention (arXiv 2603.29494). The maximum runs over groups of 256 keys, 16 keys at a time, so each group is
     decided by itself, without softmax or sort. The first `sink` keys and those of the tile itself always stay; the
@@ -42,7 +42,10 @@ class MinP(ViewPattern):
         return [Launch(view.index(self.tile, self.run, table, self.columns(view)))]
 
     def columns(self, view: View) -> Columns:
-        """Offsets and key slots of the single keys; a quarter of the tiles at a time, so few score the future."""
+        """Return the offsets and key slots of the single keys.
+
+        A quarter of the tiles at a time, so that few of them score keys of the future.
+        """
         prefill = view.prefill
         low, high = view.span(self.tile)
         begin = -(-(view.first + self.sink) // self.run) * self.run if self.sink else view.first  # after the sink
@@ -60,7 +63,7 @@ class MinP(ViewPattern):
         return glue(parts)
 
     def near_best(self, scores: Tensor, start: Tensor) -> Tensor:
-        """Bool[B, H, T, N]: scores [B, H, T, N] within ln(1 / tau) of the running maximum.
+        """Return Bool[B, H, T, N]: scores [B, H, T, N] within ln(1 / tau) of the running maximum.
 
         It runs over 16 keys at a time, from the first 16 that do not begin left of `start` Long[B]; all before it pass.
         """
@@ -71,11 +74,12 @@ class MinP(ViewPattern):
         before = torch.arange(0, groups.shape[-1], KEYS, device=scores.device) < start[:, None, None, None]
         best = best.masked_fill_(before, -torch.inf).unflatten(-1, (-1, GROUP)).cummax(-1).values
         least = (best + math.log(self.tau)).flatten(-2)[..., None]
-        return (groups.unflatten(-1, (-1, KEYS)) >= least).flatten(-2)[..., :n]
+        near: Tensor = groups.unflatten(-1, (-1, KEYS)) >= least
+        return near.flatten(-2)[..., :n]
 
 
 def mean_scores(view: View, tile: int, tiles: slice, keys: int) -> Tensor:
-    """fp32 [B, H, T', keys]: scaled logits of each tile's mean real query over the first key slots; no mask."""
+    """Return fp32 [B, H, T', keys]: scaled logits of each tile's mean real query over the first key slots; no mask."""
     prefill = view.prefill
     rows = slice(tiles.start * tile, min(tiles.stop * tile, view.slots))
     q = view.q(rows)
@@ -86,5 +90,5 @@ def mean_scores(view: View, tile: int, tiles: slice, keys: int) -> Tensor:
     real = pad(view.real[:, rows], (0, short)).unflatten(1, (-1, tile)).sum(-1).clamp_min(1)
     q = (q * (prefill.scale / real[:, None, :, None])).to(view.k.dtype)
     k = view.k[:, :, :keys] if prefill.all_heads else view.k[:, prefill.key_heads, :keys]
-    scores = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3) @ k.transpose(-1, -2)
+    scores: Tensor = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3) @ k.transpose(-1, -2)
     return scores.float().view(*q.shape[:3], keys)

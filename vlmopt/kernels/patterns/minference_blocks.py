@@ -1,4 +1,4 @@
-"""MInference's block-sparse heads: the blocks whose mean keys answer best to the mean query of a tile."""
+"""MInference's block-sparse heads: keep the blocks whose mean keys answer best to the mean query of a tile."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .prefill import Prefill
 @register("minference_blocks")
 @dataclass(frozen=True, kw_only=True)
 class MInferenceBlocks(Pattern):
-    """A fixed number of key blocks per tile by the product of mean query and mean key.
+    """Keep a fixed number of key blocks per tile, by the product of mean query and mean key.
 
     MInference 1.0: Accelerating Pre-filling for Long-Context LLMs via Dynamic Sparse Attention (arXiv 2407.02490),
     block-sparse pattern. The sink block and the diagonal always stay, within the budget; the released code leaves them

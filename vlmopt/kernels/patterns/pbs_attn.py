@@ -1,4 +1,4 @@
-"""PBS-Attn: sort the keys of a segment by importance, and whole blocks of it can be left out."""
+"""PBS-Attn: sort the keys of a segment by importance, so that whole blocks of it can be left out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .probe import probe_rows
 @register("pbs_attn")
 @dataclass(frozen=True, kw_only=True)
 class PBSAttn(Pattern):
-    """Keys in order of importance inside segments; blocks of earlier segments by their means, the own segment whole.
+    """Sort keys by importance inside segments; keep blocks of earlier segments by their means, the own segment whole.
 
     Sparser Block-Sparse Attention via Token Permutation (arXiv 2510.21270). One order per key head: importance is the
     mean attention of the last rows of those of its query heads that the plan is for. The block of the sink always stays
@@ -71,7 +71,7 @@ class PBSAttn(Pattern):
 
 
 def key_order(prefill: Prefill, segment: int, probe: int) -> Tensor:
-    """Long[B, Hk, W]: slot -> key, by falling importance inside whole segments, as they are in a last partial one.
+    """Return Long[B, Hk, W]: slot -> key, by falling importance inside whole segments, unsorted in a last partial one.
 
     Padding and the sink keep their slots: the first ones of their segments, and padding behind the last key.
     """
@@ -89,7 +89,7 @@ def key_order(prefill: Prefill, segment: int, probe: int) -> Tensor:
 
 
 def pool_ordered(prefill: Prefill, order: Tensor, segment: int, run: int) -> Tensor:
-    """fp32 [B, Hk, N, D]: mean of the real keys in each `run` slots, the sink left out.
+    """Return fp32 [B, Hk, N, D]: the mean of the real keys in each `run` slots, without the sink.
 
     0 behind the last whole segment, which none needs. By a product with 0 and 1 inside every segment: a copy of all
     keys in the new order takes several times as long.

@@ -1,4 +1,4 @@
-"""What a pattern is told of one layer's prefill."""
+"""What a pattern knows of one layer's prefill."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Prefill(AttentionInputs):
 
     @cached_property
     def all_heads(self) -> bool:
-        """`heads` names every query head, so nothing need be selected."""
+        """Whether `heads` names every query head, so that nothing needs to be selected."""
         return len(self.heads) == self.q.shape[1]
 
     @cached_property

@@ -1,4 +1,4 @@
-"""What the last query rows look at: their softmax, and its mass per key and per distance."""
+"""Look at what the last query rows attend to: their softmax, and its mass per key and per distance."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ENTRIES = 2**25  # fp32 logits at a time
 
 
 def probe_rows(prefill: Prefill, count: int = 64, rows: Tensor | None = None, sink: bool = True) -> Tensor:
-    """Softmax rows fp32 [B, H, R, W], causal by position; rows of padding are 0.
+    """Return softmax rows fp32 [B, H, R, W], causal by position; rows of padding are 0.
 
     Args:
         count: how many of each sample's last real rows.
@@ -31,7 +31,7 @@ def probe_rows(prefill: Prefill, count: int = 64, rows: Tensor | None = None, si
 
 
 def probe_lines(view: View, count: int) -> tuple[Tensor, Tensor]:
-    """Mass fp32 [B, H, N] of the last `count` rows per key slot and per distance (row's limit - key slot).
+    """Return mass fp32 [B, H, N] of the last `count` rows per key slot and per distance (row's limit - key slot).
 
     The sink is left out, else it would be a line of its own at the distances of all these rows, and rows that give it
     more would count less.
@@ -45,7 +45,7 @@ def probe_lines(view: View, count: int) -> tuple[Tensor, Tensor]:
 
 
 def offset_mass(weights: Tensor, position: Tensor, consecutive: bool = True) -> Tensor:
-    """Mass fp32 [B, H, N] by distance position - key of the rows in weights [B, H, R, N].
+    """Return mass fp32 [B, H, N] by distance position - key of the rows in weights [B, H, R, N].
 
     Args:
         position: Long[B, R] of the rows; rows of -1 must have no weight.
@@ -64,7 +64,7 @@ def offset_mass(weights: Tensor, position: Tensor, consecutive: bool = True) -> 
 
 
 def _weights(view: View, slots: Tensor, limit: Tensor, tail: bool, sink: bool) -> Iterator[Tensor]:
-    """Softmax fp32 [B, h, R, N] of the row slots Long[B, R] for a few heads at a time, which bounds the memory.
+    """Yield softmax fp32 [B, h, R, N] of the row slots Long[B, R] for a few heads at a time, which bounds the memory.
 
     tail: the rows are the last ones of the view. sink: it takes part.
     """

@@ -1,4 +1,4 @@
-"""ProxyAttn: one mean head per group scores every fourth token, and every head decides how much of it it needs."""
+"""ProxyAttn: let one mean head per group score every fourth token, and every head decide how much it needs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .probe import probe_rows
 @register("proxy_attn")
 @dataclass(frozen=True, kw_only=True)
 class ProxyAttn(Pattern):
-    """The blocks with the largest single attention of a proxy head; their number is the head's own.
+    """Keep the blocks with the largest single attention of a proxy head, as many as the head itself needs.
 
     ProxyAttn: Guided Sparse Attention via Representative Heads (arXiv 2509.24745). The proxy of a group is the mean of
     its queries and the mean of its keys, over every query head of the layer and not only those built for. A head's
@@ -64,9 +64,9 @@ class ProxyAttn(Pattern):
 
 
 def proxy_scores(prefill: Prefill, tile: int, run: int, stride: int, groups: int) -> Tensor:
-    """fp32 [B, groups, T, N]: largest attention of a mean head inside each block, at every `stride`-th row and key.
+    """Return fp32 [B, groups, T, N]: the largest attention of a mean head inside each block.
 
-    The sink takes no part.
+    Taken at every `stride`-th row and key; the sink takes no part.
 
     Raises:
         ValueError: the groups do not divide the key heads.
@@ -93,5 +93,6 @@ def proxy_scores(prefill: Prefill, tile: int, run: int, stride: int, groups: int
 
 
 def mean_head(x: Tensor, groups: int) -> Tensor:
-    """[B, groups, S, D]: mean over each group of neighbouring heads of x [B, h, S, D]."""
-    return x.unflatten(1, (groups, -1)).mean(2, dtype=torch.float32).to(x.dtype)
+    """Return [B, groups, S, D]: mean over each group of neighbouring heads of x [B, h, S, D]."""
+    means: Tensor = x.unflatten(1, (groups, -1)).mean(2, dtype=torch.float32)
+    return means.to(x.dtype)

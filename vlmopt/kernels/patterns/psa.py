@@ -1,4 +1,4 @@
-"""PSA: instead of being dropped, a block of middling weight is read at a coarser level."""
+"""PSA: read a block of middling weight at a coarser level instead of dropping it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LEVELS = (1, 2, 4, 8)  # keys that one stands for
 @register("psa")
 @dataclass(frozen=True, kw_only=True)
 class PSA(Pattern):
-    """Keys and values of a block are means of 1, 2, 4 or 8 neighbours, or left out, by the block's rank.
+    """Replace keys and values of a block by means of 1, 2, 4 or 8 neighbours, or leave them out, by the block's rank.
 
     PSA: Pyramid Sparse Attention for Efficient Video Understanding and Generation (arXiv 2512.04025). A mean of l keys
     gets ln l on its logit, for the l that it stands for, and is seen from its last one on. Blocks come from the
@@ -49,7 +49,7 @@ class PSA(Pattern):
     )
     likeness: tuple[float, ...] = setting(
         (0.75, 0.7, 0.7),
-        "Mean cosine of first and last key of 2, 4, 8 above which they may be one.",
+        "Mean cosine of the first and last of 2, 4, 8 keys above which these may be pooled.",
         "floats",
         min=-1,
         max=1,
@@ -57,8 +57,8 @@ class PSA(Pattern):
     exact_tail: int = setting(512, "Last rows that read every key.", "int", min=0)
     paper_compat: bool = setting(
         False,
-        "As released: the place of a block among all, its own share included, so that one that holds nearly everything "
-        "is left out; a coarse level needs its own cosine, not those of finer ones.",
+        "As released: the rank of a block includes its own share, so that one with nearly all attention is left out; a "
+        "coarse level needs only its own cosine, not those of finer levels.",
         "bool",
     )
 
@@ -78,7 +78,7 @@ class PSA(Pattern):
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """Levels that the energies leave room for; 1 is always among them."""
+        """The levels that the energies leave room for; 1 is always among them."""
         floor = (0.0, *self.energy)
         return (1, *(LEVELS[i] for i in range(1, 4) if self.energy[i] > floor[i]))
 
@@ -100,7 +100,7 @@ class PSA(Pattern):
         return [Launch(index, k=k, v=v, keys=keys)]
 
     def block_levels(self, prefill: Prefill) -> Tensor:
-        """Long[B, H, T, N]: 1, 2, 4 or 8 keys that one stands for; 0: left out."""
+        """Return Long[B, H, T, N]: how many keys one key stands for, 1, 2, 4 or 8; 0: left out."""
         grid = block_grid(prefill, self.tile, self.block)
         share = antidiagonal_share(prefill, self.tile, self.block, self.stride)
         if self.paper_compat:
@@ -121,7 +121,7 @@ class PSA(Pattern):
 
 
 def coarsest_level(prefill: Prefill, block: int, likeness: dict[int, float], alone: bool = False) -> Tensor:
-    """Long[B, Hk, N]: the coarsest level of `likeness` that a block bears, 1 for a block with padding.
+    """Return Long[B, Hk, N]: the coarsest level of `likeness` that a block bears, 1 for a block with padding.
 
     It bears a level if at that and (unless `alone`) at every finer one the mean cosine between the first and the last
     key of a group exceeds what `likeness` asks.
@@ -141,7 +141,10 @@ def coarsest_level(prefill: Prefill, block: int, likeness: dict[int, float], alo
 
 
 def pyramid(x: Tensor, levels: tuple[int, ...], block: int) -> Tensor:
-    """[B, Hk, sum of N * block / l, D]: x [B, Hk, W, D] and its means over l neighbours, each as N whole blocks."""
+    """Return x [B, Hk, W, D] and its means over l neighbours, each as N whole blocks.
+
+    Shape: [B, Hk, sum of N * block / l, D].
+    """
     slots = tile_count(x.shape[2], block) * block
     means = [x if stand == 1 else pool(x, None, stand).to(x.dtype) for stand in levels]
     return torch.cat(
@@ -150,7 +153,7 @@ def pyramid(x: Tensor, levels: tuple[int, ...], block: int) -> Tensor:
 
 
 def stands_for(slots: int, levels: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Of every slot of `pyramid`: position of the last key it stands for (Long), ln of their number (fp32)."""
+    """Return for every slot of `pyramid` the last key it stands for (Long), and ln of their number (fp32)."""
     position = [torch.arange(stand - 1, slots, stand, device=device) for stand in levels]
     bias = [torch.full((slots // stand,), log(stand), device=device) for stand in levels]
     return torch.cat(position), torch.cat(bias)

@@ -1,4 +1,4 @@
-"""Q-boundary: rows of text and of vision each with a pattern of their own."""
+"""Q-boundary: give rows of text and of vision a pattern of their own."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from .view import View, ViewPattern
 @register("q_boundary")
 @dataclass(frozen=True, kw_only=True)
 class QBoundary(Pattern):
-    """Sorts the rows by modality and builds one pattern per modality, over all keys.
+    """Sort the rows by modality and build one pattern per modality, over all keys.
 
     MMInference (arXiv 2504.16083), algorithms 2 and 6. Estimates come from the last rows of the same modality;
     distances are those of the prompt, whatever stands in between. Modality 0 is text, all others are vision. `tile`
-    and `run` are those of parts that are left open.
+    and `run` are those of parts that are not given.
     """
 
     reads = "last rows of each modality"
 
-    text: ViewPattern | None = field(default=None, metadata={"help": "Pattern of rows of text; open: dense."})
+    text: ViewPattern | None = field(default=None, metadata={"help": "Pattern of rows of text; if not given: dense."})
     vision: ViewPattern | None = field(
-        default=None, metadata={"help": "Pattern of rows of vision; open: vertical_slash."}
+        default=None, metadata={"help": "Pattern of rows of vision; if not given: vertical_slash."}
     )
 
     def __post_init__(self) -> None:
@@ -39,7 +39,7 @@ class QBoundary(Pattern):
         return all(self.part(c).is_identity for c in CLASSES)
 
     def part(self, rows: str) -> ViewPattern:
-        """The pattern of the rows of "text" or "vision"."""
+        """Return the pattern of the rows of "text" or "vision"."""
         open_part = DensePattern if rows == "text" else VerticalSlash
         part: ViewPattern | None = getattr(self, rows)
         return part or open_part(tile=self.tile, run=self.run)

@@ -1,4 +1,4 @@
-"""Tables of an index in CSR form: made from masks, glued together along tiles."""
+"""Make tables of an index in CSR form from masks, and join them along tiles."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ ENTRIES = 2**25  # entries of a mask at a time
 
 
 def offsets(counts: Tensor) -> Tensor:
-    """Long[B, H, T + 1]: where the entries of each tile start and end, if tile (b, h, t) has counts[b, h, t]."""
+    """Return Long[B, H, T + 1]: where the entries of each tile start and end, if tile (b, h, t) has counts[b, h, t]."""
     ends = counts.flatten().cumsum(0).view(counts.shape)
     return torch.cat([ends - counts, ends[..., -1:]], -1)
 
 
 def csr(keep: Tensor, values: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The kept entries of every tile.
+    """Return the kept entries of every tile.
 
     Args:
         keep: Bool[B, H, T, N].
@@ -43,7 +43,7 @@ def csr(keep: Tensor, values: Tensor | None = None) -> tuple[Tensor, Tensor]:
 
 
 def glue(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """One table out of the (offsets, values) of successive ranges of tiles."""
+    """Join the (offsets, values) of successive ranges of tiles into one table."""
     if len(parts) == 1:
         return parts[0]
     ptr = offsets(torch.cat([p.diff(dim=-1) for p, _ in parts], -1))
@@ -59,13 +59,13 @@ def glue(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def by_tiles(tiles: int, entries: int, build: Callable[[slice], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """One table of `tiles` tiles, built for a few tiles at a time where their masks have `entries` entries each."""
+    """Build one table of `tiles` tiles, a few at a time where their masks have `entries` entries each."""
     step = max(1, ENTRIES // max(entries, 1))
     return glue([build(slice(t, min(t + step, tiles))) for t in range(0, tiles, step)])
 
 
 def runs(keep: Tensor, starts: Tensor, full: Tensor, full_first: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """`run_ptr`, `run_start` and `run_full` of the kept runs Bool[B, H, T, N].
+    """Return `run_ptr`, `run_start` and `run_full` of the kept runs Bool[B, H, T, N].
 
     Args:
         starts: first slots, broadcast to `keep`.
@@ -84,7 +84,7 @@ def runs(keep: Tensor, starts: Tensor, full: Tensor, full_first: bool = False) -
 def blocks_to_index(
     keep: Tensor, tile: int, run: int, prefill: Prefill, columns: Columns | None = None, full: Tensor | None = None
 ) -> SparseIndex:
-    """The index that keeps whole blocks of `run` keys, block n from key n * run on, for rows in natural order.
+    """Return the index that keeps whole blocks of `run` keys, block n from key n * run on, for rows in natural order.
 
     Args:
         keep: Bool[B, H, T, N]; nothing that it names is left out, so it should name no block above the diagonal.

@@ -1,4 +1,4 @@
-"""Tri-shape: A-shape, and the last rows of the prompt in full."""
+"""Tri-shape: keep an A-shape, and every key for the last rows of the prompt."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .view import View
 @register("tri_shape")
 @dataclass(frozen=True, kw_only=True)
 class TriShape(AShape):
-    """A-shape whose tiles with one of the `last` rows keep every key (baseline of MMInference, arXiv 2504.16083).
+    """Keep an A-shape, and every key in tiles with one of the `last` rows (baseline of MMInference, arXiv 2504.16083).
 
     In a chunked prefill the last rows are those of the chunk.
     """

@@ -1,4 +1,4 @@
-"""Vertical-slash: single keys and whole diagonals that the last rows look at."""
+"""Vertical-slash: keep single keys and whole diagonals that the last rows look at."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DOUBLINGS = 6  # of the distances, where their number is open
 @register("vertical_slash")
 @dataclass(frozen=True, kw_only=True)
 class VerticalSlash(ViewPattern):
-    """Keeps the keys, and the distances to the key, that hold most of the mass of the last `probe` rows.
+    """Keep the keys, and the distances to the key, that hold most of the mass of the last `probe` rows.
 
     MInference 1.0 (arXiv 2407.02490), a part of MMInference (arXiv 2504.16083). Among them are always the first `run`
     keys and the last 100 distances. Each slash becomes one run per tile, which starts at any key; runs are as few as
@@ -35,18 +35,18 @@ class VerticalSlash(ViewPattern):
     vertical: int = setting(1000, "Single keys, the first ones among them; never fewer than `run`.", "int", min=30)
     slash: int | None = setting(
         None,
-        "Distances, the last 100 among them; open: 100, 200, 400, up to 6400, the most for which the last row reads at "
-        "most a quarter of its keys.",
+        "Distances, the last 100 among them; if not given: 100, 200, 400, up to 6400, the most for which the last row "
+        "reads at most a quarter of its keys.",
         "int",
         min=100,
     )
-    probe: int = setting(64, "Last rows that are looked at.", "int", min=1)
+    probe: int = setting(64, "Last rows that are read.", "int", min=1)
 
     def select(self, view: View) -> list[Launch]:
         return [self.launch(view, *probe_lines(view, self.probe))]
 
     def launch(self, view: View, verticals: Tensor, slashes: Tensor) -> Launch:
-        """The launch for given masses fp32 [B, H, N] per key slot and per distance."""
+        """Return the launch for given masses fp32 [B, H, N] per key slot and per distance."""
         slot = torch.arange(view.width, device=verticals.device)
         first = view.first[:, None, None]
         head = (slot >= first) & (slot < first + self.run)
@@ -54,7 +54,7 @@ class VerticalSlash(ViewPattern):
         return self._tabulate(view, singles.sort(-1).values, self.distances(view, slashes))
 
     def distances(self, view: View, slashes: Tensor) -> Tensor:
-        """Bool[B, H, N]: the kept distances, for given masses."""
+        """Return Bool[B, H, N]: the kept distances, for given masses."""
         most = self.slash or NEAR << DOUBLINGS
         near = torch.arange(view.width, device=slashes.device) < NEAR
         chosen = slashes.masked_fill(near, torch.inf).topk(min(most, view.width)).indices
@@ -71,7 +71,7 @@ class VerticalSlash(ViewPattern):
         return wanted
 
     def _tabulate(self, view: View, singles: Tensor, slashes: Tensor) -> Launch:
-        """Runs and columns of every tile from key slots Long[B, H, C], ascending, and distances Bool[B, H, N]."""
+        """Write runs and columns of every tile from key slots Long[B, H, C], ascending, and distances Bool[B, H, N]."""
         low, high = view.span(self.tile)
         places = slash_places(slashes, self.tile)
         starts = cover(places, self.run)

@@ -21,9 +21,9 @@ from .tables import Columns
 class View:
     """Row slots and key slots of a prefill; without `rows` and `keys` the rows and keys themselves.
 
-    Both orders ascend, so a row sees a prefix of the key slots: its `limit` is the last of them. Patterns reckon in
-    these coordinates only, which for all rows and all keys are positions, and for the keys of one modality their
-    running number: a distance of one frame stays the same where other tokens stand between frames.
+    Both orders ascend, so a row sees a prefix of the key slots: its `limit` is the last of them. Patterns use only
+    these coordinates. For all rows and all keys they are positions, for the keys of one modality their running number:
+    a distance of one frame stays the same where other tokens stand between frames.
     """
 
     prefill: Prefill
@@ -42,17 +42,17 @@ class View:
 
     @property
     def unpadded(self) -> bool:
-        """All rows and keys, and no sample names padding (known without a look at the data)."""
+        """Whether these are all rows and keys, and no sample names padding (known without a look at the data)."""
         p = self.prefill
         return self.rows is None and self.keys is None and p.q_len is p.k_len is p.k_start is None
 
     def on(self, heads: Tensor) -> View:
-        """The same for other heads, Long[H']."""
+        """Return the view for other heads, Long[H']."""
         return replace(self, prefill=replace(self.prefill, heads=heads))
 
     @cached_property
     def real(self) -> Tensor:
-        """Bool[B, S']: slots with a row that is no padding."""
+        """Bool[B, S']: slots with a row that is not padding."""
         if self.rows is None:
             return self.prefill.real
         return (self.rows >= 0) & self.prefill.real.gather(1, self.rows.clamp_min(0))
@@ -66,7 +66,7 @@ class View:
         return torch.where(self.real, self.below(position + 1) - 1, -1)
 
     def below(self, position: Tensor) -> Tensor:
-        """How many key slots hold a key left of `position` Long[B, n]; padding on the left counts like keys."""
+        """Return how many key slots hold a key left of `position` Long[B, n]; padding on the left counts like keys."""
         if self.keys is None:
             return position.clamp(0, self.width)
         return torch.searchsorted(self._sorted, position.contiguous())
@@ -95,7 +95,10 @@ class View:
         return torch.stack([x.index_select(1, i) for x, i in zip(k, keys.clamp_min(0), strict=True)])
 
     def q(self, slots: Tensor | slice) -> Tensor:
-        """[B, H, n, D]: queries of the row slots Long[B, n], or of a range of them; some row where a slot is empty."""
+        """Return [B, H, n, D]: queries of the row slots Long[B, n], or of a range of them.
+
+        An empty slot has the query of some row.
+        """
         prefill, rows = self.prefill, self.rows
         if isinstance(slots, Tensor):
             rows = slots if rows is None else rows.gather(1, slots.clamp_min(0))
@@ -109,12 +112,12 @@ class View:
         return q if prefill.all_heads else q[:, prefill.heads]
 
     def span(self, tile: int) -> tuple[Tensor, Tensor]:
-        """Lowest and highest limit Long[B, T] of the real rows of every tile; a tile without any has (N, -1)."""
+        """Return the lowest and highest limit Long[B, T] of each tile's real rows; a tile without any has (N, -1)."""
         lowest = tiled(self.limit.where(self.real, self.width), tile, self.width).amin(-1)
         return lowest, tiled(self.limit.where(self.real, -1), tile, -1).amax(-1)
 
     def last(self, count: int) -> tuple[Tensor, Tensor]:
-        """The last min(count, S') real rows: their slots Long[B, R] and limits, -1 (leading) where there are fewer."""
+        """Return the last min(count, S') real rows: slots Long[B, R] and limits, -1 (leading) where there are fewer."""
         count = min(count, self.slots)
         if self.unpadded:
             slots = torch.arange(self.slots - count, self.slots, device=self.prefill.device)
@@ -127,7 +130,7 @@ class View:
     def index(
         self, tile: int, run: int, table: tuple[Tensor, Tensor, Tensor], columns: Columns | None = None, **extra: Any
     ) -> SparseIndex:
-        """The index of this view's rows, keys and heads; `extra` fields come on top."""
+        """Make the index of this view's rows, keys and heads; `extra` fields come on top."""
         heads = None if self.prefill.all_heads else self.prefill.heads
         orders = {"q_order": self.rows, "k_order": self.keys}
         given = {k: v if v is None else v[:, None].int() for k, v in orders.items()}
@@ -135,16 +138,17 @@ class View:
 
 
 def tiled(x: Tensor, tile: int, fill: int | bool) -> Tensor:
-    """[..., T, tile] of [..., S], the last tile filled up."""
-    return pad(x, (0, -x.shape[-1] % tile), value=fill).unflatten(-1, (-1, tile))
+    """Cut [..., S] into tiles [..., T, tile], the last one filled up."""
+    tiles: Tensor = pad(x, (0, -x.shape[-1] % tile), value=fill).unflatten(-1, (-1, tile))
+    return tiles
 
 
 class ViewPattern(Pattern):
-    """A pattern that can be built for a part of the rows and keys, as boundaries ask for."""
+    """Base of patterns that can be built for a part of the rows and keys, as boundaries need."""
 
     def build(self, prefill: Prefill) -> list[Launch]:
         return self.select(View(prefill))
 
     @abstractmethod
     def select(self, view: View) -> list[Launch]:
-        """Keys for the rows and heads of the view, in its slots."""
+        """Choose the keys of the rows and heads of the view, in its slots."""

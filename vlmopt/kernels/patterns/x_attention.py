@@ -1,4 +1,4 @@
-"""XAttention: sums along antidiagonals of small cells stand for the attention of a block."""
+"""XAttention: let sums along antidiagonals of small cells stand for the attention of a block."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .prefill import Prefill
 @register("x_attention")
 @dataclass(frozen=True, kw_only=True)
 class XAttention(Pattern):
-    """The blocks that hold a share of the attention between strided cells, which cost 1 / (2 * stride) of dense.
+    """Keep the blocks that hold a share of the attention between strided cells, at 1 / (2 * stride) of dense cost.
 
     XAttention: Block Sparse Attention with Antidiagonal Scoring (arXiv 2503.16428). Every key and every query of a
     stride x stride cell enters its sum once, so vertical and slash lines are both seen. The sink block and the diagonal
@@ -55,11 +55,11 @@ class XAttention(Pattern):
 
 
 def antidiagonal_share(prefill: Prefill, tile: int, run: int, stride: int) -> Tensor:
-    """fp32 [B, H, T, N]: attention of each tile to each block as cells see it; a tile's blocks sum to 1, padding to 0.
+    """Return fp32 [B, H, T, N]: the attention of each tile to each block as cells see it.
 
-    Cell (i, j) scores the mean logit of its antidiagonal, q[i * t + t - 1 - u] . k[j * t + u] over u < t = `stride`,
-    which is one product of vectors of t * D numbers; softmax over the cells j that any row of i sees. Padding counts 0.
-    Cells with keys of the sink take no part.
+    A tile's blocks sum to 1, padding to 0. Cell (i, j) scores the mean logit of its antidiagonal,
+    q[i * t + t - 1 - u] . k[j * t + u] over u < t = `stride`, which is one product of vectors of t * D numbers; softmax
+    over the cells j that any row of i sees. Padding counts 0. Cells with keys of the sink take no part.
     """
     keys = cells(prefill.k, padding_free(prefill, key_real(prefill)), stride, run)  # [B, Hk, C, t * D]
     q = prefill.q if prefill.all_heads else prefill.q[:, prefill.heads]
@@ -81,9 +81,10 @@ def antidiagonal_share(prefill: Prefill, tile: int, run: int, stride: int) -> Te
 
 
 def cells(x: Tensor, real: Tensor | None, stride: int, multiple: int, flip: bool = False) -> Tensor:
-    """[B, h, ceil(S / multiple) * multiple / stride, stride * D]: `stride` neighbours of x [B, h, S, D] as one vector.
+    """Join `stride` neighbours of x [B, h, S, D] into one vector.
 
-    A view of contiguous x where nothing is padded. `flip` turns the order inside a cell around.
+    Shape: [B, h, ceil(S / multiple) * multiple / stride, stride * D]; a view of contiguous x where nothing is padded.
+    `flip` reverses the order inside a cell.
     """
     if real is not None:
         x = x.masked_fill(~real[:, None, :, None], 0)
@@ -94,7 +95,7 @@ def cells(x: Tensor, real: Tensor | None, stride: int, multiple: int, flip: bool
 
 
 def last_real(prefill: Prefill, start: int, stop: int, stride: int) -> Tensor:
-    """Long[B, cells, 1]: position of the last real row of each cell of rows start..stop, -1 without one."""
+    """Return Long[B, cells, 1]: the position of the last real row of each cell of rows start..stop, -1 without one."""
     row = torch.arange(start, stop, stride, device=prefill.device)
     last = torch.minimum(row + stride, prefill.row_end[:, None]) - 1
     real = (last >= row) & (last + prefill.offset[:, None] >= prefill.key_first[:, None])

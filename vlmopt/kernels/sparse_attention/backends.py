@@ -1,4 +1,4 @@
-"""The primitive and who computes it."""
+"""The primitive, and the choice of who computes it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BACKENDS = ("reference", "native", "gather", "flex", "triton", "fa4")
 def sparse_attention(
     inputs: AttentionInputs, launch: Launch, *, return_lse: bool = False, backend: str = "auto"
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Causal attention of every row over the keys that a launch's index keeps for its tile. Forward only.
+    """Compute causal attention of every row over the keys that a launch's index keeps for its tile. Forward only.
 
     Row i of sample b stands at position i + k_len[b] - q_len[b] and sees its kept keys j with
     max(key_min, k_start[b]) <= pos(j) <= position of row (i // row_step * row_step) - causal_shift.
@@ -44,7 +44,7 @@ def sparse_attention(
 
 
 def chosen_backend(inputs: AttentionInputs, launches: Sequence[Launch], backend: str = "auto") -> str:
-    """Name of the back-end that computes a plan: "auto" resolved, and "a+b" where launches differ.
+    """Return the name of the back-end that computes a plan: "auto" resolved, and "a+b" where launches differ.
 
     Raises:
         ValueError: an unknown back-end.
@@ -66,13 +66,14 @@ def _automatic(inputs: AttentionInputs, index: SparseIndex) -> str:
 
 def _function(name: str) -> Attention:
     try:
-        return getattr(import_module(f".{name}", __package__), f"{name}_attention")
+        function: Attention = getattr(import_module(f".{name}", __package__), f"{name}_attention")
+        return function
     except ImportError as error:
         raise ValueError(f"backend {name!r} needs {error.name}, which is not installed; use backend='auto'") from error
 
 
 def _check(inputs: AttentionInputs, launch: Launch) -> None:
-    """What can be told without reading values, so that no device is waited for."""
+    """Check what can be told without reading values, so that no device is waited for."""
     q, k, v, index = inputs.q, inputs.k, inputs.v, launch.index
     if k.shape != v.shape or q.ndim != 4 or k.ndim != 4 or (len(q), q.shape[3]) != (len(k), k.shape[3]):
         raise ValueError(f"q must be [B, Hq, Sq, D], k and v [B, Hk, W, D], got {[tuple(x.shape) for x in (q, k, v)]}")

@@ -21,7 +21,7 @@ TOLERANCE = {torch.float16: 4e-3, torch.bfloat16: 2e-2}  # of values about 1
 
 
 def refusal(inputs: AttentionInputs, index: SparseIndex) -> str:
-    """Why this back-end cannot run such a call, in words; empty if it can."""
+    """Return why this back-end cannot run such a call, in words; empty if it can."""
     q = inputs.q
     if not q.is_cuda or torch.cuda.get_device_capability(q.device) < (9, 0):
         return f"fa4 needs a GPU of the Hopper generation or later, got {q.device}; use backend='triton' or 'gather'"
@@ -44,7 +44,7 @@ def refusal(inputs: AttentionInputs, index: SparseIndex) -> str:
 
 
 def fa4_attention(inputs: AttentionInputs, launch: Launch, return_lse: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-    """`sparse_attention` by FlashAttention-4 (as yet unpublished; CuTe kernels of Dao-AILab/flash-attention).
+    """Compute `sparse_attention` by FlashAttention-4 (as yet unpublished; CuTe kernels of Dao-AILab/flash-attention).
 
     Raises:
         ValueError: what `refusal` names; lengths, shifts, soft caps; runs that do not start at a multiple of 128.
@@ -77,7 +77,9 @@ def _run(inputs: AttentionInputs, index: SparseIndex, return_lse: bool) -> Tenso
 
 
 def blocks(index: SparseIndex, heads: int, width: int) -> dict[str, Tensor]:
-    """Block tables of an index, masked and full: counts Int[B, heads, T], ascending block numbers Int[B, heads, T, n].
+    """Return block tables of an index, masked and full.
+
+    Counts Int[B, heads, T] and ascending block numbers Int[B, heads, T, n].
 
     Args:
         width: blocks that hold keys; later ones are dropped.
@@ -115,7 +117,7 @@ def _package() -> tuple[Any, Any]:
 
 @functools.cache
 def _self_test(device: torch.device, dtype: torch.dtype, channels: int, tile: int) -> None:
-    """Random blocks, an empty tile, fewer queries than keys, an overhanging block, shared heads, against the oracle."""
+    """Compare with the oracle: random blocks, an empty tile, few queries, an overhanging block, shared heads."""
     make = torch.Generator().manual_seed(0)
     rows, width, heads, key_heads = 2 * tile + 77, 3 * tile + 50, 4, 2
     q, k, v = (

@@ -15,7 +15,7 @@ from .inputs import AttentionInputs
 
 
 def refusal(inputs: AttentionInputs, index: SparseIndex, return_lse: bool) -> str:
-    """Why this back-end cannot run such a call, in words; empty if it can."""
+    """Return why this back-end cannot run such a call, in words; empty if it can."""
     for name in ("col_idx", "q_order", "k_order", "grid", "slash", "heads"):
         if getattr(index, name) is not None:
             return f"flex knows blocks of keys for all heads, in order, not {name}; use backend='gather' or 'triton'"
@@ -29,7 +29,7 @@ def refusal(inputs: AttentionInputs, index: SparseIndex, return_lse: bool) -> st
 
 
 def flex_attention(inputs: AttentionInputs, launch: Launch, return_lse: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-    """`sparse_attention` for blocks.
+    """Compute `sparse_attention` for blocks.
 
     Raises:
         ValueError: what `refusal` names.
@@ -61,7 +61,7 @@ def _compiled() -> Callable[..., Any]:
 
 
 def _blocks(index: SparseIndex, q: Tensor, k: Tensor, seen: Callable[..., Tensor]) -> flex.BlockMask:
-    """Full and masked blocks of every tile, from the table of runs; never from the mask itself."""
+    """Return full and masked blocks of every tile, from the table of runs; never from the mask itself."""
     count, columns = index.run_ptr.diff(dim=-1).flatten(), tile_count(k.shape[2], index.run)
     tile = torch.arange(len(count), device=q.device).repeat_interleave(count)
     number = torch.arange(len(tile), device=q.device) - (count.cumsum(0) - count)[tile]

@@ -25,7 +25,9 @@ UNSEEN = -1e29  # what is masked scores lower
 def gather_attention(
     inputs: AttentionInputs, launch: Launch, return_lse: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """`sparse_attention` on any device. Keys that no row of a tile sees are not read, so they may hold NaN.
+    """Compute `sparse_attention` on any device.
+
+    Keys that no row of a tile sees are not read, so they may hold NaN.
 
     Returns:
         [B, H, Sq, D] in the dtype of q; with `return_lse` also fp32 [B, H, Sq].
@@ -53,7 +55,7 @@ def gather_attention(
 
 
 class _Call:
-    """What all tiles share, and memory that is used again: fresh pages cost more than what is done on them."""
+    """What all tiles share, and memory that is used again: fresh pages cost more than the work on them."""
 
     def __init__(self, inputs: AttentionInputs) -> None:
         self.q, self.k, self.v = _table(inputs.q), _table(inputs.k), _table(inputs.v)
@@ -63,7 +65,7 @@ class _Call:
         self.views: dict[tuple[str, tuple[int, ...]], Tensor] = {}
 
     def room(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
-        """Memory with anything in it, valid until the next call with this name."""
+        """Return memory with arbitrary contents, valid until the next call with this name."""
         if (name, shape) not in self.views:
             size = math.prod(shape)
             if name not in self.memory or self.memory[name].numel() < size:
@@ -72,7 +74,7 @@ class _Call:
         return self.views[name, shape]
 
     def take(self, name: str, at: Tensor) -> Tensor:
-        """[G, n, D], exact: rows of q, k or v that start at elements `at` [G, n]."""
+        """Return the rows of q, k or v that start at elements `at` [G, n], exact: [G, n, D]."""
         table: Tensor = getattr(self, name)
         found = self.room(name, (at.numel(), table.shape[1]), table.dtype)
         torch.index_select(table, 0, at.flatten(), out=found)
@@ -111,7 +113,7 @@ class _Tiles:
                 lse.index_copy_(0, target.flatten(), mass.flatten().float())
 
     def _part(self, q: Tensor, g: slice, w: slice, weigh: bool) -> tuple[Tensor, Tensor]:
-        """Output [g, R, D] of tiles g over keys w, and log-sum-exps [g, R] if they are to be weighed."""
+        """Return output [g, R, D] of tiles g over keys w, and log-sum-exps [g, R] if they are to be weighed."""
         call, kept = self.call, self.kept
         k = call.take("k", kept.at_k[g, w])
         scores = call.room("scores", (*q.shape[:2], k.shape[1]))
@@ -142,20 +144,23 @@ class _Tiles:
             scores[..., inner].masked_fill_(other, 2 * UNSEEN)
 
     def _cap(self, g: slice, w: slice) -> Tensor:
-        """[g, R, w]: above every score where a row of tiles g sees a key of w, else below UNSEEN."""
+        """Return [g, R, w]: above every score where a row of tiles g sees a key of w, else below UNSEEN."""
         limit, position = self.rows.limit[g], self.kept.position[g, w.start - self.kept.sure : w.stop - self.kept.sure]
         high, place = ((x.to(self.call.exact) + y) * UNIT for x, y in ((limit, 0.5), (position, 0)))
         return torch.sub(high[..., None], place[:, None], out=self.call.room("cap", (*limit.shape, position.shape[1])))
 
 
 def _table(x: Tensor) -> Tensor:
-    """[*, D] whose row i starts at element i of x [B, H, S, D]: rows of any strides by one index, without a copy."""
+    """Return [*, D] whose row i starts at element i of x [B, H, S, D].
+
+    Rows of any strides are then read by one index, without a copy.
+    """
     span = sum((size - 1) * stride for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True))
     return x.as_strided((span + 1, x.shape[-1]), (1, 1))
 
 
 def _overlap(part: slice, window: slice) -> tuple[slice, slice]:
-    """What two ranges share, counted from the window's start and from zero; may be empty."""
+    """Return what two ranges share, counted from the window's start and from zero; it may be empty."""
     start = max(part.start, window.start)
     stop = max(start, min(part.stop, window.stop))
     return slice(start - window.start, stop - window.start), slice(start, stop)

@@ -40,16 +40,16 @@ class SparseIndex:
 
     @property
     def covered(self) -> int:
-        """H."""
+        """H, the number of tables."""
         return self.run_ptr.shape[1]
 
     @property
     def tiles(self) -> int:
-        """T."""
+        """T, the number of tiles."""
         return self.run_ptr.shape[2] - 1
 
     def to(self, device: torch.device | str) -> SparseIndex:
-        """The same index on another device."""
+        """Return the same index on another device."""
         values = ((f.name, getattr(self, f.name)) for f in fields(self))
         moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in values}
         return SparseIndex(**moved)
@@ -57,7 +57,7 @@ class SparseIndex:
 
 @dataclass(frozen=True, eq=False)
 class Keys:
-    """Keys that stand for something else than one position each, such as pooled ones."""
+    """Keys that stand for something other than one position each, such as pooled ones."""
 
     key_position: Tensor | None = None  # Long[B, 1 | Hk, W]: for the causal test; default: the key's own index
     bias: Tensor | None = None  # fp32 [B, 1 | Hk, W]: added to the scaled (and capped) logits

@@ -33,7 +33,7 @@ class AttentionInputs:
     softcap: float | None = None  # c of c * tanh(scaled / c)
 
     def of(self: Inputs, launch: Launch) -> Inputs:
-        """These inputs with the keys that a launch brings along in place of the layer's."""
+        """Return these inputs with the keys that a launch brings along in place of the layer's."""
         if launch.k is not None and launch.v is not None:
             real = torch.full((self.batch,), self.width, device=self.device) if self.k_len is None else self.k_len
             return replace(self, k=launch.k, v=launch.v, keys=launch.keys, k_len=real)
@@ -41,7 +41,7 @@ class AttentionInputs:
 
     @property
     def batch(self) -> int:
-        """B."""
+        """B, the number of samples."""
         return self.q.shape[0]
 
     @property
@@ -86,7 +86,7 @@ class AttentionInputs:
 
     @cached_property
     def real(self) -> Tensor:
-        """Bool[B, Sq]: rows that are no padding."""
+        """Bool[B, Sq]: rows that are not padding."""
         inside = torch.arange(self.rows, device=self.device) < self.row_end[:, None]
         return inside & (self.position >= self.key_first[:, None])
 

@@ -1,4 +1,4 @@
-"""The keys of some tiles as rectangles: where they lie, at which positions, and which of them need a mask."""
+"""List the keys of some tiles as rectangles: where they lie, at which positions, and which of them need a mask."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class KeyLists:
         self._count()
 
     def _count(self) -> None:
-        """Keys per tile by kind, [B, H, T]."""
+        """Count the keys per tile by kind, [B, H, T]."""
         index, last = self.index, self.limit.amax(-1)
         seen = last >= self.first[:, None, None]
         self.runs = index.run_ptr.diff(dim=-1) * seen
@@ -86,14 +86,14 @@ class KeyLists:
             self.slashes = (last // stride.clamp_min(1) + 1) * seen * (stride > 0)
 
     def _residues(self, place: Tensor, limit: Tensor, slash: Tensor) -> Tensor:
-        """[..., tile]: the distinct (position - delta) % stride of the rows of a tile, ascending, then FAR."""
+        """Return [..., tile]: the distinct (position - delta) % stride of the rows of a tile, ascending, then FAR."""
         stride, delta = slash.unbind(-1)
         residue = torch.where(limit < 0, FAR, (place - delta) % stride.clamp_min(1)).sort(-1).values
         again = residue.diff(dim=-1) == 0
         return residue.masked_fill(pad(again, (1, 0)), FAR).sort(-1).values
 
     def alike(self) -> Iterator[Tensor]:
-        """Tiles (flat numbers, Long[G]) that read about as many keys, longest lists first; none that reads nothing."""
+        """Yield tiles (flat numbers, Long[G]) that read about as many keys, longest lists first, without empty ones."""
         runs = _rounded(self.runs)
         rest = _rounded(-(-(self.columns + self.grids + self.slashes * self.residues) // FINE))
         kinds, kind = (runs << 32 | rest).flatten().unique(return_inverse=True)
@@ -114,7 +114,7 @@ class KeyLists:
         return Rows(at.flatten(1), target.flatten(1), limit, place)
 
     def keys_of(self, tiles: Tensor, rows: Rows) -> Kept:
-        """Keys of `tiles`, whose rows these are."""
+        """Return the keys of `tiles`, whose rows these are."""
         limit, run, (b, h, t) = rows.limit, self.index.run, self._where(tiles)
         head, first = self.key_head[h], self.first[b, None]
         least = limit.masked_fill(limit < 0, FAR).amin(1, keepdim=True)  # all rows see keys up to here
@@ -161,7 +161,7 @@ class KeyLists:
         return Kept(at_k, at_v, sure * run, position, bias, masked, classes)
 
     def _locate(self, b: Tensor, head: Tensor, slots: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Position of slots and of keys, FAR where there is none, and their keys, [G, n]."""
+        """Return position of slots and of keys, FAR where there is none, and their keys, [G, n]."""
         if self.plain:
             position = slots if keys is None else torch.cat((slots, keys), 1)
             return position.where(position < self.slots, FAR), position.clamp_max(self.slots - 1)
@@ -187,7 +187,7 @@ class KeyLists:
         return torch.where(n < count, phase + (self.grid_from[b, h, t][:, None] + n) * stride, FAR)
 
     def _diagonals(self, b: Tensor, h: Tensor, t: Tensor) -> Tensor | None:
-        """Keys of slashes [G, n], those on the grid left out."""
+        """Return keys of slashes [G, n], those on the grid left out."""
         if self.index.slash is None or not (count := self.slashes[b, h, t]).any():
             return None
         slash = self.index.slash[b, h].long()
@@ -203,35 +203,35 @@ class KeyLists:
         return key
 
     def _where(self, tiles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Sample, table and tile."""
+        """Return sample, table and tile."""
         each = self.index.covered * self.index.tiles
         return tiles // each, tiles // self.index.tiles % self.index.covered, tiles % self.index.tiles
 
 
 def _rounded(x: Tensor) -> Tensor:
-    """Counts rounded up to 1/8 of their power of two; up to 16 as they are."""
+    """Round counts up to 1/8 of their power of two; up to 16 they stay as they are."""
     step = torch.exp2(x.clamp_min(8).double().log2().floor() - 3).long()
     return -(-x // step) * step
 
 
 def _pick(table: Tensor, b: Tensor, h: Tensor, at: Tensor) -> Tensor:
-    """[G, n]: entries `at` [G, n] of table [B, 1 | Hk, W]."""
+    """Return [G, n]: entries `at` [G, n] of table [B, 1 | Hk, W]."""
     return table[b[:, None], h[:, None] if table.shape[1] > 1 else 0, at]
 
 
 def _entries(values: Tensor, start: Tensor, count: Tensor) -> Tensor:
-    """[G, n]: `count` values from `start` on, then FAR."""
+    """Return [G, n]: `count` values from `start` on, then FAR."""
     n = torch.arange(int(count.max()), device=start.device)
     at = (start[:, None] + n).clamp_max(len(values) - 1)
     return torch.where(n < count[:, None], values[at].long(), FAR)
 
 
 def _leading(seen: Tensor) -> int:
-    """How many columns of Bool[G, n] come first that are true for all."""
+    """Return how many leading columns of Bool[G, n] are true for all."""
     return int(seen.all(0).long().cumprod(0).sum())
 
 
 def _alike(position: Tensor, limit: Tensor) -> bool:
-    """Whether all tiles have the same positions relative to their first row."""
+    """Return whether all tiles have the same positions relative to their first row."""
     relative = position - limit[:, :1]
     return bool((relative == relative[0]).all())

@@ -1,4 +1,4 @@
-"""A plan: several launches for one layer, put together by their log-sum-exps where they meet."""
+"""Run a plan: several launches for one layer, merged by their log-sum-exps where they meet."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MERGED = 1 << 24  # elements at a time
 def run_plan(
     inputs: AttentionInputs, launches: Sequence[Launch], *, return_lse: bool = False, backend: str = "auto"
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """One softmax over the keys of all launches.
+    """Compute one softmax over the keys of all launches.
 
     The key sets of the launches of a row must be disjoint. Launches may cover different heads and rows; log-sum-exps
     are made only where launches share heads or the caller asks.
@@ -61,7 +61,10 @@ def run_plan(
 
 
 def merge(a: Tensor, lse_a: Tensor, b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
-    """Outputs [..., D] and log-sum-exps [...] of one softmax over both key sets; where both are -inf, 0 and -inf."""
+    """Merge outputs [..., D] and log-sum-exps [...] into one softmax over both key sets.
+
+    Where both are -inf: 0 and -inf.
+    """
     lse = torch.logaddexp(lse_a, lse_b)
     finite = lse.clamp_min(torch.finfo(lse.dtype).min)  # -inf - -inf would be NaN
     weight_a, weight_b = ((x - finite).exp()[..., None] for x in (lse_a, lse_b))

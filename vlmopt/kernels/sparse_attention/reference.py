@@ -1,4 +1,4 @@
-"""The oracle: an index written out as a boolean mask by plain logic, and softmax over it in fp64."""
+"""The oracle: write out an index as a boolean mask by plain logic, and take the softmax over it in fp64."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Geometry:
     launch: Launch
 
     def positions(self, b: int) -> tuple[Tensor, Tensor, int]:
-        """Position of every row of a sample, the last one that it sees (-1: padding), and the first."""
+        """Return the position of every row of a sample, the last key it sees (-1: padding), and the first."""
         inputs, launch = self.inputs, self.launch
         offset, real, start = (int(x[b]) for x in (inputs.offset, inputs.row_end, inputs.key_first))
         row = torch.arange(inputs.rows)
@@ -29,14 +29,14 @@ class Geometry:
         return row + offset, last.masked_fill((row >= real) | (row + offset < start), -1), max(least, start)
 
     def key_positions(self, b: int, key_head: int) -> Tensor:
-        """Position of every key of a sample and key head."""
+        """Return the position of every key of a sample and key head."""
         keys = self.inputs.keys
         if keys is None or keys.key_position is None:
             return torch.arange(self.inputs.width)
         return of(keys.key_position, b, key_head).cpu()
 
     def heads(self) -> Iterator[tuple[int, int, int]]:
-        """Number in the output, table and key head of every query head that the launch covers."""
+        """Yield number in the output, table and key head of every query head that the launch covers."""
         index, (query_heads, key_heads) = self.launch.index, (self.inputs.q.shape[1], self.inputs.k.shape[1])
         covered = range(query_heads) if index.heads is None else index.heads.tolist()
         for number, head in enumerate(covered):
@@ -44,7 +44,7 @@ class Geometry:
 
 
 def expand(inputs: AttentionInputs, launch: Launch) -> Tensor:
-    """Bool[B, H, Sq, W]: which keys each row sees. Loops over tiles: for tests and small reports."""
+    """Return Bool[B, H, Sq, W]: which keys each row sees. Loops over tiles: for tests and small reports."""
     inputs, index = inputs.of(launch), launch.index
     shape = Geometry(inputs, launch)
     count = inputs.q.shape[1] if index.heads is None else len(index.heads)
@@ -65,22 +65,22 @@ def expand(inputs: AttentionInputs, launch: Launch) -> Tensor:
 
 
 def of(x: Tensor, b: int, h: int) -> Tensor:
-    """Row of x [B, 1 | H, n]."""
+    """Return one row of x [B, 1 | H, n]."""
     return x[b, h if x.shape[1] > 1 else 0]
 
 
 def slot_rows(index: SparseIndex, b: int, table: int, rows: int) -> Tensor:
-    """Row of every slot, -1 for none."""
+    """Return the row of every slot, -1 for none."""
     return torch.arange(rows) if index.q_order is None else of(index.q_order, b, table).cpu().long()
 
 
 def slot_keys(index: SparseIndex, b: int, key_head: int, width: int) -> Tensor:
-    """Key of every slot, -1 for none."""
+    """Return the key of every slot, -1 for none."""
     return torch.arange(width) if index.k_order is None else of(index.k_order, b, key_head).cpu().long()
 
 
 def named_keys(index: SparseIndex, b: int, table: int, key_head: int, t: int, width: int) -> tuple[Tensor, Tensor]:
-    """Keys of a tile: those that runs and columns name, and those of the grid; -1 for a slot without a key."""
+    """Return keys of a tile: those that runs and columns name, and those of the grid; -1 for a slot without a key."""
     slots = slot_keys(index, b, key_head, width)
     listed: list[int] = []
     for start in index.run_start[index.run_ptr[b, table, t] : index.run_ptr[b, table, t + 1]].tolist():
@@ -94,17 +94,17 @@ def named_keys(index: SparseIndex, b: int, table: int, key_head: int, t: int, wi
 
 
 def on_slash(index: SparseIndex, b: int, table: int, distance: Tensor) -> Tensor:
-    """Whether keys at such distances from a row are kept for it."""
+    """Return whether keys at such distances from a row are kept for it."""
     if index.slash is None or index.slash[b, table, 0] == 0:
         return torch.zeros_like(distance, dtype=torch.bool)
-    stride, delta = index.slash[b, table].tolist()
+    stride, delta = map(int, index.slash[b, table].tolist())
     return (distance - delta) % stride == 0
 
 
 def reference_attention(
     inputs: AttentionInputs, launch: Launch, return_lse: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """`sparse_attention` by the book. Memory: several times B * H * Sq * W * 8 bytes."""
+    """Compute `sparse_attention` by the book. Memory: several times B * H * Sq * W * 8 bytes."""
     index, softcap, keys = launch.index, inputs.softcap, inputs.keys
     q, k, v = inputs.q, inputs.k, inputs.v
     heads = torch.arange(q.shape[1], device=q.device) if index.heads is None else index.heads

@@ -30,7 +30,10 @@ CONFIGS = [
 
 
 def _fitting(configs: list[Any], named: dict[str, Any], **more: Any) -> list[Any]:
-    """Blocks no longer than a run, small ones where nothing else fits; warps enough to hold the sums of a tile."""
+    """Return blocks no longer than a run, and small ones where nothing else fits.
+
+    They have enough warps to hold the sums of a tile.
+    """
     tile, run = more["TILE"], more["RUN"]
     least = min(run, 32 if named["q"].dtype is torch.float32 else 64)
     warps = [8] * (tile >= 128) + [4] * (tile * more["BODY"] <= 64 * 128)
@@ -39,13 +42,16 @@ def _fitting(configs: list[Any], named: dict[str, Any], **more: Any) -> list[Any
 
 @functools.cache
 def tuned() -> Any:
-    """The kernel with a measured choice of block, warps and stages, remembered per process, never keyed on lengths."""
+    """Return the kernel with a measured choice of block, warps and stages.
+
+    The choice is remembered per process and never keyed on lengths.
+    """
     key = ["BODY", "TAIL", "TILE", "RUN", "HAS_COLS", "HAS_ORDER"]  # and the types of the tensors
     return triton.autotune(CONFIGS, key, prune_configs_by={"early_config_prune": _fitting})(sparse_kernel)
 
 
 def refusal(inputs: AttentionInputs, index: SparseIndex) -> str:
-    """Why this back-end cannot run such a call, in words; empty if it can."""
+    """Return why this back-end cannot run such a call, in words; empty if it can."""
     q, keys = inputs.q, inputs.keys
     interpreted = isinstance(sparse_kernel, InterpretedFunction)
     if not q.is_cuda and not interpreted:
@@ -71,7 +77,7 @@ def refusal(inputs: AttentionInputs, index: SparseIndex) -> str:
 def triton_attention(
     inputs: AttentionInputs, launch: Launch, return_lse: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """`sparse_attention` on a GPU (or in Triton's interpreter).
+    """Compute `sparse_attention` on a GPU (or in Triton's interpreter).
 
     Slashes are cheapest where the rows of a tile share position % stride: a tile pays once for every such class.
 
@@ -130,7 +136,7 @@ def _dense(table: Tensor | None) -> Tensor | None:
 
 
 def _spread(table: Tensor | None, heads: int) -> Tensor | None:
-    """[B, heads, n] view of [B, 1 | heads, n] with unit stride in n."""
+    """Return [B, heads, n] view of [B, 1 | heads, n] with unit stride in n."""
     if table is None:
         return None
     return (table if table.stride(-1) == 1 else table.contiguous()).expand(-1, heads, -1)

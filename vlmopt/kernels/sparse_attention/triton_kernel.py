@@ -18,7 +18,7 @@ NONE = tl.constexpr(2**31 - 1)  # no position, no class
 
 @triton.jit
 def _rows(rows, live, FIRST: tl.constexpr, WIDTH: tl.constexpr):
-    """[n, WIDTH] behind pointers to rows; what no row of the tile sees is not read, so it may hold NaN."""
+    """Load [n, WIDTH] behind pointers to rows; what no row of the tile sees is not read, so it may hold NaN."""
     at = rows[:, None] + (FIRST + tl.arange(0, WIDTH))[None, :]
     if live is None:
         return tl.load(at)
@@ -42,15 +42,16 @@ def _store(rows, inside, some, values, FIRST: tl.constexpr, WIDTH: tl.constexpr)
 
 @triton.jit
 def _steps(first, last, phase, stride):
-    """The range of n for which first <= phase + n * stride <= last."""
+    """Return the range of n for which first <= phase + n * stride <= last."""
     return tl.cdiv(tl.maximum(first - phase, 0), stride), tl.where(last < phase, 0, (last - phase) // stride + 1)
 
 
 @triton.jit
 def _absorb(state, query, source, slot, inside, rows, BODY: tl.constexpr, TAIL: tl.constexpr):
-    """A block of key slots into the running softmax. inside None: every row sees every slot; rows None: all take part.
+    """Absorb a block of key slots into the running softmax.
 
-    The scale meets fp32 scores, not rounded queries; products of fp32 are three of TF32, good to about 2^-21.
+    inside None: every row sees every slot; rows None: all take part. The scale meets fp32 scores, not rounded queries;
+    products of fp32 are three of TF32, good to about 2^-21.
     """
     acc, acc_tail, top, mass = state
     q, q_tail, limit, first, last = query

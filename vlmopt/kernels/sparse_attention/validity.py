@@ -1,4 +1,4 @@
-"""Whether an index keeps its promises: slow and loud, for tests and for authors of patterns."""
+"""Check whether an index keeps its promises: slow and loud, for tests and for authors of patterns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Families whose pictures come as patches of any grid, in the order of Qwen's processor."""
+"""Families whose images come as patches of any grid, in the order of Qwen's processor."""
 
 from __future__ import annotations
 

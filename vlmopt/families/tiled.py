@@ -1,4 +1,4 @@
-"""Families whose pictures are square, or cut into square tiles, or pixels of any size."""
+"""Families whose images are square, or cut into square tiles, or pixels of any size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sparse attention on CPUs by a small C++ kernel, compiled once per machine for the vector units that it has.
+"""Compute sparse attention on CPUs by a small C++ kernel, compiled once per machine for its vector units.
 
 Products are those of the BLAS inside torch; what is ours is the order of work: naming the keys of a tile and keeping
 its scores in a core's cache. Needs a C++ compiler (`c++`, `g++` or `clang++`); takes some seconds on first use.
@@ -52,7 +52,7 @@ class _Call(ctypes.Structure):
 
 
 def refusal(inputs: AttentionInputs, index: SparseIndex) -> str:
-    """Why this back-end cannot run such a call, in words; empty if it can."""
+    """Return why this back-end cannot run such a call, in words; empty if it can."""
     if inputs.q.device.type != "cpu":
         return "native runs on CPUs; use backend='auto'"
     if not {x.dtype for x in (inputs.q, inputs.k, inputs.v)} <= set(DTYPES) or inputs.q.dtype != inputs.k.dtype:
@@ -67,7 +67,9 @@ def refusal(inputs: AttentionInputs, index: SparseIndex) -> str:
 def native_attention(
     inputs: AttentionInputs, launch: Launch, return_lse: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """`sparse_attention` on CPUs. Keys that no row of a tile sees are not read, so they may hold NaN.
+    """Compute `sparse_attention` on CPUs.
+
+    Keys that no row of a tile sees are not read, so they may hold NaN.
 
     Raises:
         ValueError: what `refusal` names.
@@ -112,7 +114,7 @@ def native_attention(
 
 @functools.cache
 def _library() -> ctypes.CDLL | str:
-    """The compiled kernel, or why there is none."""
+    """Return the compiled kernel, or why there is none."""
     compiler = next((found for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), None)
     if compiler is None:
         return "native needs a C++ compiler (c++, g++ or clang++), and none is on the path"
@@ -143,7 +145,10 @@ def _compile(compiler: str, root: Path, built: Path) -> None:
 
 
 def _processor() -> str:
-    """What -march=native stands for on this machine: home directories are shared by machines of several kinds."""
+    """Return what -march=native stands for on this machine.
+
+    Home directories are shared by machines of several kinds.
+    """
     info = Path("/proc/cpuinfo")
     flags = (
         next((line for line in info.read_text().splitlines() if line.startswith("flags")), "") if info.exists() else ""

@@ -81,7 +81,7 @@ test: lint $(VENV)/.installed-lmms
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 fuzz: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz --hypothesis-show-statistics --hypothesis-profile=many
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz -n auto -rP --hypothesis-profile=many
 
 test-versions: $(VENV)/.installed-test
 	$(BIN)/python tools/test_versions.py

@@ -133,11 +133,11 @@ class Session(Slots):
         step = STEP.get()
         return step if step is not None and step.call.session is self else None
 
-    def new_call(self, request: Request | None = None, around: Call | None = None) -> Call:
+    def new_call(self, request: Request | None = None) -> Call:
         """Begin a `generate`, or a bare forward where nothing was requested."""
         clock = Clock(device_of(self.model))
         self.last.call, self.last.began = None, True
-        return Call(self, clock, request is not None, request or Request(), around, clock.now())
+        return Call(self, clock, request is not None, request or Request(), clock.now())
 
 
 @dataclass(eq=False)
@@ -148,7 +148,6 @@ class Call(Slots):
     clock: Clock
     by_generate: bool
     request: Request = field(default_factory=Request)
-    around: Call | None = None  # inside which a forward runs: of another model, or one that this is beside
     start: Any = None
     began: int | None = None  # length of the cache before the first chunk
     cache: Any = None  # of the sequence asked for, while the call runs

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 MODALITIES = {"image": "get_image_features", "video": "get_video_features"}
@@ -62,6 +63,26 @@ def carries_pixels(name: str, value: Any) -> bool:
     if value is None or (isinstance(value, dict) and not value):
         return False
     return name.startswith(CARRIERS)
+
+
+def images_in(arguments: Mapping[str, Any]) -> list[Tensor]:
+    """The tensors that carry images in a call of the outer model, pixels or what an encoder made of them."""
+
+    def tensors(value: Any) -> list[Tensor]:
+        if isinstance(value, Tensor):
+            return [value]
+        parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+        return [tensor for part in parts for tensor in tensors(part)]
+
+    names = sorted(name for name in arguments if name.startswith(CARRIERS))
+    return [tensor for name in names for tensor in tensors(arguments[name])]
+
+
+def same_images(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
+    """Whether two passes bring the same images, as far as both bring some."""
+    if not one or not other:
+        return True
+    return len(one) == len(other) and all(a is b or torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 class EncodingPlan(Protocol):

@@ -6,7 +6,7 @@ They hold facts. What a feature remembers beside them lies in slots whose classe
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,7 +21,7 @@ from ..families import Family
 from ..policy import Policy
 from ..scorers import TrainedScorer
 from . import compat
-from .arguments import EncodingPlan, OuterArguments, Request
+from .arguments import EncodingPlan, OuterArguments, Request, same_images
 from .context import Chunk, Lease
 from .ledger import Clock, Features, Page
 from .offload import device_of
@@ -152,6 +152,7 @@ class Call(Slots):
     began: int | None = None  # length of the cache before the first chunk
     cache: Any = None  # of the sequence asked for, while the call runs
     arguments: OuterArguments | None = None  # on the way from the outer model to its decoder
+    images: Sequence[Tensor] = ()  # as its first pass brought them, while the call runs
     features: Features = field(default_factory=Features)
     page: Page = field(default_factory=Page)
     prompt: Page | None = None  # the page of the prompt, from the first logits on
@@ -165,10 +166,10 @@ class Call(Slots):
     new_tokens: int = 0
     beside: bool = False  # one forward inside a `generate`, of another sequence; it has no report
 
-    def aside(self, cache: Any, ids: Tensor | None) -> bool:
+    def aside(self, cache: Any, ids: Tensor | None, images: Sequence[Tensor] = ()) -> bool:
         """Whether a pass is of another sequence than the one asked for, e.g. the unconditional one of a guidance scale.
 
-        Sequences are told apart by their cache, without one by how they begin.
+        Sequences are told apart by their cache, without one by how they begin and by their images.
         """
         if self.began is None:
             return False
@@ -178,7 +179,9 @@ class Call(Slots):
             return False
         prompt = self.request.ids.to(ids.device)
         copies, rest = divmod(len(ids), len(prompt))
-        return bool(rest) or not torch.equal(ids[:, : prompt.shape[1]], prompt.repeat_interleave(copies, 0))
+        if rest or not torch.equal(ids[:, : prompt.shape[1]], prompt.repeat_interleave(copies, 0)):
+            return True
+        return not same_images(self.images, images)
 
     def open_step(self, step: Step) -> None:
         """A decoder forward begins; prefills are marked, decode steps only counted."""
@@ -223,7 +226,7 @@ class Call(Slots):
         self.features.clear()
         for component in self.session.components:
             component.close_call(self)
-        self.cache = None
+        self.cache, self.images = None, ()
         self.session.last.call = self
 
     def skip(self, what: str, why: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import compat
-from ..arguments import OuterArguments, brings_pixels, by_name, carries_pixels
+from ..arguments import OuterArguments, brings_pixels, by_name, carries_pixels, images_in
 from ..call import CALL, STEP, Call, Session
 from ..components.tower_pruning import Patches
 from ..unseen import refuse_undecoded
@@ -29,8 +29,9 @@ class Outer(StandIn):
         if not session.lease.alive:
             return self.original(*args, **kwargs)
         bound = by_name(self.__signature__, *args, **kwargs) if args else kwargs
-        asked_for = session.running_call()
-        call = self.call_of(asked_for, bound)
+        asked_for, images = session.running_call(), images_in(bound)
+        call = self.call_of(asked_for, bound, images)
+        call.images = call.images or images
         self.note(call, bound)
         running, open_step = CALL.set(call), STEP.set(None)
         try:
@@ -44,11 +45,11 @@ class Outer(StandIn):
             STEP.reset(open_step)
             CALL.reset(running)
 
-    def call_of(self, running: Call | None, bound: Mapping[str, Any]) -> Call:
+    def call_of(self, running: Call | None, bound: Mapping[str, Any], images: list[Tensor]) -> Call:
         """The running `generate`; a new call for a bare forward, or for one of another sequence inside `generate`."""
         if running is None or not running.by_generate:
             return self.session.new_call()
-        if running.aside(compat.cache_in(bound), bound.get("input_ids")):
+        if running.aside(compat.cache_in(bound), bound.get("input_ids"), images):
             return Call(self.session, running.clock, by_generate=True, beside=True)
         return running
 

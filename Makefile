@@ -46,8 +46,6 @@ demo: $(VENV)/.installed
 	@echo "== the bundled model on a rendered web page, as it is and pruned"
 	$(BIN)/vlmopt run --image vlmopt/synthetic/samples/page.png --question "Click Save." \
 		--out demo-out
-	@echo "== demo-out/overlay.png shows what was kept. With an image of yours, and a model of your size (README.md):"
-	@echo "   $(BIN)/vlmopt run --image FILE --question TEXT --model Qwen/Qwen2.5-VL-3B-Instruct"
 
 app: $(VENV)/.installed-app
 	$(BIN)/vlmopt demo
@@ -81,7 +79,7 @@ test: lint $(VENV)/.installed-lmms
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 fuzz: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz -n auto -rP --hypothesis-profile=many
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz --hypothesis-show-statistics --hypothesis-profile=many
 
 test-versions: $(VENV)/.installed-test
 	$(BIN)/python tools/test_versions.py

@@ -10,29 +10,26 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from vlmopt.core import Configured, Registry, setting, validate
+from vlmopt.core import Configured, Registry, Signal, setting, validate
 
 from .layers import check_layers, layer_numbers
 
 
 @dataclass(frozen=True)
-class Residual(Configured):
+class Residual(Signal):
     """The residual stream that enters each of the correction's layers, of every token of the prompt."""
 
 
 @dataclass(frozen=True)
-class Tower(Configured):
+class Tower(Signal):
     """Attention that each patch received in one block of the vision tower (negative: from the end)."""
 
     block: int
 
 
 @dataclass(frozen=True)
-class TextOnly(Configured):
+class TextOnly(Signal):
     """Head outputs of the last prompt row for the same prompt without its images."""
-
-
-Need = Residual | Tower | TextOnly
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +81,7 @@ class Correction(Configured, ABC):
         check_layers(self.layers, self.name or type(self).__name__)
 
     @property
-    def needs(self) -> frozenset[Need]:
+    def needs(self) -> frozenset[Signal]:
         """What the runtime has to capture for this correction."""
         return frozenset()
 

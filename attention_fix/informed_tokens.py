@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmopt.core import setting
+from vlmopt.core import Signal, setting
 
-from .base import Need, RowView, Tower, no_rows, register
+from .base import RowView, Tower, no_rows, register
 from .boost import Boost, boosted
 
 CLIFF = 0.6  # between 0.5 and 0.7 the published captions begin to repeat themselves
@@ -58,7 +58,7 @@ class InformedTokens(Boost):
     )
 
     @property
-    def needs(self) -> frozenset[Need]:
+    def needs(self) -> frozenset[Signal]:
         return frozenset({Tower(self.local_block), Tower(self.summary_block)}) if self.boosts else frozenset()
 
     @property

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmopt.core import setting
+from vlmopt.core import Signal, setting
 
-from .base import HeadCorrection, Need, TextOnly, register
+from .base import HeadCorrection, TextOnly, register
 from .measured import OnDevice, read_profile
 from .profile import HeadProfile
 
@@ -71,7 +71,7 @@ class VisionHeads(HeadCorrection):
             raise ValueError(f"{self.name}: mode='static' needs a profile, mode='text_first' has no use for one")
 
     @property
-    def needs(self) -> frozenset[Need]:
+    def needs(self) -> frozenset[Signal]:
         return frozenset({TextOnly()}) if self.mode == "text_first" else frozenset()
 
     @property

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vlmopt.core import setting
+from vlmopt.core import Signal, setting
 
-from .base import Need, Residual, RowCorrection, RowView, no_rows, register
+from .base import Residual, RowCorrection, RowView, no_rows, register
 from .sink_scores import published, published_dims
 from .sink_settings import SinkSettings
 
@@ -75,7 +75,7 @@ class VisualSink(SinkSettings, RowCorrection):
     )
 
     @property
-    def needs(self) -> frozenset[Need]:
+    def needs(self) -> frozenset[Signal]:
         return frozenset() if self.is_identity else frozenset({Residual()})
 
     @property

@@ -15,7 +15,7 @@ HELD = 2**26  # cosines that are kept at once, 256 MiB
 WORTH = 16  # products of a matrix with a vector that take as long as one of its rows among a product of matrices
 
 
-@torch.no_grad()  # choices have no gradient, and the loop writes over what it has computed
+@torch.no_grad()  # a choice has no gradient
 def farthest(features: Tensor, k: int, weights: Tensor | None = None, first: Tensor | None = None) -> Tensor:
     """Return k tokens, each the argmax over the rest of weight_i * (1 - cosine of i to the nearest chosen token).
 

@@ -8,18 +8,9 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from vlmopt.core import Configured
+from vlmopt.core import Signal as Signal  # the base of all of them
 
 TEXT: Literal["text"] = "text"
-
-
-@dataclass(frozen=True)
-class Signal(Configured):
-    """Base of what a selector can ask to read."""
-
-    def subset(self, value: Any, index: Tensor) -> Any:
-        """Return the value for the tokens `index` Long[m] alone; as it is here, where it has no axis of tokens."""
-        return value
 
 
 @dataclass(frozen=True)

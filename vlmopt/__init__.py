@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from .api import optimize, optimized, report, restore
     from .checkpoints import load_checkpoint
     from .diagnose import SinkReport, diagnose_sinks
-    from .estimation import Estimate, estimate
     from .policy import Policy
     from .policy.presets import presets
     from .reporting import Report
@@ -19,12 +18,10 @@ if TYPE_CHECKING:
 # Public names and the module of each. A name is imported when it is first asked for (PEP 562), so that
 # `import vlmopt.pruning` costs torch alone and `vlmopt --help` not even that.
 _HOME = {
-    "Estimate": "estimation",
     "Policy": "policy",
     "Report": "reporting",
     "SinkReport": "diagnose",
     "diagnose_sinks": "diagnose",
-    "estimate": "estimation",
     "load_checkpoint": "checkpoints",
     "optimize": "api",
     "optimized": "api",
@@ -34,13 +31,11 @@ _HOME = {
 }
 
 __all__ = [
-    "Estimate",
     "Policy",
     "Report",
     "SinkReport",
     "__version__",
     "diagnose_sinks",
-    "estimate",
     "load_checkpoint",
     "optimize",
     "optimized",

@@ -16,6 +16,7 @@ from tests.support.mechanism import LOGITS, gap, stored_lengths
 from tests.support.tiny import SPECIAL
 from vlmopt import kv
 from vlmopt.pruning import FastV, Uniform
+from vlmopt.runtime.component import Components
 
 TOLERANCE = 1e-5
 SNAP = kv.SnapKV(keep_ratio=0.4, recent=2, window=8)
@@ -171,7 +172,7 @@ def test_a_budget_of_all_keys_changes_no_bit(name, method):
     out = generate(model, batch)
     assert all(map(torch.equal, out.logits, expected.logits))
     assert type(out.past_key_values) is type(expected.past_key_values)
-    assert not any("eviction" in part.__class__.__module__ for part in session(model).components)
+    assert not any("eviction" in part.__class__.__module__ for part in session(model).slot(Components))
 
 
 def session(model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from tests.support.mechanism import (
 )
 from tests.support.reference import Removal, Stage
 from tests.support.tiny import SPECIAL, V5
+from vlmopt.attention_fix import AttentionFusion
 
 NAMES = ["qwen2_5_vl", "qwen3_vl", "llava", "smolvlm", "gemma3"]
 WAYS = [("pre", "keep"), ("mid", "keep"), ("progressive", "keep"), ("progressive", "pospad"), ("progressive", "repack")]
@@ -173,6 +175,19 @@ def test_static_cache_is_bypassed_loudly(name):
         assert any("static" in line["why"] for line in vlmopt.report(model).skipped)
     expected = generate(plain, batch, cache_implementation="static", disable_compile=True)
     assert same(out, expected)
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "llava"])
+def test_beside_a_bypassed_cut_corrections_edit_the_same_rows(name):
+    """A cut that a static cache rules out leaves the rows of text what they are, behind it too."""
+    case, outs = Case(FAMILIES[name], "progressive", prompts="ragged"), []
+    for prune in ((), case.policy.prune):
+        policy = vlmopt.Policy(prune=prune, attention=[AttentionFusion(layers="0:")])
+        with vlmopt.optimized(case.model(), policy) as model, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "static cache")
+            outs.append(generate(model, case.batch, cache_implementation="static", disable_compile=True))
+            assert len(vlmopt.report(model).corrections[0]["layers"]) == 6
+    assert same(*outs)
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "llava"])

@@ -121,9 +121,9 @@ def test_a_probe_reads_its_row_alone_and_leaves_the_kernel_as_it_is(method, monk
     """Under sdpa: one query row per image, and no layer falls back to the eager kernel."""
     from transformers.models.llama import modeling_llama
 
-    from vlmopt.runtime.hooks import attention
+    from vlmopt.runtime.captures import row_probe
 
-    shapes, kept = [], attention.attention_rows
+    shapes, kept = [], row_probe.masked_logits
 
     def spy(rows, *args, **kwargs):
         shapes.append(tuple(rows.shape))
@@ -132,7 +132,7 @@ def test_a_probe_reads_its_row_alone_and_leaves_the_kernel_as_it_is(method, monk
     def eager(*args, **kwargs):
         raise AssertionError("the eager kernel ran")
 
-    monkeypatch.setattr(attention, "attention_rows", spy)
+    monkeypatch.setattr(row_probe, "masked_logits", spy)
     monkeypatch.setattr(modeling_llama, "eager_attention_forward", eager)
     family = FAMILIES["llava"]
     with vlmopt.optimized(copy.deepcopy(family.build("sdpa")), method) as model:

@@ -19,8 +19,8 @@ from torch import Tensor
 from tests.support.families import LAYERS, Batch, Family
 from tests.support.reference import Reference, Removal, Stage, decoder_of
 from vlmopt.api import session_of
-from vlmopt.runtime.components.selection import Cuts
-from vlmopt.runtime.hooks import layer as layers
+from vlmopt.runtime.components.pruning import boundary
+from vlmopt.runtime.components.pruning.record import Cuts
 
 GIVEN = ("inputs_embeds", "visual_pos_masks", "deepstack_visual_embeds")
 
@@ -79,16 +79,16 @@ def recording(model: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Record]:
     def give(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         record.given = {name: copy.copy(kwargs[name]) for name in GIVEN if kwargs.get(name) is not None}
 
-    def write(step: Any, hidden: Tensor, keep: Any, rows: Any) -> Tensor:
-        written = record.merged.setdefault(step.call.page.slot(Cuts)[-1].layer, {})
-        for row, places, embeds in keep.written:
-            columns = rows.log[row, places].tolist()
-            written |= {(row, column): embed for column, embed in zip(columns, embeds, strict=True)}
-        return original(step, hidden, keep, rows)
+    def write(step: Any, context: Any, at: Any, choice: Any, rows: Any) -> Tensor:
+        written = record.merged.setdefault(at.layer, {})
+        for one in choice.written:
+            columns = rows.log[one.row, one.places].tolist()
+            written |= {(one.row, column): embed for column, embed in zip(columns, one.embeds, strict=True)}
+        return original(step, context, at, choice, rows)
 
-    original, hook = layers.write_merged, decoder_of(model).register_forward_pre_hook(give, with_kwargs=True)
+    original, hook = boundary.write_merged, decoder_of(model).register_forward_pre_hook(give, with_kwargs=True)
     with monkeypatch.context() as patch:
-        patch.setattr(layers, "write_merged", write)
+        patch.setattr(boundary, "write_merged", write)
         yield record
     hook.remove()
 

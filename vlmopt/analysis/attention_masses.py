@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlmopt.attention_fix import Need, RowCorrection, RowView, VisualSink
+from vlmopt.attention_fix import RowCorrection, RowView, VisualSink
 from vlmopt.attention_fix.base import no_rows
+from vlmopt.core import Signal
 
 from ..api import optimized
 from ..policy import Policy
@@ -47,7 +48,7 @@ class MassListener(RowCorrection):
     sums: dict[int, Sums] = field(default_factory=dict, hash=False)
 
     @property
-    def needs(self) -> frozenset[Need]:
+    def needs(self) -> frozenset[Signal]:
         return frozenset() if self.inner is None else self.inner.needs
 
     @property

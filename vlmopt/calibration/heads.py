@@ -13,7 +13,6 @@ from vlmopt.attention_fix import (
     Correction,
     HeadCorrection,
     HeadProfile,
-    Need,
     Residual,
     RowCorrection,
     RowView,
@@ -24,6 +23,7 @@ from vlmopt.attention_fix.profile import CRITERIA
 from vlmopt.attention_fix.sink_scores import sink_mask, sink_scores
 from vlmopt.attention_fix.vision_heads import above_median, head_divergence
 from vlmopt.attention_fix.visual_sink import gate
+from vlmopt.core import Signal
 
 from .sink_dims import half
 
@@ -157,7 +157,7 @@ class RowListener(RowCorrection):
     sums: HeadSums = field(hash=False)
 
     @property
-    def needs(self) -> frozenset[Need]:
+    def needs(self) -> frozenset[Signal]:
         return frozenset({Residual()}) if self.sums.dims else frozenset()
 
     @property
@@ -182,7 +182,7 @@ class HeadListener(HeadCorrection):
     sums: HeadSums = field(hash=False)
 
     @property
-    def needs(self) -> frozenset[Need]:
+    def needs(self) -> frozenset[Signal]:
         return frozenset({TextOnly()})
 
     @property

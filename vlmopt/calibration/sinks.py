@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlmopt.attention_fix import Need, Residual, RowCorrection, RowView, SinkProfile
+from vlmopt.attention_fix import Residual, RowCorrection, RowView, SinkProfile
 from vlmopt.attention_fix.base import no_rows
 from vlmopt.attention_fix.sink_scores import auto_tau
+from vlmopt.core import Signal
 
 from ..api import optimized
 from ..checks import model_facts
@@ -100,7 +101,7 @@ class SinkListener(RowCorrection):
     eye: Eye
 
     @property
-    def needs(self) -> frozenset[Need]:
+    def needs(self) -> frozenset[Signal]:
         return frozenset({Residual()})
 
     @property

@@ -22,7 +22,6 @@ class Command(NamedTuple):
 COMMANDS = {
     "run": Command("run", "ask a model about an image or a video, dense and with a policy, and compare"),
     "eval": Command("eval", "compare policies on a data set: accuracy, hallucination, clicks, latency, and a report"),
-    "estimate": Command("estimate", "predict what a model costs on a GPU, dense and under policies, from its config"),
     "demo": Command("demo", "open a page that shows what a model looks at, what was dropped, and what it cost"),
     "list": Command("listing", "show presets and methods; with a name, everything about one of them"),
     "policy": Command("policy", "print a policy as JSON"),

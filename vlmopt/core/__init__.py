@@ -4,6 +4,18 @@ from .data import check_depth, parse, shown
 from .profile import MeasuredProfile
 from .registry import Registry
 from .settings import Configured, setting, validate
+from .signals import Signal
 from .suggest import near
 
-__all__ = ["Configured", "MeasuredProfile", "Registry", "check_depth", "near", "parse", "setting", "shown", "validate"]
+__all__ = [
+    "Configured",
+    "MeasuredProfile",
+    "Registry",
+    "Signal",
+    "check_depth",
+    "near",
+    "parse",
+    "setting",
+    "shown",
+    "validate",
+]

@@ -38,7 +38,7 @@ def named(name: str) -> Written:
     """Find a preset, the policy at a path, or one that is written out as JSON or in one line."""
     if (preset := catalogue.preset(name)) is not None:
         return Written(preset.policy)
-    if name.removeprefix("\ufeff").lstrip().startswith(("{", "[")):
+    if name.lstrip().startswith(("{", "[")):
         return Written(parsed(name))
     if name and os.path.exists(name):
         return read(Path(name))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..runtime.call import Call
-from ..runtime.components.selection import Cut, Cuts
+from ..runtime.components.pruning.record import Cut, Cuts
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ def token_counts(call: Call, sample: int, shown: list[VisualMap]) -> dict[str, A
                     "after": left,
                     "markers": new,
                     "merged": count(cut.written, sample),
-                    "requested": cut.requested[sample],
-                    **cut.stats[sample],
+                    "requested": cut.answers[sample].requested,
+                    **cut.answers[sample].stats,
                 }
             )
         area += (left + markers) * (depth - last_layer)
@@ -121,9 +121,9 @@ def chunk_maps(call: Call, number: int, sample: int, cuts: Sequence[Cut] | None 
                 markers |= cut.markers[sample, span.index].cpu()
             if cut.written is not None:
                 merged |= cut.written[sample, span.index].cpu()
-            if (origin := cut.origin[sample]) is not None:
+            if (origin := cut.answers[sample].origin) is not None:
                 into = torch.maximum(into, merged_into(cut, sample, origin, context.ordinal[sample])[span.index.cpu()])
-            if (given := cut.scores[sample]) is not None:
+            if (given := cut.answers[sample].scores) is not None:
                 full = torch.full(context.visual.shape[1:], float("nan"))
                 full[cut.before[sample].cpu()] = given.float().cpu()
                 scores = full[span.index.cpu()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -10,19 +11,9 @@ import torch
 
 from ..runtime import compat
 from ..runtime.call import Call
-from ..runtime.components.corrections import Corrections
-from ..runtime.components.eviction import Evicting
-from ..runtime.components.layer_corrections import Divergence, Records, Repeating
-from ..runtime.components.selection import Cuts
-from ..runtime.components.tower_pruning import Patches
+from ..runtime.component import Account, Components
 from ..runtime.offload import device_of
 from .accounting import VisualMap, maps, token_counts
-from .corrections import corrected
-from .corrections import lines as corrected_lines
-from .evictions import evicted
-from .evictions import lines as evicted_lines
-from .sparsity import lines as sparse_lines
-from .sparsity import sparse_layers
 from .stages import Stage, stages
 
 
@@ -47,18 +38,19 @@ class Report:
     key_lengths: list[int]
     kv_cache_bytes: int
     kv_bytes_prompt: int  # of the prompt's cache before keys were evicted
-    kv: list[dict[str, Any]]  # layers that evicted keys
     ms: dict[str, float | None]
     new_tokens: int
     decode_tokens_per_s: float | None
     peak_memory_bytes: int | None
-    tower: dict[str, int] | None  # patches "given" and "encoded", where a method chose before the tower; else None
-    applied: list[dict[str, Any]]
     skipped: list[dict[str, str]]
-    corrections: list[dict[str, Any]]
-    prefill: list[dict[str, Any]]  # layers whose prompt attention was sparse
-    repeating: list[int] | None  # samples whose text repeats itself; None where nothing watches
-    token_divergence: list[list[float]] | None  # T-VHD per sample and generated token; None where nothing traces it
+    tower: dict[str, int] | None = None  # patches "given" and "encoded", where a method chose before the tower
+    applied: list[dict[str, Any]] = field(default_factory=list)
+    corrections: list[dict[str, Any]] = field(default_factory=list)
+    prefill: list[dict[str, Any]] = field(default_factory=list)  # layers whose prompt attention was sparse
+    kv: list[dict[str, Any]] = field(default_factory=list)  # layers that evicted keys
+    repeating: list[int] | None = None  # samples whose text repeats itself; None where nothing watches
+    token_divergence: list[list[float]] | None = None  # T-VHD per sample and generated token, where it is traced
+    _applied: list[str] = field(default_factory=list, repr=False, compare=False)
     _maps: dict[int, list[VisualMap]] = field(default_factory=dict, repr=False, compare=False)
     _stages: dict[int, list[Stage]] = field(default_factory=dict, repr=False, compare=False)
 
@@ -71,8 +63,9 @@ class Report:
         ms = milliseconds(call)
         shown = {index: maps(call, index) for index in range(batch)}
         decode = ms["decode"]
-        kept = evicted(call)
-        tripped, divergence = call.slot(Repeating).tripped, call.slot(Divergence)
+        accounts = [component.report(call) for component in session.slot(Components)]
+        entries = {name: value for account in accounts for name, value in account.entries.items()}
+        gone = sum(own["bytes_before"] - own["bytes_after"] for own in entries.get("kv", ()))
         return cls(
             family=session.family.name
             if session.family.described
@@ -85,19 +78,14 @@ class Report:
             samples=[token_counts(call, index, shown[index]) for index in range(batch)],
             key_lengths=list(call.page.key_lengths),
             kv_cache_bytes=call.page.cache_bytes,
-            kv_bytes_prompt=call.page.cache_bytes + sum(own["bytes_before"] - own["bytes_after"] for own in kept),
-            kv=kept,
+            kv_bytes_prompt=call.page.cache_bytes + gone,
             ms=ms,
             new_tokens=call.new_tokens,
             decode_tokens_per_s=call.decode_steps / decode * 1e3 if decode and call.decode_steps else None,
             peak_memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
-            tower=patches(call),
-            applied=applied(call),
-            skipped=skipped(call),
-            corrections=corrected(call),
-            prefill=sparse_layers(call),
-            repeating=None if tripped is None else tripped.nonzero()[:, 0].tolist(),
-            token_divergence=torch.stack(divergence, 1).tolist() if divergence else None,
+            skipped=skipped(call, accounts),
+            **entries,
+            _applied=[line for account in accounts for line in account.lines],
             _maps=shown,
             _stages={index: stages(call, index) for index in shown},
         )
@@ -117,13 +105,9 @@ class Report:
         """Return plain lists, dicts, numbers and strings."""
         return {f.name: copy.deepcopy(getattr(self, f.name)) for f in fields(self) if f.name[0] != "_"}
 
-    def pruned_lines(self) -> list[str]:
-        """Write one line per cut: what it dropped, and where."""
-        return [
-            f"applied  {a['method']} before layer {a['layer']} ({a['positions']}): {a['before']} -> {a['after']} tokens"
-            + (f"; {a['source']}" if a["source"] else "")
-            for a in self.applied
-        ]
+    def applied_lines(self) -> list[str]:
+        """Write one line per thing that was done, in the words of the component that did it."""
+        return list(self._applied)
 
     def skipped_lines(self) -> list[str]:
         """Write one line per thing that did not happen, with the reason."""
@@ -141,13 +125,7 @@ class Report:
                 f"{s['visual_tokens_kept']:>6} {s['layer_average']:>9.1f} {s['markers']:>7} {s['extras']['merged']:>6} "
                 f"{s['extras']['structural']:>10}"
             )
-        lines += self.pruned_lines()
-        if self.tower is not None:
-            lines.append(f"tower    {self.tower['given']} patches given, {self.tower['encoded']} encoded")
-        lines += corrected_lines(self.corrections) + sparse_lines(self.prefill) + evicted_lines(self.kv)
-        if self.repeating:
-            lines.append(f"warning  the text repeats itself in samples {', '.join(map(str, self.repeating))}")
-        lines += self.skipped_lines()
+        lines += self.applied_lines() + self.skipped_lines()
         lines.append("keys     " + runs_of(self.key_lengths) + f"  ({self.kv_cache_bytes / 2**20:.2f} MiB)")
         lines.append(
             "time     " + "  ".join(f"{name} {value:.1f} ms" for name, value in self.ms.items() if value is not None)
@@ -177,50 +155,15 @@ def milliseconds(call: Call) -> dict[str, float | None]:
     }
 
 
-def patches(call: Call) -> dict[str, int] | None:
-    runs = call.page.slot(Patches)
-    given, encoded = (sum(run[i] for run in runs) for i in (0, 1))
-    return {"given": given, "encoded": encoded} if runs else None
-
-
-def applied(call: Call) -> list[dict[str, Any]]:
-    out = []
-    for method in call.session.selectors:
-        layer = method.layer
-        cuts = [cut for cut in call.page.slot(Cuts) if cut.layer == layer and cut.method == method.name]
-        if cuts:
-            before, after = sum(int(c.before.sum()) for c in cuts), sum(int(c.keep.sum()) for c in cuts)
-            row = {"method": method.name, "layer": layer, "positions": method.numbering}
-            out.append(row | {"before": before, "after": after, "source": method.source})
-    return out
-
-
-def skipped(call: Call) -> list[dict[str, str]]:
-    out = [{"what": what, "why": why} for what, why in call.skipped.items()]
-    nothing = "the prompt brought no visual tokens"
-    if call.began:
-        nothing = f"the call went on from a cache of {call.began} tokens and brought no visual tokens of its own"
-    out += [
-        {"what": m.name, "why": "changes nothing at keep_ratio=1.0"} for m in call.session.policy.prune if m.is_identity
-    ]
-    out += [
-        {"what": c.name, "why": c.idle or "changes nothing at these settings"}
-        for c in call.session.policy.attention
-        if c.is_identity
-    ]
-    if (kv := call.session.policy.kv) is not None and kv.is_identity:
-        out.append({"what": kv.name, "why": "changes nothing at keep_ratio=1.0"})
-    if (evicting := call.session.component(Evicting)) is not None:
-        out += [{"what": what, "why": why} for what, why in evicting.skipped().items()]
-    if (corrections := call.session.component(Corrections)) is not None:
-        out += [{"what": what, "why": why} for what, why in corrections.skipped().items()]
-        ran = {name for name, _ in call.slot(Records)}
-        missed = corrections.editing and not ran.intersection(c.name for c in corrections.editing)
-        if missed and not call.page.contexts and "corrections" not in call.skipped:
-            out.append({"what": "corrections", "why": nothing})
-    if call.session.selectors and not call.page.contexts and "pruning" not in call.skipped:
-        out.append({"what": "pruning", "why": nothing})
-    return out
+def skipped(call: Call, accounts: Sequence[Account]) -> list[dict[str, str]]:
+    """Return what did not happen in a call, with the reasons."""
+    policy, found = call.session.policy, list(call.skipped.items())
+    found += [(m.name, "changes nothing at keep_ratio=1.0") for m in policy.prune if m.is_identity]
+    found += [(c.name, c.idle or "changes nothing at these settings") for c in policy.attention if c.is_identity]
+    if policy.kv is not None and policy.kv.is_identity:
+        found.append((policy.kv.name, "changes nothing at keep_ratio=1.0"))
+    found += [entry for account in accounts for entry in account.skipped.items()]
+    return [{"what": what, "why": why} for what, why in found]
 
 
 def joined(skipped: list[dict[str, str]]) -> list[dict[str, str]]:

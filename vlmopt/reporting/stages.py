@@ -31,7 +31,7 @@ def stages(call: Call, sample: int) -> list[Stage]:
         cuts = cuts_of(call, number)
         for count, cut in enumerate(cuts, 1):
             maps = chunk_maps(call, number, sample, cuts[:count])
-            if cut.scores[sample] is None:
+            if cut.answers[sample].scores is None:
                 maps = [replace(m, scores=None) for m in maps]
             before, after = int(cut.before[sample].sum()), int(cut.keep[sample].sum())
             found.append(Stage(cut.layer, cut.method, before, after, maps))

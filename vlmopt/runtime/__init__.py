@@ -10,16 +10,19 @@ file per kind of signal), then `components` (what is done, one file per feature)
  4. The model merges features into embeddings and makes positions, rotary tables and masks by its own code.
  5. `hooks/decoder` opens a `Step`: `grouping` finds images among the ids, `predicting` the rows that have to stay,
     `unseen` refuses an image that nobody could find; components open their part of the step.
- 6. `hooks/layer`: at a cut, `components/selection` hands a selector what `captures` read; survivors are gathered, here
-    and in later layers (`masks`), and `cache` goes on reporting the length that the sequence would have had.
- 7. `hooks/attention`: rows are read for selectors, `components/sparse_prefill` may compute the prompt, and
-    `components/layer_corrections` write over the kernel's output.
+ 6. `hooks/layer` hands the input of a layer to its parts: at a cut, `components/pruning` shows a selector what
+    `captures` read and gathers the rows that stay. `fitting` then makes the layer's arguments those of its rows
+    (`masks`), and `cache` goes on reporting the length that the sequence would have had.
+ 7. `hooks/attention` hands a call to its parts: `components/sparse_prefill` may compute it in the kernel's place;
+    behind it `captures/rows` reads rows for selectors and `components/layer_corrections` write over the output.
  8. `hooks/decoder` gives the output its logical length and closes the step; `hooks/head` marks the first logits.
  9. Where a method wants to know what the model would say otherwise, `side_forward` runs its decoder beside the call.
 10. `hooks/generate` closes the call; `vlmopt.reporting` reads its `ledger` when a report is asked for.
 
-`call` has the three objects that everything is handed: `Session`, `Call`, `Step`. They hold facts; a feature keeps its
-state in `slots` of theirs. Two coordinate systems, never mixed: *logical* places count the sequence as `generate` knows
-it, *physical* ones the rows or keys of one layer (`context`). Outside the decoder's layers everything is logical.
-`structure` finds the parts of a model, `compat` alone knows releases, `offload` weights that are elsewhere.
+`call` has the three objects that everything is handed: `Session`, `Call`, `Step` (a `PromptStep` or a `DecodeStep`).
+They hold facts; a feature keeps its state in `slots` of theirs. `component` says what a feature may do; it puts parts
+where a layer begins (`hooks/layer.entry_of`) and into its attention (`hooks/attention.plan_of`), where it has work and
+nowhere else; `points` is what they are handed. Two coordinate systems, never mixed: *logical* places count the sequence
+as `generate` knows it, *physical* ones the rows or keys of one layer (`context`). Outside the decoder's layers all is
+logical. `structure` finds the parts of a model, `compat` alone knows releases, `offload` weights that are elsewhere.
 """

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 MODALITIES = {"image": "get_image_features", "video": "get_video_features"}
@@ -30,15 +29,41 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class OuterArguments:
-    """What the outer model was called with; consumed by the decoder's pre-hook."""
+    """What the outer model was called with, by name; consumed by the decoder's pre-hook."""
 
-    input_ids: Tensor | None = None
-    attention_mask2d: Tensor | None = None
-    pixels: bool = False
-    embeds_only: bool = False
-    encodes: bool = False  # this very forward runs the vision encoder
-    names: tuple[str, ...] = ()  # of all arguments that were given
+    given: Mapping[str, Any]
     targets: Tensor | None = None  # Bool[B, L], rows whose next token is a label
+
+    @property
+    def input_ids(self) -> Tensor | None:
+        """Long[B, L]."""
+        return self.given.get("input_ids")
+
+    @property
+    def attention_mask2d(self) -> Tensor | None:
+        """[B, L] where the mask has that shape; None for others, and without one."""
+        mask = self.given.get("attention_mask")
+        return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+    @property
+    def embeds_only(self) -> bool:
+        """Whether embeddings came in the place of ids."""
+        return self.input_ids is None and self.given.get("inputs_embeds") is not None
+
+    @property
+    def encodes(self) -> bool:
+        """Whether this very forward runs the vision encoder."""
+        return brings_pixels(self.given)
+
+    @property
+    def pixels(self) -> bool:
+        """Whether images come along, encoded or not."""
+        return any(carries_pixels(name, value) for name, value in self.given.items())
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all arguments that were given."""
+        return tuple(name for name, value in self.given.items() if value is not None)
 
 
 def by_name(signature: inspect.Signature, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -63,26 +88,6 @@ def carries_pixels(name: str, value: Any) -> bool:
     if value is None or (isinstance(value, dict) and not value):
         return False
     return name.startswith(CARRIERS)
-
-
-def images_in(arguments: Mapping[str, Any]) -> list[Tensor]:
-    """The tensors that carry images in a call of the outer model, pixels or what an encoder made of them."""
-
-    def tensors(value: Any) -> list[Tensor]:
-        if isinstance(value, Tensor):
-            return [value]
-        parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-        return [tensor for part in parts for tensor in tensors(part)]
-
-    names = sorted(name for name in arguments if name.startswith(CARRIERS))
-    return [tensor for name in names for tensor in tensors(arguments[name])]
-
-
-def same_images(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
-    """Whether two passes bring the same images, as far as both bring some."""
-    if not one or not other:
-        return True
-    return len(one) == len(other) and all(a is b or torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 class EncodingPlan(Protocol):

@@ -6,68 +6,28 @@ They hold facts. What a feature remembers beside them lies in slots whose classe
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vlmopt.pruning import Selector, Signal
+from vlmopt.pruning import Selector
 
 from ..families import Family
 from ..policy import Policy
 from ..scorers import TrainedScorer
 from . import compat
-from .arguments import EncodingPlan, OuterArguments, Request, same_images
-from .context import Chunk, Lease
+from .arguments import OuterArguments, Request
+from .context import Chunk, Lease, VisualContext
 from .ledger import Clock, Features, Page
 from .offload import device_of
+from .points import SidePass
 from .slots import Slots
 from .structure import ModelStructure
-
-Part = TypeVar("Part", bound="Component")
-
-
-class Component:
-    """A feature of the runtime in one session: its hooks, and its part in every pass."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-
-    @staticmethod
-    def check(model: Any, structure: ModelStructure, policy: Policy) -> None:
-        """Raise `ValueError` where this model cannot have what a policy asks for; before anything is changed."""
-
-    @staticmethod
-    def wanted(session: Session) -> bool:
-        """Whether the policy asks for it."""
-        raise NotImplementedError
-
-    def signals(self) -> set[Signal]:
-        """What has to be captured for it."""
-        return set()
-
-    def install(self) -> None:
-        """Put its hooks in place, behind those of the components before it."""
-
-    def open_call(self, request: Request, arguments: dict[str, Any]) -> None:
-        """A `generate` begins; its arguments may be changed in place."""
-
-    def plan_encoding(self, modality: str, bound: dict[str, Any]) -> EncodingPlan | None:
-        """What is to run in the place of a feature function called with these arguments, None for itself."""
-        return None
-
-    def open_step(self, step: Step, cache: Any) -> None:
-        """A decoder pass begins."""
-
-    def close_step(self, step: Step, cache: Any) -> None:
-        """It is over."""
-
-    def close_call(self, call: Call) -> None:
-        """Leave in the call what a report needs, and nothing that is large."""
 
 
 @dataclass(eq=False)
@@ -91,7 +51,6 @@ class Session(Slots):
     family: Family
     trained: Mapping[str, TrainedScorer]  # by source
     serial: str  # copies of the session share it
-    components: list[Component] = field(default_factory=list)
     lease: Lease = field(default_factory=Lease)
     undo: list[Callable[[], None]] = field(default_factory=list)
     last: Last = field(default_factory=Last)
@@ -115,10 +74,6 @@ class Session(Slots):
         """Stage of every decoder layer."""
         return [sum(method.layer <= i for method in self.selectors) for i in range(len(self.structure.layers))]
 
-    def component(self, kind: type[Part]) -> Part | None:
-        """One of the components."""
-        return next((part for part in self.components if isinstance(part, kind)), None)
-
     def hook(self, handle: Any) -> None:
         """Remove a hook of torch's with everything else."""
         self.undo.append(handle.remove)
@@ -131,13 +86,13 @@ class Session(Slots):
     def running_step(self) -> Step | None:
         """The step of this session that runs now in this context, None outside one."""
         step = STEP.get()
-        return step if step is not None and step.call.session is self else None
+        return step if isinstance(step, Step) and step.call.session is self else None
 
-    def new_call(self, request: Request | None = None) -> Call:
+    def new_call(self, request: Request | None = None, around: Call | None = None) -> Call:
         """Begin a `generate`, or a bare forward where nothing was requested."""
-        clock = Clock(device_of(self.model))
+        clock = Clock(torch.cuda.is_available() and device_of(self.model).type == "cuda")
         self.last.call, self.last.began = None, True
-        return Call(self, clock, request is not None, request or Request(), clock.now())
+        return Call(self, clock, request is not None, request or Request(), around, clock.now())
 
 
 @dataclass(eq=False)
@@ -148,11 +103,11 @@ class Call(Slots):
     clock: Clock
     by_generate: bool
     request: Request = field(default_factory=Request)
+    around: Call | None = None  # inside which a forward runs: of another model, or one that this is beside
     start: Any = None
     began: int | None = None  # length of the cache before the first chunk
     cache: Any = None  # of the sequence asked for, while the call runs
     arguments: OuterArguments | None = None  # on the way from the outer model to its decoder
-    images: Sequence[Tensor] = ()  # as its first pass brought them, while the call runs
     features: Features = field(default_factory=Features)
     page: Page = field(default_factory=Page)
     prompt: Page | None = None  # the page of the prompt, from the first logits on
@@ -166,10 +121,10 @@ class Call(Slots):
     new_tokens: int = 0
     beside: bool = False  # one forward inside a `generate`, of another sequence; it has no report
 
-    def aside(self, cache: Any, ids: Tensor | None, images: Sequence[Tensor] = ()) -> bool:
+    def aside(self, cache: Any, ids: Tensor | None) -> bool:
         """Whether a pass is of another sequence than the one asked for, e.g. the unconditional one of a guidance scale.
 
-        Sequences are told apart by their cache, without one by how they begin and by their images.
+        Sequences are told apart by their cache, without one by how they begin.
         """
         if self.began is None:
             return False
@@ -179,13 +134,11 @@ class Call(Slots):
             return False
         prompt = self.request.ids.to(ids.device)
         copies, rest = divmod(len(ids), len(prompt))
-        if rest or not torch.equal(ids[:, : prompt.shape[1]], prompt.repeat_interleave(copies, 0)):
-            return True
-        return not same_images(self.images, images)
+        return bool(rest) or not torch.equal(ids[:, : prompt.shape[1]], prompt.repeat_interleave(copies, 0))
 
     def open_step(self, step: Step) -> None:
         """A decoder forward begins; prefills are marked, decode steps only counted."""
-        if step.context is not None:
+        if isinstance(step, PromptStep) and step.context is not None:
             self.saw_image = True
             self.page.contexts.append(step.context)
             if not step.context.grouped:
@@ -224,30 +177,50 @@ class Call(Slots):
         self.end = self.clock.now()
         self.page = self.prompt or self.page
         self.features.clear()
-        for component in self.session.components:
-            component.close_call(self)
-        self.cache, self.images = None, ()
+        self.cache = None
         self.session.last.call = self
 
     def skip(self, what: str, why: str) -> None:
         self.skipped.setdefault(what, why)
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Step(Chunk, Slots):
     """One forward of the decoder. Held in a context variable, never on a module or class."""
 
     call: Call
     positions: Tensor  # Long[B or 1, L] or [3, B, L], as the decoder was given them
-    embeds: Tensor = field(default_factory=lambda: torch.empty(0))  # [B, L, d] what the decoder was given
-    given: dict[str, Any] = field(default_factory=dict)  # its other arguments by name
-    arguments: OuterArguments = field(default_factory=OuterArguments)  # those of the outer model
-    side: object = None  # what a pass beside the sequence is run for; None in the sequence's own
-    fast: bool = False  # plain decode step: layer hooks have nothing to do
+    embeds: Tensor  # [B, L, d] what the decoder was given
+    given: dict[str, Any]  # its other arguments by name
+    arguments: OuterArguments  # those of the outer model
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PromptStep(Step):
+    """A prompt or a chunk of it."""
+
+    context: VisualContext | None  # None: it shows no images
+    fixed: str | None = None  # why its cache cannot shrink
     again: bool = False  # a checkpointed layer runs once more, in the backward pass
-    stage: int = 0  # stage of the layer that runs now
-    key_length: dict[int, int] = field(default_factory=dict)  # layer -> physical keys it attends to
+
+    @property
+    def ends_prompt(self) -> bool:
+        """Whether it holds the last row of the prompt."""
+        end = self.call.request.length
+        return end is None or self.past + self.q >= end
+
+    @property
+    def once_more(self) -> bool:
+        """Whether this pass of `generate` is the prompt again, with what came of it so far: there is no cache."""
+        return self.call.prompt is not None and not self.again
 
 
-STEP: ContextVar[Step | None] = ContextVar("vlmopt_step", default=None)
+@dataclass(frozen=True, eq=False, kw_only=True)
+class DecodeStep(Step):
+    """Rows behind the prompt: a generated one, or candidates of assisted decoding."""
+
+    fast: bool  # layers need nothing that was not in place for the step before
+
+
+STEP: ContextVar[Step | SidePass | None] = ContextVar("vlmopt_step", default=None)
 CALL: ContextVar[Call | None] = ContextVar("vlmopt_call", default=None)

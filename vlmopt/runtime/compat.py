@@ -7,7 +7,6 @@ import inspect
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-import torch
 import transformers
 from packaging.version import Version
 from torch import Tensor, nn
@@ -171,5 +170,6 @@ def cache_bytes(cache: Any) -> int:
 
 def layer_bytes(cache: Any, layer: int) -> int:
     """Bytes of the key and value tensors of one layer."""
-    tensors = [getattr(cache.layers[layer], name, None) for name in ("keys", "values")]
-    return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
+    held = cache.layers[layer]
+    keys, values = getattr(held, "keys", None), getattr(held, "values", None)
+    return (keys.nbytes if isinstance(keys, Tensor) else 0) + (values.nbytes if isinstance(values, Tensor) else 0)

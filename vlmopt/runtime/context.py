@@ -155,18 +155,23 @@ def stage_of(store: Store) -> int:
     return store if isinstance(store, int) else store.stage
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Chunk:
-    """The rows of one forward in both coordinate systems."""
+    """The rows of one forward in both coordinate systems; what layers find out is added to its tables, once."""
 
     batch: int
     q: int  # logical query length
     past: int  # logical length of the cache before this chunk
     device: torch.device
-    context: VisualContext | None = None  # None: nothing to prune
-    state: CacheState | None = None
+    states: list[CacheState] = field(default_factory=list)  # that of its cache, once it is adopted
     rows: dict[int, Rows] = field(default_factory=dict)  # stage -> rows
+    key_length: dict[int, int] = field(default_factory=dict)  # layer -> physical keys it attends to
     memo: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def state(self) -> CacheState | None:
+        """What the cache remembers of tokens that were dropped; None where none were."""
+        return self.states[0] if self.states else None
 
     def store(self, stage: int, layer: int) -> Store:
         """Where a layer's slots are written down."""

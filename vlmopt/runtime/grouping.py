@@ -10,7 +10,7 @@ from .arguments import OuterArguments
 from .call import Call, Session
 from .context import PicturePart, VisualContext, VisualSpan
 from .ledger import Features
-from .predicting import predicting_rows, rows_before_text
+from .predicting import predicting_rows
 
 
 def build_context(
@@ -38,10 +38,7 @@ def build_context(
         span[item.row, item.index] = item.item
     ordinal = visual.long().cumsum(1) - 1
     real = torch.ones_like(visual) if mask is None else mask
-    targets = arguments.targets
-    if targets is None and session.structure.outer.training and torch.is_grad_enabled():
-        targets = rows_before_text(visual, real)
-    predicts, read = predicting_rows(call, real, past, targets)
+    predicts, read = predicting_rows(call, real, past, arguments.targets)
     held = predicts & visual
     return VisualContext(visual, span, ordinal, spans, expand, mask, grouped, parts, held if held.any() else None, read)
 

@@ -17,8 +17,8 @@ from .slots import Slots
 class Clock:
     """Marks in time: CUDA events where the model runs on one GPU (no synchronisation), the wall clock elsewhere."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
+    def __init__(self, cuda: bool) -> None:
+        self.cuda = cuda
 
     def now(self) -> Any:
         if not self.cuda:

@@ -9,23 +9,6 @@ from torch.nn.functional import pad
 from .call import Step
 
 
-def decoding(step: Step) -> bool:
-    """A step behind the prompt: one generated row, or the candidates of assisted decoding."""
-    end = step.call.request.length
-    return bool(step.past) and (step.q == 1 if end is None else step.past >= end)
-
-
-def last_row_passes(step: Step) -> bool:
-    """Whether this chunk holds the last row of the prompt."""
-    end = step.call.request.length
-    return not decoding(step) and (end is None or step.past + step.q >= end)
-
-
-def once_more(step: Step) -> bool:
-    """Whether this pass of `generate` is the prompt again, with what came of it so far: there is no cache."""
-    return step.call.prompt is not None and not decoding(step) and not step.again
-
-
 def prompt_places(step: Step, device: torch.device) -> Tensor:
     """Bool[B, q]: places of this step that are real and belong to the prompt."""
     valid, end = real(step).to(device), step.call.request.length

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .call import Call, Step
+from .context import VisualContext
 
 
 def predicting_rows(call: Call, real: Tensor, past: int, targets: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -30,11 +31,6 @@ def predicting_rows(call: Call, real: Tensor, past: int, targets: Tensor | None)
     return last if targets is None else last | targets.to(last.device), column
 
 
-def rows_before_text(visual: Tensor, real: Tensor) -> Tensor:
-    """Bool[B, L]: rows whose next token is text. A loss outside the model (label smoothing) may count any of them."""
-    return pad((real & ~visual)[:, 1:], (0, 1))
-
-
 def last_real(call: Call, real: Tensor, past: int, end: int) -> Tensor:
     """Long[B]: logical place of every sample's last real row; -1 where it lies in a chunk that is not known."""
     mask = call.request.mask
@@ -46,10 +42,9 @@ def last_real(call: Call, real: Tensor, past: int, end: int) -> Tensor:
     return torch.arange(mask.shape[1], device=mask.device).masked_fill(~mask, -1).amax(1)
 
 
-def prompt_text(step: Step, row: int) -> Tensor:
+def prompt_text(step: Step, context: VisualContext, row: int) -> Tensor:
     """Bool[q]: real text of the prompt in this chunk; what `generate` or a helper appended is none of it."""
-    assert step.context is not None
-    visual, mask = step.context.visual[row], step.context.attention_mask2d
+    visual, mask = context.visual[row], context.attention_mask2d
     end = (step.call.request.length or step.past + step.q) - step.past
     text = ~visual & (torch.arange(step.q, device=visual.device) < end)
     return text if mask is None else text & mask[row]

@@ -30,6 +30,10 @@ class Slots:
         """Make this the value of its class."""
         self._slots[type(state)] = state
 
+    def share(self, other: Slots) -> None:
+        """Hold the very values of another, e.g. of the object that this one repeats."""
+        vars(self)["_slots"] = other._slots
+
     def drop(self, kind: type[Any]) -> None:
         """Let go of the value of a class."""
         self._slots.pop(kind, None)

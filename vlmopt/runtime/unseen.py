@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .arguments import CARRIERS, MODALITIES, OuterArguments
-from .call import Call, Session, Step
+from .call import Call, PromptStep, Session
 from .compat import unknown
 
 
@@ -49,7 +49,7 @@ def refuse_ungrouped(call: Call, arguments: OuterArguments) -> None:
         raise unknown(f"{type(call.session.structure.outer).__name__} encoded an image without calling {names}")
 
 
-def refuse_unencoded(step: Step, what: str) -> None:
+def refuse_unencoded(step: PromptStep, what: str) -> None:
     """Refuse to go without what the vision encoder leaves for methods, where it encoded images in this call."""
     if step.call.features.pieces:
         raise unknown(f"{type(step.call.session.structure.outer).__name__} encoded an image, and {what}")
@@ -64,25 +64,7 @@ def refuse_undecoded(call: Call) -> None:
         raise unknown(f"{type(structure.outer).__name__} ran around the hooks of {type(structure.decoder).__name__}")
 
 
-def refuse_unreached(session: Session, ids: Tensor | None) -> None:
-    """Refuse a forward whose images the outer model was never handed."""
-    if ids is not None and has_visual(session, ids):
-        head, outer = (type(part).__name__ for part in (session.structure.head, session.structure.outer))
-        raise unknown(f"{head} ran around the hooks of {outer}")
-
-
-def refuse_taken_off(session: Session) -> None:
-    """Refuse a pass of the decoder where somebody, unhooking what is theirs, has taken our `forward` off its owner."""
-    outer = session.structure.outer
-    own = vars(outer).get("forward")
-    if own is None or getattr(own, "__func__", None) is type(outer).forward:
-        raise RuntimeError(
-            f"forward of {type(outer).__name__} is not the one that vlmopt.optimize put there: something that was "
-            "wrapped around it has been taken off, together with it. Call vlmopt.optimize(model, policy) again"
-        )
-
-
-def refuse_bypassed(step: Step) -> None:
+def refuse_bypassed(step: PromptStep) -> None:
     """Refuse a pass over visual tokens that went around a layer or an attention function with work to do."""
     session = step.call.session
     planned = {("layer", method.layer) for method in session.selectors}
@@ -104,3 +86,10 @@ def refuse_unread(call: Call) -> None:
 
 def has_visual(session: Session, ids: Tensor) -> bool:
     return bool(torch.isin(ids, ids.new_tensor(list(session.structure.visual_ids))).any())
+
+
+def no_visual(call: Call) -> str:
+    """Why there was nothing to do in a call that is over, for the report."""
+    if call.began:
+        return f"the call went on from a cache of {call.began} tokens and brought no visual tokens of its own"
+    return "the prompt brought no visual tokens"

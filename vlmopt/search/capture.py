@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..api import optimized, report
 from ..kernels.patterns import AShape, Prefill
 from ..policy import Policy
 from ..prefill import SparsePrefill
 from ..prompt import placed_for
-from ..runtime.call import Step
+from ..runtime.call import PromptStep, Step
 from ..runtime.components.sparse_prefill import SparseLayer
 from ..runtime.hooks.attention import plan_of
-from ..runtime.places import decoding
+from ..runtime.points import AttentionCall
 from ..runtime.session import session_of
 
 
@@ -35,14 +35,15 @@ class Watcher(SparseLayer):
 
     show: Callable[[Shown], None]
 
-    def run(self, step: Step, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kw: Any) -> None:
-        if decoding(step):
+    def compute(self, step: Step, at: AttentionCall) -> None:
+        """Show a layer whose padding is known."""
+        if not isinstance(step, PromptStep):
             return
-        layout = self.layout(step, query, key, mask, **kw)
+        layout = self.layout(step, at)
         if isinstance(layout, str):
             step.call.skip(f"layer {self.layer}", layout)
             return
-        self.show(Shown(self.layer, self.prefill(step, layout, query, key, value, **kw)))
+        self.show(Shown(self.layer, self.prefill(step, layout, at)))
 
 
 @torch.inference_mode()
@@ -62,10 +63,10 @@ def watch(
         session = session_of(model)
         assert session is not None
         for layer, module in enumerate(session.structure.attentions):
-            if module is not None and hasattr(module, "_vlmopt_plan") and plan_of(session, layer).prefill is not None:
-                watcher = Watcher(session, layer, method)
+            if hasattr(module, "_vlmopt_plan"):
+                watcher, parts = Watcher(session, layer, method), plan_of(session, layer).parts
                 watcher.show = show
-                plan_of(session, layer).prefill = watcher
+                parts[:] = [watcher if isinstance(part, SparseLayer) else part for part in parts]
         few = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
         model(**placed_for(model, inputs), **few, use_cache=False)
         return sorted({entry["why"] for entry in report(model).skipped})

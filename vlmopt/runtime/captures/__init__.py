@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vlmopt.attention_fix import Residual, TextOnly, Tower
 from vlmopt.pruning import (
     Activations,
     AttentionRows,
@@ -26,10 +27,14 @@ from .activations import GatedActivations
 from .base import Capture, described
 from .embeds import Hidden, OfText, OfVisual, Trained
 from .first_pass import FirstPass
+from .images import OfImages
+from .lookahead import RowsAhead
 from .pixels import NoveltyBefore, Scale, UnderTokens
 from .place import Place
 from .projector import WholeProjector
-from .rows import Rows, RowsAhead
+from .residual import ENTERING
+from .rows import Rows
+from .text_only import WithoutImages
 from .tower import Keys, Received
 
 __all__ = ["CAPTURES", "Capture", "Place", "capture_of", "described"]
@@ -44,7 +49,10 @@ CAPTURES: dict[type[Signal], Capture[Any]] = {
     Pixels: UnderTokens(),
     PixelScale: Scale(),
     Projector: WholeProjector(),
+    Residual: ENTERING,
     TextEmbeds: OfText(),
+    TextOnly: WithoutImages(),
+    Tower: OfImages(),
     VisionAttention: Received(),
     VisionKeys: Keys(),
     VisualEmbeds: OfVisual(),

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from vlmopt.pruning import Activations
 
 from ...methods import Method
-from ..call import Session, Step
+from ..call import PromptStep, Session
 from ..compat import unknown
+from ..context import VisualContext
 from ..predicting import prompt_text
 from ..structure import ModelStructure
 from .base import Capture
@@ -41,7 +42,7 @@ class ActivationHook:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         step = self.session.running_step()
-        if step is not None and step.context is not None and not step.again:
+        if isinstance(step, PromptStep) and step.context is not None and not step.again:
             step.slot(Taken)[self.layer] = args[0].detach()
 
 
@@ -60,7 +61,11 @@ class GatedActivations(Capture[Activations]):
         assert linear is not None
         session.hook(linear.register_forward_pre_hook(ActivationHook(session, need.layer)))
 
-    def missing(self, step: Step, need: Activations) -> str | None:
+    def behind_cut(self, step: PromptStep, need: Activations) -> None:
+        """Let go of it."""
+        step.slot(Taken).pop(need.layer, None)
+
+    def missing(self, step: PromptStep, context: VisualContext, need: Activations) -> str | None:
         if need.layer not in step.slot(Taken):
             raise unknown(f"layer {need.layer} ran around the last linear map of its feed-forward block")
         return None
@@ -70,8 +75,7 @@ class GatedActivations(Capture[Activations]):
         values = at.step.slot(Taken)[need.layer]
         if need.of == "visual":
             return values[at.row, at.physical.to(values.device)]
-        rows = at.step.current(at.step.stage - 1)
-        text = prompt_text(at.step, at.row)[rows.log[at.row]]
-        if rows.valid is not None:
-            text = text & rows.valid[at.row]
+        text = prompt_text(at.step, at.context, at.row)[at.rows.log[at.row]]
+        if at.rows.valid is not None:
+            text = text & at.rows.valid[at.row]
         return values[at.row, text.to(values.device)]

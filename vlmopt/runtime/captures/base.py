@@ -8,7 +8,10 @@ from typing import Any, Generic, TypeVar
 from vlmopt.pruning import Signal
 
 from ...families import Family, families
-from ..call import Call, Session, Step
+from ..call import Call, PromptStep, Session
+from ..context import VisualContext
+from ..fitting import Fitting
+from ..points import LayerInput
 from ..structure import ModelStructure
 from .place import Place
 
@@ -26,11 +29,22 @@ class Capture(Generic[Need]):
     def install(self, session: Session, need: Need) -> None:
         """Listen for it."""
 
+    def open_step(self, step: PromptStep, need: Need) -> None:
+        """A prompt or a chunk of it is about to run in the decoder."""
+
     def take(self, call: Call, modality: str, function: Callable[..., Any], bound: dict[str, Any]) -> None:
         """A feature function is about to run on the pixels among its arguments."""
 
-    def missing(self, step: Step, need: Need) -> str | None:
-        """Why this chunk does not have it, None if it does."""
+    def before_cut(
+        self, step: PromptStep, context: VisualContext, need: Need, at: LayerInput, fitting: Fitting
+    ) -> None:
+        """A layer's input is about to be cut for a method that asks for it; `fitting` is that of the rows so far."""
+
+    def behind_cut(self, step: PromptStep, need: Need) -> None:
+        """The cut that it was taken for is made."""
+
+    def missing(self, step: PromptStep, context: VisualContext, need: Need) -> str | None:
+        """Why this chunk, with visual tokens, does not have it; None if it does."""
         return None
 
     def read(self, need: Need, at: Place) -> Any:

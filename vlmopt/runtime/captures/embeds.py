@@ -14,8 +14,7 @@ class OfVisual(Capture[VisualEmbeds]):
     """`VisualEmbeds`."""
 
     def read(self, need: VisualEmbeds, at: Place) -> Tensor:
-        assert at.step.context is not None
-        places = at.step.context.visual[at.row].nonzero()[:, 0] if need.whole else at.logical
+        places = at.context.visual[at.row].nonzero()[:, 0] if need.whole else at.logical
         return at.step.embeds[at.row, places.to(at.step.embeds.device)]
 
 

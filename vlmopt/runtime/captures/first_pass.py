@@ -21,13 +21,14 @@ from vlmopt.pruning.budget import strided
 from ...methods import Method
 from .. import masks, smaller
 from ..arguments import PER_LAYER
-from ..call import CALL, Call, Session, Step
-from ..context import VisualContext, VisualSpan
+from ..call import CALL, Call, PromptStep, Session
+from ..context import Rows, VisualContext, VisualSpan
 from ..hooks.attention import plan_of
-from ..side_forward import Look, Looked, side_forward
+from ..side_forward import side_forward
 from ..structure import ModelStructure
 from .base import Capture
 from .place import Place
+from .row_probe import Look, Looked, Reading
 
 DEPTH = 0.4  # where the attention is read unless a layer is named: between a third and a half of the decoder
 Levels = list[Tensor]  # embeddings [k, d], then what DeepStack adds to the first layers
@@ -74,10 +75,10 @@ class FirstPass(Capture[FirstPassRows]):
     def take(self, call: Call, modality: str, function: Callable[..., Any], bound: dict[str, Any]) -> None:
         call.features.slot(GivenCalls).append((modality, function, bound))
 
-    def missing(self, step: Step, need: FirstPassRows) -> str | None:
+    def missing(self, step: PromptStep, context: VisualContext, need: FirstPassRows) -> str | None:
         if step.past:
             return "part of the prompt is cached already, and a first pass would not see it"
-        if step.context is not None and any(span.grid is None for span in step.context.spans):
+        if any(span.grid is None for span in context.spans):
             return (
                 "the grid of a picture is not known (its features were computed before?), so its tokens form no blocks"
             )
@@ -85,10 +86,10 @@ class FirstPass(Capture[FirstPassRows]):
 
     def read(self, need: FirstPassRows, at: Place) -> Tensor:
         """fp32 [h, R, n] of one sample."""
-        context = at.step.context
-        assert context is not None
-        rows, block, questions = at.step.remember(("first pass", need), None, lambda: run(at.session, at.step, need))
-        sample = at.row // context.expand
+        rows, block, questions = at.step.remember(
+            ("first pass", need), None, lambda: run(at.session, at.step, at.context, need)
+        )
+        sample = at.row // at.context.expand
         count = questions[sample] if need.rows == TEXT else int(need.rows)
         block = block[sample, at.logical.to(block.device)].to(rows.device)
         mine = rows[sample, :, max(rows.shape[2] - count, 0) :]
@@ -96,15 +97,16 @@ class FirstPass(Capture[FirstPassRows]):
 
 
 @torch.no_grad()
-def run(session: Session, step: Step, need: FirstPassRows) -> tuple[Tensor, Tensor, list[int]]:
+def run(
+    session: Session, step: PromptStep, context: VisualContext, need: FirstPassRows
+) -> tuple[Tensor, Tensor, list[int]]:
     """Attention rows fp32 [b, H, R, W], where among the W the block of each logical place stands, and question lengths.
 
     R is the length of the longest question. Samples run once, however many beams they have.
     """
-    context, given = step.context, step.given
-    assert context is not None
+    given = step.given
     samples = slice(None, None, context.expand)
-    short = shorten(session, step, need.shrink)
+    short = shorten(session, step, context, need.shrink)
     index, real = short.index, short.real
     batch = torch.arange(len(index), device=index.device)[:, None]
     visual = context.visual[samples].to(index.device)
@@ -119,20 +121,12 @@ def run(session: Session, step: Step, need: FirstPassRows) -> tuple[Tensor, Tens
     positions = positions.expand(*positions.shape[:-2], step.batch, step.q)[..., samples, :].to(index.device)
     positions = positions.gather(-1, index.expand(*positions.shape[:-1], -1))
     layer, count = layer_of(session.structure, need), max(questions) if need.rows == TEXT else int(need.rows)
-    silent = Step(
-        batch=len(index),
-        q=index.shape[1],
-        past=0,
-        device=step.device,
-        call=step.call,
-        positions=positions,
-        context=VisualContext(visual, visual.long() - 1, visual.long().cumsum(1) - 1, [], 1, real, True),
-        side=Look(layer, max(count, 1)),
-        fast=True,
-    )
+    identity = torch.arange(index.shape[1], device=index.device).expand_as(index)
+    of = Reading(max(count, 1), Rows(identity, None), index.shape[1], index.shape[1], real)
     try:
         side_forward(
-            silent,
+            Look(layer, of),
+            session.structure.decoder.forward,
             inputs_embeds=short.levels[0][batch, index],
             attention_mask=short_mask(given.get("attention_mask"), samples, index, real),
             position_ids=positions,
@@ -157,10 +151,8 @@ def short_mask(mask: Any, samples: slice, index: Tensor, real: Tensor) -> Any:
     return real.long()
 
 
-def shorten(session: Session, step: Step, shrink: int) -> Short:
+def shorten(session: Session, step: PromptStep, context: VisualContext, shrink: int) -> Short:
     """Which tokens stay, and what the blocks are given to carry."""
-    context = step.context
-    assert context is not None
     samples, device = slice(None, None, context.expand), step.embeds.device
     full = [step.embeds[samples], *(level[samples] for level in deepstack_levels(step))]
     levels = [level.clone() for level in full]
@@ -214,7 +206,7 @@ def mean_of_blocks(values: Tensor, number: Tensor) -> Tensor:
     return torch.segment_reduce(values[order].float(), "mean", lengths=lengths, axis=0).to(values.dtype)
 
 
-def deepstack_levels(step: Step) -> Levels:
+def deepstack_levels(step: PromptStep) -> Levels:
     """What DeepStack adds after the first layers, [B, L, d] each; empty for other models."""
     where, levels = (step.given.get(name) for name in ("visual_pos_masks", "deepstack_visual_embeds"))
     if where is None or levels is None:
@@ -223,7 +215,7 @@ def deepstack_levels(step: Step) -> Levels:
     return [torch.zeros_like(step.embeds).index_put_((where,), level.to(step.embeds)) for level in levels]
 
 
-def encode(session: Session, step: Step, shrink: int) -> dict[str, Iterator[Levels]] | None:
+def encode(session: Session, step: PromptStep, shrink: int) -> dict[str, Iterator[Levels]] | None:
     """Levels of every smaller picture per modality, in order; None where only averages can be had."""
     if not session.family.patch_grid:
         return None

@@ -6,14 +6,23 @@ attention function, before any kernel, feed-forward or cache write: it costs the
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..call import Step
+from vlmopt.pruning import TEXT, AttentionRows
+
+from ..call import PromptStep, Session
 from ..compat import CACHE_NAMES
-from ..side_forward import Look, Looked
+from ..context import VisualContext
+from ..fitting import Fitting
+from ..hooks.attention import plan_of
+from ..points import LayerInput
+from ..side_forward import side_forward
+from .row_probe import Look, Looked, Reading, longest_question, reading
+from .rows import Rows
 
 
 class Ahead(dict[int, Tensor]):
@@ -37,18 +46,34 @@ class ReadOnlyCache:
         return torch.cat([past, key], 2), torch.cat([layers[layer_idx].values, value], 2)
 
 
+class RowsAhead(Rows):
+    """`LookAheadRows`: read at the boundary of the layer, not in the layer's own run."""
+
+    state = Ahead
+
+    def install(self, session: Session, need: AttentionRows) -> None:
+        plan_of(session, need.layer)
+
+    def before_cut(
+        self, step: PromptStep, context: VisualContext, need: AttentionRows, at: LayerInput, fitting: Fitting
+    ) -> None:
+        """Run the layer on the rows so far, up to its kernel."""
+        count, known = longest_question(step, context) if need.rows == TEXT else int(need.rows), step.slot(Ahead)
+        if need.layer in known and known[need.layer].shape[2] >= count:
+            return
+        start = step.call.clock.now()
+        before = replace(at, given=dict(at.given))
+        fitting.fit(step, before)
+        known[need.layer] = look_ahead(before, reading(step, fitting.stage, count))
+        step.call.page.scoring.append((start, step.call.clock.now()))
+
+
 @torch.no_grad()
-def look_ahead(step: Step, module: nn.Module, layer: int, count: int, hidden: Tensor, given: dict[str, Any]) -> Tensor:
-    """Rows fp32 [B, H, R, L] of `layer` over logical places, R = the last `count` real prompt rows."""
-    given = dict(given)
-    for name in CACHE_NAMES:
-        if given.get(name) is not None:
-            given[name] = ReadOnlyCache(given[name])
-    step.side = Look(layer, count)
-    try:
-        module.forward(hidden, **given)  # the instance's own, where accelerate loads weights and moves inputs
+def look_ahead(at: LayerInput, of: Reading) -> Tensor:
+    """Rows fp32 [B, H, R, L] of a layer over logical places."""
+    given = at.given | {n: ReadOnlyCache(at.given[n]) for n in CACHE_NAMES if at.given.get(n) is not None}
+    try:  # the instance's own forward, where accelerate loads weights and moves inputs
+        side_forward(Look(at.layer, of), at.module.forward, at.hidden, **given)
     except Looked as looked:
         return looked.rows
-    finally:
-        step.side = None
-    raise RuntimeError(f"layer {layer} ran without its attention function")
+    raise RuntimeError(f"layer {at.layer} ran without its attention function")

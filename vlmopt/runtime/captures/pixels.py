@@ -14,7 +14,8 @@ from vlmopt.pruning.signals import Novelty, Pixels, PixelScale
 from ...families import family_of
 from ...families.patches import first_copy
 from ..arguments import pixels_in
-from ..call import Call, Step
+from ..call import Call, PromptStep
+from ..context import VisualContext
 from ..structure import ModelStructure
 from .base import Capture, described
 from .place import Place
@@ -44,7 +45,7 @@ class UnderTokens(Capture[Pixels]):
     def take(self, call: Call, modality: str, function: Callable[..., Any], bound: dict[str, Any]) -> None:
         call.features.slot(GivenPixels).setdefault(modality, []).append(pixels_in(modality, bound))
 
-    def missing(self, step: Step, need: Pixels) -> str | None:
+    def missing(self, step: PromptStep, context: VisualContext, need: Pixels) -> str | None:
         if step.call.features.slot(GivenPixels):
             return None
         return "no pixels came with this call (features were computed before)"
@@ -82,8 +83,8 @@ class Scale(Capture[PixelScale]):
 class NoveltyBefore(Capture[Novelty]):
     """`Novelty`: what was found before the tower ran."""
 
-    def missing(self, step: Step, need: Novelty) -> str | None:
-        if step.call.features.slot(Found) and step.context is not None and step.context.grouped:
+    def missing(self, step: PromptStep, context: VisualContext, need: Novelty) -> str | None:
+        if step.call.features.slot(Found) and context.grouped:
             return None
         return "the vision tower did not run in this call, or its pictures cannot be told apart in the prompt"
 
@@ -94,8 +95,7 @@ class NoveltyBefore(Capture[Novelty]):
 
 def of_cells(at: Place, name: str, cells: Callable[[], dict[str, Tensor]]) -> Tensor:
     """Values [cells, ...] per modality, in the order in which pictures came, for the current tokens; NaN elsewhere."""
-    context = at.step.context
-    assert context is not None
+    context = at.context
 
     def spread() -> Tensor:
         values = cells()

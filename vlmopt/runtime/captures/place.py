@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..call import Session, Step
+from ..call import PromptStep, Session
+from ..context import Rows, VisualContext
 from ..predicting import prompt_text
 
 
@@ -15,18 +16,20 @@ class Place:
     """One sample's current visual tokens inside a step."""
 
     session: Session
-    step: Step
+    step: PromptStep
+    context: VisualContext
     row: int
     physical: Tensor  # Long[n] rows of `hidden`
     logical: Tensor  # Long[n] offsets inside the chunk
-    hidden: Tensor  # [B, W, d] at this boundary
+    rows: Rows  # that arrive at this boundary
+    hidden: Tensor  # [B, W, d]
 
 
 def text_places(at: Place) -> Tensor:
     """Long[R]: logical places of the real prompt rows behind the sample's last visual token."""
 
     def behind() -> Tensor:
-        text = prompt_text(at.step, at.row).nonzero()[:, 0]
-        return text[text > at.step.context.visual[at.row].nonzero()[-1, 0]]  # type: ignore[union-attr]
+        text = prompt_text(at.step, at.context, at.row).nonzero()[:, 0]
+        return text[text > at.context.visual[at.row].nonzero()[-1, 0]]
 
     return at.step.remember(("text", at.row), None, behind)

@@ -17,7 +17,8 @@ from vlmopt.pruning.signals import Projector, ProjectorCall, TwoLayers, VisionAt
 
 from ...families import family_of
 from ...methods import Method
-from ..call import Session, Step
+from ..call import PromptStep, Session
+from ..context import VisualContext
 from ..offload import resident, why_unreadable
 from ..structure import ModelStructure, part
 from ..unseen import refuse_unencoded
@@ -128,11 +129,11 @@ class OfRows(Capture[Need]):
             session.hook(projector.register_forward_hook(ProjectorHook(session), with_kwargs=True))
             known.hooked = True
 
-    def missing(self, step: Step, need: Need) -> str | None:
+    def missing(self, step: PromptStep, context: VisualContext, need: Need) -> str | None:
         if not step.call.features.slot(Encoded).outputs:
             refuse_unencoded(step, "its projector was not called")
             return "the projector did not run in this call (features were computed before)"
-        if step.context is not None and not bool((patch_rows(step)[step.context.visual] >= 0).any()):
+        if not bool((patch_rows(step, context)[context.visual] >= 0).any()):
             return "this model changes the projector's output before the LLM, so tokens have no row of their own"
         return None
 
@@ -152,15 +153,14 @@ class WholeProjector(OfRows[Projector]):
         return ProjectorCall(of_tokens(at, grouped, float("nan")), function, layers)
 
 
-def patch_rows(step: Step) -> Tensor:
+def patch_rows(step: PromptStep, context: VisualContext) -> Tensor:
     """Long[B, L]: row of the projector's output that became each logical place; -1 where none did."""
 
     def match() -> Tensor:
-        assert step.context is not None
         rows = torch.cat([out.flatten(0, -2) for out in step.call.features.slot(Encoded).outputs]).to(step.embeds)
         print_, order = fingerprint(rows).sort(stable=True)
         found = torch.full(step.embeds.shape[:2], -1, device=step.embeds.device)
-        visual = step.context.visual.to(step.embeds.device)
+        visual = context.visual.to(step.embeds.device)
         wanted = fingerprint(step.embeds[visual])
         index = torch.searchsorted(print_, wanted).clamp_max(len(print_) - 1)
         found[visual] = torch.where(print_[index] == wanted, order[index], -1)
@@ -180,7 +180,7 @@ def fingerprint(rows: Tensor) -> Tensor:
 
 def of_tokens(at: Place, per_row: Tensor, fill: float) -> Tensor:
     """Values [rows, ...] of the projector's rows, taken for the current tokens; `fill` where a token has no row."""
-    row = patch_rows(at.step)[at.row, at.logical.to(at.step.embeds.device)].to(per_row.device)
+    row = patch_rows(at.step, at.context)[at.row, at.logical.to(at.step.embeds.device)].to(per_row.device)
     value = per_row[row.clamp_min(0)]
     known = (row >= 0).view(-1, *[1] * (value.ndim - 1))
     return torch.where(known, value, torch.full_like(value, fill))

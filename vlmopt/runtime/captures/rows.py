@@ -1,4 +1,4 @@
-"""Attention rows of the prompt: of a layer that has run, or of the one that is about to be cut."""
+"""Attention rows of the prompt, of a layer that has run."""
 
 from __future__ import annotations
 
@@ -8,12 +8,47 @@ from torch import Tensor
 
 from vlmopt.pruning import TEXT, AttentionRows, Selector
 
-from ..call import Session, Step
-from ..hooks.attention import Probed, plan_of
+from ..call import PromptStep, Session, Step
+from ..component import AttentionPart
+from ..context import VisualContext
+from ..hooks.attention import plan_of
+from ..points import AttentionCall
 from ..structure import ModelStructure
 from .base import Capture
-from .lookahead import Ahead
 from .place import Place, text_places
+from .row_probe import longest_question, probe_rows, reading
+
+
+class Probed(dict[int, Tensor]):
+    """State of a step: layer -> its last rows, fp32 [B, H, R, L] over logical places."""
+
+
+class RowReader(AttentionPart):
+    """Reads rows of one layer, once for all methods."""
+
+    def __init__(self, stage: int) -> None:
+        self.stage, self.rows = stage, 0
+        self.text = False  # also the rows of the question
+
+    def behind(self, step: Step, at: AttentionCall, out: Tensor) -> Tensor:
+        """Take down rows of a chunk with visual tokens."""
+        if not isinstance(step, PromptStep) or step.context is None or step.fixed is not None or step.again:
+            return out
+        count = max(self.rows, longest_question(step, step.context)) if self.text else self.rows
+        start = step.call.clock.now()
+        step.slot(Probed)[at.layer] = probe_rows(reading(step, self.stage, count), at)
+        step.call.page.scoring.append((start, step.call.clock.now()))
+        return out
+
+
+def reader_of(session: Session, layer: int) -> RowReader:
+    """The reader of one layer, put in place once."""
+    parts = plan_of(session, layer).parts
+    found = next((part for part in parts if isinstance(part, RowReader)), None)
+    if found is None:
+        found = RowReader(session.stage_of[layer])
+        parts.append(found)
+    return found
 
 
 class Rows(Capture[AttentionRows]):
@@ -37,11 +72,11 @@ class Rows(Capture[AttentionRows]):
             )
 
     def install(self, session: Session, need: AttentionRows) -> None:
-        plan = plan_of(session, need.layer)
-        plan.text |= need.rows == TEXT
-        plan.rows = max(plan.rows, 0 if need.rows == TEXT else int(need.rows))
+        reader = reader_of(session, need.layer)
+        reader.text |= need.rows == TEXT
+        reader.rows = max(reader.rows, 0 if need.rows == TEXT else int(need.rows))
 
-    def missing(self, step: Step, need: AttentionRows) -> str | None:
+    def missing(self, step: PromptStep, context: VisualContext, need: AttentionRows) -> str | None:
         if need.layer in step.slot(self.state):
             return None
         return f"no attention rows of layer {need.layer} in this step"
@@ -50,12 +85,3 @@ class Rows(Capture[AttentionRows]):
         scores = at.step.slot(self.state)[need.layer]
         rows = len(text_places(at)) if need.rows == TEXT else need.rows
         return scores[at.row, :, max(scores.shape[2] - rows, 0) :][..., at.logical.to(scores.device)]
-
-
-class RowsAhead(Rows):
-    """`LookAheadRows`: started by the boundary of the layer, not by the layer's own run."""
-
-    state = Ahead
-
-    def install(self, session: Session, need: AttentionRows) -> None:
-        plan_of(session, need.layer)

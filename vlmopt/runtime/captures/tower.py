@@ -11,14 +11,14 @@ from vlmopt.pruning.signals import VisionAttention, VisionKeys
 
 from ...families import family_of
 from ...methods import Method
-from ..call import Session, Step
+from ..call import PromptStep, Session
 from ..compat import attention_arguments, substitute
-from ..context import PicturePart
+from ..context import VisualContext
 from ..hooks.attention import BaseView, Uninstall, base_function, register
 from ..structure import ModelStructure, part, whole_blocks
 from ..unseen import refuse_unencoded
 from .place import Place
-from .projector import Encoded, OfRows, of_tokens, patch_rows
+from .projector import Encoded, OfRows, of_tokens
 
 NAME = "vlmopt_vision"
 ROWS_AT_ONCE = 1024  # query rows of a column mean; bounds its memory at heads x 1024 x patches
@@ -144,8 +144,9 @@ class Received(InTower[VisionAttention]):
         super().install(session, need)
         plan_of(session, need.layer).attention.add(need)
 
-    def missing(self, step: Step, need: VisionAttention) -> str | None:
-        return super().missing(step, need) or unread(step, step.call.features.slot(Encoded).attention[need])
+    def missing(self, step: PromptStep, context: VisualContext, need: VisionAttention) -> str | None:
+        read = step.call.features.slot(Encoded).attention[need]
+        return super().missing(step, context, need) or unread(step, read)
 
     def read(self, need: VisionAttention, at: Place) -> Tensor:
         return of_tokens(at, received(need, at)[:, None], 0.0)[:, 0]
@@ -158,14 +159,14 @@ class Keys(InTower[VisionKeys]):
         super().install(session, need)
         plan_of(session, need.layer).keys.add(need.layer)
 
-    def missing(self, step: Step, need: VisionKeys) -> str | None:
-        return super().missing(step, need) or unread(step, step.call.features.slot(Encoded).keys[need.layer])
+    def missing(self, step: PromptStep, context: VisualContext, need: VisionKeys) -> str | None:
+        return super().missing(step, context, need) or unread(step, step.call.features.slot(Encoded).keys[need.layer])
 
     def read(self, need: VisionKeys, at: Place) -> Tensor:
         return of_tokens(at, per_projector_row(at, at.step.call.features.slot(Encoded).keys[need.layer]), 0.0)
 
 
-def unread(step: Step, values: list[Tensor]) -> str | None:
+def unread(step: PromptStep, values: list[Tensor]) -> str | None:
     """Why nothing of a block was read though the projector ran, None if something was."""
     if values:
         return None
@@ -186,18 +187,3 @@ def per_projector_row(at: Place, values: list[Tensor]) -> Tensor:
     arranged = [at.session.family.patches(at.session.structure.outer, v) for v in values]
     flat = torch.cat([v.flatten(0, -2) for v in arranged])
     return flat.reshape(rows, -1, flat.shape[-1]).mean(1)
-
-
-def whole_picture(need: VisionAttention, at: Place, part: PicturePart) -> Tensor:
-    """The same of a whole picture of which this chunk holds a part; 0 where no row of the projector became a token."""
-    per_row = received(need, at)
-    rows = patch_rows(at.step)[at.row, part.index.to(at.step.embeds.device)].to(per_row.device)
-    known = rows >= 0
-    if not bool(known.any()):
-        return per_row.new_zeros(len(part.whole.index))
-    patch = (part.whole.coords >= 0).all(1).to(per_row.device)  # row ends and the like are no rows
-    place = (patch.cumsum(0) - 1).masked_fill(~patch, -1)
-    start = (rows - place[part.inside.to(rows.device)])[known].median()  # equal rows may be taken for one another
-    own = start + place
-    fits = patch & (own >= 0) & (own < len(per_row))
-    return torch.where(fits, per_row[own.clamp(0, len(per_row) - 1)], torch.zeros_like(own, dtype=per_row.dtype))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from vlmopt.attention_fix import Correction, Diagnosis, Tower
-from vlmopt.pruning import VisionAttention
+from vlmopt.attention_fix import Correction, Diagnosis
 
 from ..captures import capture_of
 from ..compat import layer_config
-from ..hooks import attention
+from ..hooks.attention import why_not as why_fixed
 from ..structure import ModelStructure
 
 
@@ -30,14 +29,12 @@ def check_correction(model: Any, structure: ModelStructure, correction: Correcti
             f"{'; '.join(sorted({str(reason) for reason in reasons}))}"
         )
     for need in sorted(correction.needs, key=repr):
-        if isinstance(need, Tower):
-            tower = VisionAttention(need.block)
-            capture_of(tower).check(model, structure, correction, tower)
+        capture_of(need).check(model, structure, correction, need)
 
 
 def why_not(module: Any) -> str | None:
     """Why attention of a module cannot be corrected, None if it can."""
-    if (reason := attention.why_not(module)) is not None:
+    if (reason := why_fixed(module)) is not None:
         return reason
     q, heads = getattr(module, "q_proj", None), heads_of(module)
     if q is not None and hasattr(module, "head_dim") and q.out_features == 2 * heads * module.head_dim:

@@ -6,27 +6,30 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlmopt.attention_fix import Correction, Diagnosis, HeadCorrection, Residual, TextOnly, Tower, repetitive
 from vlmopt.attention_fix.vision_heads import token_divergence
-from vlmopt.pruning import Signal, VisionAttention
+from vlmopt.core import Signal
 
 from ...policy import Policy
-from ..call import Call, Component, Session, Step
+from ..call import Call, PromptStep, Session, Step
 from ..captures import capture_of
 from ..captures.place import Place
-from ..captures.tower import whole_picture
-from ..compat import every_row
-from ..hooks import attention
-from ..places import decoding, last_row_passes, once_more, prompt_places
+from ..captures.residual import ENTERING
+from ..captures.text_only import TextStream
+from ..component import Account, Component, LayerPart
+from ..hooks.attention import plan_of
+from ..hooks.layer import entry_of
+from ..points import LayerInput
 from ..structure import ModelStructure
+from ..unseen import no_visual
 from .correctable import check_correction, why_not
+from .correction_report import corrected, lines
 from .guidance import method_of
-from .layer_corrections import Divergence, LayerCorrections, Repeating
+from .layer_corrections import Divergence, LayerCorrections, Records, Repeating
 from .marks import Marks, keep_marks, marks_of
 from .sparse_prefill import sparse_of
-from .text_stream import TextStream
 
 WINDOW = 128  # generated tokens that a watchdog looks at
 
@@ -45,12 +48,15 @@ class Corrections(Component):
             for layer in sorted(frozenset().union(*at.values()))
             if why_not(session.structure.attentions[layer]) is None
         }
-        self.towers = {c: [n for n in c.needs if isinstance(n, Tower)] for c in self.active}
+        self.needs = frozenset[Signal]().union(*(c.needs for c in self.active))
+        towers = {c: sorted((n for n in c.needs if isinstance(n, Tower)), key=repr) for c in self.active}
+        self.towers = {c: needs for c, needs in towers.items() if needs}
         self.guided = method_of(session) is not None
         self.traced: Any = next((c for c in self.active if getattr(c, "trace", None)), None)
-        self.marking = any(Residual() in c.needs for c in self.editing)
         self.watching = any(getattr(c, "watchdog", "off") != "off" for c in self.active)
-        self.streams = bool(self.guided or self.traced or any(TextOnly() in c.needs for c in self.active))
+        of_heads = [layer for layer, found in self.layers.items() if any(isinstance(c, HeadCorrection) for c in found)]
+        self.scaling = frozenset(of_heads)
+        self.streams = bool(self.guided or self.traced or TextOnly() in self.needs)
         config = session.model.generation_config
         ends = [config.pad_token_id, config.eos_token_id]
         self.ends = [i for end in ends if end is not None for i in (end if isinstance(end, list) else [end])]
@@ -58,13 +64,10 @@ class Corrections(Component):
     def install(self) -> None:
         session = self.session
         for layer, corrections in self.layers.items():
-            plan = attention.plan_of(session, layer)
-            plan.edits = LayerCorrections(session, layer, corrections)
-            plan.heads = self.streams and any(isinstance(c, HeadCorrection) for c in corrections)
+            plan_of(session, layer).parts.append(LayerCorrections(session, layer, corrections))
             marking = [c for c in corrections if Residual() in c.needs]
             if marking:
-                hook = ResidualHook(session, layer, marking)
-                session.hook(session.structure.layers[layer].register_forward_pre_hook(hook, with_kwargs=True))
+                entry_of(session, layer).parts.append(Marking(session, marking))
 
     @staticmethod
     def check(model: Any, structure: ModelStructure, policy: Policy) -> None:
@@ -78,8 +81,8 @@ class Corrections(Component):
         return bool(policy.corrections) or sparse_of(policy) is not None or policy.evicts
 
     def signals(self) -> set[Signal]:
-        """What has to be read inside the vision tower."""
-        return {VisionAttention(need.block) for needs in self.towers.values() for need in needs}
+        """What corrections are told beside attention."""
+        return set(self.needs)
 
     def skipped(self) -> dict[str, str]:
         """Layers a correction asks for and cannot have, with the reason."""
@@ -103,9 +106,9 @@ class Corrections(Component):
             return
         step.put(marks)
         call.put(marks)
-        if self.marking:
-            every_row(step.given)
-        if not decoding(step):
+        if isinstance(step, PromptStep):
+            for need in self.needs:
+                capture_of(need).open_step(step, need)
             marks.open(step)
             self.ask_tower(step, marks)
         if self.streams:
@@ -115,7 +118,7 @@ class Corrections(Component):
                     f"trace of {self.traced.name}",
                     f"{call.request.branches}: the second stream goes along with one text",
                 )
-            marks.stream = marks.stream or TextStream(bool(self.guided or traced))
+            marks.stream = marks.stream or TextStream(bool(self.guided or traced), self.scaling)
             marks.stream.take(step)
             if marks.has_image:
                 self.go_along(step, marks.stream)
@@ -123,47 +126,32 @@ class Corrections(Component):
             self.watch(step, step.arguments.input_ids)
 
     def go_along(self, step: Step, stream: TextStream) -> None:
-        start = step.call.clock.now()
-        if once_more(step) and not stream.lasting:
-            return  # heads were chosen in the first pass
-        if last_row_passes(step):
+        """Run the text beside the prompt's last row, and beside every generated one where the stream lasts."""
+        if not isinstance(step, PromptStep):
+            if stream.lasting:
+                stream.token(step)
+        elif step.ends_prompt and (stream.lasting or not step.once_more):  # else heads were chosen in the first pass
+            start = step.call.clock.now()
             stream.prompt(step)
             step.call.page.scoring.append((start, step.call.clock.now()))
-        elif decoding(step) and stream.lasting:
-            stream.token(step)
 
-    def ask_tower(self, step: Step, marks: Marks) -> None:
-        """Let corrections choose among the tokens of every picture by what the tower attended to."""
+    def ask_tower(self, step: PromptStep, marks: Marks) -> None:
+        """Let corrections choose among the tokens of every image by what the tower attended to."""
         context = step.context
         if context is None:
             return
         for correction, needs in self.towers.items():
-            if not needs:
-                continue
             tables: dict[str, Tensor] = {}
-            for row in range(step.batch):
-                logical = context.visual[row].nonzero()[:, 0]
-                place = Place(self.session, step, row, logical, logical, step.embeds)
-                values = {
-                    n.block: capture_of(VisionAttention(n.block)).read(VisionAttention(n.block), place) for n in needs
-                }
-                parts = [part for part in context.parts if part.whole.row == row]
-                for part in parts:
-                    whole = {block: whole_picture(VisionAttention(block), place, part) for block in values}
-                    for name, chose in correction.choose(whole).items():
+            for sample in range(step.batch):
+                logical = context.visual[sample].nonzero()[:, 0]
+                at = Place(self.session, step, context, sample, logical, logical, step.current(0), step.embeds)
+                images = [capture_of(need).read(need, at) for need in needs]
+                for of_blocks in zip(*images, strict=True):
+                    values = {need.block: one.values for need, one in zip(needs, of_blocks, strict=True)}
+                    one = of_blocks[0]
+                    for name, chose in correction.choose(values).items():
                         table = tables.setdefault(name, torch.zeros_like(context.visual))
-                        table[row, part.index] = chose[part.inside.to(chose.device)].to(table.device)
-                if parts:
-                    continue
-                number = torch.full((step.q,), -1, device=logical.device).scatter_(
-                    0, logical, torch.arange(len(logical), device=logical.device)
-                )
-                for span in (s for s in context.spans if s.row == row):
-                    index = span.index.to(logical.device)
-                    chosen = correction.choose({block: v[number[index].to(v.device)] for block, v in values.items()})
-                    for name, chose in chosen.items():
-                        table = tables.setdefault(name, torch.zeros_like(context.visual))
-                        table[row, index] = chose.to(table.device)
+                        table[sample, one.index] = chose[one.inside.to(chose.device)].to(table.device)
             for name, table in tables.items():
                 marks.append(name, None, table.to(step.device), step.past)
 
@@ -176,7 +164,9 @@ class Corrections(Component):
             call.skip("watchdog", "beams: texts change places while they are written")
             return
         known = call.slot(Repeating)
-        if decoding(step):  # behind the first come candidates of assisted decoding, which may be rejected
+        if not isinstance(
+            step, PromptStep
+        ):  # behind the first come candidates of assisted decoding, which may be rejected
             earlier = ids[:, :0] if known.generated is None else known.generated[:, : step.past - end]
             text = torch.cat([earlier, ids[:, :1]], 1)
             known.generated = torch.cat([earlier, ids], 1)
@@ -200,28 +190,33 @@ class Corrections(Component):
         """The cache holds the marks."""
         call.drop(Marks)
 
+    def report(self, call: Call) -> Account:
+        """What each correction changed, and what its watch over the text found."""
+        entries, tripped, divergence = corrected(call, self.active), call.slot(Repeating).tripped, call.slot(Divergence)
+        repeating = None if tripped is None else tripped.nonzero()[:, 0].tolist()
+        told = lines(entries)
+        if repeating:
+            told.append(f"warning  the text repeats itself in samples {', '.join(map(str, repeating))}")
+        skipped, ran = self.skipped(), {name for name, _ in call.slot(Records)}
+        missed = self.editing and not ran.intersection(c.name for c in self.editing)
+        if missed and not call.page.contexts and "corrections" not in call.skipped:
+            skipped["corrections"] = no_visual(call)
+        traced = torch.stack(list(divergence), 1).tolist() if divergence else None
+        return Account({"corrections": entries, "repeating": repeating, "token_divergence": traced}, told, skipped)
 
-class ResidualHook:
-    """Forward pre-hook of a decoder layer, behind the one that cuts: lets corrections mark tokens of the prompt."""
 
-    def __init__(self, session: Session, layer: int, corrections: Sequence[Correction]) -> None:
-        self.session, self.layer, self.corrections = session, layer, corrections
+class Marking(LayerPart):
+    """Behind the cuts before a layer: lets corrections mark tokens of the prompt by the residual stream."""
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        step = self.session.running_step()
-        if step is None or step.side is not None or decoding(step):
-            return
+    def __init__(self, session: Session, corrections: Sequence[Correction]) -> None:
+        self.session, self.corrections = session, corrections
+
+    def at_layer(self, step: PromptStep, at: LayerInput) -> None:
+        """Mark what is real and belongs to the prompt."""
         marks = step.find(Marks)
         if marks is None:
             return
-        hidden = args[0] if args else kwargs["hidden_states"]
-        rows = step.current(self.session.stage_of[self.layer])
-        logical = rows.log[:, -hidden.shape[1] :].to(hidden.device)
-        prompt = prompt_places(step, hidden.device)
-        real = prompt.gather(1, logical)
-        if rows.valid is not None:
-            real = real & rows.valid[:, -hidden.shape[1] :].to(hidden.device)
+        stream = ENTERING.stream(step, self.session.stage_of[at.layer], at)
         for correction in self.corrections:
-            for name, marked in correction.mark(hidden).items():
-                places = torch.zeros_like(prompt).scatter_(1, logical, marked & real)
-                marks.append(name, self.layer, places.to(step.device), step.past)
+            for name, marked in correction.mark(stream.hidden).items():
+                marks.append(name, at.layer, stream.at_places(marked, step.q).to(step.device), step.past)

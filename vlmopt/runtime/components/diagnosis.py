@@ -8,10 +8,13 @@ from torch import Tensor, nn
 
 from vlmopt.attention_fix import Diagnosis
 
-from ..call import Component, Session, Step
+from ..call import PromptStep, Session, Step
 from ..compat import every_row
+from ..component import Component, LayerPart
 from ..hooks.decoder import scatter_rows
-from ..places import decoding, prompt_places
+from ..hooks.layer import entry_of
+from ..places import prompt_places
+from ..points import LayerInput
 from .layer_corrections import record_of
 
 
@@ -30,29 +33,25 @@ class Diagnoses(Component):
         session, layers = self.session, self.session.structure.layers
         for diagnosis in (c for c in session.policy.corrections if isinstance(c, Diagnosis)):
             for layer in range(1, len(layers)):
-                before = Ear(session, layer, diagnosis)
-                session.hook(layers[layer].register_forward_pre_hook(before, with_kwargs=True))
-            behind = Ear(session, len(layers), diagnosis)
-            session.hook(layers[-1].register_forward_hook(behind, with_kwargs=True))
+                entry_of(session, layer).parts.append(Ear(session, layer, diagnosis))
+            session.hook(layers[-1].register_forward_hook(LastEar(session, len(layers), diagnosis)))
 
 
-class Ear:
-    """Forward pre-hook of a decoder layer, or forward hook of the last; `place` is the number of layers before it."""
+class Ear(LayerPart):
+    """Listens before a decoder layer, or behind the last; `place` is the number of layers before it."""
 
     def __init__(self, session: Session, place: int, diagnosis: Diagnosis) -> None:
         self.session, self.place, self.diagnosis = session, place, diagnosis
         self.stage = session.stage_of[min(place, len(session.stage_of) - 1)]
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> None:
-        step = self.session.running_step()
-        if step is None or step.side is not None or decoding(step):
-            return
+    def at_layer(self, step: PromptStep, at: LayerInput) -> None:
+        """Behind the cuts."""
+        self.hear(step, at.hidden)
+
+    def hear(self, step: PromptStep, hidden: Tensor) -> None:
+        """Take in the stream [B, W, D] of a prompt."""
         if step.call.prompt is not None:
             return  # the prompt once more: there is no cache
-        if output is not None:
-            hidden = output[0] if isinstance(output, tuple) else output
-        else:
-            hidden = args[0] if args else kwargs["hidden_states"]
         record = record_of(step.call, self.diagnosis, 0)
         if self.place == 1:
             record.listening = None if self.partial(step) else self.diagnosis.listen(prompt_places(step, step.device))
@@ -72,3 +71,12 @@ class Ear:
             return hidden
         valid = None if rows.valid is None else rows.valid[:, -hidden.shape[1] :]
         return scatter_rows(hidden, rows.log[:, -hidden.shape[1] :].to(hidden.device), valid, step.q)
+
+
+class LastEar(Ear):
+    """Forward hook of the last decoder layer."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        step = self.session.running_step()
+        if isinstance(step, PromptStep):
+            self.hear(step, output[0] if isinstance(output, tuple) else output)

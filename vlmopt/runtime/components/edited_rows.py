@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from .. import places
-from ..call import Step
+from ..call import PromptStep, Step
 from ..context import Store
-from ..places import decoding
 from .marks import Marks
 
 
@@ -23,7 +22,15 @@ class Editable:
 
     @property
     def any(self) -> bool:
+        """Whether there is one."""
         return self.index is None or len(self.index) > 0
+
+    def spread(self, kind: str, width: int) -> Tensor:
+        """Bool[B, width]: those of a kind among all physical rows."""
+        chosen = self.kinds[kind]
+        if self.index is None:
+            return chosen
+        return chosen.new_zeros(len(chosen), width).index_copy_(1, self.index, chosen)
 
 
 def editable(step: Step, stage: int, width: int) -> Editable:
@@ -36,7 +43,7 @@ def find_rows(step: Step, stage: int, width: int) -> Editable:
     seen = marks.seen.to(step.device)
     if seen.shape[0] != step.batch:
         seen = seen.repeat_interleave(step.batch // seen.shape[0])
-    if decoding(step):
+    if not isinstance(step, PromptStep):
         every = seen[:, None].expand(-1, width)
         return Editable(None, {"text": every, "last": every})
     rows = step.current(stage)

@@ -7,7 +7,7 @@ from typing import Any
 from ...kv import Eviction
 from .. import compat
 from ..call import Step
-from ..hooks import attention
+from ..hooks.attention import why_not as why_fixed
 from ..structure import ModelStructure, shared_key_source
 from .marks import Marks
 
@@ -16,7 +16,7 @@ WINDOW = "its cache is a window already"
 
 def why_whole(structure: ModelStructure, layer: int) -> str | None:
     """Say why a layer keeps all of its keys, None if it need not."""
-    if (reason := attention.why_not(structure.attentions[layer])) is not None:
+    if (reason := why_fixed(structure.attentions[layer])) is not None:
         return reason
     types = structure.layer_types
     windowed = getattr(structure.config, "sliding_window", None) is not None

@@ -18,35 +18,21 @@ from ...policy import Policy
 from .. import cache as caches
 from .. import compat
 from ..arguments import Request
-from ..call import Component, Session, Step
+from ..call import Call, PromptStep, Session, Step
+from ..component import Account, AttentionPart, Component
 from ..context import Own
-from ..hooks import attention
+from ..hooks.attention import plan_of
 from ..hooks.decoder import commit
-from ..hooks.layer import LayerHook
-from ..places import decoding, last_row_passes, once_more
+from ..hooks.layer import entry_of
+from ..points import AttentionCall
 from ..structure import ModelStructure
 from . import prompt_keys
 from .evictable import why_not, why_whole
+from .eviction_report import Evictions, Kept, evicted, lines
 from .marks import Marks
 from .prompt_keys import Keys, Prompt
-from .pruning import Pruning
 
 WHAT = "kv eviction"
-
-
-@dataclass
-class Kept:
-    """What one layer kept of a prompt."""
-
-    layer: int
-    slots: tuple[int, int]  # before and after
-    bytes: tuple[int, int]
-    competing: list[int]  # per sample
-    kept: list[int]  # per sample: of those that compete, in every head
-
-
-class Evictions(list[Kept]):
-    """State of a page."""
 
 
 @dataclass(eq=False)
@@ -90,6 +76,11 @@ class Evicting(Component):
     def wanted(session: Session) -> bool:
         return session.policy.evicts
 
+    def report(self, call: Call) -> Account:
+        """What each layer kept."""
+        entries = evicted(call)
+        return Account({"kv": entries}, lines(entries), self.skipped())
+
     def skipped(self) -> dict[str, str]:
         """Name the layers that keep all keys, with the reason."""
         structure = self.session.structure
@@ -99,10 +90,9 @@ class Evicting(Component):
     def install(self) -> None:
         session = self.session
         for layer in self.layers:
-            attention.plan_of(session, layer).reader = LayerEviction(self, layer)
-        if session.component(Pruning) is None:  # which puts them itself
-            for i, layer in enumerate(session.structure.layers):
-                session.hook(layer.register_forward_pre_hook(LayerHook(session, i), with_kwargs=True))
+            plan_of(session, layer).parts.append(LayerEviction(self, layer))
+        for layer in range(len(session.structure.layers)):
+            entry_of(session, layer)  # also where all stay, for what others let go of
 
     def open_call(self, request: Request, arguments: dict[str, Any]) -> None:
         if request.branches == "assisted decoding":
@@ -113,12 +103,12 @@ class Evicting(Component):
 
     def open_step(self, step: Step, cache: Any) -> None:
         """Behind the corrections, whose marks it reads and adds to."""
-        if decoding(step) or once_more(step):
+        if not isinstance(step, PromptStep) or step.once_more:
             return
         marks = step.find(Marks)
         if marks is not None and step.call.request.length is not None:
             prompt_keys.note(step, marks)
-        if last_row_passes(step):
+        if step.ends_prompt:
             if (reason := why_not(step, cache, self.method)) is not None:
                 step.call.skip(WHAT, reason)
             else:
@@ -126,7 +116,7 @@ class Evicting(Component):
 
     def close_step(self, step: Step, cache: Any) -> None:
         """Evict where budgets had to wait for all layers, and let the cache know what it holds."""
-        if (marks := step.find(Marks)) is not None and not decoding(step):
+        if isinstance(step, PromptStep) and (marks := step.find(Marks)) is not None:
             prompt_keys.note_markers(step, marks)
         pending = step.find(Pending)
         if pending is None:
@@ -136,7 +126,6 @@ class Evicting(Component):
             for number, (layer, scored) in enumerate(pending.scored.items()):
                 self.evict(step, pending, layer, scored, [own[number] for own in ratios])
         if pending.index:
-            assert step.state is not None
             commit(step, max(self.session.stage_of))
             for layer, (index, valid) in pending.index.items():
                 self.write_down(step, layer, index, valid)
@@ -169,7 +158,7 @@ class Evicting(Component):
             scores.to(step.device), keys.protected, keys.real, torch.tensor(counts, device=step.device)
         )
         if step.state is None:
-            step.state = caches.adopt(pending.cache, self.session.lease)
+            step.states.append(caches.adopt(pending.cache, self.session.lease))
         caches.keep_slots(pending.cache, layer, index)
         pending.index[layer] = (keys.places.expand(-1, index.shape[1], -1).gather(2, index), valid)
         slots, sizes = (before, index.shape[2]), (bytes_before, compat.layer_bytes(pending.cache, layer))
@@ -186,7 +175,7 @@ class Evicting(Component):
         step.slot(Marks).forget(own)
 
 
-class LayerEviction(attention.Reader):
+class LayerEviction(AttentionPart):
     """What happens in one layer when the last row of a prompt has passed."""
 
     def __init__(self, owner: Evicting, layer: int) -> None:
@@ -194,10 +183,15 @@ class LayerEviction(attention.Reader):
         self.stage = owner.session.stage_of[layer]
 
     @torch.no_grad()
-    def read(self, step: Step, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> None:
+    def behind(self, step: Step, at: AttentionCall, out: Tensor) -> Tensor:
+        """Score the keys, and let go of some where budgets need not wait."""
         pending = step.find(Pending)
-        if pending is None:
-            return
+        if pending is not None and isinstance(step, PromptStep) and not step.again:
+            self.read(step, pending, at)
+        return out
+
+    def read(self, step: PromptStep, pending: Pending, at: AttentionCall) -> None:
+        """Score the keys that the layer attended to."""
         owner, method = self.owner, self.owner.method
         start = step.call.clock.now()
         prompt: Prompt = step.remember(("kv prompt", self.stage), None, lambda: prompt_keys.read_prompt(step, method))
@@ -206,14 +200,14 @@ class LayerEviction(attention.Reader):
         keys: Keys = step.remember(("kv keys", store), None, lambda: prompt_keys.read_keys(step, store, heads, prompt))
         probe = None
         if method.rows:
-            probe = prompt_keys.read_rows(step, method.rows, prompt, query, key, mask, **kwargs)
+            probe = prompt_keys.read_rows(step, self.stage, method.rows, prompt, at)
         around = None
         if method.on_grid:
             around = step.remember(("kv around", store), None, lambda: prompt_keys.around(prompt, keys))
-        device = key.device
+        device = at.key.device
         view = KVView(
-            key,
-            value,
+            at.key,
+            at.value,
             keys.real.to(device),
             prompt_keys.at(prompt.number, keys.places).to(device),
             self.layer,

@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from ...policy import Policy
-from ..call import Component, Session, Step
+from ..call import Session, Step
 from ..compat import implementation, layer_config
-from ..hooks import attention
+from ..component import AttentionPart, Component
+from ..hooks.attention import plan_of, why_not
 from ..offload import device_of
+from ..points import AttentionCall
 from ..structure import ModelStructure
 from .correctable import heads_of
 
@@ -22,25 +24,24 @@ LEAST_KEYS = 1024  # from here on it was never slower (docs/kv-cache.md)
 LEAST_WIDTH = 64  # of a head; narrower ones lose in bf16
 
 
-class GroupedLayer(attention.Kernel):
+class GroupedLayer(AttentionPart):
     """The decoding attention of one layer."""
 
     def __init__(self, always: bool) -> None:
         self.always = always
 
-    def run(
-        self, step: Step, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
-    ) -> Tensor | None:
+    def compute(self, step: Step, at: AttentionCall) -> Tensor | None:
         """Return the layer's attention output [B, 1, H, D]; None where the kernel has to run."""
+        query, key, value, options = at.query, at.key, at.value, at.options
         batch, heads, rows, _ = query.shape
-        if rows != 1 or mask is not None or kwargs.get("dropout") or kwargs.get("softcap") is not None:
+        if rows != 1 or at.mask is not None or options.get("dropout") or at.softcap is not None:
             return None
-        if kwargs.get("position_bias") is not None or heads == key.shape[1]:
+        if options.get("position_bias") is not None or heads == key.shape[1]:
             return None
         if not self.always and (query.device.type != "cpu" or key.shape[2] < LEAST_KEYS or key.shape[3] < LEAST_WIDTH):
             return None
         grouped = query.reshape(batch, key.shape[1], -1, query.shape[3])
-        out = scaled_dot_product_attention(grouped, key, value, scale=kwargs.get("scaling"))
+        out = scaled_dot_product_attention(grouped, key, value, scale=at.scaling)
         return out.reshape(batch, 1, heads, value.shape[3])
 
 
@@ -67,7 +68,7 @@ class GroupedDecode(Component):
 
     def install(self) -> None:
         for layer in grouped_layers(self.session.structure):
-            attention.plan_of(self.session, layer).decode = GroupedLayer(self.session.policy.gqa == "grouped")
+            plan_of(self.session, layer).parts.append(GroupedLayer(self.session.policy.gqa == "grouped"))
 
 
 def grouped_layers(structure: ModelStructure) -> list[int]:
@@ -75,7 +76,7 @@ def grouped_layers(structure: ModelStructure) -> list[int]:
     return [
         i
         for i, module in enumerate(structure.attentions)
-        if attention.why_not(module) is None and heads_of(module) != key_heads_of(module)
+        if why_not(module) is None and heads_of(module) != key_heads_of(module)
     ]
 
 

@@ -11,7 +11,8 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from vlmopt.attention_fix import guide
 
 from ..arguments import Request
-from ..call import CALL, Component, Session
+from ..call import CALL, Session
+from ..component import Component
 from .marks import Marks
 
 

@@ -18,9 +18,9 @@ from vlmopt.attention_fix.attention_rows import read_mask, sees_all
 from vlmopt.attention_fix.base import Listening
 from vlmopt.attention_fix.vision_heads import head_divergence
 
-from ..call import Call, Session, Step
-from ..hooks.attention import Edits
-from ..places import decoding, last_row_passes, once_more
+from ..call import Call, DecodeStep, PromptStep, Session, Step
+from ..component import AttentionPart
+from ..points import AttentionCall
 from .edited_rows import Editable, editable, generated_keys, rows_of_mask
 from .marks import Marks
 
@@ -62,8 +62,10 @@ class Divergence(list[Tensor]):
     """State of a step, fp32 [B, H] per traced layer, and of its call, fp32 [B] per generated token."""
 
 
-class LayerCorrections(Edits):
+class LayerCorrections(AttentionPart):
     """The corrections of one layer, in the order in which they act."""
+
+    edits_text = True
 
     def __init__(self, session: Session, layer: int, corrections: Sequence[Correction]) -> None:
         self.session, self.layer = session, layer
@@ -74,40 +76,30 @@ class LayerCorrections(Edits):
         self.traced = any(getattr(c, "trace", False) for c in self.heads)
         self.stage = session.stage_of[layer]
 
-    def active(self, step: Step) -> bool:
-        return step.slot(Marks).has_image
-
-    def replaces_kernel(self, step: Step, query: Tensor) -> bool:
+    def replaces(self, step: Step, at: AttentionCall) -> bool:
         """Whether the explicit rows stand in for the kernel: while decoding, and only where asked for."""
-        return self.fast and decoding(step) and query.shape[2] <= VERIFIED
+        return self.fast and isinstance(step, DecodeStep) and at.query.shape[2] <= VERIFIED
 
-    def run(
-        self, step: Step, out: Tensor | None, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kw: Any
-    ) -> Tensor:
-        """The layer's attention output [B, Q, H, D], corrected; `out` None: computed here for every row."""
-        if self.rows:
-            rows = editable(step, self.stage, query.shape[2])
-            if rows.any:
-                out = self.correct(step, rows, out, query, key, value, mask, **kw)
-        assert out is not None
+    def compute(self, step: Step, at: AttentionCall) -> Tensor | None:
+        """Every row, corrected."""
+        if not (step.slot(Marks).has_image and self.replaces(step, at)):
+            return None
+        return self.correct(step, editable(step, self.stage, at.query.shape[2]), at, None)
+
+    def behind(self, step: Step, at: AttentionCall, out: Tensor) -> Tensor:
+        """Correct rows, then scale heads."""
+        if not step.slot(Marks).has_image:
+            return out
+        if self.rows and not self.replaces(step, at):
+            rows = editable(step, self.stage, at.query.shape[2])
+            out = self.correct(step, rows, at, out) if rows.any else out
         return self.scale(step, out) if self.heads else out
 
-    def correct(
-        self,
-        step: Step,
-        rows: Editable,
-        out: Tensor | None,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        **kwargs: Any,
-    ) -> Tensor:
-        scaling = kwargs.get("scaling")
-        scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    def correct(self, step: Step, rows: Editable, at: AttentionCall, out: Tensor | None) -> Tensor:
+        """The layer's attention output [B, Q, H, D], corrected; `out` None: computed here for every row."""
+        query, key, value, mask, window = at.query, at.key, at.value, at.mask, at.window
         chosen = query if rows.index is None else query[:, :, rows.index]
         shape = (query.shape[0], query.shape[1], query.shape[2], key.shape[2])
-        window = kwargs.get("sliding_window")
 
         def masks() -> tuple[Tensor, Tensor]:
             own = rows_of_mask(mask, rows.index, shape, key.device, window)
@@ -118,9 +110,8 @@ class LayerCorrections(Edits):
         else:
             own, allowed = step.remember(("row masks", self.stage, shape, window, key.device), mask, masks)
         edits = [(c, self.view(step, c, rows, allowed, key)) for c in self.rows]
-        watch = Watch(step, self.layer)
         fixed, edited = correct_rows(
-            chosen, key, value, own, scaling, edits, softcap=kwargs.get("softcap"), observe=watch
+            chosen, key, value, own, at.scaling, edits, softcap=at.softcap, observe=Watch(step, self.layer)
         )
         if out is None:
             return fixed
@@ -160,16 +151,12 @@ class LayerCorrections(Edits):
         """Head gains on rows that predict a token; chosen when the prompt's last row passes, kept from then on."""
         marks = step.slot(Marks)
         last = None  # while decoding, every row
-        if decoding(step):
-            if self.traced:
-                self.trace(step, out[:, -1])
-        else:
-            rows = editable(step, self.stage, out.shape[1])
-            assert rows.index is not None
-            last = torch.zeros(out.shape[:2], dtype=torch.bool, device=out.device)
-            last.index_copy_(1, rows.index.to(out.device), rows.kinds["last"].to(out.device))
-            if last_row_passes(step):
+        if isinstance(step, PromptStep):
+            last = editable(step, self.stage, out.shape[1]).spread("last", out.shape[1]).to(out.device)
+            if step.ends_prompt:
                 self.choose(step, out, last)
+        elif self.traced:
+            self.trace(step, out[:, -1])
         gain = marks.gains.get(self.layer)
         return out if gain is None else scale_heads(out, gain.to(out.device), last)
 
@@ -179,13 +166,13 @@ class LayerCorrections(Edits):
         if without is not None:
             step.slot(Divergence).append(head_divergence(heads, without.to(heads.device)).to(step.device))
 
-    def choose(self, step: Step, out: Tensor, last: Tensor) -> None:
+    def choose(self, step: PromptStep, out: Tensor, last: Tensor) -> None:
         """Gains from the head outputs of the last prompt row of every sample, when it passes for the first time."""
         marks = step.slot(Marks)
         first = last.long().argmax(1)  # rows behind it are candidates of assisted decoding
         heads = out[torch.arange(len(out), device=out.device), first]
         stream = None if marks.stream is None else marks.stream.heads.get(self.layer)
-        again = once_more(step)  # a decoder may then leave out that row in its last layers
+        again = step.once_more  # a decoder may then leave out that row in its last layers
         if self.traced:
             self.trace(step, out[:, -1] if again else heads)
         total = torch.ones(heads.shape[:2], device=out.device)
@@ -203,11 +190,11 @@ class Watch:
 
     def __init__(self, step: Step, layer: int) -> None:
         self.step, self.layer = step, layer
-        self.prompt = not decoding(step)
+        self.prompt = isinstance(step, PromptStep)
 
     @torch.no_grad()  # a checkpointed layer must keep the same tensors when it runs again, unwatched
     def __call__(self, correction: RowCorrection, values: Tensor, view: RowView, edited: Tensor) -> None:
-        if self.step.again or (self.prompt and self.step.call.prompt is not None):
+        if isinstance(self.step, PromptStep) and (self.step.again or self.step.call.prompt is not None):
             return  # the prompt once more, in a backward pass or without a cache
         record = record_of(self.step.call, correction, self.layer)
         total = edited[:, :, 0] if edited.shape[2] == 1 else edited.sum(2)

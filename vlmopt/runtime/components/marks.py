@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from vlmopt.attention_fix import RowCorrection
 
-from ..call import Step
+from ..call import PromptStep, Step
 from ..context import Store
 from ..places import real
 
@@ -45,7 +45,7 @@ class Marks:
     spread: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)  # physical copies and what they came from
     derived: dict[Any, tuple[list[Tensor], Tensor | None]] = field(default_factory=dict)  # the same of `sets`
 
-    def open(self, step: Step) -> None:
+    def open(self, step: PromptStep) -> None:
         """Take note of a prompt chunk: where its pictures and its system prompt are."""
         self.cut(step.past)
         device, context = step.device, step.context

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..call import Component
+from ..component import Component
 from .corrections import Corrections
 from .diagnosis import Diagnoses
 from .eviction import Evicting

@@ -12,11 +12,12 @@ from torch.nn.functional import pad
 from vlmopt.pruning import TEXT
 
 from ...kv import Eviction, Probe, neighbours
-from ..call import Step
+from ..call import PromptStep, Step
+from ..captures.row_probe import read_last, reading
 from ..context import Store, stage_of
-from ..hooks.last_rows import read_last
+from ..points import AttentionCall
 from .marks import Marks, for_batch
-from .selection import Overwritten
+from .pruning.record import Overwritten
 
 MOST_ROWS = 512  # of the text behind the last image that are read
 GRID = ("frame", "row", "column")  # tables of marks: where a patch lies in its image, -1 where a place is no patch
@@ -49,7 +50,7 @@ class Keys:
     stored: list[int]  # per sample: keys of a head that are real
 
 
-def note(step: Step, marks: Marks) -> None:
+def note(step: PromptStep, marks: Marks) -> None:
     """Write down of a chunk of the prompt where its patches lie, and which places are padding."""
     coords = torch.full((step.batch, step.q, 3), -1, device=step.device)
     if step.context is not None:
@@ -135,9 +136,7 @@ def around(prompt: Prompt, keys: Keys) -> Tensor | None:
     return neighbours(*(at(axis, keys.places).masked_fill(~keys.real, -1) for axis in prompt.patch))
 
 
-def read_rows(
-    step: Step, rows: int | str, prompt: Prompt, query: Tensor, key: Tensor, mask: Tensor | None, **kwargs: Any
-) -> Probe:
+def read_rows(step: PromptStep, stage: int, rows: int | str, prompt: Prompt, at_call: AttentionCall) -> Probe:
     """Read the attention of the prompt's last rows, or of the text behind the last image, to the prompt's keys."""
     wanted = prompt.real[:, step.past :]
     if rows == TEXT:
@@ -147,6 +146,6 @@ def read_rows(
         place = place[step.past :]
         wanted = wanted & (place > torch.minimum(image, final - 1))  # a prompt that ends in an image has its last row
         rows = min(int((wanted.shape[1] - wanted.long().argmax(1)).max()), MOST_ROWS)
-    read = read_last(step, int(rows), query, key, mask, **kwargs)
+    read = read_last(reading(step, stage, int(rows)), at_call)
     counts = read.known & wanted.to(read.places.device).gather(1, read.places)
     return Probe(read.weights, counts, read.allowed.expand(len(counts), -1, -1, -1))

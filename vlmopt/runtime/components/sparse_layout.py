@@ -11,7 +11,7 @@ from torch import Tensor
 from vlmopt.attention_fix.attention_rows import read_mask
 
 from ...kernels.sparse_attention import Launch
-from ..call import Step
+from ..call import PromptStep
 from ..places import real
 
 CHECKED = 1024  # rows of a mask that are compared with the causal one at a time
@@ -81,7 +81,7 @@ def is_causal(allowed: Tensor, valid: Tensor) -> bool:
     return True
 
 
-def text_rows(step: Step, stage: int, width: int) -> Tensor:
+def text_rows(step: PromptStep, stage: int, width: int) -> Tensor:
     """Long[R]: physical rows that hold text in any sample."""
     rows = step.current(stage)
     logical = rows.log[:, -width:].to(step.device)
@@ -93,15 +93,13 @@ def text_rows(step: Step, stage: int, width: int) -> Tensor:
     return text.any(0).nonzero()[:, 0]
 
 
-def strides(step: Step) -> tuple[int | None, int | None]:
+def strides(step: PromptStep) -> tuple[int | None, int | None]:
     """Tokens from frame to frame and from patch row to patch row, where they are the same everywhere."""
-    if step.context is None:
-        return None, None
+    spans = [] if step.context is None else step.context.spans
 
     def find() -> tuple[int | None, int | None]:
-        assert step.context is not None
         frames, rows = set(), set()
-        for span in step.context.spans:
+        for span in spans:
             if span.grid is None or (span.coords < 0).any():
                 return None, None
             t, h, w = span.grid

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,55 +14,36 @@ from ...kernels.patterns import DensePattern, Prefill, View
 from ...kernels.sparse_attention import Launch, chosen_backend, run_plan
 from ...policy import Policy
 from ...prefill import SparsePrefill
-from ..call import Component, Session, Step
+from ..call import Call, PromptStep, Session, Step
 from ..compat import layer_config
-from ..hooks import attention
-from ..places import decoding
+from ..component import Account, AttentionPart, Component
+from ..hooks.attention import plan_of, why_not
+from ..points import AttentionCall
 from ..structure import ModelStructure
 from .marks import Marks
 from .sparse_layout import Layout, read_layout, strides, text_rows, work
+from .sparse_report import Ran, Sparse, lines, sparse_layers
 
 
-@dataclass
-class Ran:
-    """One layer's sparse prefill."""
-
-    backend: str
-    patterns: dict[str, int]  # name -> heads
-    tokens: int
-    work: Tensor  # fp32 scalar: cells computed over those of the causal triangle, padding among them
-    index: tuple[Any, Any]  # marks in time
-    attention: tuple[Any, Any]
-    dense_rows: int
-    recall: Tensor | None = None  # fp32 [B, H, R]
-
-
-class Sparse(dict[int, list[Ran]]):
-    """State of a page: layer -> its sparse prefills, chunk by chunk."""
-
-
-class SparseLayer(attention.Kernel):
+class SparseLayer(AttentionPart):
     """The sparse prefill of one layer."""
 
     def __init__(self, session: Session, layer: int, method: SparsePrefill) -> None:
         self.session, self.layer, self.method = session, layer, method
         self.stage = session.stage_of[layer]
-        self.plan = attention.plan_of(session, layer)
         self.groups = method.groups(layer, layer_config(session.structure.config, layer).num_attention_heads)
 
-    def run(
-        self, step: Step, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kw: Any
-    ) -> Tensor | None:
+    def compute(self, step: Step, at: AttentionCall) -> Tensor | None:
         """The layer's attention output [B, Q, H, D]; None where it has to be dense."""
-        if decoding(step):
+        if not isinstance(step, PromptStep):
             return None
-        layout = self.layout(step, query, key, mask, **kw)
+        layout, query, key = self.layout(step, at), at.query, at.key
         if isinstance(layout, str):
             step.call.skip(f"sparse prefill in layer {self.layer}", layout)
             return None
         clock = step.call.clock
         start = clock.now()
-        given = self.prefill(step, layout, query, key, value, **kw)
+        given = self.prefill(step, layout, at)
         groups = [(pattern, replace(given, heads=heads.to(query.device))) for pattern, heads in self.groups]
         launches = [launch for pattern, prefill in groups for launch in pattern.build(prefill)]
         share = work(launches, query, key)
@@ -93,7 +74,7 @@ class SparseLayer(attention.Kernel):
         )
         return out
 
-    def recall(self, step: Step, given: Prefill, launches: Sequence[Launch]) -> Tensor:
+    def recall(self, step: PromptStep, given: Prefill, launches: Sequence[Launch]) -> Tensor:
         """fp32 [B, H, R]: share of the dense attention that sampled rows keep; costs a second run."""
         start = step.call.clock.now()
         rows = torch.linspace(0, given.rows - 1, self.method.recall_rows, device=given.device).long().unique()
@@ -101,13 +82,13 @@ class SparseLayer(attention.Kernel):
         step.call.page.scoring.append((start, step.call.clock.now()))
         return found
 
-    def layout(self, step: Step, query: Tensor, key: Tensor, mask: Tensor | None, **kwargs: Any) -> Layout | str:
+    def layout(self, step: PromptStep, at: AttentionCall) -> Layout | str:
         """Where padding is; or, in words, why this layer has to be dense."""
+        query, key, mask = at.query, at.key, at.mask
         least = self.method.shortest(query.device)
         if key.shape[2] < least:
             return f"the prompt is shorter than min_len={least}"
-        window = kwargs.get("sliding_window")
-        if window is not None and window < key.shape[2]:
+        if at.window is not None and at.window < key.shape[2]:
             return "a sliding-window layer"
         if step.store(self.stage, self.layer) != self.stage:
             return "keys of earlier turns were evicted, so that heads see different ones"
@@ -115,25 +96,25 @@ class SparseLayer(attention.Kernel):
             return "a static cache"
         return step.remember(("layout", self.stage), mask, lambda: read_layout(query, key, mask))
 
-    def prefill(self, step: Step, layout: Layout, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Prefill:
+    def prefill(self, step: PromptStep, layout: Layout, at: AttentionCall) -> Prefill:
         """What patterns are told of this layer, for all of its heads."""
-        scale = kwargs.get("scaling")
+        query, key = at.query, at.key
         marks = step.find(Marks)
         modality = None if marks is None else marks.of_keys(step, self.stage, key.shape[2], "image").long()
         frame, row = strides(step) if self.stage == 0 else (None, None)  # after a cut the steps are no longer even
         return Prefill(
-            query, key, value, query.shape[-1] ** -0.5 if scale is None else float(scale), layout.q_len, layout.k_len,
-            layout.k_start, softcap=kwargs.get("softcap"), heads=torch.arange(query.shape[1], device=query.device),
+            query, key, at.value, at.scaling, layout.q_len, layout.k_len, layout.k_start, softcap=at.softcap,
+            heads=torch.arange(query.shape[1], device=query.device),
             modality=None if modality is None else modality.to(query.device), frame=frame, row=row,
         )  # fmt: skip
 
-    def dense_rows(self, step: Step, width: int) -> Tensor | None:
+    def dense_rows(self, step: PromptStep, width: int) -> Tensor | None:
         """Long[R] rows that are computed densely: text, where it is short or corrected."""
-        plan_edits = self.plan.edits is not None
-        if not self.method.dense_text and not plan_edits:
+        corrected = any(part.edits_text for part in plan_of(self.session, self.layer).parts)
+        if not self.method.dense_text and not corrected:
             return None
         rows = step.remember(("text rows", self.stage, width), None, lambda: text_rows(step, self.stage, width))
-        return rows if len(rows) and (plan_edits or len(rows) <= self.method.dense_text) else None
+        return rows if len(rows) and (corrected or len(rows) <= self.method.dense_text) else None
 
     def densely(self, out: Tensor, rows: Tensor, given: Prefill) -> Tensor:
         """`out` with some rows computed over all keys."""
@@ -168,7 +149,10 @@ class SparsePrefills(Component):
         session, method = self.session, sparse_of(self.session.policy)
         assert method is not None
         for layer, module in enumerate(session.structure.attentions):
-            if attention.why_not(module) is None:
-                found = SparseLayer(session, layer, method)
-                if found.groups:
-                    attention.plan_of(session, layer).prefill = found
+            if why_not(module) is None and (found := SparseLayer(session, layer, method)).groups:
+                plan_of(session, layer).parts.append(found)
+
+    def report(self, call: Call) -> Account:
+        """Which layers ran sparse, and what that left out."""
+        entries = sparse_layers(call)
+        return Account({"prefill": entries}, lines(entries))

@@ -10,102 +10,22 @@ of their cells, so that placeholders agree; a cell that was left out shows the f
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from ...families import family_of
 from ...policy import Policy
-from ..call import Component, Session
+from ..call import Call, Session
 from ..captures import described
 from ..captures.pixels import Found
-from ..smaller import ARGUMENTS, changed
+from ..component import Account, Component
+from ..smaller import ARGUMENTS
 from ..structure import ModelStructure, part
+from .tower_plan import Running, TowerPlan
 
 PARTS = ("patch_embed", "blocks", "merger")
-
-
-@dataclass(eq=False)
-class TowerPlan:
-    """One call of a feature function whose tower encodes some of the cells."""
-
-    session: Session
-    keep: Tensor  # Bool[n] cells that are encoded, of all pictures of the call
-    anchor: Tensor  # Long[n] the encoded cell that each cell stands for
-    lengths: list[int]  # cells per picture
-    group: int  # patches per cell
-    rows: Tensor | None = None  # Long[p] places of the encoded patches in the tower's order, from its first block on
-    memo: dict[int, tuple[Any, Any]] = field(default_factory=dict)
-
-    def run(self, original: Callable[..., Any], bound: dict[str, Any]) -> tuple[Any, list[int]]:
-        """The function's output at full length."""
-        call = self.session.running_call()
-        assert call is not None
-        running = call.slot(Running)
-        running.plan = self
-        try:
-            out = original(**bound)
-        finally:
-            running.plan = None
-        if self.rows is None:
-            raise ValueError(f"the blocks of {type(self.session.model).__name__}'s vision tower did not run")
-        return changed(out, self.lengths, self.fill), self.lengths
-
-    def fill(self, items: list[Tensor]) -> list[Tensor]:
-        """Features of all pictures, with those of the anchors at the cells that were left out."""
-        features = torch.cat(items)
-        return list(features[self.anchor.to(features.device)].split(self.lengths))
-
-    @property
-    def patches(self) -> Tensor:
-        """Long[p]: encoded patches, in the order of the pixels."""
-        return self.keep.repeat_interleave(self.group).nonzero()[:, 0]
-
-    def find(self, hidden: Tensor) -> Tensor:
-        """The rows [p, d] of [P, d] to go on with, wherever the tower put them."""
-        self.rows = (~hidden[:, 0].isnan()).nonzero()[:, 0]
-        if len(self.rows) != len(self.patches):
-            raise ValueError("the vision tower embeds some pixels as NaN; check the pixels and the model's dtype")
-        return hidden[self.rows]
-
-    def fitted(self, name: str, value: Any) -> Any:
-        """An argument of a block for the rows that are left; the same object is fitted once."""
-        if not name.startswith(("position_embeddings", "rotary_pos_emb", "cu_seqlens")) or value is None:
-            return value  # a largest length may be too large
-        if id(value) not in self.memo:
-            fit = self.bounds if name.startswith("cu_seqlens") else self.gathered
-            self.memo[id(value)] = (value, fit(value))  # holding the value keeps its id from being reused
-        return self.memo[id(value)][1]
-
-    def gathered(self, table: Any) -> Any:
-        if isinstance(table, (tuple, list)):
-            return tuple(self.gathered(t) for t in table)
-        assert self.rows is not None
-        return table[self.rows.to(table.device)]
-
-    def bounds(self, bounds: Tensor) -> Tensor:
-        """Where segments begin and end [s + 1] among the rows that are left; empty segments vanish."""
-        assert self.rows is not None
-        here = torch.zeros(self.group * len(self.keep), dtype=bounds.dtype, device=bounds.device)
-        counts = pad(here.index_fill_(0, self.rows.to(bounds.device), 1).cumsum(0), (1, 0))
-        return counts[bounds.long()].to(bounds.dtype).unique_consecutive()
-
-    def spread(self, merged: Tensor) -> Tensor:
-        """Merged rows at the places of their cells in the tower's order, zeros elsewhere."""
-        assert self.rows is not None
-        cells = self.rows[:: self.group].to(merged.device) // self.group
-        return merged.new_zeros(len(self.keep), merged.shape[-1]).index_copy_(0, cells, merged)
-
-
-@dataclass(eq=False)
-class Running:
-    """State of a call: the plan that acts, while the tower runs on some of its patches."""
-
-    plan: TowerPlan | None = None
 
 
 class Patches(list[tuple[int, int]]):
@@ -147,6 +67,10 @@ class TowerPruning(Component):
         for merger in (tower.merger, *getattr(tower, "deepstack_merger_list", ())):
             session.hook(merger.register_forward_hook(SpreadRows(session)))
 
+    def open_encoding(self, call: Call) -> None:
+        """Only the last encoding counts."""
+        call.page.slot(Patches).clear()
+
     def plan_encoding(self, modality: str, bound: dict[str, Any]) -> TowerPlan | None:
         """Which cells of this call's pictures are encoded; None where that is all of them.
 
@@ -178,6 +102,15 @@ class TowerPruning(Component):
         call.page.slot(Patches).append((len(pixels), len(pixels) if whole else int(keep.sum()) * merge**2))
         call.page.probing.append((start, call.clock.now()))
         return None if whole else TowerPlan(self.session, keep, anchor, lengths, merge**2)
+
+    def report(self, call: Call) -> Account:
+        """Patches that the tower was given, and those that it encoded."""
+        runs = call.page.slot(Patches)
+        if not runs:
+            return Account()
+        given, encoded = (sum(run[i] for run in runs) for i in (0, 1))
+        line = f"tower    {given} patches given, {encoded} encoded"
+        return Account({"tower": {"given": given, "encoded": encoded}}, [line])
 
 
 def why_not(tower: nn.Module) -> str | None:

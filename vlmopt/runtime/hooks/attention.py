@@ -10,17 +10,14 @@ import sys
 from collections.abc import Callable
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
-from vlmopt.pruning.signals import TEXT, AttentionRows
-
-from ..call import Session, Step
+from ..call import STEP, PromptStep, Session
 from ..compat import attention_arguments, implementation, substitute
-from ..side_forward import HeadOutputs, Look, Looked
+from ..component import AttentionPart
+from ..points import AttentionCall, SidePass
 from ..unseen import Reached
-from .last_rows import longest_question, probe_rows
 
 NAME = "vlmopt"
 
@@ -41,103 +38,48 @@ class BaseView:
         return getattr(self._module, name)
 
 
-class Kernel:
-    """What may compute the attention of a layer in the place of its kernel."""
-
-    def run(
-        self, step: Step, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
-    ) -> Tensor | None:
-        """The layer's attention output [B, Q, H, D]; None where the kernel has to run."""
-        raise NotImplementedError
-
-
-class Edits:
-    """What changes the attention output of a layer."""
-
-    def active(self, step: Step) -> bool:
-        """Whether `run` has anything to do in this step."""
-        raise NotImplementedError
-
-    def replaces_kernel(self, step: Step, query: Tensor) -> bool:
-        """Whether `run` does without the kernel's output in this step."""
-        raise NotImplementedError
-
-    def run(
-        self, step: Step, out: Tensor | None, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kw: Any
-    ) -> Tensor:
-        """The output [B, Q, H, D], changed; `out` None: computed here for every row."""
-        raise NotImplementedError
-
-
-class Reader:
-    """What looks at keys and values of a layer when its attention has run."""
-
-    def read(self, step: Step, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> None:
-        """Of the sequence's own passes; key and value [B, Hk, n, D] are all that the layer attended to."""
-        raise NotImplementedError
-
-
-class Probed(dict[int, Tensor]):
-    """State of a step: layer -> its last rows, fp32 [B, H, R, L] over logical places."""
-
-
 class AttentionPlan:
-    """What happens in one attention module: which of its rows are read, corrected, and how its prefill is computed."""
+    """One attention module that is routed through ours, and who acts in it."""
 
     def __init__(self, session: Session, layer: int, base: Any) -> None:
         register(NAME, vlmopt_attention)
         self.session, self.layer, self.base = session, layer, base
-        self.rows = 0
-        self.text = False  # also the rows of the question
-        self.edits: Edits | None = None
-        self.prefill: Kernel | None = None
-        self.decode: Kernel | None = None
-        self.reader: Reader | None = None
-        self.heads = False  # passes beside the sequence take down what heads make
+        self.parts: list[AttentionPart] = []
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A pickled model may come back in a process that has never optimized one."""
         register(NAME, vlmopt_attention)
         self.__dict__.update(state)
 
-    def count(self, step: Step) -> int:
-        """How many of the last rows are read in this step."""
-        return max(self.rows, longest_question(step)) if self.text else self.rows
-
 
 def vlmopt_attention(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    """Delegate to the base kernel; read the rows that selectors asked for, and correct those that corrections name."""
+    """Let a part compute the attention, or else the model's kernel; then let all parts act on its output."""
     plan = cast("AttentionPlan", module._vlmopt_plan)
+    running = STEP.get()
+    query, key, value, mask = attention_arguments(args, kwargs)
+
+    def kernel() -> tuple[Tensor, Tensor | None]:
+        return base_function(module, plan.base)(BaseView(module, plan.base), query, key, value, mask, **kwargs)
+
+    at = AttentionCall(plan.layer, module, query, key, value, mask, kwargs)
+    if isinstance(running, SidePass):
+        running.before_kernel(at)
+        out, weights = kernel()
+        running.behind_kernel(at, out)
+        return out, weights
     step = plan.session.running_step()
-    given = query, key, _, attention_mask = attention_arguments(args, kwargs)
-    base = base_function(module, plan.base)
     if step is None:
-        return base(BaseView(module, plan.base), *given, **kwargs)
-    step.slot(Reached).parts.add(("attention", plan.layer))
-    side = step.side
-    if isinstance(side, Look) and side.layer == plan.layer:
-        raise Looked(probe_rows(step, side.count, query, key, attention_mask, **kwargs))
-    edits = plan.edits if plan.edits is not None and plan.edits.active(step) else None
-    if edits is not None and edits.replaces_kernel(step, query):
-        return edits.run(step, None, *given, **kwargs), None
-    weights = None
-    out = None
-    for kernel in (plan.prefill, plan.decode) if side is None else ():
-        out = kernel.run(step, *given, **kwargs) if kernel is not None and out is None else out
-    if out is None:
-        out, weights = base(BaseView(module, plan.base), *given, **kwargs)
-    reads = step.context is not None and side is None and not step.again
-    if reads and (count := plan.count(step)):
-        start = step.call.clock.now()
-        step.slot(Probed)[plan.layer] = probe_rows(step, count, query, key, attention_mask, **kwargs)
-        step.call.page.scoring.append((start, step.call.clock.now()))
-    if edits is not None:
-        out = edits.run(step, out, *given, **kwargs)
-    elif plan.heads and isinstance(side, HeadOutputs):
-        side.found[plan.layer] = out[torch.arange(len(out), device=out.device), side.rows.to(out.device)]
-    if plan.reader is not None and side is None and not step.again:
-        plan.reader.read(step, *given, **kwargs)
-    return out, weights
+        return kernel()
+    if isinstance(step, PromptStep):
+        step.slot(Reached).parts.add(("attention", plan.layer))
+    computed = weights = None
+    for part in plan.parts:
+        computed = part.compute(step, at) if computed is None else computed
+    if computed is None:
+        computed, weights = kernel()
+    for part in plan.parts:
+        computed = part.behind(step, at, computed)
+    return computed, weights
 
 
 def base_function(module: nn.Module, config: Any) -> Callable[..., tuple[Tensor, Tensor | None]]:
@@ -172,14 +114,6 @@ def plan_of(session: Session, layer: int) -> AttentionPlan:
         module.config = clone
         session.undo.append(Uninstall(module, base))
     return plan
-
-
-def install(session: Session, need: AttentionRows) -> None:
-    """Read rows of one attention module."""
-    plan = plan_of(session, need.layer)
-    if type(need) is AttentionRows:  # a look-ahead is started by the boundary, not by the layer's own run
-        plan.text |= need.rows == TEXT
-        plan.rows = max(plan.rows, 0 if need.rows == TEXT else int(need.rows))
 
 
 class Uninstall:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import transformers
 
-from ..call import STEP, Session, Step
+from ..call import STEP, PromptStep, Session
 from ..ledger import Page
 from .stand_in import StandIn
 
@@ -34,7 +35,7 @@ class Checkpointed(StandIn):
 
     def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         step = self.session.running_step()
-        if step is None:
+        if not isinstance(step, PromptStep):
             return self.original(function, *args, **kwargs)
         if self.session.selectors and isinstance(function, partial) and inspect.ismethod(function.func):
             raise RuntimeError(
@@ -47,11 +48,12 @@ class Checkpointed(StandIn):
 class Again:
     """A checkpointed function with the step of its first run."""
 
-    def __init__(self, function: Callable[..., Any], step: Step) -> None:
+    def __init__(self, function: Callable[..., Any], step: PromptStep) -> None:
         self.function, self.ran = function, False
-        self.step = copy.copy(step)  # its stage is that of this layer
-        self.step.again, self.step.call = True, copy.copy(step.call)
-        self.step.call.page = Page()
+        call = copy.copy(step.call)
+        call.page = Page()
+        self.step = replace(step, again=True, call=call)
+        self.step.share(step)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.ran:

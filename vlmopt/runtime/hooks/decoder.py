@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from .. import compat
 from ..arguments import OuterArguments, by_name
 from ..cache import LogicalCache, Moved
-from ..call import STEP, Call, Session, Step
-from ..context import CacheState
+from ..call import STEP, Call, DecodeStep, PromptStep, Session, Step
+from ..component import Components
+from ..context import CacheState, VisualContext
 from ..grouping import build_context
-from ..unseen import refuse_bypassed, refuse_taken_off, refuse_ungrouped, refuse_unseen
+from ..unseen import refuse_bypassed, refuse_ungrouped, refuse_unseen
 from . import checkpointing
 
 
@@ -30,27 +31,21 @@ class OpenStep:
         STEP.set(None)
         call = self.session.running_call()
         if call is None:
-            refuse_taken_off(self.session)
             return
         if args:
             kwargs = by_name(self.signature, module, *args, **kwargs)
-        arguments, call.arguments = call.arguments or OuterArguments(), None
-        compat.require(compat.DECODER, kwargs, type(module).__name__)
-        embeds = kwargs["inputs_embeds"]
+        arguments, call.arguments = call.arguments or OuterArguments({}), None
+        embeds = kwargs.get("inputs_embeds")
+        if embeds is None or embeds.shape[1] > 1:
+            compat.require(compat.DECODER, kwargs, type(module).__name__)
         if embeds is None:
             return
         cache = compat.cache_in(kwargs)
         past = 0 if cache is None else int(cache.get_seq_length())
-        q = embeds.shape[1]
-        state = cache._vlmopt if isinstance(cache, LogicalCache) else None
         if call.aside(cache, arguments.input_ids):
             call = Call(self.session, call.clock, by_generate=True)
         call.began = past if call.began is None else call.began
-        context = build_context(self.session, arguments, call, q, past)
-        if context is None:
-            refuse_unseen(call, arguments, q, past)
-        else:
-            refuse_ungrouped(call, arguments)
+        q = embeds.shape[1]
         if arguments.embeds_only and q > 1:
             call.skip("pruning", "the call passed inputs_embeds without input_ids: visual tokens cannot be located")
         positions = kwargs.get("position_ids")
@@ -58,24 +53,32 @@ class OpenStep:
             positions = torch.arange(past, past + q, device=embeds.device)[None]
         if module.training:
             checkpointing.install(self.session)
-        step = Step(
-            batch=embeds.shape[0],
-            q=q,
-            past=past,
-            device=embeds.device,
-            context=context,
-            state=state,
-            call=call,
-            positions=positions,
-            embeds=embeds,
-            given=kwargs,
-            arguments=arguments,
-            fast=q == 1 and context is None and kwargs.get("attention_mask") is None and self.stays_fast(state),
-        )
+        state = cache._vlmopt if isinstance(cache, LogicalCache) else None
+        facts: dict[str, Any] = {
+            "batch": embeds.shape[0], "q": q, "past": past, "device": embeds.device, "call": call, "embeds": embeds,
+            "positions": positions, "given": kwargs, "arguments": arguments, "states": [] if state is None else [state],
+        }  # fmt: skip
+        end = call.request.length
+        step: Step
+        if past and (q == 1 if end is None else past >= end):
+            unmasked = q == 1 and kwargs.get("attention_mask") is None
+            step = DecodeStep(**facts, fast=unmasked and self.stays_fast(state))
+        else:
+            context = self.context(call, arguments, q, past)
+            step = PromptStep(**facts, context=context, fixed=compat.why_fixed(cache))
         call.open_step(step)
-        for component in self.session.components:
+        for component in self.session.slot(Components):
             component.open_step(step, cache)
         STEP.set(step)
+
+    def context(self, call: Call, arguments: OuterArguments, q: int, past: int) -> VisualContext | None:
+        """Where visual tokens are in a chunk of a prompt; None where it has none."""
+        context = build_context(self.session, arguments, call, q, past)
+        if context is None:
+            refuse_unseen(call, arguments, q, past)
+        else:
+            refuse_ungrouped(call, arguments)
+        return context
 
     def stays_fast(self, state: CacheState | None) -> bool:
         """Whether layers of a plain decode step need nothing that was not in place for the step before."""
@@ -89,7 +92,7 @@ class OpenStep:
 
 
 class CloseStep:
-    """Forward hook of the decoder."""
+    """Forward hook of the decoder; also called, with no output, when the forward raised."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -99,15 +102,17 @@ class CloseStep:
         if step is None:
             return None
         STEP.set(None)
-        if step.context is not None:
+        if output is None:
+            return None
+        if isinstance(step, PromptStep) and step.context is not None:
             refuse_bypassed(step)
         if step.rows:
             commit(step, max(self.session.stage_of))
             output = restore_length(step, self.session.stage_of[-1], output)
-        cache = compat.cache_in(
-            {**kwargs, **output} if isinstance(output, dict) else kwargs
-        )  # its own, if none was given
-        for component in self.session.components:
+        cache = compat.cache_in(kwargs)
+        if cache is None and isinstance(output, dict):
+            cache = compat.cache_in(output)  # its own
+        for component in self.session.slot(Components):
             component.close_step(step, cache)
         step.call.close_step(step, cache)
         return output

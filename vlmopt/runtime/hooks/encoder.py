@@ -13,6 +13,7 @@ from .. import compat
 from ..arguments import MODALITIES, PIXELS, by_name, pixels_in
 from ..call import Session
 from ..captures import Capture
+from ..component import Components
 from .stand_in import StandIn
 
 
@@ -29,6 +30,8 @@ class FeatureProbe(StandIn):
         call = self.session.running_call()
         if call is None or call.features.depth:
             return self.original(*args, **kwargs)
+        if not call.by_generate and call.arguments is None:  # a bare forward that was interrupted
+            return self.original(*args, **kwargs)
         bound = by_name(self.__signature__, *args, **kwargs)
         compat.require(self.required, bound, self.name)
         start = call.clock.now()
@@ -37,13 +40,16 @@ class FeatureProbe(StandIn):
             for capture in self.captures:
                 capture.take(call, self.modality, self.original, bound)
         try:
-            plans = (component.plan_encoding(self.modality, bound) for component in self.session.components)
+            plans = (component.plan_encoding(self.modality, bound) for component in self.session.slot(Components))
             plan = next((plan for plan in plans if plan is not None), None)
             if plan is None:
                 out = self.original(*args, **kwargs)
                 lengths = feature_lengths(out)
             else:
                 out, lengths = plan.run(self.original, bound)
+        except BaseException:  # the forward ends here, and for Ctrl-C no hook is called
+            call.arguments = None
+            raise
         finally:
             call.features.depth -= 1
         call.page.vision.append((start, call.clock.now()))

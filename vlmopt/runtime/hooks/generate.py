@@ -8,6 +8,7 @@ import torch
 
 from ..arguments import Request, brings_pixels
 from ..call import CALL, STEP, Session
+from ..component import Components
 from ..unseen import refuse_unread
 from .stand_in import StandIn
 
@@ -33,7 +34,7 @@ class Generate(StandIn):
             branching(session, kwargs),
         )
         call = session.new_call(request)
-        for component in session.components:
+        for component in session.slot(Components):
             component.open_call(request, kwargs)
         running, open_step = CALL.set(call), STEP.set(None)
         try:
@@ -41,6 +42,8 @@ class Generate(StandIn):
             refuse_unread(call)
             sequences = getattr(out, "sequences", out)
             call.new_tokens = sequences.shape[1] - (length or 0)
+            for component in session.slot(Components):
+                component.close_call(call)
             call.finish()
             return out
         finally:  # also after Ctrl-C, for which hooks are not called

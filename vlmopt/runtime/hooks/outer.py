@@ -3,73 +3,65 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import compat
-from ..arguments import OuterArguments, brings_pixels, by_name, carries_pixels, images_in
-from ..call import CALL, STEP, Call, Session
-from ..components.tower_pruning import Patches
+from ..arguments import OuterArguments, by_name
+from ..call import CALL, Call, Session
+from ..component import Components
 from ..unseen import refuse_undecoded
-from .head import ASKED
-from .stand_in import StandIn
+from .head import TARGETS
 
 
-class Outer(StandIn):
-    """`forward` of the outer model, by whatever way it is reached; what it opens is closed, after Ctrl-C too."""
+class OuterHook:
+    """Forward pre-hook of the outer model."""
 
     def __init__(self, session: Session) -> None:
-        super().__init__(session, session.structure.outer, "forward")
-        self.__signature__ = inspect.signature(self.original)
+        self.session = session
+        self.signature = inspect.signature(type(session.structure.outer).forward)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        session = self.session
-        if not session.lease.alive:
-            return self.original(*args, **kwargs)
-        bound = by_name(self.__signature__, *args, **kwargs) if args else kwargs
-        asked_for, images = session.running_call(), images_in(bound)
-        call = self.call_of(asked_for, bound, images)
-        call.images = call.images or images
-        self.note(call, bound)
-        running, open_step = CALL.set(call), STEP.set(None)
-        try:
-            out = self.original(*args, **kwargs)
-            if call is not asked_for:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        bound = by_name(self.signature, module, *args, **kwargs) if args else kwargs
+        ids = bound.get("input_ids")
+        call = self.open_call(compat.cache_in(bound), ids)
+        call.arguments = OuterArguments(bound, TARGETS.get())
+        TARGETS.set(None)
+        one_row = ids is not None and ids.shape[1] == 1  # no image fits in
+        if not one_row and call.arguments.encodes:
+            call.features.clear()  # this forward encodes by itself, in older releases at every uncached step
+            for component in self.session.slot(Components):
+                component.open_encoding(call)
+
+    def open_call(self, cache: Any, ids: Tensor | None) -> Call:
+        """The running `generate` of this session; a new call for a bare forward, or for one of another sequence."""
+        call = self.session.running_call()
+        if call is not None and call.by_generate:
+            if not call.aside(cache, ids):
+                return call
+            new = Call(self.session, call.clock, by_generate=True, around=call, beside=True)
+        else:
+            around = CALL.get() if call is None else call.around  # an earlier forward of ours was interrupted
+            new = self.session.new_call(around=around)
+        CALL.set(new)
+        return new
+
+
+class CloseForward:
+    """Ends the call of a bare forward or of one beside `generate`, also when it raised."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        call = self.session.running_call()
+        if call is not None and (call.beside or not call.by_generate):
+            CALL.set(call.around)
+            call.around = None
+            if output is not None:
                 refuse_undecoded(call)
                 if not call.beside:
+                    for component in self.session.slot(Components):
+                        component.close_call(call)
                     call.finish()
-            return out
-        finally:
-            STEP.reset(open_step)
-            CALL.reset(running)
-
-    def call_of(self, running: Call | None, bound: Mapping[str, Any], images: list[Tensor]) -> Call:
-        """The running `generate`; a new call for a bare forward, or for one of another sequence inside `generate`."""
-        if running is None or not running.by_generate:
-            return self.session.new_call()
-        if running.aside(compat.cache_in(bound), bound.get("input_ids"), images):
-            return Call(self.session, running.clock, by_generate=True, beside=True)
-        return running
-
-    def note(self, call: Call, bound: Mapping[str, Any]) -> None:
-        """Leave in the call what its decoder pass has to know."""
-        encodes = brings_pixels(bound)
-        if encodes:
-            call.features.clear()  # this forward encodes by itself, in older releases at every uncached step
-            call.page.slot(Patches).clear()
-        mask, ids, asked = bound.get("attention_mask"), bound.get("input_ids"), ASKED.get()
-        if asked is not None and asked.session is not self.session:
-            asked = None
-        if asked is not None:
-            asked.reached = True
-        call.arguments = OuterArguments(
-            input_ids=ids,
-            attention_mask2d=mask if isinstance(mask, Tensor) and mask.ndim == 2 else None,
-            pixels=any(carries_pixels(name, value) for name, value in bound.items()),
-            embeds_only=ids is None and bound.get("inputs_embeds") is not None,
-            encodes=encodes,
-            names=tuple(name for name, value in bound.items() if value is not None),
-            targets=None if asked is None else asked.targets,
-        )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..call import Session
-from ..components.selection import Overwritten
-from ..masks import take_rows
-from .stand_in import StandIn
+from ...call import Session
+from ...fitting import Now
+from ...hooks.stand_in import StandIn
+from ...masks import take_rows
+from .record import Overwritten
 
 
 class DeepStack(StandIn):
@@ -18,7 +19,7 @@ class DeepStack(StandIn):
 
     def __call__(self, hidden_states: Tensor, visual_pos_masks: Tensor, visual_embeds: Tensor) -> Tensor:
         step = self.session.running_step()
-        rows = None if step is None else step.rows.get(step.stage)
+        rows = None if step is None else step.rows.get(step.slot(Now).stage)
         if step is None or rows is None:
             return self.original(hidden_states, visual_pos_masks, visual_embeds)
         where = visual_pos_masks.to(hidden_states.device)

@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from ..runtime.call import Call
-from ..runtime.components.sparse_prefill import Sparse
+from torch import Tensor
+
+from ..call import Call
+
+
+@dataclass
+class Ran:
+    """One layer's sparse prefill."""
+
+    backend: str
+    patterns: dict[str, int]  # name -> heads
+    tokens: int
+    work: Tensor  # fp32 scalar: cells computed over those of the causal triangle, padding among them
+    index: tuple[Any, Any]  # marks in time
+    attention: tuple[Any, Any]
+    dense_rows: int
+    recall: Tensor | None = None  # fp32 [B, H, R]
+
+
+class Sparse(dict[int, list[Ran]]):
+    """State of a page: layer -> its sparse prefills, chunk by chunk."""
 
 
 def sparse_layers(call: Call) -> list[dict[str, Any]]:

@@ -14,11 +14,15 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from vlmopt.attention_fix import TextOnly
+
 from ..arguments import PER_LAYER
-from ..call import Session, Step
+from ..call import PromptStep, Session, Step
 from ..compat import cache_name
-from ..places import once_more, real
-from ..side_forward import HeadOutputs, side_forward
+from ..places import real
+from ..points import AttentionCall, SidePass
+from ..side_forward import side_forward
+from .base import Capture
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +40,24 @@ class Part:
         return Part(self.start, self.embeds[:, :n], self.text[:, :n], per_layer)
 
 
+class WithoutImages(Capture[TextOnly]):
+    """`TextOnly`; the component that keeps the stream reads its heads."""
+
+
+@dataclass(frozen=True, eq=False)
+class HeadOutputs(SidePass):
+    """Take down what heads make of one row of every sample."""
+
+    layers: frozenset[int]
+    rows: Tensor  # Long[B]
+    found: dict[int, Tensor]  # layer -> [B, H, D]
+
+    def behind_kernel(self, at: AttentionCall, out: Tensor) -> None:
+        """Keep it where it is asked for."""
+        if at.layer in self.layers:
+            self.found[at.layer] = out[torch.arange(len(out), device=out.device), self.rows.to(out.device)]
+
+
 @dataclass
 class TextStream:
     """One sequence's text so far; `heads` and `logits` are those of its last row.
@@ -44,6 +66,7 @@ class TextStream:
     """
 
     lasting: bool
+    layers: frozenset[int]  # whose heads are taken down
     parts: list[Part] = field(default_factory=list)
     heads: dict[int, Tensor] = field(default_factory=dict)  # layer -> [B, H, D]
     logits: Tensor | None = None  # [B, V]
@@ -62,14 +85,14 @@ class TextStream:
         """Take down the text of this step."""
         self.parts = [part.before(step.past) for part in self.parts if part.start < step.past]
         text, ids = real(step), step.arguments.input_ids
-        if step.context is not None:
+        if isinstance(step, PromptStep) and step.context is not None:
             text = text & ~step.context.visual.to(text.device)
         if ids is not None and ids.shape[1] == step.q:
             between = ids.new_tensor(sorted(step.call.session.structure.delimiters))
             text = text & ~torch.isin(ids, between).to(text.device)
         self.parts.append(Part(step.past, step.embeds.detach(), text, step.given.get(PER_LAYER)))
 
-    def prompt(self, step: Step) -> None:
+    def prompt(self, step: PromptStep) -> None:
         """Run all text up to the end of this step, from the start.
 
         Raises:
@@ -87,7 +110,7 @@ class TextStream:
         order = text.long().sort(dim=1, stable=True).indices[:, -width:]  # text last, in order: left padding
         valid = text.gather(1, order)
         positions = (valid.long().cumsum(1) - 1).clamp_min(0)
-        end = None if once_more(step) else step.call.request.length
+        end = None if step.once_more else step.call.request.length
         inside = self.places() < (end if end is not None else step.past + step.q)
         last = (valid & inside.to(valid.device)[order]).long() * torch.arange(1, width + 1, device=valid.device)
         taken = [part.per_layer for part in self.parts if part.per_layer is not None]
@@ -120,18 +143,9 @@ class TextStream:
         assert self.real is not None
         axes = step.positions.shape[0] if step.positions.ndim == 3 else 0
         kwargs: dict[str, Any] = {} if per_layer is None else {PER_LAYER: per_layer}
-        silent = Step(
-            batch=len(embeds),
-            q=embeds.shape[1],
-            past=0,
-            device=step.device,
-            call=step.call,
-            positions=positions,
-            side=HeadOutputs(rows, self.heads),
-            fast=True,
-        )
         out = side_forward(
-            silent,
+            HeadOutputs(self.layers, rows, self.heads),
+            session.structure.decoder.forward,
             inputs_embeds=embeds,
             attention_mask=None if bool(self.real.all()) else self.real.long(),
             position_ids=positions.expand(axes, -1, -1) if axes else positions,

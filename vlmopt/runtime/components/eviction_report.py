@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from ..runtime.call import Call
-from ..runtime.components.eviction import Evictions
+from ..call import Call
+
+
+@dataclass
+class Kept:
+    """What one layer kept of a prompt."""
+
+    layer: int
+    slots: tuple[int, int]  # before and after
+    bytes: tuple[int, int]
+    competing: list[int]  # per sample
+    kept: list[int]  # per sample: of those that compete, in every head
+
+
+class Evictions(list[Kept]):
+    """State of a page."""
 
 
 def evicted(call: Call) -> list[dict[str, Any]]:

@@ -7,12 +7,16 @@ from typing import Any
 
 from vlmopt.pruning import Selector, Signal
 
-from ...policy import Policy
-from ..call import Component, Session, Step
-from ..captures import capture_of
-from ..hooks.deepstack import DeepStack
-from ..hooks.layer import LayerHook
-from ..structure import ModelStructure, shared_key_source
+from ....policy import Policy
+from ...call import Call, PromptStep, Session, Step
+from ...captures import capture_of
+from ...component import Account, Component
+from ...hooks.layer import entry_of
+from ...structure import ModelStructure, shared_key_source
+from ...unseen import no_visual
+from .boundary import Boundary
+from .deepstack import DeepStack
+from .record import Cuts
 
 
 class Pruning(Component):
@@ -32,13 +36,21 @@ class Pruning(Component):
 
     def install(self) -> None:
         session, structure = self.session, self.session.structure
-        for i, layer in enumerate(structure.layers):
-            session.hook(layer.register_forward_pre_hook(LayerHook(session, i), with_kwargs=True))
+        cut = {method.layer for method in session.selectors}
+        for layer in range(len(structure.layers)):
+            entry = entry_of(session, layer)  # also where nothing leaves, for what earlier layers dropped
+            if layer in cut:
+                entry.parts.append(Boundary(session, layer))
         if hasattr(structure.decoder, "_deepstack_process"):
             DeepStack(session).put()
 
     def open_step(self, step: Step, cache: Any) -> None:
-        """Warn of a new turn over a cache that was pruned for an earlier question."""
+        """Warn of a cache that cannot shrink, and of one that was pruned for an earlier question."""
+        if not isinstance(step, PromptStep):
+            return
+        if step.context is not None and step.fixed is not None:
+            step.call.skip("pruning", step.fixed)
+            warnings.warn(step.fixed, stacklevel=2)
         if step.state is None or not step.past or step.past != step.call.began or step.q == 1:
             return
         bound = sorted({method.name for method in self.session.selectors if method.query_aware})
@@ -49,6 +61,20 @@ class Pruning(Component):
             )
             step.call.skip("choosing anew for this turn", why)
             warnings.warn(why, stacklevel=2)
+
+    def report(self, call: Call) -> Account:
+        """What each selector dropped, and where."""
+        entries, lines = [], []
+        for method in self.session.selectors:
+            cuts = [cut for cut in call.page.slot(Cuts) if cut.layer == method.layer and cut.method == method.name]
+            if cuts:
+                before, after = sum(int(c.before.sum()) for c in cuts), sum(int(c.keep.sum()) for c in cuts)
+                place = {"method": method.name, "layer": method.layer, "positions": method.numbering}
+                entries.append(place | {"before": before, "after": after, "source": method.source})
+                text = f"applied  {method.name} before layer {method.layer} ({method.numbering}): {before} -> {after} "
+                lines.append(text + (f"tokens; {method.source}" if method.source else "tokens"))
+        nothing = not call.page.contexts and "pruning" not in call.skipped
+        return Account({"applied": entries}, lines, {"pruning": no_visual(call)} if nothing else {})
 
 
 def check_selector(model: Any, structure: ModelStructure, method: Selector) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,23 +10,19 @@ from torch import Tensor
 
 from vlmopt.attention_fix import Correction, Diagnosis
 
-from ..runtime.call import Call
-from ..runtime.components.corrections import Corrections
-from ..runtime.components.layer_corrections import Record, Records
+from ..call import Call
+from .layer_corrections import Record, Records
 
 
-def corrected(call: Call) -> list[dict[str, Any]]:
-    """Return one entry per correction that ran.
+def corrected(call: Call, corrections: Sequence[Correction]) -> list[dict[str, Any]]:
+    """Return one entry for each of the corrections that ran.
 
     `layers` has one entry per layer: `rows` text rows of the prompts that it might edit, `edited` the share of (row,
     head) pairs that it changed, the same of generated rows, `heads` how many heads of each sample got another gain, and
     what the method measured. None where nothing of the kind happened. `found` is what a diagnosis found in each sample.
     """
-    corrections = call.session.component(Corrections)
-    if corrections is None:
-        return []
     out = []
-    for correction in corrections.active:
+    for correction in corrections:
         found = {layer: record for (name, layer), record in call.slot(Records).items() if name == correction.name}
         if found:
             edits = {} if isinstance(correction, Diagnosis) else found

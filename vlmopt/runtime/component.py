@@ -1,0 +1,100 @@
+"""A feature of the runtime: what it does when a model is optimized, in every pass, and inside the decoder.
+
+Inside, parts act in the order in which they were put in place: readers of signals, then components in theirs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from vlmopt.core import Signal
+
+from ..policy import Policy
+from .arguments import EncodingPlan, Request
+from .call import Call, PromptStep, Session, Step
+from .points import AttentionCall, LayerInput
+from .structure import ModelStructure
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a component did in one call, for the report."""
+
+    entries: dict[str, Any] = field(default_factory=dict)  # fields of the report by name, JSON-ready
+    lines: list[str] = field(default_factory=list)  # of its table
+    skipped: dict[str, str] = field(default_factory=dict)  # what -> why
+
+
+class Component:
+    """A feature of the runtime in one session: its hooks, and its part in every pass."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    @staticmethod
+    def check(model: Any, structure: ModelStructure, policy: Policy) -> None:
+        """Raise `ValueError` where this model cannot have what a policy asks for; before anything is changed."""
+
+    @staticmethod
+    def wanted(session: Session) -> bool:
+        """Whether the policy asks for it."""
+        raise NotImplementedError
+
+    def signals(self) -> set[Signal]:
+        """What has to be captured for it."""
+        return set()
+
+    def install(self) -> None:
+        """Put its hooks in place, behind those of the components before it."""
+
+    def open_call(self, request: Request, arguments: dict[str, Any]) -> None:
+        """A `generate` begins; its arguments may be changed in place."""
+
+    def open_encoding(self, call: Call) -> None:
+        """A forward is about to encode images by itself, in older releases at every step without a cache."""
+
+    def plan_encoding(self, modality: str, bound: dict[str, Any]) -> EncodingPlan | None:
+        """What is to run in the place of a feature function called with these arguments, None for itself."""
+        return None
+
+    def open_step(self, step: Step, cache: Any) -> None:
+        """A decoder pass begins."""
+
+    def close_step(self, step: Step, cache: Any) -> None:
+        """It is over."""
+
+    def close_call(self, call: Call) -> None:
+        """Leave in the call what a report needs, and nothing that is large."""
+
+    def report(self, call: Call) -> Account:
+        """What it did in a call that is over, from what it left there."""
+        return Account()
+
+
+class Components(list[Component]):
+    """State of a session: what its policy asks for, in order."""
+
+
+class LayerPart:
+    """What acts where hidden states enter a decoder layer."""
+
+    def at_layer(self, step: PromptStep, at: LayerInput) -> None:
+        """Look at the input of a prompt's rows, or change it."""
+        raise NotImplementedError
+
+
+class AttentionPart:
+    """What acts in the attention function of a decoder layer."""
+
+    edits_text = False  # whether it may change what rows of text attend to
+
+    def compute(self, step: Step, at: AttentionCall) -> Tensor | None:
+        """The attention output [B, q, H, D] in the place of the kernel's; None where the kernel has to run."""
+        return None
+
+    def behind(self, step: Step, at: AttentionCall, out: Tensor) -> Tensor:
+        """The output [B, q, H, D] of the kernel, or of what stood in for it, as the model goes on with it."""
+        return out

@@ -1,0 +1,52 @@
+"""Places that carry something else from a cut on: merged tokens, and markers of runs that were dropped."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vlmopt.pruning import Selector, run_ends, run_mean
+
+from ...call import PromptStep, Session
+from ...context import Rows, VisualContext
+from ...points import LayerInput
+from .record import Choice, Overwritten, at_places
+
+
+def write_merged(step: PromptStep, context: VisualContext, at: LayerInput, choice: Choice, rows: Rows) -> Tensor:
+    """Let merged tokens take over the slots they were given: Bool[B, L]; DeepStack adds nothing to them any more."""
+    at.hidden = at.hidden.clone()
+    here = torch.zeros_like(choice.content)
+    for one in choice.written:
+        at.hidden[one.row, one.places.to(at.hidden.device)] = one.embeds.to(at.hidden)
+        here[one.row, one.places] = True
+    overwritten, where = step.slot(Overwritten), at_places(context, rows, here)
+    overwritten.merged = where if overwritten.merged is None else overwritten.merged | where
+    return where
+
+
+def write_markers(
+    session: Session,
+    step: PromptStep,
+    context: VisualContext,
+    at: LayerInput,
+    choice: Choice,
+    selector: Selector,
+    rows: Rows,
+) -> Tensor:
+    """PosPad: put one marker embedding into the last slot of every dropped run, at its own position; Bool[B, W].
+
+    FocusUI (arXiv 2601.03928), whose trained embedding or a training-free surrogate.
+    """
+    hidden = at.hidden
+    ends = run_ends(choice.dropped, choice.span)
+    if selector.marker == "trained":
+        marker = session.trained[str(selector.marker_source)].marker
+        assert marker is not None
+        at.hidden = torch.where(ends.to(hidden.device)[..., None], marker.to(hidden), hidden)
+    elif selector.marker == "mean":
+        means = run_mean(hidden, choice.dropped.to(hidden.device), choice.span.to(hidden.device))
+        at.hidden = torch.where(ends.to(hidden.device)[..., None], means, hidden)
+    overwritten, where = step.slot(Overwritten), at_places(context, rows, ends)
+    overwritten.marker = where if overwritten.marker is None else overwritten.marker | where
+    return ends

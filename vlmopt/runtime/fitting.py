@@ -1,0 +1,154 @@
+"""What a decoder layer is handed for the rows that reach it: the decoder's loop gives every layer the same full-length
+tensors; they are gathered, never rebuilt."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from vlmopt.pruning import repack_positions
+
+from . import compat, masks
+from .cache import Moved
+from .call import PromptStep, Session, Step
+from .context import Rows
+from .points import LayerInput
+from .structure import shared_key_source
+
+
+@dataclass
+class Now:
+    """State of a step: the stage of the layer that runs."""
+
+    stage: int = 0
+
+
+class Fitting:
+    """Arguments of one decoder layer, as a stage runs it."""
+
+    def __init__(self, session: Session, layer: int, stage: int) -> None:
+        self.session, self.layer, self.stage = session, layer, stage
+        structure = session.structure
+        self.repack = any(method.numbering == "repack" for method in session.selectors)
+        self.recurrent = bool(structure.layer_types) and structure.layer_types[layer] in compat.RECURRENT
+        rotary = getattr(structure.decoder, "rotary_emb", None)
+        by_type = rotary is not None and "layer_type" in inspect.signature(type(rotary).forward).parameters
+        self.rotary_kind = (structure.layer_types[layer],) if by_type else ()
+        self.key_source = shared_key_source(structure.attentions, layer)
+
+    def fit(self, step: Step, at: LayerInput) -> Rows | None:
+        """Make arguments those of this stage's rows, in place; the rows, None where all are here."""
+        need = self.keys_needed(step, at)
+        rows = step.rows.get(self.stage)
+        if rows is None and step.state is None:
+            return None
+        width = step.q if rows is None else rows.log.shape[1]
+        sliced = at.hidden.shape[1] != width  # the decoder's loop itself kept the last rows only
+        if rows is not None and not sliced:
+            self.gather_tables(step, rows, at.given)
+        self.move_positions(step, rows, at)
+        at.given["attention_mask"] = self.mask(step, rows, at.hidden, need, sliced, at.given.get("attention_mask"))
+        return rows
+
+    def keys_needed(self, step: Step, at: LayerInput) -> int:
+        """Physical keys this layer attends to; a KV-sharing layer sees those of its source."""
+        if self.key_source is not None:
+            need = step.key_length[self.key_source]
+        else:
+            need = compat.physical_past(at.cache, self.layer) + at.hidden.shape[1]
+        step.key_length[self.layer] = need
+        return need
+
+    def note_dropped(self, step: Step, rows: Rows | None, cache: Any) -> None:
+        """Tell the cache how many rows of this step the layer is not going to store."""
+        if step.state is not None and cache is not None and rows is not None and self.key_source is None:
+            step.state.pending[self.layer] = step.q - rows.log.shape[1]
+
+    def gather_tables(self, step: Step, rows: Rows, given: dict[str, Any]) -> None:
+        """Rotary tables and per-layer inputs of the surviving rows, once per stage."""
+        for name, value in given.items():
+            if name.startswith("position_embeddings") and value is not None:
+                given[name] = step.remember((name, self.stage), value, partial(take_tables, value, rows.log))
+        if given.get("position_ids") is not None:
+            given["position_ids"] = None  # only feeds packed-sequence detection, which takes gaps for boundaries
+        if given.get("cache_position") is not None:
+            given["cache_position"] = given["cache_position"][: rows.log.shape[1]]
+        if given.get("per_layer_input") is not None:
+            given["per_layer_input"] = masks.take_rows(given["per_layer_input"], rows.log)
+
+    def move_positions(self, step: Step, rows: Rows | None, at: LayerInput) -> None:
+        """Policy "repack": rotary tables of the re-numbered survivors; later steps of the stage stay shifted alike."""
+        hidden, given = at.hidden, at.given
+        old = None if step.state is None else step.state.shift.get(self.stage)
+        if not self.stage or not self.repack or (rows is None and old is None):
+            return
+        moved = step.slot(Moved)
+        if self.stage not in moved.positions:
+            positions = step.positions.to(hidden.device).expand(step.batch, -1)
+            positions = positions if old is None else positions + old[:, None]
+            if rows is None:
+                moved.positions[self.stage] = positions
+            else:
+                context = step.context if isinstance(step, PromptStep) else None
+                real = None if context is None else context.attention_mask2d
+                new, shift = repack_positions(positions, rows.log, rows.valid, real)
+                moved.positions[self.stage] = new
+                moved.shift[self.stage] = shift if old is None else shift + old
+        positions = moved.positions[self.stage][:, -hidden.shape[1] :]  # the loop may have kept the last rows only
+        for name in [n for n in given if n.startswith("position_embeddings") and given[n] is not None]:
+            decoder = self.session.structure.decoder
+            rotary = decoder.rotary_emb_local if name.endswith("_local") else decoder.rotary_emb  # gemma3 up to 4.57
+            key = ("repack", name, self.stage, hidden.shape[1], *self.rotary_kind)
+            given[name] = step.remember(key, None, partial(rotary, hidden, positions, *self.rotary_kind))
+
+    def mask(
+        self, step: Step, rows: Rows | None, hidden: Tensor, need: int, sliced: bool, mask: Tensor | None
+    ) -> Tensor | None:
+        """The mask of this layer from the logical one (the rules stand in `masks`)."""
+        if self.recurrent:
+            return masks.recurrent_mask(mask, None if rows is None else rows.log, None if rows is None else rows.valid)
+        source = self.layer if self.key_source is None else self.key_source
+        store = step.store(self.stage if self.key_source is None else self.session.stage_of[source], source)
+        columns, valid = step.columns(store)
+        key = ("mask", self.stage, store, need, sliced)
+        return step.remember(key, mask, lambda: self.make_mask(step, rows, hidden, need, sliced, mask, columns, valid))
+
+    def make_mask(
+        self,
+        step: Step,
+        rows: Rows | None,
+        hidden: Tensor,
+        need: int,
+        sliced: bool,
+        mask: Tensor | None,
+        columns: Tensor | None,
+        valid: Tensor | None,
+    ) -> Tensor | None:
+        """The rows and columns of the logical mask that are here."""
+        if columns is None:
+            return mask if mask is None else mask[..., -need:]
+        columns, valid = columns[:, -need:], None if valid is None else valid[:, -need:]
+        if mask is None:
+            if valid is None:
+                return None
+            if compat.is_flash(self.session.structure.config):
+                return valid.long()
+            logical = step.current(self.stage).log[:, -hidden.shape[1] :] + step.past
+            return masks.ragged_mask(logical, columns, valid)
+        if not isinstance(mask, Tensor):
+            raise ValueError(
+                f"attention masks of type {type(mask).__name__} cannot be cut; use attn_implementation='sdpa'"
+            )
+        if mask.ndim == 2:
+            return masks.gather_2d(mask, columns, valid)
+        keep_rows = rows.log if rows is not None and not sliced and mask.shape[2] == step.q else None
+        return masks.gather_4d(mask, keep_rows, columns, valid, step.past)
+
+
+def take_tables(tables: tuple[Tensor, ...], log: Tensor) -> tuple[Tensor, ...]:
+    """Rows `log` of every table."""
+    return tuple(masks.take_rows(table, log) for table in tables)

@@ -1,0 +1,62 @@
+"""Touch points inside the decoder: what is handed over where a layer begins and in its attention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass(eq=False)
+class LayerInput:
+    """What a decoder layer is about to run on; parts may change it in place."""
+
+    layer: int
+    module: nn.Module
+    hidden: Tensor  # [B, W, d], physical rows
+    given: dict[str, Any]  # the layer's other arguments by name
+    cache: Any
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionCall:
+    """One call of the attention function of a decoder layer: queries and keys are rotated, and physical."""
+
+    layer: int
+    module: nn.Module
+    query: Tensor  # [B, H, q, D]
+    key: Tensor  # [B, Hk, kv, D]
+    value: Tensor  # [B, Hk, kv, D]
+    mask: Tensor | None  # the kernel's own: 4-D, 2-D for FlashAttention, None for causal
+    options: Mapping[str, Any]  # what else the kernel is given
+
+    @property
+    def scaling(self) -> float:
+        """What products are multiplied with."""
+        given = self.options.get("scaling")
+        return self.query.shape[-1] ** -0.5 if given is None else float(given)
+
+    @property
+    def softcap(self) -> float | None:
+        """Bound of the logits."""
+        return self.options.get("softcap")
+
+    @property
+    def window(self) -> int | None:
+        """Keys that a row of a sliding layer sees."""
+        return self.options.get("sliding_window")
+
+
+class SidePass:
+    """A pass beside the sequence, of which nothing stays; a subclass says what it is run for.
+
+    Hooks of the sequence's own pass have nothing to do in it; attention that is routed through ours calls these.
+    """
+
+    def before_kernel(self, at: AttentionCall) -> None:
+        """The attention of a layer is about to run."""
+
+    def behind_kernel(self, at: AttentionCall, out: Tensor) -> None:
+        """It has made `out` [B, q, H, D]."""

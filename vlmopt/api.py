@@ -14,6 +14,7 @@ from .checks import check
 from .policy import Policy, PolicyLike
 from .reporting import Report
 from .runtime.session import install, remove, session_of
+from .runtime.structure import answering
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -29,7 +30,8 @@ def optimize(model: Model, policy: PolicyLike) -> Model:
     the budget.
 
     Args:
-        model: a transformers `...ForConditionalGeneration` with weights loaded, on any device.
+        model: a transformers `...ForConditionalGeneration` with weights loaded, on any device. Of Qwen's Omni models
+            the thinker is changed, which reads pictures and writes text.
         policy: preset name, path of a policy file or directory, a line such as "fastv:keep_ratio=0.1,layer=4", dict,
             method, list of methods, or `Policy`.
 
@@ -40,10 +42,17 @@ def optimize(model: Model, policy: PolicyLike) -> Model:
     Raises:
         ValueError, TypeError: the policy is invalid or cannot work on this model. Nothing has been changed then.
     """
-    structure, fitted = check(model, Policy.load(policy))
-    trained = scorers.required(fitted.active, model)
+    answers = answering(model)
+    structure, fitted = check(answers, Policy.load(policy))
+    trained = scorers.required(fitted.active, answers)
     for caution in [c.caution for c in fitted.attention if c.caution is not None]:
         warnings.warn(caution, stacklevel=2)
+    if fitted.prune and getattr(model, "has_talker", False):
+        warnings.warn(
+            f"the talker of {type(model).__name__} reads the hidden states of every token, and fails behind dropped "
+            "ones: generate with generation_mode='text'",
+            stacklevel=2,
+        )
     restore(model)
     install(fitted, structure, trained)
     return model

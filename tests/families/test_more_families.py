@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import vlmopt
 from tests.support.families import GREEDY, Family, Image, Video
@@ -138,3 +140,29 @@ def test_frames_of_a_video(family: Family) -> None:
     assert m.grid is not None
     assert m.grid[0] > 1
     assert bool(m.kept[m.coords[:, 0] == 0].all())
+
+
+@pytest.mark.skipif("qwen2_5_omni" not in MORE, reason="family not in this release")
+def test_the_thinker_of_an_omni_model_is_found() -> None:
+    family = MORE["qwen2_5_omni"]
+    config = transformers.Qwen2_5OmniConfig(enable_audio_output=False)
+    config.thinker_config = family.config()
+    omni = transformers.Qwen2_5OmniForConditionalGeneration(config).eval()
+    omni.thinker = copy.deepcopy(family.build())
+    omni.speaker_map["Chelsie"], omni.talker = {}, SimpleNamespace(codec_pad_token=0)  # it names it even when silent
+    batch, thinker = family.inputs([[5, Image(0), 7]]), copy.deepcopy(family.build())
+
+    def answer() -> torch.Tensor:
+        return omni.generate(**batch(), generation_mode="text", thinker_max_new_tokens=4, thinker_do_sample=False)
+
+    before = answer()
+    assert vlmopt.optimize(omni, DivPrune(keep_ratio=0.3)) is omni
+    with vlmopt.optimized(thinker, DivPrune(keep_ratio=0.3)):
+        assert torch.equal(answer(), thinker.generate(**batch(), max_new_tokens=4, do_sample=False))
+    assert vlmopt.report(omni).samples[0]["visual_tokens_kept"] == 5
+    assert torch.equal(
+        vlmopt.restore(omni).generate(**batch(), generation_mode="text", thinker_max_new_tokens=4), before
+    )
+    omni.has_talker = True
+    with pytest.warns(UserWarning, match="generation_mode='text'"):
+        vlmopt.optimize(omni, "uniform-25")

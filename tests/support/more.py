@@ -241,6 +241,36 @@ def qwen3_vl_moe() -> Any:
     return hf.Qwen3VLMoeConfig(text_config=text, vision_config=tower, **_qwen_ids())
 
 
+_OMNI = dict(vision_start_token_id=START, vision_end_token_id=END, audio_start_token_id=25, audio_end_token_id=26)
+_EARS = dict(num_mel_bins=8, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=32, d_model=16)
+
+
+def qwen2_5_omni() -> Any:
+    """The thinker of Qwen2.5-Omni."""
+    tower = _qwen_tower(depth=2, intermediate_size=48, out_hidden_size=64, fullatt_block_indexes=[1], window_size=56)
+    ids = dict(image_token_index=IMAGE, video_token_index=VIDEO, audio_token_index=tiny.AUDIO, **_OMNI)
+    return hf.Qwen2_5OmniThinkerConfig(
+        text_config=dict(TEXT, **_mrope([2, 3, 3])), vision_config=tower, audio_config=dict(_EARS, output_dim=64), **ids
+    )
+
+
+def qwen3_omni_moe() -> Any:
+    """The thinker of Qwen3-Omni."""
+    tower = _qwen_tower(
+        depth=3, intermediate_size=48, out_hidden_size=64, num_position_embeddings=64,
+        deepstack_visual_indexes=[0, 1, 2],
+    )  # fmt: skip
+    moe = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
+    ids = dict(image_token_id=IMAGE, video_token_id=VIDEO, audio_token_id=tiny.AUDIO, **_OMNI)
+    ears = dict(_EARS, output_dim=64, downsample_hidden_size=8)
+    return hf.Qwen3OmniMoeThinkerConfig(
+        text_config=dict(TEXT, head_dim=16, **moe, **_mrope([4, 2, 2], interleaved=True)),
+        vision_config=tower,
+        audio_config=ears,
+        **ids,
+    )
+
+
 def paddleocr_vl() -> Any:
     tower = dict(_tower(112), spatial_merge_size=2)
     text = dict(TEXT, head_dim=16, **_mrope([2, 3, 3]))

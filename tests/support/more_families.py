@@ -73,6 +73,8 @@ MORE = {
         ),
         Family("exaone4_5", "Exaone4_5_", more.exaone4_5, **dict(_QWEN, rope="1d")),
         Family("qwen3_vl_moe", "Qwen3VLMoe", more.qwen3_vl_moe, **dict(_QWEN, video_layout=tiny_qwen.qwen3_video)),
+        Family("qwen2_5_omni", "Qwen2_5OmniThinker", more.qwen2_5_omni, **_STILL),
+        Family("qwen3_omni_moe", "Qwen3OmniMoeThinker", more.qwen3_omni_moe, **_STILL),
         Family("paddleocr_vl", "PaddleOCRVL", more.paddleocr_vl, **dict(_STILL, pixels=more.image_patches)),
         Family(
             "video_llama_3",

@@ -86,6 +86,8 @@ FAMILIES = (
             ("glm46v", ("glm46v",), "zai-org/GLM-4.6V-Flash"),
             ("glm_ocr", ("glm_ocr",), "zai-org/GLM-OCR"),
             ("exaone4_5", ("exaone4_5",), "LGAI-EXAONE/EXAONE-4.5-33B"),
+            ("qwen2_5_omni", ("qwen2_5_omni_thinker",), "Qwen/Qwen2.5-Omni-3B"),
+            ("qwen3_omni_moe", ("qwen3_omni_moe_thinker",), "Qwen/Qwen3-Omni-30B-A3B-Instruct"),
         )
     ),
     Family(

@@ -66,6 +66,12 @@ def structure_of(model: nn.Module) -> ModelStructure:
     )
 
 
+def answering(model: nn.Module) -> nn.Module:
+    """Return the part that reads pictures and writes text: the thinker of an Omni model, else the model itself."""
+    thinker = getattr(model, "thinker", None)
+    return cast("nn.Module", thinker) if callable(getattr(thinker, "generate", None)) else model
+
+
 def is_decoder(module: nn.Module) -> bool:
     return isinstance(getattr(module, "layers", None), nn.ModuleList) and hasattr(module, "embed_tokens")
 

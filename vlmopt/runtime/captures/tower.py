@@ -94,7 +94,8 @@ def blocks_of(tower: nn.Module) -> list[nn.Module]:
 
 def attention_in(block: nn.Module) -> nn.Module | None:
     return next(
-        (m for m in block.children() if hasattr(m, "config") and any(hasattr(m, n) for n in ("qkv", "q_proj"))), None
+        (m for m in block.children() if hasattr(m, "config") and any(hasattr(m, n) for n in ("qkv", "q_proj", "q"))),
+        None,
     )
 
 

@@ -34,23 +34,24 @@ class Written:
     path: Path | None = None  # the file it came from, for messages
 
 
-def named(name: str) -> Written:
-    """Find a preset, the policy at a path, or one that is written out as JSON or in one line."""
+def named(name: str, paths: bool = True) -> Written:
+    """Find a preset, the policy at a path (only if `paths`), or one that is written out as JSON or in one line."""
     if (preset := catalogue.preset(name)) is not None:
         return Written(preset.policy)
     if name.lstrip().startswith(("{", "[")):
         return Written(parsed(name))
-    if name and os.path.exists(name):
+    if paths and name and os.path.exists(name):
         return read(Path(name))
     known = {*methods.registered(), *methods.plugins()}
     if (written := inline.parse(name, known)) is not None:
         return Written(written)
-    if os.sep in name or name.endswith(".json"):
+    if paths and (os.sep in name or name.endswith(".json")):
         return read(Path(name))
     names = sorted([*catalogue.presets(), *known])
+    a_path = "the path of a policy file or directory, " if paths else ""
     raise ValueError(
         f"unknown preset {shown(name)}{near(name, names)}; presets: {', '.join(sorted(catalogue.presets()))}. "
-        f"A string may also be the path of a policy file or directory, a policy in JSON, or {POLICY_LINE}."
+        f"A string may also be {a_path}a policy in JSON, or {POLICY_LINE}."
     )
 
 

@@ -100,12 +100,13 @@ class Policy(Configured):
         return bool(self.active or self.corrections) or sparse or self.evicts
 
     @classmethod
-    def load(cls, source: PolicyLike) -> Policy:
+    def load(cls, source: PolicyLike, *, paths: bool = True) -> Policy:
         """Make a policy from any of its forms.
 
         Args:
             source: a preset's name, a path (file, or directory with `vlmopt_policy.json`), JSON text, a line such as
                 "fastv:keep_ratio=0.1,layer=4", a dict, a method, a list of methods, or a `Policy`.
+            paths: False where no file may be opened on the word of whoever names it, such as a server's client.
 
         Raises:
             TypeError, ValueError: none of these, or not valid; a file written in a newer format.
@@ -119,8 +120,8 @@ class Policy(Configured):
         if isinstance(source, (list, tuple)):
             return cls.of([methods.build(m) if isinstance(m, Mapping) else m for m in source])
         if isinstance(source, str):
-            return cls.built(files.named(source))
-        if isinstance(source, os.PathLike):
+            return cls.built(files.named(source, paths))
+        if paths and isinstance(source, os.PathLike):
             return cls.built(files.read(Path(source)))
         raise TypeError(
             "a policy must be a preset name, a path, JSON, a dict, a method, a list of methods or a Policy, "

@@ -1,0 +1,20 @@
+"""What `vlmopt serve` takes."""
+
+from __future__ import annotations
+
+import argparse
+
+from ... import catalogue
+from ...choices import DTYPES, POLICY_LINE
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="bundled name, directory, or Hub id")
+    parser.add_argument(
+        "--policy", default=catalogue.default(),
+        help=f"preset, policy file, or {POLICY_LINE} (default {catalogue.default()}; see vlmopt list)",
+    )  # fmt: skip
+    parser.add_argument("--host", default="localhost", help="default localhost: this machine alone")
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="default 8000")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument("--dtype", default="auto", choices=DTYPES)

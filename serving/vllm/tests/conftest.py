@@ -1,0 +1,62 @@
+"""Engine tests: skipped, with the reason, where vLLM is not installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# vLLM reads these when it is imported; they are the test's, not the product's.
+os.environ.update(
+    VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind", VLLM_ENABLE_V1_MULTIPROCESSING="0",
+    VLLM_LOGGING_LEVEL="ERROR", HF_HUB_OFFLINE="1",
+)  # fmt: skip
+if importlib.util.find_spec("vllm") is None:
+    collect_ignore_glob = ["test_*.py"]
+
+
+def pytest_report_header() -> str | None:
+    missing = importlib.util.find_spec("vllm") is None
+    return "vllm is not installed: the tests of vlmopt-vllm are skipped" if missing else None
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a checkpoint by its name."""
+    from .checkpoints import checkpoint
+
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return lambda name: checkpoint(name, folder)
+
+
+@pytest.fixture(scope="session")
+def pictures() -> list[Any]:
+    """A wide screen with flat areas, and a tall scene."""
+    from vlmopt.synthetic import scene, screen
+
+    return [screen(777_000_000, (224, 140)).image, scene(777_000_001, (140, 196)).image]
+
+
+@pytest.fixture(scope="module")
+def engine_of(checkpoints: Callable[[str], Path]) -> Iterator[Callable[..., Any]]:
+    """Start an engine; a module's next one ends the one before."""
+    from .engines import Engine
+
+    running: list[Any] = []
+
+    def start(name: str, policy: Any = None, **settings: Any) -> Any:
+        key = (name, repr(policy), repr(settings))
+        if running and running[0][0] == key:
+            return running[0][1]
+        while running:
+            running.pop()[1].close()
+        running.append((key, Engine(checkpoints(name), policy, **settings)))
+        return running[0][1]
+
+    yield start
+    while running:
+        running.pop()[1].close()

@@ -1,0 +1,246 @@
+"""Worker: the served model classes, made of vLLM's own when their name is asked for.
+
+`embed_multimodal` gives every item as many rows as it has placeholders. M-RoPE families send the cells of the rows
+along behind them; the runner hands both back before the LLM runs, chunk by chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from vllm.logger import init_logger
+from vllm.multimodal import MULTIMODAL_REGISTRY
+
+from vlmopt.pruning import Selection, VisualEmbeds
+from vlmopt.pruning.uniform import spread
+
+from . import markers
+from .families import ARCHITECTURES, described, part
+from .plans import FIELDS, Item, Plan, frames_of
+from .policies import KEY, without_padding
+from .positions import COLUMNS, lay_out, packed, placed, unpacked
+from .processor import factories_of
+from .signals import Heard, Listener
+from .tower import on_cells
+
+logger = init_logger(__name__)
+
+
+def __getattr__(name: str) -> type:
+    if name not in ARCHITECTURES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, base = ARCHITECTURES[name]
+    base_class = getattr(import_module(f"vllm.model_executor.models.{module}"), base)
+    made = type(name, (Pruned, base_class), {"__module__": __name__})
+    globals()[name] = MULTIMODAL_REGISTRY.register_processor(**factories_of(base_class))(made)
+    return globals()[name]
+
+
+class Pruned:
+    """Mix-in before a model class of vLLM; without the key, every method is the base's."""
+
+    supports_multimodal_pruning = True
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        mm = vllm_config.model_config.multimodal_config
+        self_on = KEY in (mm.mm_processor_kwargs or {})
+        mrope = self_on and vllm_config.model_config.uses_mrope
+        if self_on:
+            refuse(vllm_config, mrope)
+        if mrope:
+            # The model sizes its rotary table by it (positions of a pruned prompt go beyond the number of its tokens),
+            # and the runner hands embeddings to `recompute_mrope_positions` only then. EVS itself stays off.
+            object.__setattr__(mm, "is_multimodal_pruning_enabled", lambda: True)
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.vlmopt_on, self.vlmopt_mrope = self_on, mrope
+        self.vlmopt_room = vllm_config.scheduler_config.max_num_encoder_input_tokens
+        self.vlmopt_listener: Listener | None = None
+
+    def get_encoder_cudagraph_config(self) -> Any:
+        config = super().get_encoder_cudagraph_config()
+        if self.vlmopt_on:
+            config.modalities = []  # graphs run around `embed_multimodal`
+        return config
+
+    def _postprocess_image_embeds_evs(self, rows: Any, inputs: Any) -> Any:
+        return rows if self.vlmopt_on else super()._postprocess_image_embeds_evs(rows, inputs)
+
+    def _postprocess_video_embeds_evs(self, rows: Any, inputs: Any) -> Any:
+        return rows if self.vlmopt_on else super()._postprocess_video_embeds_evs(rows, inputs)
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        if not self.vlmopt_on or not any(name.startswith(f"{KEY}_") for name in kwargs):
+            return super().embed_multimodal(**kwargs)
+        sent = {name: kwargs.pop(f"{KEY}_{name}") for name in FIELDS}
+        plans = [Plan.of(dict(zip(FIELDS, of_item, strict=True))) for of_item in zip(*sent.values(), strict=True)]
+        modality = "video" if any("video" in name for name in kwargs) else "image"
+        items = split(kwargs, plans)
+        rows: list[Tensor] = []
+        for batch in batches(plans, self.vlmopt_room):
+            part_of = joined([items[i] for i in batch], kwargs, plans[0].flat) if len(batch) < len(plans) else kwargs
+            rows += self.vlmopt_encoded(modality, [plans[i] for i in batch], [items[i] for i in batch], part_of)
+        return rows
+
+    def vlmopt_encoded(
+        self, modality: str, plans: list[Plan], items: list[dict[str, Any]], kwargs: Any
+    ) -> list[Tensor]:
+        """Rows of items that are encoded together, the first of which may have signals to be heard."""
+        needs = plans[0].listens
+        if needs and self.vlmopt_listener is None:
+            self.vlmopt_listener = Listener(self, described(self.config), self.config)
+        hearing = self.vlmopt_listener.hearing(needs) if needs else nullcontext()
+        whole = [plan.anchor if len(plan.anchor) else torch.arange(plan.item_total) for plan in plans]
+        cut = any(len(plan.anchor) for plan in plans)
+        tower = part(self, described(self.config).vision_tower)
+        with hearing as heard, on_cells(tower, whole) if cut else nullcontext():
+            encoded = list(super().embed_multimodal(**kwargs))
+        out, width = [], self.config.get_text_config().hidden_size  # DeepStack's levels lie behind, column by column
+        for plan, fields, rows in zip(plans, items, encoded, strict=True):
+            keep = plan.keep.to(rows.device)
+            if not len(keep):
+                item = Item(described(self.config), self.config, modality, plan.item_total, fields)
+                keep, rows = choice(plan, item, rows, width, heard)
+            index, rows = finished(plan, rows, keep, width)
+            if self.vlmopt_mrope:
+                rows = torch.cat([rows, packed(plan.cells[index.cpu()]).to(rows)], 1)
+            out.append(rows)
+        return out
+
+    def get_mrope_input_positions(self, input_tokens: list[int], mm_features: Any) -> tuple[Tensor, int]:
+        if not self.vlmopt_mrope:
+            return super().get_mrope_input_positions(input_tokens, mm_features)
+        spans = []
+        for feature in mm_features:
+            plan = Plan.of({name: feature.data[f"{KEY}_{name}"].data for name in FIELDS})
+            spans += frames_of(plan, feature.mm_position.offset)
+        return lay_out(len(input_tokens), spans)
+
+    def recompute_mrope_positions(
+        self, input_ids: Any, multimodal_embeddings: Sequence[Tensor], mrope_positions: Tensor, num_computed_tokens: int
+    ) -> tuple[list[Tensor], Tensor, int]:
+        """Take the cells off the rows of a chunk, and put the rows where their cells are."""
+        rows = [embeds[:, :-COLUMNS] for embeds in multimodal_embeddings]
+        if rows:
+            ids = torch.as_tensor(input_ids, device=mrope_positions.device)
+            visual = (ids == self.config.image_token_id) | (ids == self.config.video_token_id)
+            cells = unpacked(torch.cat([embeds[:, -COLUMNS:] for embeds in multimodal_embeddings])).to(visual.device)
+            mrope_positions = placed(mrope_positions, visual, cells, num_computed_tokens)
+        # A prompt ends in text, whose position no choice moves.
+        return rows, mrope_positions, int(mrope_positions[0, -1]) + 1 - mrope_positions.shape[1]
+
+
+def choice(plan: Plan, item: Item, rows: Tensor, width: int, heard: Heard | None) -> tuple[Tensor, Tensor]:
+    """Choose the rows that stay of [n, d]: Long[k], and the rows, with merged ones in the slots they were given.
+
+    A selector that fails must not end the engine: then evenly spread rows stay, and the log says so.
+    """
+    assert plan.policy is not None
+    assert plan.policy.selector is not None
+    selector = without_padding(plan.policy.selector)
+    seen = plan.seen.to(rows.device) if len(plan.seen) else torch.arange(len(rows), device=rows.device)
+    try:
+        with torch.no_grad():
+            signals = {} if heard is None else heard.signals(plan.listens, rows[:, :width])
+            signals |= {need: rows[:, :width] for need in selector.captures if isinstance(need, VisualEmbeds)}
+            chosen = selector.select(item.tokens(signals, plan.policy.seed, rows.device).subset(seen))
+        if not plan.marked and len(chosen.keep) != plan.count:
+            raise ValueError(f"{len(chosen.keep)} rows were chosen, {plan.count} were announced")
+    except (ValueError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        logger.error("%s: %s failed, so evenly spread rows stay: %s", KEY, selector.name, error)
+        coords = item.tokens({}, plan.policy.seed).coords[seen.cpu()]
+        chosen = Selection(spread(coords, min(plan.count, len(seen))).to(rows.device))
+    keep = seen[chosen.keep]
+    if (written := chosen.written) is not None:
+        rows = rows.clone()
+        rows[seen[written.slots]] = pad(written.embeds.to(rows), (0, rows.shape[1] - width))  # DeepStack adds nothing
+    if plan.marked:
+        scores = chosen.scores
+        whole = None if scores is None else scores.new_full((len(rows),), torch.nan).scatter(0, seen, scores)
+        keep = markers.fitted(keep, whole, len(rows), plan.count)
+    return keep, rows
+
+
+def finished(plan: Plan, rows: Tensor, keep: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """(which row of the whole item each is, Long[count]; the rows [count, d] that go to the LLM)."""
+    if len(rows) != plan.item_total:  # a smaller picture was encoded, whose rows lie at `keep`
+        return keep, rows
+    if not plan.marked:
+        return keep, rows[keep]
+    assert plan.policy is not None
+    return markers.with_ends(keep, len(rows)), markers.marked(rows, keep, plan.policy.last.marker, width)
+
+
+def batches(plans: Sequence[Plan], room: int) -> list[list[int]]:
+    """Consecutive items that are encoded together: as many as were profiled, counted before pruning.
+
+    The scheduler counts placeholders, of which an item has fewer than the tower has work. Items of which the tower's
+    signals are read go alone.
+    """
+    out: list[list[int]] = []
+    size = 0
+    for i, plan in enumerate(plans):
+        alone = bool(plan.listens or plans[i - 1].listens)
+        if not out or alone or size + plan.item_total > room:
+            out.append([])
+            size = 0
+        out[-1].append(i)
+        size += plan.item_total
+    return out
+
+
+def split(kwargs: dict[str, Any], plans: Sequence[Plan]) -> list[dict[str, Any]]:
+    """Give the fields of every item, without a dimension of items."""
+    items: list[dict[str, Any]] = [{} for _ in plans]
+    for name, value in kwargs.items():
+        if name in plans[0].flat:
+            parts: Any = value.split([plan.flat[name] for plan in plans])
+        elif (isinstance(value, list) or value.ndim) and len(value) == len(plans):
+            parts = value
+        else:
+            continue  # shared by all
+        for item, of_item in zip(items, parts, strict=True):
+            item[name] = of_item
+    return items
+
+
+def joined(items: Sequence[dict[str, Any]], kwargs: dict[str, Any], flat: Any) -> dict[str, Any]:
+    """Inverse of `split` for some of the items; what is shared is taken from `kwargs`."""
+    out = dict(kwargs)
+    for name in items[0]:
+        parts = [item[name] for item in items]
+        if name in flat:
+            out[name] = torch.cat(parts)
+        elif all(isinstance(p, Tensor) and p.shape == parts[0].shape for p in parts):
+            out[name] = torch.stack(parts)
+        else:
+            out[name] = parts
+    return out
+
+
+def refuse(vllm_config: Any, mrope: bool) -> None:
+    """Raise `ValueError` where an engine's options do not go together with pruning."""
+    mm, lora = vllm_config.model_config.multimodal_config, vllm_config.lora_config
+    if mm.get_video_pruning_spec() is not None:
+        raise ValueError(f"{KEY} and --video-pruning-rate cannot be used together: leave one out")
+    if mrope and vllm_config.parallel_config.pipeline_parallel_size > 1:
+        raise ValueError(
+            f"{KEY}: with pipeline parallelism only the first rank learns the positions of the rows that stay; use "
+            "--tensor-parallel-size"
+        )
+    if vllm_config.compilation_config.compile_mm_encoder:
+        raise ValueError(
+            f"{KEY} listens to the tower, which a compiled one does not allow; leave compile_mm_encoder out"
+        )
+    if lora is not None and getattr(lora, "enable_tower_connector_lora", False):
+        raise ValueError(
+            f"{KEY}: vLLM derives a tower's tokens from the placeholders, of which pruning leaves fewer; leave "
+            "--enable-tower-connector-lora out"
+        )

@@ -1,0 +1,271 @@
+"""What a policy means for one image or video alone: how many rows stay, and which, where grid or pixels decide.
+
+An engine encodes an item once and shares its rows among all requests with the same item and policy, so they may depend
+on nothing else: every item has a budget of its own, and its random numbers start anew.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlmopt.families import Family, Piece
+from vlmopt.families.layouts import square_tiles
+from vlmopt.families.patches import first_copy, tokens_per_side
+from vlmopt.pruning import Pixels, PixelScale, Signal, VisualTokens
+from vlmopt.pruning.padding import valid_cells
+from vlmopt.pruning.resize import resize_patches
+
+from . import markers
+from .policies import Served, served, without_padding
+from .positions import Span, cells_of, extent_of
+
+PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+GRIDS = {"image": "image_grid_thw", "video": "video_grid_thw"}
+FIELDS = ("facts", "keep", "seen", "anchor")
+NONE = torch.empty(0, dtype=torch.long)
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """One image or video as the model is given it."""
+
+    family: Family
+    config: Any
+    modality: str
+    total: int  # rows without pruning
+    fields: Mapping[str, Any]  # of its own, without a dimension of items
+
+    @property
+    def grid(self) -> tuple[int, int, int] | None:
+        """(t, h, w) in merged cells, where the family states it."""
+        thw = self.fields.get(GRIDS[self.modality])
+        if thw is None:
+            return None
+        (t, h, w), merge = thw.tolist(), self.config.vision_config.spatial_merge_size
+        return t, h // merge, w // merge
+
+    @property
+    def step(self) -> float:
+        """Positions from one frame to the next."""
+        seconds = self.fields.get("second_per_grid_ts")
+        return 1.0 if seconds is None else float(seconds) * getattr(self.config.vision_config, "tokens_per_second", 1)
+
+    def pieces(self) -> list[Piece]:
+        """Its tiles or the like, each with its grid."""
+        tile = tokens_per_side(self.config) ** 2 if self.family.layout is square_tiles else self.total
+        batched = {name: value[None] for name, value in self.fields.items() if isinstance(value, Tensor)}
+        return self.family.layout(self.modality, [tile] * (self.total // tile), batched, self.config)
+
+    def tokens(self, signals: Mapping[Any, Any], seed: int, device: Any = "cpu") -> VisualTokens:
+        """All its tokens, as a selector sees them."""
+        pieces = self.pieces()
+        lengths = torch.tensor([piece.length for piece in pieces])
+        return VisualTokens(
+            total=self.total,
+            ordinal=torch.arange(self.total, device=device),
+            item=torch.arange(len(pieces)).repeat_interleave(lengths).to(device),
+            coords=torch.cat([piece.coords for piece in pieces]).to(device),
+            grids=tuple(piece.grid for piece in pieces),
+            signals=signals,
+            seed=seed,
+            lengths=tuple(piece.length for piece in pieces),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What the front end decided of an item, and the worker needs to know."""
+
+    policy: Served | None
+    item_total: int
+    count: int  # placeholders
+    keep: Tensor = field(default_factory=lambda: NONE)  # Long[k] rows that stay; empty: the worker chooses
+    seen: Tensor = field(default_factory=lambda: NONE)  # Long[m] rows to choose among; empty: all
+    anchor: Tensor = field(default_factory=lambda: NONE)  # Long[n] the encoded row each stands for; empty: itself
+    grid: tuple[int, int, int] | None = None  # of the whole item, also where a smaller one is encoded
+    step: float = 1.0
+    spans: tuple[tuple[int, int], ...] = ()  # (offset in the placeholder range, rows) of each frame, or of the item
+    flat: Mapping[str, int] = field(default_factory=dict)  # rows of its fields that are joined along their rows
+
+    def fields(self) -> dict[str, Tensor]:
+        """As tensors, which is what travels."""
+        facts = {name: getattr(self, name) for name in ("item_total", "count", "grid", "step", "spans", "flat")}
+        text = json.dumps({**facts, "policy": None if self.policy is None else self.policy.text})
+        return {
+            "facts": torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8),
+            **{name: getattr(self, name) for name in FIELDS[1:]},
+        }
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Tensor]) -> Plan:
+        """Inverse of `fields`."""
+        facts = json.loads(bytes(fields["facts"].tolist()))
+        policy = facts.pop("policy")
+        return cls(
+            policy=None if policy is None else served(policy), **facts, **{name: fields[name] for name in FIELDS[1:]}
+        )
+
+    @property
+    def rows(self) -> Tensor:
+        """Long[count]: rows that have a placeholder, where they are known."""
+        return markers.with_ends(self.keep, self.item_total) if self.marked else self.keep
+
+    @property
+    def listens(self) -> frozenset[Signal]:
+        """What has to be heard of the tower while it runs."""
+        return frozenset() if self.policy is None or len(self.keep) else self.policy.signals
+
+    @property
+    def apart(self) -> bool:
+        """Text stands between the frames, so each is an image of its own."""
+        return len(self.spans) > 1
+
+    @property
+    def cells(self) -> Tensor:
+        """Long[n, 3]: positions of all rows, relative to where their span begins."""
+        assert self.grid is not None
+        return cells_of(self.grid, 0.0 if self.apart else self.step)
+
+    @property
+    def marked(self) -> bool:
+        """Runs of dropped rows are marked (PosPad)."""
+        return self.policy is not None and self.policy.numbering == "pospad"
+
+
+def dense(item: Item) -> Plan:
+    """Every row stays."""
+    return Plan(None, item.total, item.total, keep=torch.arange(item.total), grid=item.grid, step=item.step)
+
+
+def planned(policy: Served, item: Item, normalized: Callable[[Tensor], Tensor]) -> Plan:
+    """Plan for an item.
+
+    Args:
+        normalized: gives its pixels as a Hugging Face processor would, in fp32.
+
+    Raises:
+        ValueError: the item does not have what the policy reads.
+    """
+    plan = Plan(policy, item.total, item.total, grid=item.grid, step=item.step)
+    seen = torch.arange(item.total)
+    if policy.before_tower is not None:
+        anchor = anchors(policy.before_tower, item, pixels_of(item, normalized))
+        plan, seen = replace(plan, anchor=anchor), (anchor == seen).nonzero()[:, 0]
+    selector = policy.selector
+    if selector is None:
+        return counted(replace(plan, keep=seen))
+    needs = selector.captures
+    raw = pixels_of(item, normalized) if any(isinstance(n, Pixels) for n in needs) else None
+    signals = {need: early_signal(need, item, raw) for need in needs if isinstance(need, (Pixels, PixelScale))}
+    tokens = item.tokens(signals, policy.seed)
+    if selector.padding != "keep":
+        valid = valid_cells(tokens, selector.padding, selector.padded)
+        assert valid is not None
+        seen = seen[(valid | tokens.structural)[seen]]
+    if policy.late:
+        return counted(replace(plan, seen=seen, count=min(selector.budget(item.total), len(seen))))
+    chosen = without_padding(selector).select(tokens if len(seen) == item.total else tokens.subset(seen))
+    return counted(replace(plan, seen=seen, keep=seen[chosen.keep]))
+
+
+def counted(plan: Plan) -> Plan:
+    """Complete a plan with its number of placeholders."""
+    if len(plan.keep):
+        return replace(plan, count=len(plan.rows))
+    return replace(plan, count=markers.slots(plan.item_total, plan.count)) if plan.marked else plan
+
+
+def anchors(method: Any, item: Item, pixels: Tensor) -> Tensor:
+    """Long[n]: the cell that the tower encodes for each cell (pixel_redundancy)."""
+    vision = item.config.vision_config
+    copies = 1 if item.modality == "image" else vision.temporal_patch_size  # an image is repeated to fill its patches
+    cells = pixels.view(item.total, vision.spatial_merge_size**2, -1, vision.temporal_patch_size, vision.patch_size**2)
+    found = method.encode(
+        cells[..., :copies, :].flatten(-2).unflatten(0, item.grid), torch.tensor(item.family.image_std)
+    )
+    return found.anchor
+
+
+def pixels_of(item: Item, normalized: Callable[[Tensor], Tensor]) -> Tensor:
+    given = item.fields.get(PIXELS[item.modality])
+    if given is None:
+        raise ValueError("this policy reads pixels, but embeddings were sent; use one that reads embeddings: div_prune")
+    return normalized(given)
+
+
+def early_signal(need: Any, item: Item, pixels: Tensor | None) -> Tensor:
+    """Pixels under every token [n, c, v], or their scale [c]."""
+    if isinstance(need, PixelScale):
+        return torch.tensor(item.family.image_std)
+    assert pixels is not None
+    assert item.family.cells is not None
+    once = item.family.patch_grid and not need.repeated
+    given = first_copy(pixels, item.config) if once else pixels
+    return item.family.cells(given if item.family.patch_grid or given.ndim > 3 else given[None], item.config)
+
+
+def smaller(plan: Plan, item: Item) -> dict[str, Tensor]:
+    """Pixels and grid as the tower shall see them, where the policy changes them."""
+    pixels = item.fields.get(PIXELS[item.modality])
+    if plan.policy is None or pixels is None:
+        return {}
+    vision = item.config.vision_config
+    if len(plan.anchor):
+        encoded = plan.anchor == torch.arange(item.total)
+        return {PIXELS[item.modality]: pixels[encoded.repeat_interleave(vision.spatial_merge_size**2)]}
+    if not plan.policy.last.resizes_pixels:
+        return {}
+    t, h, w = item.grid or ()
+    merge = vision.spatial_merge_size
+    new = torch.tensor([t, *(n * merge for n in plan.policy.last.grid(t, h, w))])
+    old = item.fields[GRIDS[item.modality]]
+    layout = (vision.patch_size, merge, vision.temporal_patch_size)
+    resized = resize_patches(pixels.float(), old[None], new[None], *layout)
+    whole = pixels.dtype == torch.uint8
+    resized = resized.round() if whole else resized
+    return {PIXELS[item.modality]: resized.to(pixels.dtype), GRIDS[item.modality]: new.to(old)}
+
+
+def spans_of(embed: Tensor, frames: int, plan: Plan) -> tuple[tuple[int, int], ...]:
+    """(offset, rows) of each frame among the placeholders that are left, also of frames that lost all rows.
+
+    Args:
+        embed: Bool[L], which tokens of the whole placeholder text are rows; those of a frame lie together.
+        frames: into how many parts of equal size the text cuts the rows.
+    """
+    places = embed.nonzero()[:, 0].view(frames, -1)
+    each = places.shape[1]
+    if frames == 1:
+        return ((int(places[0, 0]), plan.count),)
+    kept = torch.bincount(plan.rows // each, minlength=frames).tolist()
+    spans, left = [], 0
+    for first, rows in zip(places[:, 0].tolist(), kept, strict=True):
+        spans.append((first - left, rows))
+        left += each - rows
+    return tuple(spans)
+
+
+def beyond(plan: Plan) -> int:
+    """By how much positions behind an item exceed the number of its rows; 0 without a grid."""
+    if plan.grid is None:
+        return 0
+    return max(sum(span.extent for span in frames_of(plan)) - plan.count, 0)
+
+
+def frames_of(plan: Plan, start: int = 0) -> list[Span]:
+    """Where the rows of an item whose placeholders begin at `start` lie, and their cells where they are known."""
+    assert plan.grid is not None
+    t, h, w = plan.grid
+    extent = max(h, w) if plan.apart else extent_of((t, h, w), plan.step)
+    rows = [rows for _, rows in plan.spans]
+    known: Sequence[Tensor | None] = plan.cells[plan.rows].split(rows) if len(plan.keep) else [None] * len(rows)
+    return [
+        Span(start + offset, count, extent, of_frame)
+        for (offset, count), of_frame in zip(plan.spans, known, strict=True)
+    ]

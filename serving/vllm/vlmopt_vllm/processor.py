@@ -1,0 +1,210 @@
+"""Front end: fewer placeholders per item, the choice itself where grid or pixels decide, hashes that know the policy.
+
+All that a client can get wrong is refused here, where an exception is an answer with status 400. In the worker it would
+end the engine for everybody.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.multimodal.inputs import MultiModalBatchedField, MultiModalFieldElem, MultiModalFlatField
+from vllm.multimodal.processing import InputProcessingContext
+from vllm.multimodal.processing.processor import PromptUpdateDetails
+
+from . import markers
+from .families import described
+from .plans import PIXELS, Item, beyond, dense, planned, smaller, spans_of
+from .policies import KEY, OF_TOWER, Served, asked, check_family
+from .signals import check_signal
+
+MODALITIES = ("image", "video")
+
+
+class Context(InputProcessingContext):
+    """The engine's context; no Hugging Face processor sees our key."""
+
+    def get_merged_mm_kwargs(self, kwargs: Mapping[str, object], **options: Any) -> dict[str, Any]:
+        merged = super().get_merged_mm_kwargs(without_key(kwargs), **options)
+        merged.pop(KEY, None)
+        return merged
+
+
+def without_key(kwargs: Mapping[str, object] | None) -> dict[str, object]:
+    return {name: value for name, value in (kwargs or {}).items() if name != KEY}
+
+
+def engine_kwargs(ctx: InputProcessingContext) -> Mapping[str, Any]:
+    return ctx.get_mm_config().mm_processor_kwargs or {}
+
+
+class Shortened:
+    """Mix-in before a family's multi-modal processor, for engines that were started with the key."""
+
+    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
+        return super()._apply_hf_processor_main(mm_items, without_key(hf_kwargs))
+
+    def _get_mm_fields_config(self, hf_inputs: Any, kwargs: Mapping[str, object]) -> Any:
+        return super()._get_mm_fields_config(hf_inputs, without_key(kwargs))
+
+    def _get_mm_hashes(self, inputs: Any) -> dict[str, list[str]]:
+        """With the policy, also where a client names its items: caches of every kind go by these."""
+        policy = self.vlmopt_policy(inputs.hf_processor_mm_kwargs)
+        plain = replace(inputs, hf_processor_mm_kwargs=without_key(inputs.hf_processor_mm_kwargs))
+        hashes = super()._get_mm_hashes(plain)
+        if policy is None:
+            return hashes
+        mark = hashlib.sha256(policy.text.encode()).hexdigest()[:16]
+        return {
+            m: [f"{item}-{KEY}-{mark}" for item in items] if m in MODALITIES else items for m, items in hashes.items()
+        }
+
+    def _get_mm_prompt_updates(self, mm_items: Any, kwargs: Mapping[str, object], out_mm_kwargs: Any) -> Any:
+        """Plan every item, send the plan along with its fields, and take placeholders out."""
+        updates = super()._get_mm_prompt_updates(mm_items, without_key(kwargs), out_mm_kwargs)
+        policy = self.vlmopt_policy(kwargs)
+        return {
+            modality: [
+                [self.vlmopt_shortened(policy, modality, update, fields, kwargs) for update in found]
+                if modality in MODALITIES
+                else found
+                for found, fields in zip(of_items, out_mm_kwargs.get(modality, ()), strict=True)
+            ]
+            for modality, of_items in updates.items()
+        }
+
+    def apply(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        self.vlmopt_policy(inputs.hf_processor_mm_kwargs)  # first: a bad policy is to be named, not its consequences
+        return super().apply(inputs, *args, **kwargs)
+
+    def _maybe_apply_prompt_updates(self, mm_items: Any, mm_res: Any) -> Any:
+        """Apply updates; where positions follow pictures, refuse prompts whose positions cannot be told or held."""
+        ids, placeholders = super()._maybe_apply_prompt_updates(mm_items, mm_res)
+        if self.info.ctx.model_config.uses_mrope:
+            self.vlmopt_check_positions(ids, placeholders, mm_res.prompt_updates)
+        return ids, placeholders
+
+    def vlmopt_policy(self, request: Mapping[str, object] | None) -> Served | None:
+        """Tell what holds for a request; `ValueError` where this model or engine cannot follow it."""
+        config, mm = self.info.get_hf_config(), self.info.ctx.get_mm_config()
+        family = described(config)
+        try:
+            policy = asked(engine_kwargs(self.info.ctx)[KEY], request or {})
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{KEY}: {error}") from error
+        if policy is None:
+            return None
+        check_family(policy, family, self.info.ctx.model_config.uses_mrope)
+        for need in policy.signals:
+            check_signal(need, policy.last, config)
+        if mm.mm_encoder_tp_mode == "data" and (policy.before_tower is not None or policy.signals):
+            raise ValueError(
+                f"{KEY}: {(policy.before_tower or policy.last).name} acts inside the tower, which "
+                "--mm-encoder-tp-mode data spreads over the ranks; use div_prune, or the mode weights"
+            )
+        return policy
+
+    def vlmopt_shortened(self, policy: Served | None, modality: str, update: Any, fields: Any, kwargs: Any) -> Any:
+        """Leave as many placeholders in the update as rows stay, and add the plan to the item's fields."""
+        content = update.content
+        whole = torch.ones(len(content.full), dtype=torch.bool)
+        embed = whole if content.is_embed is None else content.is_embed(content.full)
+        config = self.info.get_hf_config()
+        item = Item(described(config), config, modality, int(embed.sum()), fields.get_data())
+        frames = item.grid[0] if modality == "video" and item.family.frame_times and item.grid else 1
+        if policy is not None:
+            self.vlmopt_check_item(policy, item, frames)
+        plan = dense(item) if policy is None else planned(policy, item, self.vlmopt_normalizer(modality, kwargs))
+        plan = replace(plan, spans=spans_of(embed, frames, plan))
+        for name, data in smaller(plan, item).items():
+            fields[name] = replace(fields[name], data=data)
+        flat = {n: len(e.data) for n, e in fields.items() if isinstance(e.field, MultiModalFlatField)}
+        for name, data in replace(plan, flat=flat).fields().items():
+            fields[f"{KEY}_{name}"] = MultiModalFieldElem(data=data, field=MultiModalBatchedField(keep_on_cpu=True))
+        stays = torch.arange(plan.count) if policy is None or not len(plan.keep) else plan.rows
+        left = whole.masked_scatter(embed, markers.mask(stays, item.total))
+        full = [token for token, stay in zip(content.full, left.tolist(), strict=True) if stay]
+        return replace(update, content=Rows(full, content.is_embed, beyond(plan)))
+
+    def vlmopt_check_item(self, policy: Served, item: Item, frames: int) -> None:
+        """Refuse what a policy cannot do with this kind of item."""
+        name = policy.last.name
+        if frames > 1 and (policy.late or policy.numbering == "pospad"):
+            raise ValueError(
+                f"{KEY}: {name} chooses after the encoder, or marks runs, but time stamps stand between the frames of "
+                f"{item.family.name}, so their rows must be counted before; use uniform, random or pixel_redundancy, "
+                "or send null for this request"
+            )
+        if PIXELS[item.modality] not in item.fields and any(isinstance(need, OF_TOWER) for need in policy.signals):
+            raise ValueError(f"{KEY}: {name} listens to the tower, but embeddings were sent; use div_prune")
+
+    def vlmopt_normalizer(self, modality: str, kwargs: Mapping[str, object]) -> Any:
+        """From pixels as they travel to what a Hugging Face processor gives: bytes are normalised in the tower."""
+        processor = self.info.get_hf_processor(**without_key(kwargs))
+        own = getattr(processor, f"{modality}_processor", None) or processor.image_processor
+
+        def normalized(pixels: Tensor) -> Tensor:
+            if pixels.dtype != torch.uint8:
+                return pixels.float()
+            mean, std = (torch.tensor(values).view(-1, 1) for values in (own.image_mean, own.image_std))
+            values = pixels.view(len(pixels), len(mean), -1).float() * own.rescale_factor
+            return ((values - mean) / std).flatten(1)
+
+        return normalized
+
+    def vlmopt_check_positions(self, ids: list[int], placeholders: Any, updates: Any) -> None:
+        """Raise `ValueError` where no text tells the beginning of a picture, or the model's table ends too early."""
+        places = [place for m in MODALITIES for place in placeholders.get(m, ())]
+        edges = {place.start_idx for place in places} | {place.start_idx + place.length for place in places}
+        if places and (0 in edges or len(ids) in edges or len(edges) < 2 * len(places)):
+            raise ValueError(
+                f"{KEY}: a text token has to stand before and behind every image and video, such as <|vision_start|> "
+                "and <|vision_end|>"
+            )
+        contents = [update.content for m in MODALITIES for found in updates.get(m, ()) for update in found]
+        model, table = (
+            self.info.ctx.model_config,
+            4 * self.info.get_hf_config().get_text_config().max_position_embeddings,
+        )
+        furthest = model.max_model_len + sum(content.beyond for content in contents)
+        if furthest > table:
+            raise ValueError(
+                f"{KEY}: positions would reach {furthest}, but the model has a table for {table}: keep more rows, or "
+                "send fewer or smaller images and videos"
+            )
+
+
+@dataclass
+class Rows(PromptUpdateDetails):
+    """Placeholders, and by how much positions behind them go beyond their number. Caches keep it with the item."""
+
+    beyond: int = 0
+
+
+@lru_cache(maxsize=64)
+def mixed(kind: type) -> type:
+    return type(kind.__name__, (Shortened, kind), {"__module__": kind.__module__})
+
+
+def factories_of(base: Any) -> dict[str, Any]:
+    """Make what `register_processor` takes, from what a model class of vLLM is registered with."""
+    own = base._processor_factory
+
+    def info(ctx: InputProcessingContext) -> Any:
+        return own.info(Context(ctx.model_config, ctx.tokenizer) if KEY in engine_kwargs(ctx) else ctx)
+
+    def processor(info: Any, dummy_inputs: Any) -> Any:
+        plain = own.processor(info, dummy_inputs)  # a class, or a function that chooses one
+        if KEY not in engine_kwargs(info.ctx):
+            return plain
+        made = mixed(type(plain))(info, dummy_inputs)
+        made.vlmopt_policy(None)  # refuses the engine's own policy at start
+        return made
+
+    return {"processor": processor, "info": info, "dummy_inputs": own.dummy_inputs}

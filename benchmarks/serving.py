@@ -1,0 +1,180 @@
+"""What pruning inside vLLM gains: time to the first token and requests per second, policies in turns in one engine.
+
+Runs in the environment of vlmopt-vllm (`make .venv-vllm/.installed`), on a CPU or a GPU. No cache of any kind, and
+everything counts: processor, tower, scheduler, prefill. The oracle is the dense engine on an image that has only as
+many cells as the policy keeps: its tower works less, too, so it is what could be gained at most.
+
+    python benchmarks/serving.py                                    # a 0.2 B random Qwen2.5-VL, 1 and 8 at once
+    python benchmarks/serving.py --model Qwen/Qwen2.5-VL-7B-Instruct --together 1 8 32 --repeats 20      # a GPU
+    python benchmarks/serving.py --video ours                       # and --video evs, vLLM's own, in its own engine
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from common import append
+
+SIDE = 448  # 1 024 cells of 14 pixels in the random model, whose merger joins nothing
+POLICIES: dict[str, Any] = {
+    "dense": None,
+    "uniform 50 %": {"method": "uniform", "keep_ratio": 0.5},
+    "uniform 25 %": {"method": "uniform", "keep_ratio": 0.25},
+    "div_prune 25 %": {"method": "div_prune", "keep_ratio": 0.25},
+    "vision_zip 25 %": {"method": "vision_zip", "keep_ratio": 0.25, "tower_layer": -1},
+    "pixel_redundancy": {"method": "pixel_redundancy"},
+}
+TEXT = "<|vision_start|><|image_pad|><|vision_end|>What is in the picture?"
+
+
+def settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Engine options; the random model is described here, and its weights are made up by vLLM."""
+    common: dict[str, Any] = {
+        "enable_prefix_caching": False, "mm_processor_cache_gb": 0, "seed": 0, "max_model_len": 4096,
+        "max_num_batched_tokens": 8192, "limit_mm_per_prompt": {"image": 1, "video": int(bool(options.video))},
+    }  # fmt: skip
+    if options.model != "random":
+        return {"model": options.model, **common}
+    return {"model": random_model(), "load_format": "dummy", "dtype": "float32", "enforce_eager": True, **common}
+
+
+def random_model() -> str:
+    """Write configuration and processor of a 0.2 B model with tiny-qwen's tokenizer; returns the folder."""
+    import tempfile
+    from pathlib import Path
+
+    import transformers as hf
+
+    import vlmopt
+
+    folder = tempfile.mkdtemp()
+    bundled = Path(vlmopt.__file__).parent / "checkpoints" / "tiny-qwen"
+    ids = {"image_token_id": 6, "video_token_id": 7, "vision_start_token_id": 4, "vision_end_token_id": 5}
+    text = {
+        "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 12, "num_attention_heads": 14,
+        "num_key_value_heads": 2, "vocab_size": 652, "max_position_embeddings": 8192, "eos_token_id": 1,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [8, 12, 12]},
+    }  # fmt: skip
+    tower = {
+        "depth": 4, "hidden_size": 256, "intermediate_size": 512, "num_heads": 4, "patch_size": 14,
+        "spatial_merge_size": 1, "temporal_patch_size": 2, "out_hidden_size": 896,
+        "fullatt_block_indexes": [0, 1, 2, 3],
+    }  # fmt: skip
+    config = hf.Qwen2_5_VLConfig(
+        text_config=text, vision_config=tower, architectures=["Qwen2_5_VLForConditionalGeneration"], **ids
+    )
+    config.save_pretrained(folder)
+    sizes = {"patch_size": 14, "merge_size": 1, "temporal_patch_size": 2}
+    size = {"shortest_edge": 784, "longest_edge": 10**7}
+    hf.Qwen2_5_VLProcessor(
+        hf.Qwen2VLImageProcessor(size=size, **sizes), hf.AutoTokenizer.from_pretrained(bundled),
+        hf.Qwen2VLVideoProcessor(size=size, **sizes), chat_template=(bundled / "chat_template.jinja").read_text(),
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def picture(rng: np.random.Generator, side: int) -> Image.Image:
+    """Draw noise with two flat bars, so that half of it is redundant, and no two are alike."""
+    pixels = rng.integers(0, 255, (side, side, 3), dtype=np.uint8)
+    pixels[: side // 4] = pixels[-(side // 4) :] = rng.integers(0, 255, 3, dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def timed(llm: Any, prompts: list[dict[str, Any]]) -> tuple[float, int]:
+    """Run prompts together for one token each; (milliseconds, prompt tokens of the first)."""
+    from vllm import SamplingParams
+
+    began = time.perf_counter()
+    outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=1), use_tqdm=False)
+    return 1000 * (time.perf_counter() - began), len(outputs[0].prompt_token_ids)
+
+
+def images(llm: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure every policy in turns, and the oracle of each count."""
+    rng, rows = np.random.default_rng(0), []
+    side = int(options.side)
+    oracles = {f"oracle {percent} %": round(side * math.sqrt(percent / 100) / 28) * 28 for percent in (50, 25)}
+    for together in options.together:
+        times: dict[str, list[float]] = {name: [] for name in (*POLICIES, *oracles)}
+        tokens: dict[str, int] = {}
+        for turn in range(options.repeats + 1):
+            for name, measured in times.items():
+                policy, edge = POLICIES.get(name), oracles.get(name, side)
+                prompts = [
+                    {"prompt": TEXT, "multi_modal_data": {"image": picture(rng, edge)},
+                     "mm_processor_kwargs": {"vlmopt": policy}} for _ in range(together)
+                ]  # fmt: skip
+                ms, tokens[name] = timed(llm, prompts)
+                if turn:
+                    measured.append(ms)
+        dense = statistics.median(times["dense"])
+        for name, measured in times.items():
+            middle = statistics.median(measured)
+            low, high = np.percentile(measured, [20, 80])
+            blocks = -(-tokens[name] // options.block)
+            rows.append({
+                "policy": name, "together": together, "prompt_tokens": tokens[name], "kv_blocks": blocks, "ms": middle,
+                "p20": float(low), "p80": float(high), "times_faster": dense / middle,
+                "requests_per_second": 1000 * together / middle,
+            })  # fmt: skip
+            print(f"{together:3} at once  {name:18} {tokens[name]:5} tokens {blocks:4} blocks  {middle:8.0f} ms "
+                  f"({low:.0f} to {high:.0f})  {dense / middle:5.2f} x  {1000 * together / middle:6.2f} req/s",
+                  flush=True)  # fmt: skip
+    return rows
+
+
+def film(rng: np.random.Generator, side: int, frames: int = 8) -> tuple[np.ndarray, dict[str, Any]]:
+    still = rng.integers(0, 255, (side, side, 3), dtype=np.uint8)
+    clip = np.stack([still] * frames)
+    clip[frames // 2 :, : side // 3, : side // 3] = rng.integers(0, 255, (side // 3, side // 3, 3), dtype=np.uint8)
+    return clip, {"fps": 2.0, "duration": frames / 2, "total_num_frames": frames, "frames_indices": list(range(frames)),
+                  "video_backend": "opencv", "do_sample_frames": False}  # fmt: skip
+
+
+def videos(llm: Any, name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure one engine on clips of eight frames."""
+    rng, measured, tokens = np.random.default_rng(0), [], 0
+    text = TEXT.replace("image_pad", "video_pad")
+    for turn in range(options.repeats + 1):
+        ms, tokens = timed(llm, [{"prompt": text, "multi_modal_data": {"video": [film(rng, options.side // 2)]}}])
+        measured += [ms] if turn else []
+    middle = statistics.median(measured)
+    print(
+        f"video  {name:18} {tokens:5} tokens  {middle:8.0f} ms ({min(measured):.0f} to {max(measured):.0f})", flush=True
+    )
+    return [{"policy": name, "video": True, "prompt_tokens": tokens, "ms": middle, "all": measured}]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="random", help="a Qwen-VL model, or random (default)")
+    parser.add_argument("--side", type=int, default=SIDE, help=f"of the images, in pixels (default {SIDE})")
+    parser.add_argument("--together", type=int, nargs="+", default=[1, 8], help="requests that run at once")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--block", type=int, default=32, help="tokens of a KV block, for the count of blocks")
+    parser.add_argument("--video", choices=["ours", "evs"], default="", help="clips: our evs, or vLLM's own, at 25 %%")
+    options = parser.parse_args()
+    # vLLM's own switches: a small cache on a CPU, the engine in this process.
+    os.environ.update(VLLM_CPU_KVCACHE_SPACE="2", VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="ERROR")
+    from vllm import LLM
+
+    if options.video == "evs":
+        rows = videos(LLM(**settings(options), video_pruning_rate=0.75), "vLLM's EVS 25 %", options)
+    elif options.video:
+        evs = {"mm_processor_kwargs": {"vlmopt": {"method": "evs", "keep_ratio": 0.25}}}
+        rows = videos(LLM(**settings(options), **evs), "evs 25 %", options)
+    else:
+        rows = images(LLM(**settings(options), mm_processor_kwargs={"vlmopt": None}), options)
+    print(append("serving", {"model": options.model, "side": options.side, "repeats": options.repeats, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

@@ -14,7 +14,7 @@ from vlmopt.runtime.cache import LogicalCache, LogicalDynamicCache, adopt
 from vlmopt.runtime.context import Lease
 
 B, HEADS, DIM, LAYERS, PROMPT = 2, 2, 4, 3, 10
-KEPT = torch.tensor([[0, 1, 4, 7, 8, 9], [0, 2, 3, 6, 8, 9]])  # logical places that layer 1 and 2 keep
+KEPT = torch.tensor([[0, 1, 4, 7, 8, 9], [0, 2, 3, 6, 8, 9]])  # logical indices that layer 1 and 2 keep
 
 
 def slots(n: int, start: int = 0) -> torch.Tensor:

@@ -137,7 +137,7 @@ def test_a_prompt_of_images_only_is_refused():
     only = batch.visual[0]
     ids = batch.ids[:, only]
     with vlmopt.optimized(copy.deepcopy(family.build("sdpa")), VisionHeads()) as model:
-        with pytest.raises(ValueError, match="pictures only"):
+        with pytest.raises(ValueError, match="images only"):
             model.generate(input_ids=ids, pixel_values=batch.inputs["pixel_values"], max_new_tokens=2)
         model.generate(**batch(), max_new_tokens=2, **GREEDY)  # and the model is as good as before
 

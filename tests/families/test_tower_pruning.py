@@ -383,7 +383,7 @@ def test_gradients_reach_what_was_encoded():
 def test_towers_that_take_whole_images_are_refused(name):
     model = copy.deepcopy(FAMILIES[name].build("sdpa"))
     before = snapshot(model)
-    with pytest.raises(ValueError, match=r"pixel_redundancy: .*whole pictures.*qwen2_5_vl.*div_prune"):
+    with pytest.raises(ValueError, match=r"pixel_redundancy: .*whole images.*qwen2_5_vl.*div_prune"):
         vlmopt.optimize(model, PixelRedundancy())
     assert differences(before, snapshot(model)) == []
 

@@ -306,7 +306,7 @@ def test_a_second_turn_brings_a_second_image():
         second = model(input_ids=both.ids[:, half:], pixel_values=pixels[1:], past_key_values=first.past_key_values)
         marks = first.past_key_values._vlmopt_marks
     assert gap(second.logits, whole[:, half:]) < TOLERANCE
-    assert marks.pictures == 2
+    assert marks.images == 2
     assert marks.tables["image", None].sum() == both.visual.sum()
 
 

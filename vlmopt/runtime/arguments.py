@@ -62,36 +62,39 @@ class OuterArguments:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of all arguments that were given."""
+        """The names of all arguments that were given."""
         return tuple(name for name, value in self.given.items() if value is not None)
 
 
 def by_name(signature: inspect.Signature, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """Arguments of a call by parameter name, those of a `**kwargs` among them."""
-    bound = dict(signature.bind_partial(*args, **kwargs).arguments)
-    rest = bound.pop("kwargs", {})
+    """Return the arguments of a call by parameter name, those of a `**kwargs` among them."""
+    bound: dict[str, Any] = dict(signature.bind_partial(*args, **kwargs).arguments)
+    rest: dict[str, Any] = bound.pop("kwargs", {})
     return bound | rest
 
 
 def brings_pixels(arguments: Mapping[str, Any]) -> bool:
-    """Whether a call of `generate` or of the outer model brings images that are still to be encoded."""
+    """Return whether a call of `generate` or of the outer model brings images that are still to be encoded."""
     return any(name.startswith("pixel_values") and value is not None for name, value in arguments.items())
 
 
 def pixels_in(modality: str, bound: Mapping[str, Any]) -> Any:
-    """The pixels that a feature function is called with; None if it is handed none."""
+    """Return the pixels that a feature function is called with; None if it is handed none."""
     return next((bound[name] for name in PIXELS[modality] if bound.get(name) is not None), None)
 
 
 def carries_pixels(name: str, value: Any) -> bool:
-    """Without pixels in the call an image id is only a token, e.g. a candidate of prompt-lookup decoding."""
+    """Return whether an argument carries pixels.
+
+    Without pixels in the call an image id is only a token, e.g. a candidate of prompt-lookup decoding.
+    """
     if value is None or (isinstance(value, dict) and not value):
         return False
     return name.startswith(CARRIERS)
 
 
 class EncodingPlan(Protocol):
-    """What runs in the place of a feature function."""
+    """Base of what runs in the place of a feature function."""
 
     def run(self, original: Callable[..., Any], bound: dict[str, Any]) -> tuple[Any, list[int]]:
-        """The function's output at full length, and the tokens of every picture."""
+        """Return the function's output at full length, and the tokens of every image."""

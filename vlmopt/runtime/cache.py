@@ -1,4 +1,4 @@
-"""The logical cache: reports the length the sequence would have had, stores each layer's own shorter keys."""
+"""The logical cache: it reports the length the sequence would have had, and stores each layer's own shorter keys."""
 
 from __future__ import annotations
 
@@ -18,18 +18,21 @@ class LogicalCache:
     _vlmopt: CacheState
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        length = super().get_seq_length(layer_idx)  # type: ignore[misc]
+        length: int = super().get_seq_length(layer_idx)  # type: ignore[misc]
         return length + self._vlmopt.dropped[self._attention_layer(layer_idx)]
 
     def _attention_layer(self, layer_idx: int) -> int:
-        """Hybrid caches answer for the first attention layer when asked about a recurrent one."""
+        """Return the first attention layer of a hybrid cache that is asked about a recurrent one."""
         layers: list[Any] = self.layers  # type: ignore[attr-defined]
         if layer_idx >= len(layers) or hasattr(layers[layer_idx], "get_mask_sizes"):
             return layer_idx
         return next((i for i, layer in enumerate(layers) if hasattr(layer, "get_mask_sizes")), layer_idx)
 
     def get_mask_sizes(self, query: int | Tensor, layer_idx: int = 0) -> tuple[int, int]:
-        """Always the full logical length: layers take the columns they need from a logical mask."""
+        """Return the full logical length, always.
+
+        Layers take the columns they need from a logical mask.
+        """
         return self.get_seq_length(layer_idx) + query_length(query), 0
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
@@ -75,11 +78,11 @@ class LogicalCache:
 
 
 class LogicalDynamicCache(LogicalCache, DynamicCache):
-    """Defined at module level so that instances pickle."""
+    """The logical twin of `DynamicCache`; at module level, so that instances pickle."""
 
 
 def keep_slots(cache: Any, layer: int, index: Tensor) -> None:
-    """Let go of all slots of a layer but `index` Long[B, 1|Hk, k]."""
+    """Drop all slots of a layer but `index` Long[B, 1|Hk, k]."""
     held = cache.layers[layer]
     cache._vlmopt.dropped[layer] += held.keys.shape[2] - index.shape[2]
     for name in ("keys", "values"):
@@ -90,7 +93,7 @@ def keep_slots(cache: Any, layer: int, index: Tensor) -> None:
 
 @dataclass(eq=False)
 class Moved:
-    """State of a step under "repack": stage -> new positions Long[B, W], and by how much later ones move, Long[B]."""
+    """State of a step under "repack": stage -> new positions Long[B, W], and the shift of later ones, Long[B]."""
 
     positions: dict[int, Tensor] = field(default_factory=dict)
     shift: dict[int, Tensor] = field(default_factory=dict)
@@ -100,10 +103,10 @@ def adopt(cache: Any, lease: Lease) -> CacheState:
     """Turn `cache` into its logical twin in place (once) and return its state."""
     if isinstance(cache, LogicalCache):
         return cache._vlmopt
-    cls = type(cache)
+    state, cls = CacheState(lease), type(cache)
     if cls is DynamicCache:
         cache.__class__ = LogicalDynamicCache
     else:
         cache.__class__ = type(f"Logical{cls.__name__}", (LogicalCache, cls), {})
-    cache._vlmopt = CacheState(lease)
-    return cache._vlmopt
+    cache._vlmopt = state
+    return state

@@ -56,7 +56,7 @@ class Session(Slots):
     last: Last = field(default_factory=Last)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Session:
-        """A copied model gets a session of its own; a copied part (PEFT's `modules_to_save`) stays with this one."""
+        """Give a copied model a session of its own; a copied part (PEFT's `modules_to_save`) stays with this one."""
         if id(self.model) not in memo:
             return self
         twin = object.__new__(type(self))
@@ -66,25 +66,25 @@ class Session(Slots):
 
     @cached_property
     def selectors(self) -> tuple[Selector, ...]:
-        """The k-th cut starts stage k + 1."""
+        """The selectors in order; the k-th cut starts stage k + 1."""
         return tuple(self.policy.active)
 
     @cached_property
     def stage_of(self) -> list[int]:
-        """Stage of every decoder layer."""
+        """The stage of every decoder layer."""
         return [sum(method.layer <= i for method in self.selectors) for i in range(len(self.structure.layers))]
 
     def hook(self, handle: Any) -> None:
-        """Remove a hook of torch's with everything else."""
+        """Register a hook of torch's for removal with everything else."""
         self.undo.append(handle.remove)
 
     def running_call(self) -> Call | None:
-        """The call of this session that runs now in this context, None outside one."""
+        """Return the call of this session that runs now in this context, None outside one."""
         call = CALL.get()
         return call if call is not None and call.session is self else None
 
     def running_step(self) -> Step | None:
-        """The step of this session that runs now in this context, None outside one."""
+        """Return the step of this session that runs now in this context, None outside one."""
         step = STEP.get()
         return step if isinstance(step, Step) and step.call.session is self else None
 
@@ -122,9 +122,10 @@ class Call(Slots):
     beside: bool = False  # one forward inside a `generate`, of another sequence; it has no report
 
     def aside(self, cache: Any, ids: Tensor | None) -> bool:
-        """Whether a pass is of another sequence than the one asked for, e.g. the unconditional one of a guidance scale.
+        """Return whether a pass is of another sequence than the one asked for.
 
-        Sequences are told apart by their cache, without one by how they begin.
+        One example is the unconditional sequence of a guidance scale. Sequences are told apart by their cache, without
+        one by how they begin.
         """
         if self.began is None:
             return False
@@ -137,7 +138,7 @@ class Call(Slots):
         return bool(rest) or not torch.equal(ids[:, : prompt.shape[1]], prompt.repeat_interleave(copies, 0))
 
     def open_step(self, step: Step) -> None:
-        """A decoder forward begins; prefills are marked, decode steps only counted."""
+        """Begin a decoder forward; prefills are marked, decode steps only counted."""
         if isinstance(step, PromptStep) and step.context is not None:
             self.saw_image = True
             self.page.contexts.append(step.context)
@@ -153,7 +154,7 @@ class Call(Slots):
             self.page.prompt_tokens = mask[:, : self.request.length].sum(1)
 
     def close_step(self, step: Step, cache: Any) -> None:
-        """A decoder forward ended; `cache` may have been made by it."""
+        """End a decoder forward; `cache` may have been made by it."""
         self.cache = cache
         if self.open_mark is None:
             return
@@ -168,12 +169,15 @@ class Call(Slots):
         page.cache_bytes = compat.cache_bytes(cache)
 
     def close_prompt(self) -> None:
-        """The first logits exist: what later passes write, e.g. the prompt again without a cache, is set aside."""
+        """Mark that the first logits exist.
+
+        What later passes write, e.g. the prompt again without a cache, is set aside.
+        """
         self.first_token = self.clock.now()
         self.prompt, self.page = self.page, Page()
 
     def finish(self) -> None:
-        """The call is over: only what the report needs stays."""
+        """End the call: only what the report needs stays."""
         self.end = self.clock.now()
         self.page = self.prompt or self.page
         self.features.clear()
@@ -211,7 +215,7 @@ class PromptStep(Step):
 
     @property
     def once_more(self) -> bool:
-        """Whether this pass of `generate` is the prompt again, with what came of it so far: there is no cache."""
+        """Whether, for lack of a cache, this pass of `generate` is the prompt again, with what came of it so far."""
         return self.call.prompt is not None and not self.again
 
 

@@ -34,7 +34,7 @@ def check_version() -> None:
 
 
 def unknown(what: str) -> RuntimeError:
-    """The error for a model that does not do what it does on every tested release."""
+    """Make the error for a model that does not do what it does on every tested release."""
     return RuntimeError(
         f"transformers {transformers.__version__}: {what}. Tested are {FLOOR} to {NEWEST}: on another release install "
         f"one of these, on one of these restore(model) and report this"
@@ -57,7 +57,7 @@ def check_signature(forward: Callable[..., Any], names: Names, where: str) -> No
 
 
 def layer_arguments(decoder: nn.Module) -> Names:
-    """What every layer of `decoder` must be handed."""
+    """Return what every layer of `decoder` must be handed."""
     return (*LAYER, ROTARY) if hasattr(decoder, "rotary_emb") else LAYER
 
 
@@ -71,7 +71,7 @@ def every_row(given: dict[str, Any]) -> None:
 
 
 def attention_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Query, key, value and mask of a call of the attention function, taken out of `kwargs` where they stand there.
+    """Return query, key, value and mask of a call of the attention function, taken out of `kwargs` if they stand there.
 
     Raises:
         RuntimeError: one of them, or the scale that goes with them, has another name.
@@ -85,7 +85,7 @@ def attention_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
 
 
 def substitute(config: Any, name: str) -> Any:
-    """A shallow copy of an attention module's `config` that routes it through the attention function `name`."""
+    """Return a shallow copy of an attention module's `config` that routes it through the attention function `name`."""
     clone = copy.copy(config)
     clone._attn_implementation_internal = name
     if implementation(clone) != name:
@@ -94,23 +94,23 @@ def substitute(config: Any, name: str) -> Any:
 
 
 def query_length(query: int | Tensor) -> int:
-    """`get_mask_sizes` is handed a length, or up to 5.6 a tensor of cache positions."""
+    """Return the length of a query: `get_mask_sizes` is handed a length, or up to 5.6 a tensor of cache positions."""
     return query.shape[0] if isinstance(query, Tensor) else query
 
 
 def cache_name(forward: Callable[..., Any]) -> str:
-    """Name under which `forward` takes the cache."""
+    """Return the name under which `forward` takes the cache."""
     names = inspect.signature(forward).parameters
     return next(name for name in CACHE_NAMES if name in names)
 
 
 def cache_in(arguments: Mapping[str, Any]) -> Any:
-    """The cache among the arguments of a call or in an output; callers may still use a name of before 5.24."""
+    """Return the cache among the arguments of a call or in an output; callers may still use a name of before 5.24."""
     return next((arguments[name] for name in CACHE_NAMES if arguments.get(name) is not None), None)
 
 
 def why_fixed(cache: Any) -> str | None:
-    """Why keys of this cache cannot have a length of their own per layer, None if they can."""
+    """Return why keys of this cache cannot have a length of their own per layer, None if they can."""
     kind = type(cache).__name__
     if is_static(cache):
         return f"static cache: {kind} cannot shrink, so the call ran unpruned; use a dynamic one (the default)"
@@ -122,7 +122,7 @@ def why_fixed(cache: Any) -> str | None:
 
 
 def is_static(cache: Any) -> bool:
-    """Whether a cache has room for a fixed number of keys."""
+    """Return whether a cache has room for a fixed number of keys."""
     return bool(getattr(cache, "is_compileable", False)) or "Static" in type(cache).__name__
 
 
@@ -131,7 +131,7 @@ def is_quantized(cache: Any) -> bool:
 
 
 def implementation(config: Any) -> str:
-    """Name of the attention implementation, "eager" when unset."""
+    """Return the name of the attention implementation, "eager" when unset."""
     return str(getattr(config, "_attn_implementation", None) or "eager")
 
 
@@ -144,7 +144,7 @@ def layer_types(config: Any) -> list[str]:
 
 
 def layer_config(config: Any, layer: int) -> Any:
-    """What a config says of one decoder layer: heads and their width may differ, and then the whole says nothing."""
+    """Return what a config says of one decoder layer; where layers differ, the whole says nothing."""
     return config.per_layer_config[layer] if getattr(config, "is_heterogeneous", False) else config
 
 
@@ -152,7 +152,7 @@ RECURRENT = ("linear_attention", "conv")
 
 
 def physical_past(cache: Any, layer: int, beyond: int = 0) -> int:
-    """Keys that `layer` really holds and will return, in slots, but for the newest `beyond`; 0 for recurrent layers."""
+    """Return the keys that `layer` really holds and will return, in slots, but for the newest `beyond`."""
     layers = getattr(cache, "layers", ())
     if layer >= len(layers) or not hasattr(layers[layer], "get_mask_sizes"):
         return 0
@@ -164,12 +164,12 @@ def physical_past(cache: Any, layer: int, beyond: int = 0) -> int:
 
 
 def cache_bytes(cache: Any) -> int:
-    """Bytes of all key and value tensors of `cache`."""
+    """Return the bytes of all key and value tensors of `cache`."""
     return sum(layer_bytes(cache, i) for i in range(len(getattr(cache, "layers", ()))))
 
 
 def layer_bytes(cache: Any, layer: int) -> int:
-    """Bytes of the key and value tensors of one layer."""
+    """Return the bytes of the key and value tensors of one layer."""
     held = cache.layers[layer]
     keys, values = getattr(held, "keys", None), getattr(held, "values", None)
     return (keys.nbytes if isinstance(keys, Tensor) else 0) + (values.nbytes if isinstance(values, Tensor) else 0)

@@ -1,4 +1,4 @@
-"""A feature of the runtime: what it does when a model is optimized, in every pass, and inside the decoder.
+"""What a feature of the runtime does: when a model is optimized, in every pass, and inside the decoder.
 
 Inside, parts act in the order in which they were put in place: readers of signals, then components in theirs.
 """
@@ -29,48 +29,51 @@ class Account:
 
 
 class Component:
-    """A feature of the runtime in one session: its hooks, and its part in every pass."""
+    """Base of features: the hooks of one in a session, and its part in every pass."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
 
     @staticmethod
     def check(model: Any, structure: ModelStructure, policy: Policy) -> None:
-        """Raise `ValueError` where this model cannot have what a policy asks for; before anything is changed."""
+        """Raise `ValueError` where this model cannot have what a policy asks for; called before anything is changed."""
 
     @staticmethod
     def wanted(session: Session) -> bool:
-        """Whether the policy asks for it."""
+        """Return whether the policy asks for it."""
         raise NotImplementedError
 
     def signals(self) -> set[Signal]:
-        """What has to be captured for it."""
+        """Return what has to be captured for it."""
         return set()
 
     def install(self) -> None:
         """Put its hooks in place, behind those of the components before it."""
 
     def open_call(self, request: Request, arguments: dict[str, Any]) -> None:
-        """A `generate` begins; its arguments may be changed in place."""
+        """Begin a `generate`; its arguments may be changed in place."""
 
     def open_encoding(self, call: Call) -> None:
-        """A forward is about to encode images by itself, in older releases at every step without a cache."""
+        """Prepare for a forward that is about to encode images.
+
+        One that encodes by itself; in older releases that is every step without a cache.
+        """
 
     def plan_encoding(self, modality: str, bound: dict[str, Any]) -> EncodingPlan | None:
-        """What is to run in the place of a feature function called with these arguments, None for itself."""
+        """Return what is to run in the place of a feature function called with these arguments; None for itself."""
         return None
 
     def open_step(self, step: Step, cache: Any) -> None:
-        """A decoder pass begins."""
+        """Begin a decoder pass."""
 
     def close_step(self, step: Step, cache: Any) -> None:
-        """It is over."""
+        """End a decoder pass."""
 
     def close_call(self, call: Call) -> None:
         """Leave in the call what a report needs, and nothing that is large."""
 
     def report(self, call: Call) -> Account:
-        """What it did in a call that is over, from what it left there."""
+        """Report what it did in a call that is over, from what it left there."""
         return Account()
 
 
@@ -79,7 +82,7 @@ class Components(list[Component]):
 
 
 class LayerPart:
-    """What acts where hidden states enter a decoder layer."""
+    """Base of what acts where hidden states enter a decoder layer."""
 
     def at_layer(self, step: PromptStep, at: LayerInput) -> None:
         """Look at the input of a prompt's rows, or change it."""
@@ -87,14 +90,14 @@ class LayerPart:
 
 
 class AttentionPart:
-    """What acts in the attention function of a decoder layer."""
+    """Base of what acts in the attention function of a decoder layer."""
 
     edits_text = False  # whether it may change what rows of text attend to
 
     def compute(self, step: Step, at: AttentionCall) -> Tensor | None:
-        """The attention output [B, q, H, D] in the place of the kernel's; None where the kernel has to run."""
+        """Return the attention output [B, q, H, D] in the kernel's place; None where the kernel has to run."""
         return None
 
     def behind(self, step: Step, at: AttentionCall, out: Tensor) -> Tensor:
-        """The output [B, q, H, D] of the kernel, or of what stood in for it, as the model goes on with it."""
+        """Return the output [B, q, H, D], of the kernel or of what stood in, as the model goes on with it."""
         return out

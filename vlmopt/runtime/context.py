@@ -10,10 +10,12 @@ import copy
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
+
+Made = TypeVar("Made")
 
 
 @dataclass
@@ -29,8 +31,8 @@ class VisualSpan:
 
 
 @dataclass
-class PicturePart:
-    """What a chunk of a prompt holds of one picture."""
+class ImagePart:
+    """What a chunk of a prompt holds of one image."""
 
     whole: VisualSpan  # its `index` counts from the first chunk of the call, its `item` too
     inside: Tensor  # Long[k] which of its tokens are here
@@ -48,7 +50,7 @@ class VisualContext:
     expand: int  # rows per original sample (beams, several returned sequences)
     attention_mask2d: Tensor | None  # Bool[B, L]
     grouped: bool  # False: the encoder's record did not match, runs of ids stand in for images
-    parts: list[PicturePart] = field(default_factory=list)  # where a chunk of a prompt cuts pictures: what they are
+    parts: list[ImagePart] = field(default_factory=list)  # where a chunk of a prompt cuts images: what they are
     held: Tensor | None = None  # Bool[B, L] visual places that stay, since they predict; None without any
     read: Tensor | None = None  # Bool[B, L] padding that stays, since `generate` reads its logits
 
@@ -92,19 +94,19 @@ class CacheState:
     pending: dict[int, int] = field(default_factory=dict)  # layer -> what its next update will have dropped
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CacheState:
-        """A copied cache stays on the lease of the session that filled it."""
+        """Keep a copied cache on the lease of the session that filled it."""
         twin = copy.copy(self)
         for table in ("index", "valid", "heads", "shift", "dropped", "pending"):
             setattr(twin, table, copy.deepcopy(getattr(self, table), memo))
         return twin
 
     def store(self, stage: int, layer: int) -> Store:
-        """Where a layer's slots are written down."""
+        """Return where a layer's slots are written down."""
         own = Own(stage, layer)
         return own if own in self.index else stage
 
     def columns(self, store: Store, upto: int, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
-        """Logical index and validity, both [B, n], of every stored slot below `upto`; (None, None) = all of them.
+        """Return logical index and validity, both [B, n], of every stored slot below `upto`; (None, None): all.
 
         Where heads keep keys of their own, the index is that of the first one: masks treat what any of them kept alike.
         """
@@ -117,7 +119,7 @@ class CacheState:
         return torch.cat([index, tail], 1), valid
 
     def crop(self, length: int) -> None:
-        """Forget logical places from `length` < `tail` on.
+        """Forget logical indices from `length` < `tail` on.
 
         Raises:
             ValueError: a layer does not store all of them, so that its newest slots are others; nothing is changed.
@@ -174,11 +176,11 @@ class Chunk:
         return self.states[0] if self.states else None
 
     def store(self, stage: int, layer: int) -> Store:
-        """Where a layer's slots are written down."""
+        """Return where a layer's slots are written down."""
         return stage if self.state is None else self.state.store(stage, layer)
 
     def stored(self, store: Store) -> int:
-        """Key slots of a layer, those of this step among them."""
+        """Return the number of key slots of a layer, those of this step among them."""
         if stage_of(store) in self.rows:
             columns, _ = self.columns(store)
             assert columns is not None
@@ -187,21 +189,24 @@ class Chunk:
             return self.past + self.q
         return self.state.index[store].shape[1] + self.past + self.q - self.state.tail
 
-    def remember(self, key: tuple[Any, ...], source: object, make: Callable[[], Any]) -> Any:
-        """`make()` once per (key, source object): the decoder's loop passes the same tensors to every layer."""
+    def remember(self, key: tuple[Any, ...], source: object, make: Callable[[], Made]) -> Made:
+        """Return `make()`, called once per (key, source object).
+
+        The decoder's loop passes the same tensors to every layer.
+        """
         full = (*key, id(source))
         if full not in self.memo:
             self.memo[full] = (source, make())  # holding the source keeps its id from being reused
-        return self.memo[full][1]
+        return cast(Made, self.memo[full][1])  # a key always names values of one type
 
     def current(self, stage: int) -> Rows:
-        """Rows of `stage`, the identity when it was not cut."""
+        """Return the rows of `stage`, the identity when it was not cut."""
         if stage in self.rows:
             return self.rows[stage]
         return Rows(torch.arange(self.q, device=self.device).expand(self.batch, -1), None)
 
     def columns(self, store: Store) -> tuple[Tensor | None, Tensor | None]:
-        """Logical index and validity [B, n] of every key a layer sees; (None, None) = identity."""
+        """Return logical index and validity [B, n] of every key a layer sees; (None, None) = identity."""
         return self.remember(("columns", store, stage_of(store) in self.rows), None, lambda: self._columns(store))
 
     def _columns(self, store: Store) -> tuple[Tensor | None, Tensor | None]:

@@ -1,5 +1,7 @@
-"""What a decoder layer is handed for the rows that reach it: the decoder's loop gives every layer the same full-length
-tensors; they are gathered, never rebuilt."""
+"""Fit what a decoder layer is handed to the rows that reach it.
+
+The decoder's loop gives every layer the same full-length tensors; they are gathered, never rebuilt.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,7 @@ class Fitting:
         self.key_source = shared_key_source(structure.attentions, layer)
 
     def fit(self, step: Step, at: LayerInput) -> Rows | None:
-        """Make arguments those of this stage's rows, in place; the rows, None where all are here."""
+        """Make arguments those of this stage's rows, in place; return the rows, None where all are here."""
         need = self.keys_needed(step, at)
         rows = step.rows.get(self.stage)
         if rows is None and step.state is None:
@@ -55,7 +57,7 @@ class Fitting:
         return rows
 
     def keys_needed(self, step: Step, at: LayerInput) -> int:
-        """Physical keys this layer attends to; a KV-sharing layer sees those of its source."""
+        """Return the physical keys this layer attends to; a KV-sharing layer sees those of its source."""
         if self.key_source is not None:
             need = step.key_length[self.key_source]
         else:
@@ -69,7 +71,7 @@ class Fitting:
             step.state.pending[self.layer] = step.q - rows.log.shape[1]
 
     def gather_tables(self, step: Step, rows: Rows, given: dict[str, Any]) -> None:
-        """Rotary tables and per-layer inputs of the surviving rows, once per stage."""
+        """Gather rotary tables and per-layer inputs of the surviving rows, once per stage."""
         for name, value in given.items():
             if name.startswith("position_embeddings") and value is not None:
                 given[name] = step.remember((name, self.stage), value, partial(take_tables, value, rows.log))
@@ -81,7 +83,7 @@ class Fitting:
             given["per_layer_input"] = masks.take_rows(given["per_layer_input"], rows.log)
 
     def move_positions(self, step: Step, rows: Rows | None, at: LayerInput) -> None:
-        """Policy "repack": rotary tables of the re-numbered survivors; later steps of the stage stay shifted alike."""
+        """Renumber under "repack": rotary tables of the survivors; later steps of the stage stay shifted alike."""
         hidden, given = at.hidden, at.given
         old = None if step.state is None else step.state.shift.get(self.stage)
         if not self.stage or not self.repack or (rows is None and old is None):
@@ -108,7 +110,7 @@ class Fitting:
     def mask(
         self, step: Step, rows: Rows | None, hidden: Tensor, need: int, sliced: bool, mask: Tensor | None
     ) -> Tensor | None:
-        """The mask of this layer from the logical one (the rules stand in `masks`)."""
+        """Return the mask of this layer from the logical one (the rules stand in `masks`)."""
         if self.recurrent:
             return masks.recurrent_mask(mask, None if rows is None else rows.log, None if rows is None else rows.valid)
         source = self.layer if self.key_source is None else self.key_source
@@ -128,7 +130,7 @@ class Fitting:
         columns: Tensor | None,
         valid: Tensor | None,
     ) -> Tensor | None:
-        """The rows and columns of the logical mask that are here."""
+        """Return the rows and columns of the logical mask that are here."""
         if columns is None:
             return mask if mask is None else mask[..., -need:]
         columns, valid = columns[:, -need:], None if valid is None else valid[:, -need:]
@@ -150,5 +152,5 @@ class Fitting:
 
 
 def take_tables(tables: tuple[Tensor, ...], log: Tensor) -> tuple[Tensor, ...]:
-    """Rows `log` of every table."""
+    """Return rows `log` of every table."""
     return tuple(masks.take_rows(table, log) for table in tables)

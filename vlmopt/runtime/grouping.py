@@ -1,4 +1,4 @@
-"""Which positions of a chunk are visual, and how they group into images, tiles and frames."""
+"""Find which positions of a chunk are visual, and how they group into images, tiles and frames."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from ..families.base import Piece
 from .arguments import OuterArguments
 from .call import Call, Session
-from .context import PicturePart, VisualContext, VisualSpan
+from .context import ImagePart, VisualContext, VisualSpan
 from .ledger import Features
 from .predicting import predicting_rows
 
@@ -16,7 +16,7 @@ from .predicting import predicting_rows
 def build_context(
     session: Session, arguments: OuterArguments, call: Call, length: int, past: int = 0
 ) -> VisualContext | None:
-    """Visual context of this chunk, None when the call brings no visual tokens."""
+    """Return the visual context of this chunk, None when the call brings no visual tokens."""
     ids = arguments.input_ids
     if not arguments.pixels or ids is None or ids.shape[1] != length or length == 1:
         return None
@@ -83,8 +83,11 @@ def group(
     return spans, expand
 
 
-def parts_of_chunk(ids: Tensor, call: Call, modality_of: dict[int, str], past: int) -> list[PicturePart]:
-    """What a chunk of the prompt that `generate` was given holds of every picture; empty if that cannot be known."""
+def parts_of_chunk(ids: Tensor, call: Call, modality_of: dict[int, str], past: int) -> list[ImagePart]:
+    """Return what a chunk of the prompt that `generate` was given holds of every image.
+
+    Empty if that cannot be known.
+    """
     whole = call.request.ids
     if call.began is None or whole is None or ids.shape[0] % whole.shape[0]:
         return []
@@ -97,12 +100,12 @@ def parts_of_chunk(ids: Tensor, call: Call, modality_of: dict[int, str], past: i
     for span in spans or []:
         inside = ((span.index >= start) & (span.index < start + ids.shape[1])).nonzero()[:, 0]
         if len(inside):
-            found.append(PicturePart(span, inside, span.index[inside] - start))
+            found.append(ImagePart(span, inside, span.index[inside] - start))
     return found
 
 
 def runs(visual: Tensor) -> list[VisualSpan]:
-    """One span per contiguous run of visual ids: the fallback when nothing says how tokens group."""
+    """Return one span per contiguous run of visual ids: the fallback when nothing says how tokens group."""
     spans = []
     for row in range(visual.shape[0]):
         positions = visual[row].nonzero()[:, 0]

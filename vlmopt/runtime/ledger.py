@@ -29,7 +29,7 @@ class Clock:
 
     def ms(self, start: Any, end: Any) -> float:
         if not self.cuda:
-            return (end - start) * 1e3
+            return float(end - start) * 1e3
         end.synchronize()
         return float(start.elapsed_time(end))
 

@@ -1,4 +1,4 @@
-"""From the mask the model made for the logical sequence to that of one physical layer. Pure functions of tensors."""
+"""Turn the mask the model made for the logical sequence into that of one physical layer. Pure functions of tensors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def take_rows(table: Tensor, log: Tensor) -> Tensor:
 
 
 def ragged_mask(rows: Tensor, columns: Tensor, valid: Tensor) -> Tensor:
-    """Causal mask Bool[B, 1, q, kv] from logical row index [B, q], column index [B, kv] and key validity [B, kv].
+    """Return the causal mask Bool[B, 1, q, kv] of logical row index [B, q], column index [B, kv] and key validity.
 
     Every row may see itself, so that no row is empty.
     """
@@ -25,7 +25,7 @@ def ragged_mask(rows: Tensor, columns: Tensor, valid: Tensor) -> Tensor:
 
 
 def gather_4d(mask: Tensor, rows: Tensor | None, columns: Tensor, valid: Tensor | None, past: int) -> Tensor:
-    """Rows and columns of a logical mask [B or 1, H, L, past + L], Bool or additive float.
+    """Gather rows and columns of a logical mask [B or 1, H, L, past + L], Bool or additive float.
 
     rows: Long[B, q] logical offsets inside the chunk, None when the query rows are already the layer's own.
     columns: Long[B, kv] logical key index; valid: Bool[B, kv] or None.
@@ -48,13 +48,13 @@ def gather_4d(mask: Tensor, rows: Tensor | None, columns: Tensor, valid: Tensor 
 
 
 def gather_2d(mask: Tensor, columns: Tensor, valid: Tensor | None) -> Tensor:
-    """Columns of a key-padding mask [B, kv_logical] (FlashAttention's contract)."""
+    """Gather columns of a key-padding mask [B, kv_logical] (FlashAttention's contract)."""
     out = mask.gather(1, columns.to(mask.device))
     return out if valid is None else out * valid.to(out.device, out.dtype)
 
 
 def recurrent_mask(mask: Tensor | None, rows: Tensor | None, valid: Tensor | None) -> Tensor | None:
-    """Mask [B, W] of a recurrent layer from the logical one [B, L]: this chunk only, fillers zeroed."""
+    """Return the mask [B, W] of a recurrent layer from the logical one [B, L]: this chunk only, fillers zeroed."""
     if mask is not None and mask.ndim != 2:  # 4.57 hands the causal mask to every layer
         mask = None
     if mask is not None and rows is not None:

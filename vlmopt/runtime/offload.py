@@ -12,7 +12,7 @@ META = torch.device("meta")
 
 
 def why_unreadable(module: nn.Module) -> str | None:
-    """Why weights of a module or of those below it cannot be read outside their forward, None if they can."""
+    """Return why weights of a module or below it cannot be read outside their forward, None if they can."""
     for part in module.modules():
         if any(p.device == META for p in part.parameters(recurse=False)) and not hasattr(part, "_hf_hook"):
             return f"weights of a {type(part).__name__} are on device meta, and no hook of accelerate holds them"
@@ -20,7 +20,7 @@ def why_unreadable(module: nn.Module) -> str | None:
 
 
 def resident(module: nn.Module) -> Any:
-    """A module without children, or where its weights are kept elsewhere, a copy that holds them.
+    """Return a module without children; where its weights are kept elsewhere, a copy that holds them.
 
     Raises:
         ValueError: they are nowhere.
@@ -42,7 +42,7 @@ def resident(module: nn.Module) -> Any:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model computes: the device of its first parameter, or the one it is loaded onto."""
+    """Return where a model computes: the device of its first parameter, or the one it is loaded onto."""
     device = next(model.parameters()).device
     if device != META:
         return device

@@ -10,13 +10,13 @@ from .call import Step
 
 
 def prompt_places(step: Step, device: torch.device) -> Tensor:
-    """Bool[B, q]: places of this step that are real and belong to the prompt."""
+    """Return Bool[B, q]: indices of this step that are real and belong to the prompt."""
     valid, end = real(step).to(device), step.call.request.length
     return valid if end is None else valid & (torch.arange(step.q, device=device) < end - step.past)
 
 
 def real(step: Step) -> Tensor:
-    """Bool[B, q]: not padding."""
+    """Return Bool[B, q]: not padding."""
 
     def find() -> Tensor:
         found = padding(step)
@@ -26,7 +26,7 @@ def real(step: Step) -> Tensor:
 
 
 def padding(step: Step) -> Tensor | None:
-    """Bool[B, q] of this chunk's real places; None when all are."""
+    """Return Bool[B, q] of this chunk's real indices; None when all are."""
     mask = step.arguments.attention_mask2d
     if step.q == 1:
         return None

@@ -56,7 +56,7 @@ class SidePass:
     """
 
     def before_kernel(self, at: AttentionCall) -> None:
-        """The attention of a layer is about to run."""
+        """Act before the attention of a layer runs."""
 
     def behind_kernel(self, at: AttentionCall, out: Tensor) -> None:
-        """It has made `out` [B, q, H, D]."""
+        """Act after it has made `out` [B, q, H, D]."""

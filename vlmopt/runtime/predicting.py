@@ -1,6 +1,6 @@
-"""Rows that somebody predicts from: the last real row of every prompt, and rows whose next token is a label.
+"""Find rows that somebody predicts from: the last real row of every prompt, and rows whose next token is a label.
 
-Whatever a selector says, none of them leaves. A prompt may end in a picture.
+Whatever a selector says, none of them leaves. A prompt may end in an image.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .context import VisualContext
 
 
 def predicting_rows(call: Call, real: Tensor, past: int, targets: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Rows of a chunk that have to stay, Bool[B, L] each: those that predict, and padding that `generate` reads.
+    """Return the rows of a chunk that have to stay, Bool[B, L] each: those that predict, and padding `generate` reads.
 
     `generate` takes the logits of the prompt's last column, which is padding where a prompt is padded on the right.
     Rows behind the prompt (generated ones, candidates of assisted decoding) are text.
@@ -32,7 +32,7 @@ def predicting_rows(call: Call, real: Tensor, past: int, targets: Tensor | None)
 
 
 def last_real(call: Call, real: Tensor, past: int, end: int) -> Tensor:
-    """Long[B]: logical place of every sample's last real row; -1 where it lies in a chunk that is not known."""
+    """Return Long[B]: the logical index of every sample's last real row; -1 where its chunk is not known."""
     mask = call.request.mask
     if mask is None or mask.shape[1] != end or real.shape[0] % len(mask):
         if past + real.shape[1] < end:
@@ -43,7 +43,7 @@ def last_real(call: Call, real: Tensor, past: int, end: int) -> Tensor:
 
 
 def prompt_text(step: Step, context: VisualContext, row: int) -> Tensor:
-    """Bool[q]: real text of the prompt in this chunk; what `generate` or a helper appended is none of it."""
+    """Return Bool[q]: real text of the prompt in this chunk, without what `generate` or a helper appended."""
     visual, mask = context.visual[row], context.attention_mask2d
     end = (step.call.request.length or step.past + step.q) - step.past
     text = ~visual & (torch.arange(step.q, device=visual.device) < end)

@@ -47,7 +47,7 @@ def install(policy: Policy, structure: ModelStructure, trained: Mapping[str, Tra
 
 
 def put(session: Session) -> None:
-    """What every call needs, then what is captured, then what the components do."""
+    """Install what every call needs, then what is captured, then what the components do."""
     outer, head, decoder = session.structure.outer, session.structure.head, session.structure.decoder
     needs = {need for component in session.slot(Components) for need in component.signals()}
     captures = {capture_of(need): None for need in sorted(needs, key=repr)}  # two sessions install alike
@@ -82,12 +82,12 @@ def remove(session: Session) -> None:
 
 
 def session_of(model: nn.Module) -> Session | None:
-    """The session whose hooks `model`, or anything below it, carries."""
+    """Return the session whose hooks `model`, or anything below it, carries."""
     return next((hook.session for _, _, hook in hooks_below(model)), None)
 
 
 def hooks_below(model: nn.Module, session: Session | None = None) -> Iterator[tuple[list[dict[int, Any]], int, Any]]:
-    """(tables of its module, key in them, hook) of every hook of `session`, or of any that is installed."""
+    """Yield (tables of its module, key in them, hook) of every hook of `session`, or of any that is installed."""
     for part in model.modules():
         tables: list[dict[int, Any]] = [vars(part)[name] for name in HOOK_TABLES]
         for key, hook in [*tables[0].items(), *tables[1].items()]:

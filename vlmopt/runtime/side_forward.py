@@ -1,4 +1,4 @@
-"""Passes beside the sequence: the model's own code runs once more for what it shows, and nothing of it stays."""
+"""Run passes beside the sequence: the model's own code shows something once more, and nothing of it stays."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 def side_forward(beside: SidePass, forward: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
-    """What a forward of the decoder or of a layer returns below its hooks, in a pass of its own."""
+    """Return what a forward of the decoder or of a layer returns below its hooks, in a pass of its own."""
     before = STEP.set(beside)
     try:
         return forward(*args, **kwargs)

@@ -16,14 +16,14 @@ class Slots:
         return {}
 
     def slot(self, kind: type[State]) -> State:
-        """The one value of a class, made on first use; a shallow copy shares it."""
+        """Return the one value of a class, made on first use; a shallow copy shares it."""
         found: State | None = self._slots.get(kind)
         if found is None:
             found = self._slots[kind] = kind()
         return found
 
     def find(self, kind: type[State]) -> State | None:
-        """The value of a class if there is one."""
+        """Return the value of a class if there is one."""
         return self._slots.get(kind)
 
     def put(self, state: object) -> None:
@@ -35,5 +35,5 @@ class Slots:
         vars(self)["_slots"] = other._slots
 
     def drop(self, kind: type[Any]) -> None:
-        """Let go of the value of a class."""
+        """Drop the value of a class."""
         self._slots.pop(kind, None)

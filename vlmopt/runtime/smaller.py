@@ -1,4 +1,4 @@
-"""Feature functions on smaller pictures, with their features spread over the full grid."""
+"""Run feature functions on smaller images, with their features spread over the full grid."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ResizePlan:
     lengths: list[int]
 
     def run(self, original: Callable[..., Any], bound: dict[str, Any]) -> tuple[Any, list[int]]:
-        """The function's output with its features spread over the full grid, and the full lengths."""
+        """Return the function's output with its features spread over the full grid, and the full lengths."""
         out = original(**{**bound, **self.arguments})
         blocks = [
             torch.cat([block_of(*f[1:], *s[1:]) + t * s[1] * s[2] for t in range(f[0])])
@@ -37,19 +37,19 @@ class ResizePlan:
         return changed(out, self.small.prod(1).tolist(), lambda items: self.spread(items, blocks)), self.lengths
 
     def spread(self, items: list[Tensor], blocks: list[Tensor]) -> list[Tensor]:
-        """Every cell of the full grid with the features of the coarse cell in which it lies."""
+        """Give every cell of the full grid the features of the coarse cell in which it lies."""
         return [x[block.to(x.device)] for x, block in zip(items, blocks, strict=False)]
 
 
 def changed(out: Any, lengths: list[int], change: Callable[[list[Tensor]], list[Tensor]]) -> Any:
-    """What a feature function of a Qwen model returned, in any of its shapes across versions, with changed features.
+    """Return what a Qwen model's feature function returned, in any of its shapes, with changed features.
 
     Args:
-        lengths: tokens per picture. change: features per picture [n, d] -> features per picture.
+        lengths: tokens per image. change: features per image [n, d] -> features per image.
     """
 
     def level(features: Any) -> Any:
-        """One DeepStack level: a tensor over all pictures, or one tensor per picture, depending on the release."""
+        """Change one DeepStack level: a tensor over all images, or one tensor per image, depending on the release."""
         if isinstance(features, Tensor):
             return torch.cat(change(list(features.split(lengths))))
         return type(features)(change(list(features)))
@@ -65,7 +65,7 @@ def changed(out: Any, lengths: list[int], change: Callable[[list[Tensor]], list[
 
 
 def levels(out: Any, lengths: list[int]) -> list[list[Tensor]]:
-    """Features per picture [n, d] of what a feature function returned, and those of every DeepStack level."""
+    """Return features per image [n, d] of what a feature function returned, and those of every DeepStack level."""
     found: list[list[Tensor]] = []
 
     def keep(items: list[Tensor]) -> list[Tensor]:
@@ -79,7 +79,7 @@ def levels(out: Any, lengths: list[int]) -> list[list[Tensor]]:
 def smaller(
     session: Session, modality: str, bound: dict[str, Any], grid_of: Callable[[int, int, int], tuple[int, int]]
 ) -> ResizePlan:
-    """The pixels of this call at the size (h, w) that `grid_of` gives for each (t, h, w), in merged cells."""
+    """Plan the pixels of this call at the size (h, w) that `grid_of` gives for each (t, h, w), in merged cells."""
     pixels, grid = ARGUMENTS[modality]
     vision = session.model.config.vision_config
     merge = vision.spatial_merge_size

@@ -27,7 +27,7 @@ class ModelStructure:
     layers: list[Any]
     attentions: list[Any]  # per layer; None for recurrent layers
     visual_ids: dict[int, str]  # token id -> "image" | "video"
-    delimiters: frozenset[int]  # ids of tokens that frame pictures
+    delimiters: frozenset[int]  # ids of tokens that frame images
     layer_types: list[str]
     mrope: bool
 
@@ -37,10 +37,10 @@ class ModelStructure:
 
 
 def structure_of(model: nn.Module) -> ModelStructure:
-    """ModelStructure of a vision-language model.
+    """Find the parts of a vision-language model.
 
     Raises:
-        TypeError: no module. ValueError: why this one cannot be changed, and what can.
+        TypeError: not a module. ValueError: why this one cannot be changed, and what can.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a loaded transformers model, got {type(model).__name__}")
@@ -77,15 +77,15 @@ def is_decoder(module: nn.Module) -> bool:
 
 
 def is_outer(module: nn.Module) -> bool:
-    """Whether a module puts pictures into the prompt of a decoder that it holds."""
+    """Return whether a module puts images into the prompt of a decoder that it holds."""
     return hasattr(module, FEATURES) and any(is_decoder(child) for child in module.children())
 
 
 def why_not(model: Any, decoder: Any, outer: Any, ids: dict[int, str]) -> str | None:
-    """Why a model cannot be optimized, as the end of a sentence; None if it can."""
+    """Return why a model cannot be optimized, as the end of a sentence; None if it can."""
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return (
-            "is an encoder-decoder: pictures are read by its encoder, while visual tokens are dropped from the "
+            "is an encoder-decoder: images are read by its encoder, while visual tokens are dropped from the "
             "sequence that a decoder reads"
         )
     if decoder is None:
@@ -102,7 +102,7 @@ def why_not(model: Any, decoder: Any, outer: Any, ids: dict[int, str]) -> str | 
             )
         if getattr(model.config, "vision_config", None) is not None:
             return (
-                f"has no `{FEATURES}`, by which models put visual tokens into the prompt: {found}, and pictures reach "
+                f"has no `{FEATURES}`, by which models put visual tokens into the prompt: {found}, and images reach "
                 "it in another way, such as cross-attention"
             )
         return f"is not a vision-language model: {found}, but nothing in it has `{FEATURES}`"
@@ -116,7 +116,7 @@ def hint() -> str:
 
     return (
         f"load one of these families with AutoModelForImageTextToText: {', '.join(sorted(families()))}, or another "
-        "that merges pictures into its prompt as they do (see CONTRIBUTING.md)"
+        "that merges images into its prompt as they do (see CONTRIBUTING.md)"
     )
 
 
@@ -128,7 +128,7 @@ def attention_of(layer: nn.Module) -> nn.Module | None:
 
 
 def visual_ids(model: nn.Module) -> dict[int, str]:
-    """Placeholder ids by modality, from whatever name the config uses."""
+    """Return placeholder ids by modality, from whatever name the config uses."""
     config = getattr(model, "config", None)
     ids: dict[int, str] = {}
     for modality, names in (("image", IMAGE_IDS), ("video", VIDEO_IDS)):
@@ -140,13 +140,13 @@ def visual_ids(model: nn.Module) -> dict[int, str]:
 
 
 def delimiters(model: nn.Module) -> frozenset[int]:
-    """Ids of the tokens that frame pictures, as far as the config names them."""
+    """Return the ids of the tokens that frame images, as far as the config names them."""
     values = {name: value for name, value in vars(getattr(model, "config", None)).items() if DELIMITERS.fullmatch(name)}
     return frozenset(int(value) for value in values.values() if isinstance(value, int))
 
 
 def shared_key_source(attentions: list[nn.Module | None], layer: int) -> int | None:
-    """Layer whose keys `layer` reuses (KV sharing), None when it has its own."""
+    """Return the layer whose keys `layer` reuses (KV sharing), None when it has its own."""
     attention = attentions[layer]
     if not getattr(attention, "is_kv_shared_layer", False):
         return None
@@ -157,11 +157,11 @@ def shared_key_source(attentions: list[nn.Module | None], layer: int) -> int | N
 
 
 def part(outer: Any, path: str) -> nn.Module:
-    """The module at a family's path, which is written from the loaded model down."""
+    """Return the module at a family's path, which is written from the loaded model down."""
     return cast("nn.Module", outer.get_submodule(path.removeprefix("model.")))
 
 
 def whole_blocks(model: Any) -> tuple[int, ...] | None:
-    """Blocks of a vision tower with windows that see the whole picture; None where all do."""
+    """Return the blocks of a vision tower with windows that see the whole image; None where all do."""
     blocks = getattr(getattr(model.config, "vision_config", None), "fullatt_block_indexes", None)
     return None if blocks is None else tuple(sorted(blocks))

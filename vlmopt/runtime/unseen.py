@@ -89,7 +89,7 @@ def has_visual(session: Session, ids: Tensor) -> bool:
 
 
 def no_visual(call: Call) -> str:
-    """Why there was nothing to do in a call that is over, for the report."""
+    """Return why there was nothing to do in a call that is over, for the report."""
     if call.began:
         return f"the call went on from a cache of {call.began} tokens and brought no visual tokens of its own"
     return "the prompt brought no visual tokens"

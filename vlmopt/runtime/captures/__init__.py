@@ -61,7 +61,7 @@ CAPTURES: dict[type[Signal], Capture[Any]] = {
 
 
 def capture_of(need: Signal) -> Capture[Any]:
-    """How a signal is had.
+    """Return how a signal is captured.
 
     Raises:
         TypeError: nothing is known of its class.

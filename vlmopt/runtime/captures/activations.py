@@ -1,4 +1,4 @@
-"""What enters the last linear layer of a feed-forward block, which is its gated activation."""
+"""Capture what enters the last linear layer of a feed-forward block: its gated activation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LAST = ("down_proj", "w2")
 
 
 def last_linear(layer: nn.Module) -> nn.Linear | None:
-    """The one down projection of a decoder layer; None where there are several (experts) or none."""
+    """Return the one down projection of a decoder layer; None where there are several (experts) or none."""
     found = [
         m
         for name, m in layer.named_modules()
@@ -47,7 +47,7 @@ class ActivationHook:
 
 
 class GatedActivations(Capture[Activations]):
-    """`Activations`."""
+    """Capture `Activations`."""
 
     def check(self, model: Any, structure: ModelStructure, method: Method, need: Activations) -> None:
         if last_linear(structure.layers[need.layer]) is None:
@@ -62,7 +62,7 @@ class GatedActivations(Capture[Activations]):
         session.hook(linear.register_forward_pre_hook(ActivationHook(session, need.layer)))
 
     def behind_cut(self, step: PromptStep, need: Activations) -> None:
-        """Let go of it."""
+        """Drop the reference."""
         step.slot(Taken).pop(need.layer, None)
 
     def missing(self, step: PromptStep, context: VisualContext, need: Activations) -> str | None:
@@ -71,7 +71,7 @@ class GatedActivations(Capture[Activations]):
         return None
 
     def read(self, need: Activations, at: Place) -> Tensor:
-        """Rows of the layer before the cut."""
+        """Return rows of the layer before the cut."""
         values = at.step.slot(Taken)[need.layer]
         if need.of == "visual":
             return values[at.row, at.physical.to(values.device)]

@@ -1,4 +1,4 @@
-"""Embeddings and hidden states, which every model has."""
+"""Capture embeddings and hidden states, which every model has."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .place import Place, text_places
 
 
 class OfVisual(Capture[VisualEmbeds]):
-    """`VisualEmbeds`."""
+    """Capture `VisualEmbeds`."""
 
     def read(self, need: VisualEmbeds, at: Place) -> Tensor:
         places = at.context.visual[at.row].nonzero()[:, 0] if need.whole else at.logical
@@ -19,7 +19,7 @@ class OfVisual(Capture[VisualEmbeds]):
 
 
 class OfText(Capture[TextEmbeds]):
-    """`TextEmbeds`."""
+    """Capture `TextEmbeds`."""
 
     of_question = True
 
@@ -28,15 +28,15 @@ class OfText(Capture[TextEmbeds]):
 
 
 class Hidden(Capture[HiddenStates]):
-    """`HiddenStates`."""
+    """Capture `HiddenStates`."""
 
     def read(self, need: HiddenStates, at: Place) -> Tensor:
         return at.hidden[at.row, at.physical.to(at.hidden.device)]
 
 
 class Trained(Capture[Weights]):
-    """`Weights`."""
+    """Capture `Weights`."""
 
     def read(self, need: Weights, at: Place) -> Scorer:
-        """On the device of the embeddings, where the model was moved after it was optimized."""
+        """Return the scorer on the device of the embeddings, where the model was moved after it was optimized."""
         return at.session.trained[need.source].scorer.to(at.step.embeds.device)

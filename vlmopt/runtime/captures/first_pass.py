@@ -1,6 +1,6 @@
-"""A first pass over smaller pictures, before the LLM: what the question looks at, for the price of a short prompt.
+"""Run a first pass over smaller images, before the LLM: what the question looks at, for the price of a short prompt.
 
-Every block of shrink x shrink cells becomes one token at the position of its middle cell. Where pictures arrive as
+Every block of shrink x shrink cells becomes one token at the position of its middle cell. Where images arrive as
 patches of any grid, the tower encodes smaller pixels for it; elsewhere the block's embeddings are averaged. The
 decoder's own code runs on the short prompt and stops inside the attention of one layer, before its kernel. Nothing of
 it stays: no cache, no marks, no signals of the encoder.
@@ -42,14 +42,14 @@ class GivenCalls(list[tuple[str, Callable[..., Any], dict[str, Any]]]):
 class Short:
     """The shortened prompts, one per sample."""
 
-    index: Tensor  # Long[b, W] logical places that stay; fillers on the left
+    index: Tensor  # Long[b, W] logical indices that stay; fillers on the left
     real: Tensor  # Bool[b, W], False on fillers
     block: Tensor  # Long[b, L] place among the W of the block that each visual token lies in; -1 where there is none
     levels: Levels  # [b, L, d], written at the places of the blocks
 
 
 def layer_of(structure: ModelStructure, need: FirstPassRows) -> int:
-    """The layer that is read."""
+    """Return the layer that is read."""
     if need.layer is not None:
         return need.layer
     readable = [i for i, attention in enumerate(structure.attentions) if hasattr(attention, "config")]
@@ -57,10 +57,13 @@ def layer_of(structure: ModelStructure, need: FirstPassRows) -> int:
 
 
 class FirstPass(Capture[FirstPassRows]):
-    """`FirstPassRows`; the layer's attention is routed through ours, its rows are read in first passes only."""
+    """Capture `FirstPassRows`; the layer's attention is routed through ours, its rows are read in first passes only."""
 
     def check(self, model: Any, structure: ModelStructure, method: Method, need: FirstPassRows) -> None:
-        """Grids are known at run time only; the report says where a picture had none."""
+        """Check the layer.
+
+        Grids are known at run time only; the report says where an image had none.
+        """
         layer = layer_of(structure, need)
         with_attention = [i for i, attention in enumerate(structure.attentions) if hasattr(attention, "config")]
         if layer not in with_attention:
@@ -80,12 +83,12 @@ class FirstPass(Capture[FirstPassRows]):
             return "part of the prompt is cached already, and a first pass would not see it"
         if any(span.grid is None for span in context.spans):
             return (
-                "the grid of a picture is not known (its features were computed before?), so its tokens form no blocks"
+                "the grid of an image is not known (its features were computed before?), so its tokens form no blocks"
             )
         return None
 
     def read(self, need: FirstPassRows, at: Place) -> Tensor:
-        """fp32 [h, R, n] of one sample."""
+        """Return the rows of one sample, fp32 [h, R, n]."""
         rows, block, questions = at.step.remember(
             ("first pass", need), None, lambda: run(at.session, at.step, at.context, need)
         )
@@ -100,9 +103,10 @@ class FirstPass(Capture[FirstPassRows]):
 def run(
     session: Session, step: PromptStep, context: VisualContext, need: FirstPassRows
 ) -> tuple[Tensor, Tensor, list[int]]:
-    """Attention rows fp32 [b, H, R, W], where among the W the block of each logical place stands, and question lengths.
+    """Return attention rows fp32 [b, H, R, W], the place of every block among the W, and question lengths.
 
-    R is the length of the longest question. Samples run once, however many beams they have.
+    Places are those of each logical token's block. R is the length of the longest question. Samples run once, however
+    many beams they have.
     """
     given = step.given
     samples = slice(None, None, context.expand)
@@ -139,7 +143,7 @@ def run(
 
 
 def short_mask(mask: Any, samples: slice, index: Tensor, real: Tensor) -> Any:
-    """The decoder's mask for the rows that stay: full masks are cut, others made anew from padding.
+    """Return the decoder's mask for the rows that stay: full masks are cut, others made anew from padding.
 
     Never None: without a mask, gaps in the positions would read as borders of packed sequences.
     """
@@ -152,7 +156,7 @@ def short_mask(mask: Any, samples: slice, index: Tensor, real: Tensor) -> Any:
 
 
 def shorten(session: Session, step: PromptStep, context: VisualContext, shrink: int) -> Short:
-    """Which tokens stay, and what the blocks are given to carry."""
+    """Choose which tokens stay, and what the blocks are given to carry."""
     samples, device = slice(None, None, context.expand), step.embeds.device
     full = [step.embeds[samples], *(level[samples] for level in deepstack_levels(step))]
     levels = [level.clone() for level in full]
@@ -161,7 +165,7 @@ def shorten(session: Session, step: PromptStep, context: VisualContext, shrink: 
         stay &= context.attention_mask2d[samples]
     end = step.call.request.length or step.q  # candidates of a helper come after
     stay &= torch.arange(step.q, device=stay.device) < end
-    middle_of = torch.full(stay.shape, -1, device=stay.device)  # logical place of the block of each visual token
+    middle_of = torch.full(stay.shape, -1, device=stay.device)  # logical index of the block of each visual token
     encoded = encode(session, step, shrink)
     for span in (s for s in context.spans if s.row % context.expand == 0):
         row = span.row // context.expand
@@ -184,9 +188,10 @@ def shorten(session: Session, step: PromptStep, context: VisualContext, shrink: 
 
 
 def blocks(span: VisualSpan, shrink: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Long[n] number of the block of each token, -1 for row separators; Bool[n] middle cells; Bool[n] tokens that stay.
+    """Return the block number of each token, the middle cells, and the tokens that stay.
 
-    Blocks are numbered in raster order. A separator stays behind a row of cells that has one that stays.
+    Long[n], -1 for row separators; Bool[n]; Bool[n]. Blocks are numbered in raster order. A separator stays behind a
+    row of cells that has one that stays.
     """
     assert span.grid is not None
     _, h, w = span.grid
@@ -201,13 +206,13 @@ def blocks(span: VisualSpan, shrink: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def mean_of_blocks(values: Tensor, number: Tensor) -> Tensor:
-    """[k, d]: mean of the values [n, d] of every block, by number Long[n] from 0 to k - 1."""
+    """Return [k, d]: the mean of the values [n, d] of every block, by number Long[n] from 0 to k - 1."""
     order, lengths = number.argsort(stable=True), torch.bincount(number)
     return torch.segment_reduce(values[order].float(), "mean", lengths=lengths, axis=0).to(values.dtype)
 
 
 def deepstack_levels(step: PromptStep) -> Levels:
-    """What DeepStack adds after the first layers, [B, L, d] each; empty for other models."""
+    """Return what DeepStack adds after the first layers, [B, L, d] each; empty for other models."""
     where, levels = (step.given.get(name) for name in ("visual_pos_masks", "deepstack_visual_embeds"))
     if where is None or levels is None:
         return []
@@ -216,7 +221,7 @@ def deepstack_levels(step: PromptStep) -> Levels:
 
 
 def encode(session: Session, step: PromptStep, shrink: int) -> dict[str, Iterator[Levels]] | None:
-    """Levels of every smaller picture per modality, in order; None where only averages can be had."""
+    """Encode smaller images: their levels per modality, in order; None where only averages can be had."""
     if not session.family.patch_grid:
         return None
     found: dict[str, list[Levels]] = {}

@@ -1,4 +1,4 @@
-"""What the patches of whole images received in a block of the vision tower, image by image."""
+"""Capture what the patches of whole images received in a block of the vision tower, image by image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vlmopt.attention_fix import Tower
 from vlmopt.pruning import VisionAttention
 
 from ..call import PromptStep, Session
-from ..context import PicturePart, VisualContext
+from ..context import ImagePart, VisualContext
 from ..structure import ModelStructure
 from .base import Capture
 from .place import Place
@@ -30,7 +30,7 @@ class OneImage:
 
 
 class OfImages(Capture[Tower]):
-    """`Tower`."""
+    """Capture `Tower`."""
 
     tower = Received()
 
@@ -44,7 +44,7 @@ class OfImages(Capture[Tower]):
         return self.tower.missing(step, context, VisionAttention(need.block))
 
     def read(self, need: Tower, at: Place) -> list[OneImage]:
-        """Every image of one sample, in order."""
+        """Return every image of one sample, in order."""
         signal = VisionAttention(need.block)
         parts = [part for part in at.context.parts if part.whole.row == at.row]
         if parts:
@@ -60,8 +60,8 @@ class OfImages(Capture[Tower]):
         return found
 
 
-def of_whole(need: VisionAttention, at: Place, part: PicturePart) -> Tensor:
-    """fp32 [n] of a whole image of which this chunk holds a part; 0 where no row of the projector became a token."""
+def of_whole(need: VisionAttention, at: Place, part: ImagePart) -> Tensor:
+    """Return fp32 [n] of a whole image of which this chunk holds a part; 0 where no row became a token."""
     per_row = received(need, at)
     rows = patch_rows(at.step, at.context)[at.row, part.index.to(at.step.embeds.device)].to(per_row.device)
     known = rows >= 0

@@ -1,4 +1,4 @@
-"""Attention rows of the layer whose input is about to be cut, by running the layer's own code up to its kernel.
+"""Read attention rows of the layer whose input is about to be cut, by running its own code up to its kernel.
 
 The layer's norm, projections, q/k norms and rotation are the model's; nothing is re-derived. The pass stops inside the
 attention function, before any kernel, feed-forward or cache write: it costs the layer's q, k and v projections.
@@ -26,7 +26,7 @@ from .rows import Rows
 
 
 class Ahead(dict[int, Tensor]):
-    """State of a step: layer -> rows read before its input was cut, fp32 [B, H, R, L] over logical places."""
+    """State of a step: layer -> rows read before its input was cut, fp32 [B, H, R, L] over logical indices."""
 
 
 class ReadOnlyCache:
@@ -47,7 +47,7 @@ class ReadOnlyCache:
 
 
 class RowsAhead(Rows):
-    """`LookAheadRows`: read at the boundary of the layer, not in the layer's own run."""
+    """Capture `LookAheadRows`: read at the boundary of the layer, not in the layer's own run."""
 
     state = Ahead
 
@@ -70,7 +70,7 @@ class RowsAhead(Rows):
 
 @torch.no_grad()
 def look_ahead(at: LayerInput, of: Reading) -> Tensor:
-    """Rows fp32 [B, H, R, L] of a layer over logical places."""
+    """Return rows fp32 [B, H, R, L] of a layer over logical indices."""
     given = at.given | {n: ReadOnlyCache(at.given[n]) for n in CACHE_NAMES if at.given.get(n) is not None}
     try:  # the instance's own forward, where accelerate loads weights and moves inputs
         side_forward(Look(at.layer, of), at.module.forward, at.hidden, **given)

@@ -1,4 +1,4 @@
-"""Signals that come with the pixels: one value per cell of a picture, laid on the tokens that show the cells."""
+"""Capture signals that come with the pixels: one value per cell of an image, laid on the tokens that show the cells."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class GivenPixels(dict[str, list[Tensor]]):
 
 
 class Found(dict[str, list[Tensor]]):
-    """State of the features of a call: novelty of every cell, per modality, in the order of the pictures."""
+    """State of the features of a call: novelty of every cell, per modality, in the order of the images."""
 
 
 class UnderTokens(Capture[Pixels]):
-    """`Pixels`."""
+    """Capture `Pixels`."""
 
     def check(self, model: Any, structure: ModelStructure, method: Selector, need: Pixels) -> None:
         if family_of(model.config).cells is None:
@@ -51,7 +51,7 @@ class UnderTokens(Capture[Pixels]):
         return "no pixels came with this call (features were computed before)"
 
     def read(self, need: Pixels, at: Place) -> Tensor:
-        """Pixels under every token of the sample's spans."""
+        """Return the pixels under every token of the sample's spans."""
         family, config, store = at.session.family, at.session.model.config, at.step.call.features.slot(GivenPixels)
         of_family = family.cells
         assert of_family is not None
@@ -67,7 +67,7 @@ class UnderTokens(Capture[Pixels]):
 
 
 class Scale(Capture[PixelScale]):
-    """`PixelScale`."""
+    """Capture `PixelScale`."""
 
     def check(self, model: Any, structure: ModelStructure, method: Selector, need: PixelScale) -> None:
         if not family_of(model.config).image_std:
@@ -81,12 +81,12 @@ class Scale(Capture[PixelScale]):
 
 
 class NoveltyBefore(Capture[Novelty]):
-    """`Novelty`: what was found before the tower ran."""
+    """Capture `Novelty`: what was found before the tower ran."""
 
     def missing(self, step: PromptStep, context: VisualContext, need: Novelty) -> str | None:
         if step.call.features.slot(Found) and context.grouped:
             return None
-        return "the vision tower did not run in this call, or its pictures cannot be told apart in the prompt"
+        return "the vision tower did not run in this call, or its images cannot be told apart in the prompt"
 
     def read(self, need: Novelty, at: Place) -> Tensor:
         store = at.step.call.features.slot(Found)
@@ -94,7 +94,7 @@ class NoveltyBefore(Capture[Novelty]):
 
 
 def of_cells(at: Place, name: str, cells: Callable[[], dict[str, Tensor]]) -> Tensor:
-    """Values [cells, ...] per modality, in the order in which pictures came, for the current tokens; NaN elsewhere."""
+    """Lay values [cells, ...] per modality, in the order of the images, on the current tokens; NaN elsewhere."""
     context = at.context
 
     def spread() -> Tensor:

@@ -26,7 +26,7 @@ class Place:
 
 
 def text_places(at: Place) -> Tensor:
-    """Long[R]: logical places of the real prompt rows behind the sample's last visual token."""
+    """Return Long[R]: logical indices of the real prompt rows behind the sample's last visual token."""
 
     def behind() -> Tensor:
         text = prompt_text(at.step, at.context, at.row).nonzero()[:, 0]

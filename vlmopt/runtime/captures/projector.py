@@ -1,4 +1,4 @@
-"""What goes through the projector, and which row of its output became which token.
+"""Capture what goes through the projector, and which row of its output became which token.
 
 A token's row is found by its bits: the model copies those rows into its embeddings, through window orders, newline
 tokens and unpadding of its own, so equal bits say which row became which token.
@@ -70,7 +70,7 @@ class ProjectorLayers:
 
     @torch.no_grad()
     def of(self, module: nn.Module, inputs: Tensor) -> TwoLayers | None:
-        """Its two layers, None where it is no such MLP; inputs [k, p, d_v], patches as they enter."""
+        """Return its two layers, None where it is no such MLP; inputs [k, p, d_v], patches as they enter."""
         if self.rows is None or self.rows.shape[1:] != inputs.shape[1:]:
             self.rows, self.answer = inputs[:2].clone(), None
         rows, before = self.rows.to(inputs), self.answer
@@ -82,7 +82,7 @@ class ProjectorLayers:
 
 
 def two_layers(module: nn.Module, rows: Tensor, expected: Tensor) -> TwoLayers | None:
-    """The projector as second(gelu(first(norm(x)))), None where it is none: tried out on some of its input rows.
+    """Return the projector as second(gelu(first(norm(x)))), tried out on some of its input rows; None where it is not.
 
     Args:
         rows: [k, p, d_v], patches as they enter.
@@ -109,7 +109,7 @@ def two_layers(module: nn.Module, rows: Tensor, expected: Tensor) -> TwoLayers |
 
 
 class OfRows(Capture[Need]):
-    """A signal that tokens have by their row in the projector's output."""
+    """Base of signals that tokens have by their row in the projector's output."""
 
     def check(self, model: Any, structure: ModelStructure, method: Method, need: Need) -> None:
         family = family_of(model.config)
@@ -139,7 +139,7 @@ class OfRows(Capture[Need]):
 
 
 class WholeProjector(OfRows[Projector]):
-    """`Projector`."""
+    """Capture `Projector`."""
 
     def read(self, need: Projector, at: Place) -> ProjectorCall:
         encoded, session = at.step.call.features.slot(Encoded), at.session
@@ -147,14 +147,15 @@ class WholeProjector(OfRows[Projector]):
         grouped = torch.cat([group_patches(i, o) for i, o in zip(encoded.inputs, encoded.outputs, strict=True)])
 
         def function(x: Tensor) -> Tensor:
-            return module.forward(x.flatten(0, 1))
+            out: Tensor = module.forward(x.flatten(0, 1))
+            return out
 
         layers = session.slot(ProjectorLayers).of(module, grouped)
         return ProjectorCall(of_tokens(at, grouped, float("nan")), function, layers)
 
 
 def patch_rows(step: PromptStep, context: VisualContext) -> Tensor:
-    """Long[B, L]: row of the projector's output that became each logical place; -1 where none did."""
+    """Return Long[B, L]: the row of the projector's output that became each logical index; -1 where none did."""
 
     def match() -> Tensor:
         rows = torch.cat([out.flatten(0, -2) for out in step.call.features.slot(Encoded).outputs]).to(step.embeds)
@@ -170,7 +171,7 @@ def patch_rows(step: PromptStep, context: VisualContext) -> Tensor:
 
 
 def fingerprint(rows: Tensor) -> Tensor:
-    """Long[n] from the bits of up to 64 columns of [n, d]; equal rows get equal numbers."""
+    """Return Long[n] from the bits of up to 64 columns of [n, d]; equal rows get equal numbers."""
     columns = torch.linspace(0, rows.shape[1] - 1, min(PRINTED, rows.shape[1]), device=rows.device).long()
     integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[rows.element_size()]
     bits = rows[:, columns].contiguous().view(integer).long()
@@ -179,7 +180,7 @@ def fingerprint(rows: Tensor) -> Tensor:
 
 
 def of_tokens(at: Place, per_row: Tensor, fill: float) -> Tensor:
-    """Values [rows, ...] of the projector's rows, taken for the current tokens; `fill` where a token has no row."""
+    """Take values [rows, ...] of the projector's rows for the current tokens; `fill` where a token has no row."""
     row = patch_rows(at.step, at.context)[at.row, at.logical.to(at.step.embeds.device)].to(per_row.device)
     value = per_row[row.clamp_min(0)]
     known = (row >= 0).view(-1, *[1] * (value.ndim - 1))
@@ -187,6 +188,6 @@ def of_tokens(at: Place, per_row: Tensor, fill: float) -> Tensor:
 
 
 def group_patches(inputs: Tensor, outputs: Tensor) -> Tensor:
-    """[rows, p, d_v]: the p consecutive patches that went into each output row."""
+    """Return [rows, p, d_v]: the p consecutive patches that went into each output row."""
     rows = outputs.shape[:-1].numel()
     return inputs.reshape(rows, -1, inputs.shape[-1])

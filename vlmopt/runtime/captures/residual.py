@@ -1,4 +1,4 @@
-"""The residual stream that enters a decoder layer, of the tokens of a prompt."""
+"""Capture the residual stream that enters a decoder layer, of the tokens of a prompt."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ class Stream:
     real: Tensor  # Bool[B, W]: tokens of the prompt, neither padding nor fillers
 
     def at_places(self, marked: Tensor, length: int) -> Tensor:
-        """Bool[B, length] over logical places from Bool[B, W]; False where no token of the prompt is."""
+        """Return Bool[B, length] over logical indices from Bool[B, W]; False where no token of the prompt is."""
         blank = torch.zeros(len(marked), length, dtype=torch.bool, device=marked.device)
         return blank.scatter_(1, self.logical, marked & self.real)
 
 
 class Entering(Capture[Residual]):
-    """`Residual`; a component reads it where it acts at a layer."""
+    """Capture `Residual`; a component reads it where it acts at a layer."""
 
     def open_step(self, step: PromptStep, need: Residual) -> None:
         """Let the decoder run all rows in all layers."""
         every_row(step.given)
 
     def stream(self, step: PromptStep, stage: int, at: LayerInput) -> Stream:
-        """What enters a layer of `stage`."""
+        """Return what enters a layer of `stage`."""
         hidden, rows = at.hidden, step.current(stage)
         logical = rows.log[:, -hidden.shape[1] :].to(hidden.device)
         real = prompt_places(step, hidden.device).gather(1, logical)

@@ -1,4 +1,4 @@
-"""Attention rows of a prompt, computed beside a layer's kernel from the queries and keys that it is given."""
+"""Compute attention rows of a prompt beside a layer's kernel, from the queries and keys that it is given."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Reading:
     rows: Rows  # that reach the layer
     length: int  # logical rows of the chunk
     prompt: int  # so many of them belong to the prompt; behind it come candidates of assisted decoding
-    real: Tensor | None  # Bool[B, L] over logical places; None where all are
+    real: Tensor | None  # Bool[B, L] over logical indices; None where all are
 
 
 class Looked(Exception):
-    """Carries the rows out of the layer's forward."""
+    """Raised to carry the rows out of the layer's forward."""
 
     def __init__(self, rows: Tensor) -> None:
         self.rows = rows
@@ -47,14 +47,14 @@ class Look(SidePass):
 
 
 def reading(step: PromptStep, stage: int, count: int) -> Reading:
-    """The last `count` rows of the prompt in a layer of `stage`."""
+    """Return which rows are read: the last `count` of the prompt, in a layer of `stage`."""
     end = step.call.request.length
     prompt = step.q if end is None else min(end - step.past, step.q)
     return Reading(count, step.current(stage), step.q, prompt, padding(step))
 
 
 def longest_question(step: PromptStep, context: VisualContext) -> int:
-    """Rows between the last visual token and the end of the step, of the sample that has most of them; at least 1."""
+    """Return the most rows between a sample's last visual token and the end of the step, at least 1."""
 
     def longest() -> int:
         places = torch.arange(step.q, device=context.visual.device)
@@ -76,14 +76,14 @@ class LastRows:
 
 @torch.no_grad()  # choices have no gradient, and a checkpointed layer must keep the same tensors when it runs again
 def probe_rows(of: Reading, at: AttentionCall) -> Tensor:
-    """Attention fp32 [B, H, R, L] of the last R prompt rows to logical places, softmax over all keys; R <= count."""
+    """Return attention fp32 [B, H, R, L] of the last R prompt rows to logical indices, softmax over all keys."""
     weights = read_last(of, at).weights[..., -at.query.shape[2] :]
     log = of.rows.log.to(weights.device)[:, None, None].expand_as(weights)
     return weights.new_zeros(*weights.shape[:3], of.length).scatter_(3, log, weights)
 
 
 def read_last(of: Reading, at: AttentionCall) -> LastRows:
-    """Explicit attention of the rows that are read."""
+    """Return the explicit attention of the rows that are read."""
     query, key, mask, log = at.query, at.key, at.mask, of.rows.log
     last, known = last_rows(of) or (None, None)
     if last is None or known is None:
@@ -105,10 +105,10 @@ def read_last(of: Reading, at: AttentionCall) -> LastRows:
 
 
 def last_rows(of: Reading) -> tuple[Tensor, Tensor] | None:
-    """Physical index Long[B, R] of the rows, and Bool[B, R] False where a sample has fewer; None when they simply come
-    last.
+    """Return the physical index Long[B, R] of the rows, and Bool[B, R], False where a sample has fewer.
 
-    They do not come last with right padding, nor when assisted decoding has appended its candidates to the prompt.
+    None when they simply come last. They do not with right padding, nor when assisted decoding has appended its
+    candidates to the prompt.
     """
     if of.prompt == of.length and (of.real is None or bool(of.real[:, -1].all())):
         return None
@@ -124,7 +124,7 @@ def last_rows(of: Reading) -> tuple[Tensor, Tensor] | None:
 
 
 def row_mask(mask: Tensor | None, last: Tensor, batch: Tensor, q: int, kv: int) -> Tensor:
-    """The mask of chosen query rows [B, R], as Bool or float [B, 1, R, kv]."""
+    """Return the mask of chosen query rows [B, R], as Bool or float [B, 1, R, kv]."""
     if mask is not None and mask.ndim == 4:
         full = mask.expand(last.shape[0], *mask.shape[1:])[..., :kv]
         return full[batch, :, last].transpose(1, 2)

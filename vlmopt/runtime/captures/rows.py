@@ -1,4 +1,4 @@
-"""Attention rows of the prompt, of a layer that has run."""
+"""Capture attention rows of the prompt, of a layer that has run."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from .row_probe import longest_question, probe_rows, reading
 
 
 class Probed(dict[int, Tensor]):
-    """State of a step: layer -> its last rows, fp32 [B, H, R, L] over logical places."""
+    """State of a step: layer -> its last rows, fp32 [B, H, R, L] over logical indices."""
 
 
 class RowReader(AttentionPart):
-    """Reads rows of one layer, once for all methods."""
+    """Read rows of one layer, once for all methods."""
 
     def __init__(self, stage: int) -> None:
         self.stage, self.rows = stage, 0
         self.text = False  # also the rows of the question
 
     def behind(self, step: Step, at: AttentionCall, out: Tensor) -> Tensor:
-        """Take down rows of a chunk with visual tokens."""
+        """Record rows of a chunk with visual tokens."""
         if not isinstance(step, PromptStep) or step.context is None or step.fixed is not None or step.again:
             return out
         count = max(self.rows, longest_question(step, step.context)) if self.text else self.rows
@@ -42,7 +42,7 @@ class RowReader(AttentionPart):
 
 
 def reader_of(session: Session, layer: int) -> RowReader:
-    """The reader of one layer, put in place once."""
+    """Return the reader of one layer, put in place once."""
     parts = plan_of(session, layer).parts
     found = next((part for part in parts if isinstance(part, RowReader)), None)
     if found is None:
@@ -52,7 +52,7 @@ def reader_of(session: Session, layer: int) -> RowReader:
 
 
 class Rows(Capture[AttentionRows]):
-    """`AttentionRows`."""
+    """Capture `AttentionRows`."""
 
     of_question = True
     state: type[dict[int, Tensor]] = Probed

@@ -1,7 +1,7 @@
-"""The same sequence without its pictures, run beside a call: what heads and logits would be from the text alone.
+"""Run the same sequence without its images beside a call: what heads and logits would be from the text alone.
 
 Works on the embeddings that the decoder is given, so it needs no tokenizer and no second prompt: visual tokens and the
-family's picture delimiters are left out, positions are contiguous, on M-RoPE models alike on every axis.
+family's image delimiters are left out, positions are contiguous, on M-RoPE models alike on every axis.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .base import Capture
 class Part:
     """Embeddings [B, q, D] of one step, and which of them are text."""
 
-    start: int  # logical place of the first
+    start: int  # logical index of the first
     embeds: Tensor
     text: Tensor  # Bool[B, q]
     per_layer: Tensor | None = None  # [B, q, layers, d]
@@ -41,12 +41,12 @@ class Part:
 
 
 class WithoutImages(Capture[TextOnly]):
-    """`TextOnly`; the component that keeps the stream reads its heads."""
+    """Capture `TextOnly`; the component that keeps the stream reads its heads."""
 
 
 @dataclass(frozen=True, eq=False)
 class HeadOutputs(SidePass):
-    """Take down what heads make of one row of every sample."""
+    """Record what heads make of one row of every sample."""
 
     layers: frozenset[int]
     rows: Tensor  # Long[B]
@@ -75,14 +75,14 @@ class TextStream:
     position: Tensor | None = None  # Long[B] of the last row
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TextStream:
-        """A copied cache gets a stream of its own, over the same embeddings."""
+        """Give a copied cache a stream of its own, over the same embeddings."""
         twin = copy.copy(self)
         twin.parts, twin.heads = list(self.parts), dict(self.heads)
         twin.cache = copy.deepcopy(self.cache, memo)
         return twin
 
     def take(self, step: Step) -> None:
-        """Take down the text of this step."""
+        """Record the text of this step."""
         self.parts = [part.before(step.past) for part in self.parts if part.start < step.past]
         text, ids = real(step), step.arguments.input_ids
         if isinstance(step, PromptStep) and step.context is not None:
@@ -103,7 +103,7 @@ class TextStream:
         counts = text.sum(1)
         if not bool(counts.all()):
             raise ValueError(
-                f"sample {int(counts.argmin())} is pictures only: without them nothing is left to compare with. Give "
+                f"sample {int(counts.argmin())} is images only: without them nothing is left to compare with. Give "
                 "the prompt a text, or use vision_heads with mode='static'"
             )
         width = int(counts.max())
@@ -122,7 +122,7 @@ class TextStream:
         self.run(step, embeds[batch, order], positions, last.argmax(1), per_layer)
 
     def places(self) -> Tensor:
-        """Long: logical place of everything in `parts`."""
+        """Return the logical index of everything in `parts`, Long."""
         return torch.cat([torch.arange(p.start, p.start + p.embeds.shape[1]) for p in self.parts])
 
     def token(self, step: Step) -> None:
@@ -138,7 +138,7 @@ class TextStream:
 
     @torch.no_grad()
     def run(self, step: Step, embeds: Tensor, positions: Tensor, rows: Tensor, per_layer: Tensor | None) -> None:
-        """One pass of the decoder below its hooks; keeps head outputs of `rows` Long[B] and logits of the last row."""
+        """Run one pass of the decoder below its hooks; keep head outputs of `rows` Long[B] and last-row logits."""
         session = step.call.session
         assert self.real is not None
         axes = step.positions.shape[0] if step.positions.ndim == 3 else 0
@@ -158,7 +158,7 @@ class TextStream:
 
 
 def vocabulary(session: Session, hidden: Tensor) -> Tensor:
-    """Logits fp32 [B, V], as the model's head makes them."""
-    logits = session.model.get_output_embeddings()(hidden).float()
+    """Return logits fp32 [B, V], as the model's head makes them."""
+    logits: Tensor = session.model.get_output_embeddings()(hidden).float()
     cap = getattr(session.structure.config, "final_logit_softcapping", None)
     return logits if cap is None else cap * torch.tanh(logits / cap)

@@ -1,4 +1,4 @@
-"""What a block of the vision tower attends to, and its keys, laid on the tokens that its patches became."""
+"""Capture what a block of the vision tower attends to, and its keys, laid on the tokens that its patches became."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def vision_attention(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tens
 
 @torch.no_grad()  # as in the decoder's probe
 def read_patches(plan: VisionPlan, store: Encoded, query: Tensor, key: Tensor, **kwargs: Any) -> None:
-    """Take down what patches receive and their keys, picture by picture."""
+    """Record what patches receive and their keys, image by image."""
     scaling = kwargs.get("scaling")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     pieces = [(query, key)]
-    if kwargs.get("cu_seq_lens_q") is not None:  # flash kernels take all pictures as one row
+    if kwargs.get("cu_seq_lens_q") is not None:  # flash kernels take all images as one row
         lengths = kwargs["cu_seq_lens_q"].diff().tolist()
         pieces = list(zip(query.split(lengths, 2), key.split(lengths, 2), strict=True))
     for q, k in pieces:
@@ -76,7 +76,7 @@ def read_patches(plan: VisionPlan, store: Encoded, query: Tensor, key: Tensor, *
 
 
 def column_mean(query: Tensor, key: Tensor, scaling: float) -> Tensor:
-    """fp32 [B, K]: attention that every key receives, mean over heads [B, H, R, d] and rows, some rows at a time."""
+    """Return fp32 [B, K]: the attention that every key receives, mean over heads [B, H, R, d] and rows."""
     key = key.repeat_interleave(query.shape[1] // key.shape[1], 1).float().transpose(-1, -2)
     total = torch.zeros(key.shape[0], key.shape[-1], device=key.device)
     for rows in query.split(ROWS_AT_ONCE, 2):
@@ -85,7 +85,7 @@ def column_mean(query: Tensor, key: Tensor, scaling: float) -> Tensor:
 
 
 def blocks_of(tower: nn.Module) -> list[nn.Module]:
-    """The attention module of every block of a transformer tower; empty for another kind of tower."""
+    """Return the attention module of every block of a transformer tower; empty for another kind of tower."""
     found = [m for m in tower.modules() if isinstance(m, nn.ModuleList) and len(m)]
     stacks = [[attention_in(block) for block in stack] for stack in found]
     whole = [[a for a in stack if a is not None] for stack in stacks if all(a is not None for a in stack)]
@@ -119,7 +119,7 @@ def plan_of(session: Session, layer: int) -> VisionPlan:
 
 
 class InTower(OfRows[OfBlock]):
-    """A signal of one block."""
+    """Base of signals of one block."""
 
     def check(self, model: Any, structure: ModelStructure, method: Method, need: OfBlock) -> None:
         super().check(model, structure, method, need)
@@ -134,12 +134,12 @@ class InTower(OfRows[OfBlock]):
         if whole is not None and need.layer % depth not in whole:
             raise ValueError(
                 f"{method.name}: block {need.layer} of {type(tower).__name__} attends inside small windows only; "
-                f"blocks that see the whole picture: {', '.join(str(i) for i in whole)} of {depth}"
+                f"blocks that see the whole image: {', '.join(str(i) for i in whole)} of {depth}"
             )
 
 
 class Received(InTower[VisionAttention]):
-    """`VisionAttention`."""
+    """Capture `VisionAttention`."""
 
     def install(self, session: Session, need: VisionAttention) -> None:
         super().install(session, need)
@@ -154,7 +154,7 @@ class Received(InTower[VisionAttention]):
 
 
 class Keys(InTower[VisionKeys]):
-    """`VisionKeys`."""
+    """Capture `VisionKeys`."""
 
     def install(self, session: Session, need: VisionKeys) -> None:
         super().install(session, need)
@@ -168,7 +168,7 @@ class Keys(InTower[VisionKeys]):
 
 
 def unread(step: PromptStep, values: list[Tensor]) -> str | None:
-    """Why nothing of a block was read though the projector ran, None if something was."""
+    """Return why nothing of a block was read though the projector ran, None if something was."""
     if values:
         return None
     refuse_unencoded(step, "its vision tower ran around the attention function")
@@ -176,13 +176,13 @@ def unread(step: PromptStep, values: list[Tensor]) -> str | None:
 
 
 def received(need: VisionAttention, at: Place) -> Tensor:
-    """fp32 [rows] of the projector: attention that the patches of a row receive."""
+    """Return fp32 [rows] of the projector: the attention that the patches of a row receive."""
     values = at.step.call.features.slot(Encoded).attention[need]
     return per_projector_row(at, [v[..., None] for v in values])[:, 0]
 
 
 def per_projector_row(at: Place, values: list[Tensor]) -> Tensor:
-    """Per-patch values, one [items, patches, c] per tower call, as [rows, c]: mean over the patches of a row."""
+    """Turn per-patch values, [items, patches, c] per tower call, into [rows, c]: mean over a row's patches."""
     encoded = at.step.call.features.slot(Encoded)
     rows = sum(out.shape[:-1].numel() for out in encoded.outputs)
     arranged = [at.session.family.patches(at.session.structure.outer, v) for v in values]

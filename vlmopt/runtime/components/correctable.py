@@ -33,7 +33,7 @@ def check_correction(model: Any, structure: ModelStructure, correction: Correcti
 
 
 def why_not(module: Any) -> str | None:
-    """Why attention of a module cannot be corrected, None if it can."""
+    """Return why attention of a module cannot be corrected, None if it can."""
     if (reason := why_fixed(module)) is not None:
         return reason
     q, heads = getattr(module, "q_proj", None), heads_of(module)

@@ -1,4 +1,4 @@
-"""All corrections of one optimized model: where they are installed, and what they are told when a step begins."""
+"""Run all corrections of one optimized model: where they are installed, and what they are told when a step begins."""
 
 from __future__ import annotations
 
@@ -76,16 +76,16 @@ class Corrections(Component):
 
     @staticmethod
     def wanted(session: Session) -> bool:
-        """Sparse prefills and evictions read its marks."""
+        """Return whether there are any, or sparse prefills and evictions, which read its marks."""
         policy = session.policy
         return bool(policy.corrections) or sparse_of(policy) is not None or policy.evicts
 
     def signals(self) -> set[Signal]:
-        """What corrections are told beside attention."""
+        """Return what corrections are told beside attention."""
         return set(self.needs)
 
     def skipped(self) -> dict[str, str]:
-        """Layers a correction asks for and cannot have, with the reason."""
+        """Return the layers a correction asks for and cannot have, with the reason."""
         structure, found = self.session.structure, {}
         for correction in self.editing:
             for layer in sorted(correction.at(len(structure.layers))):
@@ -94,7 +94,7 @@ class Corrections(Component):
         return found
 
     def open_step(self, step: Step, cache: Any) -> None:
-        """A decoder pass begins: marks, the tower's choices, the stream without pictures, the watchdog."""
+        """Begin a decoder pass: marks, the tower's choices, the stream without images, the watchdog."""
         call = step.call
         call.drop(Marks)
         marks = marks_of(cache, step.batch, step.past, self.session.serial)
@@ -156,7 +156,7 @@ class Corrections(Component):
                 marks.append(name, None, table.to(step.device), step.past)
 
     def watch(self, step: Step, ids: Tensor | None) -> None:
-        """Which samples have begun to repeat themselves; finished ones are not looked at."""
+        """Find which samples have begun to repeat themselves; finished ones are not looked at."""
         call, end = step.call, step.call.request.length
         if ids is None or end is None:
             return
@@ -180,18 +180,18 @@ class Corrections(Component):
         known.tripped = now if known.tripped is None else known.tripped.to(now.device) | now
 
     def close_step(self, step: Step, cache: Any) -> None:
-        """The pass is over: its marks stay with the cache."""
+        """End the pass: its marks stay with the cache."""
         keep_marks(cache, step.find(Marks))
         divergence = step.slot(Divergence)
         if divergence and step.call.request.branches is None:
             step.call.slot(Divergence).append(token_divergence(divergence, self.traced.trace_heads))
 
     def close_call(self, call: Call) -> None:
-        """The cache holds the marks."""
+        """Drop the marks; the cache holds them."""
         call.drop(Marks)
 
     def report(self, call: Call) -> Account:
-        """What each correction changed, and what its watch over the text found."""
+        """Report what each correction changed, and what its watch over the text found."""
         entries, tripped, divergence = corrected(call, self.active), call.slot(Repeating).tripped, call.slot(Divergence)
         repeating = None if tripped is None else tripped.nonzero()[:, 0].tolist()
         told = lines(entries)
@@ -206,7 +206,7 @@ class Corrections(Component):
 
 
 class Marking(LayerPart):
-    """Behind the cuts before a layer: lets corrections mark tokens of the prompt by the residual stream."""
+    """Let corrections mark tokens of the prompt by the residual stream, behind the cuts before a layer."""
 
     def __init__(self, session: Session, corrections: Sequence[Correction]) -> None:
         self.session, self.corrections = session, corrections

@@ -1,4 +1,4 @@
-"""Lets diagnoses listen: the residual stream behind every decoder layer, at logical places, of whole prompts."""
+"""Let diagnoses listen: the residual stream behind every decoder layer, at logical indices, of whole prompts."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from .layer_corrections import record_of
 
 
 class Diagnoses(Component):
-    """Listens where the stream enters a layer, as later layers get it, and behind the last one."""
+    """Listen where the stream enters a layer, as later layers get it, and behind the last one."""
 
     @staticmethod
     def wanted(session: Session) -> bool:
         return any(isinstance(c, Diagnosis) for c in session.policy.corrections)
 
     def open_step(self, step: Step, cache: Any) -> None:
-        """What is heard of a layer is heard of all its rows."""
+        """Ask for all rows of every layer that is heard."""
         every_row(step.given)
 
     def install(self) -> None:
@@ -38,14 +38,14 @@ class Diagnoses(Component):
 
 
 class Ear(LayerPart):
-    """Listens before a decoder layer, or behind the last; `place` is the number of layers before it."""
+    """Listen before a decoder layer, or behind the last; `place` is the number of layers before it."""
 
     def __init__(self, session: Session, place: int, diagnosis: Diagnosis) -> None:
         self.session, self.place, self.diagnosis = session, place, diagnosis
         self.stage = session.stage_of[min(place, len(session.stage_of) - 1)]
 
     def at_layer(self, step: PromptStep, at: LayerInput) -> None:
-        """Behind the cuts."""
+        """Hear the stream behind the cuts."""
         self.hear(step, at.hidden)
 
     def hear(self, step: PromptStep, hidden: Tensor) -> None:
@@ -59,13 +59,13 @@ class Ear(LayerPart):
             record.listening.add(self.whole(step, hidden.detach().to(step.device)))
 
     def partial(self, step: Step) -> bool:
-        """Whether this pass holds a part of a prompt only; the reason then goes into the report."""
+        """Return whether this pass holds a part of a prompt only; the reason then goes into the report."""
         if part := bool(step.past) or step.q < (step.call.request.length or 0):
             step.call.skip(self.diagnosis.name, "the prompt came in parts, or over a cache that was filled before")
         return part
 
     def whole(self, step: Step, hidden: Tensor) -> Tensor:
-        """[B, q, D] at logical places, 0 where a token was dropped."""
+        """Return [B, q, D] at logical indices, 0 where a token was dropped."""
         rows = step.current(self.stage)
         if rows.valid is None and hidden.shape[1] == step.q:
             return hidden

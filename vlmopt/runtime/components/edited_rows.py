@@ -26,7 +26,7 @@ class Editable:
         return self.index is None or len(self.index) > 0
 
     def spread(self, kind: str, width: int) -> Tensor:
-        """Bool[B, width]: those of a kind among all physical rows."""
+        """Return Bool[B, width]: those of a kind among all physical rows."""
         chosen = self.kinds[kind]
         if self.index is None:
             return chosen
@@ -34,7 +34,7 @@ class Editable:
 
 
 def editable(step: Step, stage: int, width: int) -> Editable:
-    """Rows of this step that corrections may edit, among the last `width` physical ones of a stage; once per step."""
+    """Return the rows of this step that corrections may edit, among the last `width` of a stage; once per step."""
     return step.remember(("editable", stage, width), None, lambda: find_rows(step, stage, width))
 
 
@@ -70,7 +70,7 @@ def find_rows(step: Step, stage: int, width: int) -> Editable:
 
 
 def generated_keys(step: Step, store: Store, width: int, device: torch.device) -> Tensor:
-    """Bool[B, width]: key slots of tokens that `generate` produced."""
+    """Return Bool[B, width]: key slots of tokens that `generate` produced."""
     end = step.call.request.length
     total = step.stored(store)
     start = max(total - width, 0)
@@ -86,7 +86,7 @@ def rows_of_mask(
     device: torch.device,
     window: int | None,
 ) -> Tensor:
-    """The mask of the chosen query rows, 4-D: the model's own, or the causal one that its absence stands for."""
+    """Return the 4-D mask of the chosen query rows: the model's own, or the causal one that its absence stands for."""
     batch, _, rows, width = shape
     if mask is not None and mask.ndim == 4:
         mask = mask[..., :width]

@@ -54,7 +54,7 @@ class Pending:
 
 
 class Evicting(Component):
-    """Evicts in every layer whose cache can do without some of its keys."""
+    """Evict in every layer whose cache can do without some of its keys."""
 
     def __init__(self, session: Session) -> None:
         super().__init__(session)
@@ -77,7 +77,7 @@ class Evicting(Component):
         return session.policy.evicts
 
     def report(self, call: Call) -> Account:
-        """What each layer kept."""
+        """Report what each layer kept."""
         entries = evicted(call)
         return Account({"kv": entries}, lines(entries), self.skipped())
 
@@ -102,7 +102,7 @@ class Evicting(Component):
             )
 
     def open_step(self, step: Step, cache: Any) -> None:
-        """Behind the corrections, whose marks it reads and adds to."""
+        """Begin behind the corrections, whose marks it reads and adds to."""
         if not isinstance(step, PromptStep) or step.once_more:
             return
         marks = step.find(Marks)
@@ -133,7 +133,7 @@ class Evicting(Component):
             step.call.skip(WHAT, "nothing competes: every key of the prompt is protected")
 
     def ratios(self, layers: list[Scored]) -> list[list[float]]:
-        """Return of every sample the share that each layer keeps."""
+        """Return, for every sample, the share that each layer keeps."""
         method, depth = self.method, len(layers)
         of_layers = [scored.sparsity for scored in layers]
         samples = range(len(layers[0].keys.competing))
@@ -176,7 +176,7 @@ class Evicting(Component):
 
 
 class LayerEviction(AttentionPart):
-    """What happens in one layer when the last row of a prompt has passed."""
+    """Score and evict in one layer when the last row of a prompt has passed."""
 
     def __init__(self, owner: Evicting, layer: int) -> None:
         self.owner, self.layer, self.session = owner, layer, owner.session
@@ -184,7 +184,7 @@ class LayerEviction(AttentionPart):
 
     @torch.no_grad()
     def behind(self, step: Step, at: AttentionCall, out: Tensor) -> Tensor:
-        """Score the keys, and let go of some where budgets need not wait."""
+        """Score the keys, and drop some where budgets need not wait."""
         pending = step.find(Pending)
         if pending is not None and isinstance(step, PromptStep) and not step.again:
             self.read(step, pending, at)

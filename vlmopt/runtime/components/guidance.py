@@ -1,4 +1,4 @@
-"""Guidance away from what the language model says without the pictures, as an ordinary logits processor."""
+"""Guide away from what the language model says without the images, by an ordinary logits processor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .marks import Marks
 
 
 class Guide(LogitsProcessor):
-    """Works on the logits of every step, greedy or sampled; samples without a picture stay as they are."""
+    """Work on the logits of every step, greedy or sampled; samples without an image stay as they are."""
 
     def __init__(self, method: Any) -> None:
         self.method = method
@@ -34,7 +34,7 @@ class Guide(LogitsProcessor):
 
 
 class Guidance(Component):
-    """Puts the processor behind those of a `generate` call."""
+    """Put the processor behind those of a `generate` call."""
 
     @staticmethod
     def wanted(session: Session) -> bool:
@@ -57,5 +57,5 @@ class Guidance(Component):
 
 
 def method_of(session: Session) -> Any:
-    """The correction that guides, None if none does."""
+    """Return the correction that guides, None if none does."""
     return next((c for c in session.policy.corrections if getattr(c, "gamma", 1.0) != 1.0), None)

@@ -46,7 +46,7 @@ class Records(dict[tuple[str, int], Record]):
 
 
 def record_of(call: Call, correction: Correction, layer: int) -> Record:
-    """Where a correction takes down what it does in a layer during a call."""
+    """Return the record of a correction in a layer during a call."""
     return call.slot(Records).setdefault((correction.name, layer), Record())
 
 
@@ -77,17 +77,17 @@ class LayerCorrections(AttentionPart):
         self.stage = session.stage_of[layer]
 
     def replaces(self, step: Step, at: AttentionCall) -> bool:
-        """Whether the explicit rows stand in for the kernel: while decoding, and only where asked for."""
+        """Return whether the explicit rows stand in for the kernel: while decoding, and only where asked for."""
         return self.fast and isinstance(step, DecodeStep) and at.query.shape[2] <= VERIFIED
 
     def compute(self, step: Step, at: AttentionCall) -> Tensor | None:
-        """Every row, corrected."""
+        """Compute every row, corrected."""
         if not (step.slot(Marks).has_image and self.replaces(step, at)):
             return None
         return self.correct(step, editable(step, self.stage, at.query.shape[2]), at, None)
 
     def behind(self, step: Step, at: AttentionCall, out: Tensor) -> Tensor:
-        """Correct rows, then scale heads."""
+        """Return correct rows, then scale heads."""
         if not step.slot(Marks).has_image:
             return out
         if self.rows and not self.replaces(step, at):
@@ -96,7 +96,7 @@ class LayerCorrections(AttentionPart):
         return self.scale(step, out) if self.heads else out
 
     def correct(self, step: Step, rows: Editable, at: AttentionCall, out: Tensor | None) -> Tensor:
-        """The layer's attention output [B, Q, H, D], corrected; `out` None: computed here for every row."""
+        """Return the layer's attention output [B, Q, H, D], corrected; `out` None: computed here for every row."""
         query, key, value, mask, window = at.query, at.key, at.value, at.mask, at.window
         chosen = query if rows.index is None else query[:, :, rows.index]
         shape = (query.shape[0], query.shape[1], query.shape[2], key.shape[2])
@@ -125,7 +125,7 @@ class LayerCorrections(AttentionPart):
     def view(
         self, step: Step, correction: RowCorrection, rows: Editable, allowed: Tensor | None, key: Tensor
     ) -> RowView:
-        """What the correction may know of the rows and keys of this step."""
+        """Return what the correction may know of the rows and keys of this step."""
         marks = step.slot(Marks)
         width, device = key.shape[2], key.device
         store = step.store(self.stage, self.layer)
@@ -133,7 +133,7 @@ class LayerCorrections(AttentionPart):
         def of_keys(name: str, layer: int | None = None) -> Tensor:
             return marks.of_keys(step, store, width, name, layer).to(device)
 
-        shared = step.remember(("keys", store, width, device), None, lambda: {
+        shared: dict[str, Any] = step.remember(("keys", store, width, device), None, lambda: {
             "image": of_keys("image"), "span": of_keys("span"), "system": of_keys("system"),
             "generated": generated_keys(step, store, width, device),
         })  # fmt: skip
@@ -148,7 +148,10 @@ class LayerCorrections(AttentionPart):
         return RowView(self.layer, len(self.session.stage_of), allowed, may, **given, **shared)
 
     def scale(self, step: Step, out: Tensor) -> Tensor:
-        """Head gains on rows that predict a token; chosen when the prompt's last row passes, kept from then on."""
+        """Multiply head outputs by their gains on rows that predict a token.
+
+        Gains are chosen when the prompt's last row passes, and kept from then on.
+        """
         marks = step.slot(Marks)
         last = None  # while decoding, every row
         if isinstance(step, PromptStep):
@@ -161,13 +164,13 @@ class LayerCorrections(AttentionPart):
         return out if gain is None else scale_heads(out, gain.to(out.device), last)
 
     def trace(self, step: Step, heads: Tensor) -> None:
-        """Take down how far head outputs [B, H, D] are from those without pictures."""
+        """Record how far head outputs [B, H, D] are from those without images."""
         without = step.slot(Marks).stream.heads.get(self.layer)
         if without is not None:
             step.slot(Divergence).append(head_divergence(heads, without.to(heads.device)).to(step.device))
 
     def choose(self, step: PromptStep, out: Tensor, last: Tensor) -> None:
-        """Gains from the head outputs of the last prompt row of every sample, when it passes for the first time."""
+        """Choose gains from the head outputs of every sample's last prompt row, when it first passes."""
         marks = step.slot(Marks)
         first = last.long().argmax(1)  # rows behind it are candidates of assisted decoding
         heads = out[torch.arange(len(out), device=out.device), first]
@@ -186,7 +189,7 @@ class LayerCorrections(AttentionPart):
 
 
 class Watch:
-    """Takes down what corrections saw and did, without looking at any number."""
+    """Record what corrections saw and did, without looking at any number."""
 
     def __init__(self, step: Step, layer: int) -> None:
         self.step, self.layer = step, layer

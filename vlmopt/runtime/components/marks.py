@@ -1,4 +1,4 @@
-"""What corrections remember of the tokens that one cache holds: flags over logical places, gains, the text stream.
+"""What corrections remember of the tokens that one cache holds: flags over logical indices, gains, the text stream.
 
 Made for every new cache (or uncached forward), kept on the cache, copied with it: nothing outlives what it describes.
 """
@@ -29,24 +29,24 @@ Name = tuple[str, int | None]  # what is flagged, and in which layer where that 
 class Marks:
     """State of a step and of its call; blank where nothing is corrected.
 
-    Tables are [B, n] over the first n logical places; what lies behind them is unflagged.
+    Tables are [B, n] over the first n logical indices; what lies behind them is unflagged.
     """
 
     batch: int = 0
     serial: str = ""  # of the session that made them
-    length: int = 0  # logical places of prompts seen so far
+    length: int = 0  # logical indices of prompts seen so far
     has_image: bool = False
-    pictures: int = 0  # running number of the next picture
-    first: int = 0  # running number of the first picture of this call
-    seen: Tensor = field(default_factory=lambda: torch.empty(0))  # Bool[B]: the sample has shown a picture
+    images: int = 0  # running number of the next image
+    first: int = 0  # running number of the first image of this call
+    seen: Tensor = field(default_factory=lambda: torch.empty(0))  # Bool[B]: the sample has shown an image
     tables: dict[Name, Tensor] = field(default_factory=dict)
     gains: dict[int, Tensor] = field(default_factory=dict)  # layer -> fp32 [B, H]
-    stream: Any = None  # the picture-free twin of the sequence, where a method wants one
+    stream: Any = None  # the image-free twin of the sequence, where a method wants one
     spread: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)  # physical copies and what they came from
     derived: dict[Any, tuple[list[Tensor], Tensor | None]] = field(default_factory=dict)  # the same of `sets`
 
     def open(self, step: PromptStep) -> None:
-        """Take note of a prompt chunk: where its pictures and its system prompt are."""
+        """Record where the images and the system prompt of a prompt chunk are."""
         self.cut(step.past)
         device, context = step.device, step.context
         if not len(self.seen):
@@ -58,14 +58,14 @@ class Marks:
             started = visual.long().cumsum(1) > 0
             self.append("image", None, visual, step.past)
             if step.past == (step.call.began or 0) or not context.parts:
-                self.first = self.pictures
+                self.first = self.images
             number = context.span.to(device, copy=True)
             for part in context.parts:
                 number[part.whole.row, part.index.to(device)] = part.whole.item
             number = (number + self.first).masked_fill(~visual, -1)
             self.append("span", None, number, step.past)
             self.append("system", None, valid & ~started & ~before, step.past)
-            self.pictures = max(self.pictures, int(number.max()) + 1)
+            self.images = max(self.images, int(number.max()) + 1)
             self.seen = self.seen | visual.any(1)
             self.has_image = self.has_image or bool(visual.any())
         else:
@@ -73,7 +73,7 @@ class Marks:
         self.length = step.past + step.q
 
     def append(self, name: str, layer: int | None, values: Tensor, past: int) -> None:
-        """Values [B, q] of the places from `past` on."""
+        """Append values [B, q] of the logical indices from `past` on."""
         filler = -1 if name == "span" else 0
         table = self.tables.get((name, layer))
         table = values.new_full((values.shape[0], 0), filler) if table is None else table.to(values.device)
@@ -81,18 +81,18 @@ class Marks:
         self.tables[name, layer] = torch.cat([table, values], 1)
 
     def cut(self, length: int) -> None:
-        """Forget places from `length` on: the cache was cropped."""
+        """Forget logical indices from `length` on: the cache was cropped."""
         if length < self.length:
             self.tables = {name: table[:, :length] for name, table in self.tables.items()}
             self.length = length
 
     def forget(self, store: Store) -> None:
-        """Let go of what was derived for slots that have changed."""
+        """Drop what was derived for slots that have changed."""
         self.spread = {key: value for key, value in self.spread.items() if key[2] != store}
         self.derived = {key: value for key, value in self.derived.items() if key[1] != store}
 
     def of_keys(self, step: Step, store: Store, width: int, name: str, layer: int | None = None) -> Tensor:
-        """The table over the last `width` key slots that a layer sees, [B, width], made once per prompt."""
+        """Return the table over the last `width` key slots that a layer sees, [B, width], made once per prompt."""
         table = self.tables.get((name, layer))
         if table is None:
             kind = torch.long if name == "span" else torch.bool
@@ -101,7 +101,7 @@ class Marks:
         return for_batch(self.slots(step, store, start + width, name, layer)[:, start : start + width], step.batch)
 
     def slots(self, step: Step, store: Store, count: int, name: str, layer: int | None) -> Tensor:
-        """A table over at least `count` physical slots of a layer; the same tensor until it has to grow."""
+        """Return a table over at least `count` physical slots of a layer; the same tensor until it has to grow."""
         table, filler = self.tables[name, layer], -1 if name == "span" else 0
         source, full = self.spread.get((name, layer, store), (None, table))
         if source is not table:
@@ -114,7 +114,7 @@ class Marks:
     def sets(
         self, step: Step, store: Store, width: int, correction: RowCorrection, tables: Mapping[str, Name]
     ) -> Tensor | None:
-        """[B, n, width] from `correction.sets` of the image and the named tables, made once per prompt."""
+        """Return [B, n, width] from `correction.sets` of the image and the named tables, made once per prompt."""
         if ("image", None) not in self.tables:
             return None
         start = first_key(step, store, width)
@@ -140,17 +140,17 @@ class Marks:
 
 
 def first_key(step: Step, store: Store, width: int) -> int:
-    """Slot of the first key seen: a sliding layer returns its last keys only, a static cache unfilled slots too."""
+    """Return the slot of the first key seen: sliding layers return the last keys, static caches unfilled slots too."""
     return max(step.stored(store) - width, 0)
 
 
 def for_batch(table: Tensor, batch: int) -> Tensor:
-    """A row for every beam."""
+    """Return the table with a row for every beam."""
     return table if len(table) == batch else table.repeat_interleave(batch // len(table), 0)
 
 
 def marks_of(cache: Any, batch: int, past: int, serial: str) -> Marks | None:
-    """The marks on a cache; new ones at the start of a sequence; None where this session did not fill the cache."""
+    """Return the marks on a cache; new ones at a sequence's start; None where this session did not fill the cache."""
     found: Marks | None = getattr(cache, ATTRIBUTE, None) if past else None
     if found is not None:
         return found if batch % found.batch == 0 and found.serial == serial else None

@@ -25,7 +25,7 @@ GRID = ("frame", "row", "column")  # tables of marks: where a patch lies in its 
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """The sequence up to the end of the prompt, over logical places [B, end]."""
+    """The sequence up to the end of the prompt, over logical indices [B, end]."""
 
     real: Tensor  # Bool
     number: Tensor  # Long: running number of the real token
@@ -100,7 +100,7 @@ def read_keys(step: Step, store: Store, heads: Tensor | None, prompt: Prompt) ->
     """Read what the keys are that a layer holds of the prompt.
 
     Args:
-        heads: Long[B, Hk, m], logical places of its first m slots where heads have kept keys of their own.
+        heads: Long[B, Hk, m], logical indices of its first m slots where heads have kept keys of their own.
     """
     slots, valid = slots_of(step, store, prompt.end)
     places = slots[:, None]
@@ -117,7 +117,7 @@ def read_keys(step: Step, store: Store, heads: Tensor | None, prompt: Prompt) ->
 
 
 def slots_of(step: Step, store: Store, end: int) -> tuple[Tensor, Tensor | None]:
-    """Return logical place Long[B, n] and validity of a layer's slots."""
+    """Return logical index Long[B, n] and validity of a layer's slots."""
     columns, valid = step.columns(store)
     if columns is None:
         return torch.arange(end, device=step.device).expand(step.batch, -1), None

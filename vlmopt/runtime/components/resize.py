@@ -1,6 +1,6 @@
-"""The in-model resize control: the tower encodes a smaller picture, its features sit spread over the full grid.
+"""The in-model resize control: the tower encodes a smaller image, its features sit spread over the full grid.
 
-Positions and click coordinates stay in the frame of the full picture; the cells in between are dropped at layer 0.
+Positions and click coordinates stay in the frame of the full image; the cells in between are dropped at layer 0.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from ..structure import ModelStructure
 
 
 class Resizing(Component):
-    """The tower of every call is given smaller pictures."""
+    """Give the tower of every call smaller images."""
 
     @staticmethod
     def check(model: Any, structure: ModelStructure, policy: Policy) -> None:
         for method in policy.active:
             if method.resizes_pixels and not family_of(model.config).patch_grid:
                 raise ValueError(
-                    f"{method.name}: the vision tower of {model.config.model_type} takes one picture size, so resizing "
+                    f"{method.name}: the vision tower of {model.config.model_type} takes one image size, so resizing "
                     f"saves no tokens; works with: {described(lambda f: f.patch_grid)}"
                 )
 
@@ -33,7 +33,7 @@ class Resizing(Component):
         return any(method.resizes_pixels for method in session.selectors)
 
     def plan_encoding(self, modality: str, bound: dict[str, Any]) -> ResizePlan | None:
-        """How to resize the pixels of this call."""
+        """Return how to resize the pixels of this call."""
         if any(bound.get(name) is None for name in ARGUMENTS[modality]):
             return None
         resizer: Any = next(method for method in self.session.selectors if method.resizes_pixels)

@@ -27,7 +27,7 @@ class Layout:
 
 
 def work(launches: Sequence[Launch], query: Tensor, key: Tensor) -> Tensor:
-    """fp32: cells that the launches compute, over all cells of the causal triangle."""
+    """Return fp32: the cells that the launches compute, divided by all cells of the causal triangle."""
     batch, heads, rows, width = *query.shape[:3], key.shape[2]
     cells = torch.zeros((), device=query.device)
     for launch in launches:
@@ -43,7 +43,7 @@ def work(launches: Sequence[Launch], query: Tensor, key: Tensor) -> Tensor:
 
 
 def read_layout(query: Tensor, key: Tensor, mask: Tensor | None) -> Layout | str:
-    """Padding from a mask, if the mask is causal apart from it."""
+    """Read padding from a mask, if the mask is causal apart from it; else say why not."""
     batch, _, rows, _ = query.shape
     width = key.shape[2]
     if mask is None:
@@ -68,7 +68,7 @@ def read_layout(query: Tensor, key: Tensor, mask: Tensor | None) -> Layout | str
 
 
 def is_causal(allowed: Tensor, valid: Tensor) -> bool:
-    """Whether real rows of a mask Bool[B or 1, H or 1, q, kv] see exactly the real keys up to themselves."""
+    """Return whether real rows of a mask Bool[B or 1, H or 1, q, kv] see exactly the real keys up to themselves."""
     rows, width = allowed.shape[2:]
     places = torch.arange(width, device=allowed.device)
     for low in range(0, rows, CHECKED):
@@ -82,7 +82,7 @@ def is_causal(allowed: Tensor, valid: Tensor) -> bool:
 
 
 def text_rows(step: PromptStep, stage: int, width: int) -> Tensor:
-    """Long[R]: physical rows that hold text in any sample."""
+    """Return Long[R]: physical rows that hold text in any sample."""
     rows = step.current(stage)
     logical = rows.log[:, -width:].to(step.device)
     text = real(step).gather(1, logical)
@@ -94,7 +94,7 @@ def text_rows(step: PromptStep, stage: int, width: int) -> Tensor:
 
 
 def strides(step: PromptStep) -> tuple[int | None, int | None]:
-    """Tokens from frame to frame and from patch row to patch row, where they are the same everywhere."""
+    """Return the tokens from frame to frame and from patch row to patch row, where they are the same everywhere."""
     spans = [] if step.context is None else step.context.spans
 
     def find() -> tuple[int | None, int | None]:

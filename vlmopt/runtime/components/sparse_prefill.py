@@ -34,7 +34,7 @@ class SparseLayer(AttentionPart):
         self.groups = method.groups(layer, layer_config(session.structure.config, layer).num_attention_heads)
 
     def compute(self, step: Step, at: AttentionCall) -> Tensor | None:
-        """The layer's attention output [B, Q, H, D]; None where it has to be dense."""
+        """Return the layer's attention output [B, Q, H, D]; None where it has to be dense."""
         if not isinstance(step, PromptStep):
             return None
         layout, query, key = self.layout(step, at), at.query, at.key
@@ -75,7 +75,7 @@ class SparseLayer(AttentionPart):
         return out
 
     def recall(self, step: PromptStep, given: Prefill, launches: Sequence[Launch]) -> Tensor:
-        """fp32 [B, H, R]: share of the dense attention that sampled rows keep; costs a second run."""
+        """Return fp32 [B, H, R]: the share of the dense attention that sampled rows keep; costs a second run."""
         start = step.call.clock.now()
         rows = torch.linspace(0, given.rows - 1, self.method.recall_rows, device=given.device).long().unique()
         found = recall(given, launches, rows.expand(given.batch, -1), self.method.backend)
@@ -83,7 +83,7 @@ class SparseLayer(AttentionPart):
         return found
 
     def layout(self, step: PromptStep, at: AttentionCall) -> Layout | str:
-        """Where padding is; or, in words, why this layer has to be dense."""
+        """Return where padding is; or, in words, why this layer has to be dense."""
         query, key, mask = at.query, at.key, at.mask
         least = self.method.shortest(query.device)
         if key.shape[2] < least:
@@ -97,7 +97,7 @@ class SparseLayer(AttentionPart):
         return step.remember(("layout", self.stage), mask, lambda: read_layout(query, key, mask))
 
     def prefill(self, step: PromptStep, layout: Layout, at: AttentionCall) -> Prefill:
-        """What patterns are told of this layer, for all of its heads."""
+        """Return what patterns are told of this layer, for all of its heads."""
         query, key = at.query, at.key
         marks = step.find(Marks)
         modality = None if marks is None else marks.of_keys(step, self.stage, key.shape[2], "image").long()
@@ -109,7 +109,7 @@ class SparseLayer(AttentionPart):
         )  # fmt: skip
 
     def dense_rows(self, step: PromptStep, width: int) -> Tensor | None:
-        """Long[R] rows that are computed densely: text, where it is short or corrected."""
+        """Return Long[R]: rows that are computed densely (text, where it is short or corrected)."""
         corrected = any(part.edits_text for part in plan_of(self.session, self.layer).parts)
         if not self.method.dense_text and not corrected:
             return None
@@ -117,7 +117,7 @@ class SparseLayer(AttentionPart):
         return rows if len(rows) and (corrected or len(rows) <= self.method.dense_text) else None
 
     def densely(self, out: Tensor, rows: Tensor, given: Prefill) -> Tensor:
-        """`out` with some rows computed over all keys."""
+        """Return `out` with some rows computed over all keys."""
         view = View(given, rows=rows.expand(given.batch, -1), consecutive=False)
         backend = self.method.backend if self.method.backend in ("reference", "native", "gather", "triton") else "auto"
         exact: Any = run_plan(given, DensePattern().select(view), backend=backend)
@@ -125,12 +125,12 @@ class SparseLayer(AttentionPart):
 
 
 def sparse_of(policy: Policy) -> SparsePrefill | None:
-    """The sparse prefill that a policy asks for; None where that is none."""
+    """Return the sparse prefill that a policy asks for; None where that is none."""
     return None if policy.prefill is None or policy.prefill.is_identity else policy.prefill
 
 
 class SparsePrefills(Component):
-    """Gives every layer with attention and a pattern its sparse prefill."""
+    """Give every layer with attention and a pattern its sparse prefill."""
 
     @staticmethod
     def check(model: Any, structure: ModelStructure, policy: Policy) -> None:
@@ -153,6 +153,6 @@ class SparsePrefills(Component):
                 plan_of(session, layer).parts.append(found)
 
     def report(self, call: Call) -> Account:
-        """Which layers ran sparse, and what that left out."""
+        """Report which layers ran sparse, and what that left out."""
         entries = sparse_layers(call)
         return Account({"prefill": entries}, lines(entries))

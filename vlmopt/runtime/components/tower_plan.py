@@ -19,15 +19,15 @@ class TowerPlan:
     """One call of a feature function whose tower encodes some of the cells."""
 
     session: Session
-    keep: Tensor  # Bool[n] cells that are encoded, of all pictures of the call
+    keep: Tensor  # Bool[n] cells that are encoded, of all images of the call
     anchor: Tensor  # Long[n] the encoded cell that each cell stands for
-    lengths: list[int]  # cells per picture
+    lengths: list[int]  # cells per image
     group: int  # patches per cell
     rows: Tensor | None = None  # Long[p] places of the encoded patches in the tower's order, from its first block on
     memo: dict[int, tuple[Any, Any]] = field(default_factory=dict)
 
     def run(self, original: Callable[..., Any], bound: dict[str, Any]) -> tuple[Any, list[int]]:
-        """The function's output at full length."""
+        """Return the function's output at full length."""
         call = self.session.running_call()
         assert call is not None
         running = call.slot(Running)
@@ -41,7 +41,7 @@ class TowerPlan:
         return changed(out, self.lengths, self.fill), self.lengths
 
     def fill(self, items: list[Tensor]) -> list[Tensor]:
-        """Features of all pictures, with those of the anchors at the cells that were left out."""
+        """Return features of all images, with those of the anchors at the cells that were left out."""
         features = torch.cat(items)
         return list(features[self.anchor.to(features.device)].split(self.lengths))
 
@@ -51,14 +51,14 @@ class TowerPlan:
         return self.keep.repeat_interleave(self.group).nonzero()[:, 0]
 
     def find(self, hidden: Tensor) -> Tensor:
-        """The rows [p, d] of [P, d] to go on with, wherever the tower put them."""
+        """Return the rows [p, d] of [P, d] to go on with, wherever the tower put them."""
         self.rows = (~hidden[:, 0].isnan()).nonzero()[:, 0]
         if len(self.rows) != len(self.patches):
             raise ValueError("the vision tower embeds some pixels as NaN; check the pixels and the model's dtype")
         return hidden[self.rows]
 
     def fitted(self, name: str, value: Any) -> Any:
-        """An argument of a block for the rows that are left; the same object is fitted once."""
+        """Return an argument of a block for the rows that are left; the same object is fitted once."""
         if not name.startswith(("position_embeddings", "rotary_pos_emb", "cu_seqlens")) or value is None:
             return value  # a largest length may be too large
         if id(value) not in self.memo:
@@ -73,14 +73,15 @@ class TowerPlan:
         return table[self.rows.to(table.device)]
 
     def bounds(self, bounds: Tensor) -> Tensor:
-        """Where segments begin and end [s + 1] among the rows that are left; empty segments vanish."""
+        """Return where segments begin and end [s + 1] among the rows that are left; empty segments vanish."""
         assert self.rows is not None
         here = torch.zeros(self.group * len(self.keep), dtype=bounds.dtype, device=bounds.device)
         counts = pad(here.index_fill_(0, self.rows.to(bounds.device), 1).cumsum(0), (1, 0))
-        return counts[bounds.long()].to(bounds.dtype).unique_consecutive()
+        left: Tensor = counts[bounds.long()].to(bounds.dtype).unique_consecutive()
+        return left
 
     def spread(self, merged: Tensor) -> Tensor:
-        """Merged rows at the places of their cells in the tower's order, zeros elsewhere."""
+        """Return merged rows at the places of their cells in the tower's order, zeros elsewhere."""
         assert self.rows is not None
         cells = self.rows[:: self.group].to(merged.device) // self.group
         return merged.new_zeros(len(self.keep), merged.shape[-1]).index_copy_(0, cells, merged)

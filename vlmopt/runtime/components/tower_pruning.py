@@ -1,10 +1,10 @@
-"""The vision tower runs on some of its patches, for methods that choose before it.
+"""Run the vision tower on some of its patches, for methods that choose before it.
 
 Only the chosen pixels are embedded. For the tower's own code the others become rows of NaN, so that it may add its
 positions and put patches into whatever order it likes; the first block tells by them which rows to go on with. From
 there on everything a block is handed (rotary tables, segment bounds) is gathered, never derived anew: positions are
-those of the whole picture, and a window or frame holds what is left of it. Behind a merger, rows go back to the places
-of their cells, so that placeholders agree; a cell that was left out shows the features of the cell it stands for.
+those of the whole image, and a window or frame holds what is left of it. Behind a merger, rows go back to the places
+of their cells, so that placeholders agree; a cell that was left out shows the features of the cell that stands for it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Patches(list[tuple[int, int]]):
 
 
 class TowerPruning(Component):
-    """The tower encodes the cells that a method chooses from their pixels; hooks act while a plan runs."""
+    """Encode the cells that a method chooses from their pixels; hooks act while a plan runs."""
 
     @staticmethod
     def check(model: Any, structure: ModelStructure, policy: Policy) -> None:
@@ -41,7 +41,7 @@ class TowerPruning(Component):
             family = family_of(model.config)
             if not family.patch_grid:
                 raise ValueError(
-                    f"{method.name}: the vision tower of {model.config.model_type} takes whole pictures, so it cannot "
+                    f"{method.name}: the vision tower of {model.config.model_type} takes whole images, so it cannot "
                     f"leave out cells; works with: {described(lambda f: f.patch_grid)}. Use a selector "
                     "before the LLM, e.g. div_prune"
                 )
@@ -57,7 +57,7 @@ class TowerPruning(Component):
         return any(method.before_tower for method in session.selectors)
 
     def install(self) -> None:
-        """At the tower's patch embedding, blocks and mergers."""
+        """Put hooks at the tower's patch embedding, blocks and mergers."""
         session = self.session
         tower: Any = part(session.structure.outer, session.family.vision_tower)
         session.hook(tower.patch_embed.register_forward_pre_hook(ChosenPixels(session)))
@@ -68,11 +68,11 @@ class TowerPruning(Component):
             session.hook(merger.register_forward_hook(SpreadRows(session)))
 
     def open_encoding(self, call: Call) -> None:
-        """Only the last encoding counts."""
+        """Forget earlier encodings: only the last one counts."""
         call.page.slot(Patches).clear()
 
     def plan_encoding(self, modality: str, bound: dict[str, Any]) -> TowerPlan | None:
-        """Which cells of this call's pictures are encoded; None where that is all of them.
+        """Return which cells of this call's images are encoded; None where that is all of them.
 
         What the method found lies on the call's features either way, for its cut before the LLM.
         """
@@ -86,7 +86,7 @@ class TowerPruning(Component):
         merge = vision.spatial_merge_size
         grids = [(t, h // merge, w // merge) for t, h, w in grid.tolist()]
         lengths = [t * h * w for t, h, w in grids]
-        copies = 1 if modality == "image" else vision.temporal_patch_size  # a picture is repeated to fill its patches
+        copies = 1 if modality == "image" else vision.temporal_patch_size  # an image is repeated to fill its patches
         cells = pixels.view(sum(lengths), merge**2, -1, vision.temporal_patch_size, vision.patch_size**2)[
             ..., :copies, :
         ]
@@ -104,7 +104,7 @@ class TowerPruning(Component):
         return None if whole else TowerPlan(self.session, keep, anchor, lengths, merge**2)
 
     def report(self, call: Call) -> Account:
-        """Patches that the tower was given, and those that it encoded."""
+        """Report the patches that the tower was given, and those that it encoded."""
         runs = call.page.slot(Patches)
         if not runs:
             return Account()
@@ -114,12 +114,14 @@ class TowerPruning(Component):
 
 
 def why_not(tower: nn.Module) -> str | None:
-    """Why this tower cannot run on some of its patches; None if it can."""
+    """Return why this tower cannot run on some of its patches; None if it can."""
     absent = [name for name in PARTS if not isinstance(getattr(tower, name, None), nn.Module)]
     return f"{type(tower).__name__} has no {', '.join(absent)}" if absent else None
 
 
 class TowerHook:
+    """Base of hooks in the tower, which act while a plan runs."""
+
     def __init__(self, session: Session) -> None:
         self.session = session
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
@@ -20,6 +20,7 @@ from ..points import AttentionCall, SidePass
 from ..unseen import Reached
 
 NAME = "vlmopt"
+Attention: TypeAlias = Callable[..., tuple[Tensor, Tensor | None]]
 
 
 def register(name: str, function: Callable[..., Any]) -> None:
@@ -47,7 +48,7 @@ class AttentionPlan:
         self.parts: list[AttentionPart] = []
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """A pickled model may come back in a process that has never optimized one."""
+        """Register the function: a pickled model may come back in a process that has never optimized one."""
         register(NAME, vlmopt_attention)
         self.__dict__.update(state)
 
@@ -82,16 +83,16 @@ def vlmopt_attention(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tens
     return computed, weights
 
 
-def base_function(module: nn.Module, config: Any) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """The kernel the unwrapped module would call; "eager" lives in the modeling file of the module's class."""
+def base_function(module: nn.Module, config: Any) -> Attention:
+    """Return the kernel the unwrapped module would call; "eager" lives in the modeling file of the module's class."""
     name = implementation(config)
     if name == "eager":
-        return sys.modules[type(module).__module__].eager_attention_forward
-    return ALL_ATTENTION_FUNCTIONS[name]
+        return cast(Attention, sys.modules[type(module).__module__].eager_attention_forward)
+    return cast(Attention, ALL_ATTENTION_FUNCTIONS[name])
 
 
 def why_not(module: Any) -> str | None:
-    """Why the softmax of a layer cannot be replaced, None if it can."""
+    """Return why the softmax of a layer cannot be replaced, None if it can."""
     if module is None:
         return "the layer has no attention"
     if not hasattr(module, "config"):
@@ -117,6 +118,8 @@ def plan_of(session: Session, layer: int) -> AttentionPlan:
 
 
 class Uninstall:
+    """Give an attention module its own config back."""
+
     def __init__(self, module: nn.Module, base: Any) -> None:
         self.module, self.base = module, base
 

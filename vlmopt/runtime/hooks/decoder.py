@@ -72,7 +72,7 @@ class OpenStep:
         STEP.set(step)
 
     def context(self, call: Call, arguments: OuterArguments, q: int, past: int) -> VisualContext | None:
-        """Where visual tokens are in a chunk of a prompt; None where it has none."""
+        """Return where visual tokens are in a chunk of a prompt; None where it has none."""
         context = build_context(self.session, arguments, call, q, past)
         if context is None:
             refuse_unseen(call, arguments, q, past)
@@ -81,7 +81,7 @@ class OpenStep:
         return context
 
     def stays_fast(self, state: CacheState | None) -> bool:
-        """Whether layers of a plain decode step need nothing that was not in place for the step before."""
+        """Return whether a plain decode step needs nothing that was not in place for the step before."""
         return (
             state is not None
             and not self.windowed
@@ -145,7 +145,7 @@ def restore_length(step: Step, stage: int, output: Any) -> Any:
 
 
 def scatter_rows(hidden: Tensor, log: Tensor, valid: Tensor | None, length: int) -> Tensor:
-    """hidden [B, W, d] at logical places `log` -> [B, length, d]; fillers and dropped places are zero."""
+    """Scatter hidden [B, W, d] to logical indices `log`: [B, length, d]; fillers and dropped ones are zero."""
     if valid is not None:
         hidden = hidden * valid.to(hidden.device)[..., None].to(hidden.dtype)
     full = hidden.new_zeros(hidden.shape[0], length, hidden.shape[-1])

@@ -18,7 +18,7 @@ from .stand_in import StandIn
 
 
 class FeatureProbe(StandIn):
-    """Stands in for `get_image_features`: records lengths and grids, times the tower, changes its pixels."""
+    """Stand in for `get_image_features`: record lengths and grids, time the tower, change its pixels."""
 
     def __init__(self, session: Session, modality: str, captures: Sequence[Capture[Any]]) -> None:
         super().__init__(session, session.structure.outer, MODALITIES[modality])
@@ -59,14 +59,14 @@ class FeatureProbe(StandIn):
 
 
 def arguments_of(family: Family, modality: str) -> compat.Names:
-    """What the feature function of a described family has to be handed: pixels, and what its grids follow from."""
+    """Return what a described family's feature function has to be handed: pixels, and what its grids follow from."""
     if not family.described:
         return ()
     return (PIXELS[modality], family.sizes[modality]) if modality in family.sizes else (PIXELS[modality],)
 
 
 def feature_lengths(out: Any) -> list[int]:
-    """Number of tokens of every item in what a feature function returned, in any of its shapes across versions."""
+    """Return the number of tokens of every item in what a feature function returned, in any of its shapes."""
     if hasattr(out, "pooler_output"):
         out = out.last_hidden_state if out.pooler_output is None else out.pooler_output  # Fuyu has no projector
     if isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], list):  # up to 4.57: (embeds, deepstack)

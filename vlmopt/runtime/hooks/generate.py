@@ -52,7 +52,7 @@ class Generate(StandIn):
 
 
 def branching(session: Session, kwargs: dict[str, Any]) -> str | None:
-    """What makes a `generate` call try texts that it may not keep; None if nothing does."""
+    """Return what makes a `generate` call try texts that it may not keep; None if nothing does."""
     config = kwargs.get("generation_config") or getattr(session.model, "generation_config", None)
 
     def setting(name: str) -> Any:

@@ -27,14 +27,14 @@ class LabelsHook:
 
 
 def targets_of(labels: Tensor | None, shifted: Tensor | None) -> Tensor | None:
-    """Bool[B, L]: rows whose next token counts in the loss, from `labels` or `shift_labels` of a call."""
+    """Return Bool[B, L]: rows whose next token counts in the loss, from `labels` or `shift_labels` of a call."""
     if shifted is not None:
         return shifted != IGNORED
     return None if labels is None else pad(labels[:, 1:] != IGNORED, (0, 1))
 
 
 class FirstToken:
-    """Marks when the first logits of a call exist: the end of TTFT."""
+    """Mark when the first logits of a call exist: the end of TTFT."""
 
     def __init__(self, session: Session) -> None:
         self.session = session

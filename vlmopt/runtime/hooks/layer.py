@@ -52,7 +52,7 @@ class LayerHooks(dict[int, LayerHook]):
 
 
 def entry_of(session: Session, layer: int) -> LayerHook:
-    """The hook before a decoder layer, put in place once."""
+    """Return the hook before a decoder layer, put in place once."""
     hooks = session.slot(LayerHooks)
     if layer not in hooks:
         hooks[layer] = LayerHook(session, layer)

@@ -35,7 +35,7 @@ class OuterHook:
                 component.open_encoding(call)
 
     def open_call(self, cache: Any, ids: Tensor | None) -> Call:
-        """The running `generate` of this session; a new call for a bare forward, or for one of another sequence."""
+        """Return the running `generate` of this session; else a new call, for a bare forward or another sequence."""
         call = self.session.running_call()
         if call is not None and call.by_generate:
             if not call.aside(cache, ids):
@@ -49,7 +49,7 @@ class OuterHook:
 
 
 class CloseForward:
-    """Ends the call of a bare forward or of one beside `generate`, also when it raised."""
+    """End the call of a bare forward or of one beside `generate`, also when it raised."""
 
     def __init__(self, session: Session) -> None:
         self.session = session

@@ -11,7 +11,7 @@ from ..call import Session
 
 
 class StandIn:
-    """Knows its method by module and name: a bound method would come back from a pickle as the stand-in itself."""
+    """Base of stand-ins, by module and name: a bound method would come back from a pickle as the stand-in itself."""
 
     def __init__(self, session: Session, module: nn.Module, name: str) -> None:
         self.session, self.module, self.name = session, module, name
@@ -21,9 +21,9 @@ class StandIn:
     @property
     def original(self) -> Callable[..., Any]:
         """What is called without us."""
-        if self.other is not None:
-            return self.other
-        return getattr(type(self.module), self.name).__get__(self.module)
+        own = getattr(type(self.module), self.name).__get__
+        method: Callable[..., Any] = own(self.module) if self.other is None else self.other
+        return method
 
     __wrapped__ = original  # for `inspect.signature`
 

@@ -1,4 +1,4 @@
-"""Selectors drop visual tokens at the boundaries of decoder layers."""
+"""Drop visual tokens at the boundaries of decoder layers, as selectors choose."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .record import Cuts
 
 
 class Pruning(Component):
-    """Every layer gets what matches the survivors."""
+    """Cut at boundaries, and give every layer what matches the survivors."""
 
     @staticmethod
     def check(model: Any, structure: ModelStructure, policy: Policy) -> None:
@@ -63,7 +63,7 @@ class Pruning(Component):
             warnings.warn(why, stacklevel=2)
 
     def report(self, call: Call) -> Account:
-        """What each selector dropped, and where."""
+        """Report what each selector dropped, and where."""
         entries, lines = [], []
         for method in self.session.selectors:
             cuts = [cut for cut in call.page.slot(Cuts) if cut.layer == method.layer and cut.method == method.name]

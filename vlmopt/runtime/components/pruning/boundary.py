@@ -99,7 +99,7 @@ class Boundary(LayerPart):
 
 
 def staying(context: VisualContext, before: Rows, choice: Choice) -> Tensor:
-    """Bool[B, W]: rows that go on, padding that `generate` reads among them."""
+    """Return Bool[B, W]: rows that go on, padding that `generate` reads among them."""
     content = choice.content
     if before.valid is not None:
         content = content & before.valid

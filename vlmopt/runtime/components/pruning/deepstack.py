@@ -12,7 +12,7 @@ from .record import Overwritten
 
 
 class DeepStack(StandIn):
-    """Stands in for the decoder's `_deepstack_process(hidden_states, visual_pos_masks, visual_embeds)`."""
+    """Stand in for the decoder's `_deepstack_process(hidden_states, visual_pos_masks, visual_embeds)`."""
 
     def __init__(self, session: Session) -> None:
         super().__init__(session, session.structure.decoder, "_deepstack_process")
@@ -21,7 +21,8 @@ class DeepStack(StandIn):
         step = self.session.running_step()
         rows = None if step is None else step.rows.get(step.slot(Now).stage)
         if step is None or rows is None:
-            return self.original(hidden_states, visual_pos_masks, visual_embeds)
+            untouched: Tensor = self.original(hidden_states, visual_pos_masks, visual_embeds)
+            return untouched
         where = visual_pos_masks.to(hidden_states.device)
         embeds = visual_embeds.to(hidden_states.device, hidden_states.dtype)
         spread = embeds.new_zeros(*where.shape, embeds.shape[-1])
@@ -35,4 +36,5 @@ class DeepStack(StandIn):
             here = here & ~overwritten.marker.to(where.device).gather(1, log)
         if overwritten.merged is not None:  # nor is a merged token the patch whose slot it took
             here = here & ~overwritten.merged.to(where.device).gather(1, log)
-        return self.original(hidden_states, here, take_rows(spread, log)[here])
+        added: Tensor = self.original(hidden_states, here, take_rows(spread, log)[here])
+        return added

@@ -1,4 +1,4 @@
-"""Places that carry something else from a cut on: merged tokens, and markers of runs that were dropped."""
+"""Overwrite what places carry from a cut on: merged tokens, and markers of runs that were dropped."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .record import Choice, Overwritten, at_places
 
 
 def write_merged(step: PromptStep, context: VisualContext, at: LayerInput, choice: Choice, rows: Rows) -> Tensor:
-    """Let merged tokens take over the slots they were given: Bool[B, L]; DeepStack adds nothing to them any more."""
+    """Let merged tokens take over the slots they were given; return Bool[B, L], to which DeepStack adds nothing."""
     at.hidden = at.hidden.clone()
     here = torch.zeros_like(choice.content)
     for one in choice.written:
@@ -34,9 +34,9 @@ def write_markers(
     selector: Selector,
     rows: Rows,
 ) -> Tensor:
-    """PosPad: put one marker embedding into the last slot of every dropped run, at its own position; Bool[B, W].
+    """Put one marker embedding into the last slot of every dropped run, at its own position; return Bool[B, W].
 
-    FocusUI (arXiv 2601.03928), whose trained embedding or a training-free surrogate.
+    PosPad of FocusUI (arXiv 2601.03928), whose trained embedding or a training-free surrogate.
     """
     hidden = at.hidden
     ends = run_ends(choice.dropped, choice.span)

@@ -55,7 +55,7 @@ class Cut:
     chunk: int  # running number of the pruned prefill inside the call
     layer: int
     method: str
-    keep: Tensor  # Bool[B, L] over logical places: visual tokens that stay
+    keep: Tensor  # Bool[B, L] over logical indices: visual tokens that stay
     before: Tensor  # Bool[B, L]: visual tokens that were offered
     answers: list[Answer]  # per row of the batch
     markers: Tensor | None = None  # Bool[B, L] places overwritten by PosPad markers
@@ -68,7 +68,7 @@ class Cuts(list[Cut]):
 
 @dataclass(eq=False)
 class Overwritten:
-    """State of a step: Bool[B, L] logical places whose content is no longer what the model put there."""
+    """State of a step: Bool[B, L] logical indices whose content is no longer what the model put there."""
 
     marker: Tensor | None = None  # overwritten by PosPad markers
     merged: Tensor | None = None  # carry merged tokens
@@ -76,5 +76,5 @@ class Overwritten:
 
 
 def at_places(context: VisualContext, rows: Rows, table: Tensor) -> Tensor:
-    """Bool[B, L] over logical places from Bool[B, W] over physical rows; False where no row is."""
+    """Return Bool[B, L] over logical indices from Bool[B, W] over physical rows; False where no row is."""
     return torch.zeros_like(context.visual).scatter(1, rows.log, table)

@@ -1,4 +1,4 @@
-"""From a selector's answer per sample to the rows that stay: the middleware's half of pruning."""
+"""Turn a selector's answer per sample into the rows that stay: the runtime's half of pruning."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def choose(
 
 
 def missing(step: PromptStep, context: VisualContext, selector: Selector) -> str | None:
-    """Why a selector cannot have its signals in this chunk, None if it can."""
+    """Return why a selector cannot have its signals in this chunk, None if it can."""
     captures = {need: capture_of(need) for need in selector.captures}
     end, of_question = step.call.request.length, any(capture.of_question for capture in captures.values())
     if (selector.query_aware or of_question) and end is not None and step.past + step.q < end:
@@ -69,7 +69,7 @@ def missing(step: PromptStep, context: VisualContext, selector: Selector) -> str
 
 
 def visual_tokens(at: Place, selector: Selector) -> VisualTokens:
-    """What a selector sees of one sample."""
+    """Return what a selector sees of one sample."""
     context, row = at.context, at.row
     spans = [span for span in context.spans if span.row == row]
     coords = at.logical.new_full((at.step.q, 3), -1)
@@ -89,7 +89,10 @@ def visual_tokens(at: Place, selector: Selector) -> VisualTokens:
 
 
 def checked(selector: Selector, result: Selection, tokens: VisualTokens) -> Selection:
-    """A third party's selector must not corrupt the sequence, nor drop what predicts."""
+    """Check a selection, and return it.
+
+    A third party's selector must not corrupt the sequence, nor drop what predicts.
+    """
     keep, count = result.keep, len(tokens)
     if keep.ndim != 1 or keep.dtype != torch.long or not len(keep) or len(keep) > count:
         raise ValueError(

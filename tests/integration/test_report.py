@@ -104,7 +104,7 @@ def test_maps_show_what_was_kept(family):
                 cells = m.coords[m.coords[:, 0] >= 0]
                 assert len(cells) == m.grid[0] * m.grid[1] * m.grid[2]
                 assert bool((cells < torch.tensor(m.grid)).all())
-    with pytest.raises(ValueError, match="row=7"):
+    with pytest.raises(ValueError, match="sample=7"):
         report.maps(7)
 
 

@@ -59,5 +59,5 @@ def test_without_pruning_there_are_none_and_wrong_rows_are_refused():
         forward(model, case.batch)
         report = vlmopt.report(model)
     assert report.stages() == []
-    with pytest.raises(ValueError, match="row=3"):
+    with pytest.raises(ValueError, match="sample=3"):
         report.stages(3)

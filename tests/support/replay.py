@@ -82,8 +82,8 @@ def recording(model: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Record]:
     def write(step: Any, context: Any, at: Any, choice: Any, rows: Any) -> Tensor:
         written = record.merged.setdefault(at.layer, {})
         for one in choice.written:
-            columns = rows.log[one.row, one.places].tolist()
-            written |= {(one.row, column): embed for column, embed in zip(columns, one.embeds, strict=True)}
+            columns = rows.log[one.batch_row, one.places].tolist()
+            written |= {(one.batch_row, column): embed for column, embed in zip(columns, one.embeds, strict=True)}
         return original(step, context, at, choice, rows)
 
     original, hook = boundary.write_merged, decoder_of(model).register_forward_pre_hook(give, with_kwargs=True)

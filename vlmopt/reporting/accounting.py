@@ -111,7 +111,7 @@ def chunk_maps(call: Call, number: int, sample: int, cuts: Sequence[Cut] | None 
     context = call.page.contexts[number]
     cuts = cuts_of(call, number) if cuts is None else cuts
     out = []
-    for span in (s for s in context.spans if s.row == sample):
+    for span in (s for s in context.spans if s.batch_row == sample):
         n = len(span.index)
         kept, markers, merged = torch.ones(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool), torch.zeros(n).bool()
         into, scores = torch.full((n,), -1), None

@@ -22,10 +22,10 @@ Made = TypeVar("Made")
 class VisualSpan:
     """One image, tile, frame or video of one sample, as the projector returned it."""
 
-    row: int  # row of the (expanded) batch
+    batch_row: int  # of the batch, which beams expand
     index: Tensor  # Long[n] logical offsets inside the chunk, ascending; may have gaps (row breaks, time stamps)
     kind: str  # "image" | "tile" | "video" | "run"
-    item: int  # running number inside the row
+    item: int  # running number inside the batch row
     grid: tuple[int, int, int] | None  # (t, h, w) after merging; None if unknown
     coords: Tensor  # Long[n, 3] (t, y, x); -1 where a token is no patch
 

@@ -35,7 +35,7 @@ def build_context(
         spans, expand = runs(visual), 1
     span = torch.full_like(ids, -1)
     for item in spans:
-        span[item.row, item.index] = item.item
+        span[item.batch_row, item.index] = item.item
     ordinal = visual.long().cumsum(1) - 1
     real = torch.ones_like(visual) if mask is None else mask
     predicts, read = predicting_rows(call, real, past, arguments.targets)
@@ -75,9 +75,9 @@ def group(
                 found.append((positions[: piece.length], piece))
                 positions = positions[piece.length :]
         found.sort(key=lambda pair: int(pair[0][0]))
-        for row in range(start, start + expand):
+        for batch_row in range(start, start + expand):
             spans += [
-                VisualSpan(row, index, piece.kind, item, piece.grid, piece.coords.to(ids.device))
+                VisualSpan(batch_row, index, piece.kind, item, piece.grid, piece.coords.to(ids.device))
                 for item, (index, piece) in enumerate(found)
             ]
     return spans, expand
@@ -107,11 +107,11 @@ def parts_of_chunk(ids: Tensor, call: Call, modality_of: dict[int, str], past: i
 def runs(visual: Tensor) -> list[VisualSpan]:
     """Return one span per contiguous run of visual ids: the fallback when nothing says how tokens group."""
     spans = []
-    for row in range(visual.shape[0]):
-        positions = visual[row].nonzero()[:, 0]
+    for batch_row in range(visual.shape[0]):
+        positions = visual[batch_row].nonzero()[:, 0]
         breaks = (positions.diff() != 1).nonzero()[:, 0] + 1
         for item, index in enumerate(positions.tensor_split(breaks.cpu())):
             if len(index):
                 coords = torch.full((len(index), 3), -1, device=visual.device)
-                spans.append(VisualSpan(row, index, "run", item, None, coords))
+                spans.append(VisualSpan(batch_row, index, "run", item, None, coords))
     return spans

@@ -42,9 +42,9 @@ def last_real(call: Call, real: Tensor, past: int, end: int) -> Tensor:
     return torch.arange(mask.shape[1], device=mask.device).masked_fill(~mask, -1).amax(1)
 
 
-def prompt_text(step: Step, context: VisualContext, row: int) -> Tensor:
+def prompt_text(step: Step, context: VisualContext, batch_row: int) -> Tensor:
     """Return Bool[q]: real text of the prompt in this chunk, without what `generate` or a helper appended."""
-    visual, mask = context.visual[row], context.attention_mask2d
+    visual, mask = context.visual[batch_row], context.attention_mask2d
     end = (step.call.request.length or step.past + step.q) - step.past
     text = ~visual & (torch.arange(step.q, device=visual.device) < end)
-    return text if mask is None else text & mask[row]
+    return text if mask is None else text & mask[batch_row]

@@ -74,8 +74,8 @@ class GatedActivations(Capture[Activations]):
         """Return rows of the layer before the cut."""
         values = at.step.slot(Taken)[need.layer]
         if need.of == "visual":
-            return values[at.row, at.physical.to(values.device)]
-        text = prompt_text(at.step, at.context, at.row)[at.rows.log[at.row]]
+            return values[at.batch_row, at.physical.to(values.device)]
+        text = prompt_text(at.step, at.context, at.batch_row)[at.rows.log[at.batch_row]]
         if at.rows.valid is not None:
-            text = text & at.rows.valid[at.row]
-        return values[at.row, text.to(values.device)]
+            text = text & at.rows.valid[at.batch_row]
+        return values[at.batch_row, text.to(values.device)]

@@ -14,8 +14,8 @@ class OfVisual(Capture[VisualEmbeds]):
     """Capture `VisualEmbeds`."""
 
     def read(self, need: VisualEmbeds, at: Place) -> Tensor:
-        places = at.context.visual[at.row].nonzero()[:, 0] if need.whole else at.logical
-        return at.step.embeds[at.row, places.to(at.step.embeds.device)]
+        places = at.context.visual[at.batch_row].nonzero()[:, 0] if need.whole else at.logical
+        return at.step.embeds[at.batch_row, places.to(at.step.embeds.device)]
 
 
 class OfText(Capture[TextEmbeds]):
@@ -24,14 +24,14 @@ class OfText(Capture[TextEmbeds]):
     of_question = True
 
     def read(self, need: TextEmbeds, at: Place) -> Tensor:
-        return at.step.embeds[at.row, text_places(at).to(at.step.embeds.device)]
+        return at.step.embeds[at.batch_row, text_places(at).to(at.step.embeds.device)]
 
 
 class Hidden(Capture[HiddenStates]):
     """Capture `HiddenStates`."""
 
     def read(self, need: HiddenStates, at: Place) -> Tensor:
-        return at.hidden[at.row, at.physical.to(at.hidden.device)]
+        return at.hidden[at.batch_row, at.physical.to(at.hidden.device)]
 
 
 class Trained(Capture[Weights]):

@@ -92,7 +92,7 @@ class FirstPass(Capture[FirstPassRows]):
         rows, block, questions = at.step.remember(
             ("first pass", need), None, lambda: run(at.session, at.step, at.context, need)
         )
-        sample = at.row // at.context.expand
+        sample = at.batch_row // at.context.expand
         count = questions[sample] if need.rows == TEXT else int(need.rows)
         block = block[sample, at.logical.to(block.device)].to(rows.device)
         mine = rows[sample, :, max(rows.shape[2] - count, 0) :]
@@ -167,18 +167,18 @@ def shorten(session: Session, step: PromptStep, context: VisualContext, shrink: 
     stay &= torch.arange(step.q, device=stay.device) < end
     middle_of = torch.full(stay.shape, -1, device=stay.device)  # logical index of the block of each visual token
     encoded = encode(session, step, shrink)
-    for span in (s for s in context.spans if s.row % context.expand == 0):
-        row = span.row // context.expand
+    for span in (s for s in context.spans if s.batch_row % context.expand == 0):
+        sample = span.batch_row // context.expand
         number, middle, kept = blocks(span, shrink)
         cell, places = number >= 0, span.index[middle]
-        stay[row, span.index[kept]] = True
-        middle_of[row, span.index[cell]] = places[number[cell]]
+        stay[sample, span.index[kept]] = True
+        middle_of[sample, span.index[cell]] = places[number[cell]]
         fresh = next(encoded["video" if span.kind == "video" else "image"]) if encoded else None
         if fresh is None:
             cells, number = span.index[cell].to(device), number[cell].to(device)
-            fresh = [mean_of_blocks(level[row, cells], number) for level in full]
+            fresh = [mean_of_blocks(level[sample, cells], number) for level in full]
         for level, values in zip(levels, fresh, strict=True):
-            level[row, places.to(device)] = values.to(level)
+            level[sample, places.to(device)] = values.to(level)
     index, valid = pack(stay)
     real = torch.ones_like(index, dtype=torch.bool) if valid is None else valid
     slots = torch.arange(index.shape[1], device=index.device).expand_as(index)

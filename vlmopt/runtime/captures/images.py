@@ -46,14 +46,14 @@ class OfImages(Capture[Tower]):
     def read(self, need: Tower, at: Place) -> list[OneImage]:
         """Return every image of one sample, in order."""
         signal = VisionAttention(need.block)
-        parts = [part for part in at.context.parts if part.whole.row == at.row]
+        parts = [part for part in at.context.parts if part.whole.batch_row == at.batch_row]
         if parts:
             return [OneImage(part.index, part.inside, of_whole(signal, at, part)) for part in parts]
         values = self.tower.read(signal, at)
         number = torch.full((at.step.q,), -1, device=at.logical.device)
         number[at.logical] = torch.arange(len(at.logical), device=number.device)
         found = []
-        for span in (s for s in at.context.spans if s.row == at.row):
+        for span in (s for s in at.context.spans if s.batch_row == at.batch_row):
             index = span.index.to(number.device)
             every = torch.arange(len(index), device=index.device)
             found.append(OneImage(index, every, values[number[index].to(values.device)]))
@@ -63,7 +63,7 @@ class OfImages(Capture[Tower]):
 def of_whole(need: VisionAttention, at: Place, part: ImagePart) -> Tensor:
     """Return fp32 [n] of a whole image of which this chunk holds a part; 0 where no row became a token."""
     per_row = received(need, at)
-    rows = patch_rows(at.step, at.context)[at.row, part.index.to(at.step.embeds.device)].to(per_row.device)
+    rows = patch_rows(at.step, at.context)[at.batch_row, part.index.to(at.step.embeds.device)].to(per_row.device)
     known = rows >= 0
     if not bool(known.any()):
         return per_row.new_zeros(len(part.whole.index))

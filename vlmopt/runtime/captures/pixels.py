@@ -103,13 +103,13 @@ def of_cells(at: Place, name: str, cells: Callable[[], dict[str, Tensor]]) -> Te
         full = one.new_full((context.visual.shape[0], at.step.q, *one.shape[1:]), float("nan"))
         done = dict.fromkeys(values, 0)
         for first in range(0, context.visual.shape[0], context.expand):
-            for span in (s for s in context.spans if s.row == first):
+            for span in (s for s in context.spans if s.batch_row == first):
                 modality = "video" if span.kind == "video" else "image"
                 patches = span.index[(span.coords >= 0).all(1).to(span.index.device)]
                 start, done[modality] = done[modality], done[modality] + len(patches)
-                for row in range(first, first + context.expand):
-                    full[row, patches] = values[modality][start : start + len(patches)]
+                for batch_row in range(first, first + context.expand):
+                    full[batch_row, patches] = values[modality][start : start + len(patches)]
         return full
 
     full = at.step.remember((name,), None, spread)
-    return full[at.row, at.logical.to(full.device)]
+    return full[at.batch_row, at.logical.to(full.device)]

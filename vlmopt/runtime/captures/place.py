@@ -18,7 +18,7 @@ class Place:
     session: Session
     step: PromptStep
     context: VisualContext
-    row: int
+    batch_row: int
     physical: Tensor  # Long[n] rows of `hidden`
     logical: Tensor  # Long[n] offsets inside the chunk
     rows: Rows  # that arrive at this boundary
@@ -29,7 +29,7 @@ def text_places(at: Place) -> Tensor:
     """Return Long[R]: logical indices of the real prompt rows behind the sample's last visual token."""
 
     def behind() -> Tensor:
-        text = prompt_text(at.step, at.context, at.row).nonzero()[:, 0]
-        return text[text > at.context.visual[at.row].nonzero()[-1, 0]]
+        text = prompt_text(at.step, at.context, at.batch_row).nonzero()[:, 0]
+        return text[text > at.context.visual[at.batch_row].nonzero()[-1, 0]]
 
-    return at.step.remember(("text", at.row), None, behind)
+    return at.step.remember(("text", at.batch_row), None, behind)

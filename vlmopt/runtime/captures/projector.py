@@ -181,7 +181,7 @@ def fingerprint(rows: Tensor) -> Tensor:
 
 def of_tokens(at: Place, per_row: Tensor, fill: float) -> Tensor:
     """Take values [rows, ...] of the projector's rows for the current tokens; `fill` where a token has no row."""
-    row = patch_rows(at.step, at.context)[at.row, at.logical.to(at.step.embeds.device)].to(per_row.device)
+    row = patch_rows(at.step, at.context)[at.batch_row, at.logical.to(at.step.embeds.device)].to(per_row.device)
     value = per_row[row.clamp_min(0)]
     known = (row >= 0).view(-1, *[1] * (value.ndim - 1))
     return torch.where(known, value, torch.full_like(value, fill))

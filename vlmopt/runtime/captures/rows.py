@@ -84,4 +84,4 @@ class Rows(Capture[AttentionRows]):
     def read(self, need: AttentionRows, at: Place) -> Tensor:
         scores = at.step.slot(self.state)[need.layer]
         rows = len(text_places(at)) if need.rows == TEXT else need.rows
-        return scores[at.row, :, max(scores.shape[2] - rows, 0) :][..., at.logical.to(scores.device)]
+        return scores[at.batch_row, :, max(scores.shape[2] - rows, 0) :][..., at.logical.to(scores.device)]

@@ -48,8 +48,8 @@ def heard(call: Call, correction: Correction) -> list[dict[str, Any]]:
         image = context.visual
         for span in context.spans:
             coords = dict(zip(span.index.tolist(), span.coords.tolist(), strict=True))
-            names[span.row] |= {place: coordinates(span.kind, span.item, cell) for place, cell in coords.items()}
-            cells[span.row] |= {place: [span.item, *cell] for place, cell in coords.items() if min(cell) >= 0}
+            names[span.batch_row] |= {place: coordinates(span.kind, span.item, cell) for place, cell in coords.items()}
+            cells[span.batch_row] |= {place: [span.item, *cell] for place, cell in coords.items() if min(cell) >= 0}
     found = record.listening.found(image, names)
     for sample, known in zip(found, cells, strict=True):
         for token in sample["tokens"]:

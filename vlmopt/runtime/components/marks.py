@@ -61,7 +61,7 @@ class Marks:
                 self.first = self.images
             number = context.span.to(device, copy=True)
             for part in context.parts:
-                number[part.whole.row, part.index.to(device)] = part.whole.item
+                number[part.whole.batch_row, part.index.to(device)] = part.whole.item
             number = (number + self.first).masked_fill(~visual, -1)
             self.append("span", None, number, step.past)
             self.append("system", None, valid & ~started & ~before, step.past)

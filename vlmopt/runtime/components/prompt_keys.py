@@ -55,9 +55,9 @@ def note(step: PromptStep, marks: Marks) -> None:
     coords = torch.full((step.batch, step.q, 3), -1, device=step.device)
     if step.context is not None:
         for span in step.context.spans:
-            coords[span.row, span.index] = span.coords.to(coords)
+            coords[span.batch_row, span.index] = span.coords.to(coords)
         for part in step.context.parts:
-            coords[part.whole.row, part.index] = part.whole.coords[part.inside].to(coords)
+            coords[part.whole.batch_row, part.index] = part.whole.coords[part.inside].to(coords)
     for name, axis in zip(GRID, coords.unbind(-1), strict=True):
         marks.append(name, None, axis, step.past)
     mask = step.arguments.attention_mask2d

@@ -18,8 +18,8 @@ def write_merged(step: PromptStep, context: VisualContext, at: LayerInput, choic
     at.hidden = at.hidden.clone()
     here = torch.zeros_like(choice.content)
     for one in choice.written:
-        at.hidden[one.row, one.places.to(at.hidden.device)] = one.embeds.to(at.hidden)
-        here[one.row, one.places] = True
+        at.hidden[one.batch_row, one.places.to(at.hidden.device)] = one.embeds.to(at.hidden)
+        here[one.batch_row, one.places] = True
     overwritten, where = step.slot(Overwritten), at_places(context, rows, here)
     overwritten.merged = where if overwritten.merged is None else overwritten.merged | where
     return where

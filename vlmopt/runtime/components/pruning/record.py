@@ -16,7 +16,7 @@ from ...context import Rows, VisualContext
 class Written:
     """Embeddings that a selector puts in the place of kept tokens of one sample."""
 
-    row: int  # of the batch
+    batch_row: int  # of the batch
     places: Tensor  # Long[e], physical
     embeds: Tensor  # [e, d]
 

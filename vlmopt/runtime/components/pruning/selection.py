@@ -49,12 +49,12 @@ def choose(
                 f"keep_tokens={selector.keep_tokens} exceeds the {tokens.total} visual tokens: kept whole",
             )
         origin = None if result.written is None else result.written.origin
-        for row in range(first, first + context.expand):  # beams of one sample are identical
-            keep[row, physical[result.keep.to(physical.device)]] = True
-            answers[row] = Answer(budget, result.scores, dict(result.stats), origin)
+        for batch_row in range(first, first + context.expand):  # beams of one sample are identical
+            keep[batch_row, physical[result.keep.to(physical.device)]] = True
+            answers[batch_row] = Answer(budget, result.scores, dict(result.stats), origin)
             if result.written is not None:
                 slots = physical[result.written.slots.to(physical.device)]
-                written.append(Written(row, slots, result.written.embeds))
+                written.append(Written(batch_row, slots, result.written.embeds))
     return Choice(keep, arrived & ~keep, span, offered, answers, written)
 
 
@@ -70,21 +70,21 @@ def missing(step: PromptStep, context: VisualContext, selector: Selector) -> str
 
 def visual_tokens(at: Place, selector: Selector) -> VisualTokens:
     """Return what a selector sees of one sample."""
-    context, row = at.context, at.row
-    spans = [span for span in context.spans if span.row == row]
+    context, batch_row = at.context, at.batch_row
+    spans = [span for span in context.spans if span.batch_row == batch_row]
     coords = at.logical.new_full((at.step.q, 3), -1)
     for span in spans:
         coords[span.index] = span.coords.to(coords.device)
     return VisualTokens(
-        total=int(context.visual[row].sum()),
-        ordinal=context.ordinal[row, at.logical],
-        item=context.span[row, at.logical],
+        total=int(context.visual[batch_row].sum()),
+        ordinal=context.ordinal[batch_row, at.logical],
+        item=context.span[batch_row, at.logical],
         coords=coords[at.logical],
         grids=tuple(span.grid for span in spans),
         signals={need: capture_of(need).read(need, at) for need in selector.captures},
         seed=at.session.policy.seed,
         lengths=tuple(len(span.index) for span in spans),
-        held=None if context.held is None else context.held[row, at.logical],
+        held=None if context.held is None else context.held[batch_row, at.logical],
     )
 
 

@@ -18,6 +18,7 @@ import vlmopt
 from tests.support.planted import structured
 from vlmopt import methods
 from vlmopt.frames import Video
+from vlmopt.kernels.draw_head import draw_head
 from vlmopt.kernels.patterns import (
     PSA,
     AShape,
@@ -35,7 +36,6 @@ from vlmopt.kernels.patterns import (
     VerticalSlash,
     XAttention,
 )
-from vlmopt.kernels.picture import draw_head
 from vlmopt.overlay import overlay
 from vlmopt.policy.text import call
 from vlmopt.prompt import as_seen, image_prompt, video_prompt

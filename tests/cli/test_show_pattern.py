@@ -11,9 +11,9 @@ from PIL import Image
 
 from vlmopt.cli.main import main
 from vlmopt.head_patterns import FACTS, HeadPatterns
+from vlmopt.kernels.draw_head import draw_head
 from vlmopt.kernels.metrics import density, recall, sample_rows
 from vlmopt.kernels.patterns import AShape, Boundary2D, GridSparse, MinP
-from vlmopt.kernels.picture import draw_head
 from vlmopt.kernels.sheet import HIDDEN, SKIPPED, WHOLE, origin
 from vlmopt.search.planted import FRAME, planted
 
@@ -73,7 +73,7 @@ def test_detail_draws_finer_and_counts_the_same_blocks(monkeypatch):
     prefill = planted("grid", 2048)
     launches = GridSparse(local=64).build(prefill)
     captions = []
-    monkeypatch.setattr("vlmopt.kernels.picture.sheet", lambda panels, *rest: captions.append(panels))
+    monkeypatch.setattr("vlmopt.kernels.draw_head.sheet", lambda panels, *rest: captions.append(panels))
     for detail in (1, 4):
         draw_head(prefill, launches, 0, detail=detail)
     coarse, fine = captions

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.integration.test_edited_rows import SHAPES, TIGHT, draw, masks
+from tests.integration.test_correct_rows import SHAPES, TIGHT, draw, masks
 from tests.support.partial_attention import masses, partition_attention, remix
 from tests.unit.test_attention_rows import causal, oracle
 from vlmopt.attention_fix import correct_rows, scale_heads

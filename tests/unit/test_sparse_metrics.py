@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import pad
 
 from tests.support.prefills import LAYOUTS, layer, mask_of, masked, run, topics, visible
+from vlmopt.kernels.draw_head import class_major, draw_head, every_block, own_layout
 from vlmopt.kernels.metrics import density, kept_cells, output_error, recall, recall_summary, sample_rows
 from vlmopt.kernels.patterns import AShape, VerticalSlash
 from vlmopt.kernels.patterns.blocks import block_grid
@@ -17,7 +18,6 @@ from vlmopt.kernels.patterns.minference_blocks import MInferenceBlocks
 from vlmopt.kernels.patterns.pbs_attn import PBSAttn
 from vlmopt.kernels.patterns.psa import PSA
 from vlmopt.kernels.patterns.x_attention import XAttention
-from vlmopt.kernels.picture import class_major, draw_head, every_block, own_layout
 from vlmopt.kernels.sheet import origin
 from vlmopt.kernels.sparse_attention.index import Launch, SparseIndex
 from vlmopt.kernels.yardsticks import KINDS, block_mass, causal_cells, yardstick

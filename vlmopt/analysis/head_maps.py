@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ..kernels.draw_head import draw_head
 from ..kernels.metrics import density, recall, recall_summary, sample_rows
 from ..kernels.patterns import Pattern, Prefill
-from ..kernels.picture import draw_head
 from ..kernels.sheet import origin
 from ..prefill import SparsePrefill
 from ..search import watch

@@ -17,8 +17,8 @@ from ..analysis.head_maps import detail_of
 from ..checks import model_facts
 from ..frames import load_video
 from ..head_patterns import HeadPatterns
+from ..kernels.draw_head import draw_head
 from ..kernels.patterns import Pattern, Prefill
-from ..kernels.picture import draw_head
 from ..loading import Loaded, check_device, check_name, load
 from ..media import check_file, load_image
 from ..policy.text import call

@@ -24,7 +24,7 @@ from ..hooks.layer import entry_of
 from ..points import LayerInput
 from ..structure import ModelStructure
 from ..unseen import no_visual
-from .correctable import check_correction, why_not
+from .correction_check import check_correction, why_not
 from .correction_report import corrected, lines
 from .guidance import method_of
 from .layer_corrections import Divergence, LayerCorrections, Records, Repeating

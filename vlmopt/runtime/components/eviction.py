@@ -27,7 +27,7 @@ from ..hooks.layer import entry_of
 from ..points import AttentionCall
 from ..structure import ModelStructure
 from . import prompt_keys
-from .evictable import why_not, why_whole
+from .eviction_check import why_not, why_whole
 from .eviction_report import Evictions, Kept, evicted, lines
 from .marks import Marks
 from .prompt_keys import Keys, Prompt

@@ -18,7 +18,7 @@ from ..hooks.attention import plan_of, why_not
 from ..offload import device_of
 from ..points import AttentionCall
 from ..structure import ModelStructure
-from .correctable import heads_of
+from .correction_check import heads_of
 
 LEAST_KEYS = 1024  # from here on it was never slower (docs/kv-cache.md)
 LEAST_WIDTH = 64  # of a head; narrower ones lose in bf16

@@ -21,7 +21,7 @@ from vlmopt.attention_fix.vision_heads import head_divergence
 from ..call import Call, DecodeStep, PromptStep, Session, Step
 from ..component import AttentionPart
 from ..points import AttentionCall
-from .edited_rows import Editable, editable, generated_keys, rows_of_mask
+from .editable_rows import Editable, editable, generated_keys, rows_of_mask
 from .marks import Marks
 
 VERIFIED = 16  # query rows up to which a step behind the prompt counts as decoding (candidates of assisted decoding)

@@ -23,7 +23,7 @@ from vlmopt.pruning.resize import resize_patches
 
 from . import markers
 from .policies import Served, served, without_padding
-from .positions import Span, cells_of, extent_of
+from .positions import LARGEST, Span, cells_of, extent_of
 
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 GRIDS = {"image": "image_grid_thw", "video": "video_grid_thw"}
@@ -54,7 +54,10 @@ class Item:
     def step(self) -> float:
         """Positions from one frame to the next."""
         seconds = self.fields.get("second_per_grid_ts")
-        return 1.0 if seconds is None else float(seconds) * getattr(self.config.vision_config, "tokens_per_second", 1)
+        step = 1.0 if seconds is None else float(seconds) * getattr(self.config.vision_config, "tokens_per_second", 1)
+        if not 0 <= step <= LARGEST:
+            raise ValueError(f"frames {step} positions apart cannot be placed; check fps and the clip's own rate")
+        return step
 
     def pieces(self) -> list[Piece]:
         """Its tiles or the like, each with its grid."""
@@ -255,7 +258,10 @@ def beyond(plan: Plan) -> int:
     """By how much positions behind an item exceed the number of its rows; 0 without a grid."""
     if plan.grid is None:
         return 0
-    return max(sum(span.extent for span in frames_of(plan)) - plan.count, 0)
+    extents = [span.extent for span in frames_of(plan)]
+    if max(extents) > LARGEST:
+        raise ValueError(f"an image or video takes {max(extents)} positions; at most {LARGEST} can be told apart")
+    return max(sum(extents) - plan.count, 0)
 
 
 def frames_of(plan: Plan, start: int = 0) -> list[Span]:

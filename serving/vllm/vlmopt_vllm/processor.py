@@ -145,7 +145,7 @@ class Shortened:
             raise ValueError(f"{KEY}: {name} listens to the tower, but embeddings were sent; use div_prune")
 
     def vlmopt_normalizer(self, modality: str, kwargs: Mapping[str, object]) -> Any:
-        """From pixels as they travel to what a Hugging Face processor gives: bytes are normalised in the tower."""
+        """Make what turns pixels as they travel, bytes on Qwen-VL, into what a Hugging Face processor gives."""
         processor = self.info.get_hf_processor(**without_key(kwargs))
         own = getattr(processor, f"{modality}_processor", None) or processor.image_processor
 
@@ -168,11 +168,8 @@ class Shortened:
                 "and <|vision_end|>"
             )
         contents = [update.content for m in MODALITIES for found in updates.get(m, ()) for update in found]
-        model, table = (
-            self.info.ctx.model_config,
-            4 * self.info.get_hf_config().get_text_config().max_position_embeddings,
-        )
-        furthest = model.max_model_len + sum(content.beyond for content in contents)
+        table = 4 * self.info.get_hf_config().get_text_config().max_position_embeddings  # vLLM's factor for M-RoPE
+        furthest = self.info.ctx.model_config.max_model_len + sum(content.beyond for content in contents)
         if furthest > table:
             raise ValueError(
                 f"{KEY}: positions would reach {furthest}, but the model has a table for {table}: keep more rows, or "

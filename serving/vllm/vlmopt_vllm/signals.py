@@ -1,4 +1,4 @@
-"""What selectors read of tower and projector, heard while they run.
+"""What selectors read of tower and projector, heard while these run.
 
 A tower's rows reach the LLM through window orders, tiles and row ends of the model's own. Equal bits say which row of
 the projector became which token, as in vlmopt's own captures; so one item is encoded at a time while anybody listens.

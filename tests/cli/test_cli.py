@@ -196,7 +196,7 @@ def test_worlds_writes_images_and_questions(tmp_path: Path) -> None:
         ([], "give --out DIR"),
         (["--out", "run", "--report", "run"], "give --out DIR"),
         (["--out", "run"], "give --data"),
-        (["--report", "nowhere"], "nowhere is no run directory"),
+        (["--report", "nowhere"], "nowhere is not a run directory"),
         (["--out", "run", "--data", "nowhere.jsonl"], "data not found: nowhere.jsonl"),
         (["--out", "run", "--data", "wolds"], "data not found: wolds (did you mean 'worlds'"),
         (["--out", "run", "--data", "worlds:pop"], "'worlds:pop' is unknown (did you mean 'worlds:pope'"),

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import vlmopt
+from tests.support.close import assert_same
 from tests.support.families import FAMILIES, Image
 from tests.support.massive import DIMS, planted, prompt
 from tests.support.mechanism import forward
@@ -29,23 +30,6 @@ def calibrated(model: Any, count: int = 3, parts: Any = PARTS, state: Any = None
     for seed in range(run.seen, total):
         run.add(prompt(seed)())
     return run
-
-
-def assert_same(left: Any, right: Any) -> None:
-    """Assert that two JSON values are equal; two forwards of one prompt may differ in the last bits of a float."""
-    assert type(left) is type(right)
-    if isinstance(left, dict):
-        assert left.keys() == right.keys()
-        for key in left:
-            assert_same(left[key], right[key])
-    elif isinstance(left, list):
-        assert len(left) == len(right)
-        for one, other in zip(left, right, strict=True):
-            assert_same(one, other)
-    elif isinstance(left, float):
-        assert left == pytest.approx(right, rel=1e-4, abs=1e-5)
-    else:
-        assert left == right
 
 
 def test_one_file_holds_everything(tmp_path):

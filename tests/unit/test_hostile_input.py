@@ -91,10 +91,13 @@ HOSTILE = {
 @pytest.mark.parametrize("case", HOSTILE)
 def test_refused_at_once(case):
     methods.installed()  # what is read once
-    start = time.process_time()
-    with pytest.raises((ValueError, TypeError)) as caught:
-        HOSTILE[case]()
-    assert time.process_time() - start < AT_ONCE
+    spent = []
+    for _ in range(3):  # a collection of garbage may fall into one
+        start = time.process_time()
+        with pytest.raises((ValueError, TypeError)) as caught:
+            HOSTILE[case]()
+        spent.append(time.process_time() - start)
+    assert min(spent) < AT_ONCE
     assert type(caught.value) in (ValueError, TypeError)
     if case not in ("long scorer path", "long directory"):  # these quote the Hub client
         assert len(str(caught.value)) < READABLE

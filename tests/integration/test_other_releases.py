@@ -241,7 +241,13 @@ def test_a_renamed_argument_of_the_feature_function_is_refused(name, old, told):
         return probe(**{"new" if key == old else key: value for key, value in given.items()})
 
     outer.get_image_features = called
-    with pytest.raises(RuntimeError, match=f"{re.escape(NAMED)}get_image_features has no argument {old}, only"):
+    says, kinds = (
+        f"{re.escape(NAMED)}get_image_features has no argument {old}( or [a-z_]+)*, only",
+        signature.parameters,
+    )
+    if not told and not any(p.kind is p.VAR_KEYWORD for p in kinds.values()):  # up to 4.57: refused by Python itself
+        says = "unexpected keyword argument 'new'"
+    with pytest.raises((RuntimeError, TypeError), match=says):
         model(**batch())
 
 

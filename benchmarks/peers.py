@@ -1,12 +1,12 @@
 """Is a selection ever slower than its rule written down plainly? Ours against the rule of each peer, in turns.
 
-The rules stand here as a reader of the papers would write them: no budget shared among pictures, no row separators, no
+The rules stand here as a reader of the papers would write them: no budget shared among images, no row separators, no
 rows that have to stay, ties as they come. DivPrune's and FastV's choices must be equal to ours, and VisionZip's merged
 tokens, which run through the projector a second time, as its paper merges before it. Inputs are what a model of the
 shape hands to a selector (random weights, 2 layers). Then the time to first token, vision tower included: dense, ours,
 and a bare hook on the decoder that gathers embeddings, positions and mask by the plain rule, for the two methods that
 read nothing inside the model. Goal: selection <= 1.00 of the plain rule, or within 0.2 ms of it, which is what sharing
-a budget among pictures costs; first token <= 1.00 of the hook's.
+a budget among images costs; first token <= 1.00 of the hook's.
 
     python benchmarks/peers.py
     python benchmarks/peers.py --shape llava-1.5-7b --repeats 31

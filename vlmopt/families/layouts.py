@@ -13,7 +13,7 @@ from .base import Grid, Piece, plain, square, square_grid
 def patch_grid(modality: str, lengths: list[int], arguments: dict[str, Any], config: Any) -> list[Piece]:
     """Qwen-VL and others: the processor states (t, h, w) in patches; merge x merge of them are joined.
 
-    VideoLLaMA3 says so for each picture, ERNIE joins two frames of a video as well.
+    VideoLLaMA3 says so for each image, ERNIE joins two frames of a video as well.
     """
     grids, merges = arguments.get(f"{modality}_grid_thw"), arguments.get(f"{modality}_merge_sizes")
     if grids is None or len(grids) != len(lengths):
@@ -83,7 +83,7 @@ def frames_of(arguments: dict[str, Any]) -> int:
 
 
 def next_video(modality: str, lengths: list[int], arguments: dict[str, Any], config: Any) -> list[Piece]:
-    """LLaVA-NeXT-Video: pictures as LLaVA-NeXT; square pooled frames without newlines."""
+    """LLaVA-NeXT-Video: images as LLaVA-NeXT; square pooled frames without newlines."""
     if modality == "image":
         return any_resolution(modality, lengths, arguments, config)
     frames = frames_of(arguments)
@@ -92,7 +92,7 @@ def next_video(modality: str, lengths: list[int], arguments: dict[str, Any], con
 
 
 def frames_with_cls(modality: str, lengths: list[int], arguments: dict[str, Any], config: Any) -> list[Piece]:
-    """Video-LLaVA: square pictures; every frame of a video comes by itself, with the tower's CLS token first."""
+    """Video-LLaVA: square images; every frame of a video comes by itself, with the tower's CLS token first."""
     if modality == "image":
         return square(modality, lengths, arguments, config)
     frames, n = frames_of(arguments), lengths[0]

@@ -106,18 +106,18 @@ TASKS = {"questions": questions_about_images, "clicks": clicks, "clips": questio
 
 
 def run(options: argparse.Namespace) -> None:
-    plan = [("tiny-llava", "questions"), *(("tiny-qwen", task) for task in TASKS)]
-    for checkpoint, task in plan:
-        model, processor = vlmopt.load_checkpoint(checkpoint)
-        for block in tqdm(range(options.first_block, options.first_block + options.blocks), f"{checkpoint}, {task}"):
-            seed = FIRST_SEED + block * BLOCK_SEEDS
-            kinds, rows = TASKS[task](model, processor, seed)
-            said = [
-                {"method": name, "marks": "".join("01"[mark] for mark in marks), "layers": share}
-                for name, (marks, share) in rows.items()
-            ]
-            facts = {"checkpoint": checkpoint, "task": task, "block": block, "first_seed": seed, "kinds": kinds}
-            append("preset_prices", {**facts, "rows": said})  # block by block: what was measured stays when interrupted
+    blocks = range(options.first_block, options.first_block + options.blocks)
+    asked = [("tiny-llava", "questions"), *(("tiny-qwen", task) for task in TASKS)]
+    plan = [(block, *what) for block in blocks for what in asked]
+    for block, checkpoint, task in tqdm(plan):
+        seed = FIRST_SEED + block * BLOCK_SEEDS
+        kinds, rows = TASKS[task](*vlmopt.load_checkpoint(checkpoint), seed)
+        said = [
+            {"method": name, "marks": "".join("01"[mark] for mark in marks), "layers": share}
+            for name, (marks, share) in rows.items()
+        ]
+        facts = {"checkpoint": checkpoint, "task": task, "block": block, "first_seed": seed, "kinds": kinds}
+        append("preset_prices", {**facts, "rows": said})  # at once, so that an interrupted run leaves what it has
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """What MkDocs fills in: tables of settings and of presets, from the same data that the program reads.
 
-`<!-- settings: NAME -->` becomes a method's class, the table of what is its own, and its docstring folded away;
-`<!-- shared settings: KIND -->` the table of what most methods of that kind have; `<!-- presets -->` that of presets.
-Links that leave `docs/` become links to the repository.
+`<!-- readme: HEADING -->` becomes that section of the README, `<!-- settings: NAME -->` a method's class, the table of
+what is its own, and its docstring folded away, `<!-- shared settings: KIND -->` the table of what most methods of that
+kind have, `<!-- presets -->` that of presets. Links that leave `docs/` become links to the repository.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from vlmopt import catalogue
 from vlmopt.methods import describe, find
 
 ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 LINK = re.compile(r"\]\((\.\./[^)#\s]+)(#[^)\s]*)?\)")
 HEAD = ["| setting | default | range | what it does |", "|---|---|---|---|"]
 FULL = """
@@ -34,11 +35,20 @@ FULL = """
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: Any) -> str:
+    markdown = re.sub(r"<!-- readme: (.+) -->", lambda found: readme(found[1]), markdown)
     markdown = re.sub(r"<!-- settings: (\w+) -->", lambda found: settings(found[1]), markdown)
     markdown = re.sub(r"<!-- shared settings: (\w+) -->", lambda found: table(shared(found[1]).values()), markdown)
     here = PurePosixPath("docs", page.file.src_uri).parent
     markdown = LINK.sub(lambda found: outward(found, here, config["repo_url"]), markdown)
     return markdown.replace("<!-- presets -->", presets()) if "<!-- presets -->" in markdown else markdown
+
+
+def readme(heading: str) -> str:
+    """Return the text of a section of the README, its links as they are from a page in `docs/`."""
+    text = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", README, re.MULTILINE | re.DOTALL)
+    if text is None:
+        raise ValueError(f"the README has no section {heading!r}")
+    return re.sub(r"\]\((?!https?:|#)(docs/)?", lambda found: "](" if found[1] else "](../", text[1]).strip()
 
 
 def outward(link: re.Match[str], here: PurePosixPath, repository: str) -> str:

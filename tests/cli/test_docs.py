@@ -16,6 +16,8 @@ from PIL import Image
 from tests.support.documents import DOCS, DOCUMENTS, PAGES, ROOT, name_of, text_of
 from tools import method_pictures
 from vlmopt import catalogue, load_checkpoint
+from vlmopt.evaluation.data import Source
+from vlmopt.evaluation.loading import load_data
 from vlmopt.methods import describe, find
 from vlmopt.pruning import UIGraph
 
@@ -85,6 +87,28 @@ def test_shared_settings_have_a_table() -> None:
     text = "".join(map(text_of, PAGES))
     for kind in catalogue.KINDS:
         assert text.count(f"<!-- shared settings: {kind} -->") == 1
+
+
+def test_sections_of_the_readme_stand_on_the_start_page(hook: ModuleType) -> None:
+    wanted = re.findall(r"<!-- readme: (.+) -->", text_of(DOCS / "index.md"))
+    assert "Quickstart" in wanted
+    for heading in wanted:
+        text = hook.readme(heading)
+        assert f"## {heading}\n\n{text.splitlines()[0]}" in text_of(ROOT / "README.md")
+        for target in re.findall(r"\]\(([^)#\s]+)", text):
+            assert target.startswith("http") or (DOCS / target).exists(), target
+    with pytest.raises(ValueError, match="no section 'Colours'"):
+        hook.readme("Colours")
+
+
+def test_the_manifest_of_the_page_is_read_as_the_page_says(tmp_path: Path) -> None:
+    (shown,) = re.findall(r'```text\n(\{"id".*?)```', text_of(DOCS / "evaluation.md"), re.DOTALL)
+    (tmp_path / "manifest.jsonl").write_text(shown)
+    for name in re.findall(r'"(\w+\.(?:png|jpg))"', shown):
+        Image.new("RGB", (800, 600), "white").save(tmp_path / name)
+    source = Source(data=[str(tmp_path / "manifest.jsonl")], run=tmp_path / "run", boxes="xyxy")
+    kinds = [sample.kind for sample in load_data(source).samples]
+    assert kinds == ["exact", "yes_no", "click", "choice", "anls", "open"]
 
 
 def test_a_link_out_of_the_docs_needs_its_file(hook: ModuleType) -> None:

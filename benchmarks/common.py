@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,6 +15,7 @@ import transformers
 from tqdm import tqdm
 
 RESULTS = Path(__file__).parent / "results"
+sys.path.append(str(RESULTS.parents[1]))  # a script's own folder is there alone; `tests.support` lies beside it
 
 
 def machine() -> dict[str, Any]:

@@ -9,8 +9,8 @@ random ones with sink and diagonal, and of an A-shape, all with as many cells. "
 single columns may pass 1, since they are finer than blocks. Pooled keys (psa) are not part of the dense attention and
 have no recall; compare their error.
 
-    PYTHONPATH=. python benchmarks/pattern_quality.py                  # 4096 tokens, 4 heads
-    PYTHONPATH=. python benchmarks/pattern_quality.py --quick
+    python benchmarks/pattern_quality.py                  # 4096 tokens, 4 heads
+    python benchmarks/pattern_quality.py --quick
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ TASKS = {"questions": questions_about_images, "clicks": clicks, "clips": questio
 def run(options: argparse.Namespace) -> None:
     blocks = range(options.first_block, options.first_block + options.blocks)
     asked = [("tiny-llava", "questions"), *(("tiny-qwen", task) for task in TASKS)]
-    plan = [(block, *what) for block in blocks for what in asked]
+    plan = [(block, *what) for block in blocks for what in asked if options.checkpoint in (None, what[0])]
     for block, checkpoint, task in tqdm(plan):
         seed = FIRST_SEED + block * BLOCK_SEEDS
         kinds, rows = TASKS[task](*vlmopt.load_checkpoint(checkpoint), seed)
@@ -122,7 +122,8 @@ def run(options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--blocks", type=int, default=4, help="of seeds; intervals are over the images of all")
+    parser.add_argument("--checkpoint", choices=("tiny-qwen", "tiny-llava"), help="ask this one alone")
+    parser.add_argument("--blocks", type=int, default=3, help="of seeds; intervals are over the images of all")
     parser.add_argument("--first-block", type=int, default=0, help="to add blocks to what was measured")
     parser.add_argument("--tables", action="store_true", help="print Markdown of what was measured, and stop")
     parser.add_argument("--write", action="store_true", help="write the prices where they are shown, and stop")

@@ -6,6 +6,8 @@ import argparse
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -151,6 +153,30 @@ def check_script(words: list[str]) -> None:
         assert not word.startswith("--") or f'"{word}"' in known, f"{words[0]} knows no {word}"
     for word in words[1:]:
         assert not re.fullmatch(r"(benchmarks|vlmopt)/\S+", word) or (ROOT / word).exists(), word
+
+
+STARTS = """
+import runpy, sys
+for script in sys.argv[1:]:
+    sys.argv = [script, "--help"]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, script
+    print("started", script)
+"""
+
+
+def test_benchmarks_of_the_pages_start_as_they_are_called(tmp_path: Path) -> None:
+    """From any directory, with nothing but the script's own folder to import from."""
+    named = {words[1] for _, words in COMMAND if words[0] == "python" and words[1].startswith("benchmarks/")}
+    scripts = sorted(str(ROOT / name) for name in named if "/gpu/" not in name)
+    assert len(scripts) > 8
+    start = f"import sys; sys.path[:0] = [{str(ROOT / 'benchmarks')!r}]\n{STARTS}"
+    words = [sys.executable, "-P" if sys.version_info >= (3, 11) else "-s", "-c", start, *scripts]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("started ")] == scripts
 
 
 def check_extras(words: list[str]) -> None:

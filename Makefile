@@ -48,6 +48,8 @@ demo: $(VENV)/.installed
 	@echo "== the bundled model on a rendered web page, as it is and pruned"
 	$(BIN)/vlmopt run --image vlmopt/synthetic/samples/page.png --question "Click Save." \
 		--out demo-out
+	@echo "== demo-out/overlay.png shows what was kept. With an image of yours, and a model of your size (README.md):"
+	@echo "   $(BIN)/vlmopt run --image FILE --question TEXT --model Qwen/Qwen2.5-VL-3B-Instruct"
 
 app: $(VENV)/.installed-app
 	$(BIN)/vlmopt demo

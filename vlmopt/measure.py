@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from .api import optimized, report
 from .reporting import Report
@@ -83,6 +84,7 @@ def measure(
     max_new_tokens: int = 32,
     seed: int = 0,
     generate: Mapping[str, Any] | None = None,
+    progress: bool = False,
 ) -> dict[str, Measurement]:
     """Run `generate` under every policy in turn, `warmup` rounds unmeasured, then `repeats` rounds measured.
 
@@ -92,6 +94,7 @@ def measure(
         policies: name -> anything `Policy.load` takes; "dense" for the unpruned model.
         seed: of torch's global generator, set before every run, so that sampling is the same for all.
         generate: further arguments of `generate`; greedy decoding is the default.
+        progress: show on stderr how many runs are done.
 
     Raises:
         ValueError: repeats < 1, warmup < 0, max_new_tokens < 1, no policy, or one that cannot work on this model.
@@ -105,6 +108,7 @@ def measure(
     device = device_of(model)
     reports: dict[str, list[Report]] = {name: [] for name in policies}
     ids: dict[str, Tensor] = {}
+    bar = tqdm(total=(warmup + repeats + 1) * len(policies), desc="measuring", unit="run", disable=not progress)
     for turn in range(warmup + repeats):
         for name, policy in policies.items():
             torch.manual_seed(seed)
@@ -112,6 +116,7 @@ def measure(
                 ids[name] = model.generate(**inputs, **arguments)
                 if turn >= warmup:
                     reports[name].append(report(model))
+            bar.update()
     # Memory in a round of its own: preparing to count it costs time in the run that follows.
     memory: dict[str, tuple[int | None, int | None, str]] = {}
     for name, policy in policies.items():
@@ -121,6 +126,8 @@ def measure(
             counter.start()
             model.generate(**inputs, **arguments)
             memory[name] = counter.stop()
+        bar.update()
+    bar.close()
     start = inputs["input_ids"].shape[1]
     return {name: _summary(reports[name], memory[name], ids[name][:, start:].cpu()) for name in policies}
 

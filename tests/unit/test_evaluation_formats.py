@@ -30,6 +30,17 @@ def loaded(tmp_path: Path, *data: Path | str, **changes: Any) -> Data:
     return load_data(Source(data=[str(d) for d in data], run=tmp_path / "run", **changes))
 
 
+def test_samples_without_ids_are_named_by_their_place(tmp_path: Path) -> None:
+    plain_picture(tmp_path / "a.png")
+    for name in ("first", "second"):
+        lines(
+            tmp_path / f"{name}.jsonl",
+            [{"image": "a.png", "question": "What?"}, {"image": "a.png", "question": "Where?"}],
+        )
+    found = loaded(tmp_path, tmp_path / "first.jsonl", tmp_path / "second.jsonl").samples
+    assert [sample.id for sample in found] == ["first/1", "first/2", "second/1", "second/2"]
+
+
 def test_pope_splits_have_ids_of_their_own(tmp_path: Path) -> None:
     data = loaded(tmp_path, *pope_files(tmp_path), images=str(tmp_path / "images"))
     assert data.format == "pope"

@@ -16,6 +16,7 @@ from PIL import Image
 from ..analysis.click import click_of
 from ..api import optimized
 from ..calibration import Profile
+from ..checkpoints import bundled
 from ..frames import Video, load_video
 from ..head_patterns import HeadPatterns
 from ..loading import Loaded, check_device, check_name, load
@@ -54,6 +55,8 @@ def execute(options: argparse.Namespace) -> None:
         drawn = visuals.images
     measured = ask(loaded, visuals, options, policy)
     answers = {name: decode(loaded, m) for name, m in measured.items()}
+    if loaded.name in bundled():
+        print(f"note: {loaded.name} is small and knows drawn pictures alone; --model takes others")
     for note in (*loaded.notes, *visuals.notes):
         print(f"note: {note}")
     print(table(options.question, loaded, answers, measured))
@@ -118,6 +121,7 @@ def ask(loaded: Loaded, visuals: Visuals, options: argparse.Namespace, policy: P
         repeats=options.repeats,
         warmup=options.warmup,
         max_new_tokens=options.max_new_tokens,
+        progress=True,
     )
 
 
@@ -138,7 +142,7 @@ def table(question: str, loaded: Loaded, answers: dict[str, str], measured: dict
         f"dense      {answers['dense']!r}",
         f"optimized  {answers['optimized']!r}" + (" (same)" if answers["dense"] == answers["optimized"] else ""),
         "",
-        f"{'':<26}{'dense':>22}{'optimized':>22}{'ratio':>8}",
+        f"{'':<26} {'dense':>24} {'optimized':>24} {'ratio':>7}",
         _row("visual tokens", both, lambda m: m.visual_tokens_kept, "{:.0f}"),
         _row("visual tokens, layer mean", both, lambda m: m.report.samples[0]["layer_average"], "{:.1f}"),
         _row("vision tower, ms", both, lambda m: m.vision_ms, "{:.1f}"),
@@ -172,7 +176,7 @@ def _row(label: str, both: Sequence[Measurement], read: Callable[[Measurement], 
     dense, other = map(read, both)
     before, after = (v.median if isinstance(v, Spread) else v for v in (dense, other))
     ratio = f"{after / before:.2f}" if before and after is not None else "-"
-    return f"{label:<26}{cell(dense):>22}{cell(other):>22}{ratio:>8}"
+    return f"{label:<26} {cell(dense):>24} {cell(other):>24} {ratio:>7}"
 
 
 def draw(

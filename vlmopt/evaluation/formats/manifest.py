@@ -30,7 +30,8 @@ def recognises(entries: Sequence[Entry]) -> bool:
 def read(source: Source) -> Data:
     """Read a manifest; fields beyond `FIELDS` are refused.
 
-    `image` is one name or a list, `answer` one text, a list of accepted ones, or missing, `kind` one of `data.KINDS`.
+    Without `id`, a sample is named by its file and its place there. `image` is one name or a list, `answer` one text, a
+    list of accepted ones, or missing, `kind` one of `data.KINDS`.
     Without `kind`, a box makes a click, choices a multiple choice, objects a caption, yes or no a yes_no, no answer an
     open question, and anything else is compared word for word.
 
@@ -40,9 +41,9 @@ def read(source: Source) -> Data:
     samples: list[Sample] = []
     raw: list[list[float] | None] = []
     for path in files(source):
-        for where, entry in load(path):
+        for number, (where, entry) in enumerate(load(path), start=1):
             refuse_unknown(entry, FIELDS, where)
-            sample = _sample(entry, where, path, source)
+            sample = _sample({"id": f"{path.stem}/{number}", **entry}, where, path, source)
             samples.append(sample)
             raw.append(_raw_box(entry, sample.kind, where))
     if any(raw):

@@ -38,7 +38,6 @@ STILL = ("balanced", "gentle", "aggressive", "question-25")
 SCREENS = ("screens", "screens-30")
 CLIPS = ("video-25",)
 CONTROLS = ("random", "uniform", "resize")
-SIZES = {"questions": 144, "clicks": 150, "clips": 144}  # in a block, each about an image of its own
 FRAMES = 8
 DOT = 6  # pixels of its radius
 
@@ -53,10 +52,10 @@ def policies(presets: Sequence[str], *controls: str) -> list[str]:
     return ["dense", *presets, *(f"{control}:keep_ratio={budget:g}" for control in controls for budget in budgets)]
 
 
-def questions_about_images(model: Any, processor: Any, seed: int) -> tuple[list[str], Rows]:
+def questions_about_images(model: Any, processor: Any, count: int, seed: int) -> tuple[list[str], Rows]:
     any_size = model.config.model_type != "llava"
     presets, controls = ((*STILL, *SCREENS), CONTROLS) if any_size else (STILL, CONTROLS[:2])
-    asked = questions(SIZES["questions"], seed, model.config.model_type)
+    asked = questions(count, seed, model.config.model_type)
     prompts, store, rows = prepared(processor, asked), {}, {}
     for name in policies(presets, *controls):
         tally = measure(model, processor, prompts, name, False, store)
@@ -64,8 +63,8 @@ def questions_about_images(model: Any, processor: Any, seed: int) -> tuple[list[
     return [question.kind for _, question in asked], rows
 
 
-def clicks(model: Any, processor: Any, seed: int) -> tuple[list[str], Rows]:
-    targets = real(pages(), SIZES["clicks"], seed)
+def clicks(model: Any, processor: Any, count: int, seed: int) -> tuple[list[str], Rows]:
+    targets = real(pages(), count, seed)
     said = {name: answers(model, processor, targets, name) for name in policies(SCREENS, "random")}
     whole = said["dense"][1]["kept"]
     rows = {name: (hits(targets, texts), counts["kept"] / whole) for name, (texts, counts) in said.items()}
@@ -73,8 +72,8 @@ def clicks(model: Any, processor: Any, seed: int) -> tuple[list[str], Rows]:
 
 
 @torch.inference_mode()
-def questions_about_clips(model: Any, processor: Any, seed: int) -> tuple[list[str], Rows]:
-    asked = questions(SIZES["clips"], seed, model.config.model_type)
+def questions_about_clips(model: Any, processor: Any, count: int, seed: int) -> tuple[list[str], Rows]:
+    asked = questions(count, seed, model.config.model_type)
     inputs = [video_prompt(processor, model, question.text, clip(world)) for world, question in asked]
     rows: Rows = {}
     for name in policies(CLIPS, *CONTROLS[:2]):
@@ -108,10 +107,11 @@ TASKS = {"questions": questions_about_images, "clicks": clicks, "clips": questio
 def run(options: argparse.Namespace) -> None:
     blocks = range(options.first_block, options.first_block + options.blocks)
     asked = [("tiny-llava", "questions"), *(("tiny-qwen", task) for task in TASKS)]
-    plan = [(block, *what) for block in blocks for what in asked if options.checkpoint in (None, what[0])]
+    wanted = [what for what in asked if what[0] in options.checkpoint and what[1] in options.task]
+    plan = [(block, *what) for block in blocks for what in wanted]
     for block, checkpoint, task in tqdm(plan):
         seed = FIRST_SEED + block * BLOCK_SEEDS
-        kinds, rows = TASKS[task](*vlmopt.load_checkpoint(checkpoint), seed)
+        kinds, rows = TASKS[task](*vlmopt.load_checkpoint(checkpoint), options.questions, seed)
         said = [
             {"method": name, "marks": "".join("01"[mark] for mark in marks), "layers": share}
             for name, (marks, share) in rows.items()
@@ -122,7 +122,10 @@ def run(options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", choices=("tiny-qwen", "tiny-llava"), help="ask this one alone")
+    known = ("tiny-qwen", "tiny-llava")
+    parser.add_argument("--checkpoint", nargs="+", choices=known, default=known, help="default: both")
+    parser.add_argument("--task", nargs="+", choices=TASKS, default=tuple(TASKS), help="default: all")
+    parser.add_argument("--questions", type=int, default=144, help="in a block, each about an image of its own")
     parser.add_argument("--blocks", type=int, default=3, help="of seeds; intervals are over the images of all")
     parser.add_argument("--first-block", type=int, default=0, help="to add blocks to what was measured")
     parser.add_argument("--tables", action="store_true", help="print Markdown of what was measured, and stop")

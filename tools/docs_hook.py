@@ -2,7 +2,7 @@
 
 `<!-- readme: HEADING -->` becomes that section of the README, `<!-- settings: NAME -->` a method's class, the table of
 what is its own, and its docstring folded away, `<!-- shared settings: KIND -->` the table of what most methods of that
-kind have, `<!-- presets -->` that of presets. Links that leave `docs/` become links to the repository.
+kind have, `<!-- presets -->` a section per preset. Links that leave `docs/` become links to the repository.
 """
 
 from __future__ import annotations
@@ -123,19 +123,14 @@ def cell(text: str) -> str:
 
 
 def presets() -> str:
-    """Write a table per group of presets."""
+    """Write a section per group of presets, and in it a paragraph of facts per preset."""
     parts = []
     for group, title in catalogue.groups().items():
-        lines = [
-            f"## {title}",
-            "",
-            "| preset | what it does | good for | keeps | price | not for |",
-            "|---|---|---|---|---|---|",
-        ]
+        parts.append(f"## {title}")
         for row in catalogue.presets().values():
             if row.group == group:
                 mark = " (default)" if row.name == catalogue.default() else ""
-                words = (row.summary, row.goal, row.keeps, row.price, row.avoid)
-                lines.append(f"| `{row.name}`{mark} | {' | '.join(map(cell, words))} |")
-        parts.append("\n".join(lines))
+                facts = {"Good for": row.goal, "Keeps": row.keeps, "Price": row.price, "Not for": row.avoid}
+                lines = [f"- **{name}:** {text}" for name, text in facts.items() if text]
+                parts.append("\n".join([f"### `{row.name}`{mark}", "", row.summary, "", *lines]))
     return "\n\n".join(parts)

@@ -54,8 +54,9 @@ def preset_lines() -> list[str]:
 def method_lines() -> list[str]:
     """List the names of built-in methods, a paragraph per kind."""
     lines = ["METHODS (--policy NAME:SETTING=VALUE,...; joined by +)"]
+    methods = catalogue.built_in()
     for kind, title in TITLES.items():
-        names = ", ".join(entry.name for entry in catalogue.built_in() if entry.kind == kind)
+        names = ", ".join(entry.name for entry in methods if entry.kind == kind)
         lines += [f"  {title}", *textwrap.wrap(names, 110, initial_indent=" " * 4, subsequent_indent=" " * 4)]
     return lines
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .api import optimize, optimized, report, restore
     from .checkpoints import load_checkpoint
     from .diagnose import SinkReport, diagnose_sinks
+    from .estimation import Estimate, estimate
     from .policy import Policy
     from .policy.presets import presets
     from .reporting import Report
@@ -18,10 +19,12 @@ if TYPE_CHECKING:
 # Public names and the module of each. A name is imported when it is first asked for (PEP 562), so that
 # `import vlmopt.pruning` costs torch alone and `vlmopt --help` not even that.
 _HOME = {
+    "Estimate": "estimation",
     "Policy": "policy",
     "Report": "reporting",
     "SinkReport": "diagnose",
     "diagnose_sinks": "diagnose",
+    "estimate": "estimation",
     "load_checkpoint": "checkpoints",
     "optimize": "api",
     "optimized": "api",
@@ -31,11 +34,13 @@ _HOME = {
 }
 
 __all__ = [
+    "Estimate",
     "Policy",
     "Report",
     "SinkReport",
     "__version__",
     "diagnose_sinks",
+    "estimate",
     "load_checkpoint",
     "optimize",
     "optimized",

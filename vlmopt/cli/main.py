@@ -22,6 +22,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "run": Command("run", "ask a model about an image or a video, dense and with a policy, and compare"),
     "eval": Command("eval", "compare policies on a data set: accuracy, hallucination, clicks, latency, and a report"),
+    "estimate": Command("estimate", "predict what a model costs on a GPU, dense and under policies, from its config"),
     "demo": Command("demo", "open a page that shows what a model looks at, what was dropped, and what it cost"),
     "serve": Command("serve", "serve a model with a policy through an OpenAI-compatible API, one request at a time"),
     "list": Command("listing", "show presets and methods; with a name, everything about one of them"),

@@ -1,0 +1,121 @@
+"""What a policy leaves: the share of patches that the tower encodes, and visual tokens at every layer of the LLM."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vlmopt.pruning import Selector
+
+from ..families import family_of
+from ..policy import Policy
+from .tokens import Picture
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A selector and what it chooses among."""
+
+    selector: Selector
+    before: float  # visual tokens that it sees
+    after: float  # that it leaves, markers not counted
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A policy over one prompt."""
+
+    pictures: tuple[Picture, ...]  # as the tower sees them
+    encoded: float  # share of their patches that it encodes
+    visual: tuple[float, ...]  # visual tokens and markers at each layer
+    text: int
+    cuts: tuple[Cut, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def lengths(self) -> list[float]:
+        """Tokens of the prompt at each layer."""
+        return [n + self.text for n in self.visual]
+
+
+def plan(
+    policy: Policy, pictures: Sequence[Picture], text: int, layers: int, config: Any, assumed: float | None, name: str
+) -> Plan:
+    """Follow the cuts of a policy through the layers.
+
+    Args:
+        text: tokens of the prompt that are not visual. layers: of the LLM.
+        assumed: fraction that methods leave which decide it themselves.
+        name: of the policy, for messages.
+
+    Raises:
+        ValueError: such a method without `assumed`, a cut behind the last layer, or a method that this family lacks.
+    """
+    total = sum(p.tokens for p in pictures)
+    encoded, kept, markers, cuts = 1.0, float(total), 0.0, []
+    seen = tuple(pictures)
+    visual = [kept] * layers
+    for selector in policy.active if total else ():
+        if selector.layer >= layers:
+            raise ValueError(
+                f"policy {name}: {selector.label} cuts before layer {selector.layer}, the model has {layers} layers"
+            )
+        if (selector.before_tower or selector.resizes_pixels) and not family_of(config).patch_grid:
+            raise ValueError(f"policy {name}: {selector.label} cannot act on pixels of {config.model_type} models")
+        before = kept
+        if selector.resizes_pixels:
+            seen = tuple(resized(p, selector, config.vision_config.spatial_merge_size) for p in seen)
+            kept = float(sum(p.projected for p in seen))
+        else:
+            kept = min(kept, left(selector, total, assumed, name))
+        if selector.before_tower:
+            encoded = kept / total
+        markers = runs(total, kept) if selector.numbering == "pospad" else markers
+        visual[selector.layer :] = [kept + markers] * (layers - selector.layer)
+        cuts.append(Cut(selector, before, kept))
+    return Plan(seen, encoded, tuple(visual), text, tuple(cuts), notes(policy, markers, assumed))
+
+
+def left(selector: Selector, total: int, assumed: float | None, name: str) -> float:
+    """Tokens that a selector leaves of the prompt's `total`."""
+    budget = float(selector.budget(total))
+    if not selector.adaptive:
+        return budget
+    if assumed is None:
+        raise ValueError(
+            f"policy {name}: {selector.label} decides by what it sees how many tokens stay, which no config tells; say "
+            "what to assume, e.g. --assume-keep 0.5"
+        )
+    return min(budget, assumed * total)
+
+
+def resized(picture: Picture, selector: Any, merge: int) -> Picture:
+    """The smaller picture that the resize control hands to the tower."""
+    grids = []
+    for h, w in picture.grids:
+        small = selector.grid(1, h // merge, w // merge)
+        grids.append((small[0] * merge, small[1] * merge))
+    tokens = sum(h * w for h, w in grids) // merge**2
+    return replace(picture, grids=tuple(grids), projected=tokens)
+
+
+def runs(total: float, kept: float) -> float:
+    """Runs of dropped tokens, each of which gets a marker, as if those that stay lay at random."""
+    return (total - kept) * (kept + 1) / total
+
+
+def notes(policy: Policy, markers: float, assumed: float | None) -> tuple[str, ...]:
+    """What of a policy is not in the figures, or only by assumption."""
+    said = []
+    if policy.corrections:
+        names = ", ".join(correction.name for correction in policy.corrections)
+        said.append(f"{names}: time of corrections is not modelled (measured: 2 to 15 % of a generated token)")
+    if policy.prefill is not None and not policy.prefill.neutral:
+        said.append("sparse prefill is not modelled: which share of the attention it computes depends on the content")
+    if markers:
+        said.append(f"{math.ceil(markers)} markers, as if the kept tokens lay at random")
+    if assumed is not None and any(s.adaptive and not s.resizes_pixels for s in policy.active):
+        said.append(f"assumed: methods that decide it themselves leave {100 * assumed:g} %")
+    return tuple(said)

@@ -1,0 +1,122 @@
+"""Devices as data: peaks, bandwidth, and what share of them real kernels reach, each with its source."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from vlmopt.core import near, parse, shown
+
+TABLE = Path(__file__).parent / "devices.json"
+BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+Curve = tuple[tuple[float, float], ...]  # (rows, share of the peak), by rising rows
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device; times in microseconds, rates per second."""
+
+    name: str
+    title: str
+    memory: float  # bytes
+    bandwidth: float  # bytes a second
+    peaks: Mapping[str, float]  # dtype -> FLOPs a second
+    products: Curve
+    attention: Curve
+    stream: float  # share of the bandwidth that reading weights and keys reaches
+    between: float  # share that the operations between products reach
+    block_us: float  # of the host, for the small operations of one block
+    step_us: float  # of one small operation that waits for another
+    overlaps: bool  # the host runs ahead of the device, so that the longer of both counts
+
+    def dtype(self, wanted: str) -> str:
+        """The dtype of the weights: what was asked for, or float16 where bfloat16 is not computed.
+
+        Raises:
+            ValueError: a dtype that this device lacks.
+        """
+        chosen = "float16" if wanted == "bfloat16" and "bfloat16" not in self.peaks else wanted
+        if chosen not in self.peaks:
+            raise ValueError(f"{self.name} has no peak for {wanted}; known: {', '.join(self.peaks)}")
+        return chosen
+
+
+def at(curve: Curve, rows: float) -> float:
+    """Share at a number of rows: linear in its logarithm between the points, flat outside them."""
+    if rows <= curve[0][0]:
+        return curve[0][1]
+    for (low, before), (high, after) in pairwise(curve):
+        if rows <= high:
+            return before + (after - before) * math.log(rows / low) / math.log(high / low)
+    return curve[-1][1]
+
+
+@cache
+def table() -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(TABLE.read_text(encoding="utf-8"))
+    return data
+
+
+def devices(measured: str | Path | None = None) -> dict[str, Device]:
+    """Every device by name.
+
+    Args:
+        measured: a file that `vlmopt estimate --calibrate` wrote; its devices come first, and replace those of a name.
+
+    Raises:
+        ValueError: a file that cannot be read, or holds no devices.
+    """
+    rows = dict(table()["devices"])
+    if measured is not None:
+        try:
+            data = parse(Path(measured).read_text(encoding="utf-8"))
+            own = {name: made(name, row) for name, row in data["devices"].items()}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(
+                f"{measured} holds no devices as `vlmopt estimate --calibrate` writes them: {error}"
+            ) from error
+        return own | {name: made(name, row) for name, row in rows.items() if name not in own}
+    return {name: made(name, row) for name, row in rows.items()}
+
+
+def device(name: str, measured: str | Path | None = None) -> Device:
+    """One device.
+
+    Raises:
+        ValueError: not known.
+    """
+    found = devices(measured)
+    if name not in found:
+        raise ValueError(f"unknown device {shown(name)}{near(str(name), found)}; known: {', '.join(found)}")
+    return found[name]
+
+
+def made(name: str, row: Mapping[str, Any]) -> Device:
+    """A device from its row of the table."""
+    return Device(
+        name=name,
+        title=row["title"],
+        memory=row["memory_gb"] * 1e9,
+        bandwidth=row["bandwidth_gbs"] * 1e9,
+        peaks={dtype: peak * 1e12 for dtype, peak in row["peak_tflops"].items()},
+        products=curve(row["products"]),
+        attention=curve(row["attention"]),
+        stream=row["stream"],
+        between=row["between"],
+        block_us=row["block_us"],
+        step_us=row["step_us"],
+        overlaps=row["overlaps"],
+    )
+
+
+def curve(points: Any) -> Curve:
+    found = tuple((float(rows), float(share)) for rows, share in points)
+    if not found or any(rows <= 0 or share <= 0 for rows, share in found) or list(found) != sorted(found):
+        raise ValueError(f"a curve must be points [rows > 0, share > 0] by rising rows, got {shown(points)}")
+    return found

@@ -24,7 +24,7 @@ import vlmopt
 from common import append
 from vlmopt.estimation.calibration import calibrate, save
 from vlmopt.estimation.source import find
-from vlmopt.estimation.tokens import picture
+from vlmopt.estimation.tokens import image_tokens
 
 IMAGE, START, END, VOCABULARY = 1000, 1001, 1002, 1024
 TEXT = 40
@@ -47,7 +47,7 @@ def text(**more: Any) -> dict[str, Any]:
 
 
 def qwen2_5_vl() -> tuple[Any, tuple[int, int]]:
-    """Windows in the tower, 400 visual tokens."""
+    """Make one with windows in the tower, 400 visual tokens."""
     tower = {
         "depth": 6, "hidden_size": 384, "intermediate_size": 1024, "num_heads": 6, "out_hidden_size": 896,
         "fullatt_block_indexes": [2, 5], "patch_size": 14, "window_size": 112,
@@ -57,7 +57,7 @@ def qwen2_5_vl() -> tuple[Any, tuple[int, int]]:
 
 
 def qwen3_vl() -> tuple[Any, tuple[int, int]]:
-    """DeepStack, heads wider than the hidden size, 400 visual tokens."""
+    """Make one with DeepStack, heads wider than the hidden size, 400 visual tokens."""
     tower = {
         "depth": 6, "hidden_size": 384, "intermediate_size": 1536, "num_heads": 6, "out_hidden_size": 896,
         "patch_size": 16,
@@ -69,7 +69,7 @@ def qwen3_vl() -> tuple[Any, tuple[int, int]]:
 
 
 def llava() -> tuple[Any, tuple[int, int]]:
-    """A tower with a CLS token, 256 visual tokens."""
+    """Make one with a CLS token in its tower, 256 visual tokens."""
     tower = hf.CLIPVisionConfig(
         hidden_size=512, intermediate_size=2048, num_hidden_layers=8, num_attention_heads=8, image_size=224,
         patch_size=14, projection_dim=256,
@@ -79,7 +79,7 @@ def llava() -> tuple[Any, tuple[int, int]]:
 
 
 def internvl() -> tuple[Any, tuple[int, int]]:
-    """Four tiles and a thumbnail, 320 visual tokens."""
+    """Make one with four tiles and a thumbnail, 320 visual tokens."""
     tower = hf.InternVLVisionConfig(
         hidden_size=384, intermediate_size=1536, num_hidden_layers=6, num_attention_heads=6, image_size=[224, 224],
         patch_size=[14, 14],
@@ -101,7 +101,7 @@ MODELS = {"qwen2_5_vl": qwen2_5_vl, "qwen3_vl": qwen3_vl, "llava": llava, "inter
 
 def inputs_of(config: Any, size: tuple[int, int]) -> dict[str, torch.Tensor]:
     """One image of random pixels between a few tokens and a question."""
-    seen = picture(size, config, {})
+    seen = image_tokens(size, config, {})
     row = [5, START, *[IMAGE] * seen.tokens, END, *range(10, 10 + TEXT + seen.framing - 3)]
     tokens = torch.tensor([row])
     out = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}

@@ -16,3 +16,4 @@ MATCHES = ("time", "flops")  # what a pattern must not exceed
 PLANTED = ("grid", "timestamps")  # made-up heads
 SPLITS = ("train", "held-out")  # of the rendered pages
 SIZE = "1280x800"  # of one, unless another is asked for
+MEASURED = "devices.json"  # where `vlmopt estimate --calibrate` writes

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.support.families import FAMILIES, Batch, Family, Image
 from vlmopt.estimation import work
-from vlmopt.estimation.tokens import Picture
+from vlmopt.estimation.tokens import ImageTokens
 from vlmopt.estimation.weights import Parts, on_meta, parts_of
 from vlmopt.families import family_of
 from vlmopt.runtime.structure import part, structure_of
@@ -82,8 +82,8 @@ def test_the_tower_and_its_projector(case: Any) -> None:
         modules.append(part(outer, described.projector))
     wanted = sum(found(counts["prompt"], model, module) for module in modules)
     items = grids(family, inputs)
-    picture = Picture(items, projected(family, inputs, len(items)), int(inputs.total.sum()))
-    mine = work.vision(parts.tower, [picture]).flops + work.projection(parts, [picture]).flops
+    image = ImageTokens(items, projected(family, inputs, len(items)), int(inputs.total.sum()))
+    mine = work.vision(parts.tower, [image]).flops + work.projection(parts, [image]).flops
     assert mine == pytest.approx(wanted - LEFT_OUT.get(family.name, 0), rel=CLOSE)
 
 
@@ -99,8 +99,8 @@ def test_a_prompt_as_a_whole(case: Any) -> None:
     """With logits and what the decoder does beside its layers."""
     family, _, inputs, parts, counts = case
     items = grids(family, inputs)
-    picture = Picture(items, projected(family, inputs, len(items)), int(inputs.total.sum()))
-    mine = [work.vision(parts.tower, [picture]), work.projection(parts, [picture])]
+    image = ImageTokens(items, projected(family, inputs, len(items)), int(inputs.total.sum()))
+    mine = [work.vision(parts.tower, [image]), work.projection(parts, [image])]
     mine += work.prefill(parts, [inputs.ids.shape[1]] * len(parts.layers))
     assert work.total(mine).flops == pytest.approx(sum(counts["prompt"]["Global"].values()), rel=CLOSE)
 

@@ -1,4 +1,4 @@
-"""The stock processor of every family with a small tokenizer, to count the visual tokens it makes of a picture."""
+"""The stock processor of every family with a small tokenizer, to count the visual tokens it makes of a image."""
 
 # ruff: noqa: C408
 
@@ -54,12 +54,12 @@ def processor(config: Any, settings: dict[str, Any], **own: Any) -> Any:
     return Stock(image_processor=images, tokenizer=tokenizer(), **own)
 
 
-def prompt(pictures: int, mark: str = "") -> str:
-    return mark * pictures + "what?"
+def prompt(images: int, mark: str = "") -> str:
+    return mark * images + "what?"
 
 
 def made(processor: Any, *sizes: tuple[int, int]) -> Any:
-    """Input ids [n] of a prompt with pictures of these (height, width)."""
+    """Input ids [n] of a prompt with images of these (height, width)."""
     images = [Image.new("RGB", (w, h)) for h, w in sizes]
     mark = "<boi>" if "Gemma3" in type(processor).__name__ else "<image>"
     return processor(images=[images], text=[prompt(len(images), mark)], return_tensors="pt")["input_ids"][0]
@@ -75,7 +75,7 @@ def length(processor: Any, *sizes: tuple[int, int]) -> int:
 
 
 def encoded(images: Any, size: tuple[int, int]) -> Any:
-    """What an image processor makes of one picture of this (height, width)."""
+    """What an image processor makes of one image of this (height, width)."""
     return images(images=[Image.new("RGB", size[::-1])], return_tensors="pt")
 
 

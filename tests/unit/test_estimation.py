@@ -20,7 +20,7 @@ from vlmopt.estimation.devices import Device, at, curve, made, table
 from vlmopt.estimation.figure import draw
 from vlmopt.estimation.scoring import CHOICES, Scoring, scoring
 from vlmopt.estimation.source import find, known
-from vlmopt.estimation.tokens import Picture, picture
+from vlmopt.estimation.tokens import ImageTokens, image_tokens
 from vlmopt.estimation.weights import Layer, Matrices, Parts, Tower, on_meta, parts_of
 from vlmopt.policy import Policy
 from vlmopt.prompt import image_prompt
@@ -97,7 +97,7 @@ def test_lengths_are_those_of_the_report(policy: str, loaded: tuple[Any, Any]) -
         model.generate(**inputs, max_new_tokens=2, do_sample=False)
         sample = vlmopt.report(model).samples[0]
     source = find("tiny-qwen")
-    seen = picture((210, 280), source.config, source.settings)
+    seen = image_tokens((210, 280), source.config, source.settings)
     text = inputs["input_ids"].shape[1] - seen.tokens
     mine = plan(Policy.load(policy), [seen], text, len(model.model.language_model.layers), model.config, None, policy)
     assert mine.text + seen.tokens == sample["prompt_tokens"]
@@ -172,7 +172,7 @@ def test_windows_of_a_tower() -> None:
     """A side of 20 in windows of 8: 8, 8 and 4."""
     assert work.spread(20, 8) == 64 + 64 + 16
     tower = Tower(Matrices(), Matrices(), depth=3, width=2, cls=0, window=8, whole=1)
-    grid = Picture(((20, 8),), 0, 0)
+    grid = ImageTokens(((20, 8),), 0, 0)
     assert work.vision(tower, [grid]).attention == 4 * 2 * (160**2 + 2 * (64 + 64 + 16) * 64)
 
 
@@ -188,7 +188,7 @@ def test_choices_are_those_of_known_methods() -> None:
 def test_evaluations_of_a_zeroth_order_score() -> None:
     """2 m N evaluations of the projector: 128 x 576 x 21 M multiply-adds on LLaVA-1.5."""
     parts, source = parts_of(on_meta(find("llava-hf/llava-1.5-7b-hf").config)), find("llava-hf/llava-1.5-7b-hf")
-    seen = picture((336, 336), source.config, {})
+    seen = image_tokens((336, 336), source.config, {})
     policy = Policy.load("zeroth_order:keep_tokens=64,estimator=finite_difference,combine=sensitivity")
     found = scoring(plan(policy, [seen], 60, 32, source.config, None, "zoo"), parts)
     assert found.flops == pytest.approx(2 * 128 * 576 * (1024 * 4096 + 4096 * 4096))
@@ -238,6 +238,16 @@ def test_what_is_not_modelled_is_said() -> None:
     assert "leave 50 %" in notes["screens-30"]
     assert notes["dense"] == ""
     assert notes["screens-30"].split()[0] in str(found)
+
+
+@pytest.mark.parametrize("policy", ["snap_kv:keep_ratio=0.25", "snap_kv:keep_ratio=0.25,protect=ends"])
+def test_a_cache_that_is_cut_behind_the_prompt(policy: str) -> None:
+    """The prompt costs the same; each of 28 layers keeps a quarter of what competes, 2 x 4 x 128 numbers a token."""
+    dense, cut = vlmopt.estimate(SEVEN, policies=[policy], devices=["t4"], new_tokens=1).predictions
+    assert (cut.prefill_flops, cut.prefill_ms) == (dense.prefill_flops, dense.prefill_ms)
+    competing = 1334 if "ends" not in policy else 1334 + 62 - 4 - 32
+    assert dense.kv_bytes - cut.kv_bytes == pytest.approx(0.75 * competing * 28 * 2 * 4 * 128 * 2)
+    assert cut.token_ms < dense.token_ms
 
 
 def test_a_device_without_bfloat16_takes_float16() -> None:

@@ -12,7 +12,7 @@ import transformers as hf
 
 from tests.support import stock_processors as stock
 from vlmopt.estimation.tiles import aspect_tiles, best_resolution
-from vlmopt.estimation.tokens import RULES, picture
+from vlmopt.estimation.tokens import RULES, image_tokens
 from vlmopt.families import families
 
 SIZES = (
@@ -93,16 +93,16 @@ def test_tokens_of_one_image(name: str, size: tuple[int, int]) -> None:
         wanted = stock.counted(processor, size)
     except ValueError:
         with pytest.raises(ValueError, match="refuses"):
-            picture(size, config, settings)
+            image_tokens(size, config, settings)
         return
-    assert picture(size, config, settings).tokens == wanted
+    assert image_tokens(size, config, settings).tokens == wanted
 
 
 @pytest.mark.parametrize("name", HERE)
 def test_tokens_of_two_images(name: str) -> None:
     config, settings, processor = made(name)
     sizes = (800, 1280), (480, 640)
-    assert sum(picture(s, config, settings, alone=False).tokens for s in sizes) == stock.counted(processor, *sizes)
+    assert sum(image_tokens(s, config, settings, alone=False).tokens for s in sizes) == stock.counted(processor, *sizes)
 
 
 @pytest.mark.parametrize("name", ["idefics3", "smolvlm", "internvl"])
@@ -111,7 +111,7 @@ def test_text_that_the_processor_writes_around_tiles(name: str) -> None:
     config, settings, processor = made(name)
     question = len(processor.tokenizer(stock.prompt(0), add_special_tokens=False)["input_ids"])
     for size in ((800, 1280), (364, 364), (97, 1500)):
-        found = picture(size, config, settings)
+        found = image_tokens(size, config, settings)
         assert found.tokens + found.framing + question == stock.length(processor, size)
 
 
@@ -120,7 +120,7 @@ def test_text_that_the_processor_writes_around_tiles(name: str) -> None:
 def test_tokens_of_gemma4(size: tuple[int, int]) -> None:
     config = hf.Gemma4Config(vision_config=hf.Gemma4VisionConfig())
     out = stock.encoded(hf.Gemma4ImageProcessorPil(), size)
-    found = picture(size, config, {})
+    found = image_tokens(size, config, {})
     assert found.tokens == int(out["num_soft_tokens_per_image"][0])
     assert found.patches == (out["pixel_values"].shape[1],)
 
@@ -132,7 +132,7 @@ def test_tokens_of_mistral3(size: tuple[int, int]) -> None:
     images = hf.PixtralImageProcessorPil(patch_size=dict(height=28, width=28), size=dict(longest_edge=1540))
     out = stock.encoded(images, size)
     h, w = (side // 28 for side in out["image_sizes"][0].tolist())
-    found = picture(size, config, {})
+    found = image_tokens(size, config, {})
     assert (found.tokens, found.framing) == (h * w, h)
     assert found.grids == ((2 * h, 2 * w),)
 
@@ -145,9 +145,9 @@ def test_every_family_has_a_rule() -> None:
 def test_refusals() -> None:
     config = hf.AutoConfig.for_model("qwen2_vl")
     with pytest.raises(ValueError, match="at least 1 pixel"):
-        picture((0, 10), config, {})
+        image_tokens((0, 10), config, {})
     with pytest.raises(ValueError, match="'bert' has no rule"):
-        picture((9, 9), hf.BertConfig(), {})
+        image_tokens((9, 9), hf.BertConfig(), {})
 
 
 def test_ties_between_grids() -> None:

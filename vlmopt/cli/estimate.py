@@ -7,58 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-DEVICES = "h100 a100 l40s 4090 t4"
-MEASURED = "devices.json"
-
-
-def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", default="Qwen/Qwen2.5-VL-7B-Instruct",
-        help="config.json, directory, bundled name, or Hub id; many are known without a network (see --models)",
-    )  # fmt: skip
-    parser.add_argument("--models", action="store_true", help="list the models whose configs come with the package")
-    parser.add_argument(
-        "--image", nargs="+", default=["1280x800"], metavar="WxH", help="size in pixels (default 1280x800)"
-    )
-    parser.add_argument("--images", type=int, default=1, metavar="N", help="how many of each size (default 1)")
-    parser.add_argument(
-        "--text", type=int, default=60, metavar="N", help="tokens of text, chat template included (default 60)"
-    )
-    parser.add_argument("--new-tokens", type=int, default=128, metavar="N", help="generated tokens (default 128)")
-    parser.add_argument(
-        "--policy", nargs="+", default=["balanced"], metavar="POLICY",
-        help="presets, files or lines such as fastv:keep_ratio=0.1; dense is always shown",
-    )  # fmt: skip
-    parser.add_argument(
-        "--device",
-        nargs="+",
-        default=DEVICES.split(),
-        metavar="NAME",
-        help=f"devices (default {DEVICES}); see --devices",
-    )
-    parser.add_argument("--devices", action="store_true", help="list the devices with their peaks and sources")
-    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="samples that run together (default 1)")
-    parser.add_argument(
-        "--engine", default="eager", choices=("eager", "graph"),
-        help="eager: transformers; graph: whole steps are launched at once, as serving engines do",
-    )  # fmt: skip
-    parser.add_argument(
-        "--assume-keep", type=float, metavar="FRACTION",
-        help="visual tokens that stay where a method decides it by the content",
-    )  # fmt: skip
-    parser.add_argument(
-        "--calibrate", nargs="?", const="here", metavar="NAME",
-        help="measure this machine first (a minute) and predict for it; NAME is what it is called (default here)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--measured", metavar="FILE", help=f"measured devices: read here, written by --calibrate (default {MEASURED})"
-    )
-    parser.add_argument("--json", action="store_true", help="machine-readable")
-    parser.add_argument("--figure", metavar="FILE", help="draw the stages, dense and policies, as SVG")
+from ..choices import MEASURED
 
 
 def execute(options: argparse.Namespace) -> None:
+    """Print a prediction, or the models or devices that are known."""
     if options.models:
         from ..estimation.source import known
 
@@ -107,7 +60,7 @@ def calibrated(options: argparse.Namespace) -> list[str]:
 
 
 def measured_file(options: argparse.Namespace) -> str | None:
-    """The file of measured devices: what was named, or the default where it was just written."""
+    """Return the file of measured devices: what was named, or the default where it was just written."""
     given: str | None = options.measured
     return given or (MEASURED if options.calibrate else None)
 

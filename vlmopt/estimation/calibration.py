@@ -24,7 +24,7 @@ SECONDS = 1.5  # of each measurement
 
 
 def calibrate(device: str = "auto", dtype: str = "float32") -> dict[str, Any]:
-    """The row of this machine, for the file that `devices(measured=...)` reads.
+    """Return the row of this machine, for the file that `devices(measured=...)` reads.
 
     Args:
         device: "auto", "cpu", "cuda", ... dtype: of the products.
@@ -76,7 +76,7 @@ def held(where: torch.device, kind: torch.dtype) -> int:
 
 
 def turning(weights: list[Tensor], rows: int) -> Callable[[], Tensor]:
-    """A product with the next of the weights at every call."""
+    """Make a function that multiplies by the next of the weights at every call."""
     x = torch.randn(rows, SIDE, device=weights[0].device, dtype=weights[0].dtype)
     at = iter(range(10**9))
     return lambda: x @ weights[next(at) % len(weights)].T

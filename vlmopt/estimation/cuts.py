@@ -10,8 +10,9 @@ from typing import Any
 from vlmopt.pruning import Selector
 
 from ..families import family_of
+from ..kv import Eviction
 from ..policy import Policy
-from .tokens import Picture
+from .tokens import ImageTokens
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,12 @@ class Cut:
 class Plan:
     """A policy over one prompt."""
 
-    pictures: tuple[Picture, ...]  # as the tower sees them
+    images: tuple[ImageTokens, ...]  # as the tower sees them
     encoded: float  # share of their patches that it encodes
     visual: tuple[float, ...]  # visual tokens and markers at each layer
     text: int
     cuts: tuple[Cut, ...]
+    kv: Eviction | None  # of the cache, when the prompt is over
     notes: tuple[str, ...]
 
     @property
@@ -39,9 +41,18 @@ class Plan:
         """Tokens of the prompt at each layer."""
         return [n + self.text for n in self.visual]
 
+    @property
+    def held(self) -> list[float]:
+        """Tokens of the prompt that each layer's cache keeps; layers that share a budget unevenly have this mean."""
+        if self.kv is None:
+            return self.lengths
+        ends = self.kv.first + self.kv.recent
+        free = self.visual if self.kv.protect == "text" else [max(n - ends, 0) for n in self.lengths]
+        return [n - (1 - self.kv.keep_ratio) * competing for n, competing in zip(self.lengths, free, strict=True)]
+
 
 def plan(
-    policy: Policy, pictures: Sequence[Picture], text: int, layers: int, config: Any, assumed: float | None, name: str
+    policy: Policy, images: Sequence[ImageTokens], text: int, layers: int, config: Any, assumed: float | None, name: str
 ) -> Plan:
     """Follow the cuts of a policy through the layers.
 
@@ -53,9 +64,9 @@ def plan(
     Raises:
         ValueError: such a method without `assumed`, a cut behind the last layer, or a method that this family lacks.
     """
-    total = sum(p.tokens for p in pictures)
+    total = sum(p.tokens for p in images)
     encoded, kept, markers, cuts = 1.0, float(total), 0.0, []
-    seen = tuple(pictures)
+    seen = tuple(images)
     visual = [kept] * layers
     for selector in policy.active if total else ():
         if selector.layer >= layers:
@@ -75,7 +86,7 @@ def plan(
         markers = runs(total, kept) if selector.numbering == "pospad" else markers
         visual[selector.layer :] = [kept + markers] * (layers - selector.layer)
         cuts.append(Cut(selector, before, kept))
-    return Plan(seen, encoded, tuple(visual), text, tuple(cuts), notes(policy, markers, assumed))
+    return Plan(seen, encoded, tuple(visual), text, tuple(cuts), policy.kv, notes(policy, markers, assumed))
 
 
 def left(selector: Selector, total: int, assumed: float | None, name: str) -> float:
@@ -91,28 +102,28 @@ def left(selector: Selector, total: int, assumed: float | None, name: str) -> fl
     return min(budget, assumed * total)
 
 
-def resized(picture: Picture, selector: Any, merge: int) -> Picture:
-    """The smaller picture that the resize control hands to the tower."""
+def resized(image: ImageTokens, selector: Any, merge: int) -> ImageTokens:
+    """Return the smaller image that the resize control hands to the tower."""
     grids = []
-    for h, w in picture.grids:
+    for h, w in image.grids:
         small = selector.grid(1, h // merge, w // merge)
         grids.append((small[0] * merge, small[1] * merge))
     tokens = sum(h * w for h, w in grids) // merge**2
-    return replace(picture, grids=tuple(grids), projected=tokens)
+    return replace(image, grids=tuple(grids), projected=tokens)
 
 
 def runs(total: float, kept: float) -> float:
-    """Runs of dropped tokens, each of which gets a marker, as if those that stay lay at random."""
+    """Return runs of dropped tokens, each of which gets a marker, as if those that stay lay at random."""
     return (total - kept) * (kept + 1) / total
 
 
 def notes(policy: Policy, markers: float, assumed: float | None) -> tuple[str, ...]:
-    """What of a policy is not in the figures, or only by assumption."""
+    """Return what of a policy is not in the figures, or only by assumption."""
     said = []
     if policy.corrections:
         names = ", ".join(correction.name for correction in policy.corrections)
         said.append(f"{names}: time of corrections is not modelled (measured: 2 to 15 % of a generated token)")
-    if policy.prefill is not None and not policy.prefill.neutral:
+    if policy.prefill is not None and not policy.prefill.is_identity:
         said.append("sparse prefill is not modelled: which share of the attention it computes depends on the content")
     if markers:
         said.append(f"{math.ceil(markers)} markers, as if the kept tokens lay at random")

@@ -36,7 +36,7 @@ class Device:
     overlaps: bool  # the host runs ahead of the device, so that the longer of both counts
 
     def dtype(self, wanted: str) -> str:
-        """The dtype of the weights: what was asked for, or float16 where bfloat16 is not computed.
+        """Return the dtype of the weights: what was asked for, or float16 where bfloat16 is not computed.
 
         Raises:
             ValueError: a dtype that this device lacks.
@@ -98,7 +98,7 @@ def device(name: str, measured: str | Path | None = None) -> Device:
 
 
 def made(name: str, row: Mapping[str, Any]) -> Device:
-    """A device from its row of the table."""
+    """Make a device from its row of the table."""
     return Device(
         name=name,
         title=row["title"],

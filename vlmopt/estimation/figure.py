@@ -17,7 +17,7 @@ LETTER = 6.7  # of a 12 pixel letter, about
 
 
 def draw(found: Estimate) -> str:
-    """An SVG of every device's panel; bars of one panel share a scale, panels do not."""
+    """Draw an SVG of every device's panel; bars of one panel share a scale, panels do not."""
     panels = list(found.by_device())
     label = min(max(len(one.policy) for one in found.predictions), 40) * LETTER + 24
     height = TOP + sum(HEAD + ROW * len(rows) for _, rows in panels) + FOOT

@@ -16,7 +16,7 @@ from .roofline import ENGINES, choosing, time
 from .scoring import Scoring, scoring
 from .source import Source, find
 from .tiles import Size
-from .tokens import Picture, picture
+from .tokens import ImageTokens, image_tokens
 from .weights import Parts, on_meta, parts_of
 from .work import cached, decode, prefill, projection, total, vision
 
@@ -83,11 +83,11 @@ def estimate(
         raise ValueError("no device to predict for; give at least one, e.g. devices=['h100']")
     wanted = named(policies)
     source = find(model)
-    pictures = seen(source, image, images)
+    encoded = seen(source, image, images)
     parts = parts_of(on_meta(source.config))
-    framing = sum(p.framing for p in pictures)
+    framing = sum(p.framing for p in encoded)
     plans = {
-        name: plan(Policy.load(policy), pictures, text + framing, len(parts.layers), source.config, assume_keep, name)
+        name: plan(Policy.load(policy), encoded, text + framing, len(parts.layers), source.config, assume_keep, name)
         for name, policy in wanted.items()
     }
     rows = [
@@ -101,7 +101,7 @@ def estimate(
         origin=source.origin,
         parameters=parts.parameters,
         images=tuple(sizes(image)) * images,
-        visual_tokens=sum(p.tokens for p in pictures),
+        visual_tokens=sum(p.tokens for p in encoded),
         text_tokens=text + framing,
         new_tokens=new_tokens,
         batch=batch,
@@ -136,10 +136,10 @@ def sizes(image: str | Size | Sequence[str | Size]) -> list[Size]:
     raise ValueError(f"image must be WIDTHxHEIGHT or (height, width) in pixels, e.g. 1280x800, got {shown(image)}")
 
 
-def seen(source: Source, image: Any, images: int) -> list[Picture]:
-    """What every image of the prompt becomes."""
+def seen(source: Source, image: Any, images: int) -> list[ImageTokens]:
+    """Return what every image of the prompt becomes."""
     all_of_them = sizes(image) * images
-    return [picture(size, source.config, source.settings, alone=len(all_of_them) == 1) for size in all_of_them]
+    return [image_tokens(size, source.config, source.settings, alone=len(all_of_them) == 1) for size in all_of_them]
 
 
 def predicted(
@@ -147,14 +147,14 @@ def predicted(
 ) -> Prediction:
     """One policy on one device."""
     tower = [
-        vision(parts.tower, one.pictures * batch, one.encoded),
-        projection(parts, one.pictures * batch, one.encoded),
+        vision(parts.tower, one.images * batch, one.encoded),
+        projection(parts, one.images * batch, one.encoded),
     ]
     prompt, chosen = prefill(parts, one.lengths, batch), scoring(one, parts)
-    middle = [n + new_tokens / 2 for n in one.lengths]
+    middle = [n + new_tokens / 2 for n in one.held]
     step = decode(parts, middle, batch)
     size = BYTES[dtype]
-    ends = cached(parts, [n + new_tokens for n in one.lengths]) * size
+    ends = cached(parts, [n + new_tokens for n in one.held]) * size
     room = working(one, parts, size)
     vision_s, score_s = time(tower, place, dtype, engine), batch * choosing(chosen, place)
     prefill_s, step_s = time(prompt, place, dtype, engine), time(step, place, dtype, engine)
@@ -164,7 +164,7 @@ def predicted(
         device=place.name,
         title=place.title,
         dtype=dtype,
-        prompt_tokens=round(one.text + sum(p.tokens for p in one.pictures)),
+        prompt_tokens=round(one.text + sum(p.tokens for p in one.images)),
         visual_tokens=sum(one.visual) / len(one.visual),
         vision_flops=total(tower).flops,
         scoring_flops=chosen.flops * batch,
@@ -187,7 +187,7 @@ def predicted(
 
 def working(one: Plan, parts: Parts, size: int) -> float:
     """Bytes that one sample needs while it is read: inputs and outputs of the widest block, of tower or decoder."""
-    patches = sum(sum(p.patches) for p in one.pictures) * one.encoded
+    patches = sum(sum(p.patches) for p in one.images) * one.encoded
     blocks = parts.tower.blocks.values / max(parts.tower.depth, 1)
     widest = max(layer.matrices.values * n for layer, n in zip(parts.layers, one.lengths, strict=True))
     return max(patches * blocks, widest) * size

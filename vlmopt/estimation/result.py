@@ -82,7 +82,7 @@ class Estimate:
     predictions: tuple[Prediction, ...]
 
     def of(self, policy: str, device: str) -> Prediction:
-        """The prediction for a policy on a device.
+        """Return the prediction for a policy on a device.
 
         Raises:
             KeyError: there is none.
@@ -113,7 +113,7 @@ class Estimate:
         return "\n".join([self.headline(), *blocks])
 
     def headline(self) -> str:
-        """The model and the prompt in one line."""
+        """Return the model and the prompt in one line."""
         shapes = [f"{w}x{h}" for h, w in self.images] or ["no image"]
         more = f" and {len(shapes) - 3} more" if len(shapes) > 3 else ""
         tokens = f"{self.visual_tokens} visual and {self.text_tokens} other tokens, {self.new_tokens} new"
@@ -130,7 +130,7 @@ COLUMNS = (
 
 
 def block(dense: Prediction, rows: list[Prediction]) -> Iterator[str]:
-    """The lines of one device."""
+    """Return the lines of one device."""
     width = max(len(one.policy) for one in rows)
     yield ""
     yield f"{dense.title}, {dense.dtype}"

@@ -9,7 +9,7 @@ from typing import Any
 from vlmopt.pruning.signals import AttentionRows, FirstPassRows, LookAheadRows, Signal, VisionAttention, Weights
 
 from .cuts import Cut, Plan
-from .tokens import Picture
+from .tokens import ImageTokens
 from .weights import Parts
 from .work import causal, products, total, vision
 
@@ -49,18 +49,18 @@ def scoring(plan: Plan, parts: Parts) -> Scoring:
 
 
 def host(selector: Any) -> Any:
-    """The method whose choice it is, below `debias`."""
+    """Return the method whose choice it is, below `debias`."""
     return getattr(selector, "host", selector)
 
 
 def signal(need: Signal, cut: Cut, plan: Plan, parts: Parts) -> Scoring:
-    """What capturing a signal costs beside what the model computes anyway."""
+    """Price what capturing a signal costs beside what the model computes anyway."""
     if isinstance(need, Weights):
         return Scoring(unpriced=(f"{cut.selector.label}: its trained scorer",))
     if isinstance(need, FirstPassRows):
         return first_pass(need, plan, parts)
     if isinstance(need, VisionAttention):
-        return tower_rows(plan.pictures, parts)
+        return tower_rows(plan.images, parts)
     if not isinstance(need, AttentionRows):
         return Scoring()
     layer = parts.layers[need.layer]
@@ -74,19 +74,19 @@ def signal(need: Signal, cut: Cut, plan: Plan, parts: Parts) -> Scoring:
     return probed
 
 
-def tower_rows(pictures: Sequence[Picture], parts: Parts) -> Scoring:
+def tower_rows(images: Sequence[ImageTokens], parts: Parts) -> Scoring:
     """Attention that patches receive in one block: of the CLS row, or without one of all rows."""
-    patches = [n for p in pictures for n in p.patches]
+    patches = [n for p in images for n in p.patches]
     pairs = sum(n if parts.tower.cls else n**2 for n in patches)
     return Scoring(2 * pairs * parts.tower.width, sum(patches) * parts.tower.width, RANKING)
 
 
 def first_pass(need: FirstPassRows, plan: Plan, parts: Parts) -> Scoring:
-    """A pass over smaller pictures through the tower and the first layers."""
+    """Price a pass over smaller images through the tower and the first layers."""
     depth = len(parts.layers)
     layers = parts.layers[: (need.layer if need.layer is not None else round(2 * depth / 5)) + 1]
     n = plan.visual[0] / need.shrink**2 + plan.text
-    works = [vision(parts.tower, plan.pictures, 1 / need.shrink**2)]
+    works = [vision(parts.tower, plan.images, 1 / need.shrink**2)]
     works += [products(layer.matrices, n) for layer in layers]
     attention = sum(4 * causal(n, layer.window) * layer.heads * layer.head_dim for layer in layers)
     return Scoring(total(works).flops + attention, steps=RANKING * len(layers))
@@ -104,7 +104,7 @@ def spread_out(cut: Cut, plan: Plan, parts: Parts) -> Scoring:
 
 
 def largest_volume(cut: Cut, plan: Plan, parts: Parts) -> Scoring:
-    """A row of cosines and one of a Cholesky factor per step."""
+    """Price a row of cosines and one of a Cholesky factor per step."""
     n, k = cut.before, cut.after
     return Scoring(2 * k * n * (parts.width + k / 2), k * n * (parts.width + k / 2), GREEDY * k)
 
@@ -125,7 +125,7 @@ def sensitivity(cut: Cut, plan: Plan, parts: Parts) -> Scoring:
 
 
 def clustered(cut: Cut, plan: Plan, parts: Parts) -> Scoring:
-    """The best 30 % of what leaves are compared with one another."""
+    """Price the comparison of the best 30 % of what leaves with one another."""
     rest = 0.3 * (cut.before - cut.after) if getattr(cut.selector, "recycle", True) else 0
     return Scoring(2 * rest**2 * parts.width, rest * parts.width + rest**2, 2 * RANKING)
 

@@ -72,7 +72,7 @@ def find(name: str) -> Source:
 
 
 def local(name: str, directory: Path) -> Source:
-    """A directory with config.json, as `save_pretrained` writes it."""
+    """Read a directory with config.json, as `save_pretrained` writes it."""
     if not (directory / "config.json").is_file():
         raise ValueError(f"{directory} holds no config.json")
     found = next((directory / file for file in SETTINGS if (directory / file).is_file()), None)
@@ -113,13 +113,13 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def settings_of(data: dict[str, Any]) -> dict[str, Any]:
-    """Settings of the image processor, which newer files keep inside those of the processor."""
+    """Return the settings of the image processor, which newer files keep inside those of the processor."""
     inner = data.get("image_processor", data)
     return inner if isinstance(inner, dict) else {}
 
 
 def made(data: dict[str, Any], name: str) -> Any:
-    """A config object of transformers from the contents of its file."""
+    """Make a config object of transformers from the contents of its file."""
     from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
 
     kind = data.get("model_type")

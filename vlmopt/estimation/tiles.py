@@ -22,7 +22,7 @@ def capped(size: Size, cell: int, least: int, most: int) -> Size:
 
 
 def nearest_grid(size: Size, cell: int, most: int) -> Size:
-    """The largest grid of whole cells with the image's aspect and at most `most` of them (Gemma4)."""
+    """Return the largest grid of whole cells with the image's aspect and at most `most` of them (Gemma4)."""
     scale = math.sqrt(most / math.prod(size))
     h, w = math.floor(scale * size[0]), math.floor(scale * size[1])
     if not h and not w:
@@ -90,7 +90,7 @@ def any_resolution_tiles(size: Size, pinpoints: Sequence[Sequence[int]], tile: i
 
 
 def best_resolution(size: Size, pinpoints: Sequence[Sequence[int]]) -> Size:
-    """The resolution that shows most of the image's own pixels, then the one that wastes least (LLaVA-NeXT)."""
+    """Return the resolution that shows most of the image's own pixels, then the one that wastes least (LLaVA-NeXT)."""
 
     def merit(candidate: Sequence[int]) -> tuple[int, int]:
         scale = min(candidate[1] / size[1], candidate[0] / size[0])

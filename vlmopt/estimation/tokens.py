@@ -13,7 +13,7 @@ Settings = Mapping[str, Any]  # of a preprocessor_config.json; may be empty
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageTokens:
     """What one image costs: items for the tower, rows for the projector, tokens of the prompt."""
 
     grids: tuple[Size, ...]  # patches (h, w) of each item that the tower encodes: the whole image, or its tiles
@@ -28,11 +28,11 @@ class Picture:
         return tuple(self.padded or h * w for h, w in self.grids)
 
 
-Rule = Callable[[Size, Any, Settings, bool], Picture]
-"""(pixels (height, width), model config, processor settings, whether it is the only image) -> Picture."""
+Rule = Callable[[Size, Any, Settings, bool], ImageTokens]
+"""(pixels (height, width), model config, processor settings, whether it is the only image) -> ImageTokens."""
 
 
-def picture(size: Size, config: Any, settings: Settings, alone: bool = True) -> Picture:
+def image_tokens(size: Size, config: Any, settings: Settings, alone: bool = True) -> ImageTokens:
     """Apply the rule of the config's family to an image of `size` (height, width) pixels.
 
     Raises:
@@ -49,7 +49,7 @@ def picture(size: Size, config: Any, settings: Settings, alone: bool = True) -> 
     return rule(size, config, settings, alone)
 
 
-def native(size: Size, config: Any, settings: Settings, alone: bool) -> Picture:
+def native(size: Size, config: Any, settings: Settings, alone: bool) -> ImageTokens:
     """Qwen-VL: sides rounded to whole merged cells, area kept between two bounds."""
     vision = config.vision_config
     merge = vision.spatial_merge_size
@@ -61,51 +61,51 @@ def native(size: Size, config: Any, settings: Settings, alone: bool) -> Picture:
         raise ValueError(f"the processor refuses {size[1]}x{size[0]}: one side is more than 200 times the other")
     cells = capped(size, vision.patch_size * merge, least, most)
     tokens = math.prod(cells)
-    return Picture(((cells[0] * merge, cells[1] * merge),), tokens, tokens, framing=2)
+    return ImageTokens(((cells[0] * merge, cells[1] * merge),), tokens, tokens, framing=2)
 
 
-def square(size: Size, config: Any, settings: Settings, alone: bool) -> Picture:
+def square(size: Size, config: Any, settings: Settings, alone: bool) -> ImageTokens:
     """LLaVA, PaliGemma: one square of fixed size; a CLS token only where all features are taken."""
     side = patches_per_side(config)
     cls = has_cls(config) and getattr(config, "vision_feature_select_strategy", "full") == "full"
-    return Picture(((side, side),), side**2 + cls, side**2 + cls)
+    return ImageTokens(((side, side),), side**2 + cls, side**2 + cls)
 
 
-def pooled_square(size: Size, config: Any, settings: Settings, alone: bool) -> Picture:
+def pooled_square(size: Size, config: Any, settings: Settings, alone: bool) -> ImageTokens:
     """Gemma3: one square, pooled to a fixed number, between blank lines and two markers."""
     side, tokens = patches_per_side(config), config.mm_tokens_per_image
-    return Picture(((side, side),), tokens, tokens, framing=4)
+    return ImageTokens(((side, side),), tokens, tokens, framing=4)
 
 
-def convolved_square(size: Size, config: Any, settings: Settings, alone: bool) -> Picture:
+def convolved_square(size: Size, config: Any, settings: Settings, alone: bool) -> ImageTokens:
     """FastVLM: one square, 64 times smaller behind its convolutions, whose rows are pixels."""
     side = (settings.get("crop_size") or {}).get("height") or 1024
-    return Picture(((side, side),), (side // 64) ** 2, (side // 64) ** 2)
+    return ImageTokens(((side, side),), (side // 64) ** 2, (side // 64) ** 2)
 
 
-def next_tiles(size: Size, config: Any, settings: Settings, alone: bool) -> Picture:
+def next_tiles(size: Size, config: Any, settings: Settings, alone: bool) -> ImageTokens:
     """LLaVA-NeXT: an overview, and tiles without their padding, a newline token after each row."""
     side = patches_per_side(config)
     tiles, (h, w) = any_resolution_tiles(size, config.image_grid_pinpoints, config.vision_config.image_size, side)
     count = tiles[0] * tiles[1] + 1
     cls = has_cls(config) and config.vision_feature_select_strategy == "full"
-    return Picture(((side, side),) * count, count * (side**2 + cls), side**2 + cls + h * (w + 1))
+    return ImageTokens(((side, side),) * count, count * (side**2 + cls), side**2 + cls + h * (w + 1))
 
 
-def onevision_tiles(size: Size, config: Any, settings: Settings, alone: bool) -> Picture:
+def onevision_tiles(size: Size, config: Any, settings: Settings, alone: bool) -> ImageTokens:
     """LLaVA-OneVision: as LLaVA-NeXT, shrunk to at most so many tiles' worth; among several images a single tile."""
     side = patches_per_side(config)
     if not alone:
-        return Picture(((side, side),), side**2, side**2 + 1)
+        return ImageTokens(((side, side),), side**2, side**2 + 1)
     tiles, (h, w) = any_resolution_tiles(size, config.image_grid_pinpoints, config.vision_config.image_size, side)
     ratio = math.sqrt(h * w / (int(config.vision_aspect_ratio.removeprefix("anyres_max_")) * side**2))
     if ratio > 1.1:
         h, w = int(h // ratio), int(w // ratio)
     count = tiles[0] * tiles[1] + 1
-    return Picture(((side, side),) * count, count * side**2, side**2 + h * (w + 1))
+    return ImageTokens(((side, side),) * count, count * side**2, side**2 + h * (w + 1))
 
 
-def shuffled_tiles(size: Size, config: Any, settings: Settings, alone: bool) -> Picture:
+def shuffled_tiles(size: Size, config: Any, settings: Settings, alone: bool) -> ImageTokens:
     """InternVL: the grid of square tiles nearest in aspect, and a thumbnail behind several; 2x2 patches a token."""
     side = patches_per_side(config)
     per_tile = int(side**2 * config.downsample_ratio**2)
@@ -114,10 +114,10 @@ def shuffled_tiles(size: Size, config: Any, settings: Settings, alone: bool) -> 
     grid = aspect_tiles(size, image, least, most) if settings.get("crop_to_patches", True) and most > 1 else (1, 1)
     count = math.prod(grid)
     count += count > 1
-    return Picture(((side, side),) * count, count * per_tile, count * per_tile, framing=2)
+    return ImageTokens(((side, side),) * count, count * per_tile, count * per_tile, framing=2)
 
 
-def written_tiles(size: Size, config: Any, settings: Settings, alone: bool) -> Picture:
+def written_tiles(size: Size, config: Any, settings: Settings, alone: bool) -> ImageTokens:
     """Idefics3, SmolVLM: stretched to whole tiles, each behind a written place, and an overview."""
     tile = config.vision_config.image_size
     largest = (settings.get("size") or {}).get("longest_edge") or 4 * tile
@@ -128,26 +128,26 @@ def written_tiles(size: Size, config: Any, settings: Settings, alone: bool) -> P
     # Of a tile: two marks before it; of a row: a newline; of the overview: two marks, one behind, and a blank line.
     framing = 3 + (2 * split + grid[0] if split else 0)
     count = split + 1
-    return Picture(((side, side),) * count, count * per_tile, count * per_tile, framing)
+    return ImageTokens(((side, side),) * count, count * per_tile, count * per_tile, framing)
 
 
-def broken_rows(size: Size, config: Any, settings: Settings, alone: bool) -> Picture:
+def broken_rows(size: Size, config: Any, settings: Settings, alone: bool) -> ImageTokens:
     """Mistral3: at most so long, sides rounded up to whole merged cells; a break token ends every row."""
     vision, merge = config.vision_config, config.spatial_merge_size
     largest = (settings.get("size") or {}).get("longest_edge") or vision.image_size
     h, w = longest_edge(size, largest, vision.patch_size * merge)
-    return Picture(((h * merge, w * merge),), h * w, h * w, framing=h)
+    return ImageTokens(((h * merge, w * merge),), h * w, h * w, framing=h)
 
 
-def pooled_native(size: Size, config: Any, settings: Settings, alone: bool) -> Picture:
+def pooled_native(size: Size, config: Any, settings: Settings, alone: bool) -> ImageTokens:
     """Gemma4: as large as a budget of patches allows, sides whole pooled cells; the tower pads to the budget."""
     vision = config.vision_config
     pool, most = vision.pooling_kernel_size, settings.get("max_soft_tokens") or 280
     h, w = nearest_grid(size, vision.patch_size * pool, most)
-    return Picture(((h * pool, w * pool),), h * w, h * w, framing=2, padded=most * pool**2)
+    return ImageTokens(((h * pool, w * pool),), h * w, h * w, framing=2, padded=most * pool**2)
 
 
-def native_tiles(size: Size, config: Any, settings: Settings, alone: bool) -> Picture:
+def native_tiles(size: Size, config: Any, settings: Settings, alone: bool) -> ImageTokens:
     """LFM2-VL: whole if small enough, else square tiles and a thumbnail; every item padded to the same patches."""
     factor, patch = config.downsample_factor, config.vision_config.patch_size
     least, most = settings.get("min_image_tokens", 64), settings.get("max_image_tokens", 256)
@@ -158,14 +158,14 @@ def native_tiles(size: Size, config: Any, settings: Settings, alone: bool) -> Pi
     area = math.prod(max(patch, round(side / cell) * cell) for side in size)
     padded = max(most * factor**2, (tile // patch) ** 2 if split else 0)
     if not split or area <= most * cell**2 * settings.get("max_pixels_tolerance", 2.0):
-        return Picture(((h * factor, w * factor),), h * w, h * w, framing=2, padded=padded)
+        return ImageTokens(((h * factor, w * factor),), h * w, h * w, framing=2, padded=padded)
     grid = aspect_tiles(size, tile, settings.get("min_tiles", 2), settings.get("max_tiles", 10))
     side, count = tile // patch, math.prod(grid)
     tokens = count * math.ceil(side / factor) ** 2
     grids = ((side, side),) * count
     if settings.get("use_thumbnail", True) and count > 1:
         grids, tokens, count = (*grids, (h * factor, w * factor)), tokens + h * w, count + 1
-    return Picture(grids, tokens, tokens, framing=2 + count, padded=padded)
+    return ImageTokens(grids, tokens, tokens, framing=2 + count, padded=padded)
 
 
 def patches_per_side(config: Any) -> int:
@@ -180,7 +180,7 @@ def has_cls(config: Any) -> bool:
 
 
 def first(value: Any) -> int:
-    """A side from a number or a pair."""
+    """Return a side from a number or a pair."""
     return int(value if isinstance(value, int) else value[0])
 
 

@@ -32,10 +32,10 @@ class Matrices:
     at_once: int = 0  # experts that one row is sent to
 
     def read(self, rows: float) -> float:
-        """Parameters that `rows` rows need: experts that none of them is sent to stay where they are."""
+        """Count the parameters that `rows` rows need: experts that none of them is sent to stay where they are."""
         if not self.of:
             return self.stored
-        reached = 1 - (1 - self.at_once / self.of) ** rows
+        reached: float = 1 - (1 - self.at_once / self.of) ** rows
         return self.stored - self.experts * (1 - reached)
 
 
@@ -83,7 +83,7 @@ class Parts:
 
 
 def on_meta(config: Any) -> nn.Module:
-    """The model of a config without any weights.
+    """Return the model of a config without any weights.
 
     Raises:
         ValueError: transformers cannot make it, or it is quantised.
@@ -97,7 +97,8 @@ def on_meta(config: Any) -> nn.Module:
         )
     try:
         with torch.device("meta"):
-            return AutoModelForImageTextToText.from_config(config).eval()
+            model: nn.Module = AutoModelForImageTextToText.from_config(config).eval()
+            return model
     except (ImportError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"transformers cannot make a {config.model_type} of this config: {said[0]}") from error
@@ -189,7 +190,7 @@ def decoder_layers(structure: Any, config: Any) -> Iterator[Layer]:
 
 
 def recurrent(layer: nn.Module, own: Matrices) -> Layer:
-    """A layer that carries a state instead of keys: a gated delta rule, or a short convolution."""
+    """Describe a layer that carries a state instead of keys: a gated delta rule, or a short convolution."""
     mixer: Any = next((m for m in layer.modules() if hasattr(m, "head_k_dim")), None)
     if mixer is not None:
         heads, k, v = int(mixer.num_v_heads), int(mixer.head_k_dim), int(mixer.head_v_dim)
@@ -222,7 +223,7 @@ def tower(module: nn.Module, config: Any) -> Tower:
 
 
 def convolutions(module: nn.Module, side: int = 256) -> Matrices:
-    """A tower of convolutions alone, whose work grows with the pixels: it runs once without values. Rows are pixels."""
+    """Count a tower of convolutions alone by running it once without values; its rows are pixels."""
     pixels = torch.empty(1, 3, side, side, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         deepcopy(module).to("meta")(pixels)

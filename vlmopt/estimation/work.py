@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
-from .tokens import Picture
+from .tokens import ImageTokens
 from .weights import Layer, Matrices, Parts, Tower
 
 CHUNK = 64  # rows that a gated delta rule computes together
@@ -34,7 +34,7 @@ class Work:
 
 
 def total(parts: Iterable[Work]) -> Work:
-    """The sum; `rows` is the largest."""
+    """Return the sum; `rows` is the largest."""
     works = list(parts)
     sums = {f.name: sum(getattr(w, f.name) for w in works) for f in fields(Work)}
     return Work(**{**sums, "rows": max((w.rows for w in works), default=0)})
@@ -46,16 +46,16 @@ def products(matrices: Matrices, rows: float, blocks: int = 0) -> Work:
     return Work(flops, weights=matrices.read(rows), values=values, blocks=blocks, rows=rows)
 
 
-def vision(tower: Tower, pictures: Sequence[Picture], share: float = 1.0) -> Work:
-    """The vision tower, all items together.
+def vision(tower: Tower, images: Sequence[ImageTokens], share: float = 1.0) -> Work:
+    """Count the vision tower, all items together.
 
     share: of the patches that are encoded; every window loses its part.
     """
-    patches = sum(sum(p.patches) for p in pictures) * share
-    items = sum(len(p.grids) for p in pictures)
+    patches = sum(sum(p.patches) for p in images) * share
+    items = sum(len(p.grids) for p in images)
     rows = patches + tower.cls * items
     pairs = 0.0
-    for p in pictures:
+    for p in images:
         for grid, n in zip(p.grids, p.patches, strict=True):
             seen = n * share + tower.cls
             inside = spread(grid[0], tower.window) * spread(grid[1], tower.window) * share**2 if tower.window else 0
@@ -71,9 +71,9 @@ def spread(side: int, window: int) -> int:
     return whole * window**2 + rest**2
 
 
-def projection(parts: Parts, pictures: Sequence[Picture], share: float = 1.0) -> Work:
-    """The projector, all rows that leave it."""
-    return products(parts.projector, sum(p.projected for p in pictures) * share)
+def projection(parts: Parts, images: Sequence[ImageTokens], share: float = 1.0) -> Work:
+    """Count the projector, all rows that leave it."""
+    return products(parts.projector, sum(p.projected for p in images) * share)
 
 
 def prefill(parts: Parts, lengths: Sequence[float], batch: int = 1) -> list[Work]:

@@ -99,7 +99,7 @@ serve-demo: .venv-vllm/.installed
 	.venv-vllm/bin/python serving/vllm/demo.py
 
 fuzz: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz --hypothesis-show-statistics --hypothesis-profile=many
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz -n auto -rP --hypothesis-profile=many
 
 test-versions: $(VENV)/.installed-test
 	$(BIN)/python tools/test_versions.py

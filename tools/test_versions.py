@@ -81,7 +81,7 @@ def environment(release: str) -> Path:
 
 def test(release: str, group: str) -> list[str]:
     """Run one group on one release and keep what pytest counted; return the tests that failed."""
-    command = [environment(release), "-m", "pytest", "-n", "2", "-rfE", "--tb=no", "-W", "ignore", GROUPS[group]]
+    command = [environment(release), "-m", "pytest", "-n", "auto", "-rfE", "--tb=no", "-W", "ignore", GROUPS[group]]
     limited = {**os.environ, "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(list(map(str, command)), cwd=ROOT, env=limited, stdout=subprocess.PIPE, text=True)
     counts = {what.rstrip("s"): int(n) for n, what in re.findall(r"(\d+) (passed|failed|skipped|errors?)", ran.stdout)}

@@ -7,8 +7,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from tests.support.corrections import DIMS
-from vlmopt import methods
+from tests.support.corrections import TABLE, made
+from tests.support.families import FAMILIES
+from vlmopt import Policy, methods
 from vlmopt.prefill import SparsePrefill
 
 Strategy = st.SearchStrategy[Any]
@@ -16,6 +17,7 @@ WEIRD: list[Any] = [None, True, -1, 0, 1.5, float("nan"), float("inf"), 10**400,
 LAYERS = st.sampled_from(["0:", "1:", "2:-1", "1,3:5", "50%:", "-1", "6", "9:", ":", "x"])
 NAMES = {"scorer": "untrained", "marker_from": "untrained"}  # settings that name files
 SKIPPED = ("keep_ratio", "keep_tokens", "marker_from")
+MEASURED = ("profile", "dims", "tau")  # settings that fit one model
 DEPTH = 6  # decoder layers of the tiny models
 
 
@@ -58,8 +60,17 @@ def registered(kind: str) -> list[dict[str, Any]]:
     return [row for row in methods.describe() if row["kind"] == kind]
 
 
+@functools.cache
+def measured(name: str, host: str) -> dict[str, Any]:
+    """What a correction was measured to need on a model."""
+    if name not in TABLE:
+        return {}
+    (data,) = Policy(attention=[made(f"{name}-easy", FAMILIES[host])]).to_dict()["attention"]
+    return {name: data[name] for name in MEASURED if name in data}
+
+
 @st.composite
-def method(draw: Any, kind: str, wild: bool, depth: int = 0) -> dict[str, Any]:
+def method(draw: Any, kind: str, wild: bool, host: str, depth: int = 0) -> dict[str, Any]:
     """One registered method with some of its settings."""
     row = draw(st.sampled_from(registered(kind)))
     settings = {s["name"]: s for s in row["settings"]}
@@ -69,33 +80,31 @@ def method(draw: Any, kind: str, wild: bool, depth: int = 0) -> dict[str, Any]:
         data[budget] = draw(odd(value(settings[budget]), wild))
     for name, setting in settings.items():
         if name == "host":
-            data[name] = draw(method(kind, wild, depth + 1)) if wild else {"method": "fastv", "keep_ratio": 0.3}
+            data[name] = draw(method(kind, wild, host, depth + 1)) if wild else {"method": "fastv", "keep_ratio": 0.3}
         elif name == "scorer" or (
             name not in SKIPPED and (wild or setting.get("kind")) and draw(st.integers(0, 3)) == 3
         ):
             data[name] = draw(odd(value(setting), wild))
     if data.get("marker") == "trained":
         data["marker_from"] = "untrained"
-    if row["name"] in ("visual_sink", "sink_diagnosis") and draw(st.booleans()):
-        data |= {name: list(v) if isinstance(v, tuple) else v for name, v in DIMS.items()}
-    return data
+    return data | measured(row["name"], host) if not wild or draw(st.booleans()) else data
 
 
 @st.composite
-def prefill(draw: Any, wild: bool) -> dict[str, Any]:
+def prefill(draw: Any, wild: bool, host: str) -> dict[str, Any]:
     """A pattern, from short prompts on."""
     fields = [{"name": f.name, **f.metadata} for f in SparsePrefill.__dataclass_fields__.values()]
     data = {f["name"]: draw(value(f)) for f in fields if f.get("kind") and draw(st.booleans())}
-    return {"pattern": draw(method("pattern", wild)), **data, "min_len": 1}
+    return {"pattern": draw(method("pattern", wild, host)), **data, "min_len": 1}
 
 
 @st.composite
-def policy(draw: Any) -> dict[str, Any]:
-    """A policy's dict form: cuts in one or several places, corrections, sparse prefill."""
+def policy(draw: Any, host: str) -> dict[str, Any]:
+    """A policy's dict form for a family's tiny model: cuts in one or several places, corrections, sparse prefill."""
     wild = draw(st.integers(0, 3)) == 3
     return {
-        "prune": draw(st.lists(method("selector", wild), max_size=2)),
-        "attention": draw(st.lists(method("correction", wild), max_size=2)),
-        "prefill": draw(st.one_of(st.none(), st.none(), prefill(wild))),
+        "prune": draw(st.lists(method("selector", wild, host), max_size=2)),
+        "attention": draw(st.lists(method("correction", wild, host), max_size=2)),
+        "prefill": draw(st.one_of(st.none(), st.none(), prefill(wild, host))),
         "seed": draw(odd(st.integers(0, 5), wild)),
     }

@@ -12,6 +12,7 @@ REWRITTEN = {"rope_deltas"}  # transformers itself renews it on every call
 def snapshot(model: nn.Module) -> dict[str, Any]:
     """Per module: its class, the identity of every instance attribute, and the contents of every hook table."""
     out: dict[str, Any] = {}
+    texts: dict[int, str] = {}  # many modules share a config, and writing one takes long
     for name, module in model.named_modules():
         out[name] = type(module)
         for key, value in vars(module).items():
@@ -21,7 +22,10 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
             if isinstance(value, dict):
                 out[f"{name}.{key}[]"] = [(k, id(v)) for k, v in value.items()]
         if hasattr(getattr(module, "config", None), "_attn_implementation"):
-            out[f"{name}.config"] = (id(module.config), str(module.config), module.config._attn_implementation)
+            config = module.config
+            if id(config) not in texts:
+                texts[id(config)] = str(config)
+            out[f"{name}.config"] = (id(config), texts[id(config)], config._attn_implementation)
     return out
 
 

@@ -68,6 +68,9 @@ def load_video(
         raise ValueError(f"give either fps or nframes, not both (got fps={fps}, nframes={nframes})")
     if reader not in READERS:
         raise ValueError(f"unknown video reader {reader!r}; choose one of {', '.join(READERS)}")
+    for name, value in (("fps", fps), ("start", start), ("end", end)):
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, got {value}; leave it out for the default")
     file = check_file(path, "video")
     factor = patch_size * merge_size
     low = min_pixels if min_pixels is not None else 128 * factor**2

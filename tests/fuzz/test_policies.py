@@ -25,7 +25,7 @@ from vlmopt.policy import Policy
 
 pytestmark = [pytest.mark.usefixtures("untrained_scorer"), pytest.mark.filterwarnings("ignore::UserWarning")]
 HOSTS = st.sampled_from(["llava", "qwen2_5_vl", "gemma3"])
-PROMPTS: dict[str, tuple[list[list[Any]], tuple[int, ...]]] = {  # rows, and those that end with their picture
+PROMPTS: dict[str, tuple[list[list[Any]], tuple[int, ...]]] = {  # rows, and those that end with their image
     "text last": ([[5, Image(0), 7], [3, Image(1), 4, Image(2), 6]], ()),
     "image last": ([[5, Image(0)], [3, Image(1), 4, Image(2)]], (0, 1)),
     "image alone": ([[Image(0)]], (0,)),
@@ -56,7 +56,7 @@ def dense_logits(name: str, prompt: str) -> torch.Tensor:
 
 @functools.cache
 def agrees(name: str, prompt: str) -> bool:
-    """Whether the unwrapped model answers the same with and without a cache (Gemma3 takes what follows a picture for
+    """Whether the unwrapped model answers the same with and without a cache (Gemma3 takes what follows an image for
     more of it)."""
     with_cache, without = (
         generate(host(name)[0], batch_of(name, prompt), max_new_tokens=NEW, use_cache=use).logits

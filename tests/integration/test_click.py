@@ -41,6 +41,8 @@ def test_an_unknown_type_says_no_click_unless_its_units_are_given(monkeypatch: p
 def test_families_say_in_what_they_count(model_type: str, units: str | None) -> None:
     assert click_units(SimpleNamespace(model_type=model_type)) == units
     assert click_units(SimpleNamespace(model_type=model_type, click_units="pixels")) == "pixels"
+    with pytest.raises(ValueError, match="click_units='percent' in the model's config is unknown: choose from pixels"):
+        click_units(SimpleNamespace(model_type=model_type, click_units="percent"))
 
 
 def test_every_unit_of_a_family_is_one() -> None:

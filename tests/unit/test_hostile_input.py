@@ -103,10 +103,17 @@ def test_refused_at_once(case):
         assert len(str(caught.value)) < READABLE
 
 
+def test_files_may_begin_with_a_byte_order_mark(tmp_path):
+    policy = Policy(prune=[Random(keep_ratio=0.5)], seed=3)
+    (tmp_path / "policy.json").write_text(policy.to_json(), encoding="utf-8-sig")
+    assert Policy.load(tmp_path / "policy.json") == policy
+
+
 def test_a_policy_written_out_as_json():
     policy = Policy(prune=[Random(keep_ratio=0.5)], attention=[ImageBoost()], seed=3)
     for text in (policy.to_json(), json.dumps(policy.to_dict()), " " * 5000 + policy.to_json()):
         assert Policy.load(text) == policy
+        assert Policy.load("\ufeff" + text) == policy
     assert Policy.load('[{"method": "random", "keep_ratio": 0.5}]').prune == policy.prune
     assert Policy.load('{"method": "random", "keep_ratio": 0.5}').prune == policy.prune
 

@@ -75,6 +75,10 @@ def test_choices_are_read_or_not_guessed(answer: str, found: int | None) -> None
         ('{"point_2d": [490, 290], "label": "a"}', (490, 290), None), ("（490，290）", (490, 290), None),
         (r"$\left(490, 290\right)$", (490, 290), None), ("x is 490 and y is 290", (490, 290), None),
         ('{"y": 20, "x": 10}', (10, 20), None), ("left=1, top=2, width=4, height=4", (3, 4), None),
+        ("top-left (40,20) bottom-right (60,40)", (50, 30), None), ("Click at 50, 30.", (50, 30), None),
+        ("upper left corner: 40, 20; lower right corner: 60, 40", (50, 30), None),
+        ("The coordinates are: 50, 30", (50, 30), None), ("I would tap the point 5.5, 3.", (5.5, 3), None),
+        ("click [40, 20, 60, 40]", (50, 30), None), ("click (40, 20), (60, 40)", (50, 30), None),
         ("Not (1, 2). The answer is (3, 4).", (3, 4), None), ("<box>[[1,2,3,4]]</box>", (2, 3), None),
     ],
 )  # fmt: skip
@@ -83,6 +87,7 @@ def test_points_in_more_forms(answer: str, place: tuple[float, float], units: st
 
 
 def test_thoughts_do_not_click() -> None:
+    assert point("I click 3 times, then 4, 5 and 6 more") is None
     assert point("<think>(1, 2)") is None
     assert point("<think>(1, 2)</think>nowhere") is None
 
@@ -101,6 +106,8 @@ def test_units_that_an_answer_says_go_before_those_of_the_model() -> None:
         ("Yes, there is no dog", True),
         ("The picture shows a dog.", True), ("", None), ("I cannot tell.", None), ("Maybe.", None), ("A dog", None),
         ("Answer: yes or no? No", False), ("Yes/No: Yes", True), ("yes or no", None), ("By its ears, yes.", True),
+        ("There is a dog without a collar.", True), ("I can see a dog that isn't moving.", True),
+        ("There is a dog with no collar", True), ("There is a cat, but no dog.", False), ("Without a dog.", False),
         ("A dog is clearly visible.", True), ("No dog is visible.", False),
         ("没有", False), ("是的，有。", True), ("<think>Yes? No dog.", None), ('{"answer": false}', False),
     ],

@@ -27,7 +27,7 @@ def shown(value: Any) -> str:
 
 
 def parse(text: str, constant: Callable[[str], Any] | None = None) -> Any:
-    """Parse JSON strictly: no key twice, no NaN or infinity, no deeper than `DEPTH`.
+    """Parse JSON strictly: no key twice, no NaN or infinity, no deeper than `DEPTH`; a byte order mark is skipped.
 
     Args:
         constant: makes the value of NaN, Infinity and -Infinity from their name; None refuses them.
@@ -36,7 +36,7 @@ def parse(text: str, constant: Callable[[str], Any] | None = None) -> Any:
         ValueError: not such JSON.
     """
     try:
-        data = json.loads(text, object_pairs_hook=_once, parse_constant=constant or _refused)
+        data = json.loads(text.removeprefix("\ufeff"), object_pairs_hook=_once, parse_constant=constant or _refused)
     except RecursionError:
         raise ValueError(f"nested more than {DEPTH} deep") from None
     check_depth(data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..choices import UNITS
 from . import native, tiled
 from .base import Family, Piece
 
@@ -25,8 +26,14 @@ def family_of(config: Any) -> Family:
 
 
 def click_units(config: Any) -> str | None:
-    """Return the units of coordinates in a model's answers, by its config (`click_units`) or family; None: unknown."""
+    """Return the units of coordinates in a model's answers, by its config (`click_units`) or family; None: unknown.
+
+    Raises:
+        ValueError: the config says something that is none of `choices.UNITS`.
+    """
     own: str | None = getattr(config, "click_units", None)
+    if own is not None and own not in UNITS:
+        raise ValueError(f"click_units={own!r} in the model's config is unknown: choose from {', '.join(UNITS)}")
     return own or family_of(config).click_units
 
 

@@ -25,7 +25,12 @@ def _named(*names: str) -> str:
     return GAP.join(each)
 
 
+def _corner(down: str, across: str) -> str:
+    return rf"\b(?:{down})[-\s]?{across}\b[^\d()\[\]]*[(\[]?\s*{PAIR}\s*[)\]]?"
+
+
 LOC = r"<loc(\d{4})>\s*"
+LEAD = "at|on|is|are|to|the|point|position|location|pixel|coordinates?"
 FORMS = {  # what the numbers are -> how they are written; of forms that begin at one place, the first one here
     "points": rf"<points?\b[^<>]*?{_named('x1?', 'y1?')}",  # of several points the first
     "loc box": LOC * 4,
@@ -33,11 +38,14 @@ FORMS = {  # what the numbers are -> how they are written; of forms that begin a
     "size": _named("x|left", "y|top", "w|width", "h|height"),
     "box": "|".join((_named("x1", "y1", "x2", "y2"), _named("x0", "y0", "x1", "y1"),
                      _named("x_?min|left", "y_?min|top", "x_?max|right", "y_?max|bottom"))),
+    "corners": rf"{_corner('top|upper', 'left')}[^\d()\[\]]*{_corner('bottom|lower', 'right')}",
     "named": _named("x1?", "y1?"),
     "named, y first": _named("y1?", "x1?"),
     "pairs": rf"[(\[]\s*{PAIR}\s*[)\]]\s*,?\s*[(\[]\s*{PAIR}\s*[)\]]",  # (x0, y0), (x1, y1)
     "group": rf"[(\[>]\s*{PAIR}(?:\s*[,;\s]\s*{PAIR})?\s*[)\]<]",  # (x, y) or [x0, y0, x1, y1]
 }  # fmt: skip
+TOLD = rf"\b(?:click|tap|press|touch|point|coordinate|position|locat)\w*[^\w(\[]+(?:(?:{LEAD})\b[^\w(\[]*)*"
+FORMS["told"] = rf"{TOLD}({NUMBER})\s*,\s*({NUMBER})(?!\s*,?\s*[\d.])"
 BARE = rf"\s*{PAIR}(?:\s*[,;\s]\s*{PAIR})?\s*\.?\s*"
 
 

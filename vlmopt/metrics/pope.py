@@ -21,6 +21,10 @@ UNSURE = re.compile(
     r"\b(?:cannot|can't|can’t|can not|unable|unsure|uncertain|unclear|impossible|not sure|maybe|perhaps)\b"
 )
 DENIED = re.compile(r"\b(?:no|not|none|nothing|never|neither|without)\b|n['’]t\b")
+# Of what was said to be there: "a dog without a collar", "a dog that is not moving".
+LACKS = re.compile(
+    r"\b(?:without|with no(?:thing|ne)?|(?:that|which|who)(?: is| are| has| does)?(?:n['’]t| not| no))\b"
+)
 SEEN = re.compile(
     r"\b(?:there(?:['’]s| is| are)|it(?:['’]s| is)|i (?:can )?see|"
     r"(?:image|picture|photo)\w* (?:shows?|contains?|includes?|has|depicts?|features?)|"
@@ -77,7 +81,10 @@ def _stated(said: str) -> bool | None:
         return SAYS[first.group()]
     if UNSURE.search(said):
         return None
-    return False if DENIED.search(said) else True if SEEN.search(said) else None
+    seen = SEEN.search(said)
+    if seen is not None:
+        said = said[: seen.end()] + LACKS.sub("", said[seen.end() :])
+    return False if DENIED.search(said) else None if seen is None else True
 
 
 def pope_scores(labels: Sequence[bool], said: Sequence[bool | None]) -> Pope:

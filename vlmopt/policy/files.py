@@ -38,7 +38,7 @@ def named(name: str, paths: bool = True) -> Written:
     """Find a preset, the policy at a path (only if `paths`), or one that is written out as JSON or in one line."""
     if (preset := catalogue.preset(name)) is not None:
         return Written(preset.policy)
-    if name.lstrip().startswith(("{", "[")):
+    if name.removeprefix("\ufeff").lstrip().startswith(("{", "[")):
         return Written(parsed(name))
     if paths and name and os.path.exists(name):
         return read(Path(name))

@@ -15,6 +15,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
@@ -22,17 +23,18 @@ from packaging.version import Version
 ROOT = Path(__file__).parents[1]
 HOMES, TABLE = ROOT / ".venvs", ROOT / "docs" / "transformers.md"
 RELEASES = ("4.57.6", "5.0.0", "5.17.0", "5.23.0", "5.24.0")
-# By name: the file, and which of its tests are left to the pinned release, which runs them all in `make test`.
 GROUPS = {
-    "oracle": ("tests/families/test_oracle.py", "not -eager and not -unpadded- and not -one-"),
-    "cache": ("tests/families/test_cache.py", ""),
-    "modes": ("tests/families/test_generation_modes.py", "not -pre-keep and not -mid-keep"),
-    "corrections": ("tests/families/test_corrections_on_families.py", "not -easy"),
-    "sparse": ("tests/integration/test_sparse_prefill.py", ""),
-    "tower": ("tests/families/test_tower_pruning.py", ""),
-    "restore": ("tests/families/test_restore.py", ""),
-    "names": ("tests/integration/test_other_releases.py", ""),
+    "oracle": "tests/families/test_oracle.py",
+    "cache": "tests/families/test_cache.py",
+    "modes": "tests/families/test_generation_modes.py",
+    "corrections": "tests/families/test_corrections_on_families.py",
+    "sparse": "tests/integration/test_sparse_prefill.py",
+    "tower": "tests/families/test_tower_pruning.py",
+    "restore": "tests/families/test_restore.py",
+    "names": "tests/integration/test_other_releases.py",
 }
+# Cells of their grids that no release has broken alone; the pinned release runs all of them in `make test`.
+LEFT_OUT = ("-eager", "-unpadded-", "-one-", "-pre-keep", "-mid-keep", "-easy")
 BEGIN, END = "<!-- table -->\n", "<!-- end of table -->"
 
 
@@ -80,31 +82,44 @@ def environment(release: str) -> Path:
     return python
 
 
-def test(release: str, group: str) -> list[str]:
-    """Run one group on one release and keep what pytest counted; return the tests that failed."""
-    path, chosen = GROUPS[group]
-    options = ["-n", "auto", "-rfE", "--tb=no", "-W", "ignore"]
-    command = [environment(release), "-m", "pytest", *options, path, "-k", chosen]
-    limited = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(list(map(str, command)), cwd=ROOT, env=limited, stdout=subprocess.PIPE, text=True)
-    counts = {what.rstrip("s"): int(n) for n, what in re.findall(r"(\d+) (passed|failed|skipped|errors?)", ran.stdout)}
-    failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", ran.stdout, re.MULTILINE)
-    if ran.returncode and not failed:
-        failed = [f"{path}: pytest ended with {ran.returncode}"]
+def test(release: str, groups: list[str]) -> list[str]:
+    """Run groups on one release and keep what pytest counted of each; return the tests that failed."""
+    python, written = environment(release), HOMES / release / "tests.xml"
+    written.unlink(missing_ok=True)
+    options = ["-n", "auto", "--tb=no", "-W", "ignore", f"--junitxml={written}"]
+    chosen = " and ".join(f"not {name}" for name in LEFT_OUT)
+    command = [python, "-m", "pytest", *options, "-k", chosen, *(GROUPS[group] for group in groups)]
+    ran = subprocess.run(list(map(str, command)), cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    cases = list(ElementTree.parse(written).iter("testcase")) if written.exists() else []
     kept = HOMES / release / "results.json"
     results = json.loads(kept.read_text()) if kept.exists() else {}
-    results[group] = [
-        counts.get("passed", 0),
-        counts.get("failed", 0) + counts.get("error", 0),
-        counts.get("skipped", 0),
-    ]
+    failed = []
+    for group in groups:
+        module = GROUPS[group].removesuffix(".py").replace("/", ".")
+        ends = [(case.get("name"), ending(case)) for case in cases if case.get("classname") == module]
+        counts = [sum(end == what for _, end in ends) for what in ("passed", "failed", "skipped")]
+        failed += [f"{GROUPS[group]}::{name}" for name, end in ends if end == "failed"]
+        print(f"transformers {release}, {group}: {cell(counts)} passed / failed / skipped", flush=True)
+        results.pop(group, None)
+        if ends:
+            results[group] = counts
     kept.write_text(json.dumps(results))
-    print(
-        f"transformers {release}, {group}: {' / '.join(map(str, results[group]))} passed / failed / skipped", flush=True
-    )
+    if ran.returncode and not failed:
+        failed = [f"pytest ended with {ran.returncode}"]
     for name in failed:
         print(f"  FAILED {name}", flush=True)
     return failed
+
+
+def ending(case: ElementTree.Element) -> str:
+    """Return how a test of a JUnit report ended."""
+    ends = {"failure": "failed", "error": "failed", "skipped": "skipped"}
+    return next((ends[part.tag] for part in case if part.tag in ends), "passed")
+
+
+def cell(counts: list[int]) -> str:
+    """Return what the table says of passed, failed and skipped tests."""
+    return " / ".join(map(str, counts))
 
 
 def table() -> str:
@@ -112,7 +127,7 @@ def table() -> str:
     rows = ["| transformers | " + " | ".join(GROUPS) + " |", "|---" * (len(GROUPS) + 1) + "|"]
     for kept in sorted(HOMES.glob("*/results.json"), key=lambda path: Version(path.parent.name)):
         results = json.loads(kept.read_text())
-        cells = [" / ".join(map(str, results[group])) if group in results else "not run" for group in GROUPS]
+        cells = [cell(results[group]) if group in results else "not run" for group in GROUPS]
         rows.append(f"| {kept.parent.name} | " + " | ".join(cells) + " |")
     return "\n".join(rows) + "\n"
 
@@ -128,7 +143,7 @@ def main() -> int:
         print(f"transformers {last} is the newest release and the pinned one: nothing more to run")
         return 0
     releases = [last] if chosen.newest else chosen.releases or [*RELEASES, *({last} - set(RELEASES))]
-    broken = {release: [name for group in chosen.groups for name in test(release, group)] for release in releases}
+    broken = {release: test(release, chosen.groups) for release in releases}
     beyond = [release for release, failed in broken.items() if failed and release not in promised()]
     for release in beyond:
         print(f"\n!!! transformers {release} is out and vlmopt fails on it; users are held at {promised()} !!!\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -31,10 +32,10 @@ def script(monkeypatch, tmp_path):
 def test_only_a_release_that_is_let_in_fails_the_run(script, monkeypatch, capsys, newest, failed, code, loud):
     ran = []
     monkeypatch.setattr(script, "newest", lambda: newest)
-    monkeypatch.setattr(script, "test", lambda release, group: ran.append((release, group)) or failed)
+    monkeypatch.setattr(script, "test", lambda release, groups: ran.append((release, groups)) or failed)
     monkeypatch.setattr("sys.argv", ["test_versions.py", "--newest", "--groups", "oracle", "cache"])
     assert script.main() == code
-    assert ran == [(newest, "oracle"), (newest, "cache")]
+    assert ran == [(newest, ["oracle", "cache"])]
     assert (f"!!! transformers {newest} is out and vlmopt fails on it" in capsys.readouterr().out) is loud
     assert script.TABLE.read_text().startswith("before\n")
 
@@ -51,7 +52,7 @@ def test_the_table_shows_every_result_that_is_kept(script, monkeypatch):
     for release, results in (("5.9.0", {"oracle": [3, 0, 1]}), ("5.10.0", {"cache": [2, 1, 0]})):
         (script.HOMES / release).mkdir()
         (script.HOMES / release / "results.json").write_text(json.dumps(results))
-    monkeypatch.setattr(script, "test", lambda release, group: [])
+    monkeypatch.setattr(script, "test", lambda release, groups: [])
     monkeypatch.setattr("sys.argv", ["test_versions.py", "--releases", "5.9.0"])
     assert script.main() == 0
     rows = script.TABLE.read_text().splitlines()
@@ -61,3 +62,37 @@ def test_the_table_shows_every_result_that_is_kept(script, monkeypatch):
         ["| 5.9.0", "3 / 0 / 1", "not run"],
         ["| 5.10.0", "not run", "2 / 1 / 0"],
     ]
+
+
+XML = """<testsuites><testsuite>
+<testcase classname="tests.families.test_oracle" name="a[1]"/>
+<testcase classname="tests.families.test_oracle" name="a[2]"><failure message="x"/></testcase>
+<testcase classname="tests.families.test_cache" name="b"><skipped/></testcase>
+<testcase classname="tests.families.test_cache" name="c"><error/></testcase>
+</testsuite></testsuites>"""
+
+
+def test_what_pytest_counted_is_kept_by_group(script, monkeypatch, capsys):
+    (script.HOMES / "5.9.0").mkdir()
+    monkeypatch.setattr(script, "environment", lambda release: Path("python"))
+    asked = []
+
+    def run(command, **options):
+        asked.extend(command)
+        (script.HOMES / "5.9.0" / "tests.xml").write_text(XML)
+        return SimpleNamespace(returncode=1)
+
+    monkeypatch.setattr(script.subprocess, "run", run)
+    failed = script.test("5.9.0", ["oracle", "cache"])
+    assert failed == ["tests/families/test_oracle.py::a[2]", "tests/families/test_cache.py::c"]
+    kept = json.loads((script.HOMES / "5.9.0" / "results.json").read_text())
+    assert kept == {"oracle": [1, 1, 0], "cache": [0, 1, 1]}
+    assert asked[-2:] == ["tests/families/test_oracle.py", "tests/families/test_cache.py"]
+    assert "5.9.0, cache: 0 / 1 / 1" in capsys.readouterr().out
+
+
+def test_a_run_that_never_came_to_its_tests_has_failed(script, monkeypatch):
+    (script.HOMES / "5.9.0").mkdir()
+    monkeypatch.setattr(script, "environment", lambda release: Path("python"))
+    monkeypatch.setattr(script.subprocess, "run", lambda command, **options: SimpleNamespace(returncode=4))
+    assert script.test("5.9.0", ["oracle"]) == ["pytest ended with 4"]

@@ -227,6 +227,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=list(FULL), nargs="+", default=list(FULL))
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=5, help="of prefills; 0: selections alone")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32")
     options = parser.parse_args()
@@ -235,7 +236,7 @@ def main() -> None:
         model, inputs = build(name, options.layers, 2, options.device, getattr(torch, options.dtype))
         print(f"{name}, {options.layers} of {FULL[name]} layers, {options.dtype}, {torch.get_num_threads()} threads")
         chosen = selection(model, inputs, options.repeats)
-        first = first_token(model, inputs, max(options.repeats // 3, 3))
+        first = first_token(model, inputs, options.rounds) if options.rounds else []
         shapes.append({"model": name, "layers_built": options.layers, "selection": chosen, "first_token": first})
         del model
     print(f"appended to {append('peers', {'dtype': options.dtype, 'keep_ratio': KEEP, 'shapes': shapes})}")

@@ -66,6 +66,7 @@ def longest(rows: Tensor, count: int) -> Tensor:
     return rows.abs().sum(1).sort(descending=True, stable=True).indices[:count]
 
 
+@torch.no_grad()  # a choice has no gradient
 def least_alike(visual: Tensor, pivots: Tensor, stay: Tensor, k: int) -> Tensor:
     """Return Long[k]: `stay` Long[s], s <= k, and those other rows of `visual` [n, d] least like `pivots` [P, d]."""
     cosines = normalize(pivots, dim=1) @ normalize(visual, dim=1).T

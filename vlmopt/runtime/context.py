@@ -181,9 +181,8 @@ class Chunk:
 
     def stored(self, store: Store) -> int:
         """Return the number of key slots of a layer, those of this step among them."""
-        if stage_of(store) in self.rows:
-            columns, _ = self.columns(store)
-            assert columns is not None
+        columns, _ = self.columns(store) if stage_of(store) in self.rows else (None, None)
+        if columns is not None:
             return columns.shape[1]
         if self.state is None or store not in self.state.index:
             return self.past + self.q

@@ -101,7 +101,8 @@ class TowerPruning(Component):
         whole = bool(keep.all())
         call.page.slot(Patches).append((len(pixels), len(pixels) if whole else int(keep.sum()) * merge**2))
         call.page.probing.append((start, call.clock.now()))
-        return None if whole else TowerPlan(self.session, keep, anchor, lengths, merge**2)
+        tower = f"{type(self.session.model).__name__}'s vision tower"
+        return None if whole else TowerPlan(tower, call.slot(Running), keep, anchor, lengths, merge**2)
 
     def report(self, call: Call) -> Account:
         """Report the patches that the tower was given, and those that it encoded."""
@@ -163,7 +164,7 @@ class BlockHook(TowerHook):
             return None
         given = dict(zip(self.names, args, strict=False)) | kwargs
         hidden = given.pop(self.names[0])
-        hidden = plan.find(hidden) if plan.rows is None else hidden
+        hidden = plan.find(hidden) if plan.found is None else hidden
         return (hidden,), {name: plan.fitted(name, value) for name, value in given.items()}
 
 

@@ -105,7 +105,6 @@ def why_not(module: Any) -> str | None:
 def plan_of(session: Session, layer: int) -> AttentionPlan:
     """Route one attention module through `vlmopt_attention` (once); the undo goes onto the session's stack."""
     module = session.structure.attentions[layer]
-    assert module is not None
     plan: AttentionPlan | None = getattr(module, "_vlmopt_plan", None)
     if plan is None:
         base = module.config

@@ -45,10 +45,10 @@ class Engine:
     def ask(self, text: str, *images: Any, tokens: int = TOKENS, **more: Any) -> Answer:
         return self.run([self.prompt(text, images, **more)], tokens)[0]
 
-    def run(self, prompts: list[dict], tokens: int = TOKENS) -> list[Answer]:
+    def run(self, prompts: list[dict], tokens: int = TOKENS, **options: Any) -> list[Answer]:
         from vllm import SamplingParams
 
-        sampling = SamplingParams(temperature=0, max_tokens=tokens, logprobs=1)
+        sampling = SamplingParams(temperature=0, max_tokens=tokens, logprobs=1, **options)
         return [
             Answer(
                 len(out.prompt_token_ids),

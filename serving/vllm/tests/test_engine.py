@@ -113,13 +113,14 @@ def test_a_request_that_was_preempted_goes_on_as_if_it_had_not_been(engine_of, p
 
     engine = engine_of("tiny_qwen", QUARTER)
     prompts = [engine.prompt(text, [picture]) for picture in pictures for text in (WHAT, YELLOW)]
-    alone = [engine.run([prompt], tokens=40)[0] for prompt in prompts]
+    long = {"tokens": 40, "ignore_eos": True}
+    alone = [engine.run([prompt], **long)[0] for prompt in prompts]
     small = engine_of("tiny_qwen", QUARTER, num_gpu_blocks_override=9, max_model_len=256, enable_prefix_caching=False)
     preempted, preempt = [], Scheduler._preempt_request
     monkeypatch.setattr(
         Scheduler, "_preempt_request", lambda self, request, *more: preempted.append(1) or preempt(self, request, *more)
     )
-    assert all(same(a, b) for a, b in zip(small.run(prompts, tokens=40), alone, strict=True))
+    assert all(same(a, b) for a, b in zip(small.run(prompts, **long), alone, strict=True))
     assert preempted
 
 

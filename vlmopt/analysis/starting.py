@@ -17,13 +17,15 @@ from ..methods import BASES, Method
 
 KEEP = 0.25
 DEPTH = 32  # decoder layers of the models that defaults of papers are for
+MOVED = ("layer", "layers", "object_layer")  # settings that name layers
 
 
 def starting(name: str, layers: int | None = None) -> dict[str, Any]:
     """Return the dict form of the method `name` that works on a model of `layers` decoder layers.
 
     None for `layers`: as in the papers. A selector keeps a quarter; layers that the model does not have move to the
-    same relative depth; a method around another one gets the first that fits.
+    same relative depth, and a block of the tower with them, for small models are small throughout; a method around
+    another one gets the first that fits.
 
     Raises:
         ValueError: no such method.
@@ -38,7 +40,7 @@ def starting(name: str, layers: int | None = None) -> dict[str, Any]:
         default = methods.default_of(f)
         if (inner := holds(name, f.name)) and default is None and not optional(cls, f.name):
             found[f.name] = starting("fastv" if "fastv" in inner else inner[0], layers)
-        elif f.name in ("layer", "layers") and f.metadata.get("kind") in ("int", "ints") and layers is not None:
+        elif f.name in MOVED and f.metadata.get("kind") in ("int", "ints") and layers is not None:
             deep = default if isinstance(default, tuple) else (default,)
             if max(deep, default=0) >= layers:
                 moved = shallower(deep, layers)

@@ -22,22 +22,27 @@ def execute(options: argparse.Namespace) -> None:
         return
     if options.figure and not options.figure.endswith(".svg"):
         raise ValueError(f"--figure {options.figure!r} must end in .svg, the only format it is drawn in")
+    if options.mix and options.rps is None:
+        raise ValueError("--mix says what is asked of many devices; give --rps, too")
     from ..estimation import estimate
 
-    found = estimate(
-        options.model,
-        image=options.image,
-        images=options.images,
-        text=options.text,
-        new_tokens=options.new_tokens,
-        policies=options.policy,
-        devices=calibrated(options),
-        dtype=options.dtype,
-        batch=options.batch,
-        engine=options.engine,
-        assume_keep=options.assume_keep,
-        measured=measured_file(options),
-    )
+    prompt = {
+        "image": options.image,
+        "images": options.images,
+        "text": options.text,
+        "new_tokens": options.new_tokens,
+        "policies": options.policy,
+        "devices": calibrated(options),
+        "dtype": options.dtype,
+        "batch": options.batch,
+        "engine": options.engine,
+        "assume_keep": options.assume_keep,
+        "measured": measured_file(options),
+    }
+    if options.rps is not None:
+        fleet(options, prompt)
+        return
+    found = estimate(options.model, **prompt)
     print(json.dumps(found.to_dict(), indent=2) if options.json else found)
     if options.figure:
         from ..estimation.figure import draw
@@ -45,6 +50,20 @@ def execute(options: argparse.Namespace) -> None:
         Path(options.figure).write_text(draw(found), encoding="utf-8")
         if not options.json:
             print(f"wrote {options.figure}")
+
+
+def fleet(options: argparse.Namespace, prompt: dict[str, Any]) -> None:
+    """Print how many devices a rate needs."""
+    from dataclasses import asdict
+
+    from ..estimation import capacities, mix_of
+
+    mix = mix_of(options.mix) if options.mix else [{}]
+    found = capacities(options.model, options.rps, limit_s=options.limit_ms / 1e3, mix=mix, **prompt)
+    if options.json:
+        print(json.dumps({"kind": "prediction", "capacities": [asdict(one) for one in found]}, indent=2))
+        return
+    print(*found, "Predicted by a simulation of continuous batching, not measured.", sep="\n")
 
 
 def calibrated(options: argparse.Namespace) -> list[str]:

@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+from .capacity import Capacity, Load
 from .devices import Device, devices
-from .predict import estimate
+from .predict import described, estimate
 from .result import Estimate, Prediction
+from .serving import capacities, mix_of
 
-__all__ = ["Device", "Estimate", "Prediction", "devices", "estimate"]
+__all__ = [
+    "Capacity",
+    "Device",
+    "Estimate",
+    "Load",
+    "Prediction",
+    "capacities",
+    "described",
+    "devices",
+    "estimate",
+    "mix_of",
+]

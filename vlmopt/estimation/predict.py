@@ -10,7 +10,7 @@ from vlmopt.core import near, shown
 
 from ..policy import Policy
 from .cuts import Plan, plan
-from .devices import BYTES, Device, device, devices
+from .devices import BYTES, Device, device
 from .result import Estimate, Prediction
 from .roofline import ENGINES, choosing, time
 from .scoring import Scoring, scoring
@@ -27,7 +27,7 @@ EVERYWHERE = ("h100", "a100", "l40s", "4090", "t4")
 
 
 def estimate(
-    model: str,
+    model: str | tuple[Source, Parts],
     *,
     image: str | Size | Sequence[str | Size] = "1280x800",
     images: int = 1,
@@ -47,7 +47,8 @@ def estimate(
     Ratios between policies are worth more than milliseconds.
 
     Args:
-        model: a config.json, a directory with one, a bundled checkpoint, a model of the shipped table, or a Hub id.
+        model: a config.json, a directory with one, a bundled checkpoint, a model of the shipped table, or a Hub id; or
+            what `vlmopt.estimation.described` made of it, to ask for several prompts.
         image: "WIDTHxHEIGHT" or (height, width) in pixels; several for several different images.
         images: how many of each.
         text: tokens of the prompt that no image makes, chat template included.
@@ -81,14 +82,12 @@ def estimate(
     where = [device(name, measured) for name in devices]
     if not where:
         raise ValueError("no device to predict for; give at least one, e.g. devices=['h100']")
-    wanted = named(policies)
-    source = find(model)
+    source, parts = described(model)
     encoded = seen(source, image, images)
-    parts = parts_of(on_meta(source.config))
-    framing = sum(p.framing for p in encoded)
+    rest = text + sum(p.framing for p in encoded)
     plans = {
-        name: plan(Policy.load(policy), encoded, text + framing, len(parts.layers), source.config, assume_keep, name)
-        for name, policy in wanted.items()
+        name: plan(Policy.load(policy), encoded, rest, len(parts.layers), source.config, assume_keep, name)
+        for name, policy in named(policies).items()
     }
     rows = [
         predicted(name, one, parts, place, place.dtype(dtype), new_tokens, batch, engine)
@@ -102,12 +101,20 @@ def estimate(
         parameters=parts.parameters,
         images=tuple(sizes(image)) * images,
         visual_tokens=sum(p.tokens for p in encoded),
-        text_tokens=text + framing,
+        text_tokens=rest,
         new_tokens=new_tokens,
         batch=batch,
         engine=engine,
         predictions=tuple(rows),
     )
+
+
+def described(model: str | tuple[Source, Parts]) -> tuple[Source, Parts]:
+    """Find a model and count its parts, unless that was done."""
+    if isinstance(model, tuple):
+        return model
+    source = find(model)
+    return source, parts_of(on_meta(source.config))
 
 
 def named(policies: Sequence[Any] | Mapping[str, Any]) -> dict[str, Any]:
@@ -165,6 +172,7 @@ def predicted(
         title=place.title,
         dtype=dtype,
         prompt_tokens=round(one.text + sum(p.tokens for p in one.images)),
+        text_tokens=one.text,
         visual_tokens=sum(one.visual) / len(one.visual),
         vision_flops=total(tower).flops,
         scoring_flops=chosen.flops * batch,
@@ -197,4 +205,4 @@ def said(chosen: Scoring) -> tuple[str, ...]:
     return tuple(f"{what} is not priced" for what in chosen.unpriced)
 
 
-__all__ = ["devices", "estimate"]
+__all__ = ["described", "estimate"]

@@ -18,6 +18,7 @@ class Prediction:
     title: str  # of the device
     dtype: str
     prompt_tokens: int  # before any cut
+    text_tokens: int  # of them
     visual_tokens: float  # left, as a mean over the layers of the LLM
     vision_flops: float  # tower and projector
     scoring_flops: float

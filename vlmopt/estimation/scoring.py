@@ -112,7 +112,8 @@ def largest_volume(cut: Cut, plan: Plan, parts: Parts) -> Scoring:
 def sensitivity(cut: Cut, plan: Plan, parts: Parts) -> Scoring:
     """How far the projector's output moves, then a weighted spread."""
     method: Any = cut.selector
-    evaluation = 2 * parts.projector.per_row * cut.before
+    per_row = parts.projector.per_row if method.rank is None else method.rank * parts.projector.values
+    evaluation = 2 * per_row * cut.before
     if method.paper_compat or method.estimator == "finite_difference":
         moved = Scoring(2 * method.directions * evaluation, steps=RANKING)
     elif method.estimator in ("jvp", "closed_form"):

@@ -52,5 +52,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--measured", metavar="FILE", help=f"measured devices: read here, written by --calibrate (default {MEASURED})"
     )
+    parser.add_argument(
+        "--rps", type=float, metavar="RATE", help="how many devices serve so many requests per second, simulated"
+    )
+    parser.add_argument(
+        "--limit-ms", type=float, default=2000, metavar="MS",
+        help="with --rps: time to the first token that 95 %% of the requests get (default 2000)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--mix", metavar="FILE", help="with --rps: a JSON object a line with image, images, text, new_tokens"
+    )
     parser.add_argument("--json", action="store_true", help="machine-readable")
     parser.add_argument("--figure", metavar="FILE", help="draw the stages, dense and policies, as SVG")

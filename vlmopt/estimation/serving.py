@@ -1,0 +1,100 @@
+"""From predictions to capacity: what requests of a mix cost under each policy, and the devices that a rate needs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vlmopt.core import parse, shown
+
+from .capacity import Capacity, Request, Step, needed
+from .predict import CONTEXT, USABLE, described, estimate
+from .result import Prediction
+
+TOGETHER = 64  # samples of the second point by which a step's time is known
+BLOCK_BYTES = 2**20  # of a cache block: about 16 tokens of a 7 B model
+KEYS = ("image", "images", "text", "new_tokens")
+LINES = 10_000
+
+
+def mix_of(path: str | Path) -> list[dict[str, Any]]:
+    """Read a mix of requests, one JSON object a line: image ("WxH"), images, text, new_tokens, each of them optional.
+
+    A line that stands twice is twice as frequent.
+
+    Raises:
+        ValueError: a file that cannot be read, a line that is no such object, more than 10 000 lines.
+    """
+    try:
+        lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not 1 <= len(lines) <= LINES:
+        raise ValueError(f"{path} must hold 1 to {LINES} lines, got {len(lines)}")
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = parse(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
+        if not isinstance(row, dict) or set(row) - set(KEYS):
+            raise ValueError(f"{path}, line {number}: must be an object with {', '.join(KEYS)}, got {shown(row)}")
+        rows.append(row)
+    return rows
+
+
+def capacities(
+    model: str,
+    rate: float,
+    *,
+    limit_s: float = 2.0,
+    mix: Sequence[Mapping[str, Any]] = ({},),
+    seed: int = 0,
+    **prompt: Any,
+) -> list[Capacity]:
+    """Find how many devices serve `rate` requests per second, dense and under policies.
+
+    Continuous batching on paper: `vlmopt.estimation.capacity`. Steps are launched as a whole (engine="graph").
+
+    Args:
+        rate: requests per second, all devices together.
+        limit_s: seconds within which 95 % of the requests get their first token.
+        mix: what a request may differ in from `prompt`, all entries equally frequent.
+        prompt: further arguments of `estimate`.
+
+    Raises:
+        ValueError: as `estimate`; a limit that no idle device keeps, a request that no cache holds.
+    """
+    if not 0 < limit_s < math.inf or not 0 < rate < math.inf:
+        raise ValueError(f"rate and limit must be finite and > 0, got {shown(rate)} and {shown(limit_s)}")
+    parts = described(model)
+    rows = [{**prompt, "engine": "graph", **row} for row in mix]
+    distinct = {repr(sorted(row.items(), key=str)): row for row in rows}
+    alone = {key: estimate(parts, **{**row, "batch": 1}) for key, row in distinct.items()}
+    first = next(iter(distinct.values()))
+    many = estimate(parts, **{**first, "batch": TOGETHER})
+    found = []
+    for one, crowd in zip(next(iter(alone.values())).predictions, many.predictions, strict=True):
+        kinds = [kind(alone[repr(sorted(row.items(), key=str))].of(one.policy, one.device)) for row in rows]
+        blocks = int((one.memory_bytes * USABLE - one.weights_bytes - CONTEXT) // BLOCK_BYTES)
+        try:
+            count, load, highest = needed(kinds, rate, steps(one, crowd), blocks, limit_s, seed=seed)
+        except ValueError as error:
+            raise ValueError(f"{one.policy} on {one.device}: {error}") from error
+        found.append(Capacity(one.policy, one.device, rate, count, load, highest))
+    return found
+
+
+def kind(one: Prediction) -> Request:
+    """Make a request of a prediction for a single sample."""
+    tokens = one.visual_tokens + one.text_tokens
+    encode = (one.vision_ms + one.scoring_ms) / 1e3
+    return Request(tokens, one.new_tokens, encode, one.prefill_ms / 1e3, math.ceil(one.kv_bytes / BLOCK_BYTES))
+
+
+def steps(one: Prediction, crowd: Prediction) -> Step:
+    """Return the seconds of a step by the number of samples: a straight line through one sample and `TOGETHER`."""
+    slope = (crowd.token_ms - one.token_ms) / (TOGETHER - 1)
+    return lambda samples: (one.token_ms + slope * (samples - 1)) / 1e3

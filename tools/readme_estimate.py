@@ -5,7 +5,7 @@ from __future__ import annotations
 import vlmopt
 
 MODEL, IMAGE = "Qwen/Qwen2.5-VL-7B-Instruct", "1280x800"
-DEVICES = ("a100", "l40s", "t4")
+DEVICES = ("h100", "a100", "l40s", "4090")
 POLICIES = ("balanced", "fastv:keep_ratio=0.1", "resize:keep_ratio=0.25")
 
 

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.support.stock import save_checkpoint
+from tools import readme_estimate
 from vlmopt import catalogue
 
 ROOT = Path(__file__).parents[2]
@@ -63,3 +64,7 @@ def test_it_is_short() -> None:
 def test_links_and_images_exist() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
         assert target.startswith("http") or (ROOT / target).exists(), target
+
+
+def test_predictions_are_those_of_the_code() -> None:
+    assert readme_estimate.table() in TEXT

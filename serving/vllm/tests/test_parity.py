@@ -100,8 +100,13 @@ def test_answers_are_those_of_vlmopt_on_transformers(name, engine_of, checkpoint
             first.add(round(served.logprobs[0], 3))
             if served.prompt == expected.prompt and same(served, expected):
                 continue
-            # Two towers differ by rounding, which may decide between two rows of nearly equal score; not more often.
-            if len(kept) >= 2 and len(kept[0] ^ kept[-1]) == 2 and served.prompt == expected.prompt:
+            # Two towers differ by rounding, which may decide between two rows of nearly equal score, and so in a greedy
+            # choice about some that follow; in two cases at most.
+            if (
+                len(kept) >= 2
+                and 0 < len(kept[0] ^ kept[-1]) <= len(kept[-1]) // 2
+                and served.prompt == expected.prompt
+            ):
                 ties += 1
             else:
                 wrong.append((policy, i, served, expected))

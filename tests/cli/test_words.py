@@ -156,6 +156,14 @@ def test_a_setting_without_a_name_says_how_it_is_written() -> None:
         SparsePrefill(MinP())
 
 
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    """More than a pipe holds, so that writing meets the closed end."""
+    line = f"{sys.executable} -m vlmopt completion zsh | head -n 1"
+    done = subprocess.run(line, shell=True, capture_output=True, text=True)
+    assert done.stdout.startswith("#compdef")
+    assert not done.stderr
+
+
 def test_completion_knows_commands_and_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["completion", "bash"]) == 0
     script = capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -39,7 +40,7 @@ DESCRIPTION = "Faster, smaller, less hallucinating vision-language models, witho
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; return the exit code: 0, or 2 with one sentence on stderr."""
+    """Run a command; return the exit code: 0, 2 with one sentence on stderr, or that of a signal."""
     words = sys.argv[1:] if arguments is None else arguments
     named = next((word for word in words if not word.startswith("-")), None)
     if named is not None and named not in COMMANDS:
@@ -52,6 +53,10 @@ def main(arguments: list[str] | None = None) -> int:
         return refused(f"{named}: unknown arguments {' '.join(left)!r}; see `vlmopt {named} --help`")
     try:
         import_module(f".{COMMANDS[options.command].module}", __package__).execute(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # as in `vlmopt list | head`: whoever reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes the rest when it ends
+        return 141
     except Exception as error:
         if options.traceback or not expected(error):
             raise

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 DATA, README, PAGE = ROOT / "vlmopt" / "policy" / "presets.json", ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- preset_tables.py -->\n", "<!-- end -->"
 TITLES = {"questions": "questions about images", "clicks": "clicks on web pages", "clips": "questions about clips"}
+WHERE = {"questions": "", "clicks": "clicks on web pages: ", "clips": "clips, which tiny-qwen never learned: "}
 CONTROLS = ("random", "uniform", "resize")
 Rows = dict[str, Blocks]  # by what was asked for: a preset, or a control in one line
 
@@ -66,8 +67,7 @@ def prices() -> dict[str, str]:
                 if name != "dense" and ":" not in name:
                     losses.setdefault(name, []).append(lost(rows["dense"], rows[name]))
         for name, found in losses.items():
-            where = "" if task == "questions" else f"{TITLES[task]}: "
-            said.setdefault(name, []).append(f"{where}{' and '.join(found)} points")
+            said.setdefault(name, []).append(f"{WHERE[task]}{' and '.join(found)} points")
     return {name: "; ".join(parts) for name, parts in said.items()}
 
 

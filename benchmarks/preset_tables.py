@@ -86,7 +86,8 @@ def write() -> None:
         row["price"] = measured.get(row["name"], row["price"])
         mark = " (default)" if row["name"] == data["default"] else ""
         line = f"| {row['goal']} | `{row['name']}`{mark} | {row['keeps']} | {row['price']} | {row['avoid']} |"
-        readme = re.sub(rf"^\| .* \| `{row['name']}`.* \|$", lambda _, line=line: line, readme, flags=re.MULTILINE)
+        second = rf"^\|[^|]*\| `{row['name']}`.*\|$"  # a row of any other table has a preset elsewhere
+        readme = re.sub(second, lambda _, line=line: line, readme, flags=re.MULTILINE)
     DATA.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     README.write_text(readme, encoding="utf-8")
     page = PAGE.read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ class StandIn:
 
     def __init__(self, session: Session, module: nn.Module, name: str) -> None:
         self.session, self.module, self.name = session, module, name
-        self.other = module.__dict__.get(name)  # somebody else's instance attribute
+        self.other: Callable[..., Any] | None = module.__dict__.get(name)  # somebody else's instance attribute
         self.__name__, self.__doc__ = name, self.original.__doc__
 
     @property

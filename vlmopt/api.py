@@ -27,7 +27,8 @@ def optimize(model: Model, policy: PolicyLike) -> Model:
     and the layers of the cache; `report(model).key_lengths` says how long each was.
 
     The last real row of a prompt never leaves, nor a row whose next token is a label in `labels`: each counts inside
-    the budget.
+    the budget. In training mode without labels (label smoothing, a loss of your own), that goes for every row whose
+    next token is text.
 
     Args:
         model: a transformers `...ForConditionalGeneration` with weights loaded, on any device. Of Qwen's Omni models

@@ -291,3 +291,40 @@ def test_a_training_step_has_the_loss_of_the_reference(name, method, monkeypatch
 def behind(visual: torch.Tensor) -> torch.Tensor:
     """Bool[B, L]: tokens whose predecessor is visual, and which are not."""
     return torch.nn.functional.pad(visual[:, :-1], (1, 0)) & ~visual
+
+
+@pytest.mark.parametrize("labels", ["labels", "shift_labels"])
+@pytest.mark.parametrize("shape", [(24,), (1, 5), (2, 24)])
+def test_labels_of_another_shape_are_refused(labels, shape):
+    family = FAMILIES["llava"]
+    batch = family.inputs([[3, Image(0), 4]])
+    with vlmopt.optimized(copy.deepcopy(family.build("sdpa")), Random(keep_tokens=1)) as model:
+        with pytest.raises(ValueError, match=rf"{labels} must have the shape of the logits, \(1, 24\), got"):
+            model(**batch(), **{labels: torch.zeros(shape, dtype=torch.long)})
+        forward(model, batch)
+
+
+def test_labels_of_the_logits_that_are_kept():
+    """With `logits_to_keep`, labels are as short as the logits."""
+    family = FAMILIES["llava"]
+    batch = family.inputs([[3, Image(0), 1]])
+    with vlmopt.optimized(copy.deepcopy(family.build("sdpa")), Random(keep_tokens=1, layer=2)) as model:
+        labels = batch.ids.masked_fill(batch.visual, -100)
+        labels[:, :-2] = -100
+        expected = model(**batch(), labels=labels).loss
+        for kept in (3, torch.arange(batch.ids.shape[1] - 3, batch.ids.shape[1])):
+            assert torch.allclose(model(**batch(), labels=labels[:, -3:], logits_to_keep=kept).loss, expected)
+
+
+@pytest.mark.parametrize("name", ["llava", "llava_next", "mistral3"])
+def test_a_loss_of_ones_own_sees_every_row_before_text(name):
+    """Label smoothing takes labels away from the model and reads its logits."""
+    family = FAMILIES[name]
+    batch = family.inputs([[4, Image(0), 6], [3, Image(1), 2, Image(2), 5]])
+    before_text = batch.visual & torch.nn.functional.pad(batch.real & ~batch.visual, (0, 1))[:, 1:]
+    with vlmopt.optimized(copy.deepcopy(family.build("sdpa")), Random(keep_tokens=1)) as model:
+        model.train()
+        logits = model(**batch()).logits
+        assert bool((logits[before_text].abs().amax(-1) > 0).all())
+        with torch.no_grad():
+            assert bool((forward(model, batch)[before_text].abs().amax(-1) == 0).any())

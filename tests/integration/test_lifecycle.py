@@ -175,9 +175,9 @@ def test_an_interrupted_call_leaves_nothing(place, run, error):
     hook.remove()
     with pytest.raises(ValueError, match="did not finish"):
         vlmopt.report(model)
+    assert CALL.get() is None
+    assert STEP.get() is None
     if run is generate:
-        assert CALL.get() is None
-        assert STEP.get() is None
         assert all(map(torch.equal, run(model, prompt()).logits, expected.logits))
     else:
         assert torch.equal(run(model, prompt()), expected)
@@ -192,6 +192,23 @@ def test_an_interrupted_call_leaves_nothing(place, run, error):
     assert differences(before, snapshot(model)) == []
     gone = weakref.ref(model)
     del model, hook, before, expected
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.parametrize("run", [generate, forward], ids=["generate", "forward"])
+@pytest.mark.parametrize("place", PLACES)
+def test_an_interrupted_model_is_freed_without_restore(place, run):
+    model = vlmopt.optimize(LLAVA.fresh(), POLICY)
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    PLACES[place](model).register_forward_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, prompt())
+    gone = weakref.ref(model)
+    del model
     gc.collect()
     assert gone() is None
 

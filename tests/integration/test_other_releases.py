@@ -215,6 +215,48 @@ def test_a_part_that_runs_around_its_hooks_is_refused(place):
         model(**batch())
 
 
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_a_forward_is_pruned_by_whatever_way_it_is_reached(name):
+    """Fused kernels and older releases of PEFT call `forward` past the hooks of a module."""
+    model, batch = model_and_batch(name)
+    labels = torch.full_like(batch.ids, -100)
+    labels[0, int(batch.visual[0].nonzero()[-1, 0]) + 1] = 7  # predicted by the one token that stays
+    vlmopt.optimize(model, pruning.Random(keep_tokens=1, layer=2))
+    with torch.no_grad():
+        expected = model(**batch(), labels=labels)
+        found = [model.forward(**batch(), labels=labels)]
+        around_hooks(structure_of(model).outer)
+        found += [model(**batch(), labels=labels), model.forward(**batch(), labels=labels)]
+        states = structure_of(model).outer.forward(**batch()).last_hidden_state
+    assert int((states[0] == 0).all(-1).sum()) == int(batch.total[0]) - 1
+    for out in found:
+        assert torch.equal(out.logits, expected.logits)
+        assert torch.equal(out.loss, expected.loss)
+
+
+def test_a_head_that_goes_around_the_outer_model_is_refused(monkeypatch):
+    model, batch = model_and_batch("llava")
+    vlmopt.optimize(model, CUT)
+    cls = type(model.model)
+
+    def original(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return cls.forward(self, *args, **kwargs)
+
+    model.model.__class__ = type(cls.__name__, (cls,), {"__call__": original})
+    with pytest.raises(RuntimeError, match=f"{re.escape(NAMED)}LlavaForConditionalGeneration ran around the hooks of"):
+        model(**batch())
+
+
+def test_a_forward_that_was_taken_off_is_noticed():
+    """As accelerate does when it removes hooks that it had put under ours."""
+    model, batch = model_and_batch("llava")
+    vlmopt.optimize(model, CUT)
+    for module in (model, model.model):
+        module.forward = type(module).forward.__get__(module)
+    with pytest.raises(RuntimeError, match="forward of LlavaModel is not the one that"):
+        model(**batch())
+
+
 @pytest.mark.parametrize("told", [True, False])
 @pytest.mark.parametrize(
     ("name", "old"),

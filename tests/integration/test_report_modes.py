@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -91,13 +92,17 @@ def test_guidance_of_both_kinds_at_once(use_cache):
     assert torch.equal(nearly.sequences, alone.sequences)
 
 
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("question", ["another question", "the same"])
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
-def test_a_logits_processor_may_run_the_model_on_another_image(name):
+def test_a_logits_processor_may_run_the_model_on_another_image(name, question, use_cache):
     """As contrastive decoding with a disturbed image does: pruned too, and no part of what was asked for."""
     family = FAMILIES[name]
     batch, other = family.inputs([[5, Image(0), 7]]), family.inputs([[3, Image(1), 2, Image(0), 4]], seed=1)
+    if question == "the same":
+        other = dataclasses.replace(batch, inputs={**batch(), "pixel_values": batch.inputs["pixel_values"].flip(-1)})
     model = optimized(family)
-    alone = generate(model, batch)
+    alone = generate(model, batch, use_cache=use_cache)
     expected = vlmopt.report(model)
     beside = [forward(model, other)]
 
@@ -106,7 +111,7 @@ def test_a_logits_processor_may_run_the_model_on_another_image(name):
             beside.append(forward(model, other))
             return scores
 
-    out = generate(model, batch, logits_processor=transformers.LogitsProcessorList([Beside()]))
+    out = generate(model, batch, use_cache=use_cache, logits_processor=transformers.LogitsProcessorList([Beside()]))
     report = vlmopt.report(model)
     assert all(map(torch.equal, out.logits, alone.logits))
     assert (report.samples, report.key_lengths, report.applied) == (

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 MODALITIES = {"image": "get_image_features", "video": "get_video_features"}
@@ -81,6 +82,26 @@ def brings_pixels(arguments: Mapping[str, Any]) -> bool:
 def pixels_in(modality: str, bound: Mapping[str, Any]) -> Any:
     """Return the pixels that a feature function is called with; None if it is handed none."""
     return next((bound[name] for name in PIXELS[modality] if bound.get(name) is not None), None)
+
+
+def images_in(arguments: Mapping[str, Any]) -> list[Tensor]:
+    """Return the tensors that carry images in a call of the outer model: pixels, or what an encoder made of them."""
+
+    def tensors(value: Any) -> list[Tensor]:
+        if isinstance(value, Tensor):
+            return [value]
+        parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+        return [tensor for part in parts for tensor in tensors(part)]
+
+    names = sorted(name for name in arguments if name.startswith(CARRIERS))
+    return [tensor for name in names for tensor in tensors(arguments[name])]
+
+
+def same_images(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
+    """Return whether two passes bring the same images, as far as both bring some."""
+    if not one or not other:
+        return True
+    return len(one) == len(other) and all(a is b or torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def carries_pixels(name: str, value: Any) -> bool:

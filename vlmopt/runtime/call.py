@@ -6,7 +6,7 @@ They hold facts. What a feature remembers beside them lies in slots whose classe
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,7 +21,7 @@ from ..families import Family
 from ..policy import Policy
 from ..scorers import TrainedScorer
 from . import compat
-from .arguments import OuterArguments, Request
+from .arguments import OuterArguments, Request, images_in, same_images
 from .context import Chunk, Lease, VisualContext
 from .ledger import Clock, Features, Page
 from .offload import device_of
@@ -88,11 +88,11 @@ class Session(Slots):
         step = STEP.get()
         return step if isinstance(step, Step) and step.call.session is self else None
 
-    def new_call(self, request: Request | None = None, around: Call | None = None) -> Call:
+    def new_call(self, request: Request | None = None) -> Call:
         """Begin a `generate`, or a bare forward where nothing was requested."""
         clock = Clock(torch.cuda.is_available() and device_of(self.model).type == "cuda")
         self.last.call, self.last.began = None, True
-        return Call(self, clock, request is not None, request or Request(), around, clock.now())
+        return Call(self, clock, request is not None, request or Request(), clock.now())
 
 
 @dataclass(eq=False)
@@ -103,11 +103,11 @@ class Call(Slots):
     clock: Clock
     by_generate: bool
     request: Request = field(default_factory=Request)
-    around: Call | None = None  # inside which a forward runs: of another model, or one that this is beside
     start: Any = None
     began: int | None = None  # length of the cache before the first chunk
     cache: Any = None  # of the sequence asked for, while the call runs
     arguments: OuterArguments | None = None  # on the way from the outer model to its decoder
+    images: Sequence[Tensor] | None = None  # as its first pass brought them, while the call runs
     features: Features = field(default_factory=Features)
     page: Page = field(default_factory=Page)
     prompt: Page | None = None  # the page of the prompt, from the first logits on
@@ -121,11 +121,11 @@ class Call(Slots):
     new_tokens: int = 0
     beside: bool = False  # one forward inside a `generate`, of another sequence; it has no report
 
-    def aside(self, cache: Any, ids: Tensor | None) -> bool:
+    def aside(self, cache: Any, ids: Tensor | None, given: Mapping[str, Any] | None = None) -> bool:
         """Return whether a pass is of another sequence than the one asked for.
 
         One example is the unconditional sequence of a guidance scale. Sequences are told apart by their cache, without
-        one by how they begin.
+        one by how they begin and by the images among what the outer model was `given`.
         """
         if self.began is None:
             return False
@@ -135,7 +135,9 @@ class Call(Slots):
             return False
         prompt = self.request.ids.to(ids.device)
         copies, rest = divmod(len(ids), len(prompt))
-        return bool(rest) or not torch.equal(ids[:, : prompt.shape[1]], prompt.repeat_interleave(copies, 0))
+        if rest or not torch.equal(ids[:, : prompt.shape[1]], prompt.repeat_interleave(copies, 0)):
+            return True
+        return given is not None and not same_images(self.images or (), images_in(given))
 
     def open_step(self, step: Step) -> None:
         """Begin a decoder forward; prefills are marked, decode steps only counted."""
@@ -181,7 +183,7 @@ class Call(Slots):
         self.end = self.clock.now()
         self.page = self.prompt or self.page
         self.features.clear()
-        self.cache = None
+        self.cache = self.images = None
         self.session.last.call = self
 
     def skip(self, what: str, why: str) -> None:

@@ -10,7 +10,7 @@ from .arguments import OuterArguments
 from .call import Call, Session
 from .context import ImagePart, VisualContext, VisualSpan
 from .ledger import Features
-from .predicting import predicting_rows
+from .predicting import predicting_rows, rows_before_text
 
 
 def build_context(
@@ -38,7 +38,10 @@ def build_context(
         span[item.batch_row, item.index] = item.item
     ordinal = visual.long().cumsum(1) - 1
     real = torch.ones_like(visual) if mask is None else mask
-    predicts, read = predicting_rows(call, real, past, arguments.targets)
+    targets = arguments.targets
+    if targets is None and session.structure.outer.training and torch.is_grad_enabled():
+        targets = rows_before_text(visual, real)
+    predicts, read = predicting_rows(call, real, past, targets)
     held = predicts & visual
     return VisualContext(visual, span, ordinal, spans, expand, mask, grouped, parts, held if held.any() else None, read)
 

@@ -31,6 +31,11 @@ def predicting_rows(call: Call, real: Tensor, past: int, targets: Tensor | None)
     return last if targets is None else last | targets.to(last.device), column
 
 
+def rows_before_text(visual: Tensor, real: Tensor) -> Tensor:
+    """Return Bool[B, L]: rows whose next token is text. A loss outside the model (label smoothing) may count them."""
+    return pad((real & ~visual)[:, 1:], (0, 1))
+
+
 def last_real(call: Call, real: Tensor, past: int, end: int) -> Tensor:
     """Return Long[B]: the logical index of every sample's last real row; -1 where its chunk is not known."""
     mask = call.request.mask

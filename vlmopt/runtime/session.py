@@ -12,15 +12,15 @@ from ..families import family_of
 from ..policy import Policy
 from ..scorers import TrainedScorer
 from .arguments import MODALITIES
-from .call import CALL, STEP, Session
+from .call import Session
 from .captures import capture_of
 from .component import Components
 from .components.order import COMPONENTS
 from .hooks.decoder import CloseStep, OpenStep
 from .hooks.encoder import FeatureProbe
 from .hooks.generate import Generate
-from .hooks.head import FirstToken, LabelsHook
-from .hooks.outer import CloseForward, OuterHook
+from .hooks.head import Head
+from .hooks.outer import Outer
 from .structure import ModelStructure
 
 # Of a module: the first two hold the hooks, the others what was said of them.
@@ -48,19 +48,17 @@ def install(policy: Policy, structure: ModelStructure, trained: Mapping[str, Tra
 
 def put(session: Session) -> None:
     """Install what every call needs, then what is captured, then what the components do."""
-    outer, head, decoder = session.structure.outer, session.structure.head, session.structure.decoder
+    outer, decoder = session.structure.outer, session.structure.decoder
     needs = {need for component in session.slot(Components) for need in component.signals()}
     captures = {capture_of(need): None for need in sorted(needs, key=repr)}  # two sessions install alike
     Generate(session).put()
     for modality, name in MODALITIES.items():
         if hasattr(outer, name):
             FeatureProbe(session, modality, list(captures)).put()
-    session.hook(outer.register_forward_pre_hook(OuterHook(session), with_kwargs=True))
-    session.hook(outer.register_forward_hook(CloseForward(session), always_call=True))
-    session.hook(head.register_forward_pre_hook(LabelsHook(head), with_kwargs=True))
-    session.hook(head.register_forward_hook(FirstToken(session)))
+    Outer(session).put()
+    Head(session).put()  # around it, where one module is both
     session.hook(decoder.register_forward_pre_hook(OpenStep(session), with_kwargs=True))
-    session.hook(decoder.register_forward_hook(CloseStep(session), with_kwargs=True, always_call=True))
+    session.hook(decoder.register_forward_hook(CloseStep(session), with_kwargs=True))
     for need in sorted(needs, key=repr):
         capture_of(need).install(session, need)
     for component in session.slot(Components):
@@ -68,17 +66,13 @@ def put(session: Session) -> None:
 
 
 def remove(session: Session) -> None:
-    """Undo in reverse order, and let go of a call that was interrupted; idempotent."""
+    """Undo in reverse order; idempotent."""
     session.lease.alive = False
     while session.undo:
         session.undo.pop()()
     for tables, key, _ in hooks_below(session.model, session):  # on copies of parts
         for table in tables:
             table.pop(key, None)
-    if session.running_step() is not None:
-        STEP.set(None)
-    if session.running_call() is not None:
-        CALL.set(None)
 
 
 def session_of(model: nn.Module) -> Session | None:

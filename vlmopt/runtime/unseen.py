@@ -64,6 +64,24 @@ def refuse_undecoded(call: Call) -> None:
         raise unknown(f"{type(structure.outer).__name__} ran around the hooks of {type(structure.decoder).__name__}")
 
 
+def refuse_unreached(session: Session, ids: Tensor | None) -> None:
+    """Refuse a forward whose images the outer model was never handed."""
+    if ids is not None and has_visual(session, ids):
+        head, outer = (type(part).__name__ for part in (session.structure.head, session.structure.outer))
+        raise unknown(f"{head} ran around the hooks of {outer}")
+
+
+def refuse_taken_off(session: Session) -> None:
+    """Refuse a pass of the decoder where somebody, unhooking what is theirs, has taken our `forward` off its owner."""
+    outer = session.structure.outer
+    own = vars(outer).get("forward")
+    if own is None or getattr(own, "__func__", None) is type(outer).forward:
+        raise RuntimeError(
+            f"forward of {type(outer).__name__} is not the one that vlmopt.optimize put there: something that was "
+            "wrapped around it has been taken off, together with it. Call vlmopt.optimize(model, policy) again"
+        )
+
+
 def refuse_bypassed(step: PromptStep) -> None:
     """Refuse a pass over visual tokens that went around a layer or an attention function with work to do."""
     session = step.call.session

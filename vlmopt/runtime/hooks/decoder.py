@@ -15,7 +15,7 @@ from ..call import STEP, Call, DecodeStep, PromptStep, Session, Step
 from ..component import Components
 from ..context import CacheState, VisualContext
 from ..grouping import build_context
-from ..unseen import refuse_bypassed, refuse_ungrouped, refuse_unseen
+from ..unseen import refuse_bypassed, refuse_taken_off, refuse_ungrouped, refuse_unseen
 from . import checkpointing
 
 
@@ -31,6 +31,7 @@ class OpenStep:
         STEP.set(None)
         call = self.session.running_call()
         if call is None:
+            refuse_taken_off(self.session)
             return
         if args:
             kwargs = by_name(self.signature, module, *args, **kwargs)
@@ -92,7 +93,7 @@ class OpenStep:
 
 
 class CloseStep:
-    """Forward hook of the decoder; also called, with no output, when the forward raised."""
+    """Forward hook of the decoder."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -102,8 +103,6 @@ class CloseStep:
         if step is None:
             return None
         STEP.set(None)
-        if output is None:
-            return None
         if isinstance(step, PromptStep) and step.context is not None:
             refuse_bypassed(step)
         if step.rows:

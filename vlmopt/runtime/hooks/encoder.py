@@ -30,8 +30,6 @@ class FeatureProbe(StandIn):
         call = self.session.running_call()
         if call is None or call.features.depth:
             return self.original(*args, **kwargs)
-        if not call.by_generate and call.arguments is None:  # a bare forward that was interrupted
-            return self.original(*args, **kwargs)
         bound = by_name(self.__signature__, *args, **kwargs)
         compat.require(self.required, bound, self.name)
         start = call.clock.now()
@@ -47,9 +45,6 @@ class FeatureProbe(StandIn):
                 lengths = feature_lengths(out)
             else:
                 out, lengths = plan.run(self.original, bound)
-        except BaseException:  # the forward ends here, and for Ctrl-C no hook is called
-            call.arguments = None
-            raise
         finally:
             call.features.depth -= 1
         call.page.vision.append((start, call.clock.now()))

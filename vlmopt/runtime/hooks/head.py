@@ -3,43 +3,78 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 from torch.nn.functional import pad
 
+from ..arguments import brings_pixels, by_name
 from ..call import Session
+from ..unseen import refuse_unreached
+from .stand_in import StandIn
 
-TARGETS: ContextVar[Tensor | None] = ContextVar("vlmopt_targets", default=None)  # on the way to the model in the head
 IGNORED = -100  # a label that no loss counts
 
 
-class LabelsHook:
-    """Forward pre-hook of the model with the head: only there are labels known."""
+@dataclass(eq=False)
+class Asked:
+    """A forward of the model with the head, on its way to the outer model."""
 
-    def __init__(self, head: nn.Module) -> None:
-        self.signature = inspect.signature(type(head).forward)
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = {**self.signature.bind_partial(module, *args).arguments, **kwargs} if args else kwargs
-        TARGETS.set(targets_of(given.get("labels"), given.get("shift_labels")))
+    session: Session
+    targets: Tensor | None  # Bool[B, L], rows whose next token is a label; None without labels
+    reached: bool = False
 
 
-def targets_of(labels: Tensor | None, shifted: Tensor | None) -> Tensor | None:
-    """Return Bool[B, L]: rows whose next token counts in the loss, from `labels` or `shift_labels` of a call."""
-    if shifted is not None:
-        return shifted != IGNORED
-    return None if labels is None else pad(labels[:, 1:] != IGNORED, (0, 1))
+ASKED: ContextVar[Asked | None] = ContextVar("vlmopt_asked", default=None)
 
 
-class FirstToken:
-    """Mark when the first logits of a call exist: the end of TTFT."""
+class Head(StandIn):
+    """`forward` of the model with the head: only there are labels known, and when the first logits exist."""
 
     def __init__(self, session: Session) -> None:
-        self.session = session
+        super().__init__(session, session.structure.head, "forward")
+        self.__signature__ = inspect.signature(self.original)
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        call = self.session.running_call()
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        session = self.session
+        if not session.lease.alive:
+            return self.original(*args, **kwargs)
+        given = by_name(self.__signature__, *args, **kwargs) if args else kwargs
+        asked = Asked(session, targets_of(given))
+        before = ASKED.set(asked)
+        try:
+            out = self.original(*args, **kwargs)
+        finally:
+            ASKED.reset(before)
+        if not asked.reached and brings_pixels(given):
+            refuse_unreached(session, given.get("input_ids"))
+        call = session.running_call()
         if call is not None and call.by_generate and call.prompt_done and call.first_token is None:
             call.close_prompt()
+        return out
+
+
+def targets_of(given: Mapping[str, Any]) -> Tensor | None:
+    """Return Bool[B, L]: rows whose next token counts in the loss, from `labels` or `shift_labels` of a call.
+
+    Labels belong to the logits, which `logits_to_keep` may ask for at a part of the rows.
+    """
+    labels, shifted = given.get("labels"), given.get("shift_labels")
+    asked, rows = (labels if shifted is None else shifted), given.get("input_ids")
+    rows = given.get("inputs_embeds") if rows is None else rows
+    if asked is None or rows is None:
+        return None
+    kept = given.get("logits_to_keep", 0)
+    columns = torch.arange(rows.shape[1], device=asked.device)[slice(-kept, None) if isinstance(kept, int) else kept]
+    if asked.shape != (rows.shape[0], len(columns)):
+        raise ValueError(
+            f"{'labels' if shifted is None else 'shift_labels'} must have the shape of the logits, "
+            f"{(rows.shape[0], len(columns))}, got {tuple(asked.shape)}: one label a token, {IGNORED} where none counts"
+        )
+    counts = asked != IGNORED
+    counts = pad(counts[:, 1:], (0, 1)) if shifted is None else counts
+    return counts.new_zeros(rows.shape[:2]).index_copy_(1, columns, counts)

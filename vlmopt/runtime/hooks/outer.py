@@ -3,65 +3,67 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
-
 from .. import compat
-from ..arguments import OuterArguments, by_name
-from ..call import CALL, Call, Session
+from ..arguments import OuterArguments, by_name, images_in
+from ..call import CALL, STEP, Call, Session
 from ..component import Components
 from ..unseen import refuse_undecoded
-from .head import TARGETS
+from .head import ASKED
+from .stand_in import StandIn
 
 
-class OuterHook:
-    """Forward pre-hook of the outer model."""
+class Outer(StandIn):
+    """`forward` of the outer model, by whatever way it is reached; what it opens is closed, after Ctrl-C too."""
 
     def __init__(self, session: Session) -> None:
-        self.session = session
-        self.signature = inspect.signature(type(session.structure.outer).forward)
+        super().__init__(session, session.structure.outer, "forward")
+        self.__signature__ = inspect.signature(self.original)
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        bound = by_name(self.signature, module, *args, **kwargs) if args else kwargs
-        ids = bound.get("input_ids")
-        call = self.open_call(compat.cache_in(bound), ids)
-        call.arguments = OuterArguments(bound, TARGETS.get())
-        TARGETS.set(None)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        session = self.session
+        if not session.lease.alive:
+            return self.original(*args, **kwargs)
+        bound = by_name(self.__signature__, *args, **kwargs) if args else kwargs
+        generating = session.running_call()
+        call = self.call_of(generating, bound)
+        self.note(call, bound)
+        running, open_step = CALL.set(call), STEP.set(None)
+        try:
+            out = self.original(*args, **kwargs)
+            if call is not generating:
+                refuse_undecoded(call)
+                if not call.beside:
+                    for component in session.slot(Components):
+                        component.close_call(call)
+                    call.finish()
+            return out
+        finally:
+            STEP.reset(open_step)
+            CALL.reset(running)
+
+    def call_of(self, running: Call | None, bound: Mapping[str, Any]) -> Call:
+        """Return the running `generate`; a new call for a bare forward, or for one of another sequence inside it."""
+        if running is None or not running.by_generate:
+            return self.session.new_call()
+        if running.aside(compat.cache_in(bound), bound.get("input_ids"), bound):
+            return Call(self.session, running.clock, by_generate=True, beside=True)
+        return running
+
+    def note(self, call: Call, bound: Mapping[str, Any]) -> None:
+        """Leave in the call what its decoder pass has to know."""
+        asked, ids = ASKED.get(), bound.get("input_ids")
+        if asked is not None and asked.session is not self.session:
+            asked = None
+        if asked is not None:
+            asked.reached = True
+        call.arguments = OuterArguments(dict(bound), None if asked is None else asked.targets)
+        if call.images is None:
+            call.images = images_in(bound)
         one_row = ids is not None and ids.shape[1] == 1  # no image fits in
         if not one_row and call.arguments.encodes:
             call.features.clear()  # this forward encodes by itself, in older releases at every uncached step
             for component in self.session.slot(Components):
                 component.open_encoding(call)
-
-    def open_call(self, cache: Any, ids: Tensor | None) -> Call:
-        """Return the running `generate` of this session; else a new call, for a bare forward or another sequence."""
-        call = self.session.running_call()
-        if call is not None and call.by_generate:
-            if not call.aside(cache, ids):
-                return call
-            new = Call(self.session, call.clock, by_generate=True, around=call, beside=True)
-        else:
-            around = CALL.get() if call is None else call.around  # an earlier forward of ours was interrupted
-            new = self.session.new_call(around=around)
-        CALL.set(new)
-        return new
-
-
-class CloseForward:
-    """End the call of a bare forward or of one beside `generate`, also when it raised."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        call = self.session.running_call()
-        if call is not None and (call.beside or not call.by_generate):
-            CALL.set(call.around)
-            call.around = None
-            if output is not None:
-                refuse_undecoded(call)
-                if not call.beside:
-                    for component in self.session.slot(Components):
-                        component.close_call(call)
-                    call.finish()

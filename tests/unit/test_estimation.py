@@ -321,3 +321,15 @@ def test_names_in_a_figure_are_escaped() -> None:
     found = vlmopt.estimate("tiny-qwen", image="280x280", policies={"a<b & c": "gentle"}, devices=["h100"])
     assert "a&lt;b &amp; c" in draw(found)
     xml.fromstring(draw(found))
+
+
+def test_recorded_ratios_are_close_and_stand_on_the_page() -> None:
+    """Dense over policy, measured on a CPU and predicted from its calibration: within 15 %."""
+    root = Path(__file__).parents[2]
+    page = (root / "docs" / "estimate.md").read_text(encoding="utf-8")
+    records = (root / "benchmarks" / "results" / "estimate.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [row for record in records for row in json.loads(record)["rows"]]
+    assert len(rows) >= 9
+    for row in rows:
+        assert row["predicted"] / row["measured"] == pytest.approx(1, abs=0.15)
+        assert f"| `{row['policy']}` | {row['measured']:.2f} | {row['predicted']:.2f} |" in page

@@ -48,7 +48,7 @@ class Eviction(Configured, ABC):
         choices=PROTECT,
     )
     first: int = setting(4, "First keys of the prompt that never leave: attention sinks.", "int", min=0)
-    recent: int = setting(32, "Last keys of the prompt that never leave.", "int", min=1)
+    recent: int = setting(8, "Last keys of the prompt that never leave.", "int", min=1)
     per_head: bool = setting(
         True, "Every key-value head keeps keys of its own; False: one set per layer, by the mean score.", "bool"
     )

@@ -104,7 +104,7 @@ def quality(options: argparse.Namespace) -> None:
     for block in options.block:
         job = task(options.images, options.images, model.config.model_type, SEED + block * BLOCKS)
         named: list[tuple[str, float, Eviction | None]] = [("full cache", 1.0, None)]
-        named += [(name, ratio, make(ratio)) for ratio in BUDGETS for name, make in MAKERS.items()]
+        named += [(name, ratio, make(ratio)) for ratio in options.budgets for name, make in MAKERS.items()]
         for name, ratio, method in tqdm(named, desc=f"{options.checkpoint}, block {block}"):
             with vlmopt.optimized(model, Policy(kv=method)):
                 said, sizes = captions(model, processor, job.worlds)
@@ -222,6 +222,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="tiny-qwen")
     parser.add_argument("--images", type=int, default=64, help="of a block")
     parser.add_argument("--block", type=int, nargs="+", default=[0], help="of seeds, each with its own images")
+    parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS)
     parser.add_argument("--speed", action="store_true", help="time decoding steps instead")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--tables", action="store_true", help="print Markdown of what was measured, and stop")

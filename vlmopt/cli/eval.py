@@ -79,12 +79,14 @@ def table(summary: dict[str, Any]) -> str:
     policies = summary["policies"]
     names = [name for name in SHOWN if any(name in one["metrics"] for one in policies.values())]
     width = max(map(len, policies))
-    lines = ["", f"{'policy':<{width}} {'n':>6} {'errors':>6} {'kept':>8} {'ttft ms':>8} {'agrees':>7}"]
+    lines = ["", f"{'policy':<{width}} {'n':>6} {'errors':>6} {'kept':>8} {'ttft ms':>8} {'KV KiB':>8} {'agrees':>7}"]
     lines[1] += "".join(f" {name:>20}" for name in names)
     for name, one in policies.items():
         kept, ttft, agrees = one["tokens"]["kept"], one["latency"]["ttft_ms"], one["agreement_with_dense"]
+        size = one["latency"]["kv_bytes"]
         line = f"{name:<{width}} {one['n']:>6} {one['errors']:>6} {number(kept):>8}"
-        line += f" {number(ttft and ttft['median']):>8} {number(agrees and 100 * agrees['value']):>7}"
+        line += f" {number(ttft and ttft['median']):>8} {number(size and size['median'] / 2**10):>8}"
+        line += f" {number(agrees and 100 * agrees['value']):>7}"
         lines.append(line + "".join(f" {figure(metric, one['metrics'].get(metric)):>20}" for metric in names))
     if not summary["complete"]:
         lines.append("not complete: some samples have no answer yet")

@@ -69,6 +69,7 @@ class Recorder:
             ms=told.ms,
             decode_tokens_per_s=told.decode_tokens_per_s,
             memory_bytes=memory,
+            kv_bytes=told.kv_cache_bytes or None,
             new_tokens=out.lengths[index],
             batch=len(batch.samples),
             call=batch.samples[0].id,

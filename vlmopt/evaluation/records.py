@@ -47,6 +47,7 @@ class Record:
         tokens: prompt, visual, kept (after the last cut), layer_average.
         ms: vision, scoring, prefill, ttft, decode, total: of the whole batch; None where a stage did not run.
         decode_tokens_per_s: of every sequence of the batch.
+        kv_bytes: keys and values that the whole batch kept of its prompts; None where none were counted.
         memory_bytes: peak of the process since the policy was put on, weights included; None where nothing counts it.
         new_tokens: of this sample, the end mark included.
         batch, call: samples in the batch, and the id of its first: one `ms` per (policy, call).
@@ -72,6 +73,7 @@ class Record:
     ms: dict[str, float | None] | None = None
     decode_tokens_per_s: float | None = None
     memory_bytes: int | None = None
+    kv_bytes: int | None = None
     new_tokens: int | None = None
     batch: int = 1
     call: str = ""

@@ -13,7 +13,8 @@ policies    name -> {
     versus_dense    metric -> {difference, low, high, p, n}; empty for dense
     agreement_with_dense   as a metric
     latency         {ttft_ms, decode_ms, prefill_ms, vision_ms, scoring_ms, total_ms, decode_tokens_per_s:
-                    {median, p20, p80} or null; peak_memory_bytes, calls, batch}: of whole batches
+                    {median, p20, p80} or null; kv_bytes (a sample's share), peak_memory_bytes, calls, batch}: of whole
+                    batches
     tokens          {prompt, visual, kept, layer_average, new}: means over samples
 }
 """
@@ -130,6 +131,7 @@ def latency(records: Sequence[Record]) -> dict[str, Any]:
     return {
         **{f"{stage}_ms": spread([call.ms.get(stage) if call.ms else None for call in calls]) for stage in STAGES},
         "decode_tokens_per_s": spread([call.decode_tokens_per_s for call in calls]),
+        "kv_bytes": spread([None if call.kv_bytes is None else call.kv_bytes / call.batch for call in calls]),
         "peak_memory_bytes": max(peaks, default=None),
         "calls": len(calls),
         "batch": max((call.batch for call in calls), default=0),

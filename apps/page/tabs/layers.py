@@ -11,6 +11,7 @@ from vlmopt.apps.page import figures
 from vlmopt.apps.page.running import Worker
 from vlmopt.apps.page.state import Run
 from vlmopt.overlay import overlay
+from vlmopt.reporting import Report
 
 PARTS = ["kept", "markers", "dropped"]
 
@@ -35,6 +36,8 @@ def show(run: Run, worker: Worker) -> None:
         f"**{sample['visual_tokens_kept']}** are left at the end"
         + (f", and {sample['markers']} markers stand for dropped runs." if sample["markers"] else ".")
     )
+    if report.kv:
+        show_cache(report)
     stages = report.stages()
     if not stages:
         st.info(
@@ -47,6 +50,31 @@ def show(run: Run, worker: Worker) -> None:
         with columns[number % len(columns)]:
             st.markdown(f"**Before layer {stage.layer}** · `{stage.method}` · {stage.before} → {stage.after}")
             st.image(overlay(run.shown, stage.maps), width="stretch")
+
+
+def show_cache(report: Report) -> None:
+    """Draw the keys that every layer kept when the prompt was over."""
+    x = alt.X("layer:O", title="decoder layer", axis=alt.Axis(labelAngle=0, labelOverlap=True))
+    bars = figures.stacked(
+        keys(report.kv), x, alt.Y("amount:Q", title="keys"), ["kept", "evicted"], (figures.BLUE, figures.FAINT)
+    )
+    figures.show(bars)
+    st.markdown(
+        f"When the prompt was over the cache went from **{report.kv_bytes_prompt / 2**10:.0f}** to "
+        f"**{report.kv_cache_bytes / 2**10:.0f} KiB**."
+    )
+
+
+def keys(evicted: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return entries (layer, part, amount) of a stacked bar per layer that evicted keys."""
+    return [
+        {"layer": entry["layer"], "part": part, "amount": amount}
+        for entry in evicted
+        for part, amount in (
+            ("kept", entry["slots_after"]),
+            ("evicted", entry["slots_before"] - entry["slots_after"]),
+        )
+    ]
 
 
 def counts(sample: dict[str, Any], depth: int) -> list[dict[str, Any]]:

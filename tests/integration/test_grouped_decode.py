@@ -13,6 +13,7 @@ from tests.support.mechanism import gap, generate
 from vlmopt import kv
 from vlmopt.pruning import FastV, Uniform
 from vlmopt.runtime.components.grouped_decode import LEAST_KEYS, GroupedDecode, GroupedLayer
+from vlmopt.runtime.points import AttentionCall
 from vlmopt.runtime.session import session_of
 
 TOLERANCE = 1e-5
@@ -24,14 +25,14 @@ GROUPED = [f for f in FAMILIES.values() if not f.extra]
 def answers(monkeypatch):
     """Count how often grouped rows stood in for the kernel."""
     found = []
-    run = GroupedLayer.run
+    compute = GroupedLayer.compute
 
     def counted(self, *args, **kwargs):
-        out = run(self, *args, **kwargs)
+        out = compute(self, *args, **kwargs)
         found.append(out is not None)
         return out
 
-    monkeypatch.setattr(GroupedLayer, "run", counted)
+    monkeypatch.setattr(GroupedLayer, "compute", counted)
     return found
 
 
@@ -74,12 +75,16 @@ def wide(shape, keys, dtype=torch.float32):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_by_itself_from_a_thousand_keys_on(dtype):
     layer = GroupedLayer(always=False)
-    assert layer.run(None, *wide((1, 8, 2, 64), LEAST_KEYS - 1, dtype), None) is None
-    assert layer.run(None, *wide((1, 8, 2, 32), LEAST_KEYS, dtype), None) is None
+
+    def computed(query, key, value, mask=None, **options):
+        return layer.compute(None, AttentionCall(0, torch.nn.Identity(), query, key, value, mask, options))
+
+    assert computed(*wide((1, 8, 2, 64), LEAST_KEYS - 1, dtype)) is None
+    assert computed(*wide((1, 8, 2, 32), LEAST_KEYS, dtype)) is None
     query, key, value = wide((2, 8, 2, 64), LEAST_KEYS, dtype)
-    assert layer.run(None, query, key, value, torch.ones(1, 1, 1, LEAST_KEYS, dtype=torch.bool)) is None
-    assert layer.run(None, query.expand(-1, -1, 2, -1), key, value, None) is None
-    out = layer.run(None, query, key, value, None, scaling=0.1, dropout=0.0)
+    assert computed(query, key, value, torch.ones(1, 1, 1, LEAST_KEYS, dtype=torch.bool)) is None
+    assert computed(query.expand(-1, -1, 2, -1), key, value) is None
+    out = computed(query, key, value, scaling=0.1, dropout=0.0)
     shared = key.repeat_interleave(4, 1), value.repeat_interleave(4, 1)
     expected = torch.nn.functional.scaled_dot_product_attention(query, *shared, scale=0.1).transpose(1, 2)
     assert out.shape == expected.shape == (2, 1, 8, 64)

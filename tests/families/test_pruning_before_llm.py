@@ -108,7 +108,7 @@ def test_half_precision_gives_finite_scores(method):
     assert chosen.scores is None or bool(chosen.scores.isfinite().all())
 
 
-@pytest.mark.parametrize("cls", [*{type(method) for method in SETTINGS.values()}], ids=lambda c: c.name)
+@pytest.mark.parametrize("cls", list(dict.fromkeys(map(type, SETTINGS.values()))), ids=lambda c: c.name)
 def test_all_of_them_act_before_the_llm(cls):
     with pytest.raises(ValueError, match=r"layer.*<= 0"):
         cls(keep_ratio=0.5, layer=1)

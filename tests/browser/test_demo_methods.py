@@ -15,6 +15,7 @@ from tests.support.visual import scorer
 from vlmopt import scorers
 from vlmopt.checks import model_facts
 from vlmopt.kernels.patterns import registry as patterns
+from vlmopt.kv import registry as evictions
 from vlmopt.methods import methods
 from vlmopt.prefill import SparsePrefill
 from vlmopt.runtime.structure import structure_of
@@ -44,6 +45,8 @@ def policies() -> dict[str, Any]:
         found[name] = lambda cls=cls, least=least: vlmopt.Policy(
             prefill=SparsePrefill(pattern=cls(), min_len=least, max_work=2.0)
         )
+    for name, eviction in evictions.items():
+        found[name] = lambda eviction=eviction: vlmopt.Policy(kv=eviction(keep_ratio=0.5))
     return found
 
 

@@ -122,8 +122,8 @@ def test_a_policy_that_always_fails_stops_the_run_and_may_be_asked_again(
 
 
 def stripped(rows: list[Record]) -> list[Record]:
-    """Without what differs from run to run."""
-    free = {"ms": None, "decode_tokens_per_s": None, "memory_bytes": None, "batch": 0, "call": ""}
+    """Return rows without what differs from run to run, or is of a whole batch."""
+    free = {"ms": None, "decode_tokens_per_s": None, "memory_bytes": None, "kv_bytes": None, "batch": 0, "call": ""}
     return [replace(row, **free) for row in rows]
 
 

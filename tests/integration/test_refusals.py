@@ -116,7 +116,7 @@ def test_policy_files(llava, tmp_path):
     broken.write_text("{")
     assert "broken.json" in refuse(llava, str(broken))
     newer = tmp_path / "newer.json"
-    newer.write_text(json.dumps({"format": 2, "vlmopt": "99.0", "prune": []}))
+    newer.write_text(json.dumps({"format": 3, "vlmopt": "99.0", "prune": []}))
     assert "pgrade" in refuse(llava, str(newer))
 
 

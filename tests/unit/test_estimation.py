@@ -245,7 +245,7 @@ def test_a_cache_that_is_cut_behind_the_prompt(policy: str) -> None:
     """The prompt costs the same; each of 28 layers keeps a quarter of what competes, 2 x 4 x 128 numbers a token."""
     dense, cut = vlmopt.estimate(SEVEN, policies=[policy], devices=["t4"], new_tokens=1).predictions
     assert (cut.prefill_flops, cut.prefill_ms) == (dense.prefill_flops, dense.prefill_ms)
-    competing = 1334 if "ends" not in policy else 1334 + 62 - 4 - 32
+    competing = 1334 if "ends" not in policy else 1334 + 62 - 4 - 8
     assert dense.kv_bytes - cut.kv_bytes == pytest.approx(0.75 * competing * 28 * 2 * 4 * 128 * 2)
     assert cut.token_ms < dense.token_ms
 

@@ -11,6 +11,7 @@ import pytest
 import transformers as hf
 
 from tests.support import stock_processors as stock
+from tests.support.more_families import MORE
 from vlmopt.estimation.tiles import aspect_tiles, best_resolution
 from vlmopt.estimation.tokens import RULES, image_tokens
 from vlmopt.families import families
@@ -137,9 +138,13 @@ def test_tokens_of_mistral3(size: tuple[int, int]) -> None:
     assert found.grids == ((2 * h, 2 * w),)
 
 
-def test_every_family_has_a_rule() -> None:
-    missing = {kind for family in families().values() for kind in family.model_types} - RULES.keys()
-    assert not missing
+def test_every_family_has_a_rule_or_is_refused_by_name() -> None:
+    missing = {kind for name, family in families().items() if name in MORE for kind in family.model_types}
+    missing -= RULES.keys()
+    assert {kind for family in families().values() for kind in family.model_types} - RULES.keys() <= missing
+    for kind in sorted(missing & set(hf.CONFIG_MAPPING.keys())):
+        with pytest.raises(ValueError, match=f"'{kind}' has no rule that tells how many visual tokens"):
+            image_tokens((9, 9), hf.AutoConfig.for_model(kind), {})
 
 
 def test_refusals() -> None:

@@ -87,6 +87,17 @@ def test_all_blocks_are_dense_attention(backend, dtype, tolerance):
     assert (out.float() - causal(q.float(), k.float(), v.float())).abs().max() < tolerance
 
 
+@pytest.mark.parametrize(
+    "d", [17, 64]
+)  # odd sizes are widened to fp32, even ones go to a matrix unit where there is one
+def test_bfloat16_of_any_head_size(d):
+    q, k, v, _ = tensors({"rows": 200}, d=d, dtype=torch.bfloat16)
+    index = build(q, k, {}, columns=0.1)
+    (out, lse), (expected, exact) = both(q, k, v, index)
+    assert (out.float() - expected.float()).abs().max() < 2e-2
+    assert (lse - exact).masked_fill(exact.isinf(), 0).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize("d", [64, 80, 96, 128])
 @pytest.mark.parametrize(("query_heads", "key_heads"), [(2, 2), (4, 2), (7, 1), (8, 1), (14, 2)])
 def test_head_sizes_and_groups(d, query_heads, key_heads):

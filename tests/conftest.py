@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,11 +15,18 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+MAIN = sys.modules["__main__"]
 
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_main() -> None:
+    """Put back `__main__`: Streamlit's tests leave a script of theirs there, which a spawned process would run."""
+    sys.modules["__main__"] = MAIN
 
 
 @pytest.fixture

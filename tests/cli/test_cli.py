@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 import vlmopt
+from tests.support.media_files import write_video
 from tests.support.stock import save_checkpoint
-from tests.unit.test_media import write_video
 from vlmopt import loading
 from vlmopt.cli import main as cli
 from vlmopt.cli import run

@@ -21,7 +21,7 @@ from tests.support.fixtures.evaluation import (
     screenspot_file,
     settings,
 )
-from tests.unit.test_media import write_video
+from tests.support.media_files import write_video
 from vlmopt.checkpoints import load_checkpoint
 from vlmopt.cli.eval import table
 from vlmopt.evaluation import evaluate as module

@@ -18,7 +18,7 @@ from PIL import Image
 
 import vlmopt
 from tests.support.fixtures.lmms import answer, documents, run_file, tasks, weigh
-from tests.unit.test_media import write_video
+from tests.support.media_files import write_video
 from vlmopt.integrations.lmms_eval.conversation import Clip, conversation, rendered, user_turn
 from vlmopt.integrations.lmms_eval.decoding import cut, decoding, stops, unused, weighed
 from vlmopt.integrations.lmms_eval.inputs import Inputs

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from . import layouts, patches
 from .base import Family
 
@@ -9,78 +11,52 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
 THW = {"image": "image_grid_thw", "video": "video_grid_thw"}
 
+
+def _merged(name: str, types: tuple[str, ...], example: str, **facts: Any) -> Family:
+    """Describe a family with Qwen's tower: patches, merged by a `merger` inside it."""
+    return Family(
+        name, types, example, "model.visual", "model.visual.merger", layouts.patch_grid, THW, by_token=True,
+        cells=patches.patch_cells, **facts,
+    )  # fmt: skip
+
+
 FAMILIES = (
-    Family(
+    _merged(
         "qwen2_vl",
         ("qwen2_vl",),
         "Qwen/Qwen2-VL-2B-Instruct",
-        "model.visual",
-        "model.visual.merger",
-        layouts.patch_grid,
-        THW,
-        by_token=True,
-        cells=patches.patch_cells,
         image_std=CLIP_STD,
         patch_grid=True,
         click_units="thousand",
     ),
-    Family(
+    _merged(
         "qwen2_5_vl",
         ("qwen2_5_vl",),
         "Qwen/Qwen2.5-VL-3B-Instruct",
-        "model.visual",
-        "model.visual.merger",
-        layouts.patch_grid,
-        THW,
-        by_token=True,
-        cells=patches.patch_cells,
         image_std=CLIP_STD,
         patch_grid=True,
         click_units="resized",
     ),
-    Family(
+    _merged(
         "qwen3_vl",
         ("qwen3_vl", "qwen3_vl_moe"),
         "Qwen/Qwen3-VL-4B-Instruct",
-        "model.visual",
-        "model.visual.merger",
-        layouts.patch_grid,
-        THW,
-        by_token=True,
-        cells=patches.patch_cells,
         image_std=HALF,
         patch_grid=True,
         frame_times=True,
         click_units="thousand",
     ),
-    Family(
+    _merged(
         "qwen3_5",
         ("qwen3_5", "qwen3_5_moe"),
         "Qwen/Qwen3.5-27B",
-        "model.visual",
-        "model.visual.merger",
-        layouts.patch_grid,
-        THW,
-        by_token=True,
-        cells=patches.patch_cells,
         image_std=HALF,
         patch_grid=True,
         frame_times=True,
         click_units="thousand",
     ),
     *(
-        Family(
-            name,
-            types,
-            example,
-            "model.visual",
-            "model.visual.merger",
-            layouts.patch_grid,
-            THW,
-            by_token=True,
-            cells=patches.patch_cells,
-            image_std=CLIP_STD,
-        )
+        _merged(name, types, example, image_std=CLIP_STD)
         for name, types, example in (
             ("glm4v", ("glm4v", "glm4v_moe"), "zai-org/GLM-4.1V-9B-Thinking"),
             ("glm46v", ("glm46v",), "zai-org/GLM-4.6V-Flash"),

@@ -172,6 +172,8 @@ def test_the_chosen_backend_is_named():
     assert chosen_backend(halves, [launch]) == "gather"
     with pytest.raises(ValueError, match="native computes float32 and bfloat16"):
         attend(q.half(), k.half(), v.half(), launch.index, backend="native")
+    with pytest.raises(ValueError, match=r"the same for q, k and v, got torch\.bfloat16, torch\.float32"):
+        attend(q, k, v.bfloat16(), launch.index, backend="native")
     assert chosen_backend(inputs, [launch], "flex") == "flex"
 
 

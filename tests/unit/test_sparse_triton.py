@@ -43,9 +43,9 @@ def test_fp32_tiles_that_no_gpu_holds_are_refused():
     facts = {"is_cuda": True, "shape": (1, 1, 1, 128), "requires_grad": False}
     for tile, dtype in product((128, 256), (torch.float32, torch.bfloat16)):
         refused = tile == 256 and dtype is torch.float32
+        each = SimpleNamespace(dtype=dtype, **facts)
         said = refusal(
-            SimpleNamespace(q=SimpleNamespace(dtype=dtype, **facts), keys=None),
-            SimpleNamespace(tile=tile, run=64, slash=None),
+            SimpleNamespace(q=each, k=each, v=each, keys=None), SimpleNamespace(tile=tile, run=64, slash=None)
         )
         assert ("do not fit" in said) == refused
         assert refused or not said

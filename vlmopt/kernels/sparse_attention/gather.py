@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .index import Launch
-from .inputs import AttentionInputs
+from .inputs import AttentionInputs, shared_refusal
 from .lists import Kept, KeyLists, Rows
 from .merge import merge
 
@@ -35,13 +35,9 @@ def gather_attention(
     Raises:
         ValueError: a gradient is asked for, or slashes meet a grid of reordered keys.
     """
-    q, k, v, index = inputs.q, inputs.k, inputs.v, launch.index
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        raise ValueError("gather has no backward pass; call it under torch.no_grad(), or use backend='reference'")
-    if index.slash is not None and index.grid is not None and index.k_order is not None:
-        raise ValueError(
-            "gather cannot tell which slash keys lie on a grid of reordered keys; list the grid as columns"
-        )
+    q = inputs.q
+    if reason := shared_refusal("gather", inputs, launch.index):
+        raise ValueError(reason)
     lists = KeyLists(inputs, launch)
     call = _Call(inputs)
     out = q.new_zeros(lists.end + 1, q.shape[-1])  # the last row takes what is none, and is cut off

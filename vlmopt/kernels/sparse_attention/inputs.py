@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from .index import Keys, Launch
+from .index import Keys, Launch, SparseIndex
 
 Inputs = TypeVar("Inputs", bound="AttentionInputs")
 
@@ -94,3 +94,12 @@ class AttentionInputs:
         if given is None:
             return torch.full((self.batch,), default, dtype=torch.long, device=self.device)
         return given.to(self.device, torch.long)
+
+
+def shared_refusal(name: str, inputs: AttentionInputs, index: SparseIndex) -> str:
+    """Return why a back-end that only goes forward, and lists slash keys apart from the grid's, cannot run a call."""
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (inputs.q, inputs.k, inputs.v)):
+        return f"{name} has no backward pass; call it under torch.no_grad(), or use backend='reference'"
+    if index.slash is not None and index.grid is not None and index.k_order is not None:
+        return f"{name} cannot tell which slash keys lie on a grid of reordered keys; list the grid as columns"
+    return ""

@@ -21,7 +21,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from .index import Launch, SparseIndex
-from .inputs import AttentionInputs
+from .inputs import AttentionInputs, shared_refusal
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 FLAGS = (
@@ -55,12 +55,12 @@ def refusal(inputs: AttentionInputs, index: SparseIndex) -> str:
     """Return why this back-end cannot run such a call, in words; empty if it can."""
     if inputs.q.device.type != "cpu":
         return "native runs on CPUs; use backend='auto'"
-    if not {x.dtype for x in (inputs.q, inputs.k, inputs.v)} <= set(DTYPES) or inputs.q.dtype != inputs.k.dtype:
-        return f"native computes float32 and bfloat16, got {inputs.q.dtype}; use backend='gather'"
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (inputs.q, inputs.k, inputs.v)):
-        return "native has no backward pass; call it under torch.no_grad(), or use backend='reference'"
-    if index.slash is not None and index.grid is not None and index.k_order is not None:
-        return "native cannot tell which slash keys lie on a grid of reordered keys; list the grid as columns"
+    dtypes = {x.dtype for x in (inputs.q, inputs.k, inputs.v)}
+    if len(dtypes) > 1 or not dtypes <= set(DTYPES):
+        got = ", ".join(sorted(str(dtype) for dtype in dtypes))
+        return f"native computes float32 and bfloat16, the same for q, k and v, got {got}; use backend='gather'"
+    if reason := shared_refusal("native", inputs, index):
+        return reason
     return "" if isinstance(_library(), ctypes.CDLL) else f"{_library()}; use backend='gather'"
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
 from .index import Keys, Launch, SparseIndex
-from .inputs import AttentionInputs
+from .inputs import AttentionInputs, shared_refusal
 from .triton_kernel import sparse_kernel
 
 LOG2E = math.log2(math.e)
@@ -58,8 +58,8 @@ def refusal(inputs: AttentionInputs, index: SparseIndex) -> str:
         return f"triton needs CUDA tensors, got {q.device}; use backend='gather'"
     if interpreted and q.dtype is torch.bfloat16:
         return "Triton's interpreter multiplies bfloat16 wrongly; use float32 or float16, or a GPU"
-    if torch.is_grad_enabled() and q.requires_grad:
-        return "triton has no backward pass; call it under torch.no_grad(), or use backend='reference'"
+    if reason := shared_refusal("triton", inputs, index):
+        return reason
     if q.dtype not in DTYPES or q.shape[-1] not in HEADS:
         known = f"{', '.join(map(str, DTYPES))} with heads of {sorted(HEADS)} channels"
         return f"triton knows {known}, got {q.dtype} and {q.shape[-1]}; use backend='gather'"
@@ -69,8 +69,6 @@ def refusal(inputs: AttentionInputs, index: SparseIndex) -> str:
         return f"fp32 tiles of {index.tile} rows do not fit a GPU's shared memory; use tile=128, or bfloat16"
     if index.slash is not None and keys is not None and keys.key_position is not None:
         return "slash needs keys whose positions are their indices; leave out keys.key_position"
-    if index.slash is not None and index.grid is not None and index.k_order is not None:
-        return "triton cannot tell which slash keys lie on a grid of reordered keys; list the grid as columns"
     return ""
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import vlmopt
 from tests.fuzz.conftest import SHARD
+from tests.support.evicted import gone
 from tests.support.families import FAMILIES, Batch, Image
 from tests.support.mechanism import expected_lengths, forward, gap, generate, stored_lengths
 from tests.support.random_policies import policy
@@ -116,6 +117,20 @@ def check(model: Any, batch: Batch, found: Policy, dense: torch.Tensor, twice: b
     steps = cached.sequences.shape[1] - batch.ids.shape[1]
     lengths = expected_lengths(cached.past_key_values, report.key_lengths, steps)
     assert stored_lengths(cached.past_key_values) == lengths
-    if twice and found.prefill is None and steps == NEW:  # a sparse prefill computes uncached steps sparsely, too
+    if found.evicts:
+        check_evicted(batch, found, report, cached.past_key_values)
+    elif twice and found.prefill is None and steps == NEW:  # a sparse prefill computes uncached steps sparsely, too
         uncached = generate(model, batch, max_new_tokens=NEW, use_cache=False)
         assert gap(torch.stack(cached.logits), torch.stack(uncached.logits)) < TOLERANCE
+
+
+def check_evicted(batch: Batch, found: Policy, report: vlmopt.Report, cache: Any) -> None:
+    for layer in report.kv:
+        assert layer["slots_after"] <= layer["slots_before"]
+        for kept, competing in zip(layer["kept"], layer["competing"], strict=True):
+            assert min(competing, 1) <= kept <= competing
+    assert report.kv or any(skipped["what"] == "kv eviction" for skipped in report.skipped)
+    if hasattr(cache, "_vlmopt") and found.kv.protect == "text":
+        text = (batch.real & ~batch.visual)[:, None]
+        for left in gone(cache, batch.ids.shape[1])[1].values():
+            assert not bool((left & text).any())

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.support.corrections import TABLE, made
 from tests.support.families import FAMILIES
 from vlmopt import Policy, methods
+from vlmopt.policy.policy import GQA
 from vlmopt.prefill import SparsePrefill
 
 Strategy = st.SearchStrategy[Any]
@@ -57,7 +58,8 @@ def odd(strategy: Strategy, wild: bool) -> Strategy:
 
 @functools.cache
 def registered(kind: str) -> list[dict[str, Any]]:
-    return [row for row in methods.describe() if row["kind"] == kind]
+    """The library's own methods; those of the tests check nothing."""
+    return [row for row in methods.describe() if row["kind"] == kind and row["package"] == "vlmopt"]
 
 
 @functools.cache
@@ -78,6 +80,8 @@ def method(draw: Any, kind: str, wild: bool, host: str, depth: int = 0) -> dict[
     if kind == "selector" and "host" not in settings:
         budget = draw(st.sampled_from(["keep_ratio", "keep_ratio", "keep_tokens"]))
         data[budget] = draw(odd(value(settings[budget]), wild))
+    if kind == "eviction":
+        data["keep_ratio"] = draw(odd(value(settings["keep_ratio"]), wild))
     for name, setting in settings.items():
         if name == "host":
             data[name] = draw(method(kind, wild, host, depth + 1)) if wild else {"method": "fastv", "keep_ratio": 0.3}
@@ -100,11 +104,13 @@ def prefill(draw: Any, wild: bool, host: str) -> dict[str, Any]:
 
 @st.composite
 def policy(draw: Any, host: str) -> dict[str, Any]:
-    """A policy's dict form for a family's tiny model: cuts in one or several places, corrections, sparse prefill."""
+    """A policy's dict form for a family's tiny model: cuts in one or several places, and all else there is."""
     wild = draw(st.integers(0, 3)) == 3
     return {
         "prune": draw(st.lists(method("selector", wild, host), max_size=2)),
         "attention": draw(st.lists(method("correction", wild, host), max_size=2)),
         "prefill": draw(st.one_of(st.none(), st.none(), prefill(wild, host))),
+        "kv": draw(st.one_of(st.none(), st.none(), method("eviction", wild, host))),
+        "gqa": draw(odd(st.sampled_from(GQA), wild)),
         "seed": draw(odd(st.integers(0, 5), wild)),
     }

@@ -215,6 +215,25 @@ def test_a_part_that_runs_around_its_hooks_is_refused(place):
         model(**batch())
 
 
+@pytest.mark.parametrize(
+    ("name", "place", "method"),
+    [
+        ("llava", "multi_modal_projector", pruning.ZeroOrder(keep_ratio=0.5)),
+        ("llava", "vision_tower", pruning.VisionZip(keep_ratio=0.5, tower_layer=-1)),
+        ("qwen2_5_vl", "visual", pruning.PixelRedundancy()),
+    ],
+)
+def test_a_part_that_is_kept_elsewhere_is_refused_before_anything_is_changed(name, place, method):
+    model, _ = model_and_batch(name)
+    outer = structure_of(model).outer
+    outer.elsewhere = getattr(outer, place)
+    delattr(outer, place)
+    before = snapshot(model)
+    with pytest.raises(RuntimeError, match=f"{re.escape(NAMED)}{type(outer).__name__} has no {place}"):
+        vlmopt.optimize(model, method)
+    assert differences(before, snapshot(model)) == []
+
+
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
 def test_a_forward_is_pruned_by_whatever_way_it_is_reached(name):
     """Fused kernels and older releases of PEFT call `forward` past the hooks of a module."""

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from .compat import layer_types
+from .compat import layer_types, unknown
 
 FEATURES = "get_image_features"
 IMAGE_IDS = ("image_token_id", "image_token_index")
@@ -157,8 +157,16 @@ def shared_key_source(attentions: list[nn.Module | None], layer: int) -> int | N
 
 
 def part(outer: Any, path: str) -> nn.Module:
-    """Return the module at a family's path, which is written from the loaded model down."""
-    return cast("nn.Module", outer.get_submodule(path.removeprefix("model.")))
+    """Return the module at a family's path, which is written from the loaded model down.
+
+    Raises:
+        RuntimeError: it is not there, as on a release that keeps it elsewhere.
+    """
+    inside = path.removeprefix("model.")
+    try:
+        return cast("nn.Module", outer.get_submodule(inside))
+    except AttributeError as error:
+        raise unknown(f"{type(outer).__name__} has no {inside}") from error
 
 
 def whole_blocks(model: Any) -> tuple[int, ...] | None:

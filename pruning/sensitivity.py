@@ -7,7 +7,8 @@ estimate for projectors second(gelu(first(norm(x)))). A token x_i is its p patch
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +80,6 @@ class Folded:
     act: Callable[[Tensor], Tensor]
     eps: float | None  # of the norm; None without one
     centred: bool  # a layer norm, no RMS norm
-    energies: list[Tensor] = field(default_factory=list, repr=False)  # of `energy`, made when first asked for
 
     def standardise(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return x_hat [n, groups, D] and 1 / its divisor [n, groups]."""
@@ -96,12 +96,11 @@ class Folded:
         hidden = linear(self.standardise(inputs)[0].flatten(1), self.first.flatten(1), self.bias)
         return linear(self.act(hidden), self.second)
 
-    def energy(self) -> list[Tensor]:
-        """Return (W1 W1^T) * (W2^T W2) of every group, [h, h] each."""
-        if not self.energies:
-            gram = self.second.T @ self.second
-            self.energies.extend(w @ w.T * gram for w in self.first.unbind(1))
-        return self.energies
+    @cached_property
+    def energies(self) -> list[Tensor]:
+        """(W1 W1^T) * (W2^T W2) of every group, [h, h] each."""
+        gram = self.second.T @ self.second
+        return [w @ w.T * gram for w in self.first.unbind(1)]
 
     def hidden(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return x_hat, 1 / divisor, first @ x_hat per group [n, groups, h], and act' of their biased sum [n, h]."""
@@ -181,7 +180,7 @@ def frobenius(mlp: Folded, inputs: Tensor) -> Tensor:
     """
     unit, scale, along, slope = mlp.hidden(inputs)
     total = slope.new_zeros(len(slope))
-    for q, product in enumerate(mlp.energy()):
+    for q, product in enumerate(mlp.energies):
         energy = ((slope @ product) * slope).sum(1)
         if mlp.eps is not None:
             size = unit.shape[2]

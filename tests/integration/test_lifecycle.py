@@ -18,10 +18,13 @@ from tests.support.families import FAMILIES, GREEDY, Image
 from tests.support.mechanism import forward, generate
 from tests.support.selectors import SETTINGS, works_on
 from tests.support.snapshot import differences, snapshot
-from vlmopt import attention_fix, pruning
+from vlmopt import attention_fix, kv, pruning
 from vlmopt.api import session_of
 from vlmopt.families import families
+from vlmopt.kernels import patterns
+from vlmopt.prefill import SparsePrefill
 from vlmopt.runtime.call import CALL, STEP
+from vlmopt.runtime.captures import projector
 
 LLAVA = FAMILIES["llava"]
 POLICY = vlmopt.Policy(
@@ -211,6 +214,37 @@ def test_an_interrupted_model_is_freed_without_restore(place, run):
     del model
     gc.collect()
     assert gone() is None
+
+
+def test_what_is_known_of_the_projector_is_whole_or_not_there(monkeypatch):
+    """Ctrl-C while it is taken apart: the next call does so again."""
+    model = vlmopt.optimize(LLAVA.fresh(), pruning.ZeroOrder(keep_ratio=0.5, estimator="closed_form"))
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(projector, "two_layers", stop)
+        with pytest.raises(KeyboardInterrupt):
+            forward(model, prompt())
+    assert forward(model, prompt()).isfinite().all()
+    assert vlmopt.report(model).samples[0]["visual_tokens_kept"] == 8
+
+
+METHODS_OF_OTHER_KINDS = {
+    **{name: method(keep_ratio=0.4, recent=2) for name, method in kv.registry.items()},
+    **{name: SparsePrefill(pattern=pattern(), min_len=1, max_work=1e9) for name, pattern in patterns.registry.items()},
+}
+
+
+@pytest.mark.parametrize("method", METHODS_OF_OTHER_KINDS.values(), ids=METHODS_OF_OTHER_KINDS)
+def test_every_eviction_and_pattern_pickles(method):
+    family = FAMILIES["qwen3_vl"]
+    model = vlmopt.optimize(family.fresh(), method)
+    twin = pickle.loads(pickle.dumps(model))
+    assert all(map(torch.equal, generate(twin, prompt(family)).logits, generate(model, prompt(family)).logits))
+    assert vlmopt.report(twin).key_lengths == vlmopt.report(model).key_lengths
+    assert vlmopt.report(model).applied_lines() or session_of(model).policy.prefill.is_identity
 
 
 def test_a_forward_inside_another_models_generate_gives_the_call_back():

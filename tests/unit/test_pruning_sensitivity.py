@@ -8,6 +8,7 @@ import dataclasses
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLPatchMerger
 
 from tests.support.projectors import example, projector, random, scored, spearman, tokens_with
@@ -54,6 +55,28 @@ def test_frobenius_is_the_norm_of_the_jacobian(form):
     jacobian = torch.stack([torch.func.jacfwd(lambda x: call.function(x[None])[0])(x) for x in call.inputs])
     want = jacobian.flatten(1).norm(dim=1) / 24**0.5
     assert torch.allclose(scored(tokens, "frobenius"), want, rtol=1e-4)
+
+
+def test_what_ctrl_c_broke_off_is_computed_anew():
+    """Products of h x h are kept for later calls: all of them or none."""
+    tokens, third = example("rms"), Products(3)  # W2^T W2, then one product for each of the four patches
+    with third, pytest.raises(KeyboardInterrupt):
+        scored(tokens, "frobenius")
+    assert torch.equal(scored(tokens, "frobenius"), scored(example("rms"), "frobenius"))
+
+
+class Products(TorchFunctionMode):
+    """Break off in the n-th product of two matrices of weights."""
+
+    def __init__(self, last: int) -> None:
+        self.left = last
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if "matmul" in function.__name__ and args[0].shape[0] == args[1].shape[1]:
+            self.left -= 1
+            if not self.left:
+                raise KeyboardInterrupt
+        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("form", ["none", "qwen"])

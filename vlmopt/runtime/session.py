@@ -47,18 +47,22 @@ def install(policy: Policy, structure: ModelStructure, trained: Mapping[str, Tra
 
 
 def put(session: Session) -> None:
-    """Install what every call needs, then what is captured, then what the components do."""
+    """Install what every call needs, then what is captured, then what the components do.
+
+    The decoder's hooks come first and go last: by them `session_of` finds what an interrupted `remove` has left.
+    """
     outer, decoder = session.structure.outer, session.structure.decoder
     needs = {need for component in session.slot(Components) for need in component.signals()}
     captures = {capture_of(need): None for need in sorted(needs, key=repr)}  # two sessions install alike
+    session.undo.append(Strays(session))
+    session.hook(decoder.register_forward_pre_hook(OpenStep(session), with_kwargs=True))
+    session.hook(decoder.register_forward_hook(CloseStep(session), with_kwargs=True))
     Generate(session).put()
     for modality, name in MODALITIES.items():
         if hasattr(outer, name):
             FeatureProbe(session, modality, list(captures)).put()
     Outer(session).put()
     Head(session).put()  # around it, where one module is both
-    session.hook(decoder.register_forward_pre_hook(OpenStep(session), with_kwargs=True))
-    session.hook(decoder.register_forward_hook(CloseStep(session), with_kwargs=True))
     for need in sorted(needs, key=repr):
         capture_of(need).install(session, need)
     for component in session.slot(Components):
@@ -66,13 +70,23 @@ def put(session: Session) -> None:
 
 
 def remove(session: Session) -> None:
-    """Undo in reverse order; idempotent."""
+    """Undo in reverse order; after Ctrl-C it may be called again, and goes on where it stopped."""
     session.lease.alive = False
     while session.undo:
-        session.undo.pop()()
-    for tables, key, _ in hooks_below(session.model, session):  # on copies of parts
-        for table in tables:
-            table.pop(key, None)
+        session.undo[-1]()  # does no harm when called twice
+        session.undo.pop()
+
+
+class Strays:
+    """Take off hooks that no handle of ours reaches: on copies of parts, and put in place as Ctrl-C came."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def __call__(self) -> None:
+        for tables, key, _ in hooks_below(self.session.model, self.session):
+            for table in tables:
+                table.pop(key, None)
 
 
 def session_of(model: nn.Module) -> Session | None:
@@ -81,10 +95,12 @@ def session_of(model: nn.Module) -> Session | None:
 
 
 def hooks_below(model: nn.Module, session: Session | None = None) -> Iterator[tuple[list[dict[int, Any]], int, Any]]:
-    """Yield (tables of its module, key in them, hook) of every hook of `session`, or of any that is installed."""
+    """Yield (tables of its module, key in them, hook) of every hook of `session`, or of any not yet undone."""
     for part in model.modules():
         tables: list[dict[int, Any]] = [vars(part)[name] for name in HOOK_TABLES]
         for key, hook in [*tables[0].items(), *tables[1].items()]:
             found = getattr(hook, "session", None)
-            if isinstance(found, Session) and (found is session or (session is None and found.lease.alive)):
+            if not isinstance(found, Session):
+                continue
+            if found is session or (session is None and (found.lease.alive or found.undo)):
                 yield tables, key, hook

@@ -65,20 +65,22 @@ class ProjectorLayers:
     def __init__(self) -> None:
         self.hooked = False  # the projector is listened to
         self.rows: Tensor | None = None  # [2, p, d_v]
-        self.answer: Tensor | None = None
-        self.layers: TwoLayers | None = None
+        self.known: tuple[Tensor, TwoLayers | None] | None = None  # what it made of them, and its layers
 
     @torch.no_grad()
     def of(self, module: nn.Module, inputs: Tensor) -> TwoLayers | None:
         """Return its two layers, None where it is no such MLP; inputs [k, p, d_v], patches as they enter."""
         if self.rows is None or self.rows.shape[1:] != inputs.shape[1:]:
-            self.rows, self.answer = inputs[:2].clone(), None
-        rows, before = self.rows.to(inputs), self.answer
-        self.answer = module.forward(rows.flatten(0, 1))
-        same = before is not None and (before.dtype, before.device) == (self.answer.dtype, self.answer.device)
-        if not (same and torch.equal(before, self.answer)):  # type: ignore[arg-type]
-            self.layers = two_layers(module, rows, self.answer)
-        return self.layers
+            self.rows, self.known = inputs[:2].clone(), None
+        rows = self.rows.to(inputs)
+        answer = module.forward(rows.flatten(0, 1))
+        if self.known is None or not alike(self.known[0], answer):
+            self.known = answer, two_layers(module, rows, answer)  # at once: after Ctrl-C both belong together
+        return self.known[1]
+
+
+def alike(a: Tensor, b: Tensor) -> bool:
+    return (a.dtype, a.device) == (b.dtype, b.device) and torch.equal(a, b)
 
 
 def two_layers(module: nn.Module, rows: Tensor, expected: Tensor) -> TwoLayers | None:

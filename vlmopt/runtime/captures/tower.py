@@ -112,9 +112,9 @@ def plan_of(session: Session, layer: int) -> VisionPlan:
         base = module.config
         plan = VisionPlan(session, base, has_cls(tower))
         clone = substitute(base, NAME)
+        session.undo.append(Uninstall(module, base))
         module._vlmopt_plan = plan
         module.config = clone
-        session.undo.append(Uninstall(module, base))
     return plan
 
 

@@ -110,9 +110,9 @@ def plan_of(session: Session, layer: int) -> AttentionPlan:
         base = module.config
         plan = AttentionPlan(session, layer, base)
         clone = substitute(base, NAME)
+        session.undo.append(Uninstall(module, base))
         module._vlmopt_plan = plan
         module.config = clone
-        session.undo.append(Uninstall(module, base))
     return plan
 
 
@@ -124,4 +124,4 @@ class Uninstall:
 
     def __call__(self) -> None:
         self.module.config = self.base
-        del self.module._vlmopt_plan
+        vars(self.module).pop("_vlmopt_plan", None)

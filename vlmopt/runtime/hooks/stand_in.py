@@ -36,6 +36,7 @@ class StandIn:
         """Undo `put`. What somebody has since put over us stays, and reaches the module's own method through us."""
         if vars(self.module).get(self.name) is not self:
             return
-        del vars(self.module)[self.name]
-        if self.other is not None:
+        if self.other is None:
+            del vars(self.module)[self.name]
+        else:
             object.__setattr__(self.module, self.name, self.other)

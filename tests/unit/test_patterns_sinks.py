@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from tests.support import planted
-from tests.support.kept import L, seen
+from tests.support.kept import L, prefill, seen
 from vlmopt.kernels.metrics import recall
 from vlmopt.kernels.patterns import GridSparse, MinP, Prefill, VerticalSlash, registry
 from vlmopt.kernels.patterns.probe import probe_rows
+from vlmopt.kernels.sparse_attention import run_plan
 
 SIZE = {"tile": 64, "run": 64}
 LINES = {"vertical": 64, "slash": 128}
@@ -75,6 +77,15 @@ def test_a_sink_across_the_edge_of_a_block_blinds_none_either(name):
     sunk = planted.sinks(plain, 0.6, 4)
     rest, blind = (recall(plain, registry[name](**SPARSE[name]).build(p)).nanmean(-1) for p in (plain, sunk))
     assert bool((blind >= rest - 0.01).all())
+
+
+@pytest.mark.parametrize("width", [1, 4, 5])
+@pytest.mark.parametrize("name", SPARSE)
+def test_a_prompt_of_hardly_more_than_a_sink_is_read_whole(name, width):
+    p = prefill(width=width, modality=torch.ones(1, width, dtype=torch.long))
+    out = run_plan(p, registry[name](**SPARSE[name]).build(p), backend="reference")
+    dense = scaled_dot_product_attention(p.q, p.k, p.v, is_causal=True, scale=p.scale, enable_gqa=True)
+    assert torch.allclose(out, dense, atol=1e-5)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6])

@@ -61,7 +61,8 @@ def pool_keys(prefill: Prefill, run: int) -> Tensor:
     """Return fp32 [B, Hk, N, D]: the mean of the real keys of each block, without the sink; 0 for an empty block."""
     means = pool(prefill.k, padding_free(prefill, beyond_sink(prefill)), run)
     if padding_free(prefill, prefill.real) is None:
-        means[:, :, :1] = pool(prefill.k[:, :, SINKS:run], None, run - SINKS)
+        first = prefill.k[:, :, SINKS:run]  # none in a prompt that is all sink
+        means[:, :, :1] = first.sum(2, keepdim=True, dtype=torch.float32) / max(first.shape[2], 1)
     return means
 
 

@@ -58,7 +58,15 @@ class TrainedScorer:
             raise ValueError(f"scorer {source!r} comes without a trained marker; use marker='mean' or 'last'")
 
 
-def required(selectors: Sequence[Selector], model: Any) -> dict[str, TrainedScorer]:
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """The trained weights that the methods of one policy use, by source."""
+
+    scorers: Mapping[str, Scorer] = field(default_factory=dict)
+    markers: Mapping[str, Tensor] = field(default_factory=dict)  # [D] each
+
+
+def required(selectors: Sequence[Selector], model: Any) -> Trained:
     """Load the trained weights of some methods by source, checked against the model they are to serve.
 
     Raises:
@@ -71,7 +79,10 @@ def required(selectors: Sequence[Selector], model: Any) -> dict[str, TrainedScor
     found = {source: load(source) for source in wanted}
     for source, trained in found.items():
         trained.check(source, facts(model), wanted[source])
-    return found
+    return Trained(
+        {source: trained.scorer for source, trained in found.items()},
+        {source: trained.marker for source, trained in found.items() if trained.marker is not None},
+    )
 
 
 def facts(model: Any) -> dict[str, Any]:

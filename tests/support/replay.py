@@ -38,12 +38,12 @@ class Record:
         """From the cuts of the last call, whose first column is that of the batch."""
         stages: dict[int, Stage] = {}
         session = session_of(model)
-        positions = {method.layer: method.positions for method in session.selectors}
+        positions = {method.layer: method.positions for method in session.policy.active}
         for cut in session.last.call.page.slot(Cuts):
             drop = cut.before & ~cut.keep
             if cut.layer in stages:
                 drop = drop | stages[cut.layer].drop
-            marker = next(m.marker for m in reversed(session.selectors) if m.layer == cut.layer)
+            marker = next(m.marker for m in reversed(session.policy.active) if m.layer == cut.layer)
             stages[cut.layer] = Stage(cut.layer, drop, positions[cut.layer], marker)
         removal = Removal(batch.real, batch.span, list(stages.values()), LAYERS)
         for layer, written in self.merged.items():  # the decoder's loop adds nothing to them any more
@@ -100,7 +100,7 @@ def replayed(reference: Replay, record: Record, removal: Removal, batch: Batch) 
     return reference.remove(removal).forward(batch())
 
 
-def ending_in_pictures(family: Family, rows: Any, bare: tuple[int, ...], padding_side: str = "left") -> Batch:
+def ending_in_images(family: Family, rows: Any, bare: tuple[int, ...], padding_side: str = "left") -> Batch:
     """A batch in which the rows `bare` end with their last visual token, closing tokens of images taken off."""
     batch = family.inputs(rows)
     pieces = []

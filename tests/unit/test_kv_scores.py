@@ -74,6 +74,12 @@ def test_rows_that_do_not_count_count_nowhere():
         assert torch.allclose(method.score(view(torch.randn(1, 1, 4, 4), probe=found)), torch.tensor(0.25))
 
 
+@pytest.mark.parametrize("method", [kv.VLCache(), kv.SnapKV()])
+def test_attention_that_nobody_asked_for_is_not_there(method):
+    with pytest.raises(ValueError, match="let its `rows` say"):
+        method.score(view(torch.randn(1, 1, 4, 4)))
+
+
 def test_adaptive_budgets_keep_the_mean():
     raw = [0.8 / 1.31 * 0.4, 0.4 / 1.31 * 0.4, 0.1 / 1.31 * 0.4, 0.01 / 1.31 * 0.4]
     assert raw == pytest.approx([0.244275, 0.122137, 0.030534, 0.003053], abs=1e-6)  # the last is below a hundredth

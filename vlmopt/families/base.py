@@ -58,6 +58,11 @@ def as_they_come(outer: Any, values: Tensor) -> Tensor:
     return values
 
 
+def unknown_cells(pixels: Tensor, config: Any) -> Tensor:
+    """Refuse to lay pixels under tokens."""
+    raise ValueError(f"which pixels lie under a token is not known for {config.model_type}")
+
+
 @dataclass(frozen=True)
 class Family:
     """Description of one model family. `model_types` are values of `config.model_type`."""
@@ -71,9 +76,14 @@ class Family:
     sizes: Mapping[str, str] = field(default_factory=dict)  # modality -> argument by which the layout knows grids
     by_token: bool = False  # every visual token is a row of the projector's output, made from p patches of its own
     patches: Patches = as_they_come
-    cells: Cells | None = None  # pixels under every token; None where they cannot be told
+    cells: Cells = unknown_cells  # pixels under every token
     image_std: tuple[float, ...] = ()  # of the example's processor, per channel; () where it is not known
     patch_grid: bool = False  # pixels arrive as patches of any grid: images can be resized inside the model
     frame_times: bool = False  # a time stamp stands in the prompt before every pair of video frames
     click_units: str | None = None  # of coordinates in answers (`choices.UNITS`); None: not known
     described: bool = True
+
+    @property
+    def knows_cells(self) -> bool:
+        """Whether it can be told which pixels lie under a token."""
+        return self.cells is not unknown_cells

@@ -29,7 +29,7 @@ from vlmopt.pruning.base import top
 from vlmopt.pruning.budget import kept_tokens
 from vlmopt.pruning.ui_graph import graph_of
 from vlmopt.runtime.session import install, remove
-from vlmopt.scorers import TrainedScorer
+from vlmopt.scorers import Trained
 
 HERE = "in training"  # the source of a marker that is in no file
 
@@ -128,11 +128,11 @@ def label_of(tokens: VisualTokens, boxes: Tensor, graph: bool) -> Tensor:
 def watched(model: Any, scorer: Scorer, marker: Tensor | None) -> Iterator[Watch]:
     """Run a model with a `Watch` before its first layer; it drops nothing without a marker."""
     family = family_of(model.config)
-    graph = family.cells is not None and bool(family.image_std)
+    graph = family.knows_cells and bool(family.image_std)
     more: dict[str, Any] = {} if marker is None else {"positions": "pospad", "marker": "trained", "marker_from": HERE}
     watch = Watch(keep_ratio=0.999, scorer=scorer, graph=graph, **more)
     structure, policy = check(model, Policy.of([watch]))
-    session = install(policy, structure, {HERE: TrainedScorer(scorer, marker, {})})
+    session = install(policy, structure, Trained({HERE: scorer}, {} if marker is None else {HERE: marker}))
     try:
         yield watch
     finally:

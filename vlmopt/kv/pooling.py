@@ -6,8 +6,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
-from .view import KVView
-
 AROUND = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]  # 3 x 3 cells
 
 
@@ -17,11 +15,14 @@ def pool_sequence(scores: Tensor, kernel: int) -> Tensor:
     return flat[:, 0].view_as(scores)
 
 
-def pool_grid(scores: Tensor, elsewhere: Tensor, view: KVView) -> Tensor:
-    """Average those of the 3 x 3 cells around each visual key that hold one; `elsewhere` for other keys."""
-    assert view.neighbours is not None
-    found = view.neighbours >= 0  # [B, 1|Hk, n, 9]
-    slots = view.neighbours.clamp_min(0).expand(-1, view.heads, -1, -1)
+def pool_grid(scores: Tensor, elsewhere: Tensor, around_keys: Tensor) -> Tensor:
+    """Average those of the 3 x 3 cells around each visual key that hold one; `elsewhere` for other keys.
+
+    Args:
+        scores, elsewhere: fp32 [B, Hk, n]. around_keys: Long[B, 1|Hk, n, 9], as `neighbours` finds them.
+    """
+    found = around_keys >= 0
+    slots = around_keys.clamp_min(0).expand(-1, scores.shape[1], -1, -1)
     around = scores.gather(2, slots.flatten(2)).view(slots.shape)
     count = found.sum(-1)
     return torch.where(count > 0, (around * found).sum(-1) / count.clamp_min(1), elsewhere)

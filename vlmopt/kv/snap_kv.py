@@ -49,11 +49,12 @@ class SnapKV(ImportanceEviction):
         return self.pooling == "grid"
 
     def importance(self, view: KVView) -> Tensor:
-        assert view.probe is not None
-        rows = view.probe.rows
-        weights = view.probe.weights * rows[:, None, :, None]
+        rows = view.attention.rows
+        weights = view.attention.weights * rows[:, None, :, None]
         received = view.of_heads(weights.sum(2)) / rows.sum(1).clamp_min(1)[:, None, None]
         if self.pooling == "none":
             return received
         pooled = pool_sequence(received, self.kernel)
-        return pooled if self.pooling == "sequence" or view.neighbours is None else pool_grid(received, pooled, view)
+        if self.pooling == "sequence" or view.neighbours is None:
+            return pooled
+        return pool_grid(received, pooled, view.neighbours)

@@ -34,6 +34,17 @@ class KVView:
     def heads(self) -> int:
         return self.keys.shape[1]
 
+    @property
+    def attention(self) -> Probe:
+        """The probed rows.
+
+        Raises:
+            ValueError: the method asked for none.
+        """
+        if self.probe is None:
+            raise ValueError("no attention was read for this method: let its `rows` say which rows it reads")
+        return self.probe
+
     def of_heads(self, values: Tensor) -> Tensor:
         """Return values [B, H, ...] of query heads as the mean over those that share a key-value head, [B, Hk, ...]."""
         mean: Tensor = values.unflatten(1, (self.heads, -1)).mean(2)

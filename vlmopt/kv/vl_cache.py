@@ -39,5 +39,4 @@ class VLCache(ImportanceEviction):
         return TEXT
 
     def importance(self, view: KVView) -> Tensor:
-        assert view.probe is not None
-        return view.of_heads((view.probe.weights * view.probe.rows[:, None, :, None]).sum(2))
+        return view.of_heads((view.attention.weights * view.attention.rows[:, None, :, None]).sum(2))

@@ -89,15 +89,19 @@ class Policy(Configured):
         return cuts(self.prune)
 
     @property
-    def evicts(self) -> bool:
-        """Whether keys leave when the prompt is over."""
-        return self.kv is not None and not self.kv.is_identity
+    def sparse(self) -> SparsePrefill | None:
+        """The sparse prefill, if it can leave out something."""
+        return None if self.prefill is None or self.prefill.is_identity else self.prefill
+
+    @property
+    def eviction(self) -> Eviction | None:
+        """The eviction, if keys can leave by it when the prompt is over."""
+        return None if self.kv is None or self.kv.is_identity else self.kv
 
     @property
     def changes(self) -> bool:
         """Whether anything is pruned, corrected, left out or evicted."""
-        sparse = self.prefill is not None and not self.prefill.is_identity
-        return bool(self.active or self.corrections) or sparse or self.evicts
+        return bool(self.active or self.corrections or self.sparse or self.eviction)
 
     @classmethod
     def load(cls, source: PolicyLike, *, paths: bool = True) -> Policy:

@@ -57,7 +57,7 @@ class Report:
     @classmethod
     def of(cls, call: Call) -> Report:
         """Make the report from the raw marks and tensors of a finished call."""
-        session = call.session
+        session, ledger = call.session, call.ledger
         device = device_of(session.model)
         batch = call.page.query_lengths[0][0] if call.page.query_lengths else 0
         ms = milliseconds(call)
@@ -80,8 +80,8 @@ class Report:
             kv_cache_bytes=call.page.cache_bytes,
             kv_bytes_prompt=call.page.cache_bytes + gone,
             ms=ms,
-            new_tokens=call.new_tokens,
-            decode_tokens_per_s=call.decode_steps / decode * 1e3 if decode and call.decode_steps else None,
+            new_tokens=ledger.new_tokens,
+            decode_tokens_per_s=ledger.decode_steps / decode * 1e3 if decode and ledger.decode_steps else None,
             peak_memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
             skipped=skipped(call, accounts),
             **entries,
@@ -116,12 +116,12 @@ class Report:
     def __str__(self) -> str:
         lines = [f"{self.family} · {self.attn_implementation} · {self.dtype} · {self.device}"]
         lines.append(
-            f"{'row':>3} {'prompt':>7} {'visual':>7} {'pre-LLM':>7} {'kept':>6} {'layer avg':>9} {'markers':>7} "
+            f"{'sample':>6} {'prompt':>7} {'visual':>7} {'pre-LLM':>7} {'kept':>6} {'layer avg':>9} {'markers':>7} "
             f"{'merged':>6} {'structural':>10}"
         )
         for s in self.samples:
             lines.append(
-                f"{s['row']:>3} {s['prompt_tokens']:>7} {s['visual_tokens']:>7} {s['visual_tokens_pre_llm']:>7} "
+                f"{s['row']:>6} {s['prompt_tokens']:>7} {s['visual_tokens']:>7} {s['visual_tokens_pre_llm']:>7} "
                 f"{s['visual_tokens_kept']:>6} {s['layer_average']:>9.1f} {s['markers']:>7} {s['extras']['merged']:>6} "
                 f"{s['extras']['structural']:>10}"
             )
@@ -138,26 +138,27 @@ class Report:
 
 
 def milliseconds(call: Call) -> dict[str, float | None]:
-    ms = call.clock.ms
+    ledger, page = call.ledger, call.page
+    ms = ledger.clock.ms
 
     def total(marks: list[tuple[Any, Any]]) -> float:
         return sum(ms(start, end) for start, end in marks)
 
-    scoring, probing = total(call.page.scoring), total(call.page.probing)
-    first, end = call.first_token, call.end
+    scoring, probing = total(page.scoring), total(page.probing)
+    first, end = ledger.first_token, ledger.end
     return {
-        "vision": total(call.page.vision) - probing if call.page.vision else None,
-        "scoring": scoring + probing if call.page.scoring or call.page.probing else None,
-        "prefill": total(call.page.prefill) - scoring if call.page.prefill else None,
-        "decode": ms(first, end) if first is not None and call.decode_steps else None,
-        "ttft": ms(call.start, first) if first is not None else None,
-        "total": ms(call.start, end) if end is not None else None,
+        "vision": total(page.vision) - probing if page.vision else None,
+        "scoring": scoring + probing if page.scoring or page.probing else None,
+        "prefill": total(page.prefill) - scoring if page.prefill else None,
+        "decode": ms(first, end) if first is not None and ledger.decode_steps else None,
+        "ttft": ms(ledger.start, first) if first is not None else None,
+        "total": ms(ledger.start, end) if end is not None else None,
     }
 
 
 def skipped(call: Call, accounts: Sequence[Account]) -> list[dict[str, str]]:
     """Return what did not happen in a call, with the reasons."""
-    policy, found = call.session.policy, list(call.skipped.items())
+    policy, found = call.session.policy, list(call.ledger.skipped.items())
     found += [(m.name, "changes nothing at keep_ratio=1.0") for m in policy.prune if m.is_identity]
     found += [(c.name, c.idle or "changes nothing at these settings") for c in policy.attention if c.is_identity]
     if policy.kv is not None and policy.kv.is_identity:

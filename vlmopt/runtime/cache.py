@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from .compat import query_length
-from .context import CacheState, Lease
+from .context import CacheState, Chunk, Lease
 
 
 class LogicalCache:
@@ -97,6 +97,28 @@ class Moved:
 
     positions: dict[int, Tensor] = field(default_factory=dict)
     shift: dict[int, Tensor] = field(default_factory=dict)
+
+
+def commit(chunk: Chunk, stages: int) -> None:
+    """Append a chunk's surviving rows to what its cache remembers."""
+    state = chunk.state
+    if state is None:
+        return
+    columns = {store: chunk.columns(store) for store in {*range(1, stages + 1), *state.index}}
+    for store, (index, valid) in columns.items():
+        if index is not None:
+            state.index[store], state.valid[store] = index, valid
+    state.tail = chunk.past + chunk.q
+    state.shift.update(chunk.slot(Moved).shift)
+
+
+def adopted(chunk: Chunk, cache: Any, lease: Lease) -> CacheState:
+    """Return the state of a chunk's cache, which becomes logical where it is not yet."""
+    state = chunk.state
+    if state is None:
+        state = adopt(cache, lease)
+        chunk.put(state)
+    return state
 
 
 def adopt(cache: Any, lease: Lease) -> CacheState:

@@ -38,9 +38,9 @@ class Component:
     def check(model: Any, structure: ModelStructure, policy: Policy) -> None:
         """Raise `ValueError` where this model cannot have what a policy asks for; called before anything is changed."""
 
-    @staticmethod
-    def wanted(session: Session) -> bool:
-        """Return whether the policy asks for it."""
+    @classmethod
+    def of(cls, session: Session) -> Component | None:
+        """Return what a session's policy asks for, None where that is nothing; no hook is in place yet."""
         raise NotImplementedError
 
     def signals(self) -> set[Signal]:

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 import torch
 from torch import Tensor
 
+from .slots import Slots
+
 Made = TypeVar("Made")
 
 
@@ -158,22 +160,34 @@ def stage_of(store: Store) -> int:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Chunk:
+class Chunk(Slots):
     """The rows of one forward in both coordinate systems; what layers find out is added to its tables, once."""
 
-    batch: int
-    q: int  # logical query length
+    embeds: Tensor  # [B, L, d] what the decoder was given
     past: int  # logical length of the cache before this chunk
-    device: torch.device
-    states: list[CacheState] = field(default_factory=list)  # that of its cache, once it is adopted
     rows: dict[int, Rows] = field(default_factory=dict)  # stage -> rows
     key_length: dict[int, int] = field(default_factory=dict)  # layer -> physical keys it attends to
     memo: dict[Any, Any] = field(default_factory=dict)
 
     @property
+    def batch(self) -> int:
+        """Rows of the batch."""
+        return self.embeds.shape[0]
+
+    @property
+    def q(self) -> int:
+        """Logical query length."""
+        return self.embeds.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the decoder is given its rows."""
+        return self.embeds.device
+
+    @property
     def state(self) -> CacheState | None:
         """What the cache remembers of tokens that were dropped; None where none were."""
-        return self.states[0] if self.states else None
+        return self.find(CacheState)
 
     def store(self, stage: int, layer: int) -> Store:
         """Return where a layer's slots are written down."""

@@ -17,7 +17,7 @@ from vlmopt.pruning import repack_positions
 from . import compat, masks
 from .cache import Moved
 from .call import PromptStep, Session, Step
-from .context import Rows
+from .context import Rows, Store
 from .points import LayerInput
 from .structure import shared_key_source
 
@@ -35,7 +35,6 @@ class Fitting:
     def __init__(self, session: Session, layer: int, stage: int) -> None:
         self.session, self.layer, self.stage = session, layer, stage
         structure = session.structure
-        self.repack = any(method.numbering == "repack" for method in session.selectors)
         self.recurrent = bool(structure.layer_types) and structure.layer_types[layer] in compat.RECURRENT
         rotary = getattr(structure.decoder, "rotary_emb", None)
         by_type = rotary is not None and "layer_type" in inspect.signature(type(rotary).forward).parameters
@@ -53,7 +52,7 @@ class Fitting:
         if rows is not None and not sliced:
             self.gather_tables(step, rows, at.given)
         self.move_positions(step, rows, at)
-        at.given["attention_mask"] = self.mask(step, rows, at.hidden, need, sliced, at.given.get("attention_mask"))
+        at.given["attention_mask"] = self.mask(step, rows, at, need, sliced)
         return rows
 
     def keys_needed(self, step: Step, at: LayerInput) -> int:
@@ -86,7 +85,7 @@ class Fitting:
         """Renumber under "repack": rotary tables of the survivors; later steps of the stage stay shifted alike."""
         hidden, given = at.hidden, at.given
         old = None if step.state is None else step.state.shift.get(self.stage)
-        if not self.stage or not self.repack or (rows is None and old is None):
+        if not self.stage or not self.session.stages.repack or (rows is None and old is None):
             return
         moved = step.slot(Moved)
         if self.stage not in moved.positions:
@@ -107,30 +106,26 @@ class Fitting:
             key = ("repack", name, self.stage, hidden.shape[1], *self.rotary_kind)
             given[name] = step.remember(key, None, partial(rotary, hidden, positions, *self.rotary_kind))
 
-    def mask(
-        self, step: Step, rows: Rows | None, hidden: Tensor, need: int, sliced: bool, mask: Tensor | None
-    ) -> Tensor | None:
-        """Return the mask of this layer from the logical one (the rules stand in `masks`)."""
+    def mask(self, step: Step, rows: Rows | None, at: LayerInput, need: int, sliced: bool) -> Tensor | None:
+        """Return the mask of this layer from the logical one that it was handed."""
+        mask: Tensor | None = at.given.get("attention_mask")
         if self.recurrent:
             return masks.recurrent_mask(mask, None if rows is None else rows.log, None if rows is None else rows.valid)
         source = self.layer if self.key_source is None else self.key_source
-        store = step.store(self.stage if self.key_source is None else self.session.stage_of[source], source)
-        columns, valid = step.columns(store)
+        store = step.store(self.stage if self.key_source is None else self.session.stages.of(source), source)
         key = ("mask", self.stage, store, need, sliced)
-        return step.remember(key, mask, lambda: self.make_mask(step, rows, hidden, need, sliced, mask, columns, valid))
+        shown = None if sliced else rows
+        return step.remember(key, mask, lambda: self.make_mask(step, shown, mask, at.hidden.shape[1], need, store))
 
     def make_mask(
-        self,
-        step: Step,
-        rows: Rows | None,
-        hidden: Tensor,
-        need: int,
-        sliced: bool,
-        mask: Tensor | None,
-        columns: Tensor | None,
-        valid: Tensor | None,
+        self, step: Step, rows: Rows | None, mask: Tensor | None, height: int, need: int, store: Store
     ) -> Tensor | None:
-        """Return the rows and columns of the logical mask that are here."""
+        """Return the rows and columns of the logical mask that are here (the rules stand in `masks`).
+
+        Args:
+            rows: to take of the mask; None: all that it has. height: rows of the layer. need: keys of the layer.
+        """
+        columns, valid = step.columns(store)
         if columns is None:
             return mask if mask is None else mask[..., -need:]
         columns, valid = columns[:, -need:], None if valid is None else valid[:, -need:]
@@ -139,7 +134,7 @@ class Fitting:
                 return None
             if compat.is_flash(self.session.structure.config):
                 return valid.long()
-            logical = step.current(self.stage).log[:, -hidden.shape[1] :] + step.past
+            logical = step.current(self.stage).log[:, -height:] + step.past
             return masks.ragged_mask(logical, columns, valid)
         if not isinstance(mask, Tensor):
             raise ValueError(
@@ -147,7 +142,7 @@ class Fitting:
             )
         if mask.ndim == 2:
             return masks.gather_2d(mask, columns, valid)
-        keep_rows = rows.log if rows is not None and not sliced and mask.shape[2] == step.q else None
+        keep_rows = rows.log if rows is not None and mask.shape[2] == step.q else None
         return masks.gather_4d(mask, keep_rows, columns, valid, step.past)
 
 

@@ -91,13 +91,13 @@ def parts_of_chunk(ids: Tensor, call: Call, modality_of: dict[int, str], past: i
 
     Empty if that cannot be known.
     """
-    whole = call.request.ids
-    if call.began is None or whole is None or ids.shape[0] % whole.shape[0]:
+    whole, began = call.request.ids, call.progress.began
+    if began is None or whole is None or ids.shape[0] % whole.shape[0]:
         return []
     whole = whole.to(ids.device).repeat_interleave(ids.shape[0] // whole.shape[0], 0)
     if not torch.equal(whole[:, past : past + ids.shape[1]], ids):
         return []
-    whole, start = whole[:, call.began :], past - call.began
+    whole, start = whole[:, began:], past - began
     spans, _ = group(whole, torch.isin(whole, whole.new_tensor(list(modality_of))), call.features, modality_of)
     found = []
     for span in spans or []:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +49,55 @@ class Page(Slots):
     key_lengths: list[int] = field(default_factory=list)  # physical keys per layer after the last chunk
     cache_bytes: int = 0
     prompt_tokens: Tensor | None = None  # Long[B]
+
+
+class Ledger:
+    """The marks of one call: the first page is the prompt's, until the first logits exist."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock, self.start = clock, clock.now()
+        self.page = Page()
+        self.prompt: Page | None = None  # the prompt's page, from the first logits on
+        self.skipped: dict[str, str] = {}  # what -> why, once each
+        self.opened: Any = None  # the mark at which the pass of now began, while the prompt is read
+        self.first_token: Any = None
+        self.end: Any = None
+        self.decode_steps = 0
+        self.new_tokens = 0
+
+    def open_pass(self) -> bool:
+        """Begin a pass of the decoder; return whether the prompt is still read."""
+        prefill = self.first_token is None
+        self.opened = self.clock.now() if prefill else None
+        self.decode_steps += not prefill
+        return prefill
+
+    def close_pass(self) -> bool:
+        """End a pass of the decoder; return whether the prompt was still read."""
+        if self.opened is None:
+            return False
+        self.page.prefill.append((self.opened, self.clock.now()))
+        return True
+
+    @contextmanager
+    def timed(self, marks: list[tuple[Any, Any]]) -> Iterator[None]:
+        """Append start and end of a `with` block to one of the page's lists."""
+        start = self.clock.now()
+        yield
+        marks.append((start, self.clock.now()))
+
+    def close_prompt(self) -> None:
+        """Mark that the first logits exist.
+
+        What later passes write, e.g. the prompt again without a cache, is set aside.
+        """
+        self.first_token = self.clock.now()
+        self.prompt, self.page = self.page, Page()
+
+    def close(self) -> None:
+        """Mark the end of the call."""
+        self.end = self.clock.now()
+        self.page = self.prompt or self.page
 
 
 @dataclass(eq=False)

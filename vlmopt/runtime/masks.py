@@ -1,4 +1,4 @@
-"""Turn the mask the model made for the logical sequence into that of one physical layer. Pure functions of tensors."""
+"""Turn what is logical into what one physical layer takes, rows and masks, and rows back. Pure functions of tensors."""
 
 from __future__ import annotations
 
@@ -13,6 +13,14 @@ def take_rows(table: Tensor, log: Tensor) -> Tensor:
     if table.shape[-3] == 1:
         batch = torch.zeros_like(batch)
     return table[..., batch, log, :]
+
+
+def scatter_rows(hidden: Tensor, log: Tensor, valid: Tensor | None, length: int) -> Tensor:
+    """Scatter hidden [B, W, d] to logical indices `log`: [B, length, d]; fillers and dropped ones are zero."""
+    if valid is not None:
+        hidden = hidden * valid.to(hidden.device)[..., None].to(hidden.dtype)
+    full = hidden.new_zeros(hidden.shape[0], length, hidden.shape[-1])
+    return full.scatter_(1, log[..., None].expand_as(hidden), hidden)
 
 
 def ragged_mask(rows: Tensor, columns: Tensor, valid: Tensor) -> Tensor:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .call import Call, Step
-from .context import VisualContext
+from .call import Call, Forward
 
 
 def predicting_rows(call: Call, real: Tensor, past: int, targets: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -24,10 +23,10 @@ def predicting_rows(call: Call, real: Tensor, past: int, targets: Tensor | None)
         targets: Bool[B, L], rows whose next token is a label; None without labels.
     """
     place = torch.arange(past, past + real.shape[1], device=real.device)
-    end = call.request.length if call.by_generate else None
+    end = call.request.length
     end = past + real.shape[1] if end is None or end <= past else end
     last = place == last_real(call, real & (place < end), past, end)[:, None]
-    column = torch.zeros_like(real) if not call.by_generate else ~real & (place == end - 1)
+    column = torch.zeros_like(real) if isinstance(call, Forward) else ~real & (place == end - 1)
     return last if targets is None else last | targets.to(last.device), column
 
 
@@ -45,11 +44,3 @@ def last_real(call: Call, real: Tensor, past: int, end: int) -> Tensor:
         mask = pad(real, (past, 0))
     mask = mask.to(real.device).repeat_interleave(real.shape[0] // len(mask), 0)
     return torch.arange(mask.shape[1], device=mask.device).masked_fill(~mask, -1).amax(1)
-
-
-def prompt_text(step: Step, context: VisualContext, batch_row: int) -> Tensor:
-    """Return Bool[q]: real text of the prompt in this chunk, without what `generate` or a helper appended."""
-    visual, mask = context.visual[batch_row], context.attention_mask2d
-    end = (step.call.request.length or step.past + step.q) - step.past
-    text = ~visual & (torch.arange(step.q, device=visual.device) < end)
-    return text if mask is None else text & mask[batch_row]

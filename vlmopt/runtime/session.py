@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
 from ..families import family_of
 from ..policy import Policy
-from ..scorers import TrainedScorer
+from ..scorers import Trained
 from .arguments import MODALITIES
 from .call import Session
 from .captures import capture_of
@@ -21,6 +21,7 @@ from .hooks.encoder import FeatureProbe
 from .hooks.generate import Generate
 from .hooks.head import Head
 from .hooks.outer import Outer
+from .stages import stages_of
 from .structure import ModelStructure
 
 # Of a module: the first two hold the hooks, the others what was said of them.
@@ -33,11 +34,13 @@ HOOK_TABLES = (
 )
 
 
-def install(policy: Policy, structure: ModelStructure, trained: Mapping[str, TrainedScorer] | None = None) -> Session:
+def install(policy: Policy, structure: ModelStructure, trained: Trained) -> Session:
     """Put every hook of a checked policy in place; on an error, take back what was done."""
-    model = structure.head
-    session = Session(model, policy, structure, family_of(model.config), dict(trained or {}), uuid.uuid4().hex)
-    session.slot(Components).extend(kind(session) for kind in COMPONENTS if kind.wanted(session))
+    stages = stages_of(policy, len(structure.layers))
+    session = Session(policy, structure, stages, family_of(structure.head.config), uuid.uuid4().hex)
+    session.put(trained)
+    found = [kind.of(session) for kind in COMPONENTS]
+    session.put(Components(component for component in found if component is not None))
     try:
         put(session)
     except BaseException:
@@ -92,6 +95,20 @@ class Strays:
 def session_of(model: nn.Module) -> Session | None:
     """Return the session whose hooks `model`, or anything below it, carries."""
     return next((hook.session for _, _, hook in hooks_below(model)), None)
+
+
+def session_in(model: nn.Module) -> Session:
+    """Return the session of an optimized model.
+
+    Raises:
+        ValueError: it is not optimized.
+    """
+    session = session_of(model)
+    if session is None:
+        raise ValueError(
+            "this model is not optimized: call vlmopt.optimize(model, policy) first, read the report before restore()"
+        )
+    return session
 
 
 def hooks_below(model: nn.Module, session: Session | None = None) -> Iterator[tuple[list[dict[int, Any]], int, Any]]:

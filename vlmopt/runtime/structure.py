@@ -47,9 +47,9 @@ def structure_of(model: nn.Module) -> ModelStructure:
     decoder = next((m for m in model.modules() if is_decoder(m)), None)
     outer = next((m for m in model.modules() if is_outer(m)), None)
     ids = visual_ids(model)
-    if (reason := why_not(model, decoder, outer, ids)) is not None:
+    reason = why_not(model, decoder, outer, ids)
+    if outer is None or reason is not None:
         raise ValueError(f"{type(model).__name__} {reason}; {hint()}")
-    assert outer is not None
     decoder = next(child for child in outer.children() if is_decoder(child))
     layers: list[Any] = list(decoder.layers)  # type: ignore[arg-type]
     rope = getattr(decoder.config, "rope_parameters", None) or getattr(decoder.config, "rope_scaling", None) or {}
@@ -67,7 +67,7 @@ def structure_of(model: nn.Module) -> ModelStructure:
 
 
 def answering(model: nn.Module) -> nn.Module:
-    """Return the part that reads pictures and writes text: the thinker of an Omni model, else the model itself."""
+    """Return the part that reads images and writes text: the thinker of an Omni model, else the model itself."""
     thinker = getattr(model, "thinker", None)
     return cast("nn.Module", thinker) if callable(getattr(thinker, "generate", None)) else model
 

@@ -28,7 +28,7 @@ def refuse_unseen(call: Call, arguments: OuterArguments, length: int, past: int)
     session, ids, end = call.session, arguments.input_ids, call.request.length
     if arguments.embeds_only or length == 1 or (end is not None and past >= end):
         return  # the report says so; a generated token; candidates of assisted decoding
-    encoded = bool(call.features.pieces) and not call.saw_image  # a later stream may do without its images
+    encoded = bool(call.features.pieces) and not call.progress.saw_image  # a later stream may do without its images
     if not (arguments.pixels or encoded):
         return
     outer = type(session.structure.outer).__name__
@@ -57,7 +57,7 @@ def refuse_unencoded(step: PromptStep, what: str) -> None:
 
 def refuse_undecoded(call: Call) -> None:
     """Refuse a bare forward whose images no pass of the decoder was handed."""
-    arguments, structure = call.arguments, call.session.structure
+    arguments, structure = call.progress.arguments, call.session.structure
     if arguments is None or not arguments.pixels or arguments.input_ids is None:
         return
     if has_visual(call.session, arguments.input_ids):
@@ -85,7 +85,7 @@ def refuse_taken_off(session: Session) -> None:
 def refuse_bypassed(step: PromptStep) -> None:
     """Refuse a pass over visual tokens that went around a layer or an attention function with work to do."""
     session = step.call.session
-    planned = {("layer", method.layer) for method in session.selectors}
+    planned = {("layer", layer) for layer in session.stages.cuts}
     attentions = enumerate(session.structure.attentions)
     planned |= {("attention", layer) for layer, module in attentions if hasattr(module, "_vlmopt_plan")}
     if missing := sorted(planned - step.slot(Reached).parts):
@@ -96,9 +96,9 @@ def refuse_bypassed(step: PromptStep) -> None:
 def refuse_unread(call: Call) -> None:
     """Refuse a `generate` whose new part of the prompt holds images that no pass of the decoder was handed."""
     ids = call.request.ids
-    if ids is None or call.saw_image or "pruning" in call.skipped or not call.request.images:
+    if ids is None or call.progress.saw_image or "pruning" in call.ledger.skipped or not call.request.images:
         return
-    if has_visual(call.session, ids[:, call.began or 0 :]):
+    if has_visual(call.session, ids[:, call.progress.began or 0 :]):
         raise unknown(f"generate of {type(call.session.model).__name__} never handed the image to the decoder")
 
 
@@ -108,6 +108,6 @@ def has_visual(session: Session, ids: Tensor) -> bool:
 
 def no_visual(call: Call) -> str:
     """Return why there was nothing to do in a call that is over, for the report."""
-    if call.began:
-        return f"the call went on from a cache of {call.began} tokens and brought no visual tokens of its own"
+    if began := call.progress.began:
+        return f"the call went on from a cache of {began} tokens and brought no visual tokens of its own"
     return "the prompt brought no visual tokens"

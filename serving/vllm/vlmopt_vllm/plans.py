@@ -207,7 +207,6 @@ def early_signal(need: Any, item: Item, pixels: Tensor | None) -> Tensor:
     if isinstance(need, PixelScale):
         return torch.tensor(item.family.image_std)
     assert pixels is not None
-    assert item.family.cells is not None
     once = item.family.patch_grid and not need.repeated
     given = first_copy(pixels, item.config) if once else pixels
     return item.family.cells(given if item.family.patch_grid or given.ndim > 3 else given[None], item.config)

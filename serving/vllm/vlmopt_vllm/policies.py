@@ -146,7 +146,7 @@ def check_family(policy: Served, family: Family, mrope: bool) -> None:
     if not family.patch_grid and (policy.before_tower is not None or method.resizes_pixels):
         raise ValueError(f"{name}: the tower of {family.name} takes whole pictures of one size; use div_prune")
     reads = method.captures
-    if family.cells is None and any(isinstance(need, Pixels) for need in reads):
+    if not family.knows_cells and any(isinstance(need, Pixels) for need in reads):
         raise ValueError(f"{name}: the pixels under the tokens of {family.name} are not known; use div_prune")
     if not family.image_std and PixelScale() in reads:
         raise ValueError(f"{name}: by what pixels of {family.name} are divided is not known; use div_prune")

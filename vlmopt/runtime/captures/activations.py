@@ -12,7 +12,7 @@ from ...methods import Method
 from ..call import PromptStep, Session
 from ..compat import unknown
 from ..context import VisualContext
-from ..predicting import prompt_text
+from ..padding import prompt_text
 from ..structure import ModelStructure
 from .base import Capture
 from .place import Place
@@ -20,14 +20,13 @@ from .place import Place
 LAST = ("down_proj", "w2")
 
 
-def last_linear(layer: nn.Module) -> nn.Linear | None:
-    """Return the one down projection of a decoder layer; None where there are several (experts) or none."""
-    found = [
+def last_linears(layer: nn.Module) -> list[nn.Linear]:
+    """Return the down projections of a decoder layer: one, or several where it has experts."""
+    return [
         m
         for name, m in layer.named_modules()
         if name.removesuffix(".base_layer").split(".")[-1] in LAST and isinstance(m, nn.Linear)  # PEFT wraps a linear
     ]
-    return found[0] if len(found) == 1 else None
 
 
 class Taken(dict[int, Tensor]):
@@ -50,15 +49,14 @@ class GatedActivations(Capture[Activations]):
     """Capture `Activations`."""
 
     def check(self, model: Any, structure: ModelStructure, method: Method, need: Activations) -> None:
-        if last_linear(structure.layers[need.layer]) is None:
+        if len(last_linears(structure.layers[need.layer])) != 1:
             raise ValueError(
                 f"{method.name}: layer {need.layer} of {type(model).__name__} has no single gated feed-forward block "
                 "(experts?), so its neurons cannot be counted; use a selector that reads attention or embeddings"
             )
 
     def install(self, session: Session, need: Activations) -> None:
-        linear = last_linear(session.structure.layers[need.layer])
-        assert linear is not None
+        (linear,) = last_linears(session.structure.layers[need.layer])
         session.hook(linear.register_forward_pre_hook(ActivationHook(session, need.layer)))
 
     def behind_cut(self, step: PromptStep, need: Activations) -> None:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from vlmopt.pruning import HiddenStates, Scorer, TextEmbeds, VisualEmbeds, Weights
 
+from ... import scorers
 from .base import Capture
 from .place import Place, text_places
 
@@ -39,4 +40,4 @@ class Trained(Capture[Weights]):
 
     def read(self, need: Weights, at: Place) -> Scorer:
         """Return the scorer on the device of the embeddings, where the model was moved after it was optimized."""
-        return at.session.trained[need.source].scorer.to(at.step.embeds.device)
+        return at.session.slot(scorers.Trained).scorers[need.source].to(at.step.embeds.device)

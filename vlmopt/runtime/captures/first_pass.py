@@ -22,7 +22,7 @@ from ...methods import Method
 from .. import masks, smaller
 from ..arguments import PER_LAYER
 from ..call import CALL, Call, PromptStep, Session
-from ..context import Rows, VisualContext, VisualSpan
+from ..context import Rows, VisualContext
 from ..hooks.attention import plan_of
 from ..side_forward import side_forward
 from ..structure import ModelStructure
@@ -167,9 +167,10 @@ def shorten(session: Session, step: PromptStep, context: VisualContext, shrink: 
     stay &= torch.arange(step.q, device=stay.device) < end
     middle_of = torch.full(stay.shape, -1, device=stay.device)  # logical index of the block of each visual token
     encoded = encode(session, step, shrink)
-    for span in (s for s in context.spans if s.batch_row % context.expand == 0):
+    on_grid = [(s, s.grid) for s in context.spans if s.grid is not None and s.batch_row % context.expand == 0]
+    for span, grid in on_grid:
         sample = span.batch_row // context.expand
-        number, middle, kept = blocks(span, shrink)
+        number, middle, kept = blocks(span.coords, grid, shrink)
         cell, places = number >= 0, span.index[middle]
         stay[sample, span.index[kept]] = True
         middle_of[sample, span.index[cell]] = places[number[cell]]
@@ -187,17 +188,16 @@ def shorten(session: Session, step: PromptStep, context: VisualContext, shrink: 
     return Short(index.to(device), real.to(device), block.to(device), levels)
 
 
-def blocks(span: VisualSpan, shrink: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the block number of each token, the middle cells, and the tokens that stay.
+def blocks(coords: Tensor, grid: tuple[int, int, int], shrink: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the block number of each token of an image, the middle cells, and the tokens that stay.
 
     Long[n], -1 for row separators; Bool[n]; Bool[n]. Blocks are numbered in raster order. A separator stays behind a
     row of cells that has one that stays.
     """
-    assert span.grid is not None
-    _, h, w = span.grid
+    _, h, w = grid
     rows, columns = -(-h // shrink), -(-w // shrink)
-    t, y, x = span.coords.T
-    cell = (span.coords >= 0).all(1)
+    t, y, x = coords.T
+    cell = (coords >= 0).all(1)
     number = (t * rows + (2 * y + 1) * rows // (2 * h)) * columns + (2 * x + 1) * columns // (2 * w)
     in_row, in_column = (torch.isin(at, at.new_tensor(strided(n, k))) for at, n, k in ((y, h, rows), (x, w, columns)))
     before = torch.arange(len(y), device=y.device).masked_fill(~cell, 0).cummax(0).values

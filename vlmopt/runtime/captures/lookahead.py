@@ -61,11 +61,10 @@ class RowsAhead(Rows):
         count, known = longest_question(step, context) if need.rows == TEXT else int(need.rows), step.slot(Ahead)
         if need.layer in known and known[need.layer].shape[2] >= count:
             return
-        start = step.call.clock.now()
-        before = replace(at, given=dict(at.given))
-        fitting.fit(step, before)
-        known[need.layer] = look_ahead(before, reading(step, fitting.stage, count))
-        step.call.page.scoring.append((start, step.call.clock.now()))
+        with step.call.ledger.timed(step.call.page.scoring):
+            before = replace(at, given=dict(at.given))
+            fitting.fit(step, before)
+            known[need.layer] = look_ahead(before, reading(step, fitting.stage, count))
 
 
 @torch.no_grad()

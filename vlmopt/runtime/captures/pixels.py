@@ -33,13 +33,13 @@ class UnderTokens(Capture[Pixels]):
     """Capture `Pixels`."""
 
     def check(self, model: Any, structure: ModelStructure, method: Selector, need: Pixels) -> None:
-        if family_of(model.config).cells is None:
+        if not family_of(model.config).knows_cells:
             padded = method.padding != "keep"
             what = f"padding={method.padding!r}" if padded else "the method"
             way_out = "padding='keep'" if padded else "a selector that reads embeddings, e.g. div_prune"
             raise ValueError(
                 f"{method.name}: {what} needs the pixels under every token, which are not known for "
-                f"{model.config.model_type}; works with: {described(lambda f: f.cells is not None)}. Use {way_out}"
+                f"{model.config.model_type}; works with: {described(lambda f: f.knows_cells)}. Use {way_out}"
             )
 
     def take(self, call: Call, modality: str, function: Callable[..., Any], bound: dict[str, Any]) -> None:
@@ -53,12 +53,10 @@ class UnderTokens(Capture[Pixels]):
     def read(self, need: Pixels, at: Place) -> Tensor:
         """Return the pixels under every token of the sample's spans."""
         family, config, store = at.session.family, at.session.model.config, at.step.call.features.slot(GivenPixels)
-        of_family = family.cells
-        assert of_family is not None
 
         def read_cells(given: Tensor) -> Tensor:
             once = family.patch_grid and not need.repeated
-            return of_family(first_copy(given, config) if once else given, config).float()
+            return family.cells(first_copy(given, config) if once else given, config).float()
 
         def cells() -> dict[str, Tensor]:
             return {modality: torch.cat([read_cells(p) for p in given]) for modality, given in store.items()}

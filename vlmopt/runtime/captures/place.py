@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..call import PromptStep, Session
 from ..context import Rows, VisualContext
-from ..predicting import prompt_text
+from ..padding import prompt_text
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from vlmopt.attention_fix import Residual
 
 from ..call import PromptStep
 from ..compat import every_row
-from ..places import prompt_places
+from ..padding import prompt_places
 from ..points import LayerInput
 from .base import Capture
 

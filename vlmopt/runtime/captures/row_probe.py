@@ -11,7 +11,7 @@ from vlmopt.attention_fix.attention_rows import masked_logits, masked_softmax
 
 from ..call import PromptStep
 from ..context import Rows, VisualContext
-from ..places import padding
+from ..padding import padding
 from ..points import AttentionCall, SidePass
 
 

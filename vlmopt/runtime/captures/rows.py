@@ -35,9 +35,8 @@ class RowReader(AttentionPart):
         if not isinstance(step, PromptStep) or step.context is None or step.fixed is not None or step.again:
             return out
         count = max(self.rows, longest_question(step, step.context)) if self.text else self.rows
-        start = step.call.clock.now()
-        step.slot(Probed)[at.layer] = probe_rows(reading(step, self.stage, count), at)
-        step.call.page.scoring.append((start, step.call.clock.now()))
+        with step.call.ledger.timed(step.call.page.scoring):
+            step.slot(Probed)[at.layer] = probe_rows(reading(step, self.stage, count), at)
         return out
 
 
@@ -46,7 +45,7 @@ def reader_of(session: Session, layer: int) -> RowReader:
     parts = plan_of(session, layer).parts
     found = next((part for part in parts if isinstance(part, RowReader)), None)
     if found is None:
-        found = RowReader(session.stage_of[layer])
+        found = RowReader(session.stages.of(layer))
         parts.append(found)
     return found
 

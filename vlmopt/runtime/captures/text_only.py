@@ -7,7 +7,7 @@ family's image delimiters are left out, positions are contiguous, on M-RoPE mode
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from vlmopt.attention_fix import TextOnly
 from ..arguments import PER_LAYER
 from ..call import PromptStep, Session, Step
 from ..compat import cache_name
-from ..places import real
+from ..padding import real
 from ..points import AttentionCall, SidePass
 from ..side_forward import side_forward
 from .base import Capture
@@ -58,6 +58,15 @@ class HeadOutputs(SidePass):
             self.found[at.layer] = out[torch.arange(len(out), device=out.device), self.rows.to(out.device)]
 
 
+@dataclass(frozen=True, eq=False)
+class Run:
+    """The text that has run, and the last row's place in it."""
+
+    cache: Any  # None: it ran once
+    real: Tensor  # Bool[B, T]
+    position: Tensor  # Long[B] of the last row
+
+
 @dataclass
 class TextStream:
     """One sequence's text so far; `heads` and `logits` are those of its last row.
@@ -70,15 +79,14 @@ class TextStream:
     parts: list[Part] = field(default_factory=list)
     heads: dict[int, Tensor] = field(default_factory=dict)  # layer -> [B, H, D]
     logits: Tensor | None = None  # [B, V]
-    cache: Any = None
-    real: Tensor | None = None  # Bool[B, T] of the rows in the cache
-    position: Tensor | None = None  # Long[B] of the last row
+    ran: Run | None = None  # of a lasting stream, behind the prompt
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TextStream:
         """Give a copied cache a stream of its own, over the same embeddings."""
         twin = copy.copy(self)
         twin.parts, twin.heads = list(self.parts), dict(self.heads)
-        twin.cache = copy.deepcopy(self.cache, memo)
+        if self.ran is not None:
+            twin.ran = replace(self.ran, cache=copy.deepcopy(self.ran.cache, memo))
         return twin
 
     def take(self, step: Step) -> None:
@@ -116,44 +124,47 @@ class TextStream:
         taken = [part.per_layer for part in self.parts if part.per_layer is not None]
         per_layer = torch.cat(taken, 1) if taken else None
         batch = torch.arange(len(order), device=order.device)[:, None]
-        self.cache = DynamicCache(config=step.call.session.structure.config) if self.lasting else None
-        self.real, self.position = valid, positions[:, -1]
+        cache = DynamicCache(config=step.call.session.structure.config) if self.lasting else None
+        ran = Run(cache, valid, positions[:, -1])
         per_layer = None if per_layer is None else per_layer[batch, order]
-        self.run(step, embeds[batch, order], positions, last.argmax(1), per_layer)
+        self.run(step, ran, embeds[batch, order], positions, last.argmax(1), per_layer)
 
     def places(self) -> Tensor:
         """Return the logical index of everything in `parts`, Long."""
         return torch.cat([torch.arange(p.start, p.start + p.embeds.shape[1]) for p in self.parts])
 
-    def token(self, step: Step) -> None:
+    def token(self, step: Step, ran: Run) -> None:
         """Go along with generated tokens, one row each."""
-        assert self.real is not None
-        assert self.position is not None
         embeds, text = self.parts[-1].embeds, self.parts[-1].text
-        self.real = torch.cat([self.real, text], 1)
-        positions = self.position[:, None] + torch.arange(1, step.q + 1, device=self.position.device)
-        self.position = positions[:, -1]
+        positions = ran.position[:, None] + torch.arange(1, step.q + 1, device=ran.position.device)
+        ran = Run(ran.cache, torch.cat([ran.real, text], 1), positions[:, -1])
         rows = torch.full((step.batch,), step.q - 1, device=embeds.device)
-        self.run(step, embeds, positions, rows, self.parts[-1].per_layer)
+        self.run(step, ran, embeds, positions, rows, self.parts[-1].per_layer)
 
     @torch.no_grad()
-    def run(self, step: Step, embeds: Tensor, positions: Tensor, rows: Tensor, per_layer: Tensor | None) -> None:
-        """Run one pass of the decoder below its hooks; keep head outputs of `rows` Long[B] and last-row logits."""
+    def run(
+        self, step: Step, ran: Run, embeds: Tensor, positions: Tensor, rows: Tensor, per_layer: Tensor | None
+    ) -> None:
+        """Run one pass of the decoder below its hooks; keep head outputs of `rows` Long[B] and last-row logits.
+
+        Args:
+            ran: the text up to the end of this pass.
+        """
         session = step.call.session
-        assert self.real is not None
         axes = step.positions.shape[0] if step.positions.ndim == 3 else 0
         kwargs: dict[str, Any] = {} if per_layer is None else {PER_LAYER: per_layer}
         out = side_forward(
             HeadOutputs(self.layers, rows, self.heads),
             session.structure.decoder.forward,
             inputs_embeds=embeds,
-            attention_mask=None if bool(self.real.all()) else self.real.long(),
+            attention_mask=None if bool(ran.real.all()) else ran.real.long(),
             position_ids=positions.expand(axes, -1, -1) if axes else positions,
             use_cache=self.lasting,
-            **{cache_name(type(session.structure.decoder).forward): self.cache},
+            **{cache_name(type(session.structure.decoder).forward): ran.cache},
             **kwargs,
         )
         if self.lasting:
+            self.ran = ran
             self.logits = vocabulary(session, out[0][:, -1])
 
 

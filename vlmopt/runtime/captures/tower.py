@@ -12,9 +12,9 @@ from vlmopt.pruning.signals import VisionAttention, VisionKeys
 from ...families import family_of
 from ...methods import Method
 from ..call import PromptStep, Session
-from ..compat import attention_arguments, substitute
+from ..compat import attention_arguments
 from ..context import VisualContext
-from ..hooks.attention import BaseView, Uninstall, base_function, register
+from ..hooks.attention import BaseView, base_function, register, route
 from ..structure import ModelStructure, part, whole_blocks
 from ..unseen import refuse_unencoded
 from .place import Place
@@ -46,9 +46,8 @@ def vision_attention(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tens
     out = base_function(module, plan.base)(BaseView(module, plan.base), *given, **kwargs)
     call = plan.session.running_call()
     if call is not None:
-        start = call.clock.now()
-        read_patches(plan, call.features.slot(Encoded), query, key, **kwargs)
-        call.page.probing.append((start, call.clock.now()))
+        with call.ledger.timed(call.page.probing):
+            read_patches(plan, call.features.slot(Encoded), query, key, **kwargs)
     return out
 
 
@@ -109,12 +108,8 @@ def plan_of(session: Session, layer: int) -> VisionPlan:
     module: Any = blocks_of(tower)[layer]
     plan: VisionPlan | None = getattr(module, "_vlmopt_plan", None)
     if plan is None:
-        base = module.config
-        plan = VisionPlan(session, base, has_cls(tower))
-        clone = substitute(base, NAME)
-        session.undo.append(Uninstall(module, base))
-        module._vlmopt_plan = plan
-        module.config = clone
+        plan = VisionPlan(session, module.config, has_cls(tower))
+        route(session, module, plan, NAME)
     return plan
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from vlmopt.attention_fix import Correction, Diagnosis
 
+from ...policy import Policy
 from ..captures import capture_of
 from ..compat import layer_config
 from ..hooks.attention import why_not as why_fixed
@@ -30,6 +31,14 @@ def check_correction(model: Any, structure: ModelStructure, correction: Correcti
         )
     for need in sorted(correction.needs, key=repr):
         capture_of(need).check(model, structure, correction, need)
+
+
+def by_layer(structure: ModelStructure, policy: Policy) -> dict[int, list[Correction]]:
+    """Return the corrections that act in the attention of each layer, in the policy's order."""
+    depth = len(structure.layers)
+    editing = [(c, c.at(depth)) for c in policy.corrections if not isinstance(c, Diagnosis)]
+    found = {layer: [c for c, layers in editing if layer in layers] for layer in range(depth)}
+    return {layer: own for layer, own in found.items() if own and why_not(structure.attentions[layer]) is None}
 
 
 def why_not(module: Any) -> str | None:

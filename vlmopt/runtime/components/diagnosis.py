@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,9 +12,9 @@ from vlmopt.attention_fix import Diagnosis
 from ..call import PromptStep, Session, Step
 from ..compat import every_row
 from ..component import Component, LayerPart
-from ..hooks.decoder import scatter_rows
 from ..hooks.layer import entry_of
-from ..places import prompt_places
+from ..masks import scatter_rows
+from ..padding import prompt_places
 from ..points import LayerInput
 from .layer_corrections import record_of
 
@@ -21,9 +22,14 @@ from .layer_corrections import record_of
 class Diagnoses(Component):
     """Listen where the stream enters a layer, as later layers get it, and behind the last one."""
 
-    @staticmethod
-    def wanted(session: Session) -> bool:
-        return any(isinstance(c, Diagnosis) for c in session.policy.corrections)
+    def __init__(self, session: Session, diagnoses: Sequence[Diagnosis]) -> None:
+        super().__init__(session)
+        self.diagnoses = diagnoses
+
+    @classmethod
+    def of(cls, session: Session) -> Diagnoses | None:
+        diagnoses = [c for c in session.policy.corrections if isinstance(c, Diagnosis)]
+        return cls(session, diagnoses) if diagnoses else None
 
     def open_step(self, step: Step, cache: Any) -> None:
         """Ask for all rows of every layer that is heard."""
@@ -31,7 +37,7 @@ class Diagnoses(Component):
 
     def install(self) -> None:
         session, layers = self.session, self.session.structure.layers
-        for diagnosis in (c for c in session.policy.corrections if isinstance(c, Diagnosis)):
+        for diagnosis in self.diagnoses:
             for layer in range(1, len(layers)):
                 entry_of(session, layer).parts.append(Ear(session, layer, diagnosis))
             session.hook(layers[-1].register_forward_hook(LastEar(session, len(layers), diagnosis)))
@@ -42,7 +48,7 @@ class Ear(LayerPart):
 
     def __init__(self, session: Session, place: int, diagnosis: Diagnosis) -> None:
         self.session, self.place, self.diagnosis = session, place, diagnosis
-        self.stage = session.stage_of[min(place, len(session.stage_of) - 1)]
+        self.stage = session.stages.of(min(place, session.stages.depth - 1))
 
     def at_layer(self, step: PromptStep, at: LayerInput) -> None:
         """Hear the stream behind the cuts."""
@@ -50,7 +56,7 @@ class Ear(LayerPart):
 
     def hear(self, step: PromptStep, hidden: Tensor) -> None:
         """Take in the stream [B, W, D] of a prompt."""
-        if step.call.prompt is not None:
+        if step.call.ledger.prompt is not None:
             return  # the prompt once more: there is no cache
         record = record_of(step.call, self.diagnosis, 0)
         if self.place == 1:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import places
+from .. import padding
 from ..call import PromptStep, Step
 from ..context import Store
 from .marks import Marks
@@ -48,7 +48,7 @@ def find_rows(step: Step, stage: int, width: int) -> Editable:
         return Editable(None, {"text": every, "last": every})
     rows = step.current(stage)
     logical = rows.log[:, -width:].to(step.device)
-    valid = places.real(step)
+    valid = padding.real(step)
     real = valid.gather(1, logical)
     if rows.valid is not None:
         real = real & rows.valid[:, -width:].to(step.device)

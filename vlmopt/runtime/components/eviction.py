@@ -20,9 +20,8 @@ from .. import compat
 from ..arguments import Request
 from ..call import Call, PromptStep, Session, Step
 from ..component import Account, AttentionPart, Component
-from ..context import Own
+from ..context import CacheState, Own, Store
 from ..hooks.attention import plan_of
-from ..hooks.decoder import commit
 from ..hooks.layer import entry_of
 from ..points import AttentionCall
 from ..structure import ModelStructure
@@ -35,46 +34,45 @@ from .prompt_keys import Keys, Prompt
 WHAT = "kv eviction"
 
 
-@dataclass(eq=False)
-class Scored:
-    """One layer that waits for its budget."""
+@dataclass(frozen=True, eq=False)
+class Waiting:
+    """One layer that waits for its budget, which depends on all layers."""
 
     keys: Keys
     scores: Tensor  # fp32 [B, H, n]
-    sparsity: list[float] | None  # per sample, where budgets depend on it
+    sparsity: list[float]  # per sample
 
 
 @dataclass(eq=False)
 class Pending:
-    """State of a step that ends a prompt."""
+    """State of a step behind which keys leave."""
 
-    cache: Any = None  # None: nothing is evicted in this step
-    scored: dict[int, Scored] = field(default_factory=dict)
+    cache: Any
+    waiting: dict[int, Waiting] = field(default_factory=dict)  # by layer
     index: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)  # layer -> Long[B, H, k], Bool[B, k]
 
 
 class Evicting(Component):
     """Evict in every layer whose cache can do without some of its keys."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, method: Eviction) -> None:
         super().__init__(session)
-        assert session.policy.kv is not None
-        self.method: Eviction = session.policy.kv
-        structure = session.structure
+        self.method, structure = method, session.structure
         self.layers = [i for i in range(len(structure.layers)) if why_whole(structure, i) is None]
 
     @staticmethod
     def check(model: Any, structure: ModelStructure, policy: Policy) -> None:
         reasons = [why_whole(structure, i) for i in range(len(structure.layers))]
-        if policy.kv is not None and policy.evicts and None not in reasons:
+        if policy.eviction is not None and None not in reasons:
             raise ValueError(
-                f"{policy.kv.label}: no layer of {type(model).__name__} can do without keys: "
+                f"{policy.eviction.label}: no layer of {type(model).__name__} can do without keys: "
                 f"{'; '.join(sorted({str(reason) for reason in reasons}))}"
             )
 
-    @staticmethod
-    def wanted(session: Session) -> bool:
-        return session.policy.evicts
+    @classmethod
+    def of(cls, session: Session) -> Evicting | None:
+        method = session.policy.eviction
+        return None if method is None else cls(session, method)
 
     def report(self, call: Call) -> Account:
         """Report what each layer kept."""
@@ -121,27 +119,21 @@ class Evicting(Component):
         pending = step.find(Pending)
         if pending is None:
             return
-        if pending.scored:
-            ratios = self.ratios(list(pending.scored.values()))
-            for number, (layer, scored) in enumerate(pending.scored.items()):
-                self.evict(step, pending, layer, scored, [own[number] for own in ratios])
+        if pending.waiting:
+            of_layers = [layer.sparsity for layer in pending.waiting.values()]
+            of_samples = [kv.adaptive(sparsity, self.method.keep_ratio) for sparsity in zip(*of_layers, strict=True)]
+            for number, (layer, own) in enumerate(pending.waiting.items()):
+                self.evict(step, pending, layer, own.keys, own.scores, [ratios[number] for ratios in of_samples])
         if pending.index:
-            commit(step, max(self.session.stage_of))
+            caches.commit(step, self.session.stages.last)
+            state = caches.adopted(step, pending.cache, self.session.lease)
             for layer, (index, valid) in pending.index.items():
-                self.write_down(step, layer, index, valid)
+                self.write_down(state, step, layer, index, valid)
         elif not step.call.page.slot(Evictions):
             step.call.skip(WHAT, "nothing competes: every key of the prompt is protected")
 
-    def ratios(self, layers: list[Scored]) -> list[list[float]]:
-        """Return, for every sample, the share that each layer keeps."""
-        method, depth = self.method, len(layers)
-        of_layers = [scored.sparsity for scored in layers]
-        samples = range(len(layers[0].keys.competing))
-        return [kv.ratios(method, depth, 0, [own[b] for own in of_layers if own is not None]) for b in samples]
-
-    def evict(self, step: Step, pending: Pending, layer: int, scored: Scored, ratios: list[float]) -> None:
-        """Shrink the cache of one layer."""
-        keys = scored.keys
+    def evict(self, step: Step, pending: Pending, layer: int, keys: Keys, scores: Tensor, ratios: list[float]) -> None:
+        """Shrink the cache of one layer to a share per sample of what competes, by scores fp32 [B, H, n]."""
         kept = [
             min(kv.kept(all_of_them, ratio), stored - held)
             for all_of_them, ratio, stored, held in zip(keys.competing, ratios, keys.stored, keys.held, strict=True)
@@ -153,21 +145,19 @@ class Evicting(Component):
                 both = Kept(layer, (before, before), (bytes_before, bytes_before), keys.competing, kept)
                 step.call.page.slot(Evictions).append(both)
             return
-        scores = scored.scores if self.method.per_head else scored.scores.mean(1, keepdim=True)
+        scores = scores if self.method.per_head else scores.mean(1, keepdim=True)
         index, valid = kv.choose(
             scores.to(step.device), keys.protected, keys.real, torch.tensor(counts, device=step.device)
         )
-        if step.state is None:
-            step.states.append(caches.adopt(pending.cache, self.session.lease))
+        caches.adopted(step, pending.cache, self.session.lease)
         caches.keep_slots(pending.cache, layer, index)
         pending.index[layer] = (keys.places.expand(-1, index.shape[1], -1).gather(2, index), valid)
         slots, sizes = (before, index.shape[2]), (bytes_before, compat.layer_bytes(pending.cache, layer))
         step.call.page.slot(Evictions).append(Kept(layer, slots, sizes, keys.competing, kept))
 
-    def write_down(self, step: Step, layer: int, places: Tensor, valid: Tensor | None) -> None:
+    def write_down(self, state: CacheState, step: Step, layer: int, places: Tensor, valid: Tensor | None) -> None:
         """Let the cache's state say what the slots of a layer are."""
-        state, own = step.state, Own(self.session.stage_of[layer], layer)
-        assert state is not None
+        own = Own(self.session.stages.of(layer), layer)
         state.index[own], state.valid[own] = places[:, 0], valid
         state.heads.pop(own, None)
         if places.shape[1] > 1:
@@ -180,48 +170,45 @@ class LayerEviction(AttentionPart):
 
     def __init__(self, owner: Evicting, layer: int) -> None:
         self.owner, self.layer, self.session = owner, layer, owner.session
-        self.stage = owner.session.stage_of[layer]
+        self.stage = owner.session.stages.of(layer)
 
     @torch.no_grad()
     def behind(self, step: Step, at: AttentionCall, out: Tensor) -> Tensor:
         """Score the keys, and drop some where budgets need not wait."""
         pending = step.find(Pending)
         if pending is not None and isinstance(step, PromptStep) and not step.again:
-            self.read(step, pending, at)
+            with step.call.ledger.timed(step.call.page.scoring):
+                self.read(step, pending, at)
         return out
 
     def read(self, step: PromptStep, pending: Pending, at: AttentionCall) -> None:
         """Score the keys that the layer attended to."""
         owner, method = self.owner, self.owner.method
-        start = step.call.clock.now()
         prompt: Prompt = step.remember(("kv prompt", self.stage), None, lambda: prompt_keys.read_prompt(step, method))
         store = step.store(self.stage, self.layer)
         heads = None if step.state is None else step.state.heads.get(store)
         keys: Keys = step.remember(("kv keys", store), None, lambda: prompt_keys.read_keys(step, store, heads, prompt))
-        probe = None
-        if method.rows:
-            probe = prompt_keys.read_rows(step, self.stage, method.rows, prompt, at)
-        around = None
-        if method.on_grid:
-            around = step.remember(("kv around", store), None, lambda: prompt_keys.around(prompt, keys))
-        device = at.key.device
-        view = KVView(
-            at.key,
-            at.value,
-            keys.real.to(device),
-            prompt_keys.at(prompt.number, keys.places).to(device),
-            self.layer,
-            self.session.policy.seed,
-            probe,
-            None if around is None else around.to(device),
-        )
-        scored = Scored(keys, method.score(view), None)
+        view = self.view(step, prompt, keys, store, at)
+        scores = method.score(view)
         if method.layer_budgets == "adaptive":
-            assert probe is not None
-            scored.sparsity = kv.sparsity(probe).tolist()
-            pending.scored[self.layer] = scored
+            pending.waiting[self.layer] = Waiting(keys, scores, kv.sparsity(view.attention).tolist())
         else:
             depth, rank = len(owner.layers), owner.layers.index(self.layer)
-            ratios = [kv.ratios(method, depth, n, None)[rank] for n in keys.competing]
-            owner.evict(step, pending, self.layer, scored, ratios)
-        step.call.page.scoring.append((start, step.call.clock.now()))
+            ratios = [kv.ratios(method, depth, n)[rank] for n in keys.competing]
+            owner.evict(step, pending, self.layer, keys, scores, ratios)
+
+    def view(self, step: PromptStep, prompt: Prompt, keys: Keys, store: Store, at: AttentionCall) -> KVView:
+        """Return what the method may know of the layer's keys."""
+        method, device, around = self.owner.method, at.key.device, None
+        if method.on_grid:
+            around = step.remember(("kv around", store), None, lambda: prompt_keys.around(prompt, keys))
+        return KVView(
+            keys=at.key,
+            values=at.value,
+            real=keys.real.to(device),
+            places=prompt_keys.at(prompt.number, keys.places).to(device),
+            layer=self.layer,
+            seed=self.session.policy.seed,
+            probe=prompt_keys.read_targets(step, self.stage, method.rows, prompt, at) if method.rows else None,
+            neighbours=None if around is None else around.to(device),
+        )

@@ -6,10 +6,10 @@ from typing import Any
 
 from ...kv import Eviction
 from .. import compat
-from ..call import Step
+from ..call import Generation, Step
 from ..hooks.attention import why_not as why_fixed
 from ..structure import ModelStructure, shared_key_source
-from .marks import Marks
+from .marks import FOREIGN, Marks
 
 WINDOW = "its cache is a window already"
 
@@ -32,12 +32,12 @@ def why_not(step: Step, cache: Any, method: Eviction) -> str | None:
     Raises:
         ValueError: a cache that cannot let go of keys.
     """
-    if not step.call.by_generate or step.call.request.length is None:
+    if not isinstance(step.call, Generation) or step.call.request.length is None:
         return "only `generate` with input_ids says where the prompt ends; a bare forward keeps all keys"
     if cache is None:
         return "the call has no cache"
     if step.find(Marks) is None:
-        return "the cache was filled before the model was optimized, or optimized like this; start the sequence anew"
+        return FOREIGN
     if method.per_head and step.arguments.attention_mask2d is None and "attention_mask" in step.arguments.names:
         return "the attention mask is no mask of padding: heads that keep different keys would need one each"
     kind = type(cache).__name__

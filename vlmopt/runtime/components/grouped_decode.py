@@ -58,13 +58,13 @@ class GroupedDecode(Component):
         if not grouped_layers(structure):
             raise ValueError(f"gqa='grouped': {type(model).__name__} has no heads that share keys; leave it at 'auto'")
 
-    @staticmethod
-    def wanted(session: Session) -> bool:
+    @classmethod
+    def of(cls, session: Session) -> GroupedDecode | None:
         policy, config = session.policy, session.structure.config
-        if policy.gqa == "auto":
-            by_itself = device_of(session.model).type == "cpu" and width_of(session.structure) >= LEAST_WIDTH
-            return by_itself and policy.changes and implementation(config) == "sdpa"
-        return policy.gqa == "grouped"
+        wanted = policy.gqa == "grouped"
+        if policy.gqa == "auto" and policy.changes and implementation(config) == "sdpa":
+            wanted = device_of(session.model).type == "cpu" and width_of(session.structure) >= LEAST_WIDTH
+        return cls(session) if wanted else None
 
     def install(self) -> None:
         for layer in grouped_layers(self.session.structure):

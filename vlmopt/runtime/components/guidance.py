@@ -36,9 +36,14 @@ class Guide(LogitsProcessor):
 class Guidance(Component):
     """Put the processor behind those of a `generate` call."""
 
-    @staticmethod
-    def wanted(session: Session) -> bool:
-        return method_of(session) is not None
+    def __init__(self, session: Session, method: Any) -> None:
+        super().__init__(session)
+        self.method = method
+
+    @classmethod
+    def of(cls, session: Session) -> Guidance | None:
+        method = method_of(session)
+        return None if method is None else cls(session, method)
 
     def open_call(self, request: Request, arguments: dict[str, Any]) -> None:
         """Add the processor.
@@ -46,7 +51,7 @@ class Guidance(Component):
         Raises:
             ValueError: beams or assisted decoding, whose second stream would have to be reordered or rolled back.
         """
-        method = method_of(self.session)
+        method = self.method
         if request.branches:
             raise ValueError(
                 f"{method.name}: gamma > 1 needs one sequence per sample and step; use num_beams=1 without assisted "

@@ -23,6 +23,8 @@ from ..component import AttentionPart
 from ..points import AttentionCall
 from .editable_rows import Editable, editable, generated_keys, rows_of_mask
 from .marks import Marks
+from .text_beside import Divergence
+from .watchdog import Repeating
 
 VERIFIED = 16  # query rows up to which a step behind the prompt counts as decoding (candidates of assisted decoding)
 MARKED = ("sink", "local", "summary")  # tables that hold what corrections marked or chose
@@ -50,18 +52,6 @@ def record_of(call: Call, correction: Correction, layer: int) -> Record:
     return call.slot(Records).setdefault((correction.name, layer), Record())
 
 
-@dataclass(eq=False)
-class Repeating:
-    """State of a call, where a method watches its text."""
-
-    generated: Tensor | None = None  # Long[B, n] of this call; candidates of assisted decoding at its end
-    tripped: Tensor | None = None  # Bool[B] samples whose text began to repeat itself
-
-
-class Divergence(list[Tensor]):
-    """State of a step, fp32 [B, H] per traced layer, and of its call, fp32 [B] per generated token."""
-
-
 class LayerCorrections(AttentionPart):
     """The corrections of one layer, in the order in which they act."""
 
@@ -74,7 +64,7 @@ class LayerCorrections(AttentionPart):
         self.heads = [c for c in corrections if isinstance(c, HeadCorrection)]
         self.fast = bool(self.rows) and all(c.passthrough == "fast" for c in self.rows)
         self.traced = any(getattr(c, "trace", False) for c in self.heads)
-        self.stage = session.stage_of[layer]
+        self.stage = session.stages.of(layer)
 
     def replaces(self, step: Step, at: AttentionCall) -> bool:
         """Return whether the explicit rows stand in for the kernel: while decoding, and only where asked for."""
@@ -145,7 +135,7 @@ class LayerCorrections(AttentionPart):
         sets = marks.sets(step, store, width, correction, named)
         given: dict[str, Any] = {"sets": sets.to(device)} if sets is not None else {}
         given = given or {"marks": {name: of_keys(*table) for name, table in named.items()}}
-        return RowView(self.layer, len(self.session.stage_of), allowed, may, **given, **shared)
+        return RowView(self.layer, self.session.stages.depth, allowed, may, **given, **shared)
 
     def scale(self, step: Step, out: Tensor) -> Tensor:
         """Multiply head outputs by their gains on rows that predict a token.
@@ -197,7 +187,7 @@ class Watch:
 
     @torch.no_grad()  # a checkpointed layer must keep the same tensors when it runs again, unwatched
     def __call__(self, correction: RowCorrection, values: Tensor, view: RowView, edited: Tensor) -> None:
-        if isinstance(self.step, PromptStep) and (self.step.again or self.step.call.prompt is not None):
+        if isinstance(self.step, PromptStep) and (self.step.again or self.step.call.ledger.prompt is not None):
             return  # the prompt once more, in a backward pass or without a cache
         record = record_of(self.step.call, correction, self.layer)
         total = edited[:, :, 0] if edited.shape[2] == 1 else edited.sum(2)

@@ -15,11 +15,13 @@ from torch.nn.functional import pad
 
 from vlmopt.attention_fix import RowCorrection
 
-from ..call import PromptStep, Step
+from ..call import Call, PromptStep, Session, Step
+from ..component import Component
 from ..context import Store
-from ..places import real
+from ..padding import real
 
 ATTRIBUTE = "_vlmopt_marks"
+FOREIGN = "the cache was filled before the model was optimized, or optimized like this; start the sequence anew"
 ROOM = 256  # slots by which the physical copy of a table grows, so that decoding pads rarely
 
 Name = tuple[str, int | None]  # what is flagged, and in which layer where that matters
@@ -57,7 +59,7 @@ class Marks:
             visual = context.visual.to(device) & valid
             started = visual.long().cumsum(1) > 0
             self.append("image", None, visual, step.past)
-            if step.past == (step.call.began or 0) or not context.parts:
+            if step.past == (step.call.progress.began or 0) or not context.parts:
                 self.first = self.images
             number = context.span.to(device, copy=True)
             for part in context.parts:
@@ -149,14 +151,39 @@ def for_batch(table: Tensor, batch: int) -> Tensor:
     return table if len(table) == batch else table.repeat_interleave(batch // len(table), 0)
 
 
+class Marking(Component):
+    """Keep marks of the tokens that run, where corrections, sparse prefills or evictions read them."""
+
+    @classmethod
+    def of(cls, session: Session) -> Marking | None:
+        policy = session.policy
+        return cls(session) if policy.corrections or policy.sparse or policy.eviction else None
+
+    def open_step(self, step: Step, cache: Any) -> None:
+        """Find the marks of the sequence; there are none where somebody else filled the cache."""
+        step.call.drop(Marks)
+        marks = marks_of(cache, step.batch, step.past, self.session.serial)
+        if marks is None:
+            return
+        step.put(marks)
+        step.call.put(marks)
+        if isinstance(step, PromptStep):
+            marks.open(step)
+
+    def close_step(self, step: Step, cache: Any) -> None:
+        """Leave the marks with the cache."""
+        marks = step.find(Marks)
+        if cache is not None and marks is not None:
+            setattr(cache, ATTRIBUTE, marks)
+
+    def close_call(self, call: Call) -> None:
+        """Drop the marks; the cache holds them."""
+        call.drop(Marks)
+
+
 def marks_of(cache: Any, batch: int, past: int, serial: str) -> Marks | None:
     """Return the marks on a cache; new ones at a sequence's start; None where this session did not fill the cache."""
     found: Marks | None = getattr(cache, ATTRIBUTE, None) if past else None
     if found is not None:
         return found if batch % found.batch == 0 and found.serial == serial else None
     return None if past else Marks(batch, serial)
-
-
-def keep_marks(cache: Any, marks: Marks | None) -> None:
-    if cache is not None and marks is not None:
-        setattr(cache, ATTRIBUTE, marks)

@@ -8,17 +8,23 @@ from .diagnosis import Diagnoses
 from .eviction import Evicting
 from .grouped_decode import GroupedDecode
 from .guidance import Guidance
+from .marks import Marking
 from .pruning import Pruning
 from .resize import Resizing
 from .sparse_prefill import SparsePrefills
+from .text_beside import TextBeside
 from .tower_pruning import TowerPruning
+from .watchdog import Watchdog
 
 COMPONENTS: tuple[type[Component], ...] = (
     Pruning,  # first: hooks behind it see what is left
+    Marking,
     SparsePrefills,
-    Corrections,
+    Corrections,  # from here on, what reads marks or adds to them
+    TextBeside,
+    Watchdog,
     GroupedDecode,
-    Evicting,  # behind the marks that corrections make
+    Evicting,
     Guidance,
     Diagnoses,
     Resizing,

@@ -136,7 +136,7 @@ def around(prompt: Prompt, keys: Keys) -> Tensor | None:
     return neighbours(*(at(axis, keys.places).masked_fill(~keys.real, -1) for axis in prompt.patch))
 
 
-def read_rows(step: PromptStep, stage: int, rows: int | str, prompt: Prompt, at_call: AttentionCall) -> Probe:
+def read_targets(step: PromptStep, stage: int, rows: int | str, prompt: Prompt, at_call: AttentionCall) -> Probe:
     """Read the attention of the prompt's last rows, or of the text behind the last image, to the prompt's keys."""
     wanted = prompt.real[:, step.past :]
     if rows == TEXT:

@@ -19,6 +19,10 @@ from ..structure import ModelStructure
 class Resizing(Component):
     """Give the tower of every call smaller images."""
 
+    def __init__(self, session: Session, resizer: Any) -> None:
+        super().__init__(session)
+        self.resizer = resizer
+
     @staticmethod
     def check(model: Any, structure: ModelStructure, policy: Policy) -> None:
         for method in policy.active:
@@ -28,13 +32,13 @@ class Resizing(Component):
                     f"saves no tokens; works with: {described(lambda f: f.patch_grid)}"
                 )
 
-    @staticmethod
-    def wanted(session: Session) -> bool:
-        return any(method.resizes_pixels for method in session.selectors)
+    @classmethod
+    def of(cls, session: Session) -> Resizing | None:
+        resizer = next((method for method in session.policy.active if method.resizes_pixels), None)
+        return None if resizer is None else cls(session, resizer)
 
     def plan_encoding(self, modality: str, bound: dict[str, Any]) -> ResizePlan | None:
         """Return how to resize the pixels of this call."""
         if any(bound.get(name) is None for name in ARGUMENTS[modality]):
             return None
-        resizer: Any = next(method for method in self.session.selectors if method.resizes_pixels)
-        return smaller(self.session, modality, bound, resizer.grid)
+        return smaller(self.session, modality, bound, self.resizer.grid)

@@ -12,7 +12,7 @@ from vlmopt.attention_fix.attention_rows import read_mask
 
 from ...kernels.sparse_attention import Launch
 from ..call import PromptStep
-from ..places import real
+from ..padding import real
 
 CHECKED = 1024  # rows of a mask that are compared with the causal one at a time
 

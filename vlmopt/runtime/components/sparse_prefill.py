@@ -20,7 +20,7 @@ from ..component import Account, AttentionPart, Component
 from ..hooks.attention import plan_of, why_not
 from ..points import AttentionCall
 from ..structure import ModelStructure
-from .marks import Marks
+from .marks import FOREIGN, Marks
 from .sparse_layout import Layout, read_layout, strides, text_rows, work
 from .sparse_report import Ran, Sparse, lines, sparse_layers
 
@@ -30,7 +30,7 @@ class SparseLayer(AttentionPart):
 
     def __init__(self, session: Session, layer: int, method: SparsePrefill) -> None:
         self.session, self.layer, self.method = session, layer, method
-        self.stage = session.stage_of[layer]
+        self.stage = session.stages.of(layer)
         self.groups = method.groups(layer, layer_config(session.structure.config, layer).num_attention_heads)
 
     def compute(self, step: Step, at: AttentionCall) -> Tensor | None:
@@ -41,7 +41,7 @@ class SparseLayer(AttentionPart):
         if isinstance(layout, str):
             step.call.skip(f"sparse prefill in layer {self.layer}", layout)
             return None
-        clock = step.call.clock
+        clock = step.call.ledger.clock
         start = clock.now()
         given = self.prefill(step, layout, at)
         groups = [(pattern, replace(given, heads=heads.to(query.device))) for pattern, heads in self.groups]
@@ -76,11 +76,9 @@ class SparseLayer(AttentionPart):
 
     def recall(self, step: PromptStep, given: Prefill, launches: Sequence[Launch]) -> Tensor:
         """Return fp32 [B, H, R]: the share of the dense attention that sampled rows keep; costs a second run."""
-        start = step.call.clock.now()
         rows = torch.linspace(0, given.rows - 1, self.method.recall_rows, device=given.device).long().unique()
-        found = recall(given, launches, rows.expand(given.batch, -1), self.method.backend)
-        step.call.page.scoring.append((start, step.call.clock.now()))
-        return found
+        with step.call.ledger.timed(step.call.page.scoring):
+            return recall(given, launches, rows.expand(given.batch, -1), self.method.backend)
 
     def layout(self, step: PromptStep, at: AttentionCall) -> Layout | str:
         """Return where padding is; or, in words, why this layer has to be dense."""
@@ -124,13 +122,12 @@ class SparseLayer(AttentionPart):
         return out.index_copy(1, rows, exact.transpose(1, 2)[:, rows])
 
 
-def sparse_of(policy: Policy) -> SparsePrefill | None:
-    """Return the sparse prefill that a policy asks for; None where that is none."""
-    return None if policy.prefill is None or policy.prefill.is_identity else policy.prefill
-
-
 class SparsePrefills(Component):
     """Give every layer with attention and a pattern its sparse prefill."""
+
+    def __init__(self, session: Session, method: SparsePrefill) -> None:
+        super().__init__(session)
+        self.method = method
 
     @staticmethod
     def check(model: Any, structure: ModelStructure, policy: Policy) -> None:
@@ -141,16 +138,21 @@ class SparsePrefills(Component):
                 f"{type(model).__name__}; use fewer"
             )
 
-    @staticmethod
-    def wanted(session: Session) -> bool:
-        return sparse_of(session.policy) is not None
+    @classmethod
+    def of(cls, session: Session) -> SparsePrefills | None:
+        method = session.policy.sparse
+        return None if method is None else cls(session, method)
 
     def install(self) -> None:
-        session, method = self.session, sparse_of(self.session.policy)
-        assert method is not None
+        session = self.session
         for layer, module in enumerate(session.structure.attentions):
-            if why_not(module) is None and (found := SparseLayer(session, layer, method)).groups:
+            if why_not(module) is None and (found := SparseLayer(session, layer, self.method)).groups:
                 plan_of(session, layer).parts.append(found)
+
+    def open_step(self, step: Step, cache: Any) -> None:
+        """Note where patterns cannot be told which keys show images."""
+        if isinstance(step, PromptStep) and step.find(Marks) is None:
+            step.call.skip("images in sparse prefill", FOREIGN)
 
     def report(self, call: Call) -> Account:
         """Report which layers ran sparse, and what that left out."""

@@ -34,7 +34,7 @@ def sparse_layers(call: Call) -> list[dict[str, Any]]:
     `work` is the share of the causal triangle that was computed, `recall` the mean share of the dense attention that
     sampled rows keep (None unless asked for), `index_ms` and `attention_ms` the time of estimating and of computing.
     """
-    ms, out = call.clock.ms, []
+    ms, out = call.ledger.clock.ms, []
     for layer, runs in sorted(call.page.slot(Sparse).items()):
         recalls = [run.recall for run in runs if run.recall is not None]
         out.append(

@@ -35,6 +35,10 @@ class Patches(list[tuple[int, int]]):
 class TowerPruning(Component):
     """Encode the cells that a method chooses from their pixels; hooks act while a plan runs."""
 
+    def __init__(self, session: Session, method: Any) -> None:
+        super().__init__(session)
+        self.method = method
+
     @staticmethod
     def check(model: Any, structure: ModelStructure, policy: Policy) -> None:
         for method in (m for m in policy.active if m.before_tower):
@@ -52,9 +56,10 @@ class TowerPruning(Component):
             if reason := why_not(part(structure.outer, family.vision_tower)):
                 raise ValueError(f"{method.name}: {reason}, so it cannot run on some of its patches; use div_prune")
 
-    @staticmethod
-    def wanted(session: Session) -> bool:
-        return any(method.before_tower for method in session.selectors)
+    @classmethod
+    def of(cls, session: Session) -> TowerPruning | None:
+        method = next((method for method in session.policy.active if method.before_tower), None)
+        return None if method is None else cls(session, method)
 
     def install(self) -> None:
         """Put hooks at the tower's patch embedding, blocks and mergers."""
@@ -76,23 +81,24 @@ class TowerPruning(Component):
 
         What the method found lies on the call's features either way, for its cut before the LLM.
         """
-        method: Any = next(method for method in self.session.selectors if method.before_tower)
         call = self.session.running_call()
         pixels, grid = (bound.get(name) for name in ARGUMENTS[modality])
         if call is None or pixels is None or grid is None:
             return None
-        start = call.clock.now()
+        with call.ledger.timed(call.page.probing):
+            return self.plan(call, modality, pixels, grid)
+
+    def plan(self, call: Call, modality: str, pixels: Tensor, grid: Tensor) -> TowerPlan | None:
+        """Let the method choose among the cells of every image."""
         vision = self.session.model.config.vision_config
         merge = vision.spatial_merge_size
         grids = [(t, h // merge, w // merge) for t, h, w in grid.tolist()]
         lengths = [t * h * w for t, h, w in grids]
         copies = 1 if modality == "image" else vision.temporal_patch_size  # an image is repeated to fill its patches
-        cells = pixels.view(sum(lengths), merge**2, -1, vision.temporal_patch_size, vision.patch_size**2)[
-            ..., :copies, :
-        ]
-        cells = cells.flatten(-2)
+        cells = pixels.view(sum(lengths), merge**2, -1, vision.temporal_patch_size, vision.patch_size**2)
+        of_images = cells[..., :copies, :].flatten(-2).split(lengths)
         std = torch.tensor(self.session.family.image_std, device=pixels.device)
-        found = [method.encode(x.unflatten(0, g), std) for x, g in zip(cells.split(lengths), grids, strict=True)]
+        found = [self.method.encode(x.unflatten(0, g), std) for x, g in zip(of_images, grids, strict=True)]
         novelty = torch.cat([one.novelty for one in found])
         call.features.slot(Found).setdefault(modality, []).append(novelty)
         starts = torch.tensor([0, *lengths[:-1]]).cumsum(0).tolist()
@@ -100,7 +106,6 @@ class TowerPruning(Component):
         keep = novelty >= 0
         whole = bool(keep.all())
         call.page.slot(Patches).append((len(pixels), len(pixels) if whole else int(keep.sum()) * merge**2))
-        call.page.probing.append((start, call.clock.now()))
         tower = f"{type(self.session.model).__name__}'s vision tower"
         return None if whole else TowerPlan(tower, call.slot(Running), keep, anchor, lengths, merge**2)
 

@@ -103,17 +103,22 @@ def why_not(module: Any) -> str | None:
 
 
 def plan_of(session: Session, layer: int) -> AttentionPlan:
-    """Route one attention module through `vlmopt_attention` (once); the undo goes onto the session's stack."""
+    """Return what acts in the attention of a decoder layer, which is routed through `vlmopt_attention` once."""
     module = session.structure.attentions[layer]
     plan: AttentionPlan | None = getattr(module, "_vlmopt_plan", None)
     if plan is None:
-        base = module.config
-        plan = AttentionPlan(session, layer, base)
-        clone = substitute(base, NAME)
-        session.undo.append(Uninstall(module, base))
-        module._vlmopt_plan = plan
-        module.config = clone
+        plan = AttentionPlan(session, layer, module.config)
+        route(session, module, plan, NAME)
     return plan
+
+
+def route(session: Session, module: Any, plan: Any, name: str) -> None:
+    """Let an attention module call the function `name`, which finds `plan` on it; the undo goes onto the stack."""
+    base = module.config
+    clone = substitute(base, name)
+    session.undo.append(Uninstall(module, base))
+    module._vlmopt_plan = plan
+    module.config = clone
 
 
 class Uninstall:

@@ -6,7 +6,6 @@ it corrects the same rows by the same marks, and reads and books nothing.
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +15,7 @@ from typing import Any
 import transformers
 
 from ..call import STEP, PromptStep, Session
-from ..ledger import Page
+from ..ledger import Ledger
 from .stand_in import StandIn
 
 NAME = "_gradient_checkpointing_func"  # set on every layer when a user enables checkpointing, before or after us
@@ -37,7 +36,7 @@ class Checkpointed(StandIn):
         step = self.session.running_step()
         if not isinstance(step, PromptStep):
             return self.original(function, *args, **kwargs)
-        if self.session.selectors and isinstance(function, partial) and inspect.ismethod(function.func):
+        if self.session.stages.cuts and isinstance(function, partial) and inspect.ismethod(function.func):
             raise RuntimeError(
                 f"transformers {transformers.__version__} checkpoints layers together with their hooks, so a cut would "
                 "be made twice; upgrade transformers, or train without gradient checkpointing"
@@ -50,8 +49,8 @@ class Again:
 
     def __init__(self, function: Callable[..., Any], step: PromptStep) -> None:
         self.function, self.ran = function, False
-        call = copy.copy(step.call)
-        call.page = Page()
+        call = replace(step.call, ledger=Ledger(step.call.ledger.clock))  # books nothing
+        call.share(step.call)
         self.step = replace(step, again=True, call=call)
         self.step.share(step)
 

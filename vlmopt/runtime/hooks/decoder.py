@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from .. import compat
 from ..arguments import OuterArguments, by_name
-from ..cache import LogicalCache, Moved
+from ..cache import LogicalCache, commit
 from ..call import STEP, Call, DecodeStep, PromptStep, Session, Step
 from ..component import Components
 from ..context import CacheState, VisualContext
 from ..grouping import build_context
+from ..masks import scatter_rows
 from ..unseen import refuse_bypassed, refuse_taken_off, refuse_ungrouped, refuse_unseen
 from . import checkpointing
 
@@ -35,42 +36,51 @@ class OpenStep:
             return
         if args:
             kwargs = by_name(self.signature, module, *args, **kwargs)
-        arguments, call.arguments = call.arguments or OuterArguments({}), None
+        arguments, call.progress.arguments = call.progress.arguments or OuterArguments({}), None
         embeds = kwargs.get("inputs_embeds")
         if embeds is None or embeds.shape[1] > 1:
             compat.require(compat.DECODER, kwargs, type(module).__name__)
         if embeds is None:
             return
-        cache = compat.cache_in(kwargs)
-        past = 0 if cache is None else int(cache.get_seq_length())
-        if call.aside(cache, arguments.input_ids):
-            call = Call(self.session, call.clock, by_generate=True)
-        call.began = past if call.began is None else call.began
-        q = embeds.shape[1]
-        if arguments.embeds_only and q > 1:
-            call.skip("pruning", "the call passed inputs_embeds without input_ids: visual tokens cannot be located")
-        positions = kwargs.get("position_ids")
-        if positions is None:
-            positions = torch.arange(past, past + q, device=embeds.device)[None]
         if module.training:
             checkpointing.install(self.session)
-        state = cache._vlmopt if isinstance(cache, LogicalCache) else None
-        facts: dict[str, Any] = {
-            "batch": embeds.shape[0], "q": q, "past": past, "device": embeds.device, "call": call, "embeds": embeds,
-            "positions": positions, "given": kwargs, "arguments": arguments, "states": [] if state is None else [state],
-        }  # fmt: skip
-        end = call.request.length
-        step: Step
-        if past and (q == 1 if end is None else past >= end):
-            unmasked = q == 1 and kwargs.get("attention_mask") is None
-            step = DecodeStep(**facts, fast=unmasked and self.stays_fast(state))
-        else:
-            context = self.context(call, arguments, q, past)
-            step = PromptStep(**facts, context=context, fixed=compat.why_fixed(cache))
+        cache = compat.cache_in(kwargs)
+        if call.aside(cache, arguments.input_ids):
+            call = call.beside()
+        step = self.step(call, arguments, embeds, kwargs, cache)
         call.open_step(step)
         for component in self.session.slot(Components):
             component.open_step(step, cache)
         STEP.set(step)
+
+    def step(
+        self, call: Call, arguments: OuterArguments, embeds: Tensor, given: dict[str, Any], cache: Any
+    ) -> PromptStep | DecodeStep:
+        """Return what this forward is: a prompt, or rows behind it."""
+        past, q, end = 0 if cache is None else int(cache.get_seq_length()), embeds.shape[1], call.request.length
+        if call.progress.began is None:
+            call.progress.began = past
+        if arguments.embeds_only and q > 1:
+            call.skip("pruning", "the call passed inputs_embeds without input_ids: visual tokens cannot be located")
+        positions = given.get("position_ids")
+        if positions is None:
+            positions = torch.arange(past, past + q, device=embeds.device)[None]
+        state = cache._vlmopt if isinstance(cache, LogicalCache) else None
+        step: PromptStep | DecodeStep
+        if past and (q == 1 if end is None else past >= end):
+            fast = q == 1 and given.get("attention_mask") is None and self.stays_fast(state)
+            step = DecodeStep(
+                call=call, embeds=embeds, past=past, positions=positions, given=given, arguments=arguments, fast=fast
+            )
+        else:
+            context, fixed = self.context(call, arguments, q, past), compat.why_fixed(cache)
+            step = PromptStep(
+                call=call, embeds=embeds, past=past, positions=positions, given=given, arguments=arguments,
+                context=context, fixed=fixed,
+            )  # fmt: skip
+        if state is not None:
+            step.put(state)
+        return step
 
     def context(self, call: Call, arguments: OuterArguments, q: int, past: int) -> VisualContext | None:
         """Return where visual tokens are in a chunk of a prompt; None where it has none."""
@@ -106,8 +116,8 @@ class CloseStep:
         if isinstance(step, PromptStep) and step.context is not None:
             refuse_bypassed(step)
         if step.rows:
-            commit(step, max(self.session.stage_of))
-            output = restore_length(step, self.session.stage_of[-1], output)
+            commit(step, self.session.stages.last)
+            output = restore_length(step, self.session.stages.last, output)
         cache = compat.cache_in(kwargs)
         if cache is None and isinstance(output, dict):
             cache = compat.cache_in(output)  # its own
@@ -115,19 +125,6 @@ class CloseStep:
             component.close_step(step, cache)
         step.call.close_step(step, cache)
         return output
-
-
-def commit(step: Step, stages: int) -> None:
-    """Append this chunk's surviving rows to what the cache remembers."""
-    state = step.state
-    if state is None:
-        return
-    columns = {store: step.columns(store) for store in {*range(1, stages + 1), *state.index}}
-    for store, (index, valid) in columns.items():
-        if index is not None:
-            state.index[store], state.valid[store] = index, valid
-    state.tail = step.past + step.q
-    state.shift.update(step.slot(Moved).shift)
 
 
 def restore_length(step: Step, stage: int, output: Any) -> Any:
@@ -141,11 +138,3 @@ def restore_length(step: Step, stage: int, output: Any) -> Any:
         return (full, *output[1:])
     output.last_hidden_state = full
     return output
-
-
-def scatter_rows(hidden: Tensor, log: Tensor, valid: Tensor | None, length: int) -> Tensor:
-    """Scatter hidden [B, W, d] to logical indices `log`: [B, length, d]; fillers and dropped ones are zero."""
-    if valid is not None:
-        hidden = hidden * valid.to(hidden.device)[..., None].to(hidden.dtype)
-    full = hidden.new_zeros(hidden.shape[0], length, hidden.shape[-1])
-    return full.scatter_(1, log[..., None].expand_as(hidden), hidden)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...families import Family
 from .. import compat
 from ..arguments import MODALITIES, PIXELS, by_name, pixels_in
-from ..call import Session
+from ..call import Call, Session
 from ..captures import Capture
 from ..component import Components
 from .stand_in import StandIn
@@ -32,25 +32,27 @@ class FeatureProbe(StandIn):
             return self.original(*args, **kwargs)
         bound = by_name(self.__signature__, *args, **kwargs)
         compat.require(self.required, bound, self.name)
-        start = call.clock.now()
         call.features.depth += 1
-        if pixels_in(self.modality, bound) is not None:
-            for capture in self.captures:
-                capture.take(call, self.modality, self.original, bound)
         try:
-            plans = (component.plan_encoding(self.modality, bound) for component in self.session.slot(Components))
-            plan = next((plan for plan in plans if plan is not None), None)
-            if plan is None:
-                out = self.original(*args, **kwargs)
-                lengths = feature_lengths(out)
-            else:
-                out, lengths = plan.run(self.original, bound)
+            with call.ledger.timed(call.page.vision):
+                out, lengths = self.encode(call, bound, *args, **kwargs)
         finally:
             call.features.depth -= 1
-        call.page.vision.append((start, call.clock.now()))
         pieces = self.session.family.layout(self.modality, lengths, bound, self.session.model.config)
         call.features.pieces.setdefault(self.modality, []).extend(pieces)
         return out
+
+    def encode(self, call: Call, bound: dict[str, Any], *args: Any, **kwargs: Any) -> tuple[Any, list[int]]:
+        """Return what the function returns, or what a component runs in its place, and the tokens of every image."""
+        if pixels_in(self.modality, bound) is not None:
+            for capture in self.captures:
+                capture.take(call, self.modality, self.original, bound)
+        plans = (component.plan_encoding(self.modality, bound) for component in self.session.slot(Components))
+        plan = next((plan for plan in plans if plan is not None), None)
+        if plan is not None:
+            return plan.run(self.original, bound)
+        out = self.original(*args, **kwargs)
+        return out, feature_lengths(out)
 
 
 def arguments_of(family: Family, modality: str) -> compat.Names:

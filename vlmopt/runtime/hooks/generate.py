@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..arguments import Request, brings_pixels
-from ..call import CALL, STEP, Session
+from ..call import CALL, STEP, Generation, Session
 from ..component import Components
 from ..unseen import refuse_unread
 from .stand_in import StandIn
@@ -33,7 +33,7 @@ class Generate(StandIn):
             brings_pixels(kwargs),
             branching(session, kwargs),
         )
-        call = session.new_call(request)
+        call = Generation(session, session.open_ledger(), request)
         for component in session.slot(Components):
             component.open_call(request, kwargs)
         running, open_step = CALL.set(call), STEP.set(None)
@@ -41,7 +41,7 @@ class Generate(StandIn):
             out = self.original(*args, **kwargs)
             refuse_unread(call)
             sequences = getattr(out, "sequences", out)
-            call.new_tokens = sequences.shape[1] - (length or 0)
+            call.ledger.new_tokens = sequences.shape[1] - (length or 0)
             for component in session.slot(Components):
                 component.close_call(call)
             call.finish()

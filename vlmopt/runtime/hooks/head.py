@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..arguments import brings_pixels, by_name
-from ..call import Session
+from ..call import Generation, Session
 from ..unseen import refuse_unreached
 from .stand_in import StandIn
 
@@ -53,8 +53,8 @@ class Head(StandIn):
         if not asked.reached and brings_pixels(given):
             refuse_unreached(session, given.get("input_ids"))
         call = session.running_call()
-        if call is not None and call.by_generate and call.prompt_done and call.first_token is None:
-            call.close_prompt()
+        if isinstance(call, Generation) and call.progress.prompt_done and call.ledger.first_token is None:
+            call.ledger.close_prompt()
         return out
 
 

@@ -23,7 +23,7 @@ class LayerHook:
         self.parts: list[LayerPart] = []
         self.names = list(inspect.signature(type(session.structure.layers[layer]).forward).parameters)[1:]
         self.required = compat.layer_arguments(session.structure.decoder)
-        self.fitting = Fitting(session, layer, session.stage_of[layer])
+        self.fitting = Fitting(session, layer, session.stages.of(layer))
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         step = self.session.running_step()

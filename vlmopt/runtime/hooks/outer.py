@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import compat
 from ..arguments import OuterArguments, by_name, images_in
-from ..call import CALL, STEP, Call, Session
+from ..call import CALL, STEP, Call, Forward, Session
 from ..component import Components
 from ..unseen import refuse_undecoded
 from .head import ASKED
@@ -35,7 +35,7 @@ class Outer(StandIn):
             out = self.original(*args, **kwargs)
             if call is not generating:
                 refuse_undecoded(call)
-                if not call.beside:
+                if isinstance(call, Forward):
                     for component in session.slot(Components):
                         component.close_call(call)
                     call.finish()
@@ -46,24 +46,23 @@ class Outer(StandIn):
 
     def call_of(self, running: Call | None, bound: Mapping[str, Any]) -> Call:
         """Return the running `generate`; a new call for a bare forward, or for one of another sequence inside it."""
-        if running is None or not running.by_generate:
-            return self.session.new_call()
-        if running.aside(compat.cache_in(bound), bound.get("input_ids"), bound):
-            return Call(self.session, running.clock, by_generate=True, beside=True)
-        return running
+        if running is None or isinstance(running, Forward):
+            return Forward(self.session, self.session.open_ledger())
+        aside = running.aside(compat.cache_in(bound), bound.get("input_ids"), bound)
+        return running.beside() if aside else running
 
     def note(self, call: Call, bound: Mapping[str, Any]) -> None:
         """Leave in the call what its decoder pass has to know."""
-        asked, ids = ASKED.get(), bound.get("input_ids")
+        asked, ids, progress = ASKED.get(), bound.get("input_ids"), call.progress
         if asked is not None and asked.session is not self.session:
             asked = None
         if asked is not None:
             asked.reached = True
-        call.arguments = OuterArguments(dict(bound), None if asked is None else asked.targets)
-        if call.images is None:
-            call.images = images_in(bound)
+        progress.arguments = OuterArguments(dict(bound), None if asked is None else asked.targets)
+        if progress.images is None:
+            progress.images = images_in(bound)
         one_row = ids is not None and ids.shape[1] == 1  # no image fits in
-        if not one_row and call.arguments.encodes:
+        if not one_row and progress.arguments.encodes:
             call.features.clear()  # this forward encodes by itself, in older releases at every uncached step
             for component in self.session.slot(Components):
                 component.open_encoding(call)

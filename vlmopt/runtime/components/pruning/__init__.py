@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from vlmopt.pruning import Selector, Signal
@@ -22,25 +23,29 @@ from .record import Cuts
 class Pruning(Component):
     """Cut at boundaries, and give every layer what matches the survivors."""
 
+    def __init__(self, session: Session, selectors: Sequence[Selector]) -> None:
+        super().__init__(session)
+        self.selectors = selectors  # the k-th starts stage k
+
     @staticmethod
     def check(model: Any, structure: ModelStructure, policy: Policy) -> None:
         for method in policy.active:
             check_selector(model, structure, method)
 
-    @staticmethod
-    def wanted(session: Session) -> bool:
-        return bool(session.selectors)
+    @classmethod
+    def of(cls, session: Session) -> Pruning | None:
+        selectors = session.policy.active
+        return cls(session, selectors) if selectors else None
 
     def signals(self) -> set[Signal]:
-        return {need for method in self.session.selectors for need in method.captures}
+        return {need for method in self.selectors for need in method.captures}
 
     def install(self) -> None:
         session, structure = self.session, self.session.structure
-        cut = {method.layer for method in session.selectors}
         for layer in range(len(structure.layers)):
             entry = entry_of(session, layer)  # also where nothing leaves, for what earlier layers dropped
-            if layer in cut:
-                entry.parts.append(Boundary(session, layer))
+            if layer in session.stages.cuts:
+                entry.parts.append(Boundary(session, layer, self.selectors))
         if hasattr(structure.decoder, "_deepstack_process"):
             DeepStack(session).put()
 
@@ -51,9 +56,9 @@ class Pruning(Component):
         if step.context is not None and step.fixed is not None:
             step.call.skip("pruning", step.fixed)
             warnings.warn(step.fixed, stacklevel=2)
-        if step.state is None or not step.past or step.past != step.call.began or step.q == 1:
+        if step.state is None or not step.past or step.past != step.call.progress.began or step.q == 1:
             return
-        bound = sorted({method.name for method in self.session.selectors if method.query_aware})
+        bound = sorted({method.name for method in self.selectors if method.query_aware})
         if bound:
             why = (
                 f"{', '.join(bound)} chose the cached visual tokens for an earlier question; for several turns use a "
@@ -65,7 +70,7 @@ class Pruning(Component):
     def report(self, call: Call) -> Account:
         """Report what each selector dropped, and where."""
         entries, lines = [], []
-        for method in self.session.selectors:
+        for method in self.selectors:
             cuts = [cut for cut in call.page.slot(Cuts) if cut.layer == method.layer and cut.method == method.name]
             if cuts:
                 before, after = sum(int(c.before.sum()) for c in cuts), sum(int(c.keep.sum()) for c in cuts)
@@ -73,7 +78,7 @@ class Pruning(Component):
                 entries.append(place | {"before": before, "after": after, "source": method.source})
                 text = f"applied  {method.name} before layer {method.layer} ({method.numbering}): {before} -> {after} "
                 lines.append(text + (f"tokens; {method.source}" if method.source else "tokens"))
-        nothing = not call.page.contexts and "pruning" not in call.skipped
+        nothing = not call.page.contexts and "pruning" not in call.ledger.skipped
         return Account({"applied": entries}, lines, {"pruning": no_visual(call)} if nothing else {})
 
 

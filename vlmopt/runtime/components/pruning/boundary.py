@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from vlmopt.pruning import Selector, pack
 
 from ... import masks
-from ...cache import adopt
+from ...cache import adopted
 from ...call import PromptStep, Session
 from ...captures import capture_of
 from ...component import LayerPart
@@ -34,12 +35,12 @@ class CutHere:
 class Boundary(LayerPart):
     """All cuts before one decoder layer, in the policy's order."""
 
-    def __init__(self, session: Session, layer: int) -> None:
+    def __init__(self, session: Session, layer: int, selectors: Sequence[Selector]) -> None:
         self.session = session
         self.cuts: list[CutHere] = []
-        for stage, selector in enumerate(session.selectors, 1):
+        for stage, selector in enumerate(selectors, 1):
             if selector.layer == layer:
-                following = session.selectors[stage : stage + 1]
+                following = selectors[stage : stage + 1]
                 joins = any(other.layer == layer and other.numbering == "pospad" for other in following)
                 self.cuts.append(CutHere(selector, stage, Fitting(session, layer, stage - 1), joins))
 
@@ -51,11 +52,10 @@ class Boundary(LayerPart):
         for here in self.cuts:
             for need in here.selector.captures:
                 capture_of(need).before_cut(step, step.context, need, at, here.before)
-            start = step.call.clock.now()
-            self.cut(step, step.context, here, at, cuts)
-            for need in here.selector.captures:
-                capture_of(need).behind_cut(step, need)
-            step.call.page.scoring.append((start, step.call.clock.now()))
+            with step.call.ledger.timed(step.call.page.scoring):
+                self.cut(step, step.context, here, at, cuts)
+                for need in here.selector.captures:
+                    capture_of(need).behind_cut(step, need)
         step.call.page.slot(Cuts).extend(cuts)
 
     def cut(self, step: PromptStep, context: VisualContext, here: CutHere, at: LayerInput, cuts: list[Cut]) -> None:
@@ -73,8 +73,8 @@ class Boundary(LayerPart):
                 content, markers = content | ends, at_places(context, before, ends)
             index, valid = pack(content)
             step.rows[here.stage] = Rows(before.log.gather(1, index), valid)
-            if at.cache is not None and step.state is None:
-                step.states.append(adopt(at.cache, self.session.lease))
+            if at.cache is not None:
+                adopted(step, at.cache, self.session.lease)
             at.hidden = masks.take_rows(at.hidden, index)
         else:  # nothing to drop, or not yet: the rows of the stage before go on
             if choice.changes:

@@ -32,9 +32,9 @@ class DeepStack(StandIn):
         if rows.valid is not None:
             here = here & rows.valid.to(where.device)
         overwritten = step.slot(Overwritten)
-        if overwritten.marker is not None:  # a marker stands for a run, not for the cell whose slot it took
+        if overwritten.marker is not None:  # a marker stands for a run, not for the cell whose place it took
             here = here & ~overwritten.marker.to(where.device).gather(1, log)
-        if overwritten.merged is not None:  # nor is a merged token the patch whose slot it took
+        if overwritten.merged is not None:  # nor is a merged token the patch whose place it took
             here = here & ~overwritten.merged.to(where.device).gather(1, log)
         added: Tensor = self.original(hidden_states, here, take_rows(spread, log)[here])
         return added

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vlmopt.pruning import Selector, run_ends, run_mean
 
+from ....scorers import Trained
 from ...call import PromptStep, Session
 from ...context import Rows, VisualContext
 from ...points import LayerInput
@@ -14,7 +15,7 @@ from .record import Choice, Overwritten, at_places
 
 
 def write_merged(step: PromptStep, context: VisualContext, at: LayerInput, choice: Choice, rows: Rows) -> Tensor:
-    """Let merged tokens take over the slots they were given; return Bool[B, L], to which DeepStack adds nothing."""
+    """Let merged tokens take over the places they were given; return Bool[B, L], to which DeepStack adds nothing."""
     at.hidden = at.hidden.clone()
     here = torch.zeros_like(choice.content)
     for one in choice.written:
@@ -34,15 +35,14 @@ def write_markers(
     selector: Selector,
     rows: Rows,
 ) -> Tensor:
-    """Put one marker embedding into the last slot of every dropped run, at its own position; return Bool[B, W].
+    """Put one marker embedding into the last place of every dropped run, at its own position; return Bool[B, W].
 
     PosPad of FocusUI (arXiv 2601.03928), whose trained embedding or a training-free surrogate.
     """
     hidden = at.hidden
     ends = run_ends(choice.dropped, choice.span)
     if selector.marker == "trained":
-        marker = session.trained[str(selector.marker_source)].marker
-        assert marker is not None
+        marker = session.slot(Trained).markers[str(selector.marker_source)]
         at.hidden = torch.where(ends.to(hidden.device)[..., None], marker.to(hidden), hidden)
     elif selector.marker == "mean":
         means = run_mean(hidden, choice.dropped.to(hidden.device), choice.span.to(hidden.device))

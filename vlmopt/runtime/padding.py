@@ -1,4 +1,4 @@
-"""Where a chunk lies in its prompt: told by absolute position, never by the length of the query."""
+"""Which places of a chunk are real, and which belong to the prompt: told by index, never by the query's length."""
 
 from __future__ import annotations
 
@@ -7,12 +7,21 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .call import Step
+from .context import VisualContext
 
 
 def prompt_places(step: Step, device: torch.device) -> Tensor:
     """Return Bool[B, q]: indices of this step that are real and belong to the prompt."""
     valid, end = real(step).to(device), step.call.request.length
     return valid if end is None else valid & (torch.arange(step.q, device=device) < end - step.past)
+
+
+def prompt_text(step: Step, context: VisualContext, batch_row: int) -> Tensor:
+    """Return Bool[q]: real text of the prompt in this chunk, without what `generate` or a helper appended."""
+    visual, mask = context.visual[batch_row], context.attention_mask2d
+    end = (step.call.request.length or step.past + step.q) - step.past
+    text = ~visual & (torch.arange(step.q, device=visual.device) < end)
+    return text if mask is None else text & mask[batch_row]
 
 
 def real(step: Step) -> Tensor:

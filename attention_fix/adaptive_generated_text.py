@@ -63,25 +63,34 @@ class AdaptiveGeneratedText(Watched, RowCorrection):
         if self.profile is not None:
             self.profile.check(model)
         elif not self.is_identity:
-            raise ValueError(
-                f"{self.name}: how {model.get('name_or_path') or dict(model)!r} looks at its own text is not known; "
-                "measure it with `vlmopt calibrate --only iat` and give its profile"
-            )
+            raise ValueError(self.unmeasured(repr(model.get("name_or_path") or dict(model))))
+
+    def unmeasured(self, model: str) -> str:
+        """Say what is missing without a profile."""
+        return (
+            f"{self.name}: how {model} looks at its own text is not known; "
+            "measure it with `vlmopt calibrate --only iat` and give its profile"
+        )
+
+    @property
+    def measured(self) -> IATProfile:
+        """The profile; raises `ValueError` without one."""
+        if self.profile is None:
+            raise ValueError(self.unmeasured("the model"))
+        return self.profile
 
     @cached_property
     def factors(self) -> OnDevice:
         """fp32 [layers, heads]: the factor of the weights of generated keys, before rows are normalised."""
-        assert self.profile is not None  # `check_model`
-        return OnDevice((1 + self.alpha * (torch.tensor(self.profile.ratios) - 1)).clamp(min=0))
+        return OnDevice((1 + self.alpha * (torch.tensor(self.measured.ratios) - 1)).clamp(min=0))
 
     def edit(self, values: Tensor, view: RowView) -> tuple[Tensor, Tensor]:
-        assert self.profile is not None
         keys = view.sees(view.generated)
         count = keys.sum(-1)  # [B, 1 or H, R]
         mass = (values * keys).sum(-1)  # [B, H, R]
         attended = (mass / count.clamp(min=1)).sum(1, keepdim=True)
         factor = self.factors[values.device][view.layer, :, None]  # [H, 1]
         total = 1 + (factor - 1) * mass  # sum of the row; 0 if it sees nothing else and the factor is 0
-        low = attended < self.profile.threshold(view.layer, self.beta)
+        low = attended < self.measured.threshold(view.layer, self.beta)
         edited = low & (count > 0) & (factor != 1) & (total > 0)
         return torch.where(keys, values * factor[..., None], values) / total[..., None], edited

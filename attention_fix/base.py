@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from torch import Tensor
 from vlmopt.core import Configured, Registry, Signal, setting, validate
 
 from .layers import check_layers, layer_numbers
+
+Same = TypeVar("Same", bound="Correction")
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class Correction(Configured, ABC):
             model: model_type, hidden_size, layers, num_heads, num_kv_heads, head_dim, name_or_path.
         """
 
-    def for_model(self, model: Mapping[str, Any]) -> Correction:
+    def for_model(self: Same, model: Mapping[str, Any]) -> Same:
         """Return this correction with what is known of the model filled in.
 
         Args:

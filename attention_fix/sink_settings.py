@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -14,6 +14,8 @@ from .base import Correction
 from .measured import read_profile
 from .profile import SinkProfile, check_dims
 from .sink_scores import auto_tau, published_dims, sink_mask, sink_scores
+
+Settings = TypeVar("Settings", bound="SinkSettings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,7 @@ class SinkSettings(Correction):
         elif dims := self.dims or published_dims(model):
             check_dims(dims, self.tau, model["hidden_size"], self.name)
 
-    def for_model(self, model: Mapping[str, Any]) -> SinkSettings:
+    def for_model(self: Settings, model: Mapping[str, Any]) -> Settings:
         """Return the same with the published dimensions of the model, where none are set or measured."""
         self.check_model(model)
         known = None if self.dims or self.profile is not None else published_dims(model)

@@ -89,14 +89,16 @@ class VisionHeads(HeadCorrection):
     @cached_property
     def chosen(self) -> OnDevice:
         """Bool[layers, heads] that the profile names."""
-        assert self.profile is not None
+        if self.profile is None:
+            raise ValueError(f"{self.name}: only a profile names heads beforehand; use mode='static' with one")
         return OnDevice(above_median(torch.tensor(self.profile.divergence)))
 
     def gain(self, heads: Tensor, text_only: Tensor | None, layer: int) -> Tensor:
         if self.mode == "static":
             selected = self.chosen[heads.device][layer].expand(heads.shape[:2])
+        elif text_only is None:
+            raise ValueError(f"{self.name}: mode='text_first' compares with heads without images, and none are given")
         else:
-            assert text_only is not None
             activity = text_only.float().square().sum(-1)
             selected = select_heads(head_divergence(heads, text_only), activity, self.outliers)
         return torch.ones(selected.shape, device=heads.device).masked_fill(selected, self.strength)

@@ -106,6 +106,13 @@ class Selector(Configured, ABC):
         return self.name or type(self).__name__
 
     @property
+    def ratio(self) -> float:
+        """The fraction that stays; raises `ValueError` where a number of tokens was given."""
+        if self.keep_ratio is None:
+            raise ValueError(f"{self.label}: keep_tokens={self.keep_tokens} is no fraction; give keep_ratio")
+        return self.keep_ratio
+
+    @property
     def stages(self) -> tuple[Selector, ...]:
         """The cuts this method makes, one selector each; several for a progressive method."""
         return (self,)

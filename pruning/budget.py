@@ -20,7 +20,8 @@ def kept_tokens(total: int, keep_ratio: float | None, keep_tokens: int | None) -
     """Return the budget for `total` >= 1 tokens: floor(ratio * total + 1/2) in 1..total, or min(keep_tokens, total)."""
     if keep_tokens is not None:
         return min(keep_tokens, total)
-    assert keep_ratio is not None
+    if keep_ratio is None:
+        raise ValueError("give keep_ratio or keep_tokens")
     return min(max(math.floor(keep_ratio * total + 0.5), 1), total)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from vlmopt.core.settings import setting
 
 from .base import ScoreSelector, Selector, register
-from .profile import PRESETS, DebiasProfile, published
+from .profile import PRESETS, DebiasProfile, Preset, published
 from .signals import Signal
 from .tokens import Selection, VisualTokens
 from .trend import fit_axes, fit_robust, grid_place, raster_place, rope_trend
@@ -122,22 +122,39 @@ class Debias(ScoreSelector):
         given = [name for name in sources if getattr(self, name) is not None]
         if useless := [name for name in given if name not in FITS[self.fit]]:
             raise ValueError(f"debias: fit={self.fit!r} has no use for {useless}; it takes {list(FITS[self.fit])}")
-        if self.fit in ("offline", "rope_kernel"):
-            if missing := [name for name in FITS[self.fit] if name not in given]:
-                raise ValueError(f"debias: fit={self.fit!r} needs {missing}")
+        if self.fit == "rope_kernel":
+            self.rotary()
+        elif self.fit == "offline":
+            if self.profile is None:
+                raise ValueError("debias: fit='offline' needs ['profile']")
         elif len(given) > 1:
             raise ValueError(f"debias: the trend is given twice, by {given}; give one of them")
-        elif not given and self.fit != "per_sample" and published(self.host.name) is None:
-            raise ValueError(
-                f"debias: no published trend of {self.host.name!r}; give sigma, a preset of {', '.join(PRESETS)}, "
-                "a profile with fit='offline', or fit='per_sample'"
-            )
+        elif not given and self.fit != "per_sample":
+            self.published()
         if self.axes == "thw" and (self.fit != "per_sample" or "sigma" in given or "preset" in given):
             raise ValueError("debias: axes='thw' is for fit='per_sample' without sigma and preset, which are raster")
         if self.fit == "per_sample" and self.profile and self.profile.axes != self.axes:
             raise ValueError(f"debias: axes={self.axes!r}, but the profile has {self.profile.axes!r}; give the same")
         if self.profile and not self.force:
             self.profile.check(self.host.name, self.host.layer)
+
+    def rotary(self) -> tuple[float, int]:
+        """Return base and head width of the LLM's rotary positions; raise `ValueError` where one is not given."""
+        base, width = self.rope_base, self.head_dim
+        if base is None or width is None:
+            missing = [name for name in FITS["rope_kernel"] if getattr(self, name) is None]
+            raise ValueError(f"debias: fit='rope_kernel' needs {missing}")
+        return base, width
+
+    def published(self) -> Preset:
+        """Return the preset that was asked for, or published for the host; raise `ValueError` where there is none."""
+        found = PRESETS[self.preset] if self.preset else published(self.host.name)
+        if found is None:
+            raise ValueError(
+                f"debias: no published trend of {self.host.name!r}; give sigma, a preset of {', '.join(PRESETS)}, "
+                "a profile with fit='offline', or fit='per_sample'"
+            )
+        return found
 
     def check_model(self, model: Mapping[str, Any]) -> None:
         """Refuse a profile of another model, unless `force`.
@@ -202,10 +219,8 @@ class Debias(ScoreSelector):
     def log_trend(self, tokens: VisualTokens, scores: Tensor) -> Tensor:
         """Return fp32 [n]: the logarithm of the trend in `scores` [n], up to a constant."""
         if self.fit == "rope_kernel":
-            assert self.rope_base is not None
-            assert self.head_dim is not None
             distance = tokens.total - 1 - tokens.ordinal + self.rope_gap
-            return rope_trend(distance, self.rope_base, self.head_dim).log()
+            return rope_trend(distance, *self.rotary()).log()
         known = self.known(tokens)
         if self.fit != "per_sample":
             return known
@@ -224,6 +239,4 @@ class Debias(ScoreSelector):
         x = raster_place(tokens)
         if self.sigma is not None or (self.preset is None and self.fit == "per_sample"):
             return x * (self.sigma or 0.0)
-        preset = PRESETS[self.preset] if self.preset else published(self.host.name)
-        assert preset is not None
-        return preset.log(x)
+        return self.published().log(x)

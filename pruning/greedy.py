@@ -63,7 +63,10 @@ def farthest(features: Tensor, k: int, weights: Tensor | None = None, first: Ten
 
 
 def gains(alike: Tensor, weights: Tensor | None) -> Tensor:
-    """weight_i * (1 - cosine) in place of the cosines [..., n]; 0 for copies, whose cosines are 1 but for rounding."""
+    """Return weight_i * (1 - cosine) in place of the cosines [..., n].
+
+    It is 0 for copies, whose cosines are 1 but for rounding.
+    """
     far = threshold(alike.neg_().add_(1), RESOLUTION, 0.0, inplace=True)
     return far if weights is None else far.mul_(weights)
 

@@ -71,9 +71,8 @@ class Progressive(ScoreSelector):
 
     def schedule(self) -> tuple[float, ...]:
         """Return the fraction left after each cut; without `ratios` every cut leaves the same part of its input."""
-        assert self.keep_ratio is not None
         cuts = len(self.layers)
-        return (*(self.keep_ratio ** (i / cuts) for i in range(1, cuts)), self.keep_ratio)
+        return (*(self.ratio ** (i / cuts) for i in range(1, cuts)), self.ratio)
 
 
 @register("pyramid_drop")
@@ -104,8 +103,7 @@ class PyramidDrop(Renumbered, Progressive):
 
     def budget(self, total: int) -> int:
         if self.paper_compat:
-            assert self.keep_ratio is not None
-            return rounded_down(self.keep_ratio, total)
+            return rounded_down(self.ratio, total)
         return super().budget(total)
 
     @property

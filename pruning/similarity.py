@@ -12,7 +12,10 @@ BLOCK = 256  # rows of a block of cosines
 
 
 def cosines(unit: Tensor) -> Tensor:
-    """fp32 [n, n]: products of unit rows [n, d]; on a CPU blocks below the diagonal are mirrored, not computed."""
+    """Return fp32 [n, n]: products of unit rows [n, d].
+
+    On a CPU blocks below the diagonal are mirrored, not computed.
+    """
     n = len(unit)
     if n <= BLOCK or unit.device.type != "cpu":
         return unit @ unit.T

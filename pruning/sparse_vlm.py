@@ -73,8 +73,7 @@ class SparseVLM(Renumbered, Progressive):
         object.__setattr__(self, "adaptive", self.count == "rank" or (self.recycle and self.paper_compat))
 
     def schedule(self) -> tuple[float, ...]:
-        assert self.keep_ratio is not None
-        return published(self.keep_ratio) if len(self.layers) == 3 else super().schedule()
+        return published(self.ratio) if len(self.layers) == 3 else super().schedule()
 
     @property
     def is_identity(self) -> bool:

@@ -13,7 +13,7 @@ from . import scorers
 from .checks import check
 from .policy import Policy, PolicyLike
 from .reporting import Report
-from .runtime.session import install, remove, session_of
+from .runtime.session import install, remove, session_in, session_of
 from .runtime.structure import answering
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -32,7 +32,7 @@ def optimize(model: Model, policy: PolicyLike) -> Model:
 
     Args:
         model: a transformers `...ForConditionalGeneration` with weights loaded, on any device. Of Qwen's Omni models
-            the thinker is changed, which reads pictures and writes text.
+            the thinker is changed, which reads images and writes text.
         policy: preset name, path of a policy file or directory, a line such as "fastv:keep_ratio=0.1,layer=4", dict,
             method, list of methods, or `Policy`.
 
@@ -92,11 +92,7 @@ def report(model: nn.Module) -> Report:
     Raises:
         ValueError: the model is not optimized, has not run yet, or its last call did not finish.
     """
-    session = session_of(model)
-    if session is None:
-        raise ValueError(
-            "this model is not optimized: call vlmopt.optimize(model, policy) first, read the report before restore()"
-        )
+    session = session_in(model)
     if session.last.call is None and session.last.began:
         raise ValueError(
             "nothing to report: the last call did not finish (it failed, was interrupted, or still runs); call "

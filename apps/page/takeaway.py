@@ -16,7 +16,7 @@ import torch
 
 import vlmopt
 from vlmopt.apps.page.running import asked
-from vlmopt.apps.page.state import Run
+from vlmopt.apps.page.state import Clip, Run
 from vlmopt.overlay import overlay
 from vlmopt.policy.text import summary
 
@@ -57,7 +57,7 @@ def files(run: Run) -> dict[str, bytes]:
     if run.request.clip is not None:
         clip = Path(run.request.clip.path)
         if clip.is_file():
-            found[clip_name(run)] = clip.read_bytes()
+            found[clip_name(run.request.clip)] = clip.read_bytes()
     for image_given in run.request.images[:1]:
         image = io.BytesIO()
         image_given.save(image, "PNG")
@@ -74,9 +74,8 @@ def zipped(packed: dict[str, bytes]) -> bytes:
     return out.getvalue()
 
 
-def clip_name(run: Run) -> str:
-    assert run.request.clip is not None
-    return "clip" + Path(run.request.clip.path).suffix
+def clip_name(clip: Clip) -> str:
+    return "clip" + Path(clip.path).suffix
 
 
 def result(run: Run) -> dict[str, Any]:
@@ -101,7 +100,7 @@ def result(run: Run) -> dict[str, Any]:
 def command(run: Run) -> str:
     """Return the `vlmopt run` command with everything that differs from its defaults; quoted for a shell."""
     request = run.request
-    given = ["--video", clip_name(run)] if request.clip is not None else ["--image", IMAGE]
+    given = ["--video", clip_name(request.clip)] if request.clip is not None else ["--image", IMAGE]
     words = ["vlmopt", "run", *given, "--question", asked(request, run.about.units), "--policy", POLICY]
     words += ["--model", request.source.name, "--device", request.source.device, "--dtype", request.source.dtype]
     words += ["--max-new-tokens", str(request.max_new_tokens), "--repeats", str(request.repeats)]
@@ -122,7 +121,7 @@ def snippet(run: Run) -> str:
     else:
         reading = (
             "sizes = loaded.processor.image_processor\n"
-            f'video = load_video("{clip_name(run)}", patch_size=getattr(sizes, "patch_size", 14), '
+            f'video = load_video("{clip_name(request.clip)}", patch_size=getattr(sizes, "patch_size", 14), '
             'merge_size=getattr(sizes, "merge_size", 2))\n'
             f"inputs = video_prompt(loaded.processor, loaded.model, {question}, video)"
         )

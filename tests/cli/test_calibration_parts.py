@@ -90,6 +90,12 @@ def test_parts():
         Calibration(model, [], ["other"])
     with pytest.raises(ValueError, match="no image reached"):
         Calibration(model, [], ["sinks"]).profile("mine", "")
+    sinks, debias = Calibration(model, [], ["sinks"]), Calibration(model, [FastV(keep_ratio=0.5, layer=2)], ["debias"])
+    for ask in (lambda: debias.look({}), lambda: debias.sink_profile(""), lambda: sinks.add({})):
+        with pytest.raises(ValueError, match="asked for"):
+            ask()
+    with pytest.raises(ValueError, match="heads were not asked for"):
+        sinks.head_profile("")
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "gemma3", "qwen3_vl", "internvl", "idefics3"])

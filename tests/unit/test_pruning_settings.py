@@ -81,6 +81,8 @@ def test_numbers_become_plain_python():
     assert type(method.layer) is int
     assert Uniform(keep_ratio=1).is_identity
     assert not Uniform(keep_tokens=1).is_identity
+    with pytest.raises(ValueError, match="uniform: keep_tokens=1 is no fraction"):
+        Uniform(keep_tokens=1).ratio  # noqa: B018
     assert not Uniform(keep_ratio=0.999).is_identity
 
 

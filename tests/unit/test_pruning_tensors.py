@@ -150,6 +150,8 @@ def test_budgets():
     assert [kept_tokens(10, r, None) for r in (0.01, 0.05, 0.25, 0.449, 0.45, 1.0)] == [1, 1, 3, 4, 5, 10]
     assert [kept_tokens(10, None, k) for k in (1, 10, 11)] == [1, 10, 10]
     assert kept_tokens(100, 0.29, None) == 29
+    with pytest.raises(ValueError, match="keep_ratio or keep_tokens"):
+        kept_tokens(10, None, None)
 
 
 def test_share_is_exact_bounded_and_fair():

@@ -58,13 +58,10 @@ class MassListener(RowCorrection):
     def for_model(self, model: Mapping[str, Any]) -> MassListener:
         if self.inner is None:
             return self
-        inner = self.inner.for_model(model)
-        assert isinstance(inner, VisualSink)
-        return replace(self, inner=inner)
+        return replace(self, inner=self.inner.for_model(model))
 
     def mark(self, hidden: Tensor) -> dict[str, Tensor]:
-        assert self.inner is not None
-        return self.inner.mark(hidden)
+        return {} if self.inner is None else self.inner.mark(hidden)
 
     def edit(self, values: Tensor, view: RowView) -> tuple[Tensor, Tensor]:
         edited, changed = values, no_rows(values)

@@ -33,9 +33,10 @@ def cell_map(
     sizes = [len(m.kept) for m in maps]
     if not maps or [len(v) for v in values] != sizes:
         raise ValueError(f"values must be {sizes} numbers, got {[len(v) for v in values]}")
-    if any(m.grid is None for m in maps):
+    grids = [m.grid for m in maps if m.grid is not None]
+    if len(grids) < len(maps):
         raise ValueError("the tokens of this model lie on no known grid, so there is nothing to draw them on")
-    frames = [(m, v, t) for m, v in zip(maps, values, strict=True) for t in range(m.grid[0] if m.grid else 1)]
+    frames = [(m.coords, g, v, t) for m, g, v in zip(maps, grids, values, strict=True) for t in range(g[0])]
     own: Sequence[Image.Image | None] = images if len(images) == len(frames) else [None] * len(frames)
     known = torch.cat(list(values))
     top = max(float(known[~known.isnan()].max()), 1e-12) if bool((~known.isnan()).any()) else 1.0
@@ -53,17 +54,24 @@ def cell_map(
     return sheet
 
 
-def panel(image: Image.Image | None, part: Map, values: Tensor, t: int, top: float, width: int) -> Image.Image:
+def panel(
+    image: Image.Image | None,
+    coords: Tensor,
+    grid: tuple[int, int, int],
+    values: Tensor,
+    t: int,
+    top: float,
+    width: int,
+) -> Image.Image:
     """Draw one time step of one grid."""
-    assert part.grid is not None
-    _, h, w = part.grid
+    _, h, w = grid
     cell = max(4, round(width / w))
     tall = max(4, round(cell * w * image.height / image.width / h)) if image else cell
     size = (cell * w, tall * h)
     base = image.convert("RGB").resize(size, Image.Resampling.LANCZOS) if image else Image.new("RGB", size, BLANK)
-    here = (part.coords[:, 0] == t) & (part.coords[:, 1:] >= 0).all(1)
+    here = (coords[:, 0] == t) & (coords[:, 1:] >= 0).all(1)
     cells = torch.full((h, w), float("nan"))
-    cells[part.coords[here, 1], part.coords[here, 2]] = values[here].float()
+    cells[coords[here, 1], coords[here, 2]] = values[here].float()
     shown = cells.numpy().repeat(tall, 0).repeat(cell, 1)
     pixels = np.asarray(base).astype(np.float64)
     grey = DIM * (pixels @ np.array((0.299, 0.587, 0.114)))[..., None] + (1 - DIM) * VEIL

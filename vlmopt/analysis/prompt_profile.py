@@ -43,9 +43,7 @@ def head_profile(model: Any, inputs: Mapping[str, Any], progress: Progress | Non
     calibration.look(inputs)
     told(0.5, "Reading the heads, with the image and without")
     calibration.add(inputs)
-    found = calibration.profile(str(model.config.name_or_path), "one prompt").heads
-    assert found is not None
-    return found
+    return calibration.head_profile(str(model.config.name_or_path))
 
 
 def profile_in(policy: Policy) -> HeadProfile | None:

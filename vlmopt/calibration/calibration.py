@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from vlmopt.attention_fix import SinkProfile
+from vlmopt.attention_fix import HeadProfile, SinkProfile
 from vlmopt.pruning import ScoreSelector
 
 from ..checks import model_facts
@@ -21,6 +21,8 @@ from .iat import IATCollector
 from .profile import Profile
 from .sinks import PROMPTS, SinkCollector, readable_layers
 from .trends import MISSING, Collector
+
+NO_LOOK = "sinks were not asked for, so there is no first look; name 'sinks' or 'heads' in `parts`"
 
 
 class Calibration:
@@ -68,13 +70,15 @@ class Calibration:
 
     def look(self, inputs: Mapping[str, Any]) -> None:
         """Show one prompt of the first look."""
-        assert self.sinks is not None
+        if self.sinks is None:
+            raise ValueError(NO_LOOK)
         self.sinks.add(inputs)
         self.looked += 1
 
     def add(self, inputs: Mapping[str, Any]) -> None:
         """Show one prompt after the first look."""
-        assert self.collector is not None
+        if self.collector is None:
+            raise ValueError("sinks are found in the first look; no part was asked for that shows prompts after it")
         if self.heads is not None and not self.heads.tau:
             found = self.sink_profile("")
             self.heads.dims, self.heads.tau = found.dims, found.tau
@@ -82,10 +86,16 @@ class Calibration:
         self.seen += 1
 
     def sink_profile(self, name: str) -> SinkProfile:
-        assert self.sinks is not None
+        if self.sinks is None:
+            raise ValueError(NO_LOOK)
         if not self.sinks.done:
             raise ValueError(MISSING)
         return self.sinks.profile(name)
+
+    def head_profile(self, name: str) -> HeadProfile:
+        if self.heads is None:
+            raise ValueError("heads were not asked for; name them in `parts`")
+        return self.heads.profile(self.facts | {"name_or_path": name})
 
     def state(self) -> dict[str, Any]:
         """Return the state, JSON-ready."""
@@ -107,5 +117,5 @@ class Calibration:
         if self.collector is not None and not self.collector.done:
             raise ValueError(MISSING)
         trends = () if self.collector is None else tuple(self.collector.profiles(name))
-        heads = None if self.heads is None else self.heads.profile(facts)
+        heads = None if self.heads is None else self.head_profile(name)
         return Profile(facts, data, trends, sinks, heads, iat=self.iat.profile(name) if self.iat else None)

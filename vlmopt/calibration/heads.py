@@ -190,6 +190,7 @@ class HeadListener(HeadCorrection):
         return False
 
     def gain(self, heads: Tensor, text_only: Tensor | None, layer: int) -> Tensor:
-        assert text_only is not None
+        if text_only is None:
+            raise ValueError(f"{self.name}: what heads make of the text alone is missing")
         self.sums.compare(heads, text_only, layer)
         return torch.ones(heads.shape[:2], device=heads.device)

@@ -19,7 +19,7 @@ from ..runtime.call import PromptStep, Step
 from ..runtime.components.sparse_prefill import SparseLayer
 from ..runtime.hooks.attention import plan_of
 from ..runtime.points import AttentionCall
-from ..runtime.session import session_of
+from ..runtime.session import session_in
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +60,7 @@ def watch(
     """
     method = SparsePrefill(pattern=AShape(), min_len=1, dense_layers=dense_layers)
     with optimized(model, Policy(prefill=method)):
-        session = session_of(model)
-        assert session is not None
+        session = session_in(model)
         for layer, module in enumerate(session.structure.attentions):
             if hasattr(module, "_vlmopt_plan"):
                 watcher, parts = Watcher(session, layer, method), plan_of(session, layer).parts

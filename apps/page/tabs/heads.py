@@ -12,12 +12,13 @@ from vlmopt.apps.page.models import Progress
 from vlmopt.apps.page.running import Worker, prepared
 from vlmopt.apps.page.state import Request, Run
 
+GAIN = "gain in this run"
 KINDS = {
     "visual mass": "Share of a head's attention, in text rows, that lies on the image.",
     "mass beside sinks": "The same without visual sinks: attention that is really on something.",
     "VHD": "Vision-aware head divergence: how far a head's output moves when the image is taken away.",
     "gain map": "What a head-wise boost would be scaled by: 0 up to the median head, 1 from the 90th percentile on.",
-    "gain in this run": "The factor that a correction of this run really gave to each head.",
+    GAIN: "The factor that a correction of this run really gave to each head.",
 }
 
 
@@ -37,10 +38,9 @@ def show(run: Run, worker: Worker) -> None:
         )
         return
     left, right = st.columns(2)
-    kinds = [kind for kind in KINDS if (known if kind != "gain in this run" else gains)]
+    kinds = [kind for kind in KINDS if (known if kind != GAIN else gains)]
     kind = left.selectbox("Show", kinds, key=f"heads-kind-{run.id}")
-    if kind == "gain in this run":
-        assert gains is not None
+    if gains and kind == GAIN:
         draw(gains, kind)
         return
     source = right.selectbox("From", list(known), key=f"heads-source-{run.id}")

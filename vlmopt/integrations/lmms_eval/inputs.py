@@ -12,7 +12,7 @@ from torch import Tensor
 from ...families import family_of
 from ...frames import load_video
 from ...prompt import placed, video_prompt
-from .conversation import Conversation, rendered
+from .conversation import Clip, Conversation, rendered
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class Inputs:
 
     def batch(self, asked: Sequence[Conversation], model: Any) -> dict[str, Any]:
         """Make inputs on the model's device, ragged prompts padded on the left; a conversation with a clip is alone."""
-        inputs = self._video(asked[0], model) if asked[0].clip else self._images(asked)
+        first = asked[0]
+        inputs = self._images(asked) if first.clip is None else self._video(first.words, first.clip, model)
         return placed(inputs, model.device, model.dtype)
 
     def _images(self, asked: Sequence[Conversation]) -> dict[str, Any]:
@@ -66,9 +67,8 @@ class Inputs:
             self.processor(text=text, images=images, return_tensors="pt", padding=True, padding_side="left", **kwargs)
         )
 
-    def _video(self, asked: Conversation, model: Any) -> dict[str, Any]:
-        images, clip = self.processor.image_processor, asked.clip
-        assert clip is not None
+    def _video(self, words: str, clip: Clip, model: Any) -> dict[str, Any]:
+        images = self.processor.image_processor
         video = load_video(
             clip.path,
             start=clip.start,
@@ -78,7 +78,7 @@ class Inputs:
             patch_size=getattr(images, "patch_size", 14),
             merge_size=getattr(images, "merge_size", 2),
         )
-        return video_prompt(self.processor, model, asked.words, video)
+        return video_prompt(self.processor, model, words, video)
 
     def answer(self, text: str) -> list[int]:
         """Return the tokens of an answer that follows a prompt.

@@ -99,18 +99,16 @@ class GridSparse(ViewPattern):
         window is a launch of its own, and the lines end where it begins.
         """
         local = self.local or max(128, view.prefill.frame or 0)
-        grids = replace(
-            grids,
-            whole=grids.columns if self.rows else None,
-            columns=grids.columns if self.columns else torch.zeros_like(grids.columns),
-        )
+        whole = grids.columns if self.rows else None
+        columns = grids.columns if self.columns else torch.zeros_like(grids.columns)
+        grids = replace(grids, whole=whole, columns=columns)
         size = {"tile": self.tile, "run": self.run}
         apart = self.diagonals and bool(grids.diagonals.any())
         out = [near(view, grids, columns=not apart, sink=self.sink, local=local, **size)]
         if apart:
             out.append(lines(view, grids, sink=self.sink, local=local, **size))
-        if self.rows:
-            out.append(full_rows(view, grids, **size))
+        if whole is not None:
+            out.append(full_rows(view, grids, whole, **size))
         return out
 
 

@@ -42,7 +42,7 @@ def near(view: View, grids: Grids, *, columns: bool, tile: int, run: int, sink: 
 
     order = torch.arange(prefill.rows, device=low.device).where(member, -1)[:, None]
     if grids.whole is not None:
-        order = order.where(~on_line(natural, grids), -1)
+        order = order.where(~on_line(natural, grids, grids.whole), -1)
     in_order = view.rows is None and grids.whole is None
     return Launch(view.index(tile, run, table, singles, q_order=None if in_order else order.int()))
 
@@ -59,7 +59,7 @@ def lines(view: View, grids: Grids, *, tile: int, run: int, sink: int, local: in
     rank = (view.limit[:, None] - phase - 1) % stride  # [B, H, S']
     chosen = view.real[:, None] & (grids.columns | grids.diagonals)[..., None]
     if grids.whole is not None:
-        chosen = chosen & ~on_line(view, grids)
+        chosen = chosen & ~on_line(view, grids, grids.whole)
     order = rank * view.slots + torch.arange(view.slots, device=rank.device)
     order = order.where(chosen, torch.iinfo(order.dtype).max).argsort(-1)
     chosen, rank = chosen.gather(-1, order), rank.gather(-1, order)
@@ -99,9 +99,9 @@ def line_columns(view: View, grids: Grids, least: Tensor, most: Tensor, limit: T
     return by_tiles(limit.shape[-1], rank.numel(), single)
 
 
-def full_rows(view: View, grids: Grids, *, tile: int, run: int) -> Launch:
+def full_rows(view: View, grids: Grids, whole: Tensor, *, tile: int, run: int) -> Launch:
     """Return every key for the rows on the line, at most a sixteenth of all; as many slots as the fullest head has."""
-    chosen = on_line(view, grids) & view.real[:, None]
+    chosen = on_line(view, grids, whole) & view.real[:, None]
     slots = int(chosen.sum(-1).amax().clamp_min(1))
     order = torch.arange(view.slots, device=chosen.device).where(chosen, view.slots).sort(-1).values[..., :slots]
     chosen, order = order < view.slots, order.clamp_max(view.slots - 1)
@@ -115,10 +115,9 @@ def full_rows(view: View, grids: Grids, *, tile: int, run: int) -> Launch:
     return Launch(view.index(tile, run, table, q_order=rows.where(chosen, -1).int()))
 
 
-def on_line(view: View, grids: Grids) -> Tensor:
-    """Return Bool[B, H, S']: rows that keep every key."""
-    assert grids.whole is not None
-    return (view.limit[:, None] % grids.stride[..., None] == grids.phase[..., None]) & grids.whole[..., None]
+def on_line(view: View, grids: Grids, whole: Tensor) -> Tensor:
+    """Return Bool[B, H, S']: rows that keep every key, in the heads `whole` Bool[B, H]."""
+    return (view.limit[:, None] % grids.stride[..., None] == grids.phase[..., None]) & whole[..., None]
 
 
 def in_place(view: View) -> tuple[View, Tensor]:

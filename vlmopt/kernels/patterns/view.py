@@ -67,14 +67,14 @@ class View:
 
     def below(self, position: Tensor) -> Tensor:
         """Return how many key slots hold a key left of `position` Long[B, n]; padding on the left counts like keys."""
-        if self.keys is None:
+        if self._ascending is None:
             return position.clamp(0, self.width)
-        return torch.searchsorted(self._sorted, position.contiguous())
+        return torch.searchsorted(self._ascending, position.contiguous())
 
     @cached_property
-    def _sorted(self) -> Tensor:
-        assert self.keys is not None
-        return torch.where(self.keys < 0, self.prefill.width, self.keys)
+    def _ascending(self) -> Tensor | None:
+        """Long[B, N]: keys by slot, empty slots behind all keys; None for the keys themselves."""
+        return None if self.keys is None else torch.where(self.keys < 0, self.prefill.width, self.keys)
 
     @cached_property
     def first(self) -> Tensor:

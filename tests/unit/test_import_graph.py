@@ -6,8 +6,31 @@ import ast
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
-FOLDERS = {"vlmopt": "vlmopt", **{f"vlmopt.{name}": name for name in ("pruning", "attention_fix", "apps")}}
+FOLDERS = {  # what a folder is imported as
+    "vlmopt": "vlmopt",
+    "vlmopt.pruning": "pruning",
+    "vlmopt.attention_fix": "attention_fix",
+    "vlmopt.apps": "apps",
+    "vlmopt_vllm": "serving/vllm/vlmopt_vllm",
+    "serving_tests": "serving/vllm/tests",
+    "tests": "tests",
+    "examples": "examples",
+    "tools": "tools",
+    "": "benchmarks",  # scripts, which import one another by their bare names
+}
+ALGORITHMS = ("vlmopt.core", "vlmopt.pruning", "vlmopt.attention_fix")
+ARROWS = {  # part of the installed packages -> the parts that it may import
+    "vlmopt.core": (),
+    "vlmopt.pruning": ("vlmopt.core",),
+    "vlmopt.attention_fix": ("vlmopt.core",),
+    "vlmopt": ALGORITHMS,
+    "vlmopt.training": ("vlmopt", *ALGORITHMS),
+    "vlmopt.apps": ("vlmopt", *ALGORITHMS),
+    "vlmopt_vllm": ("vlmopt", *ALGORITHMS),
+}
 
 
 def modules() -> dict[str, Path]:
@@ -16,7 +39,7 @@ def modules() -> dict[str, Path]:
     for package, folder in FOLDERS.items():
         for path in (ROOT / folder).rglob("*.py"):
             parts = path.relative_to(ROOT / folder).with_suffix("").parts
-            found[".".join([package, *parts]).removesuffix(".__init__")] = path
+            found[".".join(filter(None, [package, *parts])).removesuffix(".__init__")] = path
     return found
 
 
@@ -34,19 +57,48 @@ def imported(name: str, path: Path, known: dict[str, Path]) -> set[str]:
     return (found & known.keys()) - {name}
 
 
-def test_no_circle_of_files() -> None:
+def graph() -> dict[str, set[str]]:
     known = modules()
-    assert len(known) > 300
-    graph = {name: imported(name, path, known) for name, path in known.items()}
+    return {name: imported(name, path, known) for name, path in known.items()}
+
+
+def part_of(name: str) -> str | None:
+    """The part of the installed packages that a module belongs to; None for tests and scripts."""
+    return max((part for part in ARROWS if f"{name}.".startswith(f"{part}.")), key=len, default=None)
+
+
+def test_no_circle_of_files() -> None:
+    found = graph()
+    assert len(found) > 600
     try:
-        TopologicalSorter(graph).prepare()
+        TopologicalSorter(found).prepare()
     except CycleError as error:
         raise AssertionError(f"a circle of files: {' -> '.join(error.args[1])}") from error
 
 
-def test_the_product_does_not_import_the_training_of_its_checkpoints() -> None:
-    known = modules()
-    for name, path in known.items():
-        if not name.startswith("vlmopt.training"):
-            wrong = {other for other in imported(name, path, known) if other.startswith("vlmopt.training")}
-            assert not wrong, f"{name} imports {wrong}"
+@pytest.mark.parametrize("part", ARROWS)
+def test_parts_import_along_the_arrows(part: str) -> None:
+    mine = {name: others for name, others in graph().items() if part_of(name) == part}
+    assert mine
+    for name, others in mine.items():
+        wrong = {other for other in others if part_of(other) not in (part, *ARROWS[part])}
+        assert not wrong, f"{name} imports {wrong}"
+
+
+RUNTIME = {  # folder -> folders of which it knows nothing
+    "hooks": ("components",),
+    "captures": ("components",),
+    "": ("hooks", "captures", "components"),
+}
+
+
+@pytest.mark.parametrize("folder", RUNTIME)
+def test_the_runtime_imports_downwards(folder: str) -> None:
+    home = f"vlmopt.runtime.{folder}".rstrip(".")
+    mine = {name: others for name, others in graph().items() if name.rpartition(".")[0] == home}
+    for other in ("session", "hooks", "captures", "components"):  # the first installs everything
+        mine.pop(f"vlmopt.runtime.{other}", None)
+    assert len(mine) > 5
+    for name, others in mine.items():
+        wrong = {o for o in others for below in RUNTIME[folder] if f"{o}.".startswith(f"vlmopt.runtime.{below}.")}
+        assert not wrong, f"{name} imports {wrong}"

@@ -14,7 +14,8 @@ from vlmopt.evaluation.report.draw import Box, Dot, Text, png, text_width
 from vlmopt.evaluation.report.facts import AXES, Facts, Figure, Place
 from vlmopt.evaluation.report.labels import Named, Rect, labels
 from vlmopt.evaluation.report.palette import LIGHT
-from vlmopt.evaluation.report.plots import CLOSE, DRAWING, ROOM, STEP, Point, apart, front, stages, ticks, tradeoff
+from vlmopt.evaluation.report.plane import ticks
+from vlmopt.evaluation.report.plots import CLOSE, DRAWING, ROOM, STEP, Point, apart, front, stages, tradeoff
 
 
 @pytest.fixture(scope="module")

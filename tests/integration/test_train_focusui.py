@@ -26,7 +26,8 @@ from vlmopt.focusui import run as module
 from vlmopt.focusui.examples import Example, Mixed, Screens, examples
 from vlmopt.focusui.loop import Loop
 from vlmopt.focusui.prompts import IGNORE, prompts
-from vlmopt.focusui.run import Settings, Training
+from vlmopt.focusui.run import Training
+from vlmopt.focusui.settings import Settings
 from vlmopt.focusui.watch import look, watched
 from vlmopt.prompt import placed
 from vlmopt.pruning import FocusUI

@@ -8,7 +8,8 @@ from pathlib import Path
 
 def execute(options: argparse.Namespace) -> None:
     """Train; several processes: `accelerate launch --num_processes N -m vlmopt train-focusui ...`."""
-    from ..focusui.run import Settings, train
+    from ..focusui.run import train
+    from ..focusui.settings import Settings
 
     settings = Settings(
         model=options.model,

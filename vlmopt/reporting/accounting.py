@@ -22,9 +22,9 @@ class VisualMap:
     grid: tuple[int, int, int] | None  # (t, h, w) after merging
     coords: Tensor  # Long[n, 3] (t, y, x); -1 where a token is not a patch
     kept: Tensor  # Bool[n]
-    markers: Tensor  # Bool[n]: slots that carry a PosPad marker instead of their own content
-    merged: Tensor  # Bool[n]: slots that carry the mixture of several tokens
-    merged_into: Tensor  # Long[n]: number of the slot, among the sample's visual tokens, a token was merged into; or -1
+    markers: Tensor  # Bool[n]: places that carry a PosPad marker instead of their own content
+    merged: Tensor  # Bool[n]: places that carry the mixture of several tokens
+    merged_into: Tensor  # Long[n]: number, among the sample's visual tokens, of the one it was merged into; or -1
     scores: Tensor | None  # fp32 [n] of the last selector that scored; NaN where a token was not a candidate
 
 
@@ -34,7 +34,7 @@ def token_counts(call: Call, sample: int, shown: list[VisualMap]) -> dict[str, A
     visual_tokens: N of the prompt. visual_tokens_pre_llm: entering layer 0. visual_tokens_kept: left after the last
     cut. layer_average: mean over the decoder layers, markers included. extras: what of the rest is not a plain patch.
     """
-    depth = len(call.session.stage_of)
+    depth = call.session.stages.depth
     stages: list[dict[str, Any]] = []
     total = dict.fromkeys(("all", "pre_llm", "kept", "markers", "merged", "structural"), 0)
     area = 0.0
@@ -49,18 +49,7 @@ def token_counts(call: Call, sample: int, shown: list[VisualMap]) -> dict[str, A
             new = count(cut.markers, sample)
             markers += new
             pre_llm = left + markers if cut.layer == 0 else pre_llm
-            stages.append(
-                {
-                    "layer": cut.layer,
-                    "method": cut.method,
-                    "before": int(cut.before[sample].sum()),
-                    "after": left,
-                    "markers": new,
-                    "merged": count(cut.written, sample),
-                    "requested": cut.answers[sample].requested,
-                    **cut.answers[sample].stats,
-                }
-            )
+            stages.append(of_cut(cut, sample))
         area += (left + markers) * (depth - last_layer)
         total["pre_llm"] += pre_llm
         total["kept"] += left
@@ -81,6 +70,20 @@ def token_counts(call: Call, sample: int, shown: list[VisualMap]) -> dict[str, A
         "extras": {name: total[name] for name in ("markers", "merged", "structural")},
         "items": [item(m) for m in shown],
         "stages": stages,
+    }
+
+
+def of_cut(cut: Cut, sample: int) -> dict[str, Any]:
+    """Return what one cut did to a sample."""
+    return {
+        "layer": cut.layer,
+        "method": cut.method,
+        "before": int(cut.before[sample].sum()),
+        "after": int(cut.keep[sample].sum()),
+        "markers": count(cut.markers, sample),
+        "merged": count(cut.written, sample),
+        "requested": cut.answers[sample].requested,
+        **cut.answers[sample].stats,
     }
 
 
@@ -132,9 +135,9 @@ def chunk_maps(call: Call, number: int, sample: int, cuts: Sequence[Cut] | None 
 
 
 def merged_into(cut: Cut, sample: int, origin: Tensor, ordinal: Tensor) -> Tensor:
-    """Return Long[L] over logical positions: which slot a token was merged into.
+    """Return Long[L] over logical indices: into which token each was merged, or -1.
 
-    The slot is named by its number among the sample's visual tokens; -1 where a token was merged into none.
+    It is named by its number among the sample's visual tokens.
     """
     offered = cut.before[sample].cpu().nonzero()[:, 0]
     origin = origin.cpu()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -11,6 +10,7 @@ from .draw import Box, Dot, Line, Scene, Text, text_width
 from .facts import AXES, Axis, Facts, Figure, Metric, Place, milliseconds, number
 from .labels import Named, Rect, labels
 from .palette import look
+from .plane import Plane, span
 
 STAGES = ("vision", "scoring", "prefill", "decode")
 STAGE_TITLES = {
@@ -62,24 +62,6 @@ def front(points: Sequence[Point], better: int) -> list[Point]:
     return sorted(stay, key=lambda point: (point.place.value, better * point.figure.value))
 
 
-def ticks(low: float, high: float, count: int) -> list[float]:
-    """Return round numbers inside, about `count` of them."""
-    step = 10 ** math.floor(math.log10((high - low) / count))
-    step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= count)
-    return [step * n for n in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
-
-
-def tick(value: float, step: float) -> str:
-    return number(value, max(0, -math.floor(math.log10(step) + 1e-9)))
-
-
-def span(values: Sequence[float], *, zero: bool) -> tuple[float, float]:
-    """Return room for values with some air; from 0 if `zero` and they are not far from it."""
-    low, high = min(values), max(values)
-    air = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
-    return (0.0 if zero and 0 <= low < 0.6 * high else low - air), high + air
-
-
 def tradeoff(facts: Facts, metric: Metric, axis: Axis, size: tuple[float, float] = WIDE) -> Scene:
     """Draw a metric over what it costs: points with 95 % intervals, the Pareto front, names."""
     width, height = size
@@ -89,29 +71,9 @@ def tradeoff(facts: Facts, metric: Metric, axis: Axis, size: tuple[float, float]
         scene.told = "Nothing to show."
         scene.marks.append(Text(x=width / 2, y=height / 2, text="nothing measured", anchor="middle"))
         return scene
-    frame = Rect(50, 34, width - 14, height - 46)
-    lows, highs = [p.figure.low for p in found], [p.figure.high for p in found]
-    y0, y1 = span([*lows, *highs], zero=False)
-    if metric.unit == "%":
-        y0, y1 = max(y0, -2.0), min(y1, 102.0)
-    x0, x1 = span([v for p in found for v in (p.place.low, p.place.high)], zero=True)
-
-    def at(x: float, y: float) -> tuple[float, float]:
-        return (
-            frame.x0 + (x - x0) / (x1 - x0) * (frame.x1 - frame.x0),
-            frame.y1 - (y - y0) / (y1 - y0) * (frame.y1 - frame.y0),
-        )
-
-    across, up = ticks(x0, x1, 4 if width < 450 else 6), ticks(y0, y1, 5)
-    for value in up:
-        y = at(x0, value)[1]
-        scene.marks.append(Line(points=[(frame.x0, y), (frame.x1, y)], ink="grid"))
-        scene.marks.append(Text(x=frame.x0 - 7, y=y + 4, text=tick(value, up[1] - up[0]), anchor="end"))
-    for value in across:
-        x = at(value, y0)[0]
-        scene.marks.append(Line(points=[(x, frame.y1), (x, frame.y1 + 4)], ink="mute"))
-        scene.marks.append(Text(x=x, y=frame.y1 + 18, text=tick(value, across[1] - across[0]), anchor="middle"))
-    scene.marks.append(Line(points=[(frame.x0, frame.y1), (frame.x1, frame.y1)], ink="mute"))
+    plane = plane_of(found, metric, Rect(50, 34, width - 14, height - 46))
+    frame = plane.frame
+    scene.marks += plane.axes(4 if width < 450 else 6)
     scene.marks.append(Text(x=frame.x1, y=height - 8, text=f"{axis.title}, {axis.unit}", anchor="end"))
     hint = metric.direction if metric.better else ""
     scene.marks.append(Text(x=4, y=16, text=metric.full, ink="ink", size=13, bold=True))
@@ -121,29 +83,42 @@ def tradeoff(facts: Facts, metric: Metric, axis: Axis, size: tuple[float, float]
     scene.told = "; ".join(told(p, metric, axis) for p in found)
     steps: list[Rect] = []
     if best:
-        stairs = [at(best[0].place.value, best[0].figure.value)]
-        for p in best[1:]:
-            x, y = at(p.place.value, p.figure.value)
-            stairs += [(x, stairs[-1][1]), (x, y)]
-        ground = frame.y1 if metric.better > 0 else frame.y0
-        stairs = [(stairs[0][0], ground), *stairs, (frame.x1, stairs[-1][1])]
-        scene.marks.append(Line(points=[*stairs, (frame.x1, ground)], ink="area", fill=True))
+        stairs = staircase(plane, best, metric.better)
+        ground = (frame.x1, stairs[0][1])
+        scene.marks.append(Line(points=[*stairs, ground], ink="area", fill=True))
         scene.marks.append(Line(points=stairs, ink="front", width=1.6, dashed=True))
         steps = [thin(*a, *b) for a, b in pairwise(stairs)]
         scene.told += ". Pareto front: " + ", ".join(p.policy for p in best)
     dots, names = [], []
-    for p, x in zip(found, apart([at(p.place.value, y0)[0] for p in found]), strict=True):
+    for p, x in zip(found, apart([plane.x(p.place.value) for p in found]), strict=True):
         ink, shape = look(facts.style(p.policy))
-        y = at(x0, p.figure.value)[1]
-        top, bottom = at(x0, p.figure.high)[1], at(x0, p.figure.low)[1]
-        left, right = at(p.place.low, y0)[0], at(p.place.high, y0)[0]
-        bars = [(x, top, x, bottom)] + ([(left, y, right, y)] if right > left else [])
-        note = " On the Pareto front." if p in best else ""
-        tip = told(p, metric, axis) + "." + note
+        y, left, right = plane.y(p.figure.value), plane.x(p.place.low), plane.x(p.place.high)
+        bars = [(x, plane.y(p.figure.high), x, plane.y(p.figure.low))] + ([(left, y, right, y)] if right > left else [])
+        tip = told(p, metric, axis) + "." + (" On the Pareto front." if p in best else "")
         dots.append(Dot(x=x, y=y, ink=ink, shape=shape, hollow=bool(best) and p not in best, bars=tuple(bars), tip=tip))
         names.append(Named(x, y, p.policy, ink, tuple(thin(*bar) for bar in bars)))
     scene.marks += [*dots, *labels(names, Rect(frame.x0, frame.y0 - 10, frame.x1, frame.y1), steps)]
     return scene
+
+
+def plane_of(found: Sequence[Point], metric: Metric, frame: Rect) -> Plane:
+    """Return a plane with room for all points and their intervals."""
+    y0, y1 = span([v for p in found for v in (p.figure.low, p.figure.high)], zero=False)
+    if metric.unit == "%":
+        y0, y1 = max(y0, -2.0), min(y1, 102.0)
+    x0, x1 = span([v for p in found for v in (p.place.low, p.place.high)], zero=True)
+    return Plane(frame, x0, x1, y0, y1)
+
+
+def staircase(plane: Plane, best: Sequence[Point], better: int) -> list[tuple[float, float]]:
+    """Return the corners of what the Pareto front bounds, from the ground up to its right end."""
+    frame = plane.frame
+    stairs = [(plane.x(best[0].place.value), plane.y(best[0].figure.value))]
+    for p in best[1:]:
+        x, y = plane.x(p.place.value), plane.y(p.figure.value)
+        stairs += [(x, stairs[-1][1]), (x, y)]
+    ground = frame.y1 if better > 0 else frame.y0
+    return [(stairs[0][0], ground), *stairs, (frame.x1, stairs[-1][1])]
 
 
 def thin(x0: float, y0: float, x1: float, y1: float) -> Rect:

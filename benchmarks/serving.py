@@ -81,7 +81,7 @@ def random_model() -> str:
     return folder
 
 
-def picture(rng: np.random.Generator, side: int) -> Image.Image:
+def image(rng: np.random.Generator, side: int) -> Image.Image:
     """Draw noise with two flat bars, so that half of it is redundant, and no two are alike."""
     pixels = rng.integers(0, 255, (side, side, 3), dtype=np.uint8)
     pixels[: side // 4] = pixels[-(side // 4) :] = rng.integers(0, 255, 3, dtype=np.uint8)
@@ -109,7 +109,7 @@ def images(llm: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
             for name, measured in times.items():
                 policy, edge = POLICIES.get(name), oracles.get(name, side)
                 prompts = [
-                    {"prompt": TEXT, "multi_modal_data": {"image": picture(rng, edge)},
+                    {"prompt": TEXT, "multi_modal_data": {"image": image(rng, edge)},
                      "mm_processor_kwargs": {"vlmopt": policy}} for _ in range(together)
                 ]  # fmt: skip
                 ms, tokens[name] = timed(llm, prompts)

@@ -48,13 +48,13 @@ def check_names(structure: ModelStructure) -> None:
 def model_facts(model: Any, structure: ModelStructure) -> dict[str, Any]:
     """Return the facts by which a profile is compared with its model; a list where layers differ."""
     width = structure.config.hidden_size
-    rows = []
+    shapes = []
     for layer in range(len(structure.layers)):
         config = compat.layer_config(structure.config, layer)
         heads = config.num_attention_heads
         key_heads = getattr(config, "num_key_value_heads", None) or heads
-        rows.append((heads, key_heads, getattr(config, "head_dim", None) or width // heads))
-    shape = [values[0] if len(set(values)) == 1 else list(values) for values in zip(*rows, strict=True)]
+        shapes.append((heads, key_heads, getattr(config, "head_dim", None) or width // heads))
+    shape = [values[0] if len(set(values)) == 1 else list(values) for values in zip(*shapes, strict=True)]
     return {
         "model_type": model.config.model_type,
         "hidden_size": width,

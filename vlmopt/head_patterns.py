@@ -56,22 +56,22 @@ class HeadPatterns(Configured):
         depth, heads = self.model["layers"], self.model["num_heads"]
         if len(self.layers) != depth:
             raise ValueError(f"head patterns: {len(self.layers)} layers for a model of {depth}")
-        for number, row in enumerate(self.layers):
-            if row is not None and (
-                len(row) != heads or not all(type(i) is int and 0 <= i < len(self.patterns) for i in row)
+        for number, chosen in enumerate(self.layers):
+            if chosen is not None and (
+                len(chosen) != heads or not all(type(i) is int and 0 <= i < len(self.patterns) for i in chosen)
             ):
                 raise ValueError(
                     f"head patterns: layer {number} must name one of {len(self.patterns)} patterns for each of {heads} "
-                    f"heads, got {shown(row)}"
+                    f"heads, got {shown(chosen)}"
                 )
 
     def groups(self, layer: int) -> list[tuple[Pattern, Tensor]]:
         """Return the patterns of a layer with the query heads Long[H] of each; empty where it is dense."""
-        row = self.layers[layer]
-        if row is None:
+        chosen = self.layers[layer]
+        if chosen is None:
             return []
-        chosen = torch.tensor(row)
-        return [(self.patterns[i], (chosen == i).nonzero()[:, 0]) for i in sorted(set(row))]
+        numbers = torch.tensor(chosen)
+        return [(self.patterns[i], (numbers == i).nonzero()[:, 0]) for i in sorted(set(chosen))]
 
     def check(self, model: Mapping[str, Any]) -> None:
         """Compare with the model of its use; `name_or_path` may differ, since copies have others.
@@ -91,8 +91,8 @@ class HeadPatterns(Configured):
             "model": dict(self.model),
             "calibration": dict(self.calibration),
             "patterns": [methods.to_dict(p) for p in self.patterns],
-            "layers": [None if row is None else list(row) for row in self.layers],
-            "errors": [None if row is None else list(row) for row in self.errors],
+            "layers": [None if own is None else list(own) for own in self.layers],
+            "errors": [None if own is None else list(own) for own in self.errors],
             "time_ratios": list(self.time_ratios),
         }
 
@@ -117,13 +117,13 @@ class HeadPatterns(Configured):
             if not listed(data[key]):
                 raise ValueError(f"head patterns: {key} must be a list, got {shown(data[key])}")
         for key in ("layers", "errors"):
-            for number, row in enumerate(data[key]):
-                if row is not None and not listed(row):
-                    raise ValueError(f"head patterns: {key} of layer {number} must be a list or null, got {shown(row)}")
-        rows = {key: tuple(None if row is None else tuple(row) for row in data[key]) for key in ("layers", "errors")}
+            for number, own in enumerate(data[key]):
+                if own is not None and not listed(own):
+                    raise ValueError(f"head patterns: {key} of layer {number} must be a list or null, got {shown(own)}")
+        tables = {key: tuple(None if own is None else tuple(own) for own in data[key]) for key in ("layers", "errors")}
         patterns: tuple[Any, ...] = tuple(methods.build(entry) for entry in data["patterns"])
         ratios, calibration = tuple(data["time_ratios"]), data["calibration"]
-        return cls(data["model"], patterns, time_ratios=ratios, calibration=calibration, **rows)
+        return cls(data["model"], patterns, time_ratios=ratios, calibration=calibration, **tables)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a JSON file; return its path."""

@@ -20,7 +20,7 @@ from vlmopt.prefill import SparsePrefill
 FIRST = ("keep_ratio", "layer", "layers")  # of the settings that all selectors share, these are shown at once
 SLOT = {"selector": "prune", "correction": "attention", "pattern": "prefill", "eviction": "kv"}
 NONE = "none"
-Row = dict[str, Any]
+Fields = dict[str, Any]
 
 
 def policy_form(layers: int | None) -> vlmopt.Policy | None:
@@ -28,7 +28,7 @@ def policy_form(layers: int | None) -> vlmopt.Policy | None:
 
     `layers`: decoder layers of the model, for where new methods start; None where they are not known yet.
     """
-    rows = {row["name"]: row for row in methods.describe()}
+    known = {method["name"]: method for method in methods.describe()}
     presets = vlmopt.presets()
     st.selectbox(
         "Preset",
@@ -44,17 +44,17 @@ def policy_form(layers: int | None) -> vlmopt.Policy | None:
         from_preset()
     data: dict[str, Any] = {"prune": [], "attention": [], "prefill": {}}
     for number, entry in list(st.session_state.entries.items()):
-        row = rows[entry["method"]]
-        with st.expander(row["name"], icon=":material/tune:"):
-            built = method_form(row, entry, f"m{number}", layers)
+        method = known[entry["method"]]
+        with st.expander(method["name"], icon=":material/tune:"):
+            built = method_form(method, entry, f"m{number}", layers)
             st.button("Remove", key=f"remove-{number}", on_click=st.session_state.entries.pop, args=(number,))
-        put(data, SLOT[row["kind"]], built)
-    if any(rows[e["method"]]["kind"] == "pattern" for e in st.session_state.entries.values()):
+        put(data, SLOT[method["kind"]], built)
+    if any(known[e["method"]]["kind"] == "pattern" for e in st.session_state.entries.values()):
         with st.expander("Sparse prefill", icon=":material/grid_on:"):
             found = [f for f in fields(SparsePrefill) if "kind" in f.metadata]
             settings = [{"name": f.name, "default": f.default, **f.metadata} for f in found]
             data["prefill"] |= settings_form(settings, st.session_state.prefill, "prefill", "", layers)
-    adder(rows, layers)
+    adder(known, layers)
     data["seed"] = int(st.number_input("Seed", min_value=0, step=1, key="seed", help="Of everything random."))
     if not data["prefill"]:
         del data["prefill"]
@@ -67,7 +67,7 @@ def policy_form(layers: int | None) -> vlmopt.Policy | None:
     return policy
 
 
-def put(data: dict[str, Any], slot: str, built: Row) -> None:
+def put(data: dict[str, Any], slot: str, built: Fields) -> None:
     if slot == "prefill" and "pattern" in data["prefill"]:
         st.error("A policy has one pattern for the prefill; remove the others.", icon=":material/error:")
     elif slot == "prefill":
@@ -97,13 +97,13 @@ def from_preset() -> None:
         append(data)
 
 
-def append(data: Row) -> None:
+def append(data: Fields) -> None:
     """Add a method; numbers are never used again, so that its widgets are its own."""
     st.session_state.count = st.session_state.get("count", 0) + 1
     st.session_state.entries[st.session_state.count] = data
 
 
-def adder(rows: Mapping[str, Row], layers: int | None) -> None:
+def adder(known: Mapping[str, Fields], layers: int | None) -> None:
     """Choose a method to add."""
 
     def add() -> None:
@@ -111,7 +111,7 @@ def adder(rows: Mapping[str, Row], layers: int | None) -> None:
             append(starting(name, layers))
             st.session_state.adding = None
 
-    ordered = sorted(rows, key=lambda name: (list(SLOT).index(rows[name]["kind"]), name))
+    ordered = sorted(known, key=lambda name: (list(SLOT).index(known[name]["kind"]), name))
     st.selectbox(
         "Add a method",
         ordered,
@@ -119,31 +119,36 @@ def adder(rows: Mapping[str, Row], layers: int | None) -> None:
         key="adding",
         placeholder="Add a method",
         label_visibility="collapsed",
-        format_func=lambda name: f"{name} · {rows[name]['kind']}",
+        format_func=lambda name: f"{name} · {known[name]['kind']}",
         on_change=add,
     )
 
 
-def method_form(row: Row, data: Row, key: str, layers: int | None) -> Row:
+def method_form(method: Fields, data: Fields, key: str, layers: int | None) -> Fields:
     """Draw the widgets of one method; return its dict form. `data` holds what the widgets start with."""
-    paper = f" [arXiv {row['paper']}](https://arxiv.org/abs/{row['paper']})" if row["paper"] else ""
-    st.caption(told(row["summary"]) + paper)
-    name, hidden = row["name"], shared(row["kind"])
-    return {"method": name, **settings_form(row["settings"], data, key, name, layers, hidden)}
+    paper = f" [arXiv {method['paper']}](https://arxiv.org/abs/{method['paper']})" if method["paper"] else ""
+    st.caption(told(method["summary"]) + paper)
+    name, hidden = method["name"], shared(method["kind"])
+    return {"method": name, **settings_form(method["settings"], data, key, name, layers, hidden)}
 
 
 def shared(kind: str) -> frozenset[str]:
     """Return the settings that every method of a kind has, and that stay out of sight at first."""
-    names = [{s["name"] for s in row["settings"]} for row in methods.describe() if row["kind"] == kind]
+    names = [{s["name"] for s in method["settings"]} for method in methods.describe() if method["kind"] == kind]
     plain = [own for own in names if "keep_ratio" in own or kind != "selector"]  # a wrapper leaves these to its host
     return frozenset(set.intersection(*plain)) - frozenset(FIRST) if plain else frozenset()
 
 
 def settings_form(
-    settings: list[Row], data: Row, key: str, method: str, layers: int | None, hidden: frozenset[str] = frozenset()
-) -> Row:
+    settings: list[Fields],
+    data: Fields,
+    key: str,
+    method: str,
+    layers: int | None,
+    hidden: frozenset[str] = frozenset(),
+) -> Fields:
     """Draw settings and return the values that say something; those in `hidden` are behind a button unless set."""
-    found: Row = {}
+    found: Fields = {}
     behind = [s for s in settings if s["name"] in hidden and s["name"] not in data]
     behind += [s for s in settings if "max" in s and s.get("min") == s["max"]]  # no choice
     for setting in (s for s in settings if s not in behind):
@@ -156,7 +161,7 @@ def settings_form(
     return {name: value for name, value in found.items() if value is not None}
 
 
-def field(setting: Row, given: Any, key: str, method: str, layers: int | None) -> Any:
+def field(setting: Fields, given: Any, key: str, method: str, layers: int | None) -> Any:
     """Draw one widget by the setting's metadata; return None where it was left open."""
     name, kind, default = setting["name"], setting.get("kind"), setting["default"]
     value = default if given is None else given
@@ -177,21 +182,24 @@ def field(setting: Row, given: Any, key: str, method: str, layers: int | None) -
     return number(about, setting, value)
 
 
-def number(about: Row, setting: Row, value: Any) -> Any:
+def number(about: Fields, setting: Fields, value: Any) -> Any:
     """Draw a slider where both ends and hundredths do, else a box that may stay empty where None is the default."""
     low, high = setting.get("min", setting.get("above")), setting.get("max")
     if setting["kind"] == "int":
-        bounds: Row = {"min_value": low if low is None else int(low), "max_value": high if high is None else int(high)}
+        bounds: Fields = {
+            "min_value": low if low is None else int(low),
+            "max_value": high if high is None else int(high),
+        }
         return st.number_input(value=value, step=1, placeholder=NONE, **bounds, **about)
     if value is not None and low is not None and high is not None and math.isclose(value * 100 % 1, 0, abs_tol=1e-9):
         least = float(low) + (0.01 if "above" in setting else 0)
         return st.slider(value=float(value), min_value=least, max_value=float(high), step=0.01, **about)
-    ends: Row = {"min_value": low if low is None else float(low), "max_value": high if high is None else float(high)}
+    ends: Fields = {"min_value": low if low is None else float(low), "max_value": high if high is None else float(high)}
     start = None if value is None else float(value)
     return st.number_input(value=start, step=None, format="%g", placeholder=NONE, **ends, **about)
 
 
-def numbers(about: Row, value: Any, kind: type) -> Any:
+def numbers(about: Fields, value: Any, kind: type) -> Any:
     text = st.text_input(value=", ".join(map(str, value or ())), placeholder="numbers with commas", **about)
     try:
         return tuple(kind(part) for part in text.split(",") if part.strip())
@@ -200,7 +208,7 @@ def numbers(about: Row, value: Any, kind: type) -> Any:
         return value
 
 
-def nested(about: Row, value: Any, inner: list[str], key: str, layers: int | None) -> Row | None:
+def nested(about: Fields, value: Any, inner: list[str], key: str, layers: int | None) -> Fields | None:
     """Draw a method inside a method."""
     value = methods.to_dict(value) if isinstance(value, methods.BASES) else value
     options = [NONE, *inner]
@@ -208,13 +216,13 @@ def nested(about: Row, value: Any, inner: list[str], key: str, layers: int | Non
     chosen = st.selectbox(options=options, index=options.index(start), **about)
     if chosen == NONE:
         return None
-    row = methods.entry(methods.find(chosen))
+    method = methods.entry(methods.find(chosen))
     data = value if chosen == start else starting(chosen, layers)
     with st.container(border=True):
-        return method_form(row, data, f"{key}-{chosen}", layers)
+        return method_form(method, data, f"{key}-{chosen}", layers)
 
 
-def from_json(about: Row, value: Any) -> Any:
+def from_json(about: Fields, value: Any) -> Any:
     """Draw a field for a measured profile, pasted as JSON."""
     start = "" if value is None else json.dumps(methods.encoded(value))
     text = st.text_area(value=start, placeholder="JSON", height=68, **about)

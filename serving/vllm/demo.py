@@ -35,11 +35,11 @@ def main() -> None:
             "--block-size", "32", "--trust-request-mm-kwargs",
             "--mm-processor-kwargs", json.dumps({"vlmopt": POLICY}),
         ]  # fmt: skip
-        picture = scene(777_000_001, (280, 196)).image
+        image = scene(777_000_001, (280, 196)).image
         with serving(*command) as client:
             print(f"\n{QUESTION!r}, asked with an engine started with {json.dumps(POLICY)}:")
             for name, policy in ASKED.items():
-                said = ask(client, picture, policy)
+                said = ask(client, image, policy)
                 print(f"{name:18} {said.usage.prompt_tokens:4} prompt tokens   {said.choices[0].message.content!r}")
 
 

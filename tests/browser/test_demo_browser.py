@@ -64,8 +64,8 @@ def test_nobody_else_reaches_the_page(port: int) -> None:
 
 
 def test_from_an_upload_to_the_policy(port: int, browser: Any, tmp_path: Path) -> None:
-    picture = tmp_path / "my <b>screen.png"
-    screen(5).image.save(picture)
+    file = tmp_path / "my <b>screen.png"
+    screen(5).image.save(file)
     context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
     page = context.new_page()
     page.set_default_timeout(PATIENCE)
@@ -73,7 +73,7 @@ def test_from_an_upload_to_the_policy(port: int, browser: Any, tmp_path: Path) -
     page.on("pageerror", lambda error: trouble.append(str(error)))
     page.goto(f"http://localhost:{port}")
     page.get_by_role("radio", name="Upload").click()
-    page.locator("input[type=file]").set_input_files(picture)
+    page.locator("input[type=file]").set_input_files(file)
     page.get_by_text("Upload an image or a short video.").wait_for(state="detached")
     page.get_by_test_id("stBaseButton-primary").click()  # waits until it can be pressed
     page.get_by_role("tab", name="Take away").wait_for()

@@ -123,9 +123,9 @@ def test_a_template_leaves_no_gap_where_a_name_is_missing() -> None:
 
 def test_the_page_can_be_read_aloud(elements: Elements) -> None:
     """Texts for images, captions and headers for tables, labels for choices; no id twice."""
-    pictures = [e for e in elements.all("img") if "dialog" not in e["parents"]]
-    assert len(pictures) > 10
-    assert all(picture["alt"] for picture in pictures)
+    images = [e for e in elements.all("img") if "dialog" not in e["parents"]]
+    assert len(images) > 10
+    assert all(image["alt"] for image in images)
     tables = elements.all("table")
     assert len(tables) == len(elements.all("caption")) > 3
     assert all(header["scope"] in ("row", "col") for header in elements.all("th"))

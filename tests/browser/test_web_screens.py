@@ -87,22 +87,24 @@ def test_contents_name_no_control_and_every_label_has_an_icon() -> None:
 def test_images_are_lossless_and_carry_their_targets(tmp_path: Path) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 320, 3), dtype=np.uint8))
     button = Control("Save", "button", (104.4, 30.0, 174.0, 59.6), None, "icon", True)
-    told = spot.rows(Screen(PAGES[0], 3, "dark", 14, noise, (button, replace(button, target=False)), (), ()), "a.png")
+    told = spot.targets(
+        Screen(PAGES[0], 3, "dark", 14, noise, (button, replace(button, target=False)), (), ()), "a.png"
+    )
     out = replace(button, box=(-2.0, 190.0, 30.0, 201.0))
-    (cut,) = spot.rows(Screen(PAGES[0], 3, "dark", 14, noise, (out,), (), ()), "a.png")
+    (cut,) = spot.targets(Screen(PAGES[0], 3, "dark", 14, noise, (out,), (), ()), "a.png")
     assert cut["bbox"] == [0, 190, 30, 10]
     data = spot.encode(noise, {spot.KEY: json.dumps(told)})
     with Image.open(io.BytesIO(data)) as image:
         assert image.convert("RGB").tobytes() == noise.tobytes()
     (tmp_path / "a.png").write_bytes(data)
-    assert spot.read_rows(tmp_path / "a.png") == told
+    assert spot.read_targets(tmp_path / "a.png") == told
     assert [row["bbox"] for row in told] == [[104, 30, 70, 30]]
     noise.save(tmp_path / "b.png")
     with pytest.raises(ValueError, match="was not written by make-screens"):
-        spot.read_rows(tmp_path / "b.png")
+        spot.read_targets(tmp_path / "b.png")
     (tmp_path / "a.png").write_bytes(data[:-2000])
     with pytest.raises(ValueError, match="damaged"):
-        spot.read_rows(tmp_path / "a.png")
+        spot.read_targets(tmp_path / "a.png")
 
 
 def test_plans_take_the_pages_in_turn() -> None:

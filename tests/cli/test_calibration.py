@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image as Picture
+from PIL import Image as PILImage
 
 import vlmopt
 from tests.support.broken import broken_tiff
@@ -54,10 +54,10 @@ def test_axes_are_told_apart():
     assert sums.grid_fit() == pytest.approx((0.0, 0.9, -0.3), abs=0.06)
 
 
-def drawn(pictures: int, slope: float, spread: float, seed: int = 0) -> Sums:
+def drawn(images: int, slope: float, spread: float, seed: int = 0) -> Sums:
     """Images whose own slopes lie around `slope`, big and small ones in turn."""
     sums, generator = Sums(), torch.Generator().manual_seed(seed)
-    for number in range(pictures):
+    for number in range(images):
         t = tokens(*((8, 8), (24, 24))[number % 2])
         own = slope + spread * torch.randn(1, generator=generator)
         sums.add(t, (torch.rand(len(t), generator=generator) + 0.5) * (own * t.place / len(t)).exp())
@@ -193,7 +193,7 @@ def test_an_interrupted_run_goes_on(profile, tmp_path, monkeypatch):
 
 def test_a_directory_of_images(tmp_path, capsys):
     for i in range(3):
-        Picture.new("RGB", (120 + 30 * i, 90), (40 * i, 90, 120)).save(tmp_path / f"{i}.png")
+        PILImage.new("RGB", (120 + 30 * i, 90), (40 * i, 90, 120)).save(tmp_path / f"{i}.png")
     out = tmp_path / "p.json"
     assert main(["calibrate", "--images", str(tmp_path), "--host", "fastv:2", "--out", str(out)]) == 0
     assert Profile.load(out).debias[0].samples == 3
@@ -207,7 +207,7 @@ def test_images_that_cannot_be_read_are_left_out_and_counted(tmp_path, capsys):
     assert main([*command, "--out", str(tmp_path / "p.json")]) == 2
     assert "none of the 2 images can be read" in capsys.readouterr().err
     for i in (2, 3):
-        Picture.new("RGB", (120, 90), (40 * i, 90, 120)).save(tmp_path / f"{i}.png")
+        PILImage.new("RGB", (120, 90), (40 * i, 90, 120)).save(tmp_path / f"{i}.png")
     assert main([*command, "--out", str(tmp_path / "p.json")]) == 0
     assert "2 of 4 images are left out" in capsys.readouterr().out
     found = Profile.load(tmp_path / "p.json")
@@ -255,7 +255,7 @@ def test_report_names_the_profile_and_another_model_refuses_it(profile):
     model, processor = vlmopt.load_checkpoint("tiny-qwen")
     from vlmopt.prompt import image_prompt
 
-    inputs = image_prompt(processor, "Is there a red circle?", [Picture.new("RGB", (224, 224), (90, 90, 90))])
+    inputs = image_prompt(processor, "Is there a red circle?", [PILImage.new("RGB", (224, 224), (90, 90, 90))])
     with vlmopt.optimized(model, method):
         model.generate(**inputs, max_new_tokens=2)
         report = vlmopt.report(model)

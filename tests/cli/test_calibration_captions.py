@@ -62,10 +62,10 @@ def test_annotations_of_coco(tmp_path):
     (tmp_path / "instances.json").write_text(json.dumps(coco))
     shown = annotated([str(tmp_path / "instances.json")], None, None, 2)
     assert shown.count == 2
-    pictures = [shown.show(number) for number in range(3)]
-    assert sorted(objects for _, _, objects in pictures) == [(), (), ("dog",)]
-    assert [objects for image, _, objects in pictures if image.getpixel((0, 0))[1] == 50] == [("dog",)]
-    assert pictures[0][1] == "Please describe this image in detail."
+    images = [shown.show(number) for number in range(3)]
+    assert sorted(objects for _, _, objects in images) == [(), (), ("dog",)]
+    assert [objects for image, _, objects in images if image.getpixel((0, 0))[1] == 50] == [("dog",)]
+    assert images[0][1] == "Please describe this image in detail."
     assert shown.lexicon.source == coco_lexicon().source
     with pytest.raises(ValueError, match="without --data"):
         annotated(["worlds:captions"], None, None, 2)

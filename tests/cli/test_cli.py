@@ -25,15 +25,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("pictures") / "a.png"
+def image_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("images") / "a.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (112, 168, 3), dtype=np.uint8)).save(path)
     return path
 
 
-def words(checkpoint: Path, picture: Path, out: Path, /, **changes: Any) -> list[str]:
+def words(checkpoint: Path, image_file: Path, out: Path, /, **changes: Any) -> list[str]:
     options: dict[str, Any] = {
-        "image": picture,
+        "image": image_file,
         "question": "Where is Save?",
         "model": checkpoint,
         "policy": "uniform-25",
@@ -47,9 +47,9 @@ def words(checkpoint: Path, picture: Path, out: Path, /, **changes: Any) -> list
 
 
 def test_run_writes_a_table_an_image_and_a_result(
-    checkpoint: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, image_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(words(checkpoint, picture, tmp_path / "out")) == 0
+    assert cli.main(words(checkpoint, image_file, tmp_path / "out")) == 0
     shown = capsys.readouterr().out
     for text in ("dense", "optimized", "visual tokens", "time to first token", "peak memory", "applied  uniform"):
         assert text in shown
@@ -64,11 +64,11 @@ def test_run_writes_a_table_an_image_and_a_result(
 
 
 def test_run_with_scores_a_policy_file_and_two_images(
-    checkpoint: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, image_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     vlmopt.presets()["pospad-30"].save_pretrained(tmp_path / "policy")
-    arguments = words(checkpoint, picture, tmp_path / "out", policy=tmp_path / "policy")
-    assert cli.main([*arguments, "--image", str(picture)]) == 0
+    arguments = words(checkpoint, image_file, tmp_path / "out", policy=tmp_path / "policy")
+    assert cli.main([*arguments, "--image", str(image_file)]) == 0
     assert "pospad" in capsys.readouterr().out
     result = json.loads((tmp_path / "out" / "result.json").read_text())["runs"]["optimized"]
     assert result["visual_tokens"] == 48
@@ -88,14 +88,14 @@ def test_run_on_a_video_says_which_reader_ran(
     assert result["runs"]["dense"]["report"]["samples"][0]["items"][0]["kind"] == "video"
 
 
-def test_dense_and_policy_dense_agree(checkpoint: Path, picture: Path, tmp_path: Path) -> None:
-    assert cli.main(words(checkpoint, picture, tmp_path, policy="dense")) == 0
+def test_dense_and_policy_dense_agree(checkpoint: Path, image_file: Path, tmp_path: Path) -> None:
+    assert cli.main(words(checkpoint, image_file, tmp_path, policy="dense")) == 0
     runs = json.loads((tmp_path / "result.json").read_text())["runs"]
     assert runs["dense"]["answer"] == runs["optimized"]["answer"]
 
 
-def test_seed_reaches_the_policy(checkpoint: Path, picture: Path, tmp_path: Path) -> None:
-    assert cli.main(words(checkpoint, picture, tmp_path, policy="random-25", seed=7)) == 0
+def test_seed_reaches_the_policy(checkpoint: Path, image_file: Path, tmp_path: Path) -> None:
+    assert cli.main(words(checkpoint, image_file, tmp_path, policy="random-25", seed=7)) == 0
     assert json.loads((tmp_path / "result.json").read_text())["runs"]["optimized"]["report"]["policy"]["seed"] == 7
 
 
@@ -124,7 +124,7 @@ def test_seed_reaches_the_policy(checkpoint: Path, picture: Path, tmp_path: Path
 )
 def test_bad_input_is_refused_before_the_model_is_loaded(
     checkpoint: Path,
-    picture: Path,
+    image_file: Path,
     tmp_path: Path,
     changes: dict[str, Any],
     says: str,
@@ -132,7 +132,7 @@ def test_bad_input_is_refused_before_the_model_is_loaded(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(run, "load", lambda *_, **__: pytest.fail("the model was loaded"))
-    assert cli.main(words(checkpoint, picture, tmp_path / "out", **changes)) == 2
+    assert cli.main(words(checkpoint, image_file, tmp_path / "out", **changes)) == 2
     error = capsys.readouterr().err
     assert says in error
     assert error.startswith("vlmopt: error: ")
@@ -141,33 +141,35 @@ def test_bad_input_is_refused_before_the_model_is_loaded(
 
 
 def test_newer_policy_and_impossible_layer_are_refused(
-    checkpoint: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, image_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     newer, deep = tmp_path / "newer.json", tmp_path / "deep.json"
     newer.write_text(json.dumps({"format": 99, "prune": []}))
     deep.write_text(json.dumps({"prune": [{"method": "uniform", "keep_ratio": 0.5, "layer": 99}]}))
-    assert cli.main(words(checkpoint, picture, tmp_path / "out", policy=newer)) == 2
+    assert cli.main(words(checkpoint, image_file, tmp_path / "out", policy=newer)) == 2
     assert "Upgrade vlmopt" in capsys.readouterr().err
-    assert cli.main(words(checkpoint, picture, tmp_path / "out", policy=deep)) == 2
+    assert cli.main(words(checkpoint, image_file, tmp_path / "out", policy=deep)) == 2
     assert "layer=99 does not exist" in capsys.readouterr().err
 
 
-def test_a_text_model_is_refused(tmp_path: Path, picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_text_model_is_refused(tmp_path: Path, image_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    assert cli.main(words(tmp_path, picture, tmp_path / "out")) == 2
+    assert cli.main(words(tmp_path, image_file, tmp_path / "out")) == 2
     assert "not a vision-language model" in capsys.readouterr().err
 
 
-def test_a_hub_id_without_connection(picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(words(Path("someone/some-model"), picture, tmp_path)) == 2
+def test_a_hub_id_without_connection(image_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words(Path("someone/some-model"), image_file, tmp_path)) == 2
     assert "the Hub cannot be reached" in capsys.readouterr().err
 
 
-def test_damaged_weights(checkpoint: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_weights(
+    checkpoint: Path, image_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for file in checkpoint.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "model.safetensors").write_bytes(b"not weights")
-    assert cli.main(words(tmp_path, picture, tmp_path / "out")) == 2
+    assert cli.main(words(tmp_path, image_file, tmp_path / "out")) == 2
     assert "weights of" in capsys.readouterr().err
 
 

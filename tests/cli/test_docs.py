@@ -61,9 +61,9 @@ def test_every_method_has_a_section(name: str) -> None:
     assert (ROWS[name]["paper"] or "") in paper
     kind = ROWS[name]["kind"]
     if kind in ("selector", "pattern"):
-        picture = re.search(rf"!\[.+\]\((\S*pictures/{kind}s/{name}\.png)\)", text)
-        assert picture, "no image"
-        assert 0 < (page.parent / picture[1]).stat().st_size <= LARGEST
+        image = re.search(rf"!\[.+\]\((\S*pictures/{kind}s/{name}\.png)\)", text)
+        assert image, "no image"
+        assert 0 < (page.parent / image[1]).stat().st_size <= LARGEST
 
 
 def test_every_section_is_of_a_method() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image as Picture
+from PIL import Image as PILImage
 
 import vlmopt
 from tests.support.families import FAMILIES, Image
@@ -156,14 +156,14 @@ def test_prompts_have_the_wanted_length(loaded, tmp_path):
     assert not torch.equal(
         video["pixel_values_videos"], video_source(loaded, "worlds", 1500, "What?").make(0)["pixel_values_videos"]
     )
-    pictures = image_source(loaded, [], 900, "", 1).make(0)
-    assert 900 <= length(pictures) < 1300
-    starts = (pictures["input_ids"][0] == loaded.model.config.vision_start_token_id).nonzero()[:, 0]
+    images = image_source(loaded, [], 900, "", 1).make(0)
+    assert 900 <= length(images) < 1300
+    starts = (images["input_ids"][0] == loaded.model.config.vision_start_token_id).nonzero()[:, 0]
     assert len(starts) >= 3
     assert bool((starts.diff() > 257).all()), "a text stands between images"
     files = [tmp_path / f"{n}.png" for n in range(3)]
     for n, file in enumerate(files):
-        Picture.new("RGB", (112, 112), (n, 0, 0)).save(file)
+        PILImage.new("RGB", (112, 112), (n, 0, 0)).save(file)
     assert length(image_source(loaded, files, 60, "What?", 2).make(1)) >= 60
     with pytest.raises(ValueError, match=r"1 images, all there are, makes a prompt of \d+ tokens, not of 500"):
         image_source(loaded, files, 500, "What?", 2).make(1)
@@ -204,9 +204,9 @@ def test_command(loaded, tmp_path, capsys, monkeypatch):
     assert len(found.calibration["tokens"]) == 2
     assert HeadPatterns.load(into) == found
     assert str(vlmopt.checkpoints.HERE) not in out.read_text()
-    picture = tmp_path / "a.png"
-    Picture.new("RGB", (112, 112)).save(picture)
-    run = ["run", "--image", str(picture), "--question", "What?", "--policy", "dense", "--device", "cpu", "--out",
+    image = tmp_path / "a.png"
+    PILImage.new("RGB", (112, 112)).save(image)
+    run = ["run", "--image", str(image), "--question", "What?", "--policy", "dense", "--device", "cpu", "--out",
            str(tmp_path / "run"), "--repeats", "1", "--warmup", "0", "--max-new-tokens", "1"]  # fmt: skip
     assert main([*run, "--patterns", str(into)]) == 0
     used = json.loads((tmp_path / "run" / "result.json").read_text())["runs"]["optimized"]["report"]

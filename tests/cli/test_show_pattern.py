@@ -22,7 +22,7 @@ MODEL = {"model_type": "qwen2_5_vl", "hidden_size": 192, "layers": 6, "num_heads
 
 
 @pytest.fixture
-def picture(tmp_path):
+def file(tmp_path):
     path = tmp_path / "a.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (112, 168, 3), dtype=np.uint8)).save(path)
     return str(path)
@@ -87,8 +87,8 @@ def test_detail_draws_finer_and_counts_the_same_blocks(monkeypatch):
         draw_head(prefill, launches, 0, detail=5)
 
 
-def test_heads_of_a_model(picture, found, tmp_path):
-    base = ["show-pattern", "--image", picture, "--prompt", "What?", "--layer", "3", "--size", "128", "--device", "cpu"]
+def test_heads_of_a_model(file, found, tmp_path):
+    base = ["show-pattern", "--image", file, "--prompt", "What?", "--layer", "3", "--size", "128", "--device", "cpu"]
     named = json.dumps({"method": "min_p", "tau": 0.5, "tile": 16, "run": 16})
     outs = [tmp_path / f"{n}.png" for n in range(3)]
     for out, more in zip(outs, (["--pattern", named], ["--patterns", str(found)], ["--pattern", "dense"]), strict=True):

@@ -40,7 +40,7 @@ def logits(model, inputs):
         return model(**inputs).logits[0, -1].float()
 
 
-def without_pictures(batch, family, tokens):
+def without_images(batch, family, tokens):
     ids = batch.ids[0]
     framing = torch.tensor([START, END] if family.startswith("qwen") or family == "gemma3" else [], dtype=torch.long)
     keep = batch.real[0] & ~batch.visual[0] & ~torch.isin(ids, framing)
@@ -62,7 +62,7 @@ def test_guidance_is_that_of_two_separate_models(name):
         ids = torch.cat([batch.ids[0], tokens[:step]])[None]
         given = {**batch(), "input_ids": ids, "attention_mask": torch.ones_like(ids)}
         s = logits(plain, given).log_softmax(-1)
-        u = logits(plain, {"input_ids": without_pictures(batch, name, tokens[:step])}).log_softmax(-1)
+        u = logits(plain, {"input_ids": without_images(batch, name, tokens[:step])}).log_softmax(-1)
         expected = gamma * (s - u) + u
         kept = s >= s.max() + torch.tensor(0.1).log()
         assert torch.equal(out.scores[step][0] == -torch.inf, ~kept)
@@ -108,7 +108,7 @@ def test_the_trace_is_the_distance_of_two_separate_models(name):
     assert trace[0][0] == pytest.approx(expected, rel=1e-4)
     ids = torch.cat([batch.ids[0], tokens[:2]])[None]
     given = {**batch(), **family.token_types(ids), "input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    short = without_pictures(batch, name, tokens[:2])
+    short = without_images(batch, name, tokens[:2])
     text = heads_of(plain, {"input_ids": short, **family.token_types(short)})
     last = zip(heads_of(plain, given).values(), text.values(), strict=True)
     expected = sum(float((a - b).norm(dim=-1).topk(2).values.sum()) for a, b in last)
@@ -252,7 +252,7 @@ def test_two_turns_select_heads_anew():
         model.generate(input_ids=turn, past_key_values=first.past_key_values, max_new_tokens=2, **GREEDY)
         gains = vlmopt.report(model).corrections[0]["layers"]
         stream = first.past_key_values._vlmopt_marks.stream
-    ids = without_pictures(batch, "llava", turn[0, batch.ids.shape[1] :])
+    ids = without_images(batch, "llava", turn[0, batch.ids.shape[1] :])
     plain = copy.deepcopy(family.build("sdpa"))
     text = heads_of(plain, {"input_ids": ids})
     assert len(gains) == LAYERS

@@ -119,8 +119,8 @@ def test_pixels_lie_under_their_token(family):
         batch.inputs["pixel_values"] = colours.flatten().repeat_interleave(group)[:, None].expand_as(pixels).clone()
     else:
         side = pixels.shape[-1] // w
-        picture = colours.repeat_interleave(side, 0).repeat_interleave(side, 1)
-        batch.inputs["pixel_values"] = picture.expand_as(pixels).clone()
+        image = colours.repeat_interleave(side, 0).repeat_interleave(side, 1)
+        batch.inputs["pixel_values"] = image.expand_as(pixels).clone()
     tokens = listen(family, batch, Pixels())[0]
     values = tokens.signals[Pixels()]
     y, x = tokens.coords[:, 1], tokens.coords[:, 2]

@@ -25,7 +25,7 @@ from tests.support.mechanism import (
     reference_of,
 )
 from tests.support.reference import Removal, Stage
-from tests.support.replay import Replay, ending_in_pictures, recording, replayed
+from tests.support.replay import Replay, ending_in_images, recording, replayed
 from tests.support.selectors import SETTINGS, works_on
 from vlmopt.families import families
 from vlmopt.pruning import FastV, FocusUI, PixelRedundancy, Random, Selector, SparseVLM
@@ -86,14 +86,14 @@ def check_budgets(method: Selector, batch: Batch, report: vlmopt.Report) -> None
     ],
 )
 def test_every_selector_keeps_the_row_that_predicts(family, method, monkeypatch):
-    batch = ending_in_pictures(family, ROWS, BARE)
+    batch = ending_in_images(family, ROWS, BARE)
     check_budgets(method, batch, check_forward(family, method, batch, monkeypatch))
 
 
 @pytest.mark.parametrize("rows", [ROWS, ROWS[:1], ROWS[1:2]], ids=["batch", "last", "alone"])
 @pytest.mark.parametrize("name", [name for name, method in SETTINGS.items() if refused(method)])
 def test_methods_that_need_a_question_say_so(name, rows):
-    batch = ending_in_pictures(FAMILIES["llava"], rows, BARE[: len(rows)])
+    batch = ending_in_images(FAMILIES["llava"], rows, BARE[: len(rows)])
     with (
         vlmopt.optimized(copy.deepcopy(FAMILIES["llava"].build("sdpa")), SETTINGS[name]) as model,
         pytest.raises(ValueError, match="no text behind the last visual token"),
@@ -128,7 +128,7 @@ class Ending(Case):
 
     @property
     def batch(self) -> Batch:
-        return ending_in_pictures(self.family, self.rows, self.bare, self.padding_side)
+        return ending_in_images(self.family, self.rows, self.bare, self.padding_side)
 
     def removal(self, batch: Batch) -> Removal:
         held = torch.zeros_like(batch.visual)
@@ -228,7 +228,7 @@ def test_hybrid_decoders(family):
 def test_behind_a_cut_before_the_tower(name, second, monkeypatch):
     """Flat images: hardly a cell is encoded, and the last is none of them."""
     family = FAMILIES[name]
-    batch = ending_in_pictures(family, ROWS, BARE)
+    batch = ending_in_images(family, ROWS, BARE)
     batch.inputs["pixel_values"].zero_()
     report = check_forward(family, [PixelRedundancy(), second], batch, monkeypatch)
     for row, total in enumerate(batch.total.tolist()):
@@ -244,7 +244,7 @@ def test_behind_a_cut_before_the_tower(name, second, monkeypatch):
 def test_a_prompt_in_chunks(name):
     """Each chunk is cut by itself; of all that end in an image, the last alone holds its last row."""
     size, family = 16, FAMILIES[name]
-    batch = ending_in_pictures(family, ((3, Image(1), 2, Image(2)),), (0,))
+    batch = ending_in_images(family, ((3, Image(1), 2, Image(2)),), (0,))
     pieces = batch.visual.split(size, 1)
     pieces = [(piece.long().cumsum(1) - 1, piece) for piece in pieces]
     last = int(pieces[-1][1].sum())

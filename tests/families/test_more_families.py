@@ -113,8 +113,8 @@ def test_a_method_of_every_kind_keeps_its_promises(family: Family, method: Selec
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_pictures_lie_on_grids(family: Family) -> None:
-    """One span for every picture or part of it, its patches on the grid it has; queries and the like lie on none."""
+def test_images_lie_on_grids(family: Family) -> None:
+    """One span for every image or part of it, its patches on the grid it has; queries and the like lie on none."""
     batch = family.inputs(RAGGED[:1])
     with vlmopt.optimized(copy.deepcopy(family.build()), Uniform(keep_ratio=0.5)) as model:
         forward(model, batch)

@@ -39,10 +39,10 @@ FILMS: list[list[Any]] = [[4, Video(0), 5], [2, Video(1), 3, Video(0), 4]]
 def flatten(pixels: Tensor, grids: Tensor, rows: int) -> None:
     """Give the upper `rows` rows of cells of every image one colour; later frames repeat the lower ones."""
     start = 0
-    for picture, (t, h, w) in enumerate(grids.tolist()):
+    for number, (t, h, w) in enumerate(grids.tolist()):
         frames = pixels[start : start + t * h * w].view(t, h // 2, w // 2, 4, -1)
-        frames[:, :rows] = 0.1 * picture
-        frames[1:, -1, picture % 2 :] = frames[0, -1, picture % 2 :]  # nothing is left of the frames of the first film
+        frames[:, :rows] = 0.1 * number
+        frames[1:, -1, number % 2 :] = frames[0, -1, number % 2 :]  # nothing is left of the frames of the first film
         start += t * h * w
 
 
@@ -67,7 +67,7 @@ def chosen(pixels: Tensor, grids: Tensor, copies: int) -> tuple[Tensor, Tensor]:
     return torch.cat(keep), torch.cat(anchor)
 
 
-def pictures(pixels: Tensor, grids: Tensor) -> tuple[Tensor, Tensor]:
+def images(pixels: Tensor, grids: Tensor) -> tuple[Tensor, Tensor]:
     return chosen(pixels, grids, 1)
 
 
@@ -91,13 +91,13 @@ def tower_output(model: Any, batch: Batch, policy: Any) -> tuple[list[list[Tenso
 
 
 @pytest.mark.parametrize("attn", ["eager", "sdpa"])
-@pytest.mark.parametrize("prompts", ["pictures", "films"])
+@pytest.mark.parametrize("prompts", ["images", "films"])
 @by_name(QWENS)
 def test_the_tower_equals_a_masked_one(family, prompts, attn):
-    batch = flat(family) if prompts == "pictures" else flat(family, FILMS, upper=1)
-    names = ("pixel_values", "image_grid_thw") if prompts == "pictures" else ("pixel_values_videos", "video_grid_thw")
+    batch = flat(family) if prompts == "images" else flat(family, FILMS, upper=1)
+    names = ("pixel_values", "image_grid_thw") if prompts == "images" else ("pixel_values_videos", "video_grid_thw")
     pixels, grid = (batch.inputs[name] for name in names)
-    choose = pictures if prompts == "pictures" else films
+    choose = images if prompts == "images" else films
     keep, _ = choose(pixels, grid)
     assert 0.2 < keep.float().mean() < 0.8
     expected = MaskedTower(copy.deepcopy(family.build("eager")), choose).features(pixels, grid)
@@ -114,7 +114,7 @@ def test_the_tower_equals_a_masked_one(family, prompts, attn):
 @by_name(QWENS)
 def test_the_blocks_run_on_the_survivors_alone(family):
     batch = flat(family)
-    keep, _ = pictures(batch.inputs["pixel_values"], batch.inputs["image_grid_thw"])
+    keep, _ = images(batch.inputs["pixel_values"], batch.inputs["image_grid_thw"])
     model = copy.deepcopy(family.build("sdpa"))
     lengths: list[int] = []
     for module in (model.model.visual.patch_embed, *model.model.visual.blocks):
@@ -127,9 +127,9 @@ def test_the_blocks_run_on_the_survivors_alone(family):
 
 def reference_for(family, batch: Batch, positions: str) -> tuple[Reference, Removal]:
     """The masked LLM behind the masked tower, told which cells leave; nothing of it from the library's runtime."""
-    keep, _ = pictures(batch.inputs["pixel_values"], batch.inputs["image_grid_thw"])
+    keep, _ = images(batch.inputs["pixel_values"], batch.inputs["image_grid_thw"])
     reference = Reference(family.build("eager"))
-    MaskedTower(reference.model, pictures)
+    MaskedTower(reference.model, images)
     drop = torch.zeros_like(batch.visual)
     drop[batch.visual] = ~keep  # images come in the order of the rows
     return reference, Removal(batch.real, batch.span, [Stage(0, drop, positions)], LAYERS)
@@ -248,7 +248,7 @@ def test_both_frames_of_a_step_count():
 @by_name([f for f in QWENS if f.name != "qwen3_5"])
 def test_another_selector_chooses_among_the_survivors(family):
     batch = flat(family)
-    keep, _ = pictures(batch.inputs["pixel_values"], batch.inputs["image_grid_thw"])
+    keep, _ = images(batch.inputs["pixel_values"], batch.inputs["image_grid_thw"])
     with vlmopt.optimized(
         copy.deepcopy(family.build("sdpa")),
         [DivPrune(keep_ratio=0.25, positions="pospad"), FastV(keep_ratio=0.1, layer=3), PixelRedundancy()],
@@ -307,7 +307,7 @@ def test_signals_of_the_tower_are_those_of_the_survivors(family):
     batch = flat(family)
     depth = len(family.build("sdpa").model.visual.blocks)
     needs = (Projector(), VisualEmbeds(), VisionAttention(depth - 1), VisionKeys(depth - 1))
-    keep, _ = pictures(batch.inputs["pixel_values"], batch.inputs["image_grid_thw"])
+    keep, _ = images(batch.inputs["pixel_values"], batch.inputs["image_grid_thw"])
     heard = listen(family, batch, *needs, before=(PixelRedundancy(),))
     assert sum(len(tokens) for tokens in heard) == int(keep.sum())
     for tokens in heard:

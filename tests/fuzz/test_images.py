@@ -36,7 +36,7 @@ OPENCV = (
 )
 
 
-def picture(mode: str) -> Image.Image:
+def drawn(mode: str) -> Image.Image:
     values = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     image = Image.fromarray(values)
     return (
@@ -53,7 +53,7 @@ def seeds() -> dict[str, list[bytes]]:
         for mode in MODES:
             out = io.BytesIO()
             try:
-                picture(mode).save(out, name)
+                drawn(mode).save(out, name)
                 with Image.open(io.BytesIO(out.getvalue())) as image:
                     image.load()
             except Exception:  # a mode that the format does not know, a codec that is not built in

@@ -20,7 +20,7 @@ from tests.support.evicted import gone
 from tests.support.families import FAMILIES, Batch, Image
 from tests.support.mechanism import expected_lengths, forward, gap, generate, stored_lengths
 from tests.support.random_policies import policy
-from tests.support.replay import ending_in_pictures
+from tests.support.replay import ending_in_images
 from tests.support.snapshot import differences, snapshot
 from vlmopt.policy import Policy
 
@@ -47,7 +47,7 @@ def host(name: str) -> tuple[Any, dict[str, Any]]:
 
 @functools.cache
 def batch_of(name: str, prompt: str) -> Batch:
-    return ending_in_pictures(FAMILIES[name], *PROMPTS[prompt])
+    return ending_in_images(FAMILIES[name], *PROMPTS[prompt])
 
 
 @functools.cache

@@ -16,18 +16,18 @@ from vlmopt.loading import load
 
 def test_points_of_a_qwen_count_pixels_behind_its_processor() -> None:
     loaded = load("tiny-qwen")
-    picture = Image.new("RGB", (448, 448), "white")  # the processor makes it 280 x 280
-    assert click_of(loaded, picture, "(70, 210)") == (0.25, 0.75)
-    assert click_of(loaded, picture, "Save") is None
-    assert click_of(loaded, picture, "(500, 10)") is None
+    image = Image.new("RGB", (448, 448), "white")  # the processor makes it 280 x 280
+    assert click_of(loaded, image, "(70, 210)") == (0.25, 0.75)
+    assert click_of(loaded, image, "Save") is None
+    assert click_of(loaded, image, "(500, 10)") is None
 
 
 def test_an_unknown_type_says_no_click_unless_its_units_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded, picture = load("tiny-llava"), Image.new("RGB", (200, 100))
+    loaded, image = load("tiny-llava"), Image.new("RGB", (200, 100))
     monkeypatch.setattr("vlmopt.analysis.click.click_units", lambda config: None)
-    assert click_of(loaded, picture, "(50, 50)") is None
-    assert click_of(loaded, picture, "(500, 500)", "thousand") == (0.5, 0.5)
-    assert click_of(loaded, picture, "(50%, 50%)") == (0.5, 0.5)
+    assert click_of(loaded, image, "(50, 50)") is None
+    assert click_of(loaded, image, "(500, 500)", "thousand") == (0.5, 0.5)
+    assert click_of(loaded, image, "(50%, 50%)") == (0.5, 0.5)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from tests.support.fixtures.evaluation import (
     coco_files,
     lines,
     manifest_file,
-    plain_picture,
+    plain_image,
     pope_files,
     screenspot_file,
     settings,
@@ -149,7 +149,7 @@ def test_public_formats_run(tmp_path: Path, write: Any, images: str, figure: str
 
 def test_a_video_is_asked_alone(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", frames=8)
-    plain_picture(tmp_path / "a.png")
+    plain_image(tmp_path / "a.png")
     rows = [{"id": "1", "video": "a.mp4", "question": "What?"}, {"id": "2", "image": "a.png", "question": "What?"}]
     evaluate(settings(lines(tmp_path / "m.jsonl", rows), tmp_path / "run", "uniform-50"))
     first, _, second, _ = read(tmp_path / "run")

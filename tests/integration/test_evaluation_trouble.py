@@ -19,7 +19,7 @@ from filelock import FileLock
 
 import vlmopt
 from tests.support.broken import broken_tiff
-from tests.support.fixtures.evaluation import answers, lines, manifest_file, plain_picture, settings
+from tests.support.fixtures.evaluation import answers, lines, manifest_file, plain_image, settings
 from vlmopt.evaluation import evaluate as module
 from vlmopt.evaluation import runner
 from vlmopt.evaluation.evaluate import evaluate
@@ -53,8 +53,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
 
 def test_samples_that_cannot_be_asked_are_recorded_and_counted(tmp_path: Path) -> None:
     """A missing, a damaged and an impossibly narrow image among good ones."""
-    plain_picture(tmp_path / "good.png")
-    plain_picture(tmp_path / "narrow.png", (2000, 4))
+    plain_image(tmp_path / "good.png")
+    plain_image(tmp_path / "narrow.png", (2000, 4))
     (tmp_path / "torn.png").write_bytes((tmp_path / "good.png").read_bytes()[:60])
     broken_tiff(tmp_path / "frame.png")  # its decoder raises TypeError
     os.mkfifo(tmp_path / "pipe.png")
@@ -253,7 +253,7 @@ def test_clicks_of_a_model_that_counts_in_nobody_knows_what_need_to_be_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Refused before the weights are loaded; other questions need no units."""
-    plain_picture(tmp_path / "a.png")
+    plain_image(tmp_path / "a.png")
     row = {"id": "1", "image": "a.png", "question": "Click it.", "box": [1, 1, 9, 9]}
     clicks, run = lines(tmp_path / "c.jsonl", [row]), tmp_path / "run"
     monkeypatch.setattr(module, "click_units", lambda config: None)

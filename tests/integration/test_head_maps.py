@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from PIL import Image as Picture
+from PIL import Image as PILImage
 
 from tests.integration.test_overlay import visual_map
 from tests.support.families import FAMILIES, Image
@@ -76,7 +76,7 @@ def test_cells_are_coloured_by_value_and_others_dimmed():
     part = visual_map([0], (1, 4, 4))
     values = torch.full((16,), float("nan"))
     values[0], values[5] = 0.0, 8.0
-    sheet = np.asarray(cell_map([Picture.new("RGB", (64, 64), "white")], [part], [values], label="layers")).astype(int)
+    sheet = np.asarray(cell_map([PILImage.new("RGB", (64, 64), "white")], [part], [values], label="layers")).astype(int)
     side = 672 // 4
 
     def middle(y: int, x: int) -> np.ndarray:
@@ -89,7 +89,7 @@ def test_cells_are_coloured_by_value_and_others_dimmed():
 
 
 def test_maps_that_cannot_be_drawn_are_refused():
-    part, white = visual_map([0], (1, 4, 4)), [Picture.new("RGB", (64, 64), "white")]
+    part, white = visual_map([0], (1, 4, 4)), [PILImage.new("RGB", (64, 64), "white")]
     with pytest.raises(ValueError, match="16"):
         cell_map(white, [part], [torch.zeros(3)], label="x")
     with pytest.raises(ValueError, match="grid"):

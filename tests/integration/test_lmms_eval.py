@@ -174,7 +174,7 @@ def test_the_entry_point_is_declared() -> None:
 
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return documents(tmp_path_factory.mktemp("pictures"))
+    return documents(tmp_path_factory.mktemp("images"))
 
 
 @installed

@@ -147,11 +147,11 @@ def test_sparse_vlm_between_the_tables():
 
 def test_raters_are_the_words_that_match_the_image():
     things = torch.eye(5)
-    picture = 4 * things[[0, 0, 2, 2, 2, 0]]
+    image = 4 * things[[0, 0, 2, 2, 2, 0]]
     question = torch.stack([things[3], things[0], things[4], things[2], things[3]])
-    assert raters(picture, question).tolist() == [False, True, False, True, False]
-    assert raters(picture, question[[0, 0, 0]]).all()  # none stands out
-    assert raters(picture, question[:1]).all()
+    assert raters(image, question).tolist() == [False, True, False, True, False]
+    assert raters(image, question[[0, 0, 0]]).all()  # none stands out
+    assert raters(image, question[:1]).all()
 
 
 def test_sparse_vlm_asks_the_raters_alone():

@@ -18,7 +18,7 @@ SIZES = [(640, 480), (480, 640), (1024, 683), (683, 1024), (500, 333), (336, 336
 ROWS = AttentionRows(1)
 
 
-def picture(width: int, height: int, seed: int = 0) -> torch.Tensor:
+def drawn(width: int, height: int, seed: int = 0) -> torch.Tensor:
     """A random image [3, height, width] in 0..1 with grain, without plain regions."""
     generator = torch.Generator().manual_seed(seed)
     rough = torch.rand(1, 3, 9, 9, generator=generator)
@@ -104,13 +104,13 @@ def test_geometry_that_is_refused(bad):
 @pytest.mark.parametrize("padding", ["square", "blank"])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_padding_in_real_pixels_is_that_of_geometry(size, padding):
-    pixels = cells(on_square(picture(*size), MEAN, 336))
+    pixels = cells(on_square(drawn(*size), MEAN, 336))
     valid = valid_cells(visual(pixels, [(1, 24, 24)]), padding)
     assert torch.equal(~valid.view(24, 24), square_padding(*size, 24))
 
 
 def test_pyramid_drop_as_released_takes_every_touched_token_for_padding():
-    pixels = cells(on_square(picture(336, 278), MEAN, 336))  # bars of two rows of cells and one pixel
+    pixels = cells(on_square(drawn(336, 278), MEAN, 336))  # bars of two rows of cells and one pixel
     rows = {LookAheadRows(1): torch.rand(2, 1, 576, generator=torch.Generator().manual_seed(0))}
     tokens = replace(visual(pixels, [(1, 24, 24)]), signals={Pixels(): pixels, **rows})
     settings = {"keep_ratio": 1.0, "layers": (1,), "padding": "square"}
@@ -125,14 +125,14 @@ def test_pyramid_drop_as_released_takes_every_touched_token_for_padding():
 
 
 def test_an_image_without_padding_loses_nothing():
-    tokens = visual(cells(picture(168, 112)), [(1, 8, 12)])
+    tokens = visual(cells(drawn(168, 112)), [(1, 8, 12)])
     assert valid_cells(tokens, "keep") is None
     for padding in ("square", "blank"):
         assert valid_cells(tokens, padding).all()
 
 
 def test_black_bars_are_blank_but_no_square_padding():
-    pixels = cells(on_square(picture(640, 480), torch.zeros(3), 336))
+    pixels = cells(on_square(drawn(640, 480), torch.zeros(3), 336))
     tokens = visual(pixels, [(1, 24, 24)])
     assert valid_cells(tokens, "square").all()
     hidden = ~valid_cells(tokens, "blank").view(24, 24)
@@ -144,14 +144,14 @@ def test_black_bars_are_blank_but_no_square_padding():
 def test_bars_of_any_colour_in_native_pixels():
     for colour in (torch.zeros(3), torch.ones(3), torch.tensor([0.2, 0.9, 0.4])):
         image = colour[:, None, None].expand(3, 112, 112).clone()
-        image[:, 28:84] = picture(112, 56)
+        image[:, 28:84] = drawn(112, 56)
         valid = valid_cells(visual(cells(image), [(1, 8, 8)]), "blank").view(8, 8)
         assert valid.all(1).tolist() == [False] * 2 + [True] * 4 + [False] * 2
 
 
 @pytest.mark.parametrize("padding", ["square", "blank"])
 def test_plain_regions_inside_the_image_stay(padding):
-    image = picture(168, 168)
+    image = drawn(168, 168)
     image[:, 56:112] = MEAN[:, None, None]  # a band of four rows that touches no border row
     image[:, :56, :70] = MEAN[:, None, None]  # a corner that fills no row and no column
     assert valid_cells(visual(cells(image), [(1, 12, 12)]), padding).all()
@@ -160,7 +160,7 @@ def test_plain_regions_inside_the_image_stay(padding):
 @pytest.mark.parametrize("padding", ["square", "blank"])
 def test_bars_on_all_four_sides(padding):
     image = MEAN[:, None, None].expand(3, 168, 168).clone()
-    image[:, 28:140, 42:126] = picture(84, 112)
+    image[:, 28:140, 42:126] = drawn(84, 112)
     hidden = ~valid_cells(visual(cells(image), [(1, 12, 12)]), padding).view(12, 12)
     inside = torch.zeros(12, 12, dtype=torch.bool)
     inside[2:10, 3:9] = True
@@ -169,8 +169,8 @@ def test_bars_on_all_four_sides(padding):
 
 
 def test_images_and_frames_have_bars_of_their_own():
-    wide, tall = on_square(picture(64, 32), MEAN, 112), on_square(picture(32, 64, 1), MEAN, 112)
-    whole = picture(70, 42, 2)
+    wide, tall = on_square(drawn(64, 32), MEAN, 112), on_square(drawn(32, 64, 1), MEAN, 112)
+    whole = drawn(70, 42, 2)
     pixels = torch.cat([cells(image) for image in (wide, tall, whole)])
     want = ~torch.cat([square_padding(64, 32, 8).flatten(), square_padding(32, 64, 8).flatten(), torch.zeros(15) > 0])
     assert torch.equal(valid_cells(visual(pixels, [(1, 8, 8), (1, 8, 8), (1, 3, 5)]), "square"), want)
@@ -179,7 +179,7 @@ def test_images_and_frames_have_bars_of_their_own():
 
 def test_an_image_of_padding_alone_is_no_padding():
     plain = cells(MEAN[:, None, None].expand(3, 112, 112))
-    pixels = torch.cat([plain, cells(on_square(picture(64, 32), MEAN, 112))])
+    pixels = torch.cat([plain, cells(on_square(drawn(64, 32), MEAN, 112))])
     valid = valid_cells(visual(pixels, [(1, 8, 8), (1, 8, 8)]), "square")
     assert valid[:64].all()
     assert int(valid[64:].sum()) == 32
@@ -188,7 +188,7 @@ def test_an_image_of_padding_alone_is_no_padding():
 @pytest.mark.parametrize("size", [(64, 32), (32, 64)])
 @pytest.mark.parametrize("padding", ["square", "blank"])
 def test_row_separators_do_not_hide_the_bars(size, padding):
-    pixels = cells(on_square(picture(*size), MEAN, 112))
+    pixels = cells(on_square(drawn(*size), MEAN, 112))
     tokens = visual(pixels, [(1, 8, 8)], newlines=True)
     valid = valid_cells(tokens, padding)
     assert torch.equal(~valid[~tokens.structural].view(8, 8), square_padding(*size, 8))
@@ -202,7 +202,7 @@ def test_an_image_of_padding_alone_with_row_separators():
 
 
 def test_tokens_without_a_grid_have_no_padding():
-    tokens = visual(cells(on_square(picture(64, 32), MEAN, 112)), [(1, 8, 8)])
+    tokens = visual(cells(on_square(drawn(64, 32), MEAN, 112)), [(1, 8, 8)])
     blind = VisualTokens(
         64, tokens.ordinal, tokens.item, torch.full((64, 3), -1), (None,), tokens.signals, 0, tokens.lengths
     )
@@ -218,7 +218,7 @@ def test_padding_is_never_kept_whatever_its_score(size, k):
     padded = square_padding(*size, 24).flatten()
     scores = torch.rand(576, generator=torch.Generator().manual_seed(k))
     scores[padded] = math.inf
-    tokens = visual(cells(on_square(picture(*size), MEAN, 336)), [(1, 24, 24)], scores)
+    tokens = visual(cells(on_square(drawn(*size), MEAN, 336)), [(1, 24, 24)], scores)
     selection = FastV(keep_tokens=k, padding="square").select(tokens)
     assert not padded[selection.keep].any()
     assert len(selection.keep) == min(k, int((~padded).sum()))
@@ -227,14 +227,14 @@ def test_padding_is_never_kept_whatever_its_score(size, k):
 
 
 def test_the_budget_goes_to_images_by_their_valid_tokens():
-    images = [on_square(picture(64, 16), MEAN, 112), picture(112, 112, 1)]
+    images = [on_square(drawn(64, 16), MEAN, 112), drawn(112, 112, 1)]
     tokens = visual(torch.cat([cells(image) for image in images]), [(1, 8, 8), (1, 8, 8)])
     keep = FastV(keep_tokens=40, padding="square").select(tokens).keep
     assert tokens.item[keep].bincount().tolist() == [8, 32]  # 16 and 64 valid ones
 
 
 def test_separators_stay_last_when_padding_leaves_room():
-    tokens = visual(cells(on_square(picture(64, 32), MEAN, 112)), [(1, 8, 8)], newlines=True)
+    tokens = visual(cells(on_square(drawn(64, 32), MEAN, 112)), [(1, 8, 8)], newlines=True)
     for k in (5, 32, 36, 72):
         keep = FastV(keep_tokens=k, padding="square").select(tokens).keep
         assert len(keep) == min(k, 40)  # 32 valid patches and 8 separators
@@ -242,7 +242,7 @@ def test_separators_stay_last_when_padding_leaves_room():
 
 
 def test_keeping_everything_drops_padding_still():
-    tokens = visual(cells(on_square(picture(64, 32), MEAN, 112)), [(1, 8, 8)])
+    tokens = visual(cells(on_square(drawn(64, 32), MEAN, 112)), [(1, 8, 8)])
     method = FastV(keep_ratio=1.0, padding="square")
     assert not method.is_identity
     assert method.select(tokens).keep.tolist() == list(range(16, 48))

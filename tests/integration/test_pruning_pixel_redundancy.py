@@ -23,7 +23,7 @@ def encode(cells: Tensor, **settings):
     return (found.novelty >= 0).view(cells.shape[:3]), found.anchor, found.novelty
 
 
-def picture(values: Tensor) -> Tensor:
+def image(values: Tensor) -> Tensor:
     """Cells [1, h, w, 4, 3, 2] of one colour each from numbers [h, w]."""
     return values[None, :, :, None, None, None].expand(1, *values.shape, 4, 3, 2).float()
 
@@ -111,7 +111,7 @@ def test_equality_needs_no_waves():
 
 @pytest.mark.parametrize("tolerance", [0.0, 0.02])
 def test_a_constant_image_keeps_one_cell(tolerance):
-    keep, anchor, _ = encode(picture(torch.full((12, 17), 0.3)), tolerance=tolerance)
+    keep, anchor, _ = encode(image(torch.full((12, 17), 0.3)), tolerance=tolerance)
     assert keep.nonzero().tolist() == [[0, 0, 0]]
     assert not anchor.any()
 
@@ -119,7 +119,7 @@ def test_a_constant_image_keeps_one_cell(tolerance):
 @pytest.mark.parametrize("tolerance", [0.0, 0.02])
 def test_a_rectangle_costs_the_same_at_any_size(tolerance):
     counts = {
-        (height, width): int(encode(picture(rectangle(20, 30, 3, 4, height, width)), tolerance=tolerance)[0].sum())
+        (height, width): int(encode(image(rectangle(20, 30, 3, 4, height, width)), tolerance=tolerance)[0].sum())
         for height in (3, 5, 12)
         for width in (3, 8, 21)
     }
@@ -153,7 +153,7 @@ def test_without_tolerance_the_image_can_be_rebuilt(seed):
 def test_a_slow_gradient_never_drifts(direction, distance):
     """Every step is a fifth of the tolerance; compared with neighbours alone, one cell would stand for all."""
     y, x = torch.meshgrid(torch.arange(20), torch.arange(30), indexing="ij")
-    cells = picture((direction[0] * y + direction[1] * x) * 0.01)
+    cells = image((direction[0] * y + direction[1] * x) * 0.01)
     keep, anchor, _ = encode(cells, tolerance=0.05, distance=distance)
     flat = cells.flatten(0, 2)
     assert float((flat[anchor] - flat).abs().amax()) <= 0.05 + 1e-6
@@ -194,7 +194,7 @@ def test_frames_predict_from_the_frame_before():
 def test_distances_are_those_of_unnormalised_pixels():
     """A difference of 0.1 counts as 0.1 in every channel, whatever the channel was divided by."""
     for channel in range(3):
-        cells = picture(torch.full((1, 2), 0.5)).clone()
+        cells = image(torch.full((1, 2), 0.5)).clone()
         cells[0, 0, 1, 0, channel, 0] += 0.1
         values = 4 * 3 * 2
         for distance, size in (("linf", 0.1), ("mean", 0.1 / values), ("rms", 0.1 / math.sqrt(values))):
@@ -212,7 +212,7 @@ def test_half_precision_pixels():
 
 
 def test_broken_pixels_are_new():
-    cells = picture(torch.zeros(3, 4)).clone()
+    cells = image(torch.zeros(3, 4)).clone()
     cells[0, 1, 2] = float("nan")
     for tolerance in (0.0, 0.1):
         keep, anchor, novelty = encode(cells, tolerance=tolerance)
@@ -224,7 +224,7 @@ def test_broken_pixels_are_new():
 def test_a_ceiling_keeps_what_is_newest():
     values = torch.zeros(4, 5)
     values[1, 1], values[2, 3], values[3, 0] = 0.2, 0.9, 0.5
-    keep, anchor, novelty = encode(picture(values), keep_ratio=0.1)
+    keep, anchor, novelty = encode(image(values), keep_ratio=0.1)
     assert keep[0].nonzero().tolist() == [[0, 0], [2, 3]]  # the first cell, and the largest difference
     assert bool(keep.flatten()[anchor].all())
     tokens = visual([(1, 4, 5)], [Novelty()])

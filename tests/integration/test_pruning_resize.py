@@ -81,25 +81,23 @@ def test_grid_cells_against_brute_force():
 
 @pytest.mark.parametrize(("merge", "patch"), [(2, 14), (1, 14), (2, 16)])
 def test_patches_of_the_image_processor_can_be_undone(merge, patch):
-    picture = smooth(12 * patch, 8 * patch)
-    out = processor(merge_size=merge, patch_size=patch)(images=[picture], return_tensors="pt", do_normalize=False)
+    image = smooth(12 * patch, 8 * patch)
+    out = processor(merge_size=merge, patch_size=patch)(images=[image], return_tensors="pt", do_normalize=False)
     assert out["image_grid_thw"].tolist() == [[1, 8, 12]]
     layout = (patch, merge, 2, 3)
     frames = from_patches(out["pixel_values"], [1, 8, 12], layout)
-    want = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1) / 255
+    want = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1) / 255
     assert torch.allclose(frames, want.expand(2, -1, -1, -1), atol=1e-6)
     assert torch.equal(to_patches(frames, [1, 8, 12], layout), out["pixel_values"])
 
 
 def test_resizing_patches_is_like_processing_a_smaller_image():
     process = processor()
-    pictures = [smooth(20 * 14, 16 * 14), smooth(12 * 14, 12 * 14), smooth(8 * 14, 4 * 14)]
+    given = [smooth(20 * 14, 16 * 14), smooth(12 * 14, 12 * 14), smooth(8 * 14, 4 * 14)]
     sizes = [(10, 8), (8, 6), (8, 4)]
-    out = process(images=pictures, return_tensors="pt")
+    out = process(images=given, return_tensors="pt")
     small = process(
-        images=[
-            p.resize((w * 14, h * 14), Image.Resampling.BICUBIC) for p, (w, h) in zip(pictures, sizes, strict=True)
-        ],
+        images=[p.resize((w * 14, h * 14), Image.Resampling.BICUBIC) for p, (w, h) in zip(given, sizes, strict=True)],
         return_tensors="pt",
     )
     got = resize_patches(out["pixel_values"], out["image_grid_thw"], small["image_grid_thw"], 14, 2, 2)

@@ -21,7 +21,7 @@ FRAMED = dict(image_start_token_id=START, image_end_token_id=END, video_start_to
 SIGLIP = dict(_tower(56), vision_use_head=False)
 
 
-# ---------------------------------------------------------------- one square picture
+# ---------------------------------------------------------------- one square image
 def aya_vision() -> Any:
     return hf.AyaVisionConfig(
         text_config=hf.Cohere2Config(**TEXT, head_dim=16, sliding_window=12, layer_types=tiny.ALTERNATING),

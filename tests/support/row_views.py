@@ -34,14 +34,14 @@ def seen(
     **marks: Keys,
 ) -> RowView:
     """A view of the last `rows` rows; everything is allowed and every row may be edited unless said otherwise."""
-    pictures = flags(image, batch, width)
+    images = flags(image, batch, width)
     return RowView(
         layer=layer,
         depth=6,
         allowed=torch.ones(1, 1, rows, width, dtype=torch.bool) if allowed is None else allowed,
         rows=torch.ones(batch, rows, dtype=torch.bool) if may is None else may,
-        image=pictures,
-        span=pictures.long() - 1,
+        image=images,
+        span=images.long() - 1,
         system=flags(system, batch, width),
         generated=flags(generated, batch, width),
         marks={name: flags(keys, batch, width) for name, keys in marks.items()},

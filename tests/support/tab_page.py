@@ -30,13 +30,13 @@ def loaded() -> Loaded:
 
 
 @cache
-def picture() -> Image.Image:
+def drawn() -> Image.Image:
     return screen(3, (112, 112)).image
 
 
 @cache
 def prompt() -> running.Prompt:
-    request = Request(Source(), vlmopt.Policy(), "Click Save.", (picture(),))
+    request = Request(Source(), vlmopt.Policy(), "Click Save.", (drawn(),))
     return running.prepared(loaded().model, loaded().processor, request)
 
 
@@ -62,7 +62,7 @@ def dense() -> Outcome:
 def run_of(policy: Any, answer: str = "(7, 7)") -> Run:
     """What pressing Run leaves."""
     policy = vlmopt.Policy.load(policy)
-    request = Request(Source(), policy, "Click Save.", (picture(),), max_new_tokens=3)
+    request = Request(Source(), policy, "Click Save.", (drawn(),), max_new_tokens=3)
     about = About("tiny-qwen", "qwen2_5_vl", 1, 6, 4)
     return Run(f"run{next(NUMBERS)}", request, dense(), outcome(policy, answer), prompt().shown, about)
 

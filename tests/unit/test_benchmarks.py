@@ -87,8 +87,8 @@ def test_every_question_has_an_image_of_its_own():
     from pruning_quality import BLOCK_SEEDS, FIRST_SEED, KINDS, questions
 
     first, second = (questions(len(KINDS), FIRST_SEED + block * BLOCK_SEEDS, "qwen2_5_vl") for block in range(2))
-    pictures = {world.image.tobytes() for world, _ in first + second}
-    assert len(pictures) == 2 * len(KINDS)
+    drawn = {world.image.tobytes() for world, _ in first + second}
+    assert len(drawn) == 2 * len(KINDS)
     assert sorted(q.kind for _, q in first) == sorted(kind for _, kind in KINDS)
 
 
@@ -108,12 +108,12 @@ def test_windows_hold_their_target_and_begin_where_asked(cell):
 def test_the_pages_in_the_repository_are_an_even_part_of_all():
     from pages import FOLDER, LIST, MAKE
     from vlmopt.synthetic.web import HELD_OUT
-    from vlmopt.synthetic.web.screenspot import plan, read_rows
+    from vlmopt.synthetic.web.screenspot import plan, read_targets
 
     rows = json.loads((FOLDER / LIST).read_text())
     names = list(dict.fromkeys(row["img_filename"] for row in rows))
-    assert names == [picture.name for picture in plan("held-out", 3 * len(HELD_OUT), [(1280, 800)], 0)]
-    assert rows == [row for name in names for row in read_rows(FOLDER / name)]
+    assert names == [rendering.name for rendering in plan("held-out", 3 * len(HELD_OUT), [(1280, 800)], 0)]
+    assert rows == [row for name in names for row in read_targets(FOLDER / name)]
     assert sum(path.stat().st_size for path in FOLDER.iterdir() if path.is_file()) < 3 * 2**20
     assert MAKE in (FOLDER / "README.md").read_text()
 

@@ -122,10 +122,10 @@ def compare(family, names, prompts, schedule=None, attn="sdpa", passthrough="exa
     assert gap(logits, torch.stack(expected.logits, 1)) < TOLERANCE
     if uncached is not None and not family.hybrid:
         assert gap(torch.stack(uncached.logits, 1), logits) < 10 * TOLERANCE
-    pictured = batch.visual.any(1)
-    assert gap(logits[pictured], plain[pictured]) > 50 * TOLERANCE
-    if not schedule and not pictured.all():
-        assert torch.equal(logits[~pictured], plain[~pictured])
+    imaged = batch.visual.any(1)
+    assert gap(logits[imaged], plain[imaged]) > 50 * TOLERANCE
+    if not schedule and not imaged.all():
+        assert torch.equal(logits[~imaged], plain[~imaged])
     return report
 
 

@@ -15,7 +15,7 @@ from tests.support.fixtures.evaluation import (
     coco_files,
     lines,
     manifest_file,
-    plain_picture,
+    plain_image,
     pope_files,
     screenspot_file,
 )
@@ -31,7 +31,7 @@ def loaded(tmp_path: Path, *data: Path | str, **changes: Any) -> Data:
 
 
 def test_samples_without_ids_are_named_by_their_place(tmp_path: Path) -> None:
-    plain_picture(tmp_path / "a.png")
+    plain_image(tmp_path / "a.png")
     for name in ("first", "second"):
         lines(
             tmp_path / f"{name}.jsonl",
@@ -185,7 +185,7 @@ ROW = {"id": "1", "image": "a.png", "question": "?", "answer": "cat"}
     ],
 )
 def test_what_a_manifest_refuses(tmp_path: Path, change: dict[str, Any], words: str) -> None:
-    plain_picture(tmp_path / "a.png")
+    plain_image(tmp_path / "a.png")
     file = lines(tmp_path / "m.jsonl", [ROW | {"id": "0"}, ROW | change])
     with pytest.raises(ValueError, match=words):
         loaded(tmp_path, file)
@@ -219,7 +219,7 @@ def test_files_that_are_no_data(tmp_path: Path) -> None:
 
 
 def test_missing_images_are_marked_and_none_at_all_is_refused(tmp_path: Path) -> None:
-    plain_picture(tmp_path / "a.png")
+    plain_image(tmp_path / "a.png")
     rows = [ROW | {"id": str(n), "image": name} for n, name in enumerate(["a.png", "b.png", "a.png"])]
     data = loaded(tmp_path, lines(tmp_path / "m.jsonl", rows))
     assert [bool(s.error) for s in data.samples] == [False, True, False]
@@ -245,12 +245,12 @@ def test_a_limit_is_a_seeded_choice_in_order(tmp_path: Path) -> None:
 def test_a_limit_spreads_over_images(tmp_path: Path) -> None:
     """Six questions about each of four images: four answers are about four, six about four as well, not about one."""
     rows = [
-        {"id": f"{picture}-{n}", "image": f"{picture}.png", "question": f"{n}?", "answer": "yes"}
-        for picture in range(4)
+        {"id": f"{image}-{n}", "image": f"{image}.png", "question": f"{n}?", "answer": "yes"}
+        for image in range(4)
         for n in range(6)
     ]
-    for picture in range(4):
-        plain_picture(tmp_path / f"{picture}.png")
+    for image in range(4):
+        plain_image(tmp_path / f"{image}.png")
     file = lines(tmp_path / "m.jsonl", rows)
     for limit in (2, 4, 6, 9):
         counts = Counter(s.picture for s in loaded(tmp_path, file, limit=limit, seed=limit).samples)

@@ -130,11 +130,11 @@ def test_a_policy_that_fails_is_wrong_where_something_can_be_right(
     assert grade(sample(kind, **facts), None, Marking()).correct == correct
 
 
-def record(name: str, policy: str, sample: Sample, text: str, marking: Marking, picture: str) -> Record:
+def record(name: str, policy: str, sample: Sample, text: str, marking: Marking, image: str) -> Record:
     mark = grade(sample, Said(text=text), marking)
     return Record(
         id=name, index=0, policy=policy, question="?", answer=sample.answer and str(sample.answer), prediction=text,
-        category="", kind=sample.kind, correct=mark.correct, metrics=mark.metrics, picture=picture, extra=mark.extra,
+        category="", kind=sample.kind, correct=mark.correct, metrics=mark.metrics, picture=image, extra=mark.extra,
     )  # fmt: skip
 
 
@@ -196,27 +196,27 @@ def test_all_right_has_an_interval_with_a_width() -> None:
     assert accuracy["low"] == pytest.approx(0.839, abs=1e-3)
 
 
-def rows_of(pictures: int, each: int, right: int, policy: str = "dense") -> list[Record]:
+def rows_of(images: int, each: int, right: int, policy: str = "dense") -> list[Record]:
     """`each` questions about every image, the first `right` of them answered rightly."""
     return [
         record(f"{p}/{n}", policy, sample("exact", answer="a"), "a" if n < right else "b", Marking(), str(p))
-        for p in range(pictures)
+        for p in range(images)
         for n in range(each)
     ]
 
 
-@pytest.mark.parametrize("pictures", [1, 3, 9])
+@pytest.mark.parametrize("images", [1, 3, 9])
 @pytest.mark.parametrize("right", [0, 13, 18])
-def test_few_images_have_no_bootstrap_and_no_interval_without_a_width(pictures: int, right: int) -> None:
+def test_few_images_have_no_bootstrap_and_no_interval_without_a_width(images: int, right: int) -> None:
     """18 questions about each, all images alike: as sure as that many images, not as that many questions."""
-    dense, half = rows_of(pictures, 18, 18), rows_of(pictures, 18, right, "half")
+    dense, half = rows_of(images, 18, 18), rows_of(images, 18, right, "half")
     found, versus = figures(half, {row.id: row for row in dense})
     for name in ("accuracy", "agreement"):
         one = found[name]
-        assert (one["pictures"], one["interval"]) == (pictures, "Wilson over images")
+        assert (one["pictures"], one["interval"]) == (images, "Wilson over images")
         assert one["low"] <= one["value"] <= one["high"]
         assert one["high"] - one["low"] > 0.25
-        assert (one["low"], one["high"]) == pytest.approx(wilson(right / 18 * pictures, pictures), abs=1e-9)
+        assert (one["low"], one["high"]) == pytest.approx(wilson(right / 18 * images, images), abs=1e-9)
     change = versus["accuracy"]
     assert -1 <= change["low"] <= change["difference"] <= change["high"] <= 1
     assert change["high"] - change["low"] > 0.25
@@ -273,13 +273,13 @@ def test_lengths_of_few_captions_have_a_width() -> None:
 def test_small_intervals_cover() -> None:
     """95 % intervals over few images hold the truth in 93 % of all draws, and in 87 % in the worst case."""
     rng, held = np.random.default_rng(0), []
-    for pictures in (3, 6, 9):
+    for images in (3, 6, 9):
         for draw in (lambda n: (rng.random(n) < 0.7).astype(float), lambda n: rng.beta(2.8, 1.2, n)):
-            ends = np.array([wilson(draw(pictures).mean() * pictures, pictures) for _ in range(2000)])
+            ends = np.array([wilson(draw(images).mean() * images, images) for _ in range(2000)])
             held.append(((ends[:, 0] <= 0.7) & (ends[:, 1] >= 0.7)).mean())
         for better, worse in ((0.0, 0.3), (0.1, 0.3), (0.3, 0.3), (0.05, 0.05), (0.5, 0.5)):
-            changed = rng.multinomial(pictures, (better, worse, 1 - better - worse), 2000) / pictures
-            ends = np.array([wilson_difference(gain, loss, pictures) for gain, loss, _ in changed])
+            changed = rng.multinomial(images, (better, worse, 1 - better - worse), 2000) / images
+            ends = np.array([wilson_difference(gain, loss, images) for gain, loss, _ in changed])
             held.append(((ends[:, 0] <= better - worse) & (ends[:, 1] >= better - worse)).mean())
     assert np.mean(held) >= 0.93
     assert min(held) >= 0.87

@@ -111,11 +111,11 @@ def test_degradations_take_away_what_they_say():
         clean, blur, contrast, small = (
             np.asarray(hallucination(seed, degradation=d).image, dtype=float) for d in DEGRADATIONS
         )
-        steps = [np.abs(np.diff(picture, axis=1)).max() for picture in (clean, blur, contrast)]
+        steps = [np.abs(np.diff(drawn, axis=1)).max() for drawn in (clean, blur, contrast)]
         assert steps[1] < 0.35 * steps[0]
         assert steps[2] < 0.55 * steps[0]
         background = np.median(small.reshape(-1, 3), axis=0)
-        painted = [np.abs(picture - background).max(-1).__gt__(40).mean() for picture in (clean, small)]
+        painted = [np.abs(drawn - background).max(-1).__gt__(40).mean() for drawn in (clean, small)]
         assert painted[1] < 0.4 * painted[0]
 
 

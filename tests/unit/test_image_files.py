@@ -24,10 +24,10 @@ from vlmopt.media import load_image, readable
 
 def test_rgb_image_is_read_as_it_is(tmp_path: Path) -> None:
     noise().save(tmp_path / "a.png")
-    picture = load_image(tmp_path / "a.png")
-    assert picture.image.mode == "RGB"
-    assert picture.notes == ()
-    assert np.array_equal(np.asarray(picture.image), np.asarray(noise()))
+    loaded = load_image(tmp_path / "a.png")
+    assert loaded.image.mode == "RGB"
+    assert loaded.notes == ()
+    assert np.array_equal(np.asarray(loaded.image), np.asarray(noise()))
 
 
 @pytest.mark.parametrize(
@@ -108,9 +108,9 @@ def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
     palette.putpalette([0, 0, 0, 255, 0, 0])
     palette.save(tmp_path / "p.png", transparency=1)
     for name in ("a.png", "p.png"):
-        picture = load_image(tmp_path / name)
-        assert picture.image.getextrema() == ((255, 255),) * 3
-        assert "white" in picture.notes[0]
+        loaded = load_image(tmp_path / name)
+        assert loaded.image.getextrema() == ((255, 255),) * 3
+        assert "white" in loaded.notes[0]
 
 
 def test_palette_grey_and_cmyk_become_rgb(tmp_path: Path) -> None:
@@ -135,9 +135,9 @@ def test_palette_grey_and_cmyk_become_rgb(tmp_path: Path) -> None:
 )
 def test_deep_samples_are_scaled_not_clipped(tmp_path: Path, values: np.ndarray, suffix: str) -> None:
     Image.fromarray(values).save(tmp_path / f"a.{suffix}")
-    picture = load_image(tmp_path / f"a.{suffix}")
-    assert np.asarray(picture.image)[..., 0].tolist() == [[0, 128], [255, 1]]
-    assert "8 bits" in picture.notes[0]
+    loaded = load_image(tmp_path / f"a.{suffix}")
+    assert np.asarray(loaded.image)[..., 0].tolist() == [[0, 128], [255, 1]]
+    assert "8 bits" in loaded.notes[0]
 
 
 def test_exif_rotation_is_applied(tmp_path: Path) -> None:
@@ -150,6 +150,6 @@ def test_exif_rotation_is_applied(tmp_path: Path) -> None:
 def test_animation_gives_its_first_frame_and_says_so(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "lime")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    picture = load_image(tmp_path / "a.gif")
-    assert picture.image.getpixel((0, 0)) == (255, 0, 0)
-    assert picture.notes == ("3 frames, the first one is used",)
+    loaded = load_image(tmp_path / "a.gif")
+    assert loaded.image.getpixel((0, 0)) == (255, 0, 0)
+    assert loaded.notes == ("3 frames, the first one is used",)

@@ -86,8 +86,8 @@ def test_zipvl_budget_is_a_ceiling():
         selection = method.select(attended(method, attention))
         assert selection.keep.tolist() == attention.mean(0).topk(7).indices.sort().values.tolist()
         assert selection.stats == {"wanted": free}
-    pictures = attended(ZipVL(), attention, [(1, 4, 5), (1, 4, 5)])  # each image has its own count
-    kept = ZipVL(tau=0.9).select(pictures)
+    images = attended(ZipVL(), attention, [(1, 4, 5), (1, 4, 5)])  # each image has its own count
+    kept = ZipVL(tau=0.9).select(images)
     assert [facts["wanted"] for facts in kept.stats["segments"]] == [
         mass_count(part.sum(0), 0.9) for part in attention.split(20, dim=1)
     ]

@@ -177,10 +177,10 @@ def test_cen_prune_against_the_definition(seed):
 
 
 def test_cen_prune_starts_where_div_prune_does():
-    pictures = [visual([(1, 4, 5)], seed=seed) for seed in range(6)]
-    starts = [keep_of(CenPrune(keep_tokens=1), tokens) for tokens in pictures]
-    assert starts == [keep_of(DivPrune(keep_tokens=1), tokens) for tokens in pictures]
-    assert starts != [[int(centred(tokens.signals[VisualEmbeds()])[1].argmax())] for tokens in pictures]
+    images = [visual([(1, 4, 5)], seed=seed) for seed in range(6)]
+    starts = [keep_of(CenPrune(keep_tokens=1), tokens) for tokens in images]
+    assert starts == [keep_of(DivPrune(keep_tokens=1), tokens) for tokens in images]
+    assert starts != [[int(centred(tokens.signals[VisualEmbeds()])[1].argmax())] for tokens in images]
 
 
 def test_cen_prune_reads_all_patches_of_a_token_before_the_projector():

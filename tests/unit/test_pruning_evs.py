@@ -56,9 +56,9 @@ def test_a_budget_below_the_first_frame_is_spread_over_it():
     chosen = EVS(keep_tokens=4).select(visual([(4, 8, 8)]))
     assert chosen.keep.tolist() == [y * 8 + x for y in (1, 5) for x in (1, 5)]
     assert chosen.stats == {"spread": True}
-    picture = EVS(keep_ratio=0.25).select(visual([(1, 8, 8)]))  # all of an image is new
-    assert picture.keep.tolist() == [y * 8 + x for y in (0, 2, 4, 6) for x in (0, 2, 4, 6)]
-    assert picture.stats == {"spread": True}
+    image = EVS(keep_ratio=0.25).select(visual([(1, 8, 8)]))  # all of an image is new
+    assert image.keep.tolist() == [y * 8 + x for y in (0, 2, 4, 6) for x in (0, 2, 4, 6)]
+    assert image.stats == {"spread": True}
     assert len(keep_of(EVS(keep_ratio=0.25, paper_compat=True), visual([(1, 8, 8)]))) == 64
 
 

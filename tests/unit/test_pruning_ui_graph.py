@@ -17,20 +17,20 @@ from vlmopt.pruning.ui_graph import THRESHOLD, components
 ONE = torch.ones(3)
 
 
-def graph(picture, scale=ONE, **settings):
+def graph(image, scale=ONE, **settings):
     """Weights [h, w] of an image [h, w, c, v] of one frame."""
-    h, w = picture.shape[:2]
+    h, w = image.shape[:2]
     coords = cells((1, h, w))
-    return ui_graph(picture.flatten(0, 1), scale, coords, torch.zeros(h * w).long(), **settings).view(h, w)
+    return ui_graph(image.flatten(0, 1), scale, coords, torch.zeros(h * w).long(), **settings).view(h, w)
 
 
 def flat(h, w, values=12):
     return torch.full((h, w, 3, values), 0.4)
 
 
-def by_search(picture, threshold):
+def by_search(image, threshold):
     """Sizes of components [h, w], cell by cell."""
-    h, w = picture.shape[:2]
+    h, w = image.shape[:2]
     size = torch.zeros(h, w)
     for start in [(y, x) for y in range(h) for x in range(w)]:
         if size[start]:
@@ -40,7 +40,7 @@ def by_search(picture, threshold):
             y, x = todo.popleft()
             for near in ((y, x + 1), (y, x - 1), (y + 1, x), (y - 1, x)):
                 if 0 <= near[0] < h and 0 <= near[1] < w and near not in found:
-                    apart = (picture[y, x].double() - picture[near].double()).square().mean().sqrt()
+                    apart = (image[y, x].double() - image[near].double()).square().mean().sqrt()
                     if apart < threshold:
                         found.add(near)
                         todo.append(near)
@@ -60,9 +60,9 @@ def test_a_plain_image_is_one_component(n, weight):
 
 
 def test_a_cell_unlike_the_rest_scores_one():
-    picture = flat(7, 9)
-    picture[3, 4] += 0.3
-    weights = graph(picture)
+    image = flat(7, 9)
+    image[3, 4] += 0.3
+    weights = graph(image)
     assert weights[3, 4] == 1
     weights[3, 4] = weights[0, 0]
     assert torch.allclose(weights, torch.full((7, 9), 1 / math.log(63)))
@@ -71,28 +71,28 @@ def test_a_cell_unlike_the_rest_scores_one():
 def blocks(h=14, w=11, seed=0):
     """Random rectangles, with noise below the threshold."""
     rng = torch.Generator().manual_seed(seed)
-    picture = torch.rand(h, w, 3, 12, generator=rng) * 0.02
+    image = torch.rand(h, w, 3, 12, generator=rng) * 0.02
     for _ in range(12):
         y, x, dy, dx = (int(torch.randint(0, n, (), generator=rng)) for n in (h, w, 6, 6))
-        picture[y : y + dy, x : x + dx] += 0.1 * torch.rand(3, 1, generator=rng)
-    return picture
+        image[y : y + dy, x : x + dx] += 0.1 * torch.rand(3, 1, generator=rng)
+    return image
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_components_are_those_of_a_search(seed):
-    picture = blocks(seed=seed)
-    size = by_search(picture, THRESHOLD)
+    image = blocks(seed=seed)
+    size = by_search(image, THRESHOLD)
     assert size.unique().numel() > 3
-    assert torch.allclose(graph(picture, weighting="inverse"), 1 / size)
+    assert torch.allclose(graph(image, weighting="inverse"), 1 / size)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_turned_and_brightened_images(seed):
-    picture = blocks(seed=seed)
-    weights = graph(picture)
-    assert torch.equal(graph(picture.transpose(0, 1)), weights.T)
-    assert torch.equal(graph(picture + 0.25), weights)
-    assert torch.equal(graph(picture * 4, scale=ONE / 4), weights)  # normalised pixels, un-normalised differences
+    image = blocks(seed=seed)
+    weights = graph(image)
+    assert torch.equal(graph(image.transpose(0, 1)), weights.T)
+    assert torch.equal(graph(image + 0.25), weights)
+    assert torch.equal(graph(image * 4, scale=ONE / 4), weights)  # normalised pixels, un-normalised differences
 
 
 def test_no_threshold_joins_nothing():
@@ -102,18 +102,18 @@ def test_no_threshold_joins_nothing():
 @pytest.mark.parametrize("values", [4704, 1176, 6144])  # 28-px cells with two temporal copies, one of 14 px, 32 px
 def test_the_threshold_is_that_of_the_paper_for_cells_of_any_size(values):
     for delta, joined in ((0.02915, True), (0.02917, False)):
-        picture = torch.zeros(1, 2, 3, values // 3)
-        picture[0, 1] = delta
+        image = torch.zeros(1, 2, 3, values // 3)
+        image[0, 1] = delta
         assert (delta * 4704**0.5 < 2) == joined
-        assert (graph(picture)[0, 0] < 1) == joined
+        assert (graph(image)[0, 0] < 1) == joined
     assert pytest.approx(0.02916, abs=5e-6) == THRESHOLD
 
 
 def test_channels_count_by_their_own_scale():
-    picture = torch.zeros(1, 2, 3, 8)
-    picture[0, 1, 2] = 0.1
-    assert graph(picture, torch.tensor([1.0, 1.0, 0.5]))[0, 0] < 1
-    assert graph(picture, torch.tensor([0.5, 0.5, 1.0]))[0, 0] == 1
+    image = torch.zeros(1, 2, 3, 8)
+    image[0, 1, 2] = 0.1
+    assert graph(image, torch.tensor([1.0, 1.0, 0.5]))[0, 0] < 1
+    assert graph(image, torch.tensor([0.5, 0.5, 1.0]))[0, 0] == 1
 
 
 def shapes():

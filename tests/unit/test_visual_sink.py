@@ -21,7 +21,7 @@ def var(**settings):
     return replace(VAR, **settings)
 
 
-def picture(**kwargs):
+def one_image(**kwargs):
     return seen(5, **{"image": (2, 3, 4), "sink": (0, 2), **kwargs})
 
 
@@ -67,14 +67,16 @@ class Scene:
 
 
 def test_worked_example():
-    assert close(edited(VAR, ROW, picture()), MOVED)
-    assert close(edited(var(min_nonsink_ratio=0.7), ROW, picture()), ROW, 0)
-    assert close(edited(var(recycle=0.25), ROW, picture()), [0.30, 0.10, 0.15, 0.30, 0.15])
-    got, stats = redistribute(torch.tensor(ROW, dtype=torch.float64), *(picture().image[0], picture().marks["sink"][0]))
+    assert close(edited(VAR, ROW, one_image()), MOVED)
+    assert close(edited(var(min_nonsink_ratio=0.7), ROW, one_image()), ROW, 0)
+    assert close(edited(var(recycle=0.25), ROW, one_image()), [0.30, 0.10, 0.15, 0.30, 0.15])
+    got, stats = redistribute(
+        torch.tensor(ROW, dtype=torch.float64), *(one_image().image[0], one_image().marks["sink"][0])
+    )
     assert close(got.tolist(), MOVED)
     assert close([float(stats["visual_mass"]), float(stats["moved_mass"])], [0.5, 0.36])
-    assert by_hand(ROW, picture().image[0], picture().marks["sink"][0])[1]
-    assert close(by_hand(ROW, picture().image[0], picture().marks["sink"][0])[0], MOVED)
+    assert by_hand(ROW, one_image().image[0], one_image().marks["sink"][0])[1]
+    assert close(by_hand(ROW, one_image().image[0], one_image().marks["sink"][0])[0], MOVED)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +94,7 @@ def test_worked_example():
 )
 def test_gate(row, settings, is_open):
     values = torch.tensor(row, dtype=torch.float64)[None, None, None]
-    after, changed = var(**settings).edit(values, picture())
+    after, changed = var(**settings).edit(values, one_image())
     assert changed.item() is is_open
     if is_open:
         assert after.sum().item() == pytest.approx(1, abs=1e-12)
@@ -101,8 +103,8 @@ def test_gate(row, settings, is_open):
 @pytest.mark.parametrize("mass", [0.2, 0.3, 0.7])
 def test_gate_is_open_at_its_limit_in_single_precision(mass):
     values = torch.tensor([1 - mass, 0, 0, mass, 0])[None, None, None]
-    assert var(min_visual_mass=mass).edit(values, picture())[1].item()
-    assert not var(min_visual_mass=mass + 1e-4).edit(values, picture())[1].item()
+    assert var(min_visual_mass=mass).edit(values, one_image())[1].item()
+    assert not var(min_visual_mass=mass + 1e-4).edit(values, one_image())[1].item()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -158,17 +160,17 @@ def test_a_row_does_not_know_what_comes_later():
 def test_hardly_any_token_left_to_give_to():
     assert VisualSink(dims=(1,)).min_nonsink_tokens == 8
     values = torch.tensor(ROW)[None, None, None]
-    assert var(min_nonsink_tokens=2).edit(values, picture())[1].item()
-    assert not var(min_nonsink_tokens=3).edit(values, picture())[1].item()
-    assert not var(recycle=1.0).edit(values, picture(image=(2,)))[1].any()  # all visual tokens are sinks
+    assert var(min_nonsink_tokens=2).edit(values, one_image())[1].item()
+    assert not var(min_nonsink_tokens=3).edit(values, one_image())[1].item()
+    assert not var(recycle=1.0).edit(values, one_image(image=(2,)))[1].any()  # all visual tokens are sinks
 
 
 def test_nothing_to_do():
     values = torch.tensor(ROW)[None, None, None]
-    no_visual_sink, no_sink, unmarked = picture(sink=(0, 1)), picture(sink=()), replace(picture(), marks={})
+    no_visual_sink, no_sink, unmarked = one_image(sink=(0, 1)), one_image(sink=()), replace(one_image(), marks={})
     text = seen(5, sink=(0,))
     for correction, view in [(VAR, v) for v in (no_visual_sink, no_sink, unmarked, text)] + [
-        (var(recycle=0.0), picture())
+        (var(recycle=0.0), one_image())
     ]:
         assert not correction.edit(values, view)[1].any()
     assert var(recycle=0.0).is_identity
@@ -178,7 +180,7 @@ def test_nothing_to_do():
     assert VAR.measure(values, unmarked) == {}
 
 
-def two_pictures(sinks, span=(-1, 0, 0, 0, -1, 4, 4, 4)):
+def two_images(sinks, span=(-1, 0, 0, 0, -1, 4, 4, 4)):
     """Keys: BOS, three of an image, text, three of another, whose numbers need not be dense."""
     view = seen(8, image=(1, 2, 3, 5, 6, 7), sink=sinks)
     return replace(view, span=torch.tensor([span]))
@@ -186,10 +188,10 @@ def two_pictures(sinks, span=(-1, 0, 0, 0, -1, 4, 4, 4)):
 
 def test_budgets_by_image():
     row = [0.3, 0.1, 0.1, 0.1, 0.1, 0.1, 0.15, 0.05]
-    view, correction = two_pictures((0, 1)), var(scope="per_image", recycle=0.5)
+    view, correction = two_images((0, 1)), var(scope="per_image", recycle=0.5)
     # 0.05 of the first image's sink to its own 0.2; 0.15 of BOS to 0.5 by weight: 0.3 of each weight
     assert close(edited(correction, row, view), [0.15, 0.05, 0.155, 0.155, 0.1, 0.13, 0.195, 0.065])
-    both = edited(correction, row, two_pictures((0, 1, 6)))
+    both = edited(correction, row, two_images((0, 1, 6)))
     pool, first, second = 0.15 / 0.35, 0.05 / 0.2, 0.075 / 0.15  # BOS to all, either sink to its own
     weights = [0.1 * (1 + pool + first)] * 2 + [0.1] + [0.1 * (1 + pool + second), 0.075, 0.05 * (1 + pool + second)]
     assert close(both, [0.15, 0.05, *weights])
@@ -198,9 +200,9 @@ def test_budgets_by_image():
 
 def test_an_image_of_sinks_alone_gives_to_the_others():
     row = [0.3, 0.05, 0.05, 0.05, 0.1, 0.2, 0.15, 0.1]
-    got = edited(var(scope="per_image", recycle=0.5), row, two_pictures((1, 2, 3)))
+    got = edited(var(scope="per_image", recycle=0.5), row, two_images((1, 2, 3)))
     assert close(got, [0.3, 0.025, 0.025, 0.025, 0.1, *(a * (1 + 0.075 / 0.45) for a in (0.2, 0.15, 0.1))])
-    assert close(got, edited(var(recycle=0.5), row, two_pictures((1, 2, 3))))
+    assert close(got, edited(var(recycle=0.5), row, two_images((1, 2, 3))))
 
 
 def test_scopes_agree_on_one_image():

@@ -67,7 +67,7 @@ def fleet(options: argparse.Namespace, prompt: dict[str, Any]) -> None:
 
 
 def calibrated(options: argparse.Namespace) -> list[str]:
-    """Devices to predict for; this machine alone where it is measured first."""
+    """Return the devices to predict for; this machine alone where it is measured first."""
     if options.calibrate is None:
         return list(options.device)
     from ..estimation.calibration import calibrate, save
@@ -85,7 +85,7 @@ def measured_file(options: argparse.Namespace) -> str | None:
 
 
 def device_list(measured: str | None) -> str:
-    """Every device with what is assumed of it, and where that comes from."""
+    """List every device with what is assumed of it, and where that comes from."""
     from ..estimation.devices import devices, table
 
     lines = []

@@ -17,10 +17,10 @@ def execute(options: argparse.Namespace) -> None:
     if options.cell < 1:
         raise ValueError(f"--cell must be 1 or more pixels, got {options.cell}")
     sizes = [size(s) for s in options.size]
-    path, rows = make(Path(options.out), options.split, options.count, sizes, options.seed, options.cell)
-    icons = sum(row["data_type"] == "icon" for row in rows)
-    images = len({row["img_filename"] for row in rows})
-    print(f"wrote {path}: {images} images, {len(rows)} targets ({len(rows) - icons} text, {icons} icon)")
+    path, targets = make(Path(options.out), options.split, options.count, sizes, options.seed, options.cell)
+    icons = sum(target["data_type"] == "icon" for target in targets)
+    images = len({target["img_filename"] for target in targets})
+    print(f"wrote {path}: {images} images, {len(targets)} targets ({len(targets) - icons} text, {icons} icon)")
     print(f"measure with: vlmopt eval --data {path} --boxes xywh")
 
 

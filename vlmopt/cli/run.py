@@ -56,7 +56,7 @@ def execute(options: argparse.Namespace) -> None:
     measured = ask(loaded, visuals, options, policy)
     answers = {name: decode(loaded, m) for name, m in measured.items()}
     if loaded.name in bundled():
-        print(f"note: {loaded.name} is small and knows drawn pictures alone; --model takes others")
+        print(f"note: {loaded.name} is small and knows drawn images alone; --model takes others")
     for note in (*loaded.notes, *visuals.notes):
         print(f"note: {note}")
     print(table(options.question, loaded, answers, measured))

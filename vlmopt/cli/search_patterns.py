@@ -168,12 +168,12 @@ class Run:
 def table(found: HeadPatterns, search: PatternSearch) -> str:
     """Write per layer how many heads got which pattern, and the mean errors of these and of the reference."""
     lines = [f"{'layer':>5}  {'error':>7}  {'reference':>9}  heads"]
-    for layer, (row, errors) in enumerate(zip(found.layers, found.errors, strict=True)):
-        if row is None or errors is None:
+    for layer, (chosen, errors) in enumerate(zip(found.layers, found.errors, strict=True)):
+        if chosen is None or errors is None:
             lines.append(f"{layer:>5}  {'':>7}  {'':>9}  dense")
             continue
         sums = search.sums[layer]
-        names = Counter(found.patterns[i].name for i in row)
+        names = Counter(found.patterns[i].name for i in chosen)
         kinds = ", ".join(f"{name} {count}" for name, count in names.most_common())
         reference = float(sums.errors[0, 0].mean() / sums.prompts)
         lines.append(f"{layer:>5}  {sum(errors) / len(errors):>7.4f}  {reference:>9.4f}  {kinds}")

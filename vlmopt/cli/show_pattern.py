@@ -97,10 +97,10 @@ def of_head(found: HeadPatterns, options: argparse.Namespace, loaded: Loaded) ->
     """
     found.check(model_facts(loaded.model, structure_of(loaded.model)))
     check_place(options, loaded)
-    row = found.layers[options.layer]
-    if row is None:
+    chosen = found.layers[options.layer]
+    if chosen is None:
         raise ValueError(f"layer {options.layer} stays dense in {options.patterns}; choose another --layer")
-    pattern: Pattern = found.patterns[row[options.head]]
+    pattern: Pattern = found.patterns[chosen[options.head]]
     return pattern
 
 

@@ -24,7 +24,7 @@ SECONDS = 1.5  # of each measurement
 
 
 def calibrate(device: str = "auto", dtype: str = "float32") -> dict[str, Any]:
-    """Return the row of this machine, for the file that `devices(measured=...)` reads.
+    """Return the entry of this machine, for the file that `devices(measured=...)` reads.
 
     Args:
         device: "auto", "cpu", "cuda", ... dtype: of the products.
@@ -61,17 +61,17 @@ def calibrate(device: str = "auto", dtype: str = "float32") -> dict[str, Any]:
     }
 
 
-def save(path: str | Path, name: str, row: dict[str, Any]) -> Path:
-    """Write a row under a name; other names that the file holds stay."""
+def save(path: str | Path, name: str, entry: dict[str, Any]) -> Path:
+    """Write an entry under a name; other names that the file holds stay."""
     path = Path(path)
     data = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    data = {"devices": {**data.get("devices", {}), name: row}}
+    data = {"devices": {**data.get("devices", {}), name: entry}}
     path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     return path
 
 
 def held(where: torch.device, kind: torch.dtype) -> int:
-    """Weights of 1 GB together."""
+    """Make weights of 1 GB together."""
     return max(2, int(1e9 // (SIDE**2 * torch.empty((), dtype=kind).element_size())))
 
 
@@ -83,25 +83,25 @@ def turning(weights: list[Tensor], rows: int) -> Callable[[], Tensor]:
 
 
 def product_rate(weights: list[Tensor], rows: int) -> float:
-    """FLOPs per second of products of `rows` rows."""
+    """Measure FLOPs per second of products of `rows` rows."""
     return 2 * rows * SIDE**2 / each(turning(weights, rows))
 
 
 def attention_rate(keys: int, where: torch.device, kind: torch.dtype) -> float:
-    """FLOPs per second of causal attention, of pairs that a row sees."""
+    """Measure FLOPs per second of causal attention, of pairs that a row sees."""
     q, k, v = (torch.randn(1, HEADS, keys, HEAD_DIM, device=where, dtype=kind) for _ in range(3))
     pairs = keys * (keys + 1) / 2
     return 4 * pairs * HEADS * HEAD_DIM / each(lambda: scaled_dot_product_attention(q, k, v, is_causal=True))
 
 
 def between_rate(where: torch.device, kind: torch.dtype) -> float:
-    """Bytes per second of a gate: two tensors read, one written."""
+    """Measure bytes per second of a gate: two tensors read, one written."""
     a, b = (torch.randn(1024, 3072, device=where, dtype=kind) for _ in range(2))
     return 3 * a.numel() * a.element_size() / each(lambda: silu(a).mul_(b))
 
 
 def step_us(where: torch.device) -> float:
-    """Microseconds of one small operation in a chain."""
+    """Measure the microseconds of one small operation in a chain."""
     x, y = torch.rand(1024, device=where), torch.rand(1024, device=where)
 
     def chain() -> Tensor:
@@ -114,7 +114,7 @@ def step_us(where: torch.device) -> float:
 
 
 def block_us(where: torch.device, kind: torch.dtype) -> float:
-    """Microseconds that a decoder block takes whose products are next to nothing."""
+    """Measure the microseconds that a decoder block takes whose products are next to nothing."""
     from transformers import Qwen2Config, Qwen2Model
 
     layers = 8
@@ -128,7 +128,7 @@ def block_us(where: torch.device, kind: torch.dtype) -> float:
 
 
 def each(work: Callable[[], Any]) -> float:
-    """Seconds of one call: the median over calls, warm-up excluded."""
+    """Measure the seconds of one call: the median over calls, warm-up excluded."""
     for _ in range(3):
         work()
     finish()
@@ -143,7 +143,10 @@ def each(work: Callable[[], Any]) -> float:
 
 
 def clock() -> float:
-    """Seconds; of a single thread on a CPU only those in which it runs, so that other programs do not count."""
+    """Read a clock in seconds.
+
+    Of a single thread on a CPU only those in which it runs, so that other programs do not count.
+    """
     alone = torch.get_num_threads() == 1 and not torch.cuda.is_available()
     return time.thread_time() if alone else time.perf_counter()
 

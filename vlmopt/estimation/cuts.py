@@ -90,7 +90,7 @@ def plan(
 
 
 def left(selector: Selector, total: int, assumed: float | None, name: str) -> float:
-    """Tokens that a selector leaves of the prompt's `total`."""
+    """Return the tokens that a selector leaves of the prompt's `total`."""
     budget = float(selector.budget(total))
     if not selector.adaptive:
         return budget

@@ -48,7 +48,7 @@ class Device:
 
 
 def at(curve: Curve, rows: float) -> float:
-    """Share at a number of rows: linear in its logarithm between the points, flat outside them."""
+    """Return the share at a number of rows: linear in its logarithm between the points, flat outside them."""
     if rows <= curve[0][0]:
         return curve[0][1]
     for (low, before), (high, after) in pairwise(curve):
@@ -64,7 +64,7 @@ def table() -> dict[str, Any]:
 
 
 def devices(measured: str | Path | None = None) -> dict[str, Device]:
-    """Every device by name.
+    """Return every device by name.
 
     Args:
         measured: a file that `vlmopt estimate --calibrate` wrote; its devices come first, and replace those of a name.
@@ -72,21 +72,21 @@ def devices(measured: str | Path | None = None) -> dict[str, Device]:
     Raises:
         ValueError: a file that cannot be read, or holds no devices.
     """
-    rows = dict(table()["devices"])
+    entries = dict(table()["devices"])
     if measured is not None:
         try:
             data = parse(Path(measured).read_text(encoding="utf-8"))
-            own = {name: made(name, row) for name, row in data["devices"].items()}
+            own = {name: made(name, entry) for name, entry in data["devices"].items()}
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(
                 f"{measured} holds no devices as `vlmopt estimate --calibrate` writes them: {error}"
             ) from error
-        return own | {name: made(name, row) for name, row in rows.items() if name not in own}
-    return {name: made(name, row) for name, row in rows.items()}
+        return own | {name: made(name, entry) for name, entry in entries.items() if name not in own}
+    return {name: made(name, entry) for name, entry in entries.items()}
 
 
 def device(name: str, measured: str | Path | None = None) -> Device:
-    """One device.
+    """Return one device.
 
     Raises:
         ValueError: not known.
@@ -97,21 +97,21 @@ def device(name: str, measured: str | Path | None = None) -> Device:
     return found[name]
 
 
-def made(name: str, row: Mapping[str, Any]) -> Device:
-    """Make a device from its row of the table."""
+def made(name: str, entry: Mapping[str, Any]) -> Device:
+    """Make a device from its entry of the table."""
     return Device(
         name=name,
-        title=row["title"],
-        memory=row["memory_gb"] * 1e9,
-        bandwidth=row["bandwidth_gbs"] * 1e9,
-        peaks={dtype: peak * 1e12 for dtype, peak in row["peak_tflops"].items()},
-        products=curve(row["products"]),
-        attention=curve(row["attention"]),
-        stream=row["stream"],
-        between=row["between"],
-        block_us=row["block_us"],
-        step_us=row["step_us"],
-        overlaps=row["overlaps"],
+        title=entry["title"],
+        memory=entry["memory_gb"] * 1e9,
+        bandwidth=entry["bandwidth_gbs"] * 1e9,
+        peaks={dtype: peak * 1e12 for dtype, peak in entry["peak_tflops"].items()},
+        products=curve(entry["products"]),
+        attention=curve(entry["attention"]),
+        stream=entry["stream"],
+        between=entry["between"],
+        block_us=entry["block_us"],
+        step_us=entry["step_us"],
+        overlaps=entry["overlaps"],
     )
 
 

@@ -55,7 +55,7 @@ def legend() -> list[str]:
 
 
 def bar(one: Prediction, dense: Prediction, left: float, y: float, scale: float) -> list[str]:
-    """One policy: its stages side by side, and the figures behind them."""
+    """Draw one policy: its stages side by side, and the figures behind them."""
     name = one.policy if len(one.policy) <= 40 else one.policy[:39] + "…"
     parts, x = [written(left - 8, y + BAR - 4, name, 'text-anchor="end"')], left
     for field, stage, colour in STAGES:

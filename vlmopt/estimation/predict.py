@@ -65,14 +65,7 @@ def estimate(
         TypeError, ValueError: an argument of the wrong type or out of range, a model that cannot be described, a policy
             that cannot act on it.
     """
-    for name, value, least in (
-        ("images", images, 0),
-        ("text", text, 0),
-        ("new_tokens", new_tokens, 1),
-        ("batch", batch, 1),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be a whole number >= {least}, got {shown(value)}")
+    check_counts(images=images, text=text, new_tokens=new_tokens, batch=batch)
     if dtype not in BYTES:
         raise ValueError(f"unknown dtype {shown(dtype)}{near(str(dtype), BYTES)}; known: {', '.join(BYTES)}")
     if engine not in ENGINES:
@@ -89,7 +82,7 @@ def estimate(
         name: plan(Policy.load(policy), encoded, rest, len(parts.layers), source.config, assume_keep, name)
         for name, policy in named(policies).items()
     }
-    rows = [
+    predictions = [
         predicted(name, one, parts, place, place.dtype(dtype), new_tokens, batch, engine)
         for place in where
         for name, one in plans.items()
@@ -105,8 +98,16 @@ def estimate(
         new_tokens=new_tokens,
         batch=batch,
         engine=engine,
-        predictions=tuple(rows),
+        predictions=tuple(predictions),
     )
+
+
+def check_counts(**counts: Any) -> None:
+    """Raise `ValueError` unless all are whole numbers: images and text from 0 on, others from 1 on."""
+    for name, value in counts.items():
+        least = 0 if name in ("images", "text") else 1
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be a whole number >= {least}, got {shown(value)}")
 
 
 def described(model: str | tuple[Source, Parts]) -> tuple[Source, Parts]:
@@ -118,7 +119,7 @@ def described(model: str | tuple[Source, Parts]) -> tuple[Source, Parts]:
 
 
 def named(policies: Sequence[Any] | Mapping[str, Any]) -> dict[str, Any]:
-    """Policies by name, dense first."""
+    """Return policies by name, dense first."""
     if isinstance(policies, (str, bytes)) or not isinstance(policies, (Sequence, Mapping)):
         raise TypeError(f"policies must be a list or a dict, got {shown(policies)}; write [{shown(policies)}]")
     if isinstance(policies, Mapping):
@@ -127,7 +128,7 @@ def named(policies: Sequence[Any] | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sizes(image: str | Size | Sequence[str | Size]) -> list[Size]:
-    """(height, width) of every different image.
+    """Return (height, width) of every different image.
 
     Raises:
         ValueError: neither "WIDTHxHEIGHT" nor two whole numbers.
@@ -152,7 +153,7 @@ def seen(source: Source, image: Any, images: int) -> list[ImageTokens]:
 def predicted(
     name: str, one: Plan, parts: Parts, place: Device, dtype: str, new_tokens: int, batch: int, engine: str
 ) -> Prediction:
-    """One policy on one device."""
+    """Predict for one policy on one device."""
     tower = [
         vision(parts.tower, one.images * batch, one.encoded),
         projection(parts, one.images * batch, one.encoded),
@@ -194,7 +195,10 @@ def predicted(
 
 
 def working(one: Plan, parts: Parts, size: int) -> float:
-    """Bytes that one sample needs while it is read: inputs and outputs of the widest block, of tower or decoder."""
+    """Return the bytes that one sample needs while it is read.
+
+    They hold inputs and outputs of the widest block, of tower or decoder.
+    """
     patches = sum(sum(p.patches) for p in one.images) * one.encoded
     blocks = parts.tower.blocks.values / max(parts.tower.depth, 1)
     widest = max(layer.matrices.values * n for layer, n in zip(parts.layers, one.lengths, strict=True))

@@ -61,7 +61,7 @@ class Prediction:
         return self.peak_bytes <= self.memory_bytes
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, with what follows from the rest."""
+        """Return it JSON-ready, with what follows from the rest."""
         more = ("ttft_ms", "total_ms", "tokens_per_s", "untouchable", "fits")
         return {**asdict(self), "notes": list(self.notes), **{name: getattr(self, name) for name in more}}
 
@@ -94,13 +94,13 @@ class Estimate:
         raise KeyError((policy, device))
 
     def by_device(self) -> Iterator[tuple[Prediction, list[Prediction]]]:
-        """(dense, all policies, dense among them) for every device."""
+        """Return (dense, all policies, dense among them) for every device."""
         for device in dict.fromkeys(one.device for one in self.predictions):
             rows = [one for one in self.predictions if one.device == device]
             yield rows[0], rows
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; `kind` says that nothing was measured."""
+        """Return it JSON-ready; `kind` says that nothing was measured."""
         own = {name: value for name, value in vars(self).items() if name != "predictions"}
         return {
             "kind": "prediction",

@@ -23,12 +23,12 @@ def seconds(work: Work, device: Device, dtype: str, engine: str = "eager") -> fl
 
 
 def time(works: Iterable[Work], device: Device, dtype: str, engine: str = "eager") -> float:
-    """Seconds of pieces that run one after another."""
+    """Return the seconds of pieces that run one after another."""
     return sum(seconds(work, device, dtype, engine) for work in works)
 
 
 def choosing(scoring: Scoring, device: Device, dtype: str = "float32") -> float:
-    """Seconds of a choice: its products, then what it reads, then one operation after another."""
+    """Return the seconds of a choice: its products, then what it reads, then one operation after another."""
     peak, bandwidth = device.peaks[dtype], device.bandwidth * device.stream
     return (
         scoring.flops / (peak * device.products[-1][1])

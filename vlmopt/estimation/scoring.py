@@ -36,7 +36,7 @@ class Scoring:
 
 
 def scoring(plan: Plan, parts: Parts) -> Scoring:
-    """All choices of a plan."""
+    """Price all choices of a plan."""
     out = Scoring()
     for cut in plan.cuts:
         if cut.selector.resizes_pixels:
@@ -75,7 +75,7 @@ def signal(need: Signal, cut: Cut, plan: Plan, parts: Parts) -> Scoring:
 
 
 def tower_rows(images: Sequence[ImageTokens], parts: Parts) -> Scoring:
-    """Attention that patches receive in one block: of the CLS row, or without one of all rows."""
+    """Price the attention that patches receive in one block: of the CLS row, or without one of all rows."""
     patches = [n for p in images for n in p.patches]
     pairs = sum(n if parts.tower.cls else n**2 for n in patches)
     return Scoring(2 * pairs * parts.tower.width, sum(patches) * parts.tower.width, RANKING)
@@ -93,12 +93,12 @@ def first_pass(need: FirstPassRows, plan: Plan, parts: Parts) -> Scoring:
 
 
 def ranked(cut: Cut, plan: Plan, parts: Parts) -> Scoring:
-    """Scores, and the best of them."""
+    """Price scores, and the choice of the best of them."""
     return Scoring(steps=RANKING)
 
 
 def spread_out(cut: Cut, plan: Plan, parts: Parts) -> Scoring:
-    """All cosines once, then one row of them per step."""
+    """Price all cosines once, then one row of them per step."""
     n, k = cut.before, cut.after
     return Scoring(2 * n**2 * parts.width, n * parts.width + n**2 + k * n, GREEDY * k)
 
@@ -110,7 +110,7 @@ def largest_volume(cut: Cut, plan: Plan, parts: Parts) -> Scoring:
 
 
 def sensitivity(cut: Cut, plan: Plan, parts: Parts) -> Scoring:
-    """How far the projector's output moves, then a weighted spread."""
+    """Price how far the projector's output moves, then a weighted spread."""
     method: Any = cut.selector
     per_row = parts.projector.per_row if method.rank is None else method.rank * parts.projector.values
     evaluation = 2 * per_row * cut.before

@@ -33,16 +33,16 @@ def mix_of(path: str | Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not 1 <= len(lines) <= LINES:
         raise ValueError(f"{path} must hold 1 to {LINES} lines, got {len(lines)}")
-    rows = []
+    entries = []
     for number, line in enumerate(lines, 1):
         try:
-            row = parse(line)
+            entry = parse(line)
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
-        if not isinstance(row, dict) or set(row) - set(KEYS):
-            raise ValueError(f"{path}, line {number}: must be an object with {', '.join(KEYS)}, got {shown(row)}")
-        rows.append(row)
-    return rows
+        if not isinstance(entry, dict) or set(entry) - set(KEYS):
+            raise ValueError(f"{path}, line {number}: must be an object with {', '.join(KEYS)}, got {shown(entry)}")
+        entries.append(entry)
+    return entries
 
 
 def capacities(
@@ -70,14 +70,14 @@ def capacities(
     if not 0 < limit_s < math.inf or not 0 < rate < math.inf:
         raise ValueError(f"rate and limit must be finite and > 0, got {shown(rate)} and {shown(limit_s)}")
     parts = described(model)
-    rows = [{**prompt, "engine": "graph", **row} for row in mix]
-    distinct = {repr(sorted(row.items(), key=str)): row for row in rows}
-    alone = {key: estimate(parts, **{**row, "batch": 1}) for key, row in distinct.items()}
+    entries = [{**prompt, "engine": "graph", **entry} for entry in mix]
+    distinct = {repr(sorted(entry.items(), key=str)): entry for entry in entries}
+    alone = {key: estimate(parts, **{**entry, "batch": 1}) for key, entry in distinct.items()}
     first = next(iter(distinct.values()))
     many = estimate(parts, **{**first, "batch": TOGETHER})
     found = []
     for one, crowd in zip(next(iter(alone.values())).predictions, many.predictions, strict=True):
-        kinds = [kind(alone[repr(sorted(row.items(), key=str))].of(one.policy, one.device)) for row in rows]
+        kinds = [kind(alone[repr(sorted(entry.items(), key=str))].of(one.policy, one.device)) for entry in entries]
         blocks = int((one.memory_bytes * USABLE - one.weights_bytes - CONTEXT) // BLOCK_BYTES)
         try:
             count, load, highest = needed(kinds, rate, steps(one, crowd), blocks, limit_s, seed=seed)

@@ -37,7 +37,7 @@ def _table() -> dict[str, Any]:
 
 
 def known() -> list[str]:
-    """Names of the models whose configs are shipped: sizes alone, no weights."""
+    """Return the names of the models whose configs are shipped: sizes alone, no weights."""
     return list(_table())
 
 
@@ -61,8 +61,8 @@ def find(name: str) -> Source:
             name, made(read(Path(name)), name), {}, "a config file; the processor's settings are the family's"
         )
     if name in _table():
-        row = _table()[name]
-        return Source(name, made(row["config"], name), row.get("processor", {}), "the table of vlmopt")
+        entry = _table()[name]
+        return Source(name, made(entry["config"], name), entry.get("processor", {}), "the table of vlmopt")
     if not HUB_ID.fullmatch(name) or len(name) > LONGEST or name.startswith("."):
         raise ValueError(
             f"model {shown(name)} is no config.json, no directory here, no Hub id (owner/name), and not in the shipped "
@@ -81,7 +81,7 @@ def local(name: str, directory: Path) -> Source:
 
 
 def downloaded(name: str) -> Source:
-    """Two small files of a Hub repository."""
+    """Fetch two small files of a Hub repository."""
     from huggingface_hub import hf_hub_download
 
     def fetched(file: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ LARGEST = 4096  # pixels of a side that Idefics3 and SmolVLM allow before they c
 
 
 def capped(size: Size, cell: int, least: int, most: int) -> Size:
-    """Cells of a side `cell`, rounded to the nearest, with an area within `least`..`most` pixels (Qwen-VL)."""
+    """Return the cells of a side `cell`, rounded, with an area within `least`..`most` pixels (Qwen-VL)."""
     h, w = (round(side / cell) for side in size)
     if h * w * cell**2 > most:
         shrink = math.sqrt(math.prod(size) / most)
@@ -35,14 +35,14 @@ def nearest_grid(size: Size, cell: int, most: int) -> Size:
 
 
 def longest_edge(size: Size, longest: int, cell: int) -> Size:
-    """Cells, rounded up, of an image shrunk until no side exceeds `longest` pixels (Pixtral)."""
+    """Return the cells, rounded up, of an image shrunk until no side exceeds `longest` pixels (Pixtral)."""
     ratio = max(size) / longest
     h, w = (math.floor(side / ratio) if ratio > 1 else side for side in size)
     return (h - 1) // cell + 1, (w - 1) // cell + 1
 
 
 def largest_within(size: Size, longest: int, tile: int) -> Size:
-    """(rows, columns) of tiles of an image stretched to the longest side, then to whole tiles (Idefics3).
+    """Return the (rows, columns) of tiles of an image stretched to the longest side, then to whole tiles (Idefics3).
 
     The other side is made even first, as the processor does.
     """
@@ -62,7 +62,10 @@ def largest_within(size: Size, longest: int, tile: int) -> Size:
 
 
 def aspect_tiles(size: Size, tile: int, least: int, most: int) -> Size:
-    """(rows, columns) of tiles nearest in aspect; in a tie more of them, while they cover less than twice the area."""
+    """Return the (rows, columns) of tiles nearest in aspect.
+
+    In a tie there are more of them, while they cover less than twice the area.
+    """
     h, w = size
     best, difference = (1, 1), math.inf
     grids = [(r, c) for c in range(1, most + 1) for r in range(1, most + 1) if least <= r * c <= most]
@@ -74,7 +77,9 @@ def aspect_tiles(size: Size, tile: int, least: int, most: int) -> Size:
 
 
 def any_resolution_tiles(size: Size, pinpoints: Sequence[Sequence[int]], tile: int, side: int) -> tuple[Size, Size]:
-    """Tiles (rows, columns) of the best of the `pinpoints`, and the patch grid of the image in them, padding left out.
+    """Return the tiles (rows, columns) of the best of the `pinpoints`, and the patch grid of the image in them.
+
+    Padding is left out.
 
     Args:
         pinpoints: resolutions (height, width). tile: pixels of a tile's side. side: its patches.

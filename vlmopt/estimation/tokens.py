@@ -50,7 +50,7 @@ def image_tokens(size: Size, config: Any, settings: Settings, alone: bool = True
 
 
 def native(size: Size, config: Any, settings: Settings, alone: bool) -> ImageTokens:
-    """Qwen-VL: sides rounded to whole merged cells, area kept between two bounds."""
+    """Count for Qwen-VL: sides rounded to whole merged cells, area kept between two bounds."""
     vision = config.vision_config
     merge = vision.spatial_merge_size
     edges = settings.get("size") or {}
@@ -65,26 +65,26 @@ def native(size: Size, config: Any, settings: Settings, alone: bool) -> ImageTok
 
 
 def square(size: Size, config: Any, settings: Settings, alone: bool) -> ImageTokens:
-    """LLaVA, PaliGemma: one square of fixed size; a CLS token only where all features are taken."""
+    """Count for LLaVA, PaliGemma: one square of fixed size; a CLS token only where all features are taken."""
     side = patches_per_side(config)
     cls = has_cls(config) and getattr(config, "vision_feature_select_strategy", "full") == "full"
     return ImageTokens(((side, side),), side**2 + cls, side**2 + cls)
 
 
 def pooled_square(size: Size, config: Any, settings: Settings, alone: bool) -> ImageTokens:
-    """Gemma3: one square, pooled to a fixed number, between blank lines and two markers."""
+    """Count for Gemma3: one square, pooled to a fixed number, between blank lines and two markers."""
     side, tokens = patches_per_side(config), config.mm_tokens_per_image
     return ImageTokens(((side, side),), tokens, tokens, framing=4)
 
 
 def convolved_square(size: Size, config: Any, settings: Settings, alone: bool) -> ImageTokens:
-    """FastVLM: one square, 64 times smaller behind its convolutions, whose rows are pixels."""
+    """Count for FastVLM: one square, 64 times smaller behind its convolutions, whose rows are pixels."""
     side = (settings.get("crop_size") or {}).get("height") or 1024
     return ImageTokens(((side, side),), (side // 64) ** 2, (side // 64) ** 2)
 
 
 def next_tiles(size: Size, config: Any, settings: Settings, alone: bool) -> ImageTokens:
-    """LLaVA-NeXT: an overview, and tiles without their padding, a newline token after each row."""
+    """Count for LLaVA-NeXT: an overview, and tiles without their padding, a newline token after each row."""
     side = patches_per_side(config)
     tiles, (h, w) = any_resolution_tiles(size, config.image_grid_pinpoints, config.vision_config.image_size, side)
     count = tiles[0] * tiles[1] + 1
@@ -93,7 +93,7 @@ def next_tiles(size: Size, config: Any, settings: Settings, alone: bool) -> Imag
 
 
 def onevision_tiles(size: Size, config: Any, settings: Settings, alone: bool) -> ImageTokens:
-    """LLaVA-OneVision: as LLaVA-NeXT, shrunk to at most so many tiles' worth; among several images a single tile."""
+    """Count for LLaVA-OneVision: as LLaVA-NeXT, shrunk to so many tiles' worth; among several images a single tile."""
     side = patches_per_side(config)
     if not alone:
         return ImageTokens(((side, side),), side**2, side**2 + 1)
@@ -106,7 +106,7 @@ def onevision_tiles(size: Size, config: Any, settings: Settings, alone: bool) ->
 
 
 def shuffled_tiles(size: Size, config: Any, settings: Settings, alone: bool) -> ImageTokens:
-    """InternVL: the grid of square tiles nearest in aspect, and a thumbnail behind several; 2x2 patches a token."""
+    """Count for InternVL: square tiles nearest in aspect, and a thumbnail behind several; 2x2 patches a token."""
     side = patches_per_side(config)
     per_tile = int(side**2 * config.downsample_ratio**2)
     least, most = settings.get("min_patches", 1), settings.get("max_patches", 12)
@@ -118,7 +118,7 @@ def shuffled_tiles(size: Size, config: Any, settings: Settings, alone: bool) -> 
 
 
 def written_tiles(size: Size, config: Any, settings: Settings, alone: bool) -> ImageTokens:
-    """Idefics3, SmolVLM: stretched to whole tiles, each behind a written place, and an overview."""
+    """Count for Idefics3, SmolVLM: stretched to whole tiles, each behind a written place, and an overview."""
     tile = config.vision_config.image_size
     largest = (settings.get("size") or {}).get("longest_edge") or 4 * tile
     side = patches_per_side(config)
@@ -132,7 +132,7 @@ def written_tiles(size: Size, config: Any, settings: Settings, alone: bool) -> I
 
 
 def broken_rows(size: Size, config: Any, settings: Settings, alone: bool) -> ImageTokens:
-    """Mistral3: at most so long, sides rounded up to whole merged cells; a break token ends every row."""
+    """Count for Mistral3: at most so long, sides rounded up to whole merged cells; a break token ends every row."""
     vision, merge = config.vision_config, config.spatial_merge_size
     largest = (settings.get("size") or {}).get("longest_edge") or vision.image_size
     h, w = longest_edge(size, largest, vision.patch_size * merge)
@@ -140,7 +140,7 @@ def broken_rows(size: Size, config: Any, settings: Settings, alone: bool) -> Ima
 
 
 def pooled_native(size: Size, config: Any, settings: Settings, alone: bool) -> ImageTokens:
-    """Gemma4: as large as a budget of patches allows, sides whole pooled cells; the tower pads to the budget."""
+    """Count for Gemma4: as large as a budget of patches allows, in whole pooled cells; the tower pads to it."""
     vision = config.vision_config
     pool, most = vision.pooling_kernel_size, settings.get("max_soft_tokens") or 280
     h, w = nearest_grid(size, vision.patch_size * pool, most)
@@ -148,7 +148,7 @@ def pooled_native(size: Size, config: Any, settings: Settings, alone: bool) -> I
 
 
 def native_tiles(size: Size, config: Any, settings: Settings, alone: bool) -> ImageTokens:
-    """LFM2-VL: whole if small enough, else square tiles and a thumbnail; every item padded to the same patches."""
+    """Count for LFM2-VL: whole if small, else square tiles and a thumbnail; every item padded to the same patches."""
     factor, patch = config.downsample_factor, config.vision_config.patch_size
     least, most = settings.get("min_image_tokens", 64), settings.get("max_image_tokens", 256)
     tile, cell = settings.get("tile_size", 512), patch * factor
@@ -169,13 +169,13 @@ def native_tiles(size: Size, config: Any, settings: Settings, alone: bool) -> Im
 
 
 def patches_per_side(config: Any) -> int:
-    """Patches along one side of a square item."""
+    """Return the patches along one side of a square item."""
     vision = config.vision_config
     return int(first(vision.image_size) // first(vision.patch_size))
 
 
 def has_cls(config: Any) -> bool:
-    """Whether the tower's first row stands for no patch."""
+    """Return whether the tower's first row stands for no patch."""
     return config.vision_config.model_type in ("clip_vision_model", "internvl_vision")
 
 

@@ -156,7 +156,7 @@ def matrices(module: nn.Module, wanted: Any = lambda name: True, top_k: int = 0)
 
 
 def together(*parts: Matrices) -> Matrices:
-    """Parts without experts, one after the other on the same rows."""
+    """Join parts without experts, one after the other on the same rows."""
     return Matrices(sum(p.per_row for p in parts), sum(p.stored for p in parts), sum(p.values for p in parts))
 
 
@@ -232,5 +232,5 @@ def convolutions(module: nn.Module, side: int = 256) -> Matrices:
 
 
 def attends(block: nn.Module) -> bool:
-    """Whether a block of a tower has attention."""
+    """Return whether a block of a tower has attention."""
     return attention_of(block) is not None or any("attn" in n or "attention" in n for n, _ in block.named_children())

@@ -41,7 +41,7 @@ def total(parts: Iterable[Work]) -> Work:
 
 
 def products(matrices: Matrices, rows: float, blocks: int = 0) -> Work:
-    """`rows` rows through matrices that are read once."""
+    """Price `rows` rows through matrices that are read once."""
     flops, values = 2 * matrices.per_row * rows, matrices.values * rows
     return Work(flops, weights=matrices.read(rows), values=values, blocks=blocks, rows=rows)
 
@@ -77,7 +77,7 @@ def projection(parts: Parts, images: Sequence[ImageTokens], share: float = 1.0) 
 
 
 def prefill(parts: Parts, lengths: Sequence[float], batch: int = 1) -> list[Work]:
-    """Every layer over a prompt of `lengths[i]` tokens, what lies beside them, and the logits of the last row.
+    """Price every layer over a prompt of `lengths[i]` tokens, what lies beside them, and the logits of the last row.
 
     Args:
         lengths: tokens of one sample at each layer.
@@ -89,7 +89,7 @@ def prefill(parts: Parts, lengths: Sequence[float], batch: int = 1) -> list[Work
 
 
 def decode(parts: Parts, lengths: Sequence[float], batch: int = 1) -> list[Work]:
-    """One generated token of every sample behind `lengths[i]` tokens that each layer holds."""
+    """Price one generated token of every sample behind `lengths[i]` tokens that each layer holds."""
     works = [products(parts.beside, batch)]
     for layer, n in zip(parts.layers, lengths, strict=True):
         held = min(n + 1, layer.window) if layer.window else n + 1
@@ -98,7 +98,7 @@ def decode(parts: Parts, lengths: Sequence[float], batch: int = 1) -> list[Work]
 
 
 def layer_over(layer: Layer, rows: float, keys: float, batch: int) -> Work:
-    """One layer over the last `rows` of `keys` tokens of every sample."""
+    """Price one layer over the last `rows` of `keys` tokens of every sample."""
     made = products(layer.matrices, rows * batch, 1)
     if layer.kind == "recurrent":
         return total([made, Work(2 * delta(layer, rows) * batch, keys=layer.state * batch)])
@@ -108,14 +108,14 @@ def layer_over(layer: Layer, rows: float, keys: float, batch: int) -> Work:
 
 
 def causal(n: float, window: int) -> float:
-    """Pairs of a row and a key that it sees, among n tokens."""
+    """Count pairs of a row and a key that it sees, among n tokens."""
     if not window or n <= window:
         return n * (n + 1) / 2
     return window * (window + 1) / 2 + (n - window) * window
 
 
 def delta(layer: Layer, rows: float) -> float:
-    """Multiply-adds of a gated delta rule: in chunks over a prompt, one step of its state for a single row.
+    """Count the multiply-adds of a gated delta rule: in chunks over a prompt, one step of its state for a single row.
 
     Per chunk and head: two products of the chunk with itself over the keys' width and one over the values', and three
     with the state (Gated Delta Networks, arXiv 2412.06464). The triangular system between them is not counted.
@@ -128,12 +128,12 @@ def delta(layer: Layer, rows: float) -> float:
 
 
 def per_token(layer: Layer) -> int:
-    """Numbers that a token leaves in the cache of a layer, or that are read for it where it uses another's."""
+    """Count the numbers of a token in the cache of a layer, or those that it reads where it uses another's."""
     return 2 * layer.key_heads * layer.head_dim
 
 
 def cached(parts: Parts, lengths: Sequence[float]) -> float:
-    """Numbers that one sample keeps in the cache of all layers."""
+    """Count the numbers that one sample keeps in the cache of all layers."""
     held = 0.0
     for layer, n in zip(parts.layers, lengths, strict=True):
         if layer.kind == "recurrent":

@@ -95,7 +95,7 @@ def with_boxes(samples: Sequence[Sample], raw: Sequence[Sequence[float] | None],
             f"{width}x{height} pixels): they may be of images of another size, or of a scale such as 0 to 1000"
         )
     told = [replace(s, written=(kind, *box)) if box else s for s, box in zip(samples, raw, strict=True)]
-    return [_with_box(*row, kind) for row in zip(told, raw, sizes, strict=True)]
+    return [_with_box(*one, kind) for one in zip(told, raw, sizes, strict=True)]
 
 
 def _with_box(sample: Sample, raw: Sequence[float] | None, size: tuple[int, int] | None, kind: str) -> Sample:

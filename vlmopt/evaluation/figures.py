@@ -154,14 +154,14 @@ def _tables(
     """
     sums: dict[str, dict[str, np.ndarray]] = {}
     counts: Counter[str] = Counter()
-    for picture, parts in rows:
+    for image, parts in rows:
         for name, numbers in parts.items():
             of = sums.setdefault(name, {})
-            of[picture] = of.get(picture, 0) + np.array(numbers)
+            of[image] = of.get(image, 0) + np.array(numbers)
             counts[name] += 1
     alike: dict[tuple[str, ...], list[str]] = {}
     for name, of in sums.items():
         alike.setdefault(tuple(of), []).append(name)
     for images, names in alike.items():
-        table = np.stack([[sums[name][picture] for name in names] for picture in images])
+        table = np.stack([[sums[name][image] for name in names] for image in images])
         yield names, table, [counts[name] for name in names]

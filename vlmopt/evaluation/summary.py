@@ -141,6 +141,6 @@ def latency(records: Sequence[Record]) -> dict[str, Any]:
 def tokens(records: Sequence[Record]) -> dict[str, float | None]:
     known = [record.tokens for record in records if record.tokens]
     new = [record.new_tokens for record in records if record.new_tokens is not None]
-    means = {name: fmean(row[name] for row in known) if known else None for name in ("prompt", "visual", "kept")}
-    average = fmean(row["layer_average"] for row in known) if known else None
+    means = {name: fmean(one[name] for one in known) if known else None for name in ("prompt", "visual", "kept")}
+    average = fmean(one["layer_average"] for one in known) if known else None
     return {**means, "layer_average": average, "new": fmean(new) if new else None}

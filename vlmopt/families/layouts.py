@@ -11,7 +11,7 @@ from .base import Grid, Piece, plain, square, square_grid
 
 
 def patch_grid(modality: str, lengths: list[int], arguments: dict[str, Any], config: Any) -> list[Piece]:
-    """Qwen-VL and others: the processor states (t, h, w) in patches; merge x merge of them are joined.
+    """Lay out for Qwen-VL and others: the processor states (t, h, w) in patches; merge x merge of them are joined.
 
     VideoLLaMA3 says so for each image, ERNIE joins two frames of a video as well.
     """
@@ -77,13 +77,13 @@ def video_with_newline(n: int, arguments: dict[str, Any]) -> Piece:
 
 
 def frames_of(arguments: dict[str, Any]) -> int:
-    """How many frames each video has that a feature function is handed."""
+    """Return how many frames each video has that a feature function is handed."""
     pixels = arguments.get("pixel_values_videos", arguments.get("pixel_values"))
     return pixels.shape[1] if pixels is not None and pixels.ndim == 5 else 1
 
 
 def next_video(modality: str, lengths: list[int], arguments: dict[str, Any], config: Any) -> list[Piece]:
-    """LLaVA-NeXT-Video: images as LLaVA-NeXT; square pooled frames without newlines."""
+    """Lay out for LLaVA-NeXT-Video: images as LLaVA-NeXT; square pooled frames without newlines."""
     if modality == "image":
         return any_resolution(modality, lengths, arguments, config)
     frames = frames_of(arguments)
@@ -92,7 +92,7 @@ def next_video(modality: str, lengths: list[int], arguments: dict[str, Any], con
 
 
 def frames_with_cls(modality: str, lengths: list[int], arguments: dict[str, Any], config: Any) -> list[Piece]:
-    """Video-LLaVA: square images; every frame of a video comes by itself, with the tower's CLS token first."""
+    """Lay out for Video-LLaVA: square images; frames of a video come one by one, the tower's CLS token first."""
     if modality == "image":
         return square(modality, lengths, arguments, config)
     frames, n = frames_of(arguments), lengths[0]
@@ -106,7 +106,7 @@ def frames_with_cls(modality: str, lengths: list[int], arguments: dict[str, Any]
 
 
 def queries(modality: str, lengths: list[int], arguments: dict[str, Any], config: Any) -> list[Piece]:
-    """Aria: tokens answer learned queries and lie on no grid."""
+    """Lay out for Aria: tokens answer learned queries and lie on no grid."""
     return [plain(n, modality, None) for n in lengths]
 
 

@@ -119,5 +119,7 @@ EXCLUSIONS = {"seat": "toilet"}
 @functools.cache
 def coco_lexicon() -> Lexicon:
     """Return everyday names of COCO's 80 objects; figures made with it are not those of the reference table."""
-    rows = [line.split(", ") for line in SYNONYMS.strip().splitlines()]
-    return Lexicon({word: row[0] for row in rows for word in row}, PAIRS, "our own table of COCO names", EXCLUSIONS)
+    groups = [line.split(", ") for line in SYNONYMS.strip().splitlines()]
+    return Lexicon(
+        {word: group[0] for group in groups for word in group}, PAIRS, "our own table of COCO names", EXCLUSIONS
+    )

@@ -132,5 +132,5 @@ def mean_of_splits(splits: Mapping[str, Pope]) -> Pope:
     """Return the mean of every figure over splits; papers about LLaVA quote its `f1`."""
     if not splits:
         raise ValueError("no splits to average: give at least one")
-    rows = [asdict(scores) for scores in splits.values()]
-    return Pope(**{name: sum(row[name] for row in rows) / len(rows) for name in rows[0]})
+    known = [asdict(scores) for scores in splits.values()]
+    return Pope(**{name: sum(one[name] for one in known) / len(known) for name in known[0]})

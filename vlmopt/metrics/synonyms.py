@@ -23,9 +23,9 @@ def load_synonyms(path: str | Path) -> Lexicon:
             PermissionError: a bad path.
     """
     content = check_file(path, "table of synonyms").read_bytes()
-    rows = [line.rstrip("\r").split(", ") for line in content.decode("utf-8").split("\n") if line.strip()]
-    if not rows:
+    groups = [line.rstrip("\r").split(", ") for line in content.decode("utf-8").split("\n") if line.strip()]
+    if not groups:
         raise ValueError(f"{str(path)!r} holds no names: expected lines such as 'couch, sofa'")
     known = hashlib.sha256(content).hexdigest() == REFERENCE_SHA256
     source = "reference table" if known else f"{Path(path).name}, not the reference table"
-    return Lexicon({word: row[0] for row in rows for word in row}, PAIRS, source, EXCLUSIONS)
+    return Lexicon({word: group[0] for group in groups for word in group}, PAIRS, source, EXCLUSIONS)

@@ -53,7 +53,7 @@ def text_state(captions: Sequence[str], *, stops: str = ".!?", ended: Sequence[b
         distinct_4=distinct(words, 4),
         repeated=float(np.mean([_repeats(caption, stops) for caption in captions])),
         unended=1.0 - float(np.mean(ended)),
-        length=float(np.mean([len(row) for row in words])),
+        length=float(np.mean([len(own) for own in words])),
     )
 
 

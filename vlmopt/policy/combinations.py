@@ -59,7 +59,7 @@ def check_corrections(attention: Sequence[Correction]) -> None:
 
 
 def check_eviction(kv: Eviction | None, attention: Sequence[Correction]) -> None:
-    """Corrections that read keys by what they are, and heads that keep different ones."""
+    """Refuse corrections that read keys by what they are, where heads keep different ones."""
     if kv is None or kv.is_identity or not kv.per_head:
         return
     for correction in attention:

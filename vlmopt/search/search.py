@@ -18,7 +18,7 @@ from .capture import Shown, watch
 from .choice import Best, Chosen, best_of_each, composed, decide
 from .layer import LayerSearch, Measured
 
-Row = TypeVar("Row")
+Value = TypeVar("Value")
 
 
 @dataclass
@@ -172,12 +172,14 @@ class PatternSearch:
         return HeadPatterns(
             model=self.facts | {"name_or_path": name},
             patterns=patterns,
-            layers=self.rows({n: tuple(patterns.index(head.pattern) for head in heads) for n, heads in found.items()}),
-            errors=self.rows({n: tuple(round(head.error, 6) for head in heads) for n, heads in found.items()}),
+            layers=self.by_layer(
+                {n: tuple(patterns.index(head.pattern) for head in heads) for n, heads in found.items()}
+            ),
+            errors=self.by_layer({n: tuple(round(head.error, 6) for head in heads) for n, heads in found.items()}),
             time_ratios=tuple(round(sum(those) / len(those), 4) for those in ratios),
             calibration={"objective": "rel_l1_output", "match": self.match, **calibration},
         )
 
-    def rows(self, found: Mapping[int, Row]) -> tuple[Row | None, ...]:
-        """Return the row of each layer; None for those that stay dense."""
+    def by_layer(self, found: Mapping[int, Value]) -> tuple[Value | None, ...]:
+        """Return the value of each layer; None for those that stay dense."""
         return tuple(found.get(layer) for layer in range(self.depth))

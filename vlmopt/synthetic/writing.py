@@ -21,7 +21,7 @@ def write(out: Path, count: int, seed: int, questions: int, size: tuple[int, int
             name = f"{world.family}-{number:08d}.png"
             world.image.save(out / name)
             for index, question in enumerate(world.questions):
-                row = {
+                entry = {
                     "id": f"{world.family}-{number:08d}-{index:02d}",
                     "image": name,
                     "question": question.text,
@@ -29,5 +29,5 @@ def write(out: Path, count: int, seed: int, questions: int, size: tuple[int, int
                     "kind": question.kind,
                     "box": question.box,
                 }
-                lines.write(json.dumps(row) + "\n")
+                lines.write(json.dumps(entry) + "\n")
     return manifest

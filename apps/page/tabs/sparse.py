@@ -25,7 +25,7 @@ def show(run: Run, worker: Worker) -> None:
     )
     tokens = run.dense.report.samples[0]["prompt_tokens"]
     told(run, tokens)
-    patterns = [row["name"] for row in describe() if row["kind"] == "pattern"]
+    patterns = [method["name"] for method in describe() if method["kind"] == "pattern"]
     choices = [*([POLICY] if run.request.policy.prefill is not None else []), *patterns]
     start = 0 if choices[0] == POLICY else patterns.index("min_p")
     left, right = st.columns(2)

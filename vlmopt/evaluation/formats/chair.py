@@ -70,12 +70,12 @@ def _coco(path: Path) -> dict[str, Any]:
     try:
         coco = parse(path.read_text(encoding="utf-8"), float)
         images, annotations = coco["images"], coco["annotations"]
-        whole = all({"id", "file_name"} <= set(row) for row in images) and all(
-            "image_id" in row and (isinstance(row["caption"], str) if "caption" in row else "category_id" in row)
-            for row in annotations
+        whole = all({"id", "file_name"} <= set(one) for one in images) and all(
+            "image_id" in one and (isinstance(one["caption"], str) if "caption" in one else "category_id" in one)
+            for one in annotations
         )
-        if whole and {row["category_id"] for row in annotations if "caption" not in row} <= {
-            row["id"] for row in coco.get("categories", ()) if "name" in row
+        if whole and {one["category_id"] for one in annotations if "caption" not in one} <= {
+            one["id"] for one in coco.get("categories", ()) if "name" in one
         }:
             return dict(coco)
     except (ValueError, KeyError, TypeError) as error:

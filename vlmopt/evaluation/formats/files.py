@@ -45,19 +45,21 @@ def load(path: Path) -> list[Entry]:
     try:
         whole = parse(text, _missing)
         values = whole if isinstance(whole, list) else [whole]
-        rows = [(f"{path}, entry {number}", value) for number, value in enumerate(values, start=1)]
+        entries = [(f"{path}, entry {number}", value) for number, value in enumerate(values, start=1)]
     except ValueError as error:
         if path.suffix == ".json" and text.lstrip().startswith("["):
             raise ValueError(f"{path} is not valid JSON: {error}") from error
-        rows = [row for number, line in enumerate(text.splitlines(), start=1) for row in _line(path, number, line)]
-    for where, value in rows:
+        entries = [
+            entry for number, line in enumerate(text.splitlines(), start=1) for entry in _line(path, number, line)
+        ]
+    for where, value in entries:
         if not isinstance(value, dict):
             raise ValueError(f"{where} is a {type(value).__name__}, expected an object with fields")
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"{where} holds half of a character (a lone surrogate), which no file can take") from error
-    return rows
+    return entries
 
 
 def _missing(constant: str) -> None:

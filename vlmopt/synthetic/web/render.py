@@ -155,15 +155,15 @@ def _script(name: str) -> str:
 
 def _screen(page: str, seed: int, filled: Filled, image: Image.Image, seen: dict[str, Any]) -> Screen:
     texts, icons = (
-        tuple(Text(row["text"], tuple(map(tuple, row["boxes"]))) for row in seen[sort]) for sort in ("texts", "icons")
+        tuple(Text(one["text"], tuple(map(tuple, one["boxes"]))) for one in seen[sort]) for sort in ("texts", "icons")
     )
-    borne = Counter(row["name"].casefold() for row in seen["controls"])
+    borne = Counter(one["name"].casefold() for one in seen["controls"])
     read = Counter(text.text.casefold() for text in texts)
     controls = []
-    for row in seen["controls"]:
-        name = row["name"].casefold()
+    for one in seen["controls"]:
+        name = one["name"].casefold()
         # Its own text is one of those read.
-        alone = borne[name] == 1 and read[name] <= (row["data_type"] == "text")
-        box, text_box = tuple(row["box"]), tuple(row["text_box"]) if row["text_box"] else None
-        controls.append(Control(row["name"], row["kind"], box, text_box, row["data_type"], row["whole"] and alone))
+        alone = borne[name] == 1 and read[name] <= (one["data_type"] == "text")
+        box, text_box = tuple(one["box"]), tuple(one["text_box"]) if one["text_box"] else None
+        controls.append(Control(one["name"], one["kind"], box, text_box, one["data_type"], one["whole"] and alone))
     return Screen(page, seed, filled.theme, filled.font_size, image, tuple(controls), texts, icons)

@@ -18,7 +18,7 @@ from ...atomic import atomic_write
 from .catalogue import SPLITS
 from .render import Control, Renderer, Screen
 
-KEY = "vlmopt.targets"  # the PNG's text chunk that holds its rows
+KEY = "vlmopt.targets"  # the PNG's text chunk that holds its targets
 
 
 class Rendering(NamedTuple):
@@ -33,12 +33,12 @@ class Rendering(NamedTuple):
         return f"{self.page}-{self.seed:06d}-{self.size[0]}x{self.size[1]}.png"
 
 
-def rows(screen: Screen, name: str) -> list[dict[str, Any]]:
+def targets(screen: Screen, name: str) -> list[dict[str, Any]]:
     """Return one entry for each target of a screen; boxes are x, y, width, height in pixels, as in ScreenSpot."""
-    return [_row(screen, name, control) for control in screen.targets]
+    return [_target(screen, name, control) for control in screen.targets]
 
 
-def _row(screen: Screen, name: str, control: Control) -> dict[str, Any]:
+def _target(screen: Screen, name: str, control: Control) -> dict[str, Any]:
     wide, high = screen.image.size
     x0, x1 = (min(max(round(x), 0), wide) for x in control.box[::2])  # moved ones may stick out by a pixel or two
     y0, y1 = (min(max(round(y), 0), high) for y in control.box[1::2])
@@ -83,7 +83,7 @@ def make(
     `cell` is as for `Renderer`.
 
     Returns:
-        The path of the list, and its rows.
+        The path of the list, and its entries.
 
     Raises:
         ValueError: as `plan` and `Renderer`; `out` is a file; an image of that name that holds no targets.
@@ -95,7 +95,7 @@ def make(
     found = list(_make(out, images, cell))
     path = out / f"{split}_web.json"
     with atomic_write(path) as fresh:
-        fresh.write_text("[\n" + ",\n".join(json.dumps(row) for row in found) + "\n]\n", encoding="utf-8")
+        fresh.write_text("[\n" + ",\n".join(json.dumps(entry) for entry in found) + "\n]\n", encoding="utf-8")
     return path, found
 
 
@@ -106,19 +106,19 @@ def _make(out: Path, renderings: list[Rendering], cell: int) -> Iterator[dict[st
         for rendering in tqdm(renderings, desc="screens", unit="image"):
             path = out / rendering.name
             if path.exists():
-                yield from read_rows(path)
+                yield from read_targets(path)
                 continue
             if renderer is None or renderer.size != rendering.size:
                 open_ones.close()
                 renderer = open_ones.enter_context(Renderer(rendering.size, cell))
             screen = renderer.render(rendering.page, rendering.seed)
-            told = rows(screen, rendering.name)
+            told = targets(screen, rendering.name)
             with atomic_write(path) as fresh:
                 fresh.write_bytes(encode(screen.image, {KEY: json.dumps(told)}))
             yield from told
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_targets(path: Path) -> list[dict[str, Any]]:
     """Read the targets that an image file carries.
 
     Raises:

@@ -17,7 +17,7 @@ from vlmopt.pruning import Pixels, Projector, VisionAttention, VisionKeys, Visua
 
 TINY = [*FAMILIES.values(), *MORE.values()]
 BY_TOKEN = [f for f in TINY if family_of(f.config()).by_token]
-WITH_CELLS = [f for f in TINY if family_of(f.config()).cells is not None]
+WITH_CELLS = [f for f in TINY if family_of(f.config()).knows_cells]
 
 
 @by_name(BY_TOKEN)

@@ -117,7 +117,7 @@ def check(model: Any, batch: Batch, found: Policy, dense: torch.Tensor, twice: b
     steps = cached.sequences.shape[1] - batch.ids.shape[1]
     lengths = expected_lengths(cached.past_key_values, report.key_lengths, steps)
     assert stored_lengths(cached.past_key_values) == lengths
-    if found.evicts:
+    if found.eviction is not None:
         check_evicted(batch, found, report, cached.past_key_values)
     elif twice and found.prefill is None and steps == NEW:  # a sparse prefill computes uncached steps sparsely, too
         uncached = generate(model, batch, max_new_tokens=NEW, use_cache=False)

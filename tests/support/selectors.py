@@ -131,6 +131,6 @@ def works_on(family: Family, method: Selector) -> bool:
     reads = {type(need) for stage in method.stages for need in stage.captures}
     if reads & {Projector, VisionAttention, VisionKeys} and not family.by_token:
         return False
-    if Pixels in reads and family.cells is None:
+    if Pixels in reads and not family.knows_cells:
         return False
     return family.patch_grid or not (method.resizes_pixels or method.before_tower)

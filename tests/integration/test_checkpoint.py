@@ -54,8 +54,8 @@ def prompt(processor, text: str) -> str:
     return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
 
-def ask(model, processor, name: str, question: str) -> str:
-    image = Image.open(SAMPLES / name).convert("RGB")
+def ask(model, processor, file: str, question: str) -> str:
+    image = Image.open(SAMPLES / file).convert("RGB")
     inputs = processor(text=[prompt(processor, question)], images=[image], return_tensors="pt")
     out = model.generate(**inputs, max_new_tokens=24)
     return processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
@@ -88,9 +88,9 @@ def test_processor_makes_256_visual_tokens(name, loaded):
         assert inputs["pixel_values"].shape == (1, 3, 224, 224)
 
 
-@pytest.mark.parametrize(("name", "question", "expected"), SAMPLE_ANSWERS)
-def test_answers_about_the_sample_images(loaded, name, question, expected):
-    assert ask(*loaded, name, question) == expected
+@pytest.mark.parametrize(("file", "question", "expected"), SAMPLE_ANSWERS)
+def test_answers_about_the_sample_images(loaded, file, question, expected):
+    assert ask(*loaded, file, question) == expected
 
 
 def test_clicks_the_button_of_the_sample_screen(loaded):

@@ -78,10 +78,11 @@ def methods() -> list[str]:
     return sorted({*(entry.name for entry in built_in()), *(point.name for point in entry_points(group=PLUGINS))})
 
 
-def built_in() -> list[Entry]:
+@cache
+def built_in() -> tuple[Entry, ...]:
     """Return every method of this package, by name."""
     found = [Entry(name, kind, text) for kind, package in KINDS.items() for name, text in _registered(package)]
-    return sorted(found, key=lambda entry: entry.name)
+    return tuple(sorted(found, key=lambda entry: entry.name))
 
 
 def _registered(package: str) -> Iterator[tuple[str, str]]:

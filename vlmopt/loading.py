@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +10,10 @@ import torch
 
 from vlmopt.core import shown
 
-from .checkpoints import bundled, load_checkpoint
+from .checkpoints import bundled, check_name, load_checkpoint
+from .checkpoints.names import choices
 from .checkpoints.processor import FAILURES, first_line, load_processor
 from .choices import DTYPES
-from .core import near
-
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
-LONGEST = 96  # characters of a Hub id
 
 
 @dataclass(frozen=True)
@@ -29,21 +24,6 @@ class Loaded:
     model: Any
     processor: Any
     notes: tuple[str, ...] = ()
-
-
-def check_name(name: str) -> None:
-    """Refuse a name that can be no model without loading anything."""
-    if name in bundled() or os.path.isfile(os.path.join(name, "config.json")):  # pathlib raises on long names
-        return
-    if os.path.isdir(name):
-        raise ValueError(f"{name} is a directory without config.json, so no model was saved there")
-    if os.path.exists(name):
-        raise ValueError(f"{name} is a file; give the directory that holds config.json and the weights")
-    if not HUB_ID.fullmatch(name) or len(name) > LONGEST or name.startswith("."):
-        hint = near(name, bundled())
-        raise ValueError(
-            f"model {shown(name)} is not {_choices()}{hint}, no directory here, and no Hub id (owner/name)"
-        )
 
 
 def load(name: str, *, device: str = "auto", dtype: str = "auto") -> Loaded:
@@ -106,7 +86,7 @@ def _config(name: str) -> Any:
             reason = "the Hub cannot be reached and the model is not in its local cache"
         else:
             reason = first_line(error)
-        raise ValueError(f"model {name!r} not found: it is not {_choices()}, no directory, and {reason}") from error
+        raise ValueError(f"model {name!r} not found: it is not {choices()}, no directory, and {reason}") from error
 
 
 def _check_kind(name: str, config: Any) -> None:
@@ -117,7 +97,3 @@ def _check_kind(name: str, config: Any) -> None:
             f"{name} is not a vision-language model: transformers has no image-text-to-text class for "
             f"model_type={config.model_type!r}"
         )
-
-
-def _choices() -> str:
-    return f"a bundled checkpoint ({', '.join(bundled()) or 'none'})"

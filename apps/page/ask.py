@@ -11,9 +11,8 @@ from vlmopt.apps.page.form import policy_form
 from vlmopt.apps.page.jobs import Job, escaped, watched
 from vlmopt.apps.page.running import start
 from vlmopt.apps.page.state import TASKS, Request, Run, Source
-from vlmopt.checkpoints import bundled
+from vlmopt.checkpoints import bundled, check_name
 from vlmopt.choices import DTYPES
-from vlmopt.loading import check_name
 
 OTHER = "Directory or Hub id"
 UPLOAD = "Upload"

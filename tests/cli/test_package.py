@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,6 +77,23 @@ def test_version() -> None:
 def test_public_names() -> None:
     for name in vlmopt.__all__:
         assert hasattr(vlmopt, name)
+
+
+def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(AttributeError) as caught:
+        vlmopt.optimise  # noqa: B018
+    assert (caught.value.name, caught.value.obj) == ("optimise", vlmopt)  # of which Python makes "Did you mean"
+
+
+@pytest.mark.parametrize("call", [vlmopt.restore, vlmopt.report, lambda model: vlmopt.optimize(model, "balanced")])
+def test_what_is_no_model_is_refused(call: Any) -> None:
+    with pytest.raises(TypeError, match="model must be a loaded transformers model, got str"):
+        call("tiny-qwen")
+
+
+def test_a_misspelt_checkpoint_is_refused_without_asking_the_hub() -> None:
+    with pytest.raises(ValueError, match=r"'tiny-qwn' is not a bundled .* \(did you mean 'tiny-qwen'"):
+        vlmopt.load_checkpoint("tiny-qwn")
 
 
 def test_no_torchvision_is_asked_for() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import numpy as np
@@ -89,7 +88,7 @@ def test_detail_draws_finer_and_counts_the_same_blocks(monkeypatch):
 
 def test_heads_of_a_model(file, found, tmp_path):
     base = ["show-pattern", "--image", file, "--prompt", "What?", "--layer", "3", "--size", "128", "--device", "cpu"]
-    named = json.dumps({"method": "min_p", "tau": 0.5, "tile": 16, "run": 16})
+    named = "min_p:tau=0.5,tile=16,run=16"
     outs = [tmp_path / f"{n}.png" for n in range(3)]
     for out, more in zip(outs, (["--pattern", named], ["--patterns", str(found)], ["--pattern", "dense"]), strict=True):
         assert main([*base, "--head", "1", *more, "--out", str(out)]) == 0
@@ -108,6 +107,8 @@ def test_heads_of_a_model(file, found, tmp_path):
     (["--planted", "grid", "--tokens", "100"], "tokens must be 392 or more"),
     (["--image", "nowhere.png"], "image not found"),
     (["--prompt", "Hi", "--pattern", "gird"], "did you mean 'grid'"),
+    (["--prompt", "Hi", "--pattern", "min_p:tua=0.5"], "did you mean 'tau'"),
+    (["--prompt", "Hi", "--pattern", "screens-30"], "is 2 methods; give one pattern"),
     (["--prompt", "Hi", "--pattern", "fastv"], "keep_ratio"),
     (["--prompt", "Hi", "--pattern", '{"method": "uniform", "keep_ratio": 0.5}'], "uniform is a selector"),
     (["--prompt", "Hi", "--pattern", "{method}"], "is not JSON"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import subprocess
 import sys
@@ -24,19 +25,23 @@ from vlmopt.pruning import AttentionRows, Debias, FastV
 
 def test_list_and_policy_show(capsys: pytest.CaptureFixture[str]) -> None:
     shown = {}
-    for what in ([], ["fastv"], ["methods"], ["families"], ["checkpoints"], ["safe"]):
+    for what in ([], ["presets"], ["fastv"], ["methods"], ["families"], ["checkpoints"], ["safe"]):
         assert cli.main(["list", *what]) == 0
         shown[" ".join(what)] = capsys.readouterr().out
     for what, text in (("", "METHODS"), ("", "fastv"), ("", "PRESETS"), ("", "uniform-25"), ("", "balanced"),
                        ("fastv", "keep_ratio"), ("fastv", "[> 0, <= 1]"), ("methods", "pyramid_drop"),
                        ("families", "qwen2_5_vl"), ("checkpoints", "tiny-qwen"), ("safe", "sinks:")):  # fmt: skip
         assert text in shown[what]
-    assert len(shown[""].splitlines()) <= 50, "one screen"
+    for what, lines in (("", 40), ("presets", 40), ("fastv", 40)):  # one screen
+        assert len(shown[what].splitlines()) <= lines
+        assert max(map(len, shown[what].splitlines())) <= 80
     assert cli.main(["list", "presets", "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["presets"]}
     assert rows["dense"]["policy"]["prune"] == []
     assert cli.main(["list", "fastvv"]) == 2
     assert "did you mean 'fastv'" in capsys.readouterr().err
+    assert cli.main(["list", "MMTok"]) == 2  # as its class and its paper are written
+    assert "did you mean 'mmtok'" in capsys.readouterr().err
     assert cli.main(["policy", "show", "uniform-25"]) == 0
     assert vlmopt.Policy.load(json.loads(capsys.readouterr().out)) == vlmopt.presets()["uniform-25"]
 
@@ -72,6 +77,10 @@ print("cpu", resource.getrusage(resource.RUSAGE_SELF).ru_utime)
         "list balanced",
         "run --help",
         "run --imge a.png",
+        "run --question What? --policy balancd",
+        "eval --policy gentle balancd",
+        "policy fastvv:keep_ratio=0.1",
+        "",
         "eval --help",
         "completion bash",
     ],
@@ -85,16 +94,53 @@ def test_what_needs_no_model_answers_at_once(words_: str) -> None:
 def test_unknown_commands_and_settings_name_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["rum", "--image", "a.png"]) == 2
     assert "unknown command 'rum' (did you mean 'run'?)" in capsys.readouterr().err
+    assert cli.main(["help"]) == 2
+    assert "unknown command 'help' (did you mean '--help'" in capsys.readouterr().err
+    assert cli.main(["--hlep"]) == 2
+    assert "unknown option '--hlep' (did you mean '--help'?); see `vlmopt --help`" in capsys.readouterr().err
     assert cli.main(["run", "--question", "What?", "--polcy=dense"]) == 2
-    assert "run: unknown option '--polcy' (did you mean '--policy'" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "unknown option '--polcy' (did you mean '--policy'" in said
+    assert "see `vlmopt run --help`" in said
     assert cli.main(["run", "--qestion", "What?"]) == 2  # before what is missing is asked for
-    assert "run: unknown option '--qestion' (did you mean '--question'" in capsys.readouterr().err
+    assert "unknown option '--qestion' (did you mean '--question'" in capsys.readouterr().err
     assert cli.main(["run", "--question", "What?", "a.png"]) == 2
-    assert "run: unknown arguments 'a.png'" in capsys.readouterr().err
+    assert "unknown arguments 'a.png'; see `vlmopt run --help`" in capsys.readouterr().err
     assert cli.main(["policy", "show", "fastv:keep_ration=0.1"]) == 2
     assert "did you mean 'keep_ratio'" in capsys.readouterr().err
+    assert cli.main(["policy", "show", "cd_pruner:keep_ratio=0.5,relevance=nne"]) == 2
+    assert "relevance must be one of text, none; got 'nne' (did you mean 'none'?)" in capsys.readouterr().err
     with pytest.raises(TypeError, match=r"FastV: unknown setting 'keep_ration' \(did you mean 'keep_ratio' or"):
         FastV(keep_ration=0.1)
+
+
+def test_without_a_command_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert "train-focusui" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command", ["run --question What?", "eval --out run --data worlds", "estimate", "serve tiny-qwen"]
+)
+@pytest.mark.parametrize(
+    ("policy", "says"),
+    [
+        ("balancd", "unknown preset 'balancd' (did you mean 'balanced'?)"),
+        ("FastV:keep_ratio=0.1,layer=2", "unknown method 'FastV' (did you mean 'fastv'"),
+        ("balancd+fastv:keep_ratio=0.1", "unknown method 'balancd' (did you mean 'balanced'"),
+        ("", "unknown preset ''"),
+    ],
+)
+def test_every_command_refuses_a_policy_before_torch(
+    command: str, policy: str, says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(name: str, package: str) -> Any:
+        assert name.startswith(".arguments."), f"{name} was loaded"
+        return importlib.import_module(name, package)
+
+    monkeypatch.setattr(cli, "import_module", load)
+    assert cli.main([*command.split(), "--policy", policy]) == 2
+    assert says in capsys.readouterr().err
 
 
 def test_a_question_may_begin_with_dashes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,10 +13,10 @@ import pytest
 from vlmopt import catalogue, methods, scorers
 from vlmopt.attention_fix import ImageBoost, VisualSink
 from vlmopt.calibration.profile import Profile
+from vlmopt.checkpoints import check_name
 from vlmopt.cli.show_pattern import named
 from vlmopt.core import parse, shown
 from vlmopt.head_patterns import HeadPatterns
-from vlmopt.loading import check_name
 from vlmopt.metrics import load_synonyms
 from vlmopt.policy import Policy
 from vlmopt.prefill import SparsePrefill

@@ -18,6 +18,8 @@ from vlmopt.pruning import Debias, DivPrune, FastV, PixelRedundancy, Uniform
     ("line", "policy"),
     [
         ("fastv:keep_ratio=0.1,layer=4", Policy(prune=[FastV(keep_ratio=0.1, layer=4)])),
+        ("fastv:keep_ratio=.1,layer=4", Policy(prune=[FastV(keep_ratio=0.1, layer=4)])),
+        ("uniform:keep_ratio=1.", Policy(prune=[Uniform(keep_ratio=1.0)])),
         ("pixel_redundancy", Policy(prune=[PixelRedundancy()])),
         (
             "pixel_redundancy + div_prune:keep_ratio=0.3,positions=pospad",
@@ -45,6 +47,8 @@ def test_lines(line, policy):
         ("fastv:keep_ratio", ValueError, "'keep_ratio' is not a new setting=value"),
         ("fastv:keep_ratio=0.1,keep_ratio=0.2", ValueError, "not a new setting"),
         ("fastvv:keep_ratio=0.1", ValueError, "did you mean 'fastv'"),
+        ("DART:keep_ratio=0.1", ValueError, "unknown method 'DART'.*did you mean 'dart'"),
+        ("balancd+fastv:keep_ratio=0.1", ValueError, "did you mean 'balanced'"),
         ("fastv:keep_ratio=2", ValueError, "keep_ratio must be"),
         ("fastv:keep_ratio=many", TypeError, "keep_ratio must be a number"),
         ("balanced:keep_ratio=0.1", ValueError, "is a preset and takes no settings"),

@@ -5,12 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-
-
-def bundled() -> list[str]:
-    """Return the names of the checkpoints in the package."""
-    return sorted(path.parent.name for path in HERE.glob("*/config.json"))
+from .names import HERE, bundled, check_name
 
 
 def load_checkpoint(name_or_path: str | Path, **kwargs: Any) -> tuple[Any, Any]:
@@ -23,11 +18,15 @@ def load_checkpoint(name_or_path: str | Path, **kwargs: Any) -> tuple[Any, Any]:
 
     Returns:
         (model in eval mode, processor)
+
+    Raises:
+        ValueError: a name that can be no model; the Hub is not asked for it. What transformers raises goes through.
     """
     from transformers import AutoModelForImageTextToText
 
     from .processor import load_processor
 
+    check_name(str(name_or_path))
     source = str(HERE / name_or_path if name_or_path in bundled() else name_or_path)
     trust = kwargs.pop("trust_remote_code", False)  # None asks on stdin
     options = {"use_safetensors": True, **kwargs}  # what was pickled can run code when it is read
@@ -35,4 +34,4 @@ def load_checkpoint(name_or_path: str | Path, **kwargs: Any) -> tuple[Any, Any]:
     return model.eval(), load_processor(source, trust_remote_code=trust)
 
 
-__all__ = ["bundled", "load_checkpoint"]
+__all__ = ["HERE", "bundled", "check_name", "load_checkpoint"]

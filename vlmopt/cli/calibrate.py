@@ -18,8 +18,9 @@ from ..calibration import Calibration, IATCollector, default_hosts, key
 from ..calibration.captions import Described, annotated, habits
 from ..calibration.sinks import readable_layers
 from ..calibration.table import table
+from ..checkpoints import check_name
 from ..choices import IAT, PARTS
-from ..loading import Loaded, check_device, check_name, load
+from ..loading import Loaded, check_device, load
 from ..media import load_image, readable
 from ..methods import find
 from ..prompt import chat, image_prompt

@@ -11,6 +11,8 @@ from .. import catalogue
 from ..choices import SECTIONS
 from ..core import near
 
+WIDTH = 80  # columns
+FIRM = "\N{NO-BREAK SPACE}"  # where no line may break
 TITLES = {
     "selector": "Selectors",
     "correction": "Corrections",
@@ -26,8 +28,8 @@ def execute(options: argparse.Namespace) -> None:
 def as_text(what: str | None) -> str:
     """Write what `vlmopt list` prints for people; only families and single methods need more than names."""
     if what is None:
-        more = "vlmopt list NAME: all about a preset or a method · vlmopt list families · vlmopt list checkpoints"
-        return "\n".join([*preset_lines(), "", *method_lines(), "", more])
+        more = f"vlmopt list NAME: one in full; also {', '.join(SECTIONS)}"
+        return "\n".join([*preset_lines(brief=True), "", *method_lines(), "", more])
     if what == "presets":
         return "\n".join(preset_lines())
     if what == "methods":
@@ -39,15 +41,16 @@ def as_text(what: str | None) -> str:
     return method_page(found(what))
 
 
-def preset_lines() -> list[str]:
-    """List every preset under its group's title."""
-    lines = ["PRESETS (--policy NAME)"]
+def preset_lines(brief: bool = False) -> list[str]:
+    """List every preset under its group's title; `brief` leaves the names of a group that has no measured price."""
+    lines = [f"PRESETS (--policy NAME; default {catalogue.default()})"]
     for group, title in catalogue.groups().items():
+        mine = [entry for entry in catalogue.presets().values() if entry.group == group]
         lines.append(f"  {title}")
-        for entry in catalogue.presets().values():
-            if entry.group == group:
-                mark = " (default)" if entry.name == catalogue.default() else ""
-                lines.append(f"    {entry.name:<16} {entry.summary}{mark}")
+        if brief and not any(entry.price for entry in mine):
+            lines += wrapped(", ".join(entry.name for entry in mine), 4)
+        else:
+            lines += [f"    {entry.name:<15} {entry.summary}" for entry in mine]
     return lines
 
 
@@ -57,8 +60,14 @@ def method_lines() -> list[str]:
     methods = catalogue.built_in()
     for kind, title in TITLES.items():
         names = ", ".join(entry.name for entry in methods if entry.kind == kind)
-        lines += [f"  {title}", *textwrap.wrap(names, 110, initial_indent=" " * 4, subsequent_indent=" " * 4)]
+        lines += [f"  {title}", *wrapped(names, 4)]
     return lines
+
+
+def wrapped(text: str, indent: int, lead: str = "") -> list[str]:
+    """Break a paragraph into lines of a terminal's usual width; `lead` stands where the first is indented."""
+    lines = textwrap.wrap(text, WIDTH, initial_indent=lead or " " * indent, subsequent_indent=" " * indent)
+    return [line.replace(FIRM, " ") for line in lines]
 
 
 def preset_page(preset: catalogue.Preset) -> str:
@@ -69,7 +78,9 @@ def preset_page(preset: catalogue.Preset) -> str:
         "not for": preset.avoid,
         "once named": ", ".join(preset.was),
     }
-    lines = [f"{preset.name}: {preset.summary}", *(f"  {key:<11}{text}" for key, text in facts.items() if text)]
+    lines = [f"{preset.name}: {preset.summary}"]
+    for key, text in facts.items():
+        lines += wrapped(text, 13, f"  {key:<11}") if text else []
     return "\n".join([*lines, "", json.dumps(preset.policy, indent=2)])
 
 
@@ -86,15 +97,15 @@ def found(name: str) -> dict[str, Any]:
 def method_page(entry: dict[str, Any]) -> str:
     """Write all that is known of a method: what it does, its paper, its settings with their bounds."""
     paper = f", arXiv {entry['paper']}" if entry["paper"] else ""
-    lines = [f"{entry['name']} ({entry['kind']}, reads {entry['reads']}{paper})", f"  {entry['summary']}", ""]
+    lines = [f"{entry['name']} ({entry['kind']}, reads {entry['reads']}{paper})", *wrapped(entry["summary"], 2), ""]
     for s in entry["settings"]:
         bounds = [f"> {s['above']}"] if "above" in s else []
         bounds += [f">= {s['min']}"] if "min" in s else []
         bounds += [f"<= {s['max']}"] if "max" in s else []
         bounds += [" | ".join(s["choices"])] if "choices" in s else []
-        limits = f" [{', '.join(bounds)}]" if bounds else ""
+        limits = " " + f"[{', '.join(bounds)}]".replace(" ", FIRM) if bounds else ""
         default = "" if s["default"] is None else f" (default {s['default']})"
-        lines.append(f"  {s['name']:<16} {s.get('help', '')}{limits}{default}")
+        lines += wrapped(f"{s.get('help', '')}{limits}{default}", 19, f"  {s['name']:<16} ")
     return "\n".join(lines)
 
 

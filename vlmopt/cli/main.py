@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 from ..core import near
+from ..policy import inline
 from ..version import __version__
 
 
@@ -44,14 +45,20 @@ def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     named = next((word for word in words if not word.startswith("-")), None)
     if named is not None and named not in COMMANDS:
-        return refused(f"unknown command {named!r}{near(named, COMMANDS)}; commands: {', '.join(COMMANDS)}")
+        hint = near(named, [*COMMANDS, "--help"])
+        return refused(f"unknown command {named!r}{hint}; commands: {', '.join(COMMANDS)}")
     parser = build_parser([] if named is None else [named])
-    if named is not None and (wrong := parser.commands[named].unknown(words)):
-        return refused(f"{named}: {wrong}; see `vlmopt {named} --help`")
+    if not words:
+        parser.print_help(sys.stderr)
+        return 2
+    asked, name = (parser, "vlmopt") if named is None else (parser.commands[named], f"vlmopt {named}")
+    if wrong := asked.unknown(words):
+        return refused(f"{wrong}; see `{name} --help`")
     options, left = parser.parse_known_args(words)
     if left:
-        return refused(f"{named}: unknown arguments {' '.join(left)!r}; see `vlmopt {named} --help`")
+        return refused(f"unknown arguments {' '.join(left)!r}; see `{name} --help`")
     try:
+        check_policies(getattr(options, "policy", None))
         import_module(f".{COMMANDS[options.command].module}", __package__).execute(options)
         sys.stdout.flush()
     except BrokenPipeError:  # as in `vlmopt list | head`: whoever reads has seen enough
@@ -64,6 +71,12 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def check_policies(given: str | Sequence[str] | None) -> None:
+    """Refuse policies that name what does not exist, before torch is loaded to build them."""
+    for text in [given] if isinstance(given, str) else given or ():
+        inline.check(text)
 
 
 class Parser(argparse.ArgumentParser):

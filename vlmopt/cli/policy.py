@@ -8,4 +8,4 @@ from ..policy import Policy
 
 
 def execute(options: argparse.Namespace) -> None:
-    print(Policy.load(options.name).to_json(), end="")
+    print(Policy.load(options.policy).to_json(), end="")

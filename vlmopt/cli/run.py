@@ -16,10 +16,10 @@ from PIL import Image
 from ..analysis.click import click_of
 from ..api import optimized
 from ..calibration import Profile
-from ..checkpoints import bundled
+from ..checkpoints import bundled, check_name
 from ..frames import Video, load_video
 from ..head_patterns import HeadPatterns
-from ..loading import Loaded, check_device, check_name, load
+from ..loading import Loaded, check_device, load
 from ..measure import Measurement, Spread, measure
 from ..media import check_file, load_image
 from ..overlay import overlay

@@ -16,10 +16,11 @@ from tqdm import tqdm
 
 from ..atomic import atomic_write
 from ..calibration import Profile
+from ..checkpoints import check_name
 from ..checks import model_facts
 from ..head_patterns import FACTS, HeadPatterns
 from ..kernels.patterns import ViewPattern
-from ..loading import Loaded, check_device, check_name, load
+from ..loading import Loaded, check_device, load
 from ..media import check_file
 from ..methods import to_dict
 from ..runtime.offload import device_of

@@ -7,8 +7,8 @@ from typing import Any
 
 from ..api import optimize
 from ..checkpoints import HERE as CHECKPOINTS
-from ..checkpoints import bundled
-from ..loading import check_device, check_name
+from ..checkpoints import bundled, check_name
+from ..loading import check_device
 from ..policy import Policy
 from .demo import HERE as THIS_MACHINE
 

@@ -14,13 +14,15 @@ from vlmopt.core import parse
 
 from .. import methods
 from ..analysis.head_maps import detail_of
+from ..checkpoints import check_name
 from ..checks import model_facts
 from ..frames import load_video
 from ..head_patterns import HeadPatterns
 from ..kernels.draw_head import draw_head
 from ..kernels.patterns import Pattern, Prefill
-from ..loading import Loaded, check_device, check_name, load
+from ..loading import Loaded, check_device, load
 from ..media import check_file, load_image
+from ..policy import inline
 from ..policy.text import call
 from ..prompt import image_prompt, video_prompt
 from ..runtime.structure import structure_of
@@ -78,12 +80,15 @@ def check(options: argparse.Namespace) -> Pattern:
 
 
 def named(text: str) -> Pattern:
-    """Read a pattern by name or in its JSON form."""
+    """Read a pattern by name, in one line with its settings, or in its JSON form."""
     try:
-        data: Any = parse(text) if text.lstrip().startswith("{") else {"method": text}
+        data: Any = parse(text) if text.lstrip().startswith("{") else None
     except ValueError as error:
         raise ValueError(f"--pattern {text} is not JSON: {error}") from error
-    found = methods.build(data)
+    rows = inline.methods_of(text, set(methods.methods())) if data is None else [data]
+    if len(rows) != 1:
+        raise ValueError(f"--pattern {text} is {len(rows)} methods; give one pattern")
+    found = methods.build(rows[0])
     if not isinstance(found, Pattern):
         raise ValueError(f"--pattern {text}: {found.name} is a {methods.kind_of(type(found))}, no pattern")
     return found

@@ -102,7 +102,9 @@ def checked(value: Any, f: Field[Any], label: str) -> Any:
         if not (low <= value <= high and value > above and math.isfinite(value)):
             raise ValueError(f"{label}: {f.name} must be {words}{range_text(meta)}, got {shown(given)}")
     elif value not in meta.get("choices", (value,)):
-        raise ValueError(f"{label}: {f.name} must be one of {', '.join(meta['choices'])}; got {shown(value)}")
+        allowed = meta["choices"]
+        hint = near(value, allowed)
+        raise ValueError(f"{label}: {f.name} must be one of {', '.join(allowed)}; got {shown(value)}{hint}")
     return value
 
 

@@ -9,6 +9,7 @@ LONGEST = 100  # characters of a name that may be a slip of the pen
 
 
 def near(name: str, names: Iterable[str]) -> str:
-    """Return " (did you mean 'uniform'?)" for a name that resembles a known one, or nothing."""
-    close = get_close_matches(name, list(names), n=2, cutoff=0.5) if len(name) <= LONGEST else []
-    return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
+    """Return " (did you mean 'uniform'?)" for a name that resembles a known one, in whatever case, or nothing."""
+    known = {one.casefold(): one for one in names}
+    close = get_close_matches(name.casefold(), known, n=2, cutoff=0.5) if len(name) <= LONGEST else []
+    return f" (did you mean {' or '.join(repr(known[one]) for one in close)}?)" if close else ""

@@ -13,8 +13,8 @@ from vlmopt.core import near, parse, shown
 
 from ..checkpoints import HERE as CHECKPOINTS
 from ..checkpoints import bundled
+from ..checkpoints.names import HUB_ID, LONGEST
 from ..checkpoints.processor import FAILURES, first_line
-from ..loading import HUB_ID, LONGEST
 
 TABLE = Path(__file__).parent / "models.json"
 SETTINGS = ("preprocessor_config.json", "processor_config.json")

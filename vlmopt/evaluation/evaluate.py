@@ -11,11 +11,11 @@ from typing import Any
 
 from ..api import optimized
 from ..atomic import atomic_write
-from ..checkpoints import HERE, bundled, load_checkpoint
+from ..checkpoints import HERE, bundled, check_name, load_checkpoint
 from ..checkpoints.processor import FAILURES, first_line
 from ..choices import UNITS
 from ..families import click_units
-from ..loading import Loaded, _config, check_device, check_name, load
+from ..loading import Loaded, _config, check_device, load
 from ..metrics.pope import PARSERS
 from ..policy import Policy
 from .data import Data, Source

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vlmopt.core import near, parse, shown
+from vlmopt.core import parse, shown
 
 from .. import catalogue, methods, scorers
-from ..choices import POLICY_LINE
 from ..media import check_file
 from . import inline
 
@@ -45,14 +44,9 @@ def named(name: str, paths: bool = True) -> Written:
     known = {*methods.registered(), *methods.plugins()}
     if (written := inline.parse(name, known)) is not None:
         return Written(written)
-    if paths and (os.sep in name or name.endswith(".json")):
+    if paths and inline.is_path(name):
         return read(Path(name))
-    names = sorted([*catalogue.presets(), *known])
-    a_path = "the path of a policy file or directory, " if paths else ""
-    raise ValueError(
-        f"unknown preset {shown(name)}{near(name, names)}; presets: {', '.join(sorted(catalogue.presets()))}. "
-        f"A string may also be {a_path}a policy in JSON, or {POLICY_LINE}."
-    )
+    raise inline.unknown(name, sorted(known), paths)
 
 
 def parsed(text: str) -> Any:

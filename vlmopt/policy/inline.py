@@ -1,17 +1,48 @@
-"""Read policies written in one line, as on a command line: `fastv:keep_ratio=0.1,layer=4`, joined by `+`."""
+"""Read policies written in one line, as on a command line: `fastv:keep_ratio=0.1,layer=4`, joined by `+`; no torch."""
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from .. import catalogue
 from ..choices import POLICY_LINE
+from ..core import near, shown
 from ..core import parse as parse_json
-from ..core import shown
 
 LONGEST = 10_000  # characters of a line
-TERM = re.compile(r"\s*([a-z][a-z0-9_-]*)\s*(?::(.*))?", re.DOTALL)
+TERM = re.compile(r"\s*([A-Za-z][A-Za-z0-9_-]*)\s*(?::(.*))?", re.DOTALL)
+FRACTION = re.compile(r"[+-]?(\d+\.|\.\d+)")  # 1. and .5, which JSON does not know
+
+
+def check(text: str) -> None:
+    """Refuse a name or a line that names what does not exist; paths and JSON are left to who reads them.
+
+    Raises:
+        ValueError: as by `parse`, or no preset has the name.
+    """
+    if text.lstrip("\ufeff \t\n").startswith(("{", "[")) or is_path(text) or os.path.exists(text):
+        return
+    known = catalogue.methods()
+    if catalogue.preset(text) is None and parse(text, set(known)) is None:
+        raise unknown(text, known)
+
+
+def is_path(text: str) -> bool:
+    """Tell what can only be meant as a path, whether it exists or not."""
+    return os.sep in text or text.endswith(".json")
+
+
+def unknown(name: str, known: Iterable[str], paths: bool = True) -> ValueError:
+    """Return the error for a word that is no policy."""
+    presets = sorted(catalogue.presets())
+    a_path = "the path of a policy file or directory, " if paths else ""
+    return ValueError(
+        f"unknown preset {shown(name)}{near(name, [*presets, *known])}; presets: {', '.join(presets)}. "
+        f"A string may also be {a_path}a policy in JSON, or {POLICY_LINE}."
+    )
 
 
 def parse(text: str, known: set[str]) -> list[dict[str, Any]] | None:
@@ -26,7 +57,7 @@ def parse(text: str, known: set[str]) -> list[dict[str, Any]] | None:
         None where the text is no such line: its first term has no settings and names no method, or it is too long.
 
     Raises:
-        ValueError: a term that cannot be read, or a preset that holds more than methods.
+        ValueError: a term that cannot be read, or an unknown name.
     """
     if len(text) > LONGEST:
         return None
@@ -48,6 +79,10 @@ def methods_of(term: str, known: set[str]) -> list[dict[str, Any]]:
         if settings is not None:
             raise ValueError(f"{name!r} is a preset and takes no settings; name its methods instead: {POLICY_LINE}")
         return preset_methods(preset)
+    if name not in known:
+        names = sorted(known)
+        hint = near(name, [*names, *catalogue.presets()])
+        raise ValueError(f"unknown method {shown(name)}{hint}; known: {', '.join(names)}")
     data: dict[str, Any] = {"method": name}
     for word in split(settings or "", ","):
         key, sign, value = word.partition("=")
@@ -68,7 +103,9 @@ def preset_methods(preset: catalogue.Preset) -> list[dict[str, Any]]:
 
 
 def value_of(text: str) -> Any:
-    """Read a JSON value, or else the text itself; True, False and None may be written as in Python."""
+    """Read a JSON value, or else the text itself; True, False, None and fractions may be written as in Python."""
+    if FRACTION.fullmatch(text):
+        return float(text)
     try:
         return parse_json({"True": "true", "False": "false", "None": "null"}.get(text, text))
     except ValueError:

@@ -93,7 +93,9 @@ class Strays:
 
 
 def session_of(model: nn.Module) -> Session | None:
-    """Return the session whose hooks `model`, or anything below it, carries."""
+    """Return the session whose hooks `model`, or anything below it, carries; TypeError for what is no module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a loaded transformers model, got {type(model).__name__}")
     return next((hook.session for _, _, hook in hooks_below(model)), None)
 
 

@@ -8,6 +8,7 @@ import argparse
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", nargs="?", choices=("show",), help="may be left out")
     parser.add_argument(
-        "name",
+        "policy",
+        metavar="name",
         help="preset, policy file, directory with vlmopt_policy.json, or a line such as fastv:keep_ratio=0.1,layer=4",
     )

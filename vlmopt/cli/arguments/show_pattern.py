@@ -18,7 +18,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--head", type=int, default=0, metavar="N", help="query head")
     parser.add_argument(
         "--pattern", metavar="METHOD",
-        help="name, or JSON with settings (default min_p, or what finds the planted structure)",
+        help="name, a line such as min_p:tau=0.5, or JSON (default min_p, or what finds the planted structure)",
     )  # fmt: skip
     parser.add_argument("--patterns", metavar="FILE", help="what `vlmopt search-patterns` found for this head")
     parser.add_argument("--size", type=int, default=512, metavar="N", help="side of a map in pixels (default 512)")

@@ -7,11 +7,11 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from ...checkpoints import load_checkpoint
+from ...checkpoints import check_name, load_checkpoint
 from ...checkpoints.processor import FAILURES, first_line
 from ...choices import DTYPES
 from ...core import near
-from ...loading import Loaded, check_name, load
+from ...loading import Loaded, load
 
 SETTINGS = (
     "pretrained", "policy", "device", "dtype", "device_map", "batch_size", "min_pixels", "max_pixels", "max_frames",

@@ -2,7 +2,8 @@
 
 `<!-- readme: HEADING -->` becomes that section of the README, `<!-- settings: NAME -->` a method's class, the table of
 what is its own, and its docstring folded away, `<!-- shared settings: KIND -->` the table of what most methods of that
-kind have, `<!-- presets -->` a section per preset. Links that leave `docs/` become links to the repository.
+kind have, `<!-- presets -->` a section per preset. Links that leave `docs/` become links to the repository, and papers
+links to arXiv.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from vlmopt.methods import describe, find
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAPER = re.compile(r"\barXiv (\d{4}\.\d{4,5})\b")
 LINK = re.compile(r"\]\((\.\./[^)#\s]+)(#[^)\s]*)?\)")
 HEAD = ["| setting | default | range | what it does |", "|---|---|---|---|"]
 FULL = """
@@ -38,9 +40,16 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: Any) -> str:
     markdown = re.sub(r"<!-- readme: (.+) -->", lambda found: readme(found[1]), markdown)
     markdown = re.sub(r"<!-- settings: (\w+) -->", lambda found: settings(found[1]), markdown)
     markdown = re.sub(r"<!-- shared settings: (\w+) -->", lambda found: table(shared(found[1]).values()), markdown)
+    markdown = PAPER.sub(r"[arXiv \1](https://arxiv.org/abs/\1)", markdown)
+    markdown = markdown.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")  # one figure, one line of its cell
     here = PurePosixPath("docs", page.file.src_uri).parent
     markdown = LINK.sub(lambda found: outward(found, here, config["repo_url"]), markdown)
     return markdown.replace("<!-- presets -->", presets()) if "<!-- presets -->" in markdown else markdown
+
+
+def on_post_page(output: str, **_: Any) -> str:
+    """Leave out what would ask GitHub for the stars of the repository: a page asks no other host for anything."""
+    return output.replace(' data-md-component="source"', "")
 
 
 def readme(heading: str) -> str:
@@ -101,7 +110,7 @@ def fixed(s: dict[str, Any]) -> bool:
 
 def table(found: Any) -> str:
     lines = [f"| `{s['name']}` | {code(s['default'])} | {bounds(s)} | {cell(s.get('help', ''))} |" for s in found]
-    return "\n".join([*HEAD, *lines])
+    return "\n".join(['<div class="settings" markdown>', "", *HEAD, *lines, "", "</div>"])
 
 
 def bounds(s: dict[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """Draw what every method keeps, for its page: `python -m tools.method_pictures [NAME ...]`, from the repository's root.
 
 Selectors choose a quarter of the cells of one bundled page, on tiny-qwen; those that find the count themselves do so.
-Patterns read one planted head of 2 048 tokens, with budgets that fit this length.
+Patterns read one planted head of 2 048 tokens, with budgets that fit this length. Evictions leave a quarter of the keys
+of the page, of which two heads of one layer are drawn.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 import vlmopt
+from tests.support.evicted import gone
 from tests.support.planted import structured
 from vlmopt import methods
 from vlmopt.frames import Video
@@ -36,6 +39,7 @@ from vlmopt.kernels.patterns import (
     VerticalSlash,
     XAttention,
 )
+from vlmopt.kv import Eviction
 from vlmopt.overlay import overlay
 from vlmopt.policy.text import call
 from vlmopt.prompt import as_seen, image_prompt, video_prompt
@@ -63,6 +67,7 @@ COLOURS = 48  # of the palette: enough for flat pages, and files stay small
 TOKENS, SIDE = 2048, 448  # of the planted head; pixels of its map
 MOVING = ("evs", "fastvid", "vidcom2")
 CLIP = 12  # frames, two to a temporal cell
+LAYER, HEADS = 3, 2  # whose keys are drawn
 # Where the defaults do not fit six layers, or the count is the method's own.
 CHOSEN: dict[str, Selector] = {
     "core_matching": CoreMatching(layer=3),
@@ -95,9 +100,9 @@ PATTERNS: dict[str, tuple[Pattern, str]] = {  # and what is planted
 
 
 def main(names: list[str]) -> None:
-    selectors, patterns = (
+    selectors, patterns, evictions = (
         [row["name"] for row in methods.describe() if row["kind"] == kind and (not names or row["name"] in names)]
-        for kind in ("selector", "pattern")
+        for kind in ("selector", "pattern", "eviction")
     )
     model, processor = vlmopt.load_checkpoint("tiny-qwen")
     for name in selectors:
@@ -106,6 +111,10 @@ def main(names: list[str]) -> None:
         save(draw_selector(model, processor, method), OUT / "selectors" / f"{name}.png")
     for name in patterns:
         save(draw_pattern(*PATTERNS[name]), OUT / "patterns" / f"{name}.png")
+    for name in evictions:
+        evicts = methods.build({"method": name, "keep_ratio": KEEP})
+        assert isinstance(evicts, Eviction)
+        save(draw_eviction(model, processor, evicts), OUT / "evictions" / f"{name}.png")
 
 
 def draw_selector(model: torch.nn.Module, processor: object, method: Selector) -> Image.Image:
@@ -121,6 +130,19 @@ def draw_selector(model: torch.nn.Module, processor: object, method: Selector) -
     with vlmopt.optimized(model, method), torch.inference_mode():
         model(**inputs)
         return overlay(shown, vlmopt.report(model).maps(0), columns=3)
+
+
+def draw_eviction(model: Any, processor: Any, method: Eviction) -> Image.Image:
+    """Draw the cells whose keys are left of the page when the prompt is over, in the first heads of one layer."""
+    page = Image.open(PAGE).convert("RGB")
+    inputs = image_prompt(processor, QUESTION, [page])
+    visual = inputs["input_ids"][0] == model.config.image_token_id
+    with vlmopt.optimized(model, method), torch.inference_mode():
+        cache = model.generate(**inputs, max_new_tokens=2, return_dict_in_generate=True).past_key_values
+        _, left = gone(cache, len(visual))
+        (whole,) = vlmopt.report(model).maps(0)
+    heads = [replace(whole, kept=~left[LAYER][0, head][visual]) for head in range(HEADS)]
+    return overlay([as_seen(processor, page)] * HEADS, heads, title=f"two heads of layer {LAYER}")
 
 
 def draw_pattern(pattern: Pattern, kind: str) -> Image.Image:

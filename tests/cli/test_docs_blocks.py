@@ -31,7 +31,7 @@ SMALL = {"Qwen/Qwen2.5-VL-3B-Instruct": "tiny-qwen", "runs/focus/scorer": "tiny-
 def fences(path: Path, python: bool) -> Iterator[str]:
     """Blocks of Python, or of commands; those marked as text are neither."""
     for language, body in re.findall(r"^```(\w*)\n(.*?)^```", text_of(path), re.MULTILINE | re.DOTALL):
-        known = ("", "mermaid", "python", "sh", "text")
+        known = ("", "python", "sh", "text")
         assert language in known, f"{name_of(path)}: nobody checks a block of {language}"
         if language in (["python"] if python else ["", "sh"]):
             yield body
@@ -62,7 +62,7 @@ COMMAND = [(name_of(path), words) for path in DOCUMENTS for words in commands(pa
 def test_maps_of_the_runtime_name_files_that_exist() -> None:
     runtime = ROOT / "vlmopt" / "runtime"
     page = text_of(ROOT / "docs" / "architecture.md")
-    named = set(re.findall(r"(?<![a-z_/])[a-z_]+/[a-z_]+\.py", page[page.index("```mermaid") :]))
+    named = set(re.findall(r"(?<![a-z_/])[a-z_]+/[a-z_]+\.py", page[page.index("## One call") :]))
     told = re.findall(r"`([a-z_]+/[a-z_]+)`", text_of(runtime / "__init__.py"))
     named |= {name if (runtime / name).is_dir() else f"{name}.py" for name in told}
     assert len(named) > 10

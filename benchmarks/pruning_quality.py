@@ -13,6 +13,7 @@ real models.
     python benchmarks/pruning_quality.py --checkpoint tiny-llava --profile benchmarks/profiles/tiny-llava.json
     python benchmarks/pruning_quality.py --tables                     # Markdown: every method, and "A + B" less "A"
     python benchmarks/pruning_quality.py --tables --against random    # Markdown: every method less another
+    python benchmarks/pruning_quality.py --write                      # the first form into docs/benchmarks.md
 """
 
 from __future__ import annotations
@@ -209,9 +210,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="names of variants")
     parser.add_argument("--tables", action="store_true", help="print Markdown of what was measured, and stop")
     parser.add_argument("--against", help="with --tables: differences of every method from this one")
+    parser.add_argument("--write", action="store_true", help="put these tables into docs/benchmarks.md, and stop")
     options = parser.parse_args()
-    if options.tables:
-        pruning_tables.show(options.against)
+    if options.write:
+        pruning_tables.write()
+    elif options.tables:
+        print(pruning_tables.tables(options.against))
     else:
         run(options)
 

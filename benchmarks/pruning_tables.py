@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from common import RESULTS
+from pruning_variants import variants
 from vlmopt.metrics import Interval, paired_difference, wilson
 
 Blocks = dict[int, dict[str, Any]]  # newest row of one method at one budget, by block of seeds
 Cells = dict[tuple[str, float], Blocks]
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- pruning_tables.py -->\n", "<!-- end -->"
+CONTROL = "random"
 
 
 class Difference(NamedTuple):
@@ -72,34 +76,55 @@ def marks(row: dict[str, Any]) -> np.ndarray:
     return np.array([mark == "1" for mark in row["marks"]], dtype=np.float64)
 
 
-def show(against: str | None) -> None:
-    """Print accuracies and differences: of every method from `against`, or of "A + B" from "A"."""
-    for checkpoint, cells in read(RESULTS / "pruning_quality.jsonl").items():
-        names = list(dict.fromkeys(name for name, _ in cells if name != "dense"))
-        ratios = sorted({keep for name, keep in cells if name != "dense"}, reverse=True)
-        print(f"\n**{checkpoint}, dense {accuracy(cells['dense', 1.0])}**\n")
-        columns = [f"{keep:g}" for keep in ratios]
-        heading("method", [*columns, f"layers at {ratios[0]:g}", "slope", "padding", "images"])
-        for name in names:
-            mine = [cells.get((name, keep)) for keep in ratios]
-            asked = dict.fromkeys(str(images(cell)) for cell in mine if cell)
-            row = [name, *map(accuracy, mine), *facts(next(filter(None, mine))), " / ".join(asked)]
-            print("| " + " | ".join(row) + " |")
-        bases = {name: against or base_of(name) for name in names}
-        print(f"\n**{checkpoint}, differences in points: all blocks (95 % interval), lowest to highest block**\n")
-        heading("method", ["less", *columns, "blocks", "images"])
-        for name, base in bases.items():
-            if base is None or base == name:
-                continue
-            both = [(cells.get((base, keep)), cells.get((name, keep))) for keep in ratios]
-            found = [difference(a, b) if a and b else None for a, b in both]
-            shown = ["" if one is None else str(one) for one in found]
+def write() -> None:
+    """Put the tables into the page of benchmarks."""
+    page = PAGE.read_text(encoding="utf-8")
+    before, _, rest = page.partition(BEGIN)
+    PAGE.write_text(before + BEGIN + tables() + END + rest.partition(END)[2], encoding="utf-8")
+
+
+def tables(against: str | None = None) -> str:
+    """Return Markdown: accuracies, and differences of every method from `against`, or of "A + B" from "A".
+
+    What adds nothing to another method is compared with `random`.
+    """
+    newest = read(RESULTS / "pruning_quality.jsonl")
+    return "\n".join(line for name, cells in newest.items() for line in table(name, cells, against))
+
+
+def table(checkpoint: str, cells: Cells, against: str | None) -> Iterator[str]:
+    names = sorted(dict.fromkeys(name for name, _ in cells if name != "dense"), key=place)
+    ratios = sorted({keep for name, keep in cells if name != "dense"}, reverse=True)
+    columns = [f"{keep:g}" for keep in ratios]
+    yield from (f"**{checkpoint}, dense {accuracy(cells['dense', 1.0])}**", "")
+    yield from heading("method", [*columns, "layers", "slope", "padding", "images"])
+    for name in names:
+        mine = [cells.get((name, keep)) for keep in ratios]
+        asked = dict.fromkeys(str(images(cell)) for cell in mine if cell)
+        yield line(name, *map(accuracy, mine), *facts(next(filter(None, mine))), " / ".join(asked))
+    yield from ("", f"**{checkpoint}, differences in points: all blocks (95 % interval), lowest to highest block**", "")
+    yield from heading("method", ["less", *columns, "blocks", "images"])
+    for name in names:
+        base = against or base_of(name) or CONTROL
+        both = [(cells.get((base, keep)), cells.get((name, keep))) for keep in ratios]
+        found = [difference(a, b) if a and b else None for a, b in both]
+        if name != base and any(found):
             sizes = [" / ".join(dict.fromkeys(str(size) for size in column)) for column in sizes_of(found)]
-            print("| " + " | ".join([name, base, *shown, *sizes]) + " |")
+            yield line(name, base, *("" if one is None else str(one) for one in found), *sizes)
+    yield ""
 
 
-def heading(first: str, others: Sequence[str]) -> None:
-    print("| " + " | ".join([first, *others]) + " |\n|" + "---|" * (len(others) + 1))
+def place(name: str) -> int:
+    """Return where a method stands in a table, beside what is added to it."""
+    return list(variants(0.5, False, None)).index(name.partition(" + ")[0])
+
+
+def heading(first: str, others: Sequence[str]) -> tuple[str, str]:
+    return line(first, *others), "|" + "---|" * (len(others) + 1)
+
+
+def line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def accuracy(cell: Blocks | None) -> str:

@@ -63,7 +63,7 @@ def test_what_a_name_adds_is_compared_with_the_rest_of_the_name():
     assert base_of("fastv") is None
 
 
-def test_tables_show_the_newest_row_of_every_block(tmp_path, monkeypatch, capsys):
+def test_tables_show_the_newest_row_of_every_block(tmp_path, monkeypatch):
     import pruning_tables
 
     monkeypatch.setattr(pruning_tables, "RESULTS", tmp_path)
@@ -72,15 +72,23 @@ def test_tables_show_the_newest_row_of_every_block(tmp_path, monkeypatch, capsys
         for block, text in [(0, "0000"), (0, "1100"), (1, "1100"), (2, "1100")]:
             rows = [
                 {"method": "dense", "keep_ratio": 1.0, "marks": "1111", **facts},
+                {"method": "random", "keep_ratio": 0.1, "marks": "1000", **facts},
                 {"method": "fastv", "keep_ratio": 0.1, "marks": text, **facts},
                 {"method": "fastv + trend", "keep_ratio": 0.1, "marks": "1110", **facts},
             ]
             file.write(json.dumps({"checkpoint": "toy", "block": block, "kinds": ["count"] * 4, "rows": rows}) + "\n")
-    pruning_tables.show(None)
-    said = capsys.readouterr().out
+    said = pruning_tables.tables()
     assert "| fastv | 50.0 ± " in said
     assert " | 40 % | +0.50 |  | 12 |" in said
+    assert "| fastv | random | +25.0 (+0.0 to +50.0) +25.0 to +25.0 | 3 | 12 |" in said
     assert "| fastv + trend | fastv | +25.0 (+0.0 to +50.0) +25.0 to +25.0 | 3 | 12 |" in said
+    assert "| fastv + trend | random | **+50.0 (" in pruning_tables.tables("random")
+
+
+def test_the_page_shows_what_was_measured():
+    from pruning_tables import BEGIN, END, PAGE, tables
+
+    assert f"{BEGIN}{tables()}{END}" in PAGE.read_text(encoding="utf-8")
 
 
 def test_every_question_has_an_image_of_its_own():

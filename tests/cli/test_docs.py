@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 import re
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from tools import method_pictures
 from vlmopt import catalogue, load_checkpoint
 from vlmopt.evaluation.data import Source
 from vlmopt.evaluation.loading import load_data
+from vlmopt.kv import KeyDiff
 from vlmopt.methods import describe, find
 from vlmopt.pruning import UIGraph
 
@@ -99,6 +100,15 @@ def test_sections_of_the_readme_stand_on_the_start_page(hook: ModuleType) -> Non
             assert target.startswith("http") or (DOCS / target).exists(), target
     with pytest.raises(ValueError, match="no section 'Colours'"):
         hook.readme("Colours")
+
+
+def test_papers_are_links_and_no_other_host_is_asked(hook: ModuleType) -> None:
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="a.md"))
+    text = hook.on_page_markdown("FastV, arXiv 2403.06764: 90 ± 2", page=page, config={"repo_url": ""})
+    assert (
+        text == "FastV, [arXiv 2403.06764](https://arxiv.org/abs/2403.06764): 90\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}2"
+    )
+    assert hook.on_post_page('<a class="md-source" data-md-component="source">') == '<a class="md-source">'
 
 
 def test_the_manifest_of_the_page_is_read_as_the_page_says(tmp_path: Path) -> None:
@@ -187,6 +197,8 @@ def test_images_can_be_drawn_again() -> None:
     assert set(method_pictures.PATTERNS) == {name for name, row in ROWS.items() if row["kind"] == "pattern"}
     selector = method_pictures.draw_selector(*load_checkpoint("tiny-qwen"), UIGraph(keep_ratio=0.25))
     pattern = method_pictures.draw_pattern(*method_pictures.PATTERNS["a_shape"])
-    for drawn, name in ((selector, "selectors/ui_graph"), (pattern, "patterns/a_shape")):
+    eviction = method_pictures.draw_eviction(*load_checkpoint("tiny-qwen"), KeyDiff(keep_ratio=0.25))
+    drawings = {"selectors/ui_graph": selector, "patterns/a_shape": pattern, "evictions/key_diff": eviction}
+    for name, drawn in drawings.items():
         with Image.open(DOCS / "pictures" / f"{name}.png") as shown:
             assert drawn.size == shown.size

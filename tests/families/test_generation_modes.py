@@ -14,6 +14,7 @@ from transformers import DynamicCache
 import vlmopt
 from tests.support.families import FAMILIES, GREEDY, Batch, Image
 from tests.support.mechanism import (
+    IN_CHUNKS,
     LOGITS,
     TOLERANCE,
     Case,
@@ -145,10 +146,7 @@ def test_two_continuations_of_one_prefix(case):
             assert same(out, reference.generate(turn(ids), past_key_values=other, **settings, **LOGITS))
 
 
-@pytest.mark.skipif(
-    not hasattr(FAMILIES["llava"].model_class, "_prepare_multimodal_encoder_kwargs_for_generation"),
-    reason="this release cannot prefill prompts with images in chunks",
-)
+@IN_CHUNKS
 @pytest.mark.parametrize("name", NAMES)
 def test_chunked_prefill_cuts_each_chunk_by_itself(name):
     case = Case(FAMILIES[name], "progressive")

@@ -10,7 +10,7 @@ import torch
 
 import vlmopt
 from tests.support.families import FAMILIES, GREEDY, Image, Video
-from tests.support.mechanism import LOGITS, NEW_TOKENS, TOLERANCE, Case, forward, gap
+from tests.support.mechanism import IN_CHUNKS, LOGITS, NEW_TOKENS, TOLERANCE, Case, forward, gap
 from vlmopt.attention_fix import ImageBoost, VisualSink
 from vlmopt.kernels.patterns import AShape, MinP, Prefill
 from vlmopt.policy import Policy
@@ -119,6 +119,7 @@ def test_with_corrections():
     assert len(report.corrections) == 2
 
 
+@IN_CHUNKS
 @pytest.mark.parametrize("cut", [7, 16])
 def test_chunked_prefill(cut):
     family = FAMILIES["llava"]

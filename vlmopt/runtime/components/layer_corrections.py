@@ -185,7 +185,6 @@ class Watch:
         self.step, self.layer = step, layer
         self.prompt = isinstance(step, PromptStep)
 
-    @torch.no_grad()  # a checkpointed layer must keep the same tensors when it runs again, unwatched
     def __call__(self, correction: RowCorrection, values: Tensor, view: RowView, edited: Tensor) -> None:
         if isinstance(self.step, PromptStep) and (self.step.again or self.step.call.ledger.prompt is not None):
             return  # the prompt once more, in a backward pass or without a cache
@@ -193,7 +192,8 @@ class Watch:
         total = edited[:, :, 0] if edited.shape[2] == 1 else edited.sum(2)
         if self.prompt:
             offered = view.rows.sum(1)
-            record.measured.append((offered.sum(), correction.measure(values, view)))
+            with torch.no_grad():  # a checkpointed layer must keep the same tensors when it runs again, unwatched
+                record.measured.append((offered.sum(), correction.measure(values, view)))
             record.rows = offered if record.rows is None else record.rows + offered
             record.edited = total.long() if record.edited is None else record.edited + total
         else:

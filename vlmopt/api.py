@@ -14,7 +14,7 @@ from .checks import check
 from .policy import Policy, PolicyLike
 from .reporting import Report
 from .runtime.session import install, remove, session_in, session_of
-from .runtime.structure import answering
+from .runtime.structure import answering, embeds_rows
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -31,8 +31,11 @@ def optimize(model: Model, policy: PolicyLike) -> Model:
     next token is text.
 
     Args:
-        model: a transformers `...ForConditionalGeneration` with weights loaded, on any device. Of Qwen's Omni models
-            the thinker is changed, which reads images and writes text.
+        model: a transformers `...ForConditionalGeneration` with weights loaded, on any device; or a bare `AutoModel`,
+            whose `forward` is then pruned: `last_hidden_state` has the length of the prompt, `report(model).rows()`
+            says which of its rows are of tokens that were kept. Of Qwen's Omni models the thinker is changed, which
+            reads images and writes text; of retrieval models (ColPali, ColQwen2) the `vlm`, and `embeddings` of
+            dropped tokens are zeros.
         policy: preset name, path of a policy file or directory, a line such as "fastv:keep_ratio=0.1,layer=4", dict,
             method, list of methods, or `Policy`.
 
@@ -55,7 +58,7 @@ def optimize(model: Model, policy: PolicyLike) -> Model:
             stacklevel=2,
         )
     restore(model)
-    install(fitted, structure, trained)
+    install(fitted, structure, trained, model if embeds_rows(model) else None)
     return model
 
 

@@ -7,10 +7,18 @@ from typing import Any
 
 from torch import nn
 
+from vlmopt.pruning import AttentionRows, Signal
+from vlmopt.pruning.signals import Activations, FirstPassRows, Projector, VisionAttention, VisionKeys
+
 from .policy import Policy
 from .runtime import compat
 from .runtime.components.order import COMPONENTS
 from .runtime.structure import ModelStructure, structure_of, whole_blocks
+
+# What each rank has of its own under tensor parallelism.
+OF_A_RANK: tuple[type[Signal], ...] = (
+    AttentionRows, FirstPassRows, Activations, Projector, VisionAttention, VisionKeys,
+)  # fmt: skip
 
 
 def check(model: nn.Module, policy: Policy) -> tuple[ModelStructure, Policy]:
@@ -24,6 +32,7 @@ def check(model: nn.Module, policy: Policy) -> tuple[ModelStructure, Policy]:
             "attn_implementation='flex_attention' is not supported: its block masks cannot be cut. "
             "Use 'sdpa', 'eager' or a flash implementation."
         )
+    check_ranks(model, structure, policy)
     facts = model_facts(model, structure)
     known = facts | {"whole_blocks": whole_blocks(model)}
     fitted = [c if c.is_identity and c.idle is None else c.for_model(known) for c in policy.attention]
@@ -37,9 +46,30 @@ def check(model: nn.Module, policy: Policy) -> tuple[ModelStructure, Policy]:
     return structure, policy
 
 
+def check_ranks(model: Any, structure: ModelStructure, policy: Policy) -> None:
+    """Refuse what reads or edits heads and neurons where every rank has some of its own, and would choose for itself.
+
+    Embeddings and hidden states are the same on all ranks, and so is what is chosen by them.
+    """
+    count = compat.ranks(model, structure.outer, structure.decoder)
+    if count == 1:
+        return
+    own = [m for m in policy.active if any(isinstance(need, OF_A_RANK) for need in m.captures)]
+    sparse = policy.prefill is not None and not policy.prefill.is_identity
+    names = [method.label for method in own] + [method.name for method in policy.corrections]
+    names += ["sparse prefill"] * sparse + ([policy.kv.label] if policy.kv is not None and policy.evicts else [])
+    if names:
+        raise ValueError(
+            f"{', '.join(dict.fromkeys(names))}: {type(model).__name__} is spread over {count} ranks by tensor "
+            "parallelism, each with heads and neurons of its own. Use selectors that read embeddings, which are the "
+            "same on all (div_prune, dart, vidcom2, evs, uniform, random), or load the model on one rank"
+        )
+
+
 def check_names(structure: ModelStructure) -> None:
     """Raise `RuntimeError` where arguments have other names than on the releases of transformers that were tested."""
-    for module, names in ((structure.outer, compat.OUTER), (structure.decoder, compat.DECODER)):
+    outer = compat.OUTER if structure.language_model is None else compat.OUTER[:-1]  # which it may pass on as it comes
+    for module, names in ((structure.outer, outer), (structure.decoder, compat.DECODER)):
         compat.check_signature(type(module).forward, names, f"{type(module).__name__}.forward")
     for kind in {type(layer) for layer in structure.layers}:
         compat.check_signature(kind.forward, compat.layer_arguments(structure.decoder), f"{kind.__name__}.forward")

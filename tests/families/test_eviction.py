@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import torch
-from transformers import DynamicCache
 
-import vlmopt
-from tests.support.evicted import Evicted, generate, gone
+from tests.support.evicted import Evicted, check, gone
 from tests.support.families import FAMILIES, HYBRID, MASKABLE, Image, Video
-from tests.support.mechanism import gap
 from vlmopt import kv
 
-TOLERANCE = 1e-5  # of the largest logit
 METHODS = {
     "random_kv": kv.RandomKV(keep_ratio=0.4, recent=2),
     "key_diff": kv.KeyDiff(keep_ratio=0.4, recent=2, layer_budgets="pyramid"),
@@ -37,21 +32,6 @@ CELLS = [
     if (family.name in ("qwen2_5_vl", "llava") or (method == "vl_cache" and rows == "ragged"))
     and (family.name == "qwen2_5_vl" or cut[1] == "keep")
 ]
-
-
-def check(cell, batch, attn="sdpa", tolerance=TOLERANCE, **kwargs):
-    """The same tokens and logits as the oracle; returns the cache."""
-    model = cell.model(attn)
-    out = generate(model, batch, **kwargs)
-    vlmopt.restore(model)
-    end = batch.ids.shape[1]
-    if cell.family.hybrid:  # recurrent layers need a cache that knows of them
-        kwargs["past_key_values"] = DynamicCache(config=cell.family.build().config.get_text_config())
-    expected = generate(cell.reference(batch).evict(gone(out.past_key_values, end)), batch, **kwargs)
-    assert torch.equal(out.sequences, expected.sequences)
-    logits = torch.stack(expected.logits, 1)
-    assert gap(torch.stack(out.logits, 1), logits) < tolerance * float(logits.abs().max())
-    return out.past_key_values
 
 
 @pytest.mark.parametrize(("family", "method", "cut", "rows"), CELLS)

@@ -9,15 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 import vlmopt
-from tests.support.families import FAMILIES, GREEDY, Batch, Family
-from tests.support.mechanism import LOGITS, Case
+from tests.support.families import GREEDY, Batch, Family
+from tests.support.mechanism import LOGITS, Case, gap
 from tests.support.reference import NEVER, Reference
 from vlmopt.kv import Eviction
 from vlmopt.runtime.context import Own
 
 NEW = 5
+TOLERANCE = 1e-5  # of the largest logit
 
 
 class EvictedReference(Reference):
@@ -61,8 +63,8 @@ def built(family: Family, attn: str) -> Any:
 
 
 @functools.cache
-def oracle(name: str) -> EvictedReference:
-    return EvictedReference(built(FAMILIES[name], "eager"))
+def oracle(family: Family) -> EvictedReference:
+    return EvictedReference(built(family, "eager"))
 
 
 def gone(cache: Any, end: int, real: Tensor | None = None) -> tuple[int, dict[int, Tensor]]:
@@ -108,7 +110,7 @@ class Evicted:
 
     def reference(self, batch: Batch) -> EvictedReference:
         removal = Case(self.family, self.schedule, self.positions).removal(batch) if self.schedule else None
-        reference = oracle(self.family.name)
+        reference = oracle(self.family)
         reference.evict().remove(removal)
         return reference
 
@@ -118,3 +120,18 @@ def generate(model: Any, batch: Any, **kwargs: Any) -> Any:
     if isinstance(model, Reference):
         return model.generate(batch(), **settings)
     return model.generate(**batch(), **settings)
+
+
+def check(cell: Evicted, batch: Any, attn: str = "sdpa", tolerance: float = TOLERANCE, **kwargs: Any) -> Any:
+    """The same tokens and logits as the oracle; returns the cache."""
+    model = cell.model(attn)
+    out = generate(model, batch, **kwargs)
+    vlmopt.restore(model)
+    end = batch.ids.shape[1]
+    if cell.family.hybrid:  # recurrent layers need a cache that knows of them
+        kwargs["past_key_values"] = DynamicCache(config=cell.family.build().config.get_text_config())
+    expected = generate(cell.reference(batch).evict(gone(out.past_key_values, end)), batch, **kwargs)
+    assert torch.equal(out.sequences, expected.sequences)
+    logits = torch.stack(expected.logits, 1)
+    assert gap(torch.stack(out.logits, 1), logits) < tolerance * float(logits.abs().max())
+    return out.past_key_values

@@ -86,11 +86,13 @@ class Family:
     hybrid: bool = False  # some layers are recurrent, so masking a column does not remove a token
     centred_norms: bool = False  # norms scale by 1 + weight
     prune_layers: tuple[int, int, int] = (0, 2, 4)  # gemma4: not beyond the first layer whose keys are shared
+    mend: Callable[[Any], None] | None = None  # what a release broke in the model itself
     extra: bool = False  # not among the families the library promises
 
     @property
     def model_class(self) -> Any:
-        return getattr(hf, self.model + "ForConditionalGeneration", None)
+        heads = (getattr(hf, self.model + head, None) for head in ("ForConditionalGeneration", "ForCausalLM"))
+        return next((head for head in heads if head is not None), None)
 
     @property
     def positions(self) -> tuple[str, ...]:
@@ -140,7 +142,7 @@ class Family:
         if isinstance(segment, Video):
             assert self.video_layout is not None, f"{self.name} takes no video"
             ids = self.video_layout(self.videos[segment.size % len(self.videos)])
-            return ids, [ids.count(VIDEO)]
+            return ids, [ids.count(VIDEO) + ids.count(IMAGE)]  # Molmo2 has one placeholder for both
         size = self.images[segment.size % len(self.images)]
         spans = self.spans(size, in_row) if self.spans else []
         ids = self.layout(size, in_row) if self.layout else [IMAGE] * sum(spans)
@@ -179,6 +181,8 @@ def _build(family: Family, attn_implementation: str, seed: int) -> nn.Module:
                 p.normal_(0.0 if family.centred_norms else 1.0, 0.1)
             else:
                 p.normal_(0, 0.05)
+    if family.mend is not None:
+        family.mend(model)
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = EOS, PAD
     return model.eval()
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.support import more, tiny, tiny_qwen
+from tests.support import more, own_builds, tiny, tiny_qwen
 from tests.support.families import _QWEN, Family, _count
 from tests.support.tiny import VIDEO
 
@@ -81,6 +81,67 @@ MORE = {
             "VideoLlama3",
             more.video_llama_3,
             **dict(_QWEN, pixels=more.video_llama_pixels, frames=more.video_llama_frames, rope="1d"),
+        ),
+        Family("llama4", "Llama4", own_builds.llama4, **_SQUARE, spans=_count(4), mend=own_builds.llama4_outputs),
+        Family(
+            "molmo2",
+            "Molmo2",
+            own_builds.molmo2,
+            own_builds.molmo2_pixels,
+            images=((3, 4), (2, 3), (4, 2)),
+            spans=own_builds.molmo2_spans,
+            videos=((3, 2, 3),),
+            video_layout=own_builds.molmo2_video,
+            frames=own_builds.molmo2_frames,
+        ),
+        Family("idefics2", "Idefics2", own_builds.idefics2, own_builds.idefics2_pixels, spans=_count(9)),
+        Family(
+            "phi4_multimodal",
+            "Phi4Multimodal",
+            own_builds.phi4_multimodal,
+            own_builds.phi4_pixels,
+            images=((1, 2), (1, 1), (2, 1)),
+            spans=own_builds.phi4_spans,
+            mend=own_builds.phi4_tower,
+        ),
+        Family("blip_2", "Blip2", own_builds.blip_2, **_SQUARE, spans=_count(9)),
+        Family(
+            "instructblip", "InstructBlip", own_builds.instructblip, own_builds.instructblip_pixels, spans=_count(9)
+        ),
+        Family("gemma3n", "Gemma3n", own_builds.gemma3n, **_SQUARE, spans=_count(16), prune_layers=(0, 1, 2)),
+        Family(
+            "kimi_k25",
+            "Kimi_K25",
+            own_builds.kimi_k25,
+            **dict(
+                _QWEN,
+                pixels=more.image_patches,
+                frames=own_builds.clip_patches,
+                videos=((2, 4, 6), (3, 4, 4)),
+                video_layout=own_builds.kimi_video,
+                rope="1d",
+            ),
+        ),
+        *(
+            Family(
+                name,
+                model,
+                config,
+                own_builds.minicpm_pixels,
+                images=((8, 8), (8, 12), (4, 16)),
+                spans=own_builds.minicpm_spans,
+                framed=True,
+                videos=((2, 8, 8),),
+                video_layout=own_builds.minicpm_video,
+                frames=own_builds.minicpm_frames,
+                rope="mrope",
+                hybrid=True,
+                centred_norms=True,
+            )
+            for name, model, config in (
+                ("minicpmv4_6", "MiniCPMV4_6", own_builds.minicpmv4_6),
+                ("minicpmv4_7", "MiniCPMV4_7", own_builds.minicpmv4_7),
+            )
         ),
     )
     if row.model_class is not None

@@ -104,6 +104,11 @@ def marker_embedding(hidden: Tensor, run: list[int], marker: str) -> Tensor:
     return torch.stack([hidden[i].double() for i in run]).mean(0).to(hidden.dtype)
 
 
+def _side_by_side(hidden: Tensor) -> tuple[Tensor, int]:
+    """[B, L, d] as it is, streams [s, B, L, d] as [B, L, s * d]; and s, 0 where there are none."""
+    return (hidden, 0) if hidden.ndim == 3 else (hidden.permute(1, 2, 0, 3).flatten(2), len(hidden))
+
+
 def decoder_of(model: nn.Module) -> nn.Module:
     return next(
         m
@@ -194,7 +199,8 @@ class Reference:
     def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         cache = kwargs.get("cache", kwargs.get("past_key_values"))  # from 5.24; up to 5.23
         self.past = cache.get_seq_length() if cache is not None else 0
-        self.q = kwargs["inputs_embeds"].shape[1]
+        embeds = kwargs.get("inputs_embeds")
+        self.q = (kwargs["input_ids"] if embeds is None else embeds).shape[1]
 
     def _first(self, hidden: Tensor) -> int:
         """Column of the first of the rows at hand: some decoders keep only the last rows in their last layers."""
@@ -218,7 +224,7 @@ class Reference:
             if self.removal is None:
                 return None
             kw = {**dict(zip(names, args, strict=False)), **kwargs}
-            hidden = kw["hidden_states"]
+            hidden, streams = _side_by_side(kw["hidden_states"])
             if layer > 0 and self.removal.markers[layer - 1]:  # what the loop adds between layers is not for markers
                 hidden = hidden.clone()
                 for row, column in self._markers(layer - 1, hidden):
@@ -227,14 +233,15 @@ class Reference:
             positions = self.removal.repacked(layer)
             if positions is not None:
                 kw.update(self._rotary(layer, kw, positions))
-            return (kw.pop("hidden_states"),), kw
+            hidden = kw.pop("hidden_states")
+            return (hidden.unflatten(2, (streams, -1)).permute(2, 0, 1, 3) if streams else hidden,), kw
 
         return hook
 
     def _after(self, layer: int) -> Any:
         def hook(module: nn.Module, args: Any, out: Any) -> None:
             if self.removal is not None and self.removal.markers[layer]:
-                hidden = out[0] if isinstance(out, tuple) else out
+                hidden, _ = _side_by_side(out[0] if isinstance(out, tuple) else out)
                 self.written = {
                     (row, column): hidden[row, column - self._first(hidden)].clone()
                     for row, column in self._markers(layer, hidden)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from ..choices import UNITS
-from . import native, tiled
+from . import native, queries, tiled
 from .base import Family, Piece
 
-_FAMILIES = (*native.FAMILIES, *tiled.FAMILIES)
+_FAMILIES = (*native.FAMILIES, *tiled.FAMILIES, *queries.FAMILIES)
 
 
 def families() -> dict[str, Family]:

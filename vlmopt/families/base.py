@@ -29,6 +29,12 @@ Patches = Callable[[Any, Tensor], Tensor]
 Cells = Callable[[Tensor, Any], Tensor]
 """(pixels as the feature function takes them, model config) -> [tokens, channels, values], tokens in item order."""
 
+Embed = Callable[[Any, dict[str, Any]], Tensor]
+"""(decoder, its arguments by name) -> [B, L, d]: what it makes of the ids among them, images put in their places."""
+
+Prompt = Callable[[Any, Tensor], Tensor]
+"""(model config, pixels) -> Long[B, L]: ids of a prompt that shows each image and asks nothing."""
+
 Layout = Callable[[str, list[int], dict[str, Any], Any], list[Piece]]
 """(modality, token counts per encoder item, arguments of the feature function, model config) -> pieces."""
 
@@ -76,6 +82,9 @@ class Family:
     sizes: Mapping[str, str] = field(default_factory=dict)  # modality -> argument by which the layout knows grids
     by_token: bool = False  # every visual token is a row of the projector's output, made from p patches of its own
     patches: Patches = as_they_come
+    encoder: str = ""  # whose forward makes visual tokens, where not every way leads through a feature function
+    embed: Embed | None = None  # where the decoder is handed ids, not embeddings
+    prompt: Prompt | None = None  # that `generate` makes itself where it is given none
     cells: Cells = unknown_cells  # pixels under every token
     image_std: tuple[float, ...] = ()  # of the example's processor, per channel; () where it is not known
     patch_grid: bool = False  # pixels arrive as patches of any grid: images can be resized inside the model

@@ -27,6 +27,24 @@ def patch_grid(modality: str, lengths: list[int], arguments: dict[str, Any], con
     ]
 
 
+def pooled_frames(modality: str, lengths: list[int], arguments: dict[str, Any], config: Any) -> list[Piece]:
+    """Kimi K2.5: all frames of a clip are averaged, so that its tokens lie on the grid of one."""
+    rows, columns = config.vision_config.merge_kernel_size
+    grids = arguments[f"{modality}_grid_thw"].tolist()
+    return [plain(n, modality, (1, h // rows, w // columns)) for n, (_, h, w) in zip(lengths, grids, strict=True)]
+
+
+def downsampled(modality: str, lengths: list[int], arguments: dict[str, Any], config: Any) -> list[Piece]:
+    """MiniCPM-V: patches per side come with the call; how many of them are joined is the caller's choice.
+
+    Every slice of an image, and every frame of a video, is an item.
+    """
+    sizes = arguments["target_sizes" if modality == "image" else "target_sizes_videos"].tolist()
+    sides = [math.isqrt(h * w // n) for n, (h, w) in zip(lengths, sizes, strict=True)]
+    kind = "tile" if modality == "image" else modality
+    return [plain(n, kind, (1, h // m, w // m)) for n, m, (h, w) in zip(lengths, sides, sizes, strict=True)]
+
+
 def any_resolution(modality: str, lengths: list[int], arguments: dict[str, Any], config: Any) -> list[Piece]:
     """Lay out LLaVA-NeXT and -OneVision: a square overview, then the unpadded image, a newline after each row."""
     side = config.vision_config.image_size // config.vision_config.patch_size
@@ -108,6 +126,23 @@ def frames_with_cls(modality: str, lengths: list[int], arguments: dict[str, Any]
 def queries(modality: str, lengths: list[int], arguments: dict[str, Any], config: Any) -> list[Piece]:
     """Lay out for Aria: tokens answer learned queries and lie on no grid."""
     return [plain(n, modality, None) for n in lengths]
+
+
+def queries_of_sample(modality: str, lengths: list[int], arguments: dict[str, Any], config: Any) -> list[Piece]:
+    """Idefics2: items are samples; every image of one answers as many queries."""
+    n = config.perceiver_config.resampler_n_latents
+    return [plain(n, modality, None) for length in lengths for _ in range(length // n)]
+
+
+def low_and_high(modality: str, lengths: list[int], arguments: dict[str, Any], config: Any) -> list[Piece]:
+    """Molmo2: an overview, then the crops as one grid; videos have frames of one size."""
+    if modality == "video":
+        return [plain(n, modality, tuple(g)) for n, g in zip(lengths, arguments["video_grids"].tolist(), strict=True)]
+    pieces = []
+    for low_h, low_w, high_h, high_w in arguments["image_grids"].tolist():
+        pieces.append(plain(low_h * low_w, "image", (1, low_h, low_w)))
+        pieces += [plain(high_h * high_w, "tile", (1, high_h, high_w))] if high_h * high_w else []
+    return pieces
 
 
 def square_tiles(modality: str, lengths: list[int], arguments: dict[str, Any], config: Any) -> list[Piece]:

@@ -87,6 +87,27 @@ FAMILIES = (
         THW,
     ),
     Family(
+        "kimi_k25",
+        ("kimi_k25",),
+        "moonshotai/Kimi-K2.6",
+        "model.vision_tower",
+        "model.mm_projector",
+        layouts.pooled_frames,
+        THW,
+    ),
+    *(
+        Family(
+            name,
+            (name,),
+            example,
+            "model.vision_tower",
+            "model.merger",
+            layouts.downsampled,
+            {"image": "target_sizes", "video": "target_sizes_videos"},
+        )
+        for name, example in (("minicpmv4_6", "openbmb/MiniCPM-V-4.6"), ("minicpmv4_7", "openbmb/MiniCPM-V-4.7-1B"))
+    ),
+    Family(
         "video_llama_3",
         ("video_llama_3",),
         "lkhl/VideoLLaMA3-2B-Image-HF",

@@ -41,7 +41,8 @@ def tokens_per_side(config: Any) -> int:
     size, patch = (n if isinstance(n, int) else n[0] for n in (size, patch))
     if getattr(config, "mm_tokens_per_image", None):  # pooled to a fixed number
         return math.isqrt(config.mm_tokens_per_image)
-    return int(size // patch * getattr(config, "downsample_ratio", 1) / getattr(config, "downsample_factor", 1))
+    ratio = getattr(config, "downsample_ratio", getattr(vision, "pixel_shuffle_ratio", 1))
+    return int(size // patch * ratio / getattr(config, "downsample_factor", 1))
 
 
 def shuffled(outer: Any, values: Tensor) -> Tensor:

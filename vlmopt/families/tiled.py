@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import layouts, patches
+from . import layouts, patches, phi4
 from .base import Family
 
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -81,6 +81,7 @@ FAMILIES = (
         cells=patches.square_cells,
         image_std=HALF,
     ),
+    Family("gemma3n", ("gemma3n",), "google/gemma-3n-E2B-it", "model.vision_tower", "model.embed_vision"),
     Family("gemma4", ("gemma4",), "google/gemma-4-E2B-it", "model.vision_tower", "model.embed_vision"),
     Family(
         "paligemma",
@@ -185,12 +186,33 @@ FAMILIES = (
         layouts.square_tiles,
     ),
     Family(
-        "aria",
-        ("aria",),
-        "rhymes-ai/Aria",
+        "phi4_multimodal",
+        ("phi4_multimodal",),
+        "microsoft/Phi-4-multimodal-instruct",
+        "model.embed_tokens_extend.image_embed.img_processor",
+        "model.embed_tokens_extend.image_embed.img_projection_down",
+        phi4.layout,
+        encoder="model.embed_tokens_extend.image_embed",
+        embed=phi4.embed,
+    ),
+    Family(
+        "llama4",
+        ("llama4",),
+        "meta-llama/Llama-4-Scout-17B-16E-Instruct",
+        "vision_model",
+        "multi_modal_projector",
+        layouts.square_tiles,
+        cells=patches.square_cells,
+        image_std=HALF,
+    ),
+    Family(
+        "molmo2",
+        ("molmo2",),
+        "allenai/Molmo2-8B",
         "model.vision_tower",
         "model.multi_modal_projector",
-        layouts.queries,
+        layouts.low_and_high,
+        {"image": "image_grids", "video": "video_grids"},
     ),
     Family(
         "perception_lm",

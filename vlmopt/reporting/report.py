@@ -51,6 +51,7 @@ class Report:
     repeating: list[int] | None = None  # samples whose text repeats itself; None where nothing watches
     token_divergence: list[list[float]] | None = None  # T-VHD per sample and generated token, where it is traced
     _applied: list[str] = field(default_factory=list, repr=False, compare=False)
+    _rows: torch.Tensor | None = field(default=None, repr=False, compare=False)
     _maps: dict[int, list[VisualMap]] = field(default_factory=dict, repr=False, compare=False)
     _stages: dict[int, list[Stage]] = field(default_factory=dict, repr=False, compare=False)
 
@@ -86,6 +87,7 @@ class Report:
             skipped=skipped(call, accounts),
             **entries,
             _applied=[line for account in accounts for line in account.lines],
+            _rows=call.page.rows_left() if call.page.left else None,
             _maps=shown,
             _stages={index: stages(call, index) for index in shown},
         )
@@ -95,6 +97,19 @@ class Report:
         if sample not in self._maps:
             raise ValueError(f"sample={sample} is not in this report, which has samples 0 to {len(self._maps) - 1}")
         return self._maps[sample]
+
+    def rows(self) -> torch.Tensor:
+        """Return Bool[B, L]: rows of the prompt whose hidden states came out of the last layer.
+
+        False where a token was dropped, whose rows of `last_hidden_state` and of logits are zeros, and on padding. A
+        pooling over rows (a mean, late interaction) has to leave those out.
+
+        Raises:
+            ValueError: no prompt ran in this call.
+        """
+        if self._rows is None:
+            raise ValueError("no prompt ran in this call: rows() is about one that did")
+        return self._rows
 
     def stages(self, sample: int = 0) -> list[Stage]:
         """Return what every cut left of one sample, with maps of its own; empty where nothing was pruned."""

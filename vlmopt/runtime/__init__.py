@@ -7,7 +7,8 @@ file per kind of signal), then `components` (what is done, one file per feature)
  2. `hooks/head` notes which rows have labels, `hooks/outer` which arguments name images (`arguments`).
  3. `hooks/encoder` stands in for the feature functions: captures take pixels, `components/resize` and
     `components/tower_pruning` change what the tower encodes; the family says how features lie on a grid.
- 4. The model merges features into embeddings and makes positions, rotary tables and masks by its own code.
+ 4. The model merges features into embeddings and makes positions, rotary tables and masks by its own code; ahead of a
+    decoder that merges by itself, `hooks/embed` has that code run first. `hooks/retrieval` stands around retrievers.
  5. `hooks/decoder` opens a `Step`: `grouping` finds images among the ids, `predicting` the rows that have to stay,
     `unseen` refuses an image that nobody could find; components open their part of the step.
  6. `hooks/layer` hands the input of a layer to its parts: at a cut, `components/pruning` shows a selector what

@@ -12,9 +12,13 @@ from torch import Tensor
 
 MODALITIES = {"image": "get_image_features", "video": "get_video_features"}
 # The names under which feature functions take pixels: some take videos as images, Video-LLaVA names its images.
-PIXELS = {"image": ("pixel_values", "pixel_values_images"), "video": ("pixel_values_videos", "pixel_values")}
+PIXELS = {
+    "image": ("pixel_values", "pixel_values_images", "image_pixel_values"),
+    "video": ("pixel_values_videos", "pixel_values"),
+}
 PER_LAYER = "per_layer_inputs"  # gemma3n and gemma4 feed every layer an embedding of its own
-CARRIERS = ("pixel_values", "mm_encoder_outputs", "image_hidden_states")  # how names of arguments with images begin
+TO_ENCODE = ("pixel_values", "image_pixel_values")  # how names of arguments with pixels begin
+CARRIERS = (*TO_ENCODE, "mm_encoder_outputs", "image_hidden_states")  # and with images, encoded or not
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +80,7 @@ def by_name(signature: inspect.Signature, *args: Any, **kwargs: Any) -> dict[str
 
 def brings_pixels(arguments: Mapping[str, Any]) -> bool:
     """Return whether a call of `generate` or of the outer model brings images that are still to be encoded."""
-    return any(name.startswith("pixel_values") and value is not None for name, value in arguments.items())
+    return any(name.startswith(TO_ENCODE) and value is not None for name, value in arguments.items())
 
 
 def pixels_in(modality: str, bound: Mapping[str, Any]) -> Any:

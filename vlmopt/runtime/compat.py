@@ -18,7 +18,7 @@ ROTARY = ("position_embeddings", "position_embeddings_global")  # the second: ge
 
 # Arguments that every tested release has; of a tuple, one.
 Names = tuple[str | tuple[str, ...], ...]
-OUTER: Names = ("input_ids", "inputs_embeds", "attention_mask", "pixel_values", CACHE_NAMES)
+OUTER: Names = ("input_ids", "inputs_embeds", "attention_mask", ("pixel_values", "image_pixel_values"), CACHE_NAMES)
 DECODER: Names = ("inputs_embeds", "attention_mask", "position_ids", CACHE_NAMES)
 LAYER: Names = ("hidden_states", "attention_mask", CACHE_NAMES)
 ATTENTION = ("query", "key", "value", "attention_mask")
@@ -146,6 +146,11 @@ def layer_types(config: Any) -> list[str]:
 def layer_config(config: Any, layer: int) -> Any:
     """Return what a config says of one decoder layer; where layers differ, the whole says nothing."""
     return config.per_layer_config[layer] if getattr(config, "is_heterogeneous", False) else config
+
+
+def ranks(*modules: Any) -> int:
+    """Return the number of ranks that tensor parallelism has spread any of these modules over; 1 without."""
+    return max(getattr(module, "tp_size", None) or 1 for module in modules)
 
 
 RECURRENT = ("linear_attention", "conv")

@@ -146,6 +146,8 @@ class Fitting:
         return masks.gather_4d(mask, keep_rows, columns, valid, step.past)
 
 
-def take_tables(tables: tuple[Tensor, ...], log: Tensor) -> tuple[Tensor, ...]:
-    """Return rows `log` of every table."""
+def take_tables(tables: Tensor | tuple[Tensor, ...], log: Tensor) -> Tensor | tuple[Tensor, ...]:
+    """Return rows `log` of every table; Llama 4 has a single one of complex numbers."""
+    if isinstance(tables, Tensor):
+        return masks.take_rows(tables, log)
     return tuple(masks.take_rows(table, log) for table in tables)

@@ -51,9 +51,8 @@ def group(
 ) -> tuple[list[VisualSpan] | None, int]:
     """Cut every row's visual positions by the encoder's pieces. (None, 1) when the two do not match."""
     pieces = {m: list(p) for m, p in features.pieces.items()}
-    ids_by_modality = {
-        m: visual & torch.isin(ids, ids.new_tensor([t for t, k in modality_of.items() if k == m])) for m in pieces
-    }
+    own = {m: [token for token, kind in modality_of.items() if kind == m] or list(modality_of) for m in pieces}
+    ids_by_modality = {m: visual & torch.isin(ids, ids.new_tensor(tokens)) for m, tokens in own.items()}
     totals = {m: int(where.sum()) for m, where in ids_by_modality.items()}
     lengths = {m: sum(piece.length for piece in p) for m, p in pieces.items()}
     if (

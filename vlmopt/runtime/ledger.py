@@ -49,6 +49,11 @@ class Page(Slots):
     key_lengths: list[int] = field(default_factory=list)  # physical keys per layer after the last chunk
     cache_bytes: int = 0
     prompt_tokens: Tensor | None = None  # Long[B]
+    left: list[Tensor] = field(default_factory=list)  # Bool[B, q] of every chunk: rows that came out of the last layer
+
+    def rows_left(self) -> Tensor:
+        """Return Bool[B, L]: rows of the prompt that came out of the last layer, padding not among them."""
+        return torch.cat(self.left, 1)
 
 
 class Ledger:

@@ -15,9 +15,23 @@ class LayerInput:
 
     layer: int
     module: nn.Module
-    hidden: Tensor  # [B, W, d], physical rows
+    hidden: Tensor  # [B, W, d], physical rows; [B, W, s * d] where a layer is handed s streams of each
     given: dict[str, Any]  # the layer's other arguments by name
     cache: Any
+    streams: int = 0  # 0: a single one, without a dimension of its own
+
+    @staticmethod
+    def of(layer: int, module: nn.Module, hidden: Tensor, given: dict[str, Any], cache: Any) -> LayerInput:
+        """Lay streams [s, B, W, d], which Gemma3n's layers are handed, side by side."""
+        if hidden.ndim == 3:
+            return LayerInput(layer, module, hidden, given, cache)
+        side_by_side = hidden.permute(1, 2, 0, 3).flatten(2)
+        return LayerInput(layer, module, side_by_side, given, cache, hidden.shape[0])
+
+    @property
+    def handed(self) -> Tensor:
+        """The hidden states in the shape in which the layer takes them."""
+        return self.hidden.unflatten(2, (self.streams, -1)).permute(2, 0, 1, 3) if self.streams else self.hidden
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,12 +17,14 @@ from .captures import capture_of
 from .component import Components
 from .components.order import COMPONENTS
 from .hooks.decoder import CloseStep, OpenStep
+from .hooks.embed import EmbedAhead
 from .hooks.encoder import FeatureProbe
-from .hooks.generate import Generate
+from .hooks.generate import ContinuousBatching, Generate
 from .hooks.head import Head
 from .hooks.outer import Outer
+from .hooks.retrieval import Retrieval
 from .stages import stages_of
-from .structure import ModelStructure
+from .structure import ModelStructure, part
 
 # Of a module: the first two hold the hooks, the others what was said of them.
 HOOK_TABLES = (
@@ -34,8 +36,11 @@ HOOK_TABLES = (
 )
 
 
-def install(policy: Policy, structure: ModelStructure, trained: Trained) -> Session:
-    """Put every hook of a checked policy in place; on an error, take back what was done."""
+def install(policy: Policy, structure: ModelStructure, trained: Trained, retrieval: nn.Module | None = None) -> Session:
+    """Put every hook of a checked policy in place; on an error, take back what was done.
+
+    `retrieval` is a model around this one that embeds its rows.
+    """
     stages = stages_of(policy, len(structure.layers))
     session = Session(policy, structure, stages, family_of(structure.head.config), uuid.uuid4().hex)
     session.put(trained)
@@ -43,6 +48,8 @@ def install(policy: Policy, structure: ModelStructure, trained: Trained) -> Sess
     session.put(Components(component for component in found if component is not None))
     try:
         put(session)
+        if retrieval is not None:
+            Retrieval(session, retrieval).put()
     except BaseException:
         remove(session)
         raise
@@ -58,14 +65,23 @@ def put(session: Session) -> None:
     needs = {need for component in session.slot(Components) for need in component.signals()}
     captures = {capture_of(need): None for need in sorted(needs, key=repr)}  # two sessions install alike
     session.undo.append(Strays(session))
+    if session.family.embed is not None:
+        session.hook(decoder.register_forward_pre_hook(EmbedAhead(session), with_kwargs=True))
     session.hook(decoder.register_forward_pre_hook(OpenStep(session), with_kwargs=True))
     session.hook(decoder.register_forward_hook(CloseStep(session), with_kwargs=True))
-    Generate(session).put()
+    if callable(getattr(session.model, "generate", None)):  # not of a bare model
+        Generate(session).put()
+    if hasattr(session.model, "init_continuous_batching"):
+        ContinuousBatching(session).put()
     for modality, name in MODALITIES.items():
         if hasattr(outer, name):
             FeatureProbe(session, modality, list(captures)).put()
+    if session.family.encoder:
+        FeatureProbe(session, "image", list(captures), part(outer, session.family.encoder)).put()
     Outer(session).put()
-    Head(session).put()  # around it, where one module is both
+    Head(session, session.structure.head).put()  # around it, where one module is both
+    if session.structure.language_model is not None:
+        Head(session, session.structure.language_model).put()
     for need in sorted(needs, key=repr):
         capture_of(need).install(session, need)
     for component in session.slot(Components):
@@ -115,8 +131,8 @@ def session_in(model: nn.Module) -> Session:
 
 def hooks_below(model: nn.Module, session: Session | None = None) -> Iterator[tuple[list[dict[int, Any]], int, Any]]:
     """Yield (tables of its module, key in them, hook) of every hook of `session`, or of any not yet undone."""
-    for part in model.modules():
-        tables: list[dict[int, Any]] = [vars(part)[name] for name in HOOK_TABLES]
+    for module in model.modules():
+        tables: list[dict[int, Any]] = [vars(module)[name] for name in HOOK_TABLES]
         for key, hook in [*tables[0].items(), *tables[1].items()]:
             found = getattr(hook, "session", None)
             if not isinstance(found, Session):

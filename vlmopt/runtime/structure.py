@@ -8,12 +8,15 @@ from typing import Any, cast
 
 from torch import nn
 
+from ..families import family_of
+from ..families.refused import REFUSED
 from .compat import layer_types, unknown
 
 FEATURES = "get_image_features"
 IMAGE_IDS = ("image_token_id", "image_token_index")
 VIDEO_IDS = ("video_token_id", "video_token_index")
-DELIMITERS = re.compile(r"((vision|image|video)_(start|end|break|newline)|boi|eoi|bov|eov)_token_(id|index)")
+QUERIES = ("q_proj", "qkv_proj", "q_b_proj")  # the last: DeepSeek's, of low rank
+DELIMITERS = re.compile(r"((vision|image|video)_(start|end|break|newline)|boi|eoi|bov|eov)(_token)?_(id|index)")
 
 
 @dataclass
@@ -23,6 +26,7 @@ class ModelStructure:
     # transformers modules, whose attributes no type checker knows
     outer: Any  # merges visual features into the embeddings
     head: Any  # turns the outer model's output into logits; below wrappers such as PEFT's
+    language_model: Any  # a model with a head of its own, by which the outer one reaches the decoder; None without
     decoder: Any  # owns `layers` and `embed_tokens`
     layers: list[Any]
     attentions: list[Any]  # per layer; None for recurrent layers
@@ -44,18 +48,23 @@ def structure_of(model: nn.Module) -> ModelStructure:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a loaded transformers model, got {type(model).__name__}")
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    if kind in REFUSED:
+        raise ValueError(f"{type(model).__name__} {REFUSED[kind]}; {hint()}")
     decoder = next((m for m in model.modules() if is_decoder(m)), None)
-    outer = next((m for m in model.modules() if is_outer(m)), None)
+    encoder = family_of(getattr(model, "config", None)).encoder
+    outer = next((m for m in model.modules() if is_outer(m, encoder)), None)
     ids = visual_ids(model)
     reason = why_not(model, decoder, outer, ids)
-    if outer is None or reason is not None:
+    decoder = None if outer is None else decoder_in(outer)
+    if outer is None or decoder is None or reason is not None:
         raise ValueError(f"{type(model).__name__} {reason}; {hint()}")
-    decoder = next(child for child in outer.children() if is_decoder(child))
     layers: list[Any] = list(decoder.layers)  # type: ignore[arg-type]
     rope = getattr(decoder.config, "rope_parameters", None) or getattr(decoder.config, "rope_scaling", None) or {}
     return ModelStructure(
         outer=outer,
         head=next((m for m in model.modules() if any(child is outer for child in m.children())), outer),
+        language_model=next((m for m in outer.modules() if m is not outer and has_head(m, decoder)), None),
         decoder=decoder,
         layers=layers,
         attentions=[attention_of(layer) for layer in layers],
@@ -67,18 +76,37 @@ def structure_of(model: nn.Module) -> ModelStructure:
 
 
 def answering(model: nn.Module) -> nn.Module:
-    """Return the part that reads images and writes text: the thinker of an Omni model, else the model itself."""
     thinker = getattr(model, "thinker", None)
-    return cast("nn.Module", thinker) if callable(getattr(thinker, "generate", None)) else model
+    if callable(getattr(thinker, "generate", None)):
+        return cast("nn.Module", thinker)
+    return cast("nn.Module", model.vlm) if embeds_rows(model) else model
+
+
+def embeds_rows(model: nn.Module) -> bool:
+    """Return whether a model turns every row of a `vlm` into an embedding for late interaction (ColPali, ColQwen2)."""
+    return isinstance(getattr(model, "vlm", None), nn.Module) and hasattr(model, "embedding_proj_layer")
 
 
 def is_decoder(module: nn.Module) -> bool:
     return isinstance(getattr(module, "layers", None), nn.ModuleList) and hasattr(module, "embed_tokens")
 
 
-def is_outer(module: nn.Module) -> bool:
-    """Return whether a module puts images into the prompt of a decoder that it holds."""
-    return hasattr(module, FEATURES) and any(is_decoder(child) for child in module.children())
+def is_outer(module: nn.Module, encoder: str = "") -> bool:
+    """Return whether a module puts images into the prompt of a decoder that it holds, or, described so, lets it do."""
+    if hasattr(module, FEATURES):
+        return decoder_in(module) is not None
+    return bool(encoder) and any(is_decoder(child) for child in module.children())
+
+
+def has_head(module: nn.Module, decoder: nn.Module) -> bool:
+    """Return whether a module is a language model around a decoder that can generate."""
+    return callable(getattr(module, "generate", None)) and any(m is decoder for m in module.modules())
+
+
+def decoder_in(module: nn.Module) -> nn.Module | None:
+    """Return the decoder that a module holds, itself or in a language model with a head (Llama 4); None without one."""
+    below = (child for child in module.children() if not hasattr(child, FEATURES))
+    return next((m for child in below for m in child.modules() if is_decoder(m)), None)
 
 
 def why_not(model: Any, decoder: Any, outer: Any, ids: dict[int, str]) -> str | None:
@@ -90,8 +118,8 @@ def why_not(model: Any, decoder: Any, outer: Any, ids: dict[int, str]) -> str | 
         )
     if decoder is None:
         return "has no language decoder (a module with `layers` and `embed_tokens`)"
-    if outer is not None and not callable(getattr(model, "generate", None)):
-        return "cannot generate text: it is a part of a model or lacks its language head. Hand in the whole model"
+    if outer is not None and not callable(getattr(model, "generate", None)) and not is_bare(model, outer):
+        return "is no model of transformers: it can neither generate nor has it the config of one. Hand in the model"
     found = f"its decoder is {type(decoder).__name__}"
     if outer is None:
         owner = next((m for m in model.modules() if hasattr(m, FEATURES)), None)
@@ -111,6 +139,11 @@ def why_not(model: Any, decoder: Any, outer: Any, ids: dict[int, str]) -> str | 
     return None
 
 
+def is_bare(model: Any, outer: Any) -> bool:
+    """Return whether a model is one without a language head, which gives hidden states."""
+    return getattr(model, "config", None) is outer.config
+
+
 def hint() -> str:
     from ..families import families
 
@@ -122,7 +155,7 @@ def hint() -> str:
 
 def attention_of(layer: nn.Module) -> nn.Module | None:
     return next(
-        (c for c in layer.children() if hasattr(c, "layer_idx") and (hasattr(c, "q_proj") or hasattr(c, "qkv_proj"))),
+        (c for c in layer.children() if hasattr(c, "layer_idx") and any(hasattr(c, name) for name in QUERIES)),
         None,
     )
 
@@ -131,11 +164,13 @@ def visual_ids(model: nn.Module) -> dict[int, str]:
     """Return placeholder ids by modality, from whatever name the config uses."""
     config = getattr(model, "config", None)
     ids: dict[int, str] = {}
-    for modality, names in (("image", IMAGE_IDS), ("video", VIDEO_IDS)):
-        for name in names:
-            token = getattr(config, name, None)
-            if token is not None:
-                ids[int(token)] = modality
+    for owner in (config, getattr(config, "vision_config", None)):
+        for modality, names in (("image", IMAGE_IDS), ("video", VIDEO_IDS)):
+            for token in [getattr(owner, name, None) for name in names]:
+                if token is not None:
+                    ids.setdefault(int(token), modality)  # Molmo2 has one for both
+        if ids:
+            break
     return ids
 
 
@@ -162,7 +197,8 @@ def part(outer: Any, path: str) -> nn.Module:
     Raises:
         RuntimeError: it is not there, as on a release that keeps it elsewhere.
     """
-    inside = path.removeprefix("model.")
+    loaded = hasattr(outer, path.partition(".")[0])  # the outer model is the loaded one
+    inside = path if loaded else path.removeprefix("model.")
     try:
         return cast("nn.Module", outer.get_submodule(inside))
     except AttributeError as error:

@@ -72,7 +72,7 @@ def look_ahead(at: LayerInput, of: Reading) -> Tensor:
     """Return rows fp32 [B, H, R, L] of a layer over logical indices."""
     given = at.given | {n: ReadOnlyCache(at.given[n]) for n in CACHE_NAMES if at.given.get(n) is not None}
     try:  # the instance's own forward, where accelerate loads weights and moves inputs
-        side_forward(Look(at.layer, of), at.module.forward, at.hidden, **given)
+        side_forward(Look(at.layer, of), at.module.forward, at.handed, **given)
     except Looked as looked:
         return looked.rows
     raise RuntimeError(f"layer {at.layer} ran without its attention function")

@@ -18,6 +18,8 @@ def why_whole(structure: ModelStructure, layer: int) -> str | None:
     """Say why a layer keeps all of its keys, None if it need not."""
     if (reason := why_fixed(structure.attentions[layer])) is not None:
         return reason
+    if hasattr(structure.attentions[layer], "kv_b_proj"):
+        return "its cache holds one latent row a token, from which the keys of all heads are made"
     types = structure.layer_types
     windowed = getattr(structure.config, "sliding_window", None) is not None
     if any(kind in types[layer] for kind in ("sliding", "chunk")) if types else windowed:

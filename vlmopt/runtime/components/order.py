@@ -10,6 +10,7 @@ from .grouped_decode import GroupedDecode
 from .guidance import Guidance
 from .marks import Marking
 from .pruning import Pruning
+from .query_scale import QueryScale
 from .resize import Resizing
 from .sparse_prefill import SparsePrefills
 from .text_beside import TextBeside
@@ -18,6 +19,7 @@ from .watchdog import Watchdog
 
 COMPONENTS: tuple[type[Component], ...] = (
     Pruning,  # first: hooks behind it see what is left
+    QueryScale,
     Marking,
     SparsePrefills,
     Corrections,  # from here on, what reads marks or adds to them

@@ -113,8 +113,10 @@ class CloseStep:
         if step is None:
             return None
         STEP.set(None)
-        if isinstance(step, PromptStep) and step.context is not None:
-            refuse_bypassed(step)
+        if isinstance(step, PromptStep):
+            step.call.page.left.append(rows_left(step, self.session.stages.last))
+            if step.context is not None:
+                refuse_bypassed(step)
         if step.rows:
             commit(step, self.session.stages.last)
             output = restore_length(step, self.session.stages.last, output)
@@ -125,6 +127,19 @@ class CloseStep:
             component.close_step(step, cache)
         step.call.close_step(step, cache)
         return output
+
+
+def rows_left(step: Step, stage: int) -> Tensor:
+    """Return Bool[B, q]: rows of a chunk that are real, and were not dropped."""
+    mask, rows = step.arguments.attention_mask2d, step.rows.get(stage)
+    real = torch.ones(step.batch, step.q, dtype=torch.bool, device=step.device)
+    if mask is not None and mask.shape == (step.batch, step.past + step.q):
+        real = mask[:, -step.q :].bool().to(step.device)
+    if rows is None:
+        return real
+    log = rows.log.to(step.device)
+    here = torch.ones_like(log) if rows.valid is None else rows.valid.to(log)
+    return real & torch.zeros_like(real, dtype=torch.long).scatter_add_(1, log, here).bool()
 
 
 def restore_length(step: Step, stage: int, output: Any) -> Any:

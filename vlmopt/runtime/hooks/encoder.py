@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...families import Family
 from .. import compat
@@ -20,10 +20,14 @@ from .stand_in import StandIn
 class FeatureProbe(StandIn):
     """Stand in for `get_image_features`: record lengths and grids, time the tower, change its pixels."""
 
-    def __init__(self, session: Session, modality: str, captures: Sequence[Capture[Any]]) -> None:
-        super().__init__(session, session.structure.outer, MODALITIES[modality])
+    def __init__(
+        self, session: Session, modality: str, captures: Sequence[Capture[Any]], encoder: nn.Module | None = None
+    ) -> None:
+        """Stand in for the feature function of a modality, or for `forward` of the encoder that a family names."""
+        owner, name = (session.structure.outer, MODALITIES[modality]) if encoder is None else (encoder, "forward")
+        super().__init__(session, owner, name)
         self.modality, self.captures = modality, captures
-        self.required = arguments_of(session.family, modality)
+        self.required = arguments_of(session.family, modality) if encoder is None else ()
         self.__signature__ = inspect.signature(self.original)  # `generate` picks its arguments by name
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 
-from ..arguments import Request, brings_pixels
+from ..arguments import Request, brings_pixels, by_name, images_in
 from ..call import CALL, STEP, Generation, Session
 from ..component import Components
 from ..unseen import refuse_unread
@@ -23,14 +24,19 @@ class Generate(StandIn):
         session = self.session
         if not session.lease.alive:  # restored, while somebody else had wrapped us
             return self.original(*args, **kwargs)
-        ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
-        length = ids.shape[1] if isinstance(ids, torch.Tensor) and ids.ndim == 2 else None
+        given = by_name(inspect.signature(self.original), *args, **kwargs) if args else kwargs
+        ids = given.get("input_ids", given.get("inputs", args[0] if args else None))
+        ids = ids if isinstance(ids, torch.Tensor) and ids.ndim == 2 else None  # the first argument may be pixels
+        pixels = next(iter(images_in(given)), None)
+        if ids is None and pixels is not None and session.family.prompt is not None:
+            kwargs["input_ids"] = ids = session.family.prompt(session.model.config, pixels)
+        length = None if ids is None else ids.shape[1]
         mask = kwargs.get("attention_mask")
         request = Request(
             length,
-            ids if length is not None else None,
+            ids,
             mask.bool() if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None,
-            brings_pixels(kwargs),
+            brings_pixels(given),
             branching(session, kwargs),
         )
         call = Generation(session, session.open_ledger(), request)
@@ -49,6 +55,21 @@ class Generate(StandIn):
         finally:  # also after Ctrl-C, for which hooks are not called
             STEP.reset(open_step)
             CALL.reset(running)
+
+
+class ContinuousBatching(StandIn):
+    """`init_continuous_batching`, which `generate_batch` begins with: a policy cannot act there, and says so."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(session, session.model, "init_continuous_batching")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.session.lease.alive and self.session.slot(Components):
+            raise ValueError(
+                "generate_batch and continuous batching take token ids alone, without images, and keep keys in pages "
+                "that no policy acts on: call vlmopt.restore(model) first, or model.generate(**inputs)"
+            )
+        return self.original(*args, **kwargs)
 
 
 def branching(session: Session, kwargs: dict[str, Any]) -> str | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ..arguments import brings_pixels, by_name
@@ -27,16 +27,17 @@ class Asked:
     session: Session
     targets: Tensor | None  # Bool[B, L], rows whose next token is a label; None without labels
     reached: bool = False
+    ids: Tensor | None = None  # Long[B, L] of a model that merges images itself, and hands embeddings on
 
 
 ASKED: ContextVar[Asked | None] = ContextVar("vlmopt_asked", default=None)
 
 
 class Head(StandIn):
-    """`forward` of the model with the head: only there are labels known, and when the first logits exist."""
+    """`forward` of a model with a head: only there are labels known, and when the first logits exist."""
 
-    def __init__(self, session: Session) -> None:
-        super().__init__(session, session.structure.head, "forward")
+    def __init__(self, session: Session, module: nn.Module) -> None:
+        super().__init__(session, module, "forward")
         self.__signature__ = inspect.signature(self.original)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -44,7 +45,8 @@ class Head(StandIn):
         if not session.lease.alive:
             return self.original(*args, **kwargs)
         given = by_name(self.__signature__, *args, **kwargs) if args else kwargs
-        asked = Asked(session, targets_of(given))
+        around = ASKED.get()  # by a model around a bare one
+        asked = Asked(session, targets_of(given), ids=None if around is None else around.ids)
         before = ASKED.set(asked)
         try:
             out = self.original(*args, **kwargs)

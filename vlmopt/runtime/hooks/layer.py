@@ -33,7 +33,7 @@ class LayerHook:
         given = dict(zip(self.names, args, strict=False)) | kwargs  # some families pass positionally
         if isinstance(step, PromptStep):
             compat.require(self.required, given, f"decoder layer {self.layer}")
-        at = LayerInput(self.layer, module, given.pop("hidden_states"), given, compat.cache_in(given))
+        at = LayerInput.of(self.layer, module, given.pop("hidden_states"), given, compat.cache_in(given))
         if isinstance(step, PromptStep):
             step.slot(Reached).parts.add(("layer", self.layer))
             for part in self.parts:
@@ -44,7 +44,7 @@ class LayerHook:
         if rows is None and step.state is None:
             return None
         self.fitting.note_dropped(step, rows, at.cache)
-        return (at.hidden,), at.given
+        return (at.handed,), at.given
 
 
 class LayerHooks(dict[int, LayerHook]):

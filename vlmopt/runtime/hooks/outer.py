@@ -6,6 +6,9 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from .. import compat
 from ..arguments import OuterArguments, by_name, images_in
 from ..call import CALL, STEP, Call, Forward, Session
@@ -51,6 +54,15 @@ class Outer(StandIn):
         aside = running.aside(compat.cache_in(bound), bound.get("input_ids"), bound)
         return running.beside() if aside else running
 
+    def placeholders(self, embeds: Tensor) -> Tensor:
+        """Return Long[B, L]: ids of the visual tokens among embeddings, -1 elsewhere; models tell them likewise."""
+        structure = self.session.structure
+        ids = torch.full(embeds.shape[:2], -1, device=embeds.device)
+        for token in structure.visual_ids:
+            row = structure.outer.get_input_embeddings()(torch.tensor([token], device=embeds.device))
+            ids[(embeds == row.to(embeds)).all(-1)] = token
+        return ids
+
     def note(self, call: Call, bound: Mapping[str, Any]) -> None:
         """Leave in the call what its decoder pass has to know."""
         asked, ids, progress = ASKED.get(), bound.get("input_ids"), call.progress
@@ -58,7 +70,15 @@ class Outer(StandIn):
             asked = None
         if asked is not None:
             asked.reached = True
-        progress.arguments = OuterArguments(dict(bound), None if asked is None else asked.targets)
+        given, targets = dict(bound), None
+        if asked is not None:
+            targets = asked.targets
+            if asked.ids is not None and ids is None:
+                given |= {"input_ids": asked.ids, "image_hidden_states": bound.get("inputs_embeds")}
+        progress.arguments = OuterArguments(given, targets)
+        if progress.arguments.embeds_only and progress.arguments.pixels:
+            located = given | {"input_ids": self.placeholders(given["inputs_embeds"])}
+            progress.arguments = OuterArguments(located, targets)
         if progress.images is None:
             progress.images = images_in(bound)
         one_row = ids is not None and ids.shape[1] == 1  # no image fits in

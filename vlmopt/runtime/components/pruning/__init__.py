@@ -105,5 +105,10 @@ def check_selector(model: Any, structure: ModelStructure, method: Selector) -> N
             f"{method.renumbering} needs a rotary position module; {type(structure.decoder).__name__} has none. "
             "Give positions='keep'."
         )
+    if method.numbering == "pospad" and method.marker == "trained" and hasattr(structure.config, "altup_num_inputs"):
+        raise ValueError(
+            f"{name}: marker='trained' is one embedding, while layers of {type(model).__name__} are handed several of "
+            "each token; use marker='mean' or 'last'"
+        )
     for need in sorted(method.captures, key=repr):
         capture_of(need).check(model, structure, method, need)

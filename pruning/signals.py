@@ -174,12 +174,14 @@ class ProjectorCall:
 
     inputs: [n, p, d_v], the p patches of each token before any norm of the projector (p = 1 for LLaVA, 4 for a 2x2
         merger); NaN rows for structural tokens. function: [k, p, d_v] -> [k, d], token by token, any dtype of the
-        weights. layers: its parts where it is an MLP with one hidden layer, else None.
+        weights. layers: its parts where it is an MLP with one hidden layer, else None. differentiable: False where
+        weights are quantised, whose kernels have no forward-mode derivatives.
     """
 
     inputs: Tensor
     function: Callable[[Tensor], Tensor]
     layers: TwoLayers | None
+    differentiable: bool = True
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,8 @@ class ZeroOrder(Renumbered, Selector):
     estimator: str = setting(
         "auto",
         "How sensitivity is measured: finite_difference and jvp for any projector; closed_form (same as jvp, faster) "
-        "and frobenius (root mean square, no directions) for MLPs with one hidden layer; auto: frobenius, else jvp.",
+        "and frobenius (root mean square, no directions) for MLPs with one hidden layer; auto: frobenius, else jvp, "
+        "else (weights are quantised) finite_difference.",
         "str",
         choices=ESTIMATORS,
     )
@@ -116,8 +117,15 @@ class ZeroOrder(Renumbered, Selector):
                 f"{self.label}: {asked} needs a projector that is an MLP with one hidden layer, and this model's is "
                 "not; use estimator='jvp' or 'finite_difference' without rank"
             )
+        smooth = layers is not None or call.differentiable
         if estimator == "auto":
-            estimator = "finite_difference" if self.paper_compat else "jvp" if layers is None else "frobenius"
+            by_steps = self.paper_compat or not smooth
+            estimator = "finite_difference" if by_steps else "jvp" if layers is None else "frobenius"
+        if estimator == "jvp" and not smooth:
+            raise ValueError(
+                f"{self.label}: estimator='jvp' needs derivatives, which the quantised weights of this projector have "
+                "not; use estimator='finite_difference' or leave the projector unquantised"
+            )
         inputs = call.inputs.float()
         p = inputs.shape[1]
         function: Callable[[Tensor], Tensor]

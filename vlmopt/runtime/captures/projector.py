@@ -91,7 +91,7 @@ def two_layers(module: nn.Module, rows: Tensor, expected: Tensor) -> TwoLayers |
         expected: [k, d], what the module makes of them.
     """
     parts = [m for m in module.modules() if not list(m.children())]
-    linears = [m for m in parts if isinstance(m, nn.Linear) and m.weight.is_floating_point()]
+    linears = [m for m in parts if isinstance(m, nn.Linear)]
     norms = [m for m in parts if m not in linears and any(True for _ in m.parameters())]
     activations = [m for m in parts if m not in linears and m not in norms and "gelu" in type(m).__name__.lower()]
     if len(linears) != 2 or len(norms) > 1 or len(activations) != 1:
@@ -100,7 +100,7 @@ def two_layers(module: nn.Module, rows: Tensor, expected: Tensor) -> TwoLayers |
     if norm is not None and not (isinstance(norm, NORMS) or hasattr(norm, "variance_epsilon")):
         return None
     width = rows.shape[-1] if norm is None else next(norm.parameters()).shape[-1]
-    first, second = (resident(linear) for linear in linears)
+    first, second = (plain(resident(linear), rows) for linear in linears)
     found = TwoLayers(norm, width == rows.shape[-1], first, activations[0], second)
     try:
         x = rows.flatten(1) if norm is None else norm(rows if found.per_patch else rows.flatten(1)).flatten(1)
@@ -108,6 +108,23 @@ def two_layers(module: nn.Module, rows: Tensor, expected: Tensor) -> TwoLayers |
     except RuntimeError:  # shapes of another form
         return None
     return found if got.shape == expected.shape and torch.allclose(got, expected, rtol=1e-2, atol=1e-3) else None
+
+
+def is_plain(linear: nn.Linear) -> bool:
+    """Return whether the weights of a linear layer are a matrix of floats, neither packed nor quantised."""
+    return linear.weight.is_floating_point() and type(linear.weight.data) is Tensor
+
+
+@torch.no_grad()
+def plain(linear: nn.Linear, like: Tensor) -> nn.Linear:
+    """Return a linear layer with plain weights; of quantised ones, what they do to unit vectors."""
+    if is_plain(linear):
+        return linear
+    inputs = torch.cat([like.new_zeros(1, linear.in_features), torch.eye(linear.in_features).to(like)])
+    bias, *columns = linear(inputs).split([1, linear.in_features])
+    twin = nn.Linear(linear.in_features, linear.out_features, device="meta")
+    twin.weight, twin.bias = nn.Parameter((columns[0] - bias).T), nn.Parameter(bias[0])
+    return twin
 
 
 class OfRows(Capture[Need]):
@@ -153,7 +170,8 @@ class WholeProjector(OfRows[Projector]):
             return out
 
         layers = session.slot(ProjectorLayers).of(module, grouped)
-        return ProjectorCall(of_tokens(at, grouped, float("nan")), function, layers)
+        smooth = all(is_plain(m) for m in module.modules() if isinstance(m, nn.Linear))
+        return ProjectorCall(of_tokens(at, grouped, float("nan")), function, layers, smooth)
 
 
 def patch_rows(step: PromptStep, context: VisualContext) -> Tensor:

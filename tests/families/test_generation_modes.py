@@ -27,6 +27,7 @@ from tests.support.mechanism import (
 from tests.support.reference import Removal, Stage
 from tests.support.tiny import SPECIAL, V5
 from vlmopt.attention_fix import AttentionFusion
+from vlmopt.pruning import DivPrune, FastV
 
 NAMES = ["qwen2_5_vl", "qwen3_vl", "llava", "smolvlm", "gemma3"]
 WAYS = [("pre", "keep"), ("mid", "keep"), ("progressive", "keep"), ("progressive", "pospad"), ("progressive", "repack")]
@@ -199,6 +200,32 @@ def test_inputs_embeds_alone_run_unpruned(name):
     with case.optimized() as model:
         assert torch.equal(model.generate(**settings), expected)
         assert "inputs_embeds" in str(vlmopt.report(model).skipped)
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("name", ["llava", "internvl"])
+def test_inputs_embeds_with_pixels_are_pruned_as_ids_are(name, layer):
+    """Models tell places of images by the placeholder's embedding, and so do we."""
+    family = FAMILIES[name]
+    batch, model = family.inputs([[5, Image(0), 7], [3, Image(0), 6]]), copy.deepcopy(family.build("sdpa"))
+    given = batch()
+    embeds = model.get_input_embeddings()(given.pop("input_ids")).detach()
+    with vlmopt.optimized(model, FastV(keep_ratio=0.5, layer=2) if layer else DivPrune(keep_ratio=0.5)):
+        expected = generate(model, batch)
+        kept = [m.kept for row in range(2) for m in vlmopt.report(model).maps(row)]
+        out = model.generate(inputs_embeds=embeds, **given, max_new_tokens=4, **GREEDY)
+        report = vlmopt.report(model)
+    assert report.skipped == []
+    assert all(map(torch.equal, kept, [m.kept for row in range(2) for m in report.maps(row)]))
+    assert torch.equal(out, expected.sequences[:, -4:])
+
+
+def test_continuous_batching_is_refused():
+    """It takes ids alone and keeps keys in pages: a policy would do nothing, or misread them."""
+    model = vlmopt.optimize(copy.deepcopy(FAMILIES["llava"].build("sdpa")), FastV(keep_ratio=0.5, layer=2))
+    with pytest.raises(ValueError, match=r"generate_batch.*vlmopt\.restore"):
+        model.generate_batch([[1, 5, 6]], max_new_tokens=2)
+    assert "init_continuous_batching" not in vars(vlmopt.restore(model))
 
 
 def test_a_cache_outlives_restore_only_to_be_refused():

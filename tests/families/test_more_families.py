@@ -16,6 +16,7 @@ from tests.support.mechanism import forward
 from tests.support.more_families import MORE
 from tests.support.oracle import RAGGED, check_batch
 from tests.support.selectors import works_on
+from tests.support.tiny import IMAGE
 from vlmopt.families import family_of
 from vlmopt.pruning import (
     EVS,
@@ -132,6 +133,22 @@ def test_frames_that_make_no_video(name: str, count: int) -> None:
         forward(model, family.inputs([[4, Video(0), 5]]))
         maps = vlmopt.report(model).maps(0)
     assert [m.grid[0] for m in maps if m.grid is not None] == [1] * count
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.skipif("blip_2" not in MORE, reason="family not in this release")
+def test_a_caption_without_a_prompt(beams: int) -> None:
+    """BLIP-2 makes the ids of such a call itself, inside `generate`."""
+    family = MORE["blip_2"]
+    model, pixels = copy.deepcopy(family.build()), family.inputs([[Image(0)]]).inputs["pixel_values"]
+    ids = torch.tensor([[IMAGE] * 9 + [model.config.text_config.bos_token_id]])
+    settings: dict[str, Any] = {"max_new_tokens": 4, "num_beams": beams, "do_sample": False}
+    with vlmopt.optimized(model, DivPrune(keep_ratio=0.5)):
+        alone, (sample,) = model.generate(pixels, **settings), vlmopt.report(model).samples[:1]
+        given = model.generate(pixels, input_ids=ids, **settings)
+    assert (sample["prompt_tokens"], sample["visual_tokens"], sample["visual_tokens_kept"]) == (10, 9, 5)
+    assert torch.equal(alone, given)
+    assert not torch.equal(model.generate(pixels, **settings), given)
 
 
 @pytest.mark.skipif("qwen2_5_omni" not in MORE, reason="family not in this release")

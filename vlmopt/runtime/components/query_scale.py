@@ -51,7 +51,8 @@ class Scaled:
     def scale(self, places: Tensor) -> Tensor:
         """Return the factor of queries at logical places, fp32 (Llama4TextAttention)."""
         of = self.attention
-        return torch.log1p(torch.floor((places.float() + 1) / of.floor_scale)) * of.attn_scale + 1
+        factor: Tensor = torch.log1p(torch.floor((places.float() + 1) / of.floor_scale)) * of.attn_scale + 1
+        return factor
 
 
 def tuned(module: Any) -> bool:

@@ -55,9 +55,9 @@ def check_ranks(model: Any, structure: ModelStructure, policy: Policy) -> None:
     if count == 1:
         return
     own = [m for m in policy.active if any(isinstance(need, OF_A_RANK) for need in m.captures)]
-    sparse = policy.prefill is not None and not policy.prefill.is_identity
     names = [method.label for method in own] + [method.name for method in policy.corrections]
-    names += ["sparse prefill"] * sparse + ([policy.kv.label] if policy.kv is not None and policy.evicts else [])
+    names += [] if policy.sparse is None else ["sparse prefill"]
+    names += [] if policy.eviction is None else [policy.eviction.label]
     if names:
         raise ValueError(
             f"{', '.join(dict.fromkeys(names))}: {type(model).__name__} is spread over {count} ranks by tensor "

@@ -76,7 +76,7 @@ class Watch:
     @property
     def points(self) -> list[Point]:
         found = [(code, entry) for code, count in self.entered.items() for entry in sorted({1, count})]
-        return found[:: -(-len(found) // (settings.default.max_examples // 2))]
+        return found[:: -(-len(found) // (settings.default.max_examples // 4))]
 
 
 def points_of(run: Callable[[], Any]) -> list[Point]:

@@ -11,7 +11,7 @@ help:
 	@echo "make test   ruff, mypy and the whole test suite"
 	@echo "make serve-demo     start a vLLM server for CPUs and ask it a question, dense and pruned"
 	@echo "make test-serving   the tests of vlmopt-vllm, in an environment of their own with vLLM for CPUs"
-	@echo "make fuzz   10 000 random policies, and 10 000 damaged images of every format that is read here"
+	@echo "make fuzz   10 000 random policies, 10 000 damaged images of every format, Ctrl-C at every touch point"
 	@echo "make test-versions   the tests that depend on transformers, on every release promised (see docs/transformers.md)"
 	@echo "make lint   ruff and mypy only"
 	@echo "make docs   the documentation as a site, strictly: build/site"

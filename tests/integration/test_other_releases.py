@@ -7,6 +7,7 @@ import functools
 import inspect
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -113,6 +114,25 @@ def test_an_argument_that_callers_rename_is_refused_at_the_first_step(name, wher
         with pytest.raises(RuntimeError, match=re.escape(NAMED)) as caught, torch.no_grad():
             run(**batch())
         assert new in str(caught.value)
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize(("old", "new"), [("cu_seqlens", "segments"), ("position_embeddings", "rope")])
+def test_a_renamed_argument_of_a_block_of_the_tower_is_refused(old, new, told):
+    model, batch = model_and_batch("qwen2_5_vl")
+    for block in model.model.visual.blocks:
+        rename(block, old, new, told=told)
+    vlmopt.optimize(model, pruning.PixelRedundancy(keep_ratio=0.5, tolerance=0.5))
+    with pytest.raises(RuntimeError, match=f"{re.escape(NAMED)}Qwen2_5_VLVisionBlock has no argument {old}"):
+        model(**batch())
+
+
+def test_a_cache_that_counts_its_keys_otherwise_is_refused():
+    cache = SimpleNamespace(layers=[SimpleNamespace(keys=torch.zeros(1, 2, 3, 4)), SimpleNamespace(states=None)])
+    with pytest.raises(RuntimeError, match=f"{re.escape(NAMED)}SimpleNamespace of a cache holds keys"):
+        compat.physical_past(cache, 0)
+    assert compat.physical_past(cache, 1) == 0  # recurrent
+    assert compat.physical_past(cache, 2) == 0  # not run yet
 
 
 @pytest.mark.parametrize(("old", "new"), [("attention_mask", "mask"), ("scaling", "scale"), ("query", "q")])

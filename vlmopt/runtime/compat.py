@@ -15,12 +15,14 @@ FLOOR = "4.57.6"  # the lowest release on which the oracle tests pass
 NEWEST = "5.24.0"  # the highest
 CACHE_NAMES = ("cache", "past_key_values", "past_key_value")  # from 5.24; up to 5.23; in layers of 4.57
 ROTARY = ("position_embeddings", "position_embeddings_global")  # the second: gemma3 up to 4.57
+ROTARY_OF_TOWER = ("position_embeddings", "rotary_pos_emb")  # in a block of the vision tower
 
 # Arguments that every tested release has; of a tuple, one.
 Names = tuple[str | tuple[str, ...], ...]
 OUTER: Names = ("input_ids", "inputs_embeds", "attention_mask", ("pixel_values", "image_pixel_values"), CACHE_NAMES)
 DECODER: Names = ("inputs_embeds", "attention_mask", "position_ids", CACHE_NAMES)
 LAYER: Names = ("hidden_states", "attention_mask", CACHE_NAMES)
+BLOCK: Names = ("cu_seqlens", ROTARY_OF_TOWER)
 ATTENTION = ("query", "key", "value", "attention_mask")
 
 
@@ -159,11 +161,14 @@ RECURRENT = ("linear_attention", "conv")
 def physical_past(cache: Any, layer: int, beyond: int = 0) -> int:
     """Return the keys that `layer` really holds and will return, in slots, but for the newest `beyond`."""
     layers = getattr(cache, "layers", ())
-    if layer >= len(layers) or not hasattr(layers[layer], "get_mask_sizes"):
+    held: Any = layers[layer] if layer < len(layers) else None
+    if not hasattr(held, "get_mask_sizes"):  # of a recurrent layer
+        if isinstance(getattr(held, "keys", None), Tensor):
+            raise unknown(f"{type(held).__name__} of a cache holds keys and has no get_mask_sizes")
         return 0
-    length = layers[layer].get_seq_length() - beyond
-    window = getattr(layers[layer], "sliding_window", None)
-    if window is not None and getattr(layers[layer], "is_sliding", False):  # it may record more than it returns
+    length = held.get_seq_length() - beyond
+    window = getattr(held, "sliding_window", None)
+    if window is not None and getattr(held, "is_sliding", False):  # it may record more than it returns
         length = min(length, window - 1)
     return max(int(length), 0)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ...families import family_of
 from ...policy import Policy
+from .. import compat
 from ..call import Call, Session
 from ..captures import described
 from ..captures.pixels import Found
@@ -168,6 +169,7 @@ class BlockHook(TowerHook):
         if plan is None:
             return None
         given = dict(zip(self.names, args, strict=False)) | kwargs
+        compat.require(compat.BLOCK, given, type(module).__name__)
         hidden = given.pop(self.names[0])
         hidden = plan.find(hidden) if plan.found is None else hidden
         return (hidden,), {name: plan.fitted(name, value) for name, value in given.items()}

@@ -127,6 +127,18 @@ def test_a_renamed_argument_of_a_block_of_the_tower_is_refused(old, new, told):
         model(**batch())
 
 
+@pytest.mark.skipif(FAMILIES["qwen3_vl"].model_class is None, reason="family not in this release")
+@pytest.mark.parametrize(
+    ("old", "new"), [("visual_pos_masks", "visual_masks"), ("deepstack_visual_embeds", "deep_features")]
+)
+def test_a_first_pass_without_features_of_deepstack_is_refused(old, new):
+    model, batch = model_and_batch("qwen3_vl")
+    rename(structure_of(model).decoder, old, new, told=False)
+    vlmopt.optimize(model, pruning.FirstPass(keep_ratio=0.5))
+    with pytest.raises(RuntimeError, match=f"{re.escape(NAMED)}Qwen3VLTextModel has no argument {old}"):
+        model(**batch())
+
+
 def test_a_cache_that_counts_its_keys_otherwise_is_refused():
     cache = SimpleNamespace(layers=[SimpleNamespace(keys=torch.zeros(1, 2, 3, 4)), SimpleNamespace(states=None)])
     with pytest.raises(RuntimeError, match=f"{re.escape(NAMED)}SimpleNamespace of a cache holds keys"):

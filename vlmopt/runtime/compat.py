@@ -15,14 +15,14 @@ FLOOR = "4.57.6"  # the lowest release on which the oracle tests pass
 NEWEST = "5.24.0"  # the highest
 CACHE_NAMES = ("cache", "past_key_values", "past_key_value")  # from 5.24; up to 5.23; in layers of 4.57
 ROTARY = ("position_embeddings", "position_embeddings_global")  # the second: gemma3 up to 4.57
-ROTARY_OF_TOWER = ("position_embeddings", "rotary_pos_emb")  # in a block of the vision tower
 
 # Arguments that every tested release has; of a tuple, one.
 Names = tuple[str | tuple[str, ...], ...]
 OUTER: Names = ("input_ids", "inputs_embeds", "attention_mask", ("pixel_values", "image_pixel_values"), CACHE_NAMES)
 DECODER: Names = ("inputs_embeds", "attention_mask", "position_ids", CACHE_NAMES)
 LAYER: Names = ("hidden_states", "attention_mask", CACHE_NAMES)
-BLOCK: Names = ("cu_seqlens", ROTARY_OF_TOWER)
+BLOCK: Names = ("cu_seqlens", "position_embeddings")
+DEEPSTACK = ("visual_pos_masks", "deepstack_visual_embeds")
 ATTENTION = ("query", "key", "value", "attention_mask")
 
 

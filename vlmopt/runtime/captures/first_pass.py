@@ -19,7 +19,7 @@ from vlmopt.pruning import TEXT, FirstPassRows, pack
 from vlmopt.pruning.budget import strided
 
 from ...methods import Method
-from .. import masks, smaller
+from .. import compat, masks, smaller
 from ..arguments import PER_LAYER
 from ..call import CALL, Call, PromptStep, Session
 from ..context import Rows, VisualContext
@@ -213,7 +213,10 @@ def mean_of_blocks(values: Tensor, number: Tensor) -> Tensor:
 
 def deepstack_levels(step: PromptStep) -> Levels:
     """Return what DeepStack adds after the first layers, [B, L, d] each; empty for other models."""
-    where, levels = (step.given.get(name) for name in ("visual_pos_masks", "deepstack_visual_embeds"))
+    decoder = step.call.session.structure.decoder
+    if hasattr(decoder, "_deepstack_process"):
+        compat.require(compat.DEEPSTACK, step.given, type(decoder).__name__)
+    where, levels = (step.given.get(name) for name in compat.DEEPSTACK)
     if where is None or levels is None:
         return []
     where = where.to(step.embeds.device)

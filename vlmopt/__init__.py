@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .policy import Policy
     from .policy.presets import presets
     from .reporting import Report
+    from .tuning.result import TuneResult
+    from .tuning.tuner import tune
 
 # Public names and the module of each. A name is imported when it is first asked for (PEP 562), so that
 # `import vlmopt.pruning` costs torch alone and `vlmopt --help` not even that.
@@ -24,6 +26,7 @@ _HOME = {
     "Policy": "policy",
     "Report": "reporting",
     "SinkReport": "diagnose",
+    "TuneResult": "tuning.result",
     "diagnose_sinks": "diagnose",
     "estimate": "estimation",
     "load_checkpoint": "checkpoints",
@@ -32,6 +35,7 @@ _HOME = {
     "presets": "policy.presets",
     "report": "api",
     "restore": "api",
+    "tune": "tuning.tuner",
 }
 
 __all__ = [
@@ -39,6 +43,7 @@ __all__ = [
     "Policy",
     "Report",
     "SinkReport",
+    "TuneResult",
     "__version__",
     "diagnose_sinks",
     "estimate",
@@ -48,6 +53,7 @@ __all__ = [
     "presets",
     "report",
     "restore",
+    "tune",
 ]
 
 

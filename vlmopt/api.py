@@ -12,6 +12,7 @@ from torch import nn
 from . import scorers
 from .checks import check
 from .policy import Policy, PolicyLike
+from .policy.tuned import misfit
 from .reporting import Report
 from .runtime.session import install, remove, session_in, session_of
 from .runtime.structure import answering, embeds_rows
@@ -51,6 +52,8 @@ def optimize(model: Model, policy: PolicyLike) -> Model:
     trained = scorers.required(fitted.active, answers)
     for caution in [c.caution for c in fitted.attention if c.caution is not None]:
         warnings.warn(caution, stacklevel=2)
+    if (other := misfit(fitted.tuned, answers)) is not None:
+        warnings.warn(other, stacklevel=2)
     if fitted.prune and getattr(model, "has_talker", False):
         warnings.warn(
             f"the talker of {type(model).__name__} reads the hidden states of every token, and fails behind dropped "

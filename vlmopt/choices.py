@@ -17,3 +17,6 @@ PLANTED = ("grid", "timestamps")  # made-up heads
 SPLITS = ("train", "held-out")  # of the rendered pages
 SIZE = "1280x800"  # of one, unless another is asked for
 MEASURED = "devices.json"  # where `vlmopt estimate --calibrate` writes
+# What `vlmopt tune` makes small. ttft: time to the first token; total: time of the whole answer; throughput: time per
+# new token of a full batch; kv_bytes: keys and values of the prompts; peak_memory; tokens: visual tokens per layer.
+OBJECTIVES = ("ttft", "total", "throughput", "kv_bytes", "peak_memory", "tokens")

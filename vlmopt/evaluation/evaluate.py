@@ -114,6 +114,17 @@ def check(settings: Settings) -> dict[str, Policy]:
     Raises:
         ValueError, TypeError: what is wrong with them.
     """
+    check_options(settings)
+    check_name(settings.model)
+    return named_policies(list(settings.policies), settings.seed)
+
+
+def check_options(settings: Settings) -> None:
+    """Check what neither names a model nor a policy.
+
+    Raises:
+        ValueError: what is wrong with it.
+    """
     for name, value, least in (
         ("batch-size", settings.batch_size, 1),
         ("max-new-tokens", settings.max_new_tokens, 1),
@@ -131,8 +142,6 @@ def check(settings: Settings) -> dict[str, Policy]:
         raise ValueError(f"--device-map {settings.device_map!r} is unknown: auto, or leave it out")
     if settings.source.run.exists() and not settings.source.run.is_dir():
         raise ValueError(f"--out {settings.source.run} is a file; give a directory")
-    check_name(settings.model)
-    return named_policies(list(settings.policies), settings.seed)
 
 
 def load_model(settings: Settings, team: Processes) -> Loaded:
@@ -159,13 +168,16 @@ def model_config(name: str) -> Any:
     return _config(str(HERE / name) if name in bundled() else name)
 
 
-def units_of(settings: Settings, data: Data) -> str:
+def units_of(settings: Settings, data: Data, config: Any = None) -> str:
     """Return the units of coordinates in answers: what the user says, else the checkpoint's config or its family.
+
+    Args:
+        config: of the loaded model; None where it is not loaded yet.
 
     Raises:
         ValueError: clicks are to be marked, and nobody says.
     """
-    config = model_config(settings.model)
+    config = config or model_config(settings.model)
     units = settings.units or click_units(config)
     if units is None and any(sample.kind == "click" for sample in data.samples):
         raise ValueError(
@@ -177,7 +189,7 @@ def units_of(settings: Settings, data: Data) -> str:
 
 def runner_of(settings: Settings, loaded: Loaded, data: Data, policies: dict[str, Policy], team: Processes) -> Runner:
     """Make the runner of this process's share of the work."""
-    units = units_of(settings, data)
+    units = units_of(settings, data, loaded.model.config)
     prompt = settings.prompt or (POINT_PROMPTS[units] if data.format == "screenspot" else data.prompt)
     run = settings.source.run
     asking = Asking(loaded=loaded, run=run, prompt=prompt, max_new_tokens=settings.max_new_tokens)

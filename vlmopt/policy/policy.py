@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,9 +21,10 @@ from ..version import __version__
 from . import files
 from .combinations import check_corrections, check_eviction, check_stages, cuts, order
 from .parts import entries, eviction_of, prefill_of
+from .tuned import note
 
 FORMAT = 2  # 1 has no "kv"
-KEYS = ["format", "vlmopt", "prune", "attention", "prefill", "kv", "gqa", "seed"]
+KEYS = ["format", "vlmopt", "prune", "attention", "prefill", "kv", "gqa", "seed", "tuned"]
 GQA = ("auto", "grouped", "kernel")
 
 
@@ -48,6 +49,7 @@ class Policy(Configured):
         gqa: how one query row attends where heads share keys. "kernel": by the model's own; "grouped": heads of a group
             as rows of one head, the same numbers up to rounding; "auto": grouped under sdpa on a CPU from 1024 keys on,
             where it is faster, unless the policy changes nothing.
+        tuned: the note of `vlmopt tune`; it changes nothing, and policies that differ in it alone are equal.
 
     Raises:
         TypeError: an entry of the wrong kind. ValueError: a combination that cannot work.
@@ -59,6 +61,7 @@ class Policy(Configured):
     seed: int = 0
     kv: Eviction | None = None
     gqa: str = "auto"
+    tuned: Mapping[str, Any] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         prune = entries("prune", self.prune, Selector)
@@ -74,6 +77,7 @@ class Policy(Configured):
             raise ValueError(f"seed must be >= 0 and < 2**63, got {shown(self.seed)}")
         if self.gqa not in GQA:
             raise ValueError(f"gqa must be one of {', '.join(GQA)}; got {shown(self.gqa)}{near(str(self.gqa), GQA)}")
+        note(self.tuned)
         check_stages(self.prune)
         check_corrections(self.attention)
         check_eviction(self.kv, self.attention)
@@ -191,6 +195,7 @@ class Policy(Configured):
             seed=data.get("seed", 0),
             kv=data.get("kv"),
             gqa=data.get("gqa", "auto"),
+            tuned=data.get("tuned"),
             **lists,
         )
 
@@ -205,6 +210,7 @@ class Policy(Configured):
             "kv": None if self.kv is None else methods.to_dict(self.kv),
             "gqa": self.gqa,
             "seed": self.seed,
+            **({} if self.tuned is None else {"tuned": dict(self.tuned)}),
         }
 
     def to_json(self) -> str:

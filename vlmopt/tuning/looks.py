@@ -1,0 +1,43 @@
+"""Who looked at a hold-out before: the promise is about the first look."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..atomic import atomic_write
+from .result import dumped
+from .search import Search
+
+NAME = "looks.json"
+
+
+def looked(search: Search) -> None:
+    """Note that the hold-out is about to be looked at."""
+    now = {
+        "split": search.parts.digest,
+        "budget": search.wanted.budget,
+        "objective": search.wanted.objective,
+        "confidence": search.wanted.confidence,
+    }
+    known = looks(search.settings.source.run)
+    if now not in known:
+        with atomic_write(search.settings.source.run / NAME) as fresh:
+            fresh.write_text(dumped([*known, now]), encoding="utf-8")
+
+
+def looks(run: Path) -> list[dict[str, Any]]:
+    """Return what was looked for in a directory, in turn."""
+    path = run / NAME
+    known: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    return known
+
+
+def looked_before(search: Search) -> list[str]:
+    """Say what the hold-out was looked at for before the last new question."""
+    before = looks(search.settings.source.run)[:-1]
+    if not before:
+        return []
+    said = ", ".join(f"budget {look['budget']:g} for {look['objective']}" for look in before)
+    return [f"this hold-out was looked at before ({said}): the confidence is that of the first look"]

@@ -1,0 +1,60 @@
+"""The costs of those that may become finalists, and of controls to be shown beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+from ..atomic import atomic_write
+from . import timing
+from .asking import Asked
+from .result import dumped
+from .rules import DENSE, Cost
+from .search import Search
+from .space import CONTROLS
+
+TIMED = 12  # candidates that are timed at most, spread over the tokens that they leave
+
+
+def priced(search: Search, racing: Asked, losses: Mapping[str, float], others: Sequence[str]) -> dict[str, Cost]:
+    """Return the costs of candidates; where they have to be timed, of a choice spread over tokens, and of controls.
+
+    Args:
+        losses: of the promising ones. others: who else was asked; to be shown beside them.
+    """
+    objective, run = search.wanted.objective, search.settings.source.run
+    if objective in timing.COUNTED:
+        return timing.counted(racing.records, [*losses, *others], objective)
+    tokens = timing.counted(racing.records, list(losses), "tokens")
+    order = sorted(losses, key=lambda name: (tokens[name].ratio, losses[name], name))
+    count = min(TIMED, len(order))
+    chosen = [order[number * (len(order) - 1) // max(count - 1, 1)] for number in range(count)]
+    if chosen:
+        chosen += controls(chosen, tokens[chosen[0]], timing.counted(racing.records, [*losses, *others], "tokens"))
+    path = run / f"times-{objective}.json"
+    if search.team.main:
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        missing = [name for name in chosen if name not in known]
+        if missing:
+            policies = {name: search.runner.policies[name] for name in (DENSE, *missing)}
+            samples = [sample for image in search.parts.search for sample in image]
+            fresh = timing.timed(
+                search.runner.asking, samples, search.settings.batch_size, policies, objective, racing.records
+            )
+            known |= {name: asdict(cost) for name, cost in fresh.items()}
+            with atomic_write(path) as file:
+                file.write_text(dumped(known), encoding="utf-8")
+    search.team.wait()
+    times = json.loads(path.read_text(encoding="utf-8")) if chosen else {}
+    return {name: Cost(**times[name]) for name in chosen}
+
+
+def controls(chosen: Sequence[str], aim: Cost, tokens: Mapping[str, Cost]) -> list[str]:
+    """Return, of every control that is not chosen, what leaves about as many tokens as the harshest that is."""
+    found = []
+    for control in CONTROLS:
+        own = [name for name in tokens if name.partition(":")[0] == control]
+        if own and not any(name in chosen for name in own):
+            found.append(min(own, key=lambda name: (abs(tokens[name].ratio - aim.ratio), name)))
+    return found

@@ -7,7 +7,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
@@ -45,19 +45,12 @@ class Plot(NamedTuple):
 
 def page(facts: Facts) -> str:
     """Write the whole report."""
-    script = ready("script.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return render(
         "page.html",
-        # Even a text that slipped through unescaped could neither run nor call home.
-        policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
-        style=theme() + ready("style.css"),
-        script=script,
+        **around(SECTIONS, "script.js", "gallery.js"),
         facts=facts,
         dense=DENSE,
         few=FEW,
-        dash=DASH,
-        sections=SECTIONS,
         chips=chips(facts),
         signs={policy: sign(facts, policy) for policy in facts.policies},
         axes=AXES,
@@ -70,6 +63,20 @@ def page(facts: Facts) -> str:
         most_errors=ERRORS,
         setup=setup(facts),
     )
+
+
+def around(sections: Mapping[str, str], *scripts: str) -> dict[str, Any]:
+    """Return what base.html puts around the sections of a report."""
+    script = Markup("").join(ready(name) for name in scripts)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return {
+        # Even a text that slipped through unescaped could neither run nor call home.
+        "policy": f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
+        "style": theme() + ready("style.css"),
+        "script": script,
+        "sections": sections,
+        "dash": DASH,
+    }
 
 
 def chips(facts: Facts) -> list[str]:

@@ -11,6 +11,7 @@ from .facts import AXES, Axis, Facts, Figure, Metric, Place, milliseconds, numbe
 from .labels import Named, Rect, labels
 from .palette import look
 from .plane import Plane, span
+from .shown_policies import ShownPolicies
 
 STAGES = ("vision", "scoring", "prefill", "decode")
 STAGE_TITLES = {
@@ -33,7 +34,7 @@ class Point(NamedTuple):
     figure: Figure
 
 
-def points(facts: Facts, metric: Metric, axis: Axis) -> list[Point]:
+def points(facts: ShownPolicies, metric: Metric, axis: Axis) -> list[Point]:
     """Return the policies that have both."""
     found = []
     for policy in facts.policies:
@@ -62,7 +63,7 @@ def front(points: Sequence[Point], better: int) -> list[Point]:
     return sorted(stay, key=lambda point: (point.place.value, better * point.figure.value))
 
 
-def tradeoff(facts: Facts, metric: Metric, axis: Axis, size: tuple[float, float] = WIDE) -> Scene:
+def tradeoff(facts: ShownPolicies, metric: Metric, axis: Axis, size: tuple[float, float] = WIDE) -> Scene:
     """Draw a metric over what it costs: points with 95 % intervals, the Pareto front, names."""
     width, height = size
     scene = Scene(width, height, f"{metric.title} versus {axis.title[0].lower()}{axis.title[1:]}")

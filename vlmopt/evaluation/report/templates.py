@@ -6,7 +6,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from .draw import coordinate, coordinates, outline
@@ -15,9 +15,13 @@ from .facts import count, milliseconds, number, probability
 FILTERS = (coordinate, coordinates, count, milliseconds, number, outline, probability)
 
 
-def render(template: str, **names: Any) -> str:
-    """Fill in the names of a template; only those called *.html escape."""
-    return environment().get_template(template).render(**names)
+def render(template: str, home: str = str(__package__), /, **names: Any) -> str:
+    """Fill in the names of a template; only those called *.html escape.
+
+    Args:
+        home: the package whose page/ has the template; what that includes may lie here.
+    """
+    return environment(home).get_template(template).render(**names)
 
 
 def ready(name: str) -> Markup:
@@ -26,13 +30,13 @@ def ready(name: str) -> Markup:
 
 
 @cache
-def environment() -> Environment:
+def environment(home: str = str(__package__)) -> Environment:
     """Make the environment of the templates.
 
     Filters are the functions that write figures for people; templates hold no figures of their own.
     """
     made = Environment(
-        loader=PackageLoader(str(__package__), "page"),
+        loader=ChoiceLoader([PackageLoader(name, "page") for name in dict.fromkeys((home, str(__package__)))]),
         autoescape=lambda name: name is not None and name.endswith(".html"),
         undefined=StrictUndefined,
         trim_blocks=True,

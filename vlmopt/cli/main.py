@@ -25,6 +25,7 @@ COMMANDS = {
     "run": Command("run", "ask a model about an image or a video, dense and with a policy, and compare"),
     "eval": Command("eval", "compare policies on a data set: accuracy, hallucination, clicks, latency, and a report"),
     "estimate": Command("estimate", "predict what a model costs on a GPU, dense and under policies, from its config"),
+    "tune": Command("tune", "find the fastest policy inside a quality budget, confirmed on your own data"),
     "demo": Command("demo", "open a page that shows what a model looks at, what was dropped, and what it cost"),
     "serve": Command("serve", "serve a model with a policy through an OpenAI-compatible API, one request at a time"),
     "list": Command("listing", "show presets and methods; with a name, everything about one of them"),
@@ -41,7 +42,7 @@ DESCRIPTION = "Faster, smaller, less hallucinating vision-language models, witho
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; return the exit code: 0, 2 with one sentence on stderr, or that of a signal."""
+    """Run a command; return the exit code: 0 or its own, 2 with one sentence on stderr, or that of a signal."""
     words = sys.argv[1:] if arguments is None else arguments
     named = next((word for word in words if not word.startswith("-")), None)
     if named is not None and named not in COMMANDS:
@@ -59,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         return refused(f"unknown arguments {' '.join(left)!r}; see `{name} --help`")
     try:
         check_policies(getattr(options, "policy", None))
-        import_module(f".{COMMANDS[options.command].module}", __package__).execute(options)
+        code: int | None = import_module(f".{COMMANDS[options.command].module}", __package__).execute(options)
         sys.stdout.flush()
     except BrokenPipeError:  # as in `vlmopt list | head`: whoever reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes the rest when it ends
@@ -70,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
         return refused(" ".join(str(error).split()))
     except KeyboardInterrupt:
         return 130
-    return 0
+    return code or 0
 
 
 def check_policies(given: str | Sequence[str] | None) -> None:

@@ -6,11 +6,11 @@ import streamlit as st
 
 from vlmopt.apps.page import ask, results, takeaway, video
 from vlmopt.apps.page.running import Worker
-from vlmopt.apps.page.tabs import heads, layers, ledger, pareto, scores, sinks, sparse
+from vlmopt.apps.page.tabs import heads, layers, ledger, pareto, savings, scores, sinks, sparse
 
 TABS = {
     "Scores": scores, "Layers": layers, "Sinks": sinks, "Heads": heads, "Sparse": sparse, "Ledger": ledger,
-    "Pareto": pareto,
+    "Pareto": pareto, "Savings": savings,
 }  # fmt: skip
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import math
+import shlex
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +16,7 @@ from vlmopt.analysis.click import REACH
 from vlmopt.apps.page import running
 from vlmopt.apps.page.tabs import layers, ledger, pareto
 from vlmopt.attention_fix import VisionHeads, VisualSink
+from vlmopt.cli.main import build_parser
 from vlmopt.kernels.patterns import AShape
 from vlmopt.prefill import SparsePrefill
 from vlmopt.pruning import FastV, Random, Uniform
@@ -63,6 +66,28 @@ def test_the_ledger_tells_what_was_skipped():
     assert "Skipped, and why" in said(test)
     assert any("changes nothing" in str(frame.value) for frame in test.dataframe)
     assert "applied" not in test.code[0].value
+
+
+def test_savings_are_predicted_and_the_commands_written():
+    test = fine(page(run_of([FastV(keep_ratio=0.25, layer=2)]), "savings"))
+    assert "What would it save" in said(test)
+    assert "not measured" in said(test)
+    (table,) = test.dataframe
+    first = table.value.set_index("figure").loc["first token"]
+    assert float(first["times as fast"]) > 1
+    assert not test.code
+    test = pressed(test, "Write the commands")
+    predict, find = (vlmopt_words(line) for line in test.code[0].value.splitlines())
+    assert predict.policy == ["policy.json"]
+    assert (find.model, find.budget, find.objective) == (predict.model, 1.0, "ttft")
+    test.text_input[0].set_value("wide").run()
+    assert "No prediction" in said(fine(test))
+
+
+def vlmopt_words(line: str) -> argparse.Namespace:
+    """What the command line makes of a command."""
+    words = shlex.split(line)[1:]
+    return build_parser(words[:1]).parse_args(words)
 
 
 def test_heads_are_measured_at_the_press_of_a_button():

@@ -49,7 +49,7 @@ class Policy(Configured):
         gqa: how one query row attends where heads share keys. "kernel": by the model's own; "grouped": heads of a group
             as rows of one head, the same numbers up to rounding; "auto": grouped under sdpa on a CPU from 1024 keys on,
             where it is faster, unless the policy changes nothing.
-        tuned: the note of `vlmopt tune`; it changes nothing, and policies that differ in it alone are equal.
+        tuned: the note of `vlmopt tune`, which changes nothing.
 
     Raises:
         TypeError: an entry of the wrong kind. ValueError: a combination that cannot work.
@@ -190,14 +190,8 @@ class Policy(Configured):
             if not isinstance(value, (list, tuple)):
                 raise TypeError(f"{key} must be a list of methods, got {shown(value)} of type {type(value).__name__}")
             lists[key] = [methods.build(entry) for entry in value]
-        return cls(
-            prefill=data.get("prefill"),
-            seed=data.get("seed", 0),
-            kv=data.get("kv"),
-            gqa=data.get("gqa", "auto"),
-            tuned=data.get("tuned"),
-            **lists,
-        )
+        plain = {key: data[key] for key in ("prefill", "seed", "kv", "gqa", "tuned") if key in data}
+        return cls(**lists, **plain)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dict; methods carry the settings that differ from their defaults."""

@@ -74,20 +74,17 @@ def differences(images: Sequence[Image], answers: Answers, policy: str, mixed: b
     """
     found: dict[str, list[float]] = {}
     for image in images:
-        pairs = [(answers.get((policy, sample.id)), answers.get((DENSE, sample.id))) for sample in image]
-        if any(own is None or dense is None for own, dense in pairs):
-            continue
-        for name, values in apart(pairs, mixed):
-            found.setdefault(name, []).append(sum(values) / len(values))
+        keys = [((policy, sample.id), (DENSE, sample.id)) for sample in image]
+        if all(key in answers for pair in keys for key in pair):
+            for name, values in apart([(answers[own], answers[dense]) for own, dense in keys], mixed):
+                found.setdefault(name, []).append(sum(values) / len(values))
     return {name: np.array(values) for name, values in sorted(found.items())}
 
 
-def apart(pairs: Iterable[tuple[Record | None, Record | None]], mixed: bool) -> Iterable[tuple[str, list[float]]]:
+def apart(pairs: Iterable[tuple[Record, Record]], mixed: bool) -> Iterable[tuple[str, list[float]]]:
     """Return mark -> differences, one per question of an image that has it."""
     found: dict[str, list[float]] = {}
     for own, dense in pairs:
-        assert own is not None
-        assert dense is not None
         before = mark(dense, dense, mixed)
         for name, value in mark(own, dense, mixed).items():
             found.setdefault(name, []).append(value - before[name])

@@ -84,17 +84,15 @@ def in_points(seen: Seen | None) -> dict[str, Any] | None:
 
 def front(tried: Sequence[Tried]) -> list[Tried]:
     """Return the candidates that no other beats in cost and loss, on the search part; by falling cost."""
-
-    def key(one: Tried) -> tuple[float, float]:
-        assert one.seen is not None
-        assert one.cost is not None
-        return one.cost.ratio, -one.seen.difference
-
-    known = [one for one in tried if one.seen is not None and one.cost is not None]
-    stay = [
-        one for one in known if not any(key(o) != key(one) and all(map(float.__le__, key(o), key(one))) for o in known)
+    known = [
+        ((one.cost.ratio, -one.seen.difference), one) for one in tried if one.seen is not None and one.cost is not None
     ]
-    return sorted(stay, key=key, reverse=True)
+    stay = [
+        (own, one)
+        for own, one in known
+        if not any(other != own and other[0] <= own[0] and other[1] <= own[1] for other, _ in known)
+    ]
+    return [one for _, one in sorted(stay, key=lambda entry: entry[0], reverse=True)]
 
 
 def write(result: TuneResult, run: Path) -> None:
@@ -117,14 +115,13 @@ def said(result: TuneResult) -> list[str]:
     """Write the outcome in a few lines."""
     facts = result.facts
     lines = [*(f"note: {note}" for note in facts["notes"]), facts["promise"]]
-    finalists = [one for one in result.tried if one.held is not None]
+    finalists = [(one, one.held) for one in result.tried if one.held is not None]
     if finalists:
-        width = max(len(one.name) for one in finalists)
+        width = max(len(one.name) for one, _ in finalists)
         lines.append(f"{'finalist':<{width}} {facts['objective']:>12} {'change':>8} {'at worst':>9}  confirmed")
-    for one in finalists:
-        assert one.held is not None
+    for one, held in finalists:
         cost = "-" if one.cost is None else f"x {one.cost.ratio:.2f}"
-        change, low = 100 * one.held.difference, 100 * one.held.low
+        change, low = 100 * held.difference, 100 * held.low
         lines.append(f"{one.name:<{width}} {cost:>12} {change:>+8.2f} {low:>+9.2f}  {'yes' if one.holds else 'no'}")
     if result.name == DENSE:
         lines.append("nothing was confirmed: policy.json is dense")

@@ -178,10 +178,7 @@ class Selector(Configured, ABC):
 
     @abstractmethod
     def pick(self, tokens: VisualTokens, k: int) -> Selection:
-        """Choose k of the n tokens of one segment, 1 <= k <= n.
-
-        Padding, structural tokens and those that are held are already left out.
-        """
+        """Choose k of the n tokens of one segment, 1 <= k <= n; padding, structural and held tokens are left out."""
 
     def select(self, tokens: VisualTokens) -> Selection:
         """Choose min(budget(tokens.total), valid tokens) of the current tokens of one sample.

@@ -11,6 +11,7 @@ have no recall; compare their error.
 
     python benchmarks/pattern_quality.py                  # 4096 tokens, 4 heads
     python benchmarks/pattern_quality.py --quick
+    python benchmarks/pattern_quality.py --quick --pattern sampled min_p
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "grid": [{"diagonals": False}, {}],
     "q_boundary": [{}],
     "boundary_2d": [{}],
+    "sampled": [{"recall": 0.8}, {}, {"recall": 0.95}],
     "min_p": [{"tau": 0.95}, {"tau": 0.87}, {"tau": 0.5}],
     "minference_blocks": [{"blocks": 4}, {"blocks": 8}, {"blocks": 16}],
     "flex_prefill": [{"coverage": 0.5, "min_budget": 128}, {"coverage": 0.8, "min_budget": 128}, {"min_budget": 128}],
@@ -91,10 +93,10 @@ def measured(
     return {title: float(row[title]) if title in row else None for title in TITLES}
 
 
-def settings(quick: bool) -> list[tuple[str, Callable[[], Pattern]]]:
+def settings(quick: bool, only: list[str]) -> list[tuple[str, Callable[[], Pattern]]]:
     """Return names with settings, and how to make each pattern."""
     made = []
-    for name, options in SETTINGS.items():
+    for name, options in ((name, SETTINGS[name]) for name in only):
         for given in options[len(options) // 2 :][:1] if quick else options:
             size = {"tile": BLOCK, "run": BLOCK} if name in COARSE else {}
             words = ", ".join(f"{key}={value}" for key, value in given.items()) or "default"
@@ -109,6 +111,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="the middle setting of each pattern, 2 heads")
+    parser.add_argument("--pattern", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="default: all")
     options = parser.parse_args()
     tokens, heads = options.tokens, 2 if options.quick else options.heads
     print(f"{'':52s}" + "".join(f"{title:>10s}" for title in TITLES))
@@ -121,7 +124,7 @@ def main() -> None:
             prefill.q, prefill.k, prefill.v, is_causal=True, scale=prefill.scale
         )
         print(kind)
-        for name, make in settings(options.quick):
+        for name, make in settings(options.quick, options.pattern):
             row = measured(make(), prefill, sunk, rows, dense, mass)
             print(
                 f"  {name:50s}" + "".join(" " * 9 + "-" if x is None else f"{x:10.3f}" for x in row.values()),

@@ -14,6 +14,7 @@ from vlmopt.kernels.patterns import (
     MinP,
     Prefill,
     QBoundary,
+    Sampled,
     TriShape,
     VerticalSlash,
 )
@@ -26,6 +27,7 @@ PATTERNS = {
     "tri_shape": TriShape(sink=16, local=20, last=30, tile=32, run=16),
     "vertical_slash": VerticalSlash(vertical=30, slash=100, **SMALL),
     "min_p": MinP(tau=0.6, sink=20, **SMALL),
+    "sampled": Sampled(recall=0.2, trial=8, **SMALL),
     "grid": GridSparse(strength=1.0, local=30, sink=20, vertical=30, slash=100, **SMALL),
     "grid_v": GridSparse(strength=1.0, local=30, diagonals=False, rows=True, vertical=30, slash=100, **SMALL),
     "q_boundary": QBoundary(vision=VerticalSlash(vertical=30, slash=100, **SMALL), **SMALL),

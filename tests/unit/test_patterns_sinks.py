@@ -31,6 +31,7 @@ SPARSE = {
     "x_attention": {**SIZE, "threshold": 0.7},
     "proxy_attn": {**SIZE, "coverage": 0.8, "min_budget": 256},
     "pbs_attn": {**SIZE, "threshold": 0.7},
+    "sampled": {"recall": 0.8},
     "psa": {"tile": 64, "run": 16, "block": 128, "energy": (0.3, 0.4, 0.5, 0.5), "exact_tail": 64},
 }
 SINKS = [(0.3, 1), (0.6, 1), (0.3, 4), (0.6, 4)]  # share of the mass, keys that hold it

@@ -15,6 +15,7 @@ from .prefill import Prefill
 from .proxy_attn import ProxyAttn
 from .psa import PSA
 from .q_boundary import QBoundary
+from .sampled import Sampled
 from .tri_shape import TriShape
 from .vertical_slash import VerticalSlash
 from .view import View, ViewPattern
@@ -34,6 +35,7 @@ __all__ = [
     "Prefill",
     "ProxyAttn",
     "QBoundary",
+    "Sampled",
     "TriShape",
     "VerticalSlash",
     "View",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -21,6 +21,14 @@ class Prefill(AttentionInputs):
     modality: Tensor | None = None  # Long[B, W] of keys: 0 text, 1 vision, ...; None: all of one kind
     frame: int | None = None  # tokens from one frame to the next, where known and constant
     row: int | None = None  # tokens per row of patches, where known
+
+    def sample(self, b: int) -> Prefill:
+        """Return one sample without the padding to its right; reads the lengths on the host."""
+        rows, keys = (int(end[b]) for end in (self.row_end, self.key_end))
+        start = None if self.k_start is None else self.k_start[b : b + 1]
+        modality = None if self.modality is None else self.modality[b : b + 1, :keys]
+        q, k, v = self.q[b : b + 1, :, :rows], self.k[b : b + 1, :, :keys], self.v[b : b + 1, :, :keys]
+        return replace(self, q=q, k=k, v=v, q_len=None, k_len=None, k_start=start, modality=modality)
 
     @cached_property
     def key_heads(self) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -110,3 +111,38 @@ def blocks_to_index(
     col_ptr, col_idx = columns or (None, None)
     heads = None if prefill.all_heads else prefill.heads
     return SparseIndex(tile, run, run_ptr, run_start, run_full, col_ptr, col_idx, heads=heads)
+
+
+def kept_keys(index: SparseIndex, width: int) -> Tensor:
+    """Return Bool[B, H, T, width]: the key slots that the runs and columns of each tile name."""
+    shape, device = index.run_full.shape, index.run_start.device
+    tile = torch.arange(index.run_full.numel(), device=device)
+    kept = torch.zeros(len(tile), width + index.run, dtype=torch.bool, device=device)
+    owner = tile.repeat_interleave(index.run_ptr.diff(dim=-1).flatten())
+    kept[owner[:, None], index.run_start[:, None].long() + torch.arange(index.run, device=device)] = True
+    if index.col_ptr is not None and index.col_idx is not None:
+        kept[tile.repeat_interleave(index.col_ptr.diff(dim=-1).flatten()), index.col_idx.long()] = True
+    return kept[:, :width].view(*shape, width)
+
+
+def one_of_many(index: SparseIndex, b: int, batch: int, tiles: int) -> SparseIndex:
+    """Return the index of sample b of a batch whose longest has `tiles` tiles, from its own; others keep nothing.
+
+    Rows and keys in their order only.
+    """
+
+    def spread(ptr: Tensor) -> Tensor:
+        last = ptr[..., -1:].expand(-1, -1, tiles + 1 - ptr.shape[-1])
+        own = torch.cat([ptr, last], -1)
+        return torch.cat(
+            [
+                torch.zeros_like(own).expand(b, -1, -1),
+                own,
+                own[:, -1:, -1:].expand_as(own).expand(batch - b - 1, -1, -1),
+            ]
+        )
+
+    full = index.run_full.new_zeros(batch, index.covered, tiles)
+    full[b, :, : index.tiles] = index.run_full[0]
+    col_ptr = None if index.col_ptr is None else spread(index.col_ptr)
+    return replace(index, run_ptr=spread(index.run_ptr), run_full=full, col_ptr=col_ptr)

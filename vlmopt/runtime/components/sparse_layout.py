@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlmopt.attention_fix.attention_rows import read_mask
 
-from ...kernels.sparse_attention import Launch
+from ...kernels.sparse_attention import AttentionInputs, Launch
 from ..call import PromptStep
 from ..padding import real
 
@@ -27,19 +27,36 @@ class Layout:
 
 
 def work(launches: Sequence[Launch], query: Tensor, key: Tensor) -> Tensor:
-    """Return fp32: the cells that the launches compute, divided by all cells of the causal triangle."""
+    """Return fp32 [H]: the cells that the launches compute for each head, divided by those of the causal triangle."""
     batch, heads, rows, width = *query.shape[:3], key.shape[2]
-    cells = torch.zeros((), device=query.device)
+    cells = torch.zeros(heads, device=query.device)
     for launch in launches:
         index = launch.index
-        own = torch.zeros_like(cells) + index.tile * index.run * len(index.run_start)
-        own += 0 if index.col_idx is None else index.tile * len(index.col_idx)
+        own = spanned(index.run_ptr) * (index.tile * index.run)  # [tables]
+        own = own + (0 if index.col_ptr is None else spanned(index.col_ptr) * index.tile)
         for lines in (index.grid, index.slash):
             if lines is not None:
                 on = lines[..., 0] > 0 if lines.shape[-1] == 2 else lines[..., 2] > 0
-                own += (on * rows * (width - rows / 2) / lines[..., 0].clamp_min(1)).sum()
-        cells += own * ((heads if index.heads is None else len(index.heads)) // index.covered)  # that share a table
-    return cells / (batch * heads * (rows * width - rows * (rows - 1) / 2))
+                own = own + (on * rows * (width - rows / 2) / lines[..., 0].clamp_min(1)).sum(0)
+        covered = torch.arange(heads, device=cells.device) if index.heads is None else index.heads
+        cells.index_add_(0, covered, own.float().repeat_interleave(len(covered) // index.covered))  # that share a table
+    return cells / (batch * triangle(rows, width))
+
+
+def visible(given: AttentionInputs) -> Tensor:
+    """Return fp32: the cells that real rows see, divided by those of the causal triangle, padding among them."""
+    seen = (given.position + 1 - given.key_first[:, None]).where(given.real, 0)
+    return seen.sum() / (given.batch * triangle(given.rows, given.width))
+
+
+def triangle(rows: int, width: int) -> float:
+    """Return the cells of the causal triangle of one head: of the last `rows` of `width` tokens."""
+    return rows * width - rows * (rows - 1) / 2
+
+
+def spanned(ptr: Tensor) -> Tensor:
+    """Return Long[H]: the entries of each table of offsets [B, H, T + 1], over all samples."""
+    return (ptr[..., -1] - ptr[..., 0]).sum(0)
 
 
 def read_layout(query: Tensor, key: Tensor, mask: Tensor | None) -> Layout | str:

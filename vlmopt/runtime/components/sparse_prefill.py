@@ -21,7 +21,7 @@ from ..hooks.attention import plan_of, why_not
 from ..points import AttentionCall
 from ..structure import ModelStructure
 from .marks import FOREIGN, Marks
-from .sparse_layout import Layout, read_layout, strides, text_rows, work
+from .sparse_layout import Layout, read_layout, strides, text_rows, visible, work
 from .sparse_report import Ran, Sparse, lines, sparse_layers
 
 
@@ -46,7 +46,8 @@ class SparseLayer(AttentionPart):
         given = self.prefill(step, layout, at)
         groups = [(pattern, replace(given, heads=heads.to(query.device))) for pattern, heads in self.groups]
         launches = [launch for pattern, prefill in groups for launch in pattern.build(prefill)]
-        share = work(launches, query, key)
+        by_head = work(launches, query, key)
+        share = by_head.mean()
         if float(share) > self.method.max_work:  # gathering so many keys is slower than the dense kernel
             kept = f"{100 * float(share):.0f} % of the cells are more than max_work={self.method.max_work:g}"
             step.call.skip(f"sparse prefill in layer {self.layer}", kept)
@@ -66,6 +67,7 @@ class SparseLayer(AttentionPart):
                 {pattern.name: len(heads) for pattern, heads in self.groups},
                 key.shape[2],
                 share,
+                (by_head >= visible(given)).sum(),
                 (start, built),
                 (built, end),
                 0 if rows is None else len(rows),

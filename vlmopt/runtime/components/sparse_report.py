@@ -18,6 +18,7 @@ class Ran:
     patterns: dict[str, int]  # name -> heads
     tokens: int
     work: Tensor  # fp32 scalar: cells computed over those of the causal triangle, padding among them
+    dense_heads: Tensor  # Long scalar: heads for which every visible cell is computed
     index: tuple[Any, Any]  # marks in time
     attention: tuple[Any, Any]
     dense_rows: int
@@ -31,7 +32,8 @@ class Sparse(dict[int, list[Ran]]):
 def sparse_layers(call: Call) -> list[dict[str, Any]]:
     """Return one entry per layer whose prompt attention was sparse.
 
-    `work` is the share of the causal triangle that was computed, `recall` the mean share of the dense attention that
+    `work` is the share of the causal triangle that was computed, `dense_heads` the heads that read every key (the
+    mean over chunks), `recall` the mean share of the dense attention that
     sampled rows keep (None unless asked for), `index_ms` and `attention_ms` the time of estimating and of computing.
     """
     ms, out = call.ledger.clock.ms, []
@@ -44,6 +46,7 @@ def sparse_layers(call: Call) -> list[dict[str, Any]]:
                 "patterns": runs[-1].patterns,
                 "tokens": runs[-1].tokens,
                 "work": sum(float(run.work) for run in runs) / len(runs),
+                "dense_heads": sum(int(run.dense_heads) for run in runs) / len(runs),
                 "dense_rows": sum(run.dense_rows for run in runs),
                 "index_ms": sum(ms(*run.index) for run in runs),
                 "attention_ms": sum(ms(*run.attention) for run in runs),
@@ -64,5 +67,7 @@ def lines(entries: list[dict[str, Any]]) -> list[str]:
         f"{entries[0]['tokens']} tokens: {100 * sum(work) / len(work):.1f} % of the cells, index "
         f"{sum(e['index_ms'] for e in entries):.1f} ms, attention {sum(e['attention_ms'] for e in entries):.1f} ms"
     )
+    dense, heads = sum(e["dense_heads"] for e in entries), sum(sum(e["patterns"].values()) for e in entries)
+    text += f"; {dense:g} of {heads} heads dense" if dense else ""
     recalls = [entry["recall"] for entry in entries if entry["recall"] is not None]
     return [text + (f", recall {sum(recalls) / len(recalls):.4f}" if recalls else "")]

@@ -40,7 +40,7 @@ def farthest(features: Tensor, k: int, weights: Tensor | None = None, first: Ten
         raise ValueError(f"k must be within 1..{n}, the number of features, got {k}")
     unit = normalize(features.float(), dim=1)
     held = None
-    if n * n <= HELD and (k * WORTH >= n or (weights is None and first is None)) and exact():
+    if holds(n, k, weights is None and first is None) and exact():
         held = cosines(unit)
     if first is None and weights is not None:
         first = weights.argmax()
@@ -60,6 +60,11 @@ def farthest(features: Tensor, k: int, weights: Tensor | None = None, first: Ten
         latest = nearest.argmax(0, keepdim=True)
         picked.append(latest)
     return torch.cat(picked)
+
+
+def holds(n: int, k: int, first_sought: bool) -> bool:
+    """Return whether all cosines of n tokens are made at once, to choose k; seeking the first takes all of them."""
+    return n * n <= HELD and (first_sought or k * WORTH >= n)
 
 
 def gains(alike: Tensor, weights: Tensor | None) -> Tensor:

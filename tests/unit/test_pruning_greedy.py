@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn.functional import normalize
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from vlmopt.estimation.scoring import GREEDY, HELD
 from vlmopt.pruning import greedy
 from vlmopt.pruning.greedy import farthest
 
@@ -132,3 +134,26 @@ def test_one_token():
 def test_impossible_numbers_are_refused(k):
     with pytest.raises(ValueError, match=r"within 1\.\.5"):
         farthest(torch.ones(5, 2), k)
+
+
+class Operations(TorchDispatchMode):
+    """Counts what a device would be asked to do, views left out."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += "select.int" not in str(func) or "index" in str(func)
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "first", "priced"), [(256, 64, 0, HELD), (256, 8, None, HELD), (1024, 8, 0, GREEDY)]
+)
+def test_a_prediction_counts_the_operations_of_every_choice(n, k, first, priced):
+    z, begin = random_features(n, 8), None if first is None else torch.tensor(first)
+    counts = []
+    for many in (k, k + 8):
+        with Operations() as asked:
+            farthest(z, many, first=begin)
+        counts.append(asked.count)
+    assert counts[1] - counts[0] == 8 * priced

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vlmopt.pruning.greedy import holds
 from vlmopt.pruning.signals import AttentionRows, FirstPassRows, LookAheadRows, Signal, VisionAttention, Weights
 
 from .cuts import Cut, Plan
@@ -14,7 +15,8 @@ from .weights import Parts
 from .work import causal, products, total, vision
 
 RANKING = 30  # small operations of a choice that scores once and keeps the best
-GREEDY = 8  # of every step of a greedy choice
+GREEDY = 8  # of every step of a greedy choice that makes a row of similarities
+HELD = 3  # of every step where all similarities are held: a row of them, the smaller of two, the largest
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ def ranked(cut: Cut, plan: Plan, parts: Parts) -> Scoring:
 def spread_out(cut: Cut, plan: Plan, parts: Parts) -> Scoring:
     """Price all cosines once, then one row of them per step."""
     n, k = cut.before, cut.after
-    return Scoring(2 * n**2 * parts.width, n * parts.width + n**2 + k * n, GREEDY * k)
+    steps = HELD if holds(round(n), round(k), host(cut.selector).name == "div_prune") else GREEDY
+    return Scoring(2 * n**2 * parts.width, n * parts.width + n**2 + k * n, steps * k)
 
 
 def largest_volume(cut: Cut, plan: Plan, parts: Parts) -> Scoring:

@@ -22,6 +22,7 @@ def machine() -> dict[str, Any]:
     """Return what the figures were measured on."""
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu(),
+        "vectors": torch.backends.cpu.get_cpu_capability() + (" and AMX" if "amx_tile" in flags() else ""),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -35,6 +36,13 @@ def cpu() -> str:
     facts = Path("/proc/cpuinfo")
     models = facts.read_text().split("model name\t: ")[1:] if facts.is_file() else []
     return models[0].splitlines()[0] if models else platform.processor() or platform.machine()
+
+
+def flags() -> list[str]:
+    """Return what the processor can do, in the words of Linux; nothing elsewhere."""
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text().split("\nflags")[1:] if facts.is_file() else []
+    return lines[0].splitlines()[0].split() if lines else []
 
 
 def interleaved(variants: dict[str, Callable[[], float]], repeats: int, warmup: int = 1) -> dict[str, list[float]]:

@@ -20,19 +20,36 @@ FULL = {"llava-1.5-7b": 32, "qwen2.5-vl-7b": 28}  # decoder layers
 TOWER = {"llava-1.5-7b": 24, "qwen2.5-vl-7b": 32}
 
 
-def build(name: str, layers: int, tower_layers: int, device: str, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+def build(
+    name: str, layers: int, tower_layers: int, device: str, dtype: torch.dtype, toy: bool = False
+) -> tuple[Any, dict[str, Any]]:
     """Return model and inputs.
 
     Args:
         name: a key of `FULL`. layers, tower_layers: how many to build, the whole model's numbers stand in `FULL` and
-            `TOWER`.
+            `TOWER`. toy: make every layer narrow, for a run that shows no more than that it runs.
     """
     config = {"llava-1.5-7b": llava, "qwen2.5-vl-7b": qwen}[name](layers, tower_layers)
+    if toy:
+        narrow(config)
     cls = LlavaForConditionalGeneration if name.startswith("llava") else Qwen2_5_VLForConditionalGeneration
     torch.manual_seed(0)
     with torch.device(device):
         model = cls._from_config(config, dtype=dtype, attn_implementation="sdpa").eval()
     return model, {k: v.to(device) for k, v in (llava_inputs if name.startswith("llava") else qwen_inputs)().items()}
+
+
+def narrow(config: Any) -> None:
+    """Make the layers of a config from here a toy's, 64 channels a head as before or fewer."""
+    text, vision = config.text_config, config.vision_config
+    text.hidden_size, text.intermediate_size, text.num_attention_heads, text.num_key_value_heads = 256, 256, 4, 2
+    text.head_dim = 64
+    vision.hidden_size, vision.intermediate_size = 64, 64
+    if hasattr(vision, "out_hidden_size"):
+        vision.num_heads, vision.out_hidden_size = 4, 256
+        text.rope_parameters = {**text.rope_parameters, "mrope_section": [8, 12, 12]}
+    else:
+        vision.num_attention_heads = 4
 
 
 def llava(layers: int, tower_layers: int) -> LlavaConfig:

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from common import append, interleaved
-from vlmopt.kernels.patterns import GridSparse, MinP, Prefill, VerticalSlash, View, XAttention
+from vlmopt.kernels.patterns import GridSparse, MinP, Prefill, Sampled, VerticalSlash, View, XAttention
 from vlmopt.kernels.patterns.grid_search import search
 from vlmopt.kernels.patterns.probe import probe_lines, probe_rows
 from vlmopt.kernels.patterns.tables import blocks_to_index
@@ -133,6 +133,7 @@ def estimators(length: int, options: argparse.Namespace) -> dict[str, Any]:
         "vertical_slash": VerticalSlash(vertical=length // 16, slash=length // 16),
         "grid": GridSparse(),
         "min_p": MinP(),
+        "sampled": Sampled(),
         "x_attention, stride 16": XAttention(stride=16),
         "x_attention, stride 8": XAttention(stride=8),
     }
@@ -164,19 +165,21 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192, 16384])
     parser.add_argument("--densities", type=float, nargs="+", default=DENSITIES)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--dims", type=int, nargs="+", default=[64, 128], help="128 at 8192 tokens alone")
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--no-estimators", action="store_true", help="attention alone")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     if options.quick:
         options.lengths, options.densities, options.threads, options.repeats = [2048], [0.26], [1], 3
-    shapes = [(n, 64) for n in options.lengths] + [(8192, 128)] * (8192 in options.lengths)
+    shapes = [(n, d) for n in options.lengths for d in options.dims if d == 64 or n == 8192]
     speeds = [speed(n, d, t, options) for n, d in shapes for t in options.threads]
     record = {"backend": options.backend, "block": BLOCK, "repeats": options.repeats, "speed": speeds}
-    path = append("sparse_attention", {**record, "estimators": estimators(min(options.lengths[-1], 8192), options)})
-    print(f"appended to {path}")
+    costs = None if options.no_estimators else estimators(min(options.lengths[-1], 8192), options)
+    print(f"appended to {append('sparse_attention', {**record, 'estimators': costs})}")
 
 
 if __name__ == "__main__":

@@ -111,7 +111,10 @@ def oracle(model: Any, inputs: dict[str, Any], keep_ratio: float) -> tuple[Calla
     captured: dict[str, Any] = {}
 
     def capture(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        captured.update(embeds=kwargs["inputs_embeds"], positions=kwargs["position_ids"])
+        embeds, positions = kwargs["inputs_embeds"], kwargs.get("position_ids")
+        if positions is None:
+            positions = torch.arange(embeds.shape[1], device=embeds.device)[None]
+        captured.update(embeds=embeds, positions=positions)
 
     handle = model.model.language_model.register_forward_pre_hook(capture, with_kwargs=True)
     with vlmopt.optimized(model, Uniform(keep_ratio=keep_ratio)):

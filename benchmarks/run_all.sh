@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Measures every table of speed, and of what patterns keep, again on this machine, and writes the pages.
+# Hours on two cores; run it on a machine that does nothing else. What is done is skipped when it is called again.
+#   benchmarks/run_all.sh [PYTHON]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${1:-python}
+mkdir -p benchmarks/results/done
+
+once() {  # NAME COMMAND...: the command, unless it has ended well since the marks were last taken away
+    if [ ! -e "benchmarks/results/done/$1" ]; then
+        echo "== $1"
+        "${@:2}"
+        touch "benchmarks/results/done/$1"
+    fi
+}
+
+once pattern_quality "$python" benchmarks/pattern_quality.py
+for dtype in float32 bfloat16; do
+    for backend in native gather; do
+        once "sparse_attention $backend $dtype" "$python" benchmarks/sparse_attention.py --backend "$backend" \
+            --dtype "$dtype" --lengths 8192 16384 --densities 0.11 0.5 --repeats 7 --no-estimators
+    done
+done
+once estimators "$python" benchmarks/sparse_attention.py --backend native --lengths 8192 --dims 64 --threads 1
+once sparse_ttft "$python" benchmarks/sparse_ttft.py
+once ttft "$python" benchmarks/ttft.py --repeats 11
+once scoring_cost "$python" benchmarks/scoring_cost.py
+once peers env OMP_NUM_THREADS=1 "$python" benchmarks/peers.py
+once correction_cost "$python" benchmarks/correction_cost.py
+once "correction_cost 7b" "$python" benchmarks/correction_cost.py --layers 3
+once pixel_redundancy "$python" benchmarks/pixel_redundancy.py --repeats 11 \
+    --image benchmarks/screens/files-grid-000000-1280x800.png
+"$python" benchmarks/tables.py --write
+rm -r benchmarks/results/done

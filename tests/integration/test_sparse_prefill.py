@@ -179,7 +179,7 @@ def test_too_much_work_is_left_to_the_dense_kernel():
 
 def test_the_report_counts_the_heads_that_stay_dense():
     family = FAMILIES["llava"]
-    batch, everywhere = prompts(family, "ragged"), {"min_len": 1, "dense_layers": 0, "dense_text": 0, "max_work": 10}
+    batch, everywhere = family.inputs(LONG), {"min_len": 1, "dense_layers": 0, "dense_text": 0, "max_work": 10}
     for pattern, dense in ((Sampled(recall=0.9999, tile=16, run=16), 4), (AShape(sink=0, local=1, tile=16, run=16), 0)):
         with vlmopt.optimized(
             copy.deepcopy(family.build("sdpa")), Policy(prefill=SparsePrefill(pattern=pattern, **everywhere))

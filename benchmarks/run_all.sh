@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures every table of speed, and of what patterns keep, again on this machine, and writes the pages.
+# Measures every table that benchmarks/tables.py writes again on this machine, and writes the pages.
 # Hours on two cores; run it on a machine that does nothing else. What is done is skipped when it is called again.
 #   benchmarks/run_all.sh [PYTHON]
 set -euo pipefail
@@ -16,13 +16,6 @@ once() {  # NAME COMMAND...: the command, unless it has ended well since the mar
 }
 
 once pattern_quality "$python" benchmarks/pattern_quality.py
-for dtype in float32 bfloat16; do
-    for backend in native gather; do
-        once "sparse_attention $backend $dtype" "$python" benchmarks/sparse_attention.py --backend "$backend" \
-            --dtype "$dtype" --lengths 8192 16384 --densities 0.11 0.5 --repeats 7 --no-estimators
-    done
-done
-once estimators "$python" benchmarks/sparse_attention.py --backend native --lengths 8192 --dims 64 --threads 1
 once sparse_ttft "$python" benchmarks/sparse_ttft.py
 once ttft "$python" benchmarks/ttft.py --repeats 11
 once scoring_cost "$python" benchmarks/scoring_cost.py

@@ -6,6 +6,7 @@ from typing import Any
 
 from tables import markdown, measured_on, newest, records, table
 
+ROUNDS = 11  # of a prefill, as `run_all.sh` asks for
 PIXELS = "files-grid-000000-1280x800.png"
 NAMES = {"float32": "fp32", "bfloat16": "bf16"}
 STRUCTURES = ("frames", "grid", "boundary", "blocks", "columns", "topics", "diagonals", "window", "mixed", "noise")
@@ -22,7 +23,7 @@ def bundled() -> str:
 
 
 def first_token(model: str) -> str:
-    found = newest("ttft", model=model)
+    found = newest("ttft", model=model, repeats=ROUNDS)
     rows = [
         [
             row["variant"].replace("dense", "all").replace("keep ", ""), f"{row['tokens']}", f"{row['median']:.0f} ms",
@@ -78,39 +79,6 @@ def correcting() -> str:
     ]
     head = ["", "0.32 B, random weights", "layers of the shape of Qwen2.5-VL-7B, all corrected", "goal"]
     return markdown(head, rows) + measured_on(small["machine"], f"{small['steps']} steps")
-
-
-@table("sparse-attention")
-def sparse_attention() -> str:
-    """Write the newest row of every back-end, dtype, shape and density."""
-    cells: dict[tuple[Any, ...], dict[int, dict[str, float]]] = {}
-    machine: dict[str, Any] = {}
-    for record in records("sparse_attention"):
-        if record["backend"] not in ("native", "gather"):
-            continue  # which one an older record took is not said
-        machine = record["machine"]
-        for one in record["speed"]:
-            for row in one["rows"]:
-                key = NAMES[one["dtype"]], one["d"], one["tokens"], round(row["density"], 2), record["backend"]
-                cells.setdefault(key, {})[one["threads"]] = row
-    rows = []
-    for (dtype, d, tokens, _, backend), by_threads in sorted(cells.items(), reverse=True):
-        line = [dtype, f"{d}", f"{tokens}", f"{next(iter(by_threads.values()))['density']:.3f}", f"`{backend}`"]
-        for threads in (1, 2):
-            row = by_threads.get(threads)
-            speed = row and row["speedup_of_cpu" if threads == 1 else "speedup_of_best"]
-            line += ["", ""] if row is None else [f"{speed:.2f}", f"{speed * row['density']:.2f}"]
-        rows.append(line)
-    head = ["dtype", "head dim", "tokens", "density", "back-end", "1 thread", "share", "2 threads", "share"]
-    return markdown(head, rows) + measured_on({**machine, "threads": 2}, "1 thread: processor time, 2: best rounds")
-
-
-@table("estimating")
-def estimating() -> str:
-    found = next(r for r in reversed(records("sparse_attention")) if r["estimators"])
-    rows = [[row["estimator"], f"{100 * row['share_of_dense']:.1f} %"] for row in found["estimators"]["rows"]]
-    text = markdown(["before attention starts", "of dense attention"], rows)
-    return text + measured_on(found["machine"], f"{found['estimators']['tokens']} tokens, head dimension 64, fp32")
 
 
 @table("sparse-ttft")

@@ -67,7 +67,8 @@ class Sampled(Pattern):
     def build(self, prefill: Prefill) -> list[Launch]:
         if prefill.batch == 1:
             return self.decide(prefill)
-        tiles, found = tile_count(prefill.rows, self.tile), []
+        tiles = tile_count(prefill.rows, self.tile)
+        found: list[Launch] = []
         for b in range(prefill.batch):
             found += [Launch(one_of_many(x.index, b, prefill.batch, tiles)) for x in self.decide(prefill.sample(b))]
         return found
@@ -89,7 +90,7 @@ class Sampled(Pattern):
         heads, dense = view.prefill.heads, DensePattern(tile=self.tile, run=self.run)
         limit = torch.full((1, len(heads)), self.most, device=heads.device)  # ties are dense
         choice = torch.cat([limit, *(proposal.cells[None] for proposal in proposals)]).argmin(0)
-        launches = []
+        launches: list[Launch] = []
         for number in choice.unique().tolist():
             mine = (choice == number).nonzero()[:, 0]
             own = view.on(heads[mine])

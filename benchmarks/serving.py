@@ -141,16 +141,20 @@ def film(rng: np.random.Generator, side: int, frames: int = 8) -> tuple[np.ndarr
 
 def videos(llm: Any, name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure one engine on clips of eight frames."""
-    rng, measured, tokens = np.random.default_rng(0), [], 0
+    rng, rows = np.random.default_rng(0), []
     text = TEXT.replace("image_pad", "video_pad")
-    for turn in range(options.repeats + 1):
-        ms, tokens = timed(llm, [{"prompt": text, "multi_modal_data": {"video": [film(rng, options.side // 2)]}}])
-        measured += [ms] if turn else []
-    middle = statistics.median(measured)
-    print(
-        f"video  {name:18} {tokens:5} tokens  {middle:8.0f} ms ({min(measured):.0f} to {max(measured):.0f})", flush=True
-    )
-    return [{"policy": name, "video": True, "prompt_tokens": tokens, "ms": middle, "all": measured}]
+    for together in options.together:
+        measured, tokens = [], 0
+        for turn in range(options.repeats + 1):
+            films = [film(rng, options.side // 2) for _ in range(together)]
+            ms, tokens = timed(llm, [{"prompt": text, "multi_modal_data": {"video": [clip]}} for clip in films])
+            measured += [ms] if turn else []
+        middle = statistics.median(measured)
+        print(f"{together:3} at once  video  {name:18} {tokens:5} tokens  {middle:8.0f} ms ({min(measured):.0f} to "
+              f"{max(measured):.0f})  {1000 * together / middle:6.2f} req/s", flush=True)  # fmt: skip
+        rows.append({"policy": name, "video": True, "together": together, "prompt_tokens": tokens, "ms": middle,
+                     "requests_per_second": 1000 * together / middle, "all": measured})  # fmt: skip
+    return rows
 
 
 def main() -> None:

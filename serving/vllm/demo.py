@@ -22,7 +22,7 @@ ASKED = {
 
 def main() -> None:
     from tests.checkpoints import checkpoint
-    from tests.test_server import ask, serving
+    from tests.servers import ask, serving
     from vlmopt.synthetic import scene
 
     # vLLM's own switches: a small cache of keys and values, quiet.

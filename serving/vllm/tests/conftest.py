@@ -13,7 +13,8 @@ import pytest
 # vLLM reads these when it is imported; they are the test's, not the product's.
 os.environ.update(
     VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind", VLLM_ENABLE_V1_MULTIPROCESSING="0",
-    VLLM_LOGGING_LEVEL="ERROR", HF_HUB_OFFLINE="1",
+    VLLM_LOGGING_LEVEL="ERROR", HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1",
+    VLLM_HOST_IP="127.0.0.1", GLOO_SOCKET_IFNAME="lo",  # where a machine has no other address
 )  # fmt: skip
 if importlib.util.find_spec("vllm") is None:
     collect_ignore_glob = ["test_*.py"]
@@ -35,10 +36,34 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 
 @pytest.fixture(scope="session")
 def pictures() -> list[Any]:
-    """A wide screen with flat areas, and a tall scene."""
+    """A wide screen and a tall scene under a grain, so that no two cells are alike and few choices are ties."""
+    return [grained(picture, seed) for seed, picture in enumerate(drawn())]
+
+
+@pytest.fixture(scope="session")
+def framed(pictures: list[Any]) -> list[Any]:
+    """The same between plain bars on two sides: cells that repeat others, and padding."""
+    out = []
+    for picture in pictures:
+        frame = picture.copy()
+        frame.paste((124, 116, 104), (0, 0, picture.width, picture.height // 4))
+        frame.paste((20, 90, 160), (0, 0, picture.width // 4, picture.height))
+        out.append(frame)
+    return out
+
+
+def drawn() -> list[Any]:
     from vlmopt.synthetic import scene, screen
 
     return [screen(777_000_000, (224, 140)).image, scene(777_000_001, (140, 196)).image]
+
+
+def grained(picture: Any, seed: int) -> Any:
+    import numpy as np
+    from PIL import Image
+
+    grain = np.random.default_rng(seed).integers(-60, 61, (picture.height, picture.width, 3))
+    return Image.fromarray((np.asarray(picture, dtype=int) + grain).clip(0, 255).astype(np.uint8))
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ class Engine:
     def __init__(self, folder: Path, policy: Any = None, **settings: Any) -> None:
         from vllm import LLM
 
+        if policy != "absent":
+            inspect_here(folder)
         kwargs = {} if policy == "absent" else {"mm_processor_kwargs": {"vlmopt": policy}}
         self.llm = LLM(str(folder), **{**SETTINGS, **kwargs, **settings})
 
@@ -69,6 +72,18 @@ class Engine:
         del self.llm
         cleanup_dist_env_and_memory()
         gc.collect()
+
+
+def inspect_here(folder: Path) -> None:
+    """Register a checkpoint's class itself, not its name: vLLM would import it in one more process to look at it."""
+    from vllm import ModelRegistry
+    from vllm.plugins import load_general_plugins
+
+    from vlmopt_vllm import models
+
+    load_general_plugins()
+    for architecture in json.loads((folder / "config.json").read_text())["architectures"]:
+        ModelRegistry.register_model(architecture, getattr(models, architecture))
 
 
 class Reference:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import inspect
 from importlib import import_module
+from types import SimpleNamespace
 
 import pytest
 import torch
+from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.models.registry import ModelRegistry
 from vllm.multimodal.processing import BaseMultiModalProcessor, InputProcessingContext
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from vlmopt_vllm import TESTED, models, register
+from vlmopt_vllm.batches import batches, joined, split
 from vlmopt_vllm.families import ARCHITECTURES
 from vlmopt_vllm.plans import Plan
 from vlmopt_vllm.policies import asked
+from vlmopt_vllm.processor import Unasked, mixed
 from vlmopt_vllm.runner import let_cpu_runner_ask
 
 SIGNATURES = {
@@ -51,6 +55,19 @@ def test_the_runner_hands_over_what_positions_are_made_of():
         assert f"{name}=" in source
 
 
+@pytest.mark.parametrize(("options", "reason"), [
+    ({"pipeline_parallel_size": 2}, "only the first rank learns the positions"),
+    ({"enable_lora": True, "enable_tower_connector_lora": True}, "leave --enable-tower-connector-lora out"),
+    ({"video_pruning_rate": 0.5}, "--video-pruning-rate cannot be used together"),
+    ({"compilation_config": {"compile_mm_encoder": True}}, "leave compile_mm_encoder out"),
+])  # fmt: skip
+def test_engines_that_would_give_wrong_answers_do_not_start(checkpoints, options, reason):
+    arguments = EngineArgs(str(checkpoints("tiny_qwen")), mm_processor_kwargs={"vlmopt": None}, **options)
+    config = arguments.create_engine_config()
+    with pytest.raises(ValueError, match=reason):
+        models.Qwen2_5_VLForConditionalGeneration(vllm_config=config)
+
+
 def test_registering_twice_changes_nothing_more():
     register()
     once = CPUModelRunner.load_model
@@ -68,6 +85,17 @@ def test_an_untested_release_is_refused_in_one_line(monkeypatch):
         register()
 
 
+def test_an_engine_without_the_key_refuses_requests_with_it():
+    class Plain:
+        def apply(self, inputs: SimpleNamespace) -> str:
+            return "as ever"
+
+    processor = mixed(Unasked, Plain)()
+    assert processor.apply(SimpleNamespace(hf_processor_mm_kwargs={"min_pixels": 4})) == "as ever"
+    with pytest.raises(ValueError, match="started without the key"):
+        processor.apply(SimpleNamespace(hf_processor_mm_kwargs={"vlmopt": None}))
+
+
 def plan(total: int, method: str | None = None, **facts: object) -> Plan:
     policy = None if method is None else asked({"method": method, "keep_ratio": 0.5, **facts}, {})
     keep = torch.arange(total) if policy is None else torch.empty(0, dtype=torch.long)
@@ -76,24 +104,24 @@ def plan(total: int, method: str | None = None, **facts: object) -> Plan:
 
 def test_no_more_is_encoded_at_once_than_was_profiled():
     sizes = [plan(n) for n in (60, 30, 20, 100, 5)]
-    assert models.batches(sizes, 100) == [[0, 1], [2], [3], [4]]
-    assert models.batches([plan(500), plan(1)], 100) == [[0], [1]]  # one item has to be encoded
+    assert batches(sizes, 100) == [[0, 1], [2], [3], [4]]
+    assert batches([plan(500), plan(1)], 100) == [[0], [1]]  # one item has to be encoded
 
 
 def test_items_whose_tower_is_listened_to_are_encoded_alone():
     items = [plan(4), plan(4, "vision_zip"), plan(4), plan(4), plan(4, "div_prune")]
-    assert models.batches(items, 100) == [[0], [1], [2, 3, 4]]
+    assert batches(items, 100) == [[0], [1], [2, 3, 4]]
 
 
 def test_parts_of_a_batch_are_what_vllm_would_have_sent():
     plans = [plan(2), plan(3)]
     kwargs = {"pixel_values": torch.arange(20.0).view(10, 2), "image_grid_thw": torch.tensor([[1, 2, 2], [1, 2, 3]]),
               "image_token_id": torch.tensor(6)}  # fmt: skip
-    items = models.split(kwargs, plans)
+    items = split(kwargs, plans)
     assert [len(item["pixel_values"]) for item in items] == [4, 6]
-    whole = models.joined(items, kwargs, plans[0].flat)
+    whole = joined(items, kwargs, plans[0].flat)
     assert all(torch.equal(whole[name], kwargs[name]) for name in kwargs)
-    second = models.joined(items[1:], kwargs, plans[0].flat)
+    second = joined(items[1:], kwargs, plans[0].flat)
     assert torch.equal(second["pixel_values"], kwargs["pixel_values"][4:])
     assert second["image_grid_thw"].tolist() == [[1, 2, 3]]
 

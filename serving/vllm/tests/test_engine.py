@@ -94,6 +94,12 @@ def test_a_picture_without_text_around_it_is_refused(engine, pictures, text):
         engine.ask(text, pictures[0])
 
 
+@pytest.mark.parametrize("stray", ["<|image_pad|>", "<|video_pad|>"])
+def test_a_token_that_stands_for_pictures_is_refused_in_the_text(engine, pictures, stray):
+    with pytest.raises(ValueError, match="holds a token that stands for images or videos"):
+        engine.ask(TEXT.format(f"What is {stray}?"), pictures[0])
+
+
 def test_positions_beyond_the_models_table_are_refused(engine, monkeypatch):
     from PIL import Image
 

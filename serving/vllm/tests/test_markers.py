@@ -39,3 +39,4 @@ def test_a_marker_is_the_mean_of_its_run_or_its_last_row_and_nothing_is_added_to
     rows, keep = torch.arange(12.0).view(6, 2), torch.tensor([0, 3])
     assert markers.marked(rows, keep, "mean", 2).tolist() == [[0, 1], [3, 4], [6, 7], [9, 10]]
     assert markers.marked(rows, keep, "last", 1).tolist() == [[0, 1], [4, 0], [6, 7], [10, 0]]
+    assert markers.marked(rows, keep, torch.tensor([50.0]), 1).tolist() == [[0, 1], [50, 0], [6, 7], [50, 0]]

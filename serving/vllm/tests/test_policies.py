@@ -58,7 +58,7 @@ def test_a_path_is_read_for_the_engine_and_never_for_a_client(tmp_path):
     ({"method": "evs", "keep_ratio": 0.1, "paper_compat": True}, "decides how many"),
     ({"method": "image_boost"}, "corrections, sparse prefill and eviction act inside the LLM"),
     ({"prefill": {"pattern": {"method": "min_p"}}}, "corrections, sparse prefill and eviction act inside the LLM"),
-    (TRAINED, "marker='trained' is not served"),
+    (TRAINED, "trained markers are loaded when it starts"),
     ({"method": "uniform", "keep_ratio": 7}, "keep_ratio"),
     ({"method": "uniformly", "keep_ratio": 0.5}, "unknown method 'uniformly'"),
     ([{"method": "pixel_redundancy", "positions": "pospad"}, QUARTER], "one method alone"),
@@ -67,6 +67,14 @@ def test_a_path_is_read_for_the_engine_and_never_for_a_client(tmp_path):
 def test_what_no_engine_can_follow_is_refused_with_the_reason(policy, reason):
     with pytest.raises((ValueError, TypeError), match=reason):
         asked(None, {KEY: policy})
+
+
+def test_a_trained_marker_is_the_engines_or_none():
+    assert asked(TRAINED, {}).trained == "x"
+    assert asked(TRAINED, {KEY: {"keep_ratio": 0.5}}).trained == "x"
+    assert asked(TRAINED, {KEY: {**TRAINED, "method": "random"}}).selector.name == "random"
+    with pytest.raises(ValueError, match="marker_from='/etc' is not the engine's"):
+        asked(TRAINED, {KEY: {"marker_from": "/etc"}})
 
 
 def test_settings_without_a_method_need_one_of_the_engine():

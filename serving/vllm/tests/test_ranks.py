@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from .engines import same
 from .test_engine import WHAT
 
+RANKS = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
 POLICIES = [
     None,
     {"method": "div_prune", "keep_ratio": 0.25},
@@ -19,5 +22,16 @@ def test_two_ranks_give_the_answers_of_one(engine_of, pictures):
         return [engine.ask(WHAT, picture, policy=policy) for policy in POLICIES for picture in pictures]
 
     alone = answers()
-    both = answers(tensor_parallel_size=2, distributed_executor_backend="mp")
+    both = answers(**RANKS)
     assert all(same(a, b) for a, b in zip(both, alone, strict=True))
+
+
+def test_whole_items_spread_over_the_ranks_are_chosen_from_behind_the_tower_alone(engine_of, pictures):
+    after = POLICIES[:2]
+    alone = [engine_of("tiny_qwen").ask(WHAT, picture, policy=policy) for policy in after for picture in pictures]
+    engine = engine_of("tiny_qwen", mm_encoder_tp_mode="data", **RANKS)
+    spread = [engine.ask(WHAT, picture, policy=policy) for policy in after for picture in pictures]
+    assert all(same(a, b) for a, b in zip(spread, alone, strict=True))
+    for policy in POLICIES[2:]:
+        with pytest.raises(ValueError, match="acts inside the tower, which --mm-encoder-tp-mode data spreads"):
+            engine.ask(WHAT, pictures[0], policy=policy)

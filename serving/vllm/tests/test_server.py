@@ -1,118 +1,75 @@
-"""vLLM's OpenAI server with the plug-in, and `vlmopt serve`, each asked by the openai client over 127.0.0.1."""
+"""vLLM's OpenAI server with the plug-in, asked by the openai client, and by clients that mean no good."""
 
 from __future__ import annotations
 
-import base64
-import io
 import json
-import os
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
-from .checkpoints import BUNDLED
+from . import attacks
+from .servers import ask, healthy, message, post, serving, streamed
 
 QUARTER = {"method": "div_prune", "keep_ratio": 0.25}
-# The torchvision of this environment decodes no images (see torchvision_operators.py); vlmopt needs none.
-WITHOUT_TORCHVISION = (
-    "import sys; sys.modules['torchvision'] = None; from vlmopt.cli.main import main; sys.exit(main())"
-)
-PATIENCE = 400  # seconds until a server answers, on a busy machine
+IN_TOWER = {"method": "vision_zip", "keep_ratio": 0.2, "tower_layer": -1}
+CHOICES = [None, {"method": "pixel_redundancy"}, IN_TOWER, {"padding": "blank"}]
 
 
-@contextmanager
-def serving(*command: str) -> Iterator[Any]:
-    """A client of the server that a command starts on a free port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # Engine processes of their own, as in production.
-    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-    server = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)], env=environment)
-    try:
-        began = time.monotonic()
-        while True:
-            assert server.poll() is None, "the server ended"
-            assert time.monotonic() - began < PATIENCE, "the server does not answer"
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).read()
-                break
-            except OSError:
-                time.sleep(1)
-        yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=120)
-    finally:
-        server.terminate()
-        server.wait(60)
-
-
-def message(picture: Any, text: str = "What is in the picture?") -> list[dict[str, Any]]:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-    return [
-        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}]}
-    ]
-
-
-def ask(client: Any, picture: Any, policy: Any = "engine", model: str = "tiny", **more: Any) -> Any:
-    extra = {} if policy == "engine" else {"mm_processor_kwargs": {"vlmopt": policy}}
-    return client.chat.completions.create(
-        model=model, messages=message(picture), max_tokens=8, temperature=0, extra_body=extra, **more
-    )
-
-
-def test_vllm_serves_policies_of_engine_and_request_and_survives_what_clients_send(checkpoints, pictures):
-    options = ["--dtype", "float32", "--max-model-len", "1024", "--enforce-eager", "--block-size", "32"]
+@pytest.fixture(scope="module")
+def client(checkpoints: Callable[[str], Path]) -> Iterator[openai.OpenAI]:
     with serving(
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoints("tiny_qwen")),
-        "--served-model-name", "tiny", *options,
-        "--trust-request-mm-kwargs", "--mm-processor-kwargs", json.dumps({"vlmopt": QUARTER}),
+        "--served-model-name", "tiny", "--dtype", "float32", "--max-model-len", "1024", "--enforce-eager",
+        "--block-size", "32", "--trust-request-mm-kwargs", "--mm-processor-kwargs", json.dumps({"vlmopt": QUARTER}),
     ) as client:  # fmt: skip
-        quarter = ask(client, pictures[1])
-        assert ask(client, pictures[1], QUARTER).usage.prompt_tokens == quarter.usage.prompt_tokens
-        half, dense = ask(client, pictures[1], {"keep_ratio": 0.5}), ask(client, pictures[1], None)
-        rows = 140  # 10 x 14 cells
-        assert half.usage.prompt_tokens - quarter.usage.prompt_tokens == rows // 4
-        assert dense.usage.prompt_tokens - half.usage.prompt_tokens == rows // 2
-        said = [
-            chunk.choices[0].delta.content or "" for chunk in ask(client, pictures[1], stream=True) if chunk.choices
-        ]
-        assert "".join(said) == quarter.choices[0].message.content
-        for bad in (7, "fastv:keep_ratio=0.1,layer=2", {"method": "uniform", "keep_ratio": 7}, {"x": 1}, "/etc/passwd",
-                    {"method": "cd_pruner", "keep_ratio": 0.1}, [[1]], {"prune": {}}, {"keep_ratio": -1}):  # fmt: skip
-            with pytest.raises(openai.BadRequestError) as refused:
-                ask(client, pictures[1], bad)
-            assert "vlmopt" in str(refused.value)
-        assert ask(client, pictures[1]).choices[0].message.content == quarter.choices[0].message.content
+        yield client
 
 
-def test_vlmopt_serve_gives_the_answers_of_the_optimized_model(pictures):
-    import vlmopt
+def test_policies_of_engine_and_request(client, pictures):
+    quarter = ask(client, pictures[1])
+    assert ask(client, pictures[1], QUARTER).usage.prompt_tokens == quarter.usage.prompt_tokens
+    half, dense = ask(client, pictures[1], {"keep_ratio": 0.5}), ask(client, pictures[1], None)
+    rows = 140  # 10 x 14 cells
+    assert half.usage.prompt_tokens - quarter.usage.prompt_tokens == rows // 4
+    assert dense.usage.prompt_tokens - half.usage.prompt_tokens == rows // 2
+    assert streamed(client, pictures[1]) == quarter.choices[0].message.content
 
-    command = [sys.executable, "-c", WITHOUT_TORCHVISION, "serve", "tiny-qwen", "--device", "cpu"]
-    with serving(*command, "--policy", "fastv:keep_ratio=0.3,layer=2") as client:
-        model = {"model": str(BUNDLED / "tiny-qwen")}
-        served = ask(client, pictures[0], **model).choices[0].message.content
-        said = [
-            chunk.choices[0].delta.content or ""
-            for chunk in ask(client, pictures[0], stream=True, **model)
-            if chunk.choices
-        ]
-    model, processor = vlmopt.load_checkpoint("tiny-qwen")
-    vlmopt.optimize(model, "fastv:keep_ratio=0.3,layer=2")
-    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is in the picture?"}]}]
-    text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    inputs = processor(text=[text], images=[pictures[0]], return_tensors="pt")
-    out = model.generate(**inputs, max_new_tokens=8, do_sample=False)[:, inputs["input_ids"].shape[1] :]
-    expected = processor.batch_decode(out, skip_special_tokens=True)[0]
-    # Around it transformers looks for the marks of Qwen's own chat template, and without them repeats the prompt.
-    assert served.endswith("<|assistant|>" + expected)
-    assert "".join(said).endswith("<|assistant|>" + expected)
+
+@pytest.mark.parametrize("bad", [
+    7, "fastv:keep_ratio=0.1,layer=2", {"method": "uniform", "keep_ratio": 7}, {"x": 1}, "/etc/passwd", [[1]],
+    {"method": "cd_pruner", "keep_ratio": 0.1}, {"prune": {}}, {"keep_ratio": -1}, {"marker_from": "/etc"},
+    attacks.nested(900),
+])  # fmt: skip
+def test_a_bad_policy_is_the_clients_fault_and_named(client, pictures, bad):
+    with pytest.raises(openai.BadRequestError, match="vlmopt"):
+        ask(client, pictures[1], bad)
+
+
+def sent(kind: str) -> list[dict[str, Any]]:
+    """Bodies with one thing or another that nobody should send."""
+    picture = attacks.urls()[-1]
+
+    def body(url: Any = picture, text: Any = "What?", **kwargs: Any) -> dict[str, Any]:
+        return {"model": "tiny", "messages": message(url, text), "max_tokens": 2, "mm_processor_kwargs": kwargs}
+
+    return {
+        "policies": [body(vlmopt=policy) for policy in attacks.POLICIES],
+        "settings": [body(vlmopt=p, **setting) for setting in attacks.SETTINGS for p in CHOICES[1:3]],
+        "pictures": [body(url, vlmopt=policy) for url in attacks.urls() for policy in CHOICES],
+        "texts": [body(text=text) for text in attacks.TEXTS],
+        "bodies": [{}, {"model": "tiny"}, [], {**body(), "mm_processor_kwargs": 7}, {**body(), "max_tokens": -1}],
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["policies", "settings", "pictures", "texts", "bodies"])
+def test_nothing_that_a_client_sends_ends_the_engine(client, pictures, kind):
+    before = ask(client, pictures[1]).choices[0].message.content
+    for body in sent(kind):
+        status, said = post(client, body)
+        assert healthy(client.base_url.port), f"the engine ended: {str(body)[:400]}: {status} {said[:400]}"
+        assert not (kind == "policies" and status >= 500), f"not the server's fault: {str(body)[-200:]}: {said[:400]}"
+    assert ask(client, pictures[1]).choices[0].message.content == before

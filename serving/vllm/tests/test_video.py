@@ -6,10 +6,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from vllm.multimodal.video_prune.evs import compute_retention_mask
+
+from vlmopt.pruning import EVS as EvsSelector
+from vlmopt.pruning import VisualEmbeds, VisualTokens
+from vlmopt_vllm.positions import cells_of
 
 from .engines import Reference, same
 
-TEXT = "<|user|><|vision_start|><|video_pad|><|vision_end|>{}<|assistant|>"
+TEXT, BARE = (
+    "<|user|><|vision_start|><|video_pad|><|vision_end|>{}<|assistant|>",
+    "<|user|><|video_pad|>{}<|assistant|>",
+)
 WHAT, YELLOW = TEXT.format("What is in the picture?"), TEXT.format("Is there a yellow square?")
 EVS = {"method": "evs", "keep_ratio": 0.4}
 POLICIES = [
@@ -25,6 +34,12 @@ BEFORE = [
     {"method": "uniform", "keep_ratio": 0.25},
     {"method": "random", "keep_tokens": 3},  # some frames lose all rows
     {"method": "pixel_redundancy"},
+]
+
+SQUARE = [
+    {"method": "uniform", "keep_ratio": 0.25, "positions": "repack"},
+    {"method": "div_prune", "keep_ratio": 0.25, "positions": "repack"},
+    {"method": "evs", "keep_ratio": 0.4, "positions": "repack"},
 ]
 
 
@@ -48,15 +63,19 @@ def expected(reference: Any, text: str, film: Any, policy: Any) -> Any:
     return reference.ask(text, policy=policy, videos=[array], video_metadata=[facts], do_sample_frames=False)
 
 
+def differing(engine: Any, reference: Any, text: str, film: Any, policies: list[Any]) -> list[Any]:
+    wrong = []
+    for policy in [None, *policies]:
+        ours, theirs = served(engine, text, film, policy), expected(reference, text, film, policy)
+        if not same(ours, theirs) or ours.prompt != theirs.prompt:
+            wrong.append((policy, ours, theirs))
+    return wrong
+
+
 @pytest.mark.parametrize("size", [(224, 112), (112, 224)])
 def test_answers_are_those_of_vlmopt_on_transformers(engine_of, checkpoints, size):
     engine, reference = engine_of("qwen2_5_vl"), Reference(checkpoints("qwen2_5_vl"))
-    film, wrong = clip(*size), []
-    for policy in [None, *POLICIES]:
-        ours, theirs = served(engine, WHAT, film, policy), expected(reference, WHAT, film, policy)
-        if not same(ours, theirs) or ours.prompt != theirs.prompt:
-            wrong.append((policy, ours, theirs))
-    assert not wrong
+    assert not differing(engine, reference, WHAT, clip(*size), POLICIES)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -71,14 +90,36 @@ def test_a_cached_prefix_gives_the_answer_of_a_cold_run(engine_of, policy):
     assert same(warm, cold)
 
 
-def test_frames_with_time_stamps_between_them_are_cut_before_the_encoder_or_not_at_all(engine_of, checkpoints):
-    engine, reference = engine_of("qwen3_vl"), Reference(checkpoints("qwen3_vl"))
-    film, wrong = clip(224, 112), []
-    for policy in [None, *BEFORE]:
-        ours, theirs = served(engine, WHAT, film, policy), expected(reference, WHAT, film, policy)
-        if not same(ours, theirs) or ours.prompt != theirs.prompt:
-            wrong.append((policy, ours, theirs))
-    assert not wrong
+@pytest.mark.parametrize("name", ["qwen3_vl", "qwen3_5"])
+def test_frames_with_time_stamps_between_them_are_cut_before_the_encoder_or_not_at_all(name, engine_of, checkpoints):
+    engine, reference, film = engine_of(name), Reference(checkpoints(name)), clip(224, 112)
+    assert not differing(engine, reference, WHAT, film, BEFORE)
     for policy in (EVS, {"method": "uniform", "keep_ratio": 0.25, "positions": "pospad"}):
         with pytest.raises(ValueError, match="time stamps stand between the frames"):
             served(engine, WHAT, film, policy)
+
+
+def test_evs_keeps_the_rows_that_vllms_own_keeps_at_the_same_count():
+    grid = (5, 6, 4)
+    rows = torch.randn(grid[1] * grid[2], 32, generator=torch.Generator().manual_seed(0)).repeat(5, 1)
+    rows += torch.linspace(0, 1, 120)[:, None] * torch.randn(120, 32, generator=torch.Generator().manual_seed(1))
+    theirs = compute_retention_mask(rows, grid, spatial_merge_size=1, q=0.6).nonzero()[:, 0]
+    tokens = VisualTokens(
+        total=120, ordinal=torch.arange(120), item=torch.zeros(120, dtype=torch.long), coords=cells_of(grid),
+        grids=(grid,), signals={VisualEmbeds(): rows}, seed=0,
+    )  # fmt: skip
+    assert torch.equal(EvsSelector(keep_ratio=0.4).select(tokens).keep, theirs)
+
+
+def test_frames_of_internvl_are_tiles(engine_of, checkpoints):
+    engine, reference = engine_of("internvl"), Reference(checkpoints("internvl"))
+    policies = [*SQUARE, {"method": "vision_zip", "keep_ratio": 0.25, "tower_layer": -2, "positions": "repack"}]
+    assert not differing(engine, reference, BARE.format("What?"), clip(112, 112), policies)
+
+
+def test_pooled_frames_of_onevision_have_no_row_of_the_projector(engine_of, checkpoints):
+    engine, reference = engine_of("llava_onevision"), Reference(checkpoints("llava_onevision"))
+    text, film = BARE.format("What?"), clip(112, 112)
+    assert not differing(engine, reference, text, film, SQUARE)
+    with pytest.raises(ValueError, match="pools the frames of videos"):
+        served(engine, text, film, {"method": "vision_zip", "keep_ratio": 0.25, "positions": "repack"})

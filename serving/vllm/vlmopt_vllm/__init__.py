@@ -6,9 +6,13 @@ An engine has two halves. The processor (front end) turns a picture into pixels 
 it in the prompt; the model (worker) encodes the pixels and hands over that many rows.
 
     policies.py    what is asked for: a policy that an engine can follow, or the reason why it cannot
-    plans.py       what that means for one picture: how many rows stay, and which, where pixels or grid decide
+    items.py       both: one picture as the model is given it
+    plans.py       both: what that means for a picture: how many rows stay, and which, where pixels or grid decide
     processor.py   front end: plans, fewer placeholders, hashes that know the policy; all refusals
-    models.py      worker: encodes, lets selectors choose among the rows, says where the rows lie
+    models.py      worker: the model classes; they encode, and say where the rows lie
+    batches.py     worker: which items are encoded together
+    choice.py      worker: lets selectors choose among the rows
+    trained.py     worker: the trained marker of PosPad
     signals.py     worker: what selectors read of tower and projector
     tower.py       worker: the tower on some of its cells
     positions.py   worker: M-RoPE positions of pruned prompts

@@ -20,6 +20,8 @@ ARCHITECTURES = {
 }
 TOWERS = ("clip_vision_model", "siglip_vision_model", "internvl_vision")  # where a family has a choice of towers
 
+POOLED = {("llava_onevision", "video")}  # tokens are means of several rows of the projector
+
 
 def described(config: Any) -> Family:
     """Find the family of a model's config.

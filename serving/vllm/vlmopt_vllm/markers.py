@@ -62,15 +62,20 @@ def ranking(keep: Tensor, scores: Tensor | None, total: int) -> Tensor:
     return torch.cat([first, others[away.sort(stable=True).indices]])
 
 
-def marked(rows: Tensor, keep: Tensor, marker: str, width: int) -> Tensor:
+def marked(rows: Tensor, keep: Tensor, marker: str | Tensor, width: int) -> Tensor:
     """Give [k + runs, d]: kept rows of [n, d] and one marker per run, in the order of places.
 
     Columns from `width` on are what DeepStack adds later; to a marker, which is no patch, it adds nothing.
+
+    Args:
+        marker: "mean" or "last" of the run, or a trained one [width].
     """
     dropped = ~mask(keep, len(rows))
     last = ends(dropped)
     out = rows.clone()
-    if marker == "mean":
+    if isinstance(marker, Tensor):
+        out[last, :width] = marker.to(out)
+    elif marker == "mean":
         out[last] = run_mean(rows[None], dropped[None], torch.zeros_like(dropped, dtype=torch.long)[None])[0, last]
     out[last, width:] = 0
     return out[with_ends(keep, len(rows))]

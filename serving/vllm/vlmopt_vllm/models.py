@@ -13,23 +13,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
-from vllm.logger import init_logger
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from vlmopt.pruning import Selection, VisualEmbeds
-from vlmopt.pruning.uniform import spread
-
-from . import markers
+from .batches import batches, joined, split
+from .choice import choice, finished
 from .families import ARCHITECTURES, described, part
-from .plans import FIELDS, Item, Plan, frames_of
-from .policies import KEY, without_padding
+from .items import Item
+from .plans import FIELDS, Plan, frames_of
+from .policies import KEY
 from .positions import COLUMNS, lay_out, packed, placed, unpacked
 from .processor import factories_of
-from .signals import Heard, Listener
+from .signals import Listener
 from .tower import on_cells
-
-logger = init_logger(__name__)
+from .trained import TrainedMarker
 
 
 def __getattr__(name: str) -> type:
@@ -61,6 +57,13 @@ class Pruned:
         self.vlmopt_on, self.vlmopt_mrope = self_on, mrope
         self.vlmopt_room = vllm_config.scheduler_config.max_num_encoder_input_tokens
         self.vlmopt_listener: Listener | None = None
+        self.vlmopt_trained = TrainedMarker.of(mm.mm_processor_kwargs[KEY]) if self_on else None
+
+    def load_weights(self, *args: Any, **kwargs: Any) -> Any:
+        loaded = super().load_weights(*args, **kwargs)
+        if self.vlmopt_trained is not None:
+            self.vlmopt_trained.check(self)
+        return loaded
 
     def get_encoder_cudagraph_config(self) -> Any:
         config = super().get_encoder_cudagraph_config()
@@ -106,7 +109,7 @@ class Pruned:
             if not len(keep):
                 item = Item(described(self.config), self.config, modality, plan.item_total, fields)
                 keep, rows = choice(plan, item, rows, width, heard)
-            index, rows = finished(plan, rows, keep, width)
+            index, rows = finished(plan, rows, keep, width, self.vlmopt_trained)
             if self.vlmopt_mrope:
                 rows = torch.cat([rows, packed(plan.cells[index.cpu()]).to(rows)], 1)
             out.append(rows)
@@ -133,96 +136,6 @@ class Pruned:
             mrope_positions = placed(mrope_positions, visual, cells, num_computed_tokens)
         # A prompt ends in text, whose position no choice moves.
         return rows, mrope_positions, int(mrope_positions[0, -1]) + 1 - mrope_positions.shape[1]
-
-
-def choice(plan: Plan, item: Item, rows: Tensor, width: int, heard: Heard | None) -> tuple[Tensor, Tensor]:
-    """Choose the rows that stay of [n, d]: Long[k], and the rows, with merged ones in the slots they were given.
-
-    A selector that fails must not end the engine: then evenly spread rows stay, and the log says so.
-    """
-    assert plan.policy is not None
-    assert plan.policy.selector is not None
-    selector = without_padding(plan.policy.selector)
-    seen = plan.seen.to(rows.device) if len(plan.seen) else torch.arange(len(rows), device=rows.device)
-    try:
-        with torch.no_grad():
-            signals = {} if heard is None else heard.signals(plan.listens, rows[:, :width])
-            signals |= {need: rows[:, :width] for need in selector.captures if isinstance(need, VisualEmbeds)}
-            chosen = selector.select(item.tokens(signals, plan.policy.seed, rows.device).subset(seen))
-        if not plan.marked and len(chosen.keep) != plan.count:
-            raise ValueError(f"{len(chosen.keep)} rows were chosen, {plan.count} were announced")
-    except (ValueError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        logger.error("%s: %s failed, so evenly spread rows stay: %s", KEY, selector.name, error)
-        coords = item.tokens({}, plan.policy.seed).coords[seen.cpu()]
-        chosen = Selection(spread(coords, min(plan.count, len(seen))).to(rows.device))
-    keep = seen[chosen.keep]
-    if (written := chosen.written) is not None:
-        rows = rows.clone()
-        rows[seen[written.slots]] = pad(written.embeds.to(rows), (0, rows.shape[1] - width))  # DeepStack adds nothing
-    if plan.marked:
-        scores = chosen.scores
-        whole = None if scores is None else scores.new_full((len(rows),), torch.nan).scatter(0, seen, scores)
-        keep = markers.fitted(keep, whole, len(rows), plan.count)
-    return keep, rows
-
-
-def finished(plan: Plan, rows: Tensor, keep: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """(which row of the whole item each is, Long[count]; the rows [count, d] that go to the LLM)."""
-    if len(rows) != plan.item_total:  # a smaller picture was encoded, whose rows lie at `keep`
-        return keep, rows
-    if not plan.marked:
-        return keep, rows[keep]
-    assert plan.policy is not None
-    return markers.with_ends(keep, len(rows)), markers.marked(rows, keep, plan.policy.last.marker, width)
-
-
-def batches(plans: Sequence[Plan], room: int) -> list[list[int]]:
-    """Consecutive items that are encoded together: as many as were profiled, counted before pruning.
-
-    The scheduler counts placeholders, of which an item has fewer than the tower has work. Items of which the tower's
-    signals are read go alone.
-    """
-    out: list[list[int]] = []
-    size = 0
-    for i, plan in enumerate(plans):
-        alone = bool(plan.listens or plans[i - 1].listens)
-        if not out or alone or size + plan.item_total > room:
-            out.append([])
-            size = 0
-        out[-1].append(i)
-        size += plan.item_total
-    return out
-
-
-def split(kwargs: dict[str, Any], plans: Sequence[Plan]) -> list[dict[str, Any]]:
-    """Give the fields of every item, without a dimension of items."""
-    items: list[dict[str, Any]] = [{} for _ in plans]
-    for name, value in kwargs.items():
-        if name in plans[0].flat:
-            parts: Any = value.split([plan.flat[name] for plan in plans])
-        elif (isinstance(value, list) or value.ndim) and len(value) == len(plans):
-            parts = value
-        else:
-            continue  # shared by all
-        for item, of_item in zip(items, parts, strict=True):
-            item[name] = of_item
-    return items
-
-
-def joined(items: Sequence[dict[str, Any]], kwargs: dict[str, Any], flat: Any) -> dict[str, Any]:
-    """Inverse of `split` for some of the items; what is shared is taken from `kwargs`."""
-    out = dict(kwargs)
-    for name in items[0]:
-        parts = [item[name] for item in items]
-        if name in flat:
-            out[name] = torch.cat(parts)
-        elif all(isinstance(p, Tensor) and p.shape == parts[0].shape for p in parts):
-            out[name] = torch.stack(parts)
-        else:
-            out[name] = parts
-    return out
 
 
 def refuse(vllm_config: Any, mrope: bool) -> None:

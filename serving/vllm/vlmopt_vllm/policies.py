@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from vlmopt import Policy
+from vlmopt.core import shown
 from vlmopt.families import Family
 from vlmopt.pruning import (
     Pixels,
@@ -58,6 +59,11 @@ class Served:
     def numbering(self) -> str:
         return self.last.numbering
 
+    @property
+    def trained(self) -> str | None:
+        """Where its trained marker is; None without one."""
+        return next(iter(self.last.weights), None)
+
 
 def asked(engine: Any, request: Mapping[str, object]) -> Served | None:
     """Tell what holds for a request: what it says, over what the engine has. None: nothing is pruned.
@@ -70,12 +76,19 @@ def asked(engine: Any, request: Mapping[str, object]) -> Served | None:
     Raises:
         ValueError, TypeError: not a policy, or not one that an engine can follow.
     """
+    at_start = canonical(engine, paths=True)
     if KEY not in request:
-        return served(canonical(engine, paths=True))
+        return served(at_start)
     own = request[KEY]
     if isinstance(own, Mapping) and own and not any(key in own for key in ("method", *POLICY_KEYS)):
-        own = overlaid(json.loads(canonical(engine, paths=True)), own)
-    return served(canonical(own, paths=False))
+        own = overlaid(json.loads(at_start), own)
+    policy, started = served(canonical(own, paths=False)), served(at_start)
+    if policy is not None and policy.trained not in (None, started.trained if started else None):
+        raise ValueError(
+            f"marker_from={shown(policy.trained)} is not the engine's: trained markers are loaded when it starts, "
+            "never on the word of a request; start it with a policy that names this one"
+        )
+    return policy
 
 
 def canonical(source: Any, paths: bool) -> str:
@@ -124,8 +137,6 @@ def unserved(method: Selector) -> str | None:
         return "it reads the question, but an engine encodes a picture once for all questions"
     if method.adaptive and not (method.before_tower or method.resizes_pixels):
         return "it decides how many tokens stay after the encoder, but an engine has to know before"
-    if method.marker == "trained" and method.numbering == "pospad":
-        return "marker='trained' is not served; use marker='mean' or 'last'"
     if any(isinstance(n, OF_PIXELS) for n in method.needs) and not all(isinstance(n, OF_PIXELS) for n in method.needs):
         return "it reads pixels and embeddings together, which lie on two sides of an engine"
     known = (*OF_PIXELS, *OF_TOWER, VisualEmbeds)

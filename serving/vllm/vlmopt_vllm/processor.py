@@ -19,9 +19,10 @@ from vllm.multimodal.processing import InputProcessingContext
 from vllm.multimodal.processing.processor import PromptUpdateDetails
 
 from . import markers
-from .families import described
-from .plans import PIXELS, Item, beyond, dense, planned, smaller, spans_of
-from .policies import KEY, OF_TOWER, Served, asked, check_family
+from .families import POOLED, described
+from .items import PIXELS, Item
+from .plans import beyond, dense, planned, smaller, spans_of
+from .policies import KEY, OF_TOWER, Served, asked, canonical, check_family
 from .signals import check_signal
 
 MODALITIES = ("image", "video")
@@ -46,6 +47,8 @@ def engine_kwargs(ctx: InputProcessingContext) -> Mapping[str, Any]:
 
 class Shortened:
     """Mix-in before a family's multi-modal processor, for engines that were started with the key."""
+
+    vlmopt_at_start: str  # the engine's own policy, canonical
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
         return super()._apply_hf_processor_main(mm_items, without_key(hf_kwargs))
@@ -95,8 +98,8 @@ class Shortened:
         config, mm = self.info.get_hf_config(), self.info.ctx.get_mm_config()
         family = described(config)
         try:
-            policy = asked(engine_kwargs(self.info.ctx)[KEY], request or {})
-        except (TypeError, ValueError) as error:
+            policy = asked(self.vlmopt_at_start, request or {})
+        except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{KEY}: {error}") from error
         if policy is None:
             return None
@@ -141,6 +144,11 @@ class Shortened:
                 f"{item.family.name}, so their rows must be counted before; use uniform, random or pixel_redundancy, "
                 "or send null for this request"
             )
+        if policy.signals and (item.family.name, item.modality) in POOLED:
+            raise ValueError(
+                f"{KEY}: {name} listens to the tower, but {item.family.name} pools the frames of videos, so that no "
+                "token has a row of its own there; use div_prune, or send null for this request"
+            )
         if PIXELS[item.modality] not in item.fields and any(isinstance(need, OF_TOWER) for need in policy.signals):
             raise ValueError(f"{KEY}: {name} listens to the tower, but embeddings were sent; use div_prune")
 
@@ -161,6 +169,14 @@ class Shortened:
     def vlmopt_check_positions(self, ids: list[int], placeholders: Any, updates: Any) -> None:
         """Raise `ValueError` where no text tells the beginning of a picture, or the model's table ends too early."""
         places = [place for m in MODALITIES for place in placeholders.get(m, ())]
+        config = self.info.get_hf_config()
+        visual = {config.image_token_id, config.video_token_id}
+        inside = [token for place in places for token in place.tokens]
+        if places and sum(t in visual for t in ids) != sum(t in visual for t in inside):
+            raise ValueError(
+                f"{KEY}: the prompt's text holds a token that stands for images or videos (<|image_pad|>, "
+                "<|video_pad|>), beside those of the images and videos themselves; leave it out"
+            )
         edges = {place.start_idx for place in places} | {place.start_idx + place.length for place in places}
         if places and (0 in edges or len(ids) in edges or len(edges) < 2 * len(places)):
             raise ValueError(
@@ -168,7 +184,7 @@ class Shortened:
                 "and <|vision_end|>"
             )
         contents = [update.content for m in MODALITIES for found in updates.get(m, ()) for update in found]
-        table = 4 * self.info.get_hf_config().get_text_config().max_position_embeddings  # vLLM's factor for M-RoPE
+        table = 4 * config.get_text_config().max_position_embeddings  # vLLM's factor for M-RoPE
         furthest = self.info.ctx.model_config.max_model_len + sum(content.beyond for content in contents)
         if furthest > table:
             raise ValueError(
@@ -184,9 +200,21 @@ class Rows(PromptUpdateDetails):
     beyond: int = 0
 
 
+class Unasked:
+    """Mix-in for engines that were started without the key: nothing differs, and nobody is served other than asked."""
+
+    def apply(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if KEY in (inputs.hf_processor_mm_kwargs or {}):
+            raise ValueError(
+                f"{KEY}: this engine was started without the key; start it with --mm-processor-kwargs "
+                f"'{{\"{KEY}\": null}}' to prune on request"
+            )
+        return super().apply(inputs, *args, **kwargs)
+
+
 @lru_cache(maxsize=64)
-def mixed(kind: type) -> type:
-    return type(kind.__name__, (Shortened, kind), {"__module__": kind.__module__})
+def mixed(mix_in: type, kind: type) -> type:
+    return type(kind.__name__, (mix_in, kind), {"__module__": kind.__module__})
 
 
 def factories_of(base: Any) -> dict[str, Any]:
@@ -199,8 +227,9 @@ def factories_of(base: Any) -> dict[str, Any]:
     def processor(info: Any, dummy_inputs: Any) -> Any:
         plain = own.processor(info, dummy_inputs)  # a class, or a function that chooses one
         if KEY not in engine_kwargs(info.ctx):
-            return plain
-        made = mixed(type(plain))(info, dummy_inputs)
+            return mixed(Unasked, type(plain))(info, dummy_inputs)
+        made = mixed(Shortened, type(plain))(info, dummy_inputs)
+        made.vlmopt_at_start = canonical(engine_kwargs(info.ctx)[KEY], paths=True)  # a file is read once
         made.vlmopt_policy(None)  # refuses the engine's own policy at start
         return made
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_reduce
+from vllm.logger import init_logger
 from vllm.model_executor.layers.attention import MMEncoderAttention
 
 from vlmopt.families import Family
@@ -23,6 +24,9 @@ from vlmopt.runtime.captures.tower import column_mean, has_cls
 
 from .dense import dense_copy, only
 from .families import part
+from .policies import KEY
+
+logger = init_logger(__name__)
 
 
 def check_signal(need: Signal, method: Selector, config: Any) -> None:
@@ -134,13 +138,19 @@ class Heard:
 
         return read
 
-    def received(self, need: Signal, query: Tensor, key: Tensor, scaling: float) -> Tensor:
+    def received(self, need: VisionAttention | VisionKeys, query: Tensor, key: Tensor, scaling: float) -> Tensor:
         """fp32 [B, patches, c] of one segment: attention received, or keys; mean over the heads of all ranks."""
         first = int(self.listener.cls)
-        if isinstance(need, VisionKeys):
-            values = key.float().mean(1)[:, first:]
-        else:
-            values = column_mean(query[:, :, :1] if first else query, key, float(scaling))[:, first:, None]
+        try:
+            if isinstance(need, VisionKeys):
+                values = key.float().mean(1)[:, first:]
+            else:
+                rows = query[:, :, :1] if first and need.rows == "cls" else query
+                values = column_mean(rows, key, float(scaling))[:, first:, None]
+        except RuntimeError as error:  # no memory, of which nobody measured this need; the tower and other ranks go on
+            logger.error("%s: nothing was read of the tower: %s", KEY, error)
+            width = key.shape[3] if isinstance(need, VisionKeys) else 1
+            values = torch.full((key.shape[0], key.shape[2] - first, width), torch.nan, device=key.device)
         ranks = get_tensor_model_parallel_world_size()
         return values if ranks == 1 else tensor_model_parallel_all_reduce(values) / ranks
 
@@ -151,6 +161,8 @@ class Heard:
         wanted = fingerprint(rows[:, : outputs.shape[1]].to(outputs).contiguous())
         index = torch.searchsorted(prints, wanted).clamp_max(len(prints) - 1)
         row = torch.where(prints[index] == wanted, order[index], -1)  # -1: made by the model, such as row ends
+        if not bool((row >= 0).any()):
+            raise ValueError("no row that the LLM is given is one of the projector's")
         return {need: self.signal(need, row, len(outputs)) for need in needs}
 
     def signal(self, need: Signal, row: Tensor, count: int) -> Any:

@@ -1,0 +1,98 @@
+"""One image or video as the model is given it: its grid, its tokens, its pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlmopt.families import Family, Piece
+from vlmopt.families.layouts import square_tiles
+from vlmopt.families.patches import first_copy, tokens_per_side
+from vlmopt.pruning import PixelScale, VisualTokens
+
+from .positions import LARGEST
+
+PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+GRIDS = {"image": "image_grid_thw", "video": "video_grid_thw"}
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """One image or video as the model is given it."""
+
+    family: Family
+    config: Any
+    modality: str
+    total: int  # rows without pruning
+    fields: Mapping[str, Any]  # of its own, without a dimension of items
+
+    @property
+    def grid(self) -> tuple[int, int, int] | None:
+        """(t, h, w) in merged cells, where the family states it."""
+        thw = self.fields.get(GRIDS[self.modality])
+        if thw is None:
+            return None
+        (t, h, w), merge = thw.tolist(), self.config.vision_config.spatial_merge_size
+        return t, h // merge, w // merge
+
+    @property
+    def step(self) -> float:
+        """Positions from one frame to the next."""
+        seconds = self.fields.get("second_per_grid_ts")
+        step = 1.0 if seconds is None else float(seconds) * getattr(self.config.vision_config, "tokens_per_second", 1)
+        if not 0 <= step <= LARGEST:
+            raise ValueError(f"frames {step} positions apart cannot be placed; check fps and the clip's own rate")
+        return step
+
+    def pieces(self) -> list[Piece]:
+        """Its tiles or the like, each with its grid."""
+        tile = tokens_per_side(self.config) ** 2 if self.family.layout is square_tiles else self.total
+        batched = {name: value[None] for name, value in self.fields.items() if isinstance(value, Tensor)}
+        return self.family.layout(self.modality, [tile] * (self.total // tile), batched, self.config)
+
+    def tokens(self, signals: Mapping[Any, Any], seed: int, device: Any = "cpu") -> VisualTokens:
+        """All its tokens, as a selector sees them."""
+        pieces = self.pieces()
+        lengths = torch.tensor([piece.length for piece in pieces])
+        return VisualTokens(
+            total=self.total,
+            ordinal=torch.arange(self.total, device=device),
+            item=torch.arange(len(pieces)).repeat_interleave(lengths).to(device),
+            coords=torch.cat([piece.coords for piece in pieces]).to(device),
+            grids=tuple(piece.grid for piece in pieces),
+            signals=signals,
+            seed=seed,
+            lengths=tuple(piece.length for piece in pieces),
+        )
+
+
+def anchors(method: Any, item: Item, pixels: Tensor) -> Tensor:
+    """Long[n]: the cell that the tower encodes for each cell (pixel_redundancy)."""
+    vision = item.config.vision_config
+    copies = 1 if item.modality == "image" else vision.temporal_patch_size  # an image is repeated to fill its patches
+    cells = pixels.view(item.total, vision.spatial_merge_size**2, -1, vision.temporal_patch_size, vision.patch_size**2)
+    found = method.encode(
+        cells[..., :copies, :].flatten(-2).unflatten(0, item.grid), torch.tensor(item.family.image_std)
+    )
+    return found.anchor
+
+
+def pixels_of(item: Item, normalized: Callable[[Tensor], Tensor]) -> Tensor:
+    given = item.fields.get(PIXELS[item.modality])
+    if given is None:
+        raise ValueError("this policy reads pixels, but embeddings were sent; use one that reads embeddings: div_prune")
+    return normalized(given)
+
+
+def early_signal(need: Any, item: Item, pixels: Tensor | None) -> Tensor:
+    """Pixels under every token [n, c, v], or their scale [c]."""
+    if isinstance(need, PixelScale):
+        return torch.tensor(item.family.image_std)
+    assert pixels is not None
+    once = item.family.patch_grid and not need.repeated
+    given = first_copy(pixels, item.config) if once else pixels
+    return item.family.cells(given if item.family.patch_grid or given.ndim > 3 else given[None], item.config)

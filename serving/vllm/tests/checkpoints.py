@@ -144,7 +144,8 @@ def qwen3_vl(folder: Path) -> Path:
 
 def qwen3_5(folder: Path) -> Path:
     linear = {
-        "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 32, "linear_value_head_dim": 32,
+        "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 128,
+        "linear_value_head_dim": 128,  # which vLLM's kernel for CPUs takes
         "linear_conv_kernel_dim": 4, "layer_types": ["linear_attention", "full_attention"] * 2,
     }  # fmt: skip
     rope = mrope([6, 5, 5], mrope_interleaved=True, partial_rotary_factor=0.5)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vlmopt.pruning import ProjectorCall, Selection, Selector, VisualTokens
+from vlmopt.pruning.base import top
 
 Made = tuple[VisualTokens, Selection]
 READ = 1e-4  # of the largest number: by how much what is read of two towers in fp32 may differ
@@ -81,12 +82,15 @@ def numbers(signal: Any) -> Tensor:
 
 
 def nearly_tied(ours: Made, theirs: Made) -> bool:
-    """Whether rows that only one side chose have scores that rounding can turn around."""
+    """Whether rows that only one side chose can be there by rounding: their scores are that near, where scores decide.
+
+    A greedy choice is another matter, since one near-tie moves what follows: there equal reading is what can be asked.
+    """
     (a, chosen_a), (b, chosen_b) = ours, theirs
     if difference(a, b) > READ:
         return False
-    if chosen_b.scores is None:
-        return True  # a greedy choice: one near-tie moves others
+    if chosen_b.scores is None or not torch.equal(chosen_b.keep, top(chosen_b.scores, len(chosen_b.keep))):
+        return True
     one, other = a.ordinal[chosen_a.keep], b.ordinal[chosen_b.keep]
     swapped = torch.cat([one[~torch.isin(one, other)], other[~torch.isin(other, one)]])
     scores = chosen_b.scores[torch.isin(b.ordinal, swapped)]

@@ -46,7 +46,7 @@ def framed(pictures: list[Any]) -> list[Any]:
     out = []
     for picture in pictures:
         frame = picture.copy()
-        frame.paste((124, 116, 104), (0, 0, picture.width, picture.height // 4))
+        frame.paste((200, 60, 30), (0, 0, picture.width, picture.height // 4))
         frame.paste((20, 90, 160), (0, 0, picture.width // 4, picture.height))
         out.append(frame)
     return out

@@ -56,7 +56,6 @@ FAMILIES = {  # name: policies, block of the tower that is read
     "qwen2_vl": ([*EVERYWHERE, *OF_PIXELS, *OF_GRIDS], -2),
     "qwen2_5_vl": ([*EVERYWHERE, *OF_PIXELS, *OF_GRIDS], -1),
     "qwen3_vl": ([*EVERYWHERE, *OF_PIXELS, *OF_GRIDS], -2),
-    "qwen3_5": ([*EVERYWHERE, *OF_PIXELS, *OF_GRIDS], -2),
     "tiny_llava": ([*EVERYWHERE, *OF_PIXELS], -2),
     "llava_onevision": (EVERYWHERE, -2),
     "internvl": ([*EVERYWHERE, *OF_PIXELS], -2),

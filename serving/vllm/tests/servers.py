@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import openai
+import psutil
 
 PATIENCE = 400  # seconds until a server answers, on a busy machine
 
@@ -36,11 +37,12 @@ def serving(*command: str) -> Iterator[openai.OpenAI]:
             time.sleep(1)
         yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=PATIENCE)
     finally:
+        engines = psutil.Process(server.pid).children(recursive=True) if server.poll() is None else []
         server.terminate()
-        try:
-            server.wait(60)
-        except subprocess.TimeoutExpired:
-            server.kill()
+        for process in psutil.wait_procs(engines, timeout=60)[1]:
+            process.kill()  # an engine whose server is gone would stay
+        server.kill()
+        server.wait()
 
 
 def healthy(port: int) -> bool:

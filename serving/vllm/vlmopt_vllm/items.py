@@ -48,6 +48,29 @@ class Item:
             raise ValueError(f"frames {step} positions apart cannot be placed; check fps and the clip's own rate")
         return step
 
+    def check(self) -> None:
+        """Raise `ValueError` where its pixels do not fit the tower, as processor settings of a request can make them.
+
+        In the worker they would end the engine.
+        """
+        pixels, vision = self.fields.get(PIXELS[self.modality]), self.config.vision_config
+        if pixels is None:
+            return
+        if self.family.patch_grid:
+            patches = int(self.fields[GRIDS[self.modality]].prod())
+            wanted: tuple[int, ...] = (patches, 3 * vision.temporal_patch_size * vision.patch_size**2)
+            fits = tuple(pixels.shape) == wanted and self.total * vision.spatial_merge_size**2 == patches
+        else:
+            size = vision.image_size
+            wanted = (3, size, size) if isinstance(size, int) else (3, *size)
+            fits = tuple(pixels.shape[-3:]) == wanted
+        if not fits:
+            raise ValueError(
+                f"the processor made pixels of shape {tuple(pixels.shape)} and {self.total} tokens of the "
+                f"{self.modality}, but this model's tower takes {wanted}; leave patch_size, merge_size, size and the like "
+                "out of mm_processor_kwargs"
+            )
+
     def pieces(self) -> list[Piece]:
         """Its tiles or the like, each with its grid."""
         tile = tokens_per_side(self.config) ** 2 if self.family.layout is square_tiles else self.total

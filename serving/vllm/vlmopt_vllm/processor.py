@@ -120,6 +120,7 @@ class Shortened:
         embed = whole if content.is_embed is None else content.is_embed(content.full)
         config = self.info.get_hf_config()
         item = Item(described(config), config, modality, int(embed.sum()), fields.get_data())
+        item.check()
         frames = item.grid[0] if modality == "video" and item.family.frame_times and item.grid else 1
         if policy is not None:
             self.vlmopt_check_item(policy, item, frames)

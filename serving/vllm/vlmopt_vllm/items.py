@@ -67,8 +67,8 @@ class Item:
         if not fits:
             raise ValueError(
                 f"the processor made pixels of shape {tuple(pixels.shape)} and {self.total} tokens of the "
-                f"{self.modality}, but this model's tower takes {wanted}; leave patch_size, merge_size, size and the like "
-                "out of mm_processor_kwargs"
+                f"{self.modality}, but this model's tower takes {wanted}; leave patch_size, merge_size, size and the "
+                "like out of mm_processor_kwargs"
             )
 
     def pieces(self) -> list[Piece]:

@@ -160,9 +160,10 @@ def step(model: Any, cache: DynamicCache) -> float:
 
 
 def tables() -> None:
-    """Print Markdown of what was measured; blocks of seeds are pooled."""
-    lines = (RESULTS / "kv_cache.jsonl").read_text().splitlines()
-    cells = [json.loads(line) for line in lines]
+    """Print Markdown of the newest measurement of every cell; blocks of seeds are pooled."""
+    names = ("checkpoint", "method", "keep_ratio", "block", "speed", "keys")
+    lines = map(json.loads, (RESULTS / "kv_cache.jsonl").read_text().splitlines())
+    cells = list({tuple(cell.get(name) for name in names): cell for cell in lines}.values())
     for checkpoint in dict.fromkeys(cell["checkpoint"] for cell in cells if "checkpoint" in cell):
         own = [cell for cell in cells if cell.get("checkpoint") == checkpoint]
         full = {cell["block"]: cell for cell in own if cell["method"] == "full cache"}

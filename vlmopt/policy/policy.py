@@ -47,7 +47,7 @@ class Policy(Configured):
         seed: >= 0.
         kv: eviction of keys and values when the prompt is over, its dict form, or None.
         gqa: how one query row attends where heads share keys. "kernel": by the model's own; "grouped": heads of a group
-            as rows of one head, the same numbers up to rounding; "auto": grouped under sdpa on a CPU from 1024 keys on,
+            as rows of one head, the same numbers up to rounding; "auto": grouped under sdpa on a CPU from 4096 keys on,
             where it is faster, unless the policy changes nothing.
         tuned: the note of `vlmopt tune`, which changes nothing.
 

@@ -20,8 +20,9 @@ from ..points import AttentionCall
 from ..structure import ModelStructure
 from .correction_check import heads_of
 
-LEAST_KEYS = 1024  # from here on it was never slower (docs/kv-cache.md)
-LEAST_WIDTH = 64  # of a head; narrower ones lose in bf16
+LEAST_KEYS = 4096  # below, it loses as often as it wins (docs/kv-cache.md)
+LEAST_NUMBERS = LEAST_KEYS * 128  # of a key head: narrow heads need more keys
+LEAST_WIDTH = 64  # of a head; of narrower ones nothing was measured
 
 
 class GroupedLayer(AttentionPart):
@@ -38,11 +39,17 @@ class GroupedLayer(AttentionPart):
             return None
         if options.get("position_bias") is not None or heads == key.shape[1]:
             return None
-        if not self.always and (query.device.type != "cpu" or key.shape[2] < LEAST_KEYS or key.shape[3] < LEAST_WIDTH):
+        if not self.always and not pays(key):
             return None
         grouped = query.reshape(batch, key.shape[1], -1, query.shape[3])
         out = scaled_dot_product_attention(grouped, key, value, scale=at.scaling)
         return out.reshape(batch, 1, heads, value.shape[3])
+
+
+def pays(key: Tensor) -> bool:
+    """Return whether grouped rows over these keys [B, Hk, n, D] can be expected to be faster than the kernel."""
+    _, _, keys, width = key.shape
+    return key.device.type == "cpu" and keys >= LEAST_KEYS and width >= LEAST_WIDTH and keys * width >= LEAST_NUMBERS
 
 
 class GroupedDecode(Component):

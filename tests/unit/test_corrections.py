@@ -285,9 +285,12 @@ def test_a_cache_of_another_policy_is_reported():
         assert "filled before" in vlmopt.report(model).skipped[0]["why"]
 
 
-def test_static_cache():
-    family, policy = FAMILIES["llava"], [VAR, METHODS["image_boost"][0], METHODS["vision_heads"][0]]
-    batch = batch_of(family, "ragged")
+@pytest.mark.parametrize("prompts", ["one", "unpadded", "ragged"])
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_static_cache(name, prompts):
+    """Prompts without padding have no mask, which would hide the slots that are still empty."""
+    family, policy = FAMILIES[name], [VAR, METHODS["image_boost"][0], METHODS["vision_heads"][0]]
+    batch = batch_of(family, prompts)
     with vlmopt.optimized(copy.deepcopy(family.build("sdpa")), policy) as model:
         dynamic = run(model, batch)
         static = run(model, batch, cache_implementation="static", disable_compile=True)

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, cast
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
-from ..call import STEP, PromptStep, Session
+from ..call import STEP, PromptStep, Session, Step
 from ..compat import attention_arguments, implementation, substitute
 from ..component import AttentionPart
 from ..points import AttentionCall, SidePass
@@ -62,8 +62,8 @@ def vlmopt_attention(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tens
     def kernel() -> tuple[Tensor, Tensor | None]:
         return base_function(module, plan.base)(BaseView(module, plan.base), query, key, value, mask, **kwargs)
 
-    at = AttentionCall(plan.layer, module, query, key, value, mask, kwargs)
     if isinstance(running, SidePass):
+        at = AttentionCall(plan.layer, module, query, key, value, mask, kwargs)
         running.before_kernel(at)
         out, weights = kernel()
         running.behind_kernel(at, out)
@@ -73,6 +73,7 @@ def vlmopt_attention(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tens
         return kernel()
     if isinstance(step, PromptStep):
         step.slot(Reached).parts.add(("attention", plan.layer))
+    at = AttentionCall(plan.layer, module, query, *filled(step, key, value, mask), mask, kwargs)
     computed = weights = None
     for part in plan.parts:
         computed = part.compute(step, at) if computed is None else computed
@@ -81,6 +82,17 @@ def vlmopt_attention(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tens
     for part in plan.parts:
         computed = part.behind(step, at, computed)
     return computed, weights
+
+
+def filled(step: Step, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the keys and values that parts see: those of a static cache without the empty slots that no mask hides.
+
+    Without a mask the rows of such a cache are causal from its first slot on; parts count from the last key back.
+    """
+    if mask is not None or not isinstance(step, PromptStep) or step.fixed is None:
+        return key, value
+    count = step.past + step.q  # from such a cache nothing leaves
+    return key[:, :, :count], value[:, :, :count]
 
 
 def base_function(module: nn.Module, config: Any) -> Attention:

@@ -217,12 +217,15 @@ def test_assisted_decoding_is_refused():
         generate(case.model(), case.family.inputs(ROWS[:1]), prompt_lookup_num_tokens=2)
 
 
-def test_static_caches_are_refused():
-    case = Evicted(FAMILIES["llava"], SNAP)
+@pytest.mark.parametrize("rows", [ROWS[:1], [*ROWS, [9]]], ids=["one", "padded"])
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_static_caches_are_refused(name, rows):
+    case = Evicted(FAMILIES[name], SNAP)
     model = case.model()
-    for setting in ({"cache_implementation": "static"}, {"past_key_values": StaticCache(model.config, 200)}):
+    static = StaticCache(model.config.get_text_config(), 200)
+    for setting in ({"cache_implementation": "static"}, {"past_key_values": static}):
         with pytest.raises(ValueError, match="snap_kv: StaticCache cannot shrink"):
-            generate(model, case.family.inputs(ROWS[:1]), **setting)
+            generate(model, case.family.inputs(rows), **setting)
 
 
 def test_without_a_cache_nothing_is_evicted():

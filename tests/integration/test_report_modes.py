@@ -68,6 +68,15 @@ def test_tokens_and_times_are_those_of_the_prompt(name, mode):
     assert (ms["decode"] is None) == (mode == "stopped")
 
 
+def test_padding_in_a_static_cache_is_no_prompt():
+    """Models then see a mask of four dimensions; `generate` was given the one of padding."""
+    family = FAMILIES["llava"]
+    batch, model = family.inputs([[5, Image(0), 7], [9]]), optimized(family, POLICY[-1:])
+    generate(model, batch, cache_implementation="static", disable_compile=True)
+    assert [s["prompt_tokens"] for s in vlmopt.report(model).samples] == batch.real.sum(1).tolist()
+    assert torch.equal(vlmopt.report(model).rows(), batch.real)
+
+
 @pytest.mark.parametrize("settings", [{"num_beams": 2}, {"num_beams": 2, "use_cache": False}], ids=str)
 def test_beams_without_a_cache_are_the_sequence_asked_for(settings):
     family = FAMILIES["llava"]

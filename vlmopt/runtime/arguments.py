@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 MODALITIES = {"image": "get_image_features", "video": "get_video_features"}
 # The names under which feature functions take pixels: some take videos as images, Video-LLaVA names its images.
@@ -38,6 +39,19 @@ class OuterArguments:
 
     given: Mapping[str, Any]
     targets: Tensor | None = None  # Bool[B, L], rows whose next token is a label
+    asked: Tensor | None = None  # Bool[B, L], the mask of padding that `generate` was given
+
+    def asked_with(self, mask: Tensor | None, length: int, batch: int) -> OuterArguments:
+        """Return these arguments beside the mask of padding that `generate` was given.
+
+        Args:
+            mask: Bool[B, L] of the prompt; what lies behind it is real. length: the end of this chunk. batch: its rows,
+                beams among them.
+        """
+        if mask is None or batch % len(mask):
+            return self
+        mask = pad(mask, (0, max(length - mask.shape[1], 0)), value=True)[:, :length]
+        return replace(self, asked=mask.repeat_interleave(batch // len(mask), 0))
 
     @property
     def input_ids(self) -> Tensor | None:
@@ -46,9 +60,9 @@ class OuterArguments:
 
     @property
     def attention_mask2d(self) -> Tensor | None:
-        """[B, L] where the mask has that shape; None for others, and without one."""
+        """[B, L]: the mask where it has that shape, else the one that `generate` was given; None without either."""
         mask = self.given.get("attention_mask")
-        return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        return mask if isinstance(mask, Tensor) and mask.ndim == 2 else self.asked
 
     @property
     def embeds_only(self) -> bool:

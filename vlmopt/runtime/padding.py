@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from .call import Step
 from .context import VisualContext
@@ -39,10 +38,6 @@ def padding(step: Step) -> Tensor | None:
     mask = step.arguments.attention_mask2d
     if step.q == 1:
         return None
-    if mask is None and step.call.request.mask is not None:
-        given = step.call.request.mask
-        mask = pad(given, (0, max(step.past + step.q - given.shape[1], 0)), value=True)[:, : step.past + step.q]
-        mask = mask.repeat_interleave(max(step.batch // len(mask), 1), 0)
     if mask is None or mask.shape[1] < step.q or len(mask) != step.batch:
         return None
     mask = mask[:, -step.q :].bool().to(step.device)

@@ -73,6 +73,7 @@ class OpenStep:
                 call=call, embeds=embeds, past=past, positions=positions, given=given, arguments=arguments, fast=fast
             )
         else:
+            arguments = arguments.asked_with(call.request.mask, past + q, embeds.shape[0])
             context, fixed = self.context(call, arguments, q, past), compat.why_fixed(cache)
             step = PromptStep(
                 call=call, embeds=embeds, past=past, positions=positions, given=given, arguments=arguments,

@@ -148,10 +148,23 @@ def test_crop_to_an_absolute_length_where_the_release_knows_it(cache):
     assert cache.get_seq_length() == 11
 
 
-def test_reset_forgets_what_was_dropped(cache):
+def test_reset_it_is_a_plain_cache_again(cache):
+    """Empty, it serves any model, also when the one that filled it has been restored."""
+    cache._vlmopt.lease.alive = False
     cache.reset()
-    assert cache._vlmopt.index == {}
-    assert dict(cache._vlmopt.dropped) == {}
+    assert type(cache) is DynamicCache
+    assert not hasattr(cache, "_vlmopt")
+    decode(cache, 1)
+
+
+def test_reset_a_cache_of_another_class_is_of_that_class():
+    class Special(DynamicCache):
+        pass
+
+    cache = Special()
+    adopt(cache, Lease())
+    cache.reset()
+    assert type(cache) is Special
 
 
 def test_copies_go_their_own_way(cache):

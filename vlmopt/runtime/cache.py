@@ -59,14 +59,19 @@ class LogicalCache:
 
     def reset(self) -> None:
         super().reset()  # type: ignore[misc]
-        self._vlmopt = CacheState(self._vlmopt.lease)
+        self._become_plain()
+
+    def _become_plain(self) -> None:
+        """Take the cache's own class back: what is empty serves any model."""
+        del self._vlmopt
+        self.__class__ = next(cls for cls in type(self).__mro__ if not issubclass(cls, LogicalCache))
 
     def crop(self, max_length: int) -> None:
         """Remove the newest slots. Legal while they are text; a pruned prompt cannot be cut in the middle."""
         if max_length == 0:  # nothing to remove, but sliding layers that recorded their past return to their window
             super().crop(0)  # type: ignore[misc]
             if not super().get_seq_length():  # type: ignore[misc]  # older releases: crop to length 0
-                self._vlmopt = CacheState(self._vlmopt.lease)
+                self._become_plain()
             return
         relative = max_length - self.get_seq_length() if max_length > 0 else max_length
         if relative >= 0:

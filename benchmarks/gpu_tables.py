@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tables import markdown, measured_on, records, table
+from table_parts import markdown, measured_on, records, table
 
 Unit = dict[str, Any]
 TARGET = "speed-up with the index (target)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tables import markdown, measured_on, newest, records, table
+from table_parts import markdown, measured_on, newest, records, table
 
 ROUNDS = 11  # of a prefill, as `run_all.sh` asks for
 PIXELS = "files-grid-000000-1280x800.png"

@@ -42,7 +42,7 @@ def test_one_press_shows_everything() -> None:
     assert "same answer" in texts(page)
     assert "64 of 256 visual tokens" in texts(page).replace("**", "")
     assert [tab.label for tab in page.tabs][-1] == "Take away"
-    assert len(page.tabs) == 8
+    assert len(page.tabs) == 9
     assert len(page.metric) == 6
     assert any("vlmopt run" in code.value for code in page.code)
 

@@ -25,7 +25,11 @@ from vlmopt.policy import Policy
 from vlmopt.prompt import image_prompt
 
 OTHERS = {"accelerate", "cd", "export", "git", "hf", "lmms-eval", "srun", "unzip", "vllm", "wget"}  # not ours to check
-SMALL = {"Qwen/Qwen2.5-VL-3B-Instruct": "tiny-qwen", "runs/focus/scorer": "tiny-qwen"}  # what stands for a reader's own
+SMALL = {  # what stands for a reader's own
+    "Qwen/Qwen2.5-VL-3B-Instruct": "tiny-qwen",
+    "Qwen/Qwen2-VL-2B-Instruct": str(ROOT / "vlmopt" / "checkpoints" / "tiny-qwen"),
+    "runs/focus/scorer": "tiny-qwen",
+}
 
 
 def fences(path: Path, python: bool) -> Iterator[str]:

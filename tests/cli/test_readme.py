@@ -41,7 +41,7 @@ def test_methods_are_counted_right() -> None:
     for kind, words in (
         ("selector", "selectors"),
         ("correction", "corrections"),
-        ("pattern", "sparse patterns"),
+        ("pattern", "patterns"),
         ("eviction", "evictions"),
     ):
         assert f"**{kinds[kind]} {words}**" in TEXT

@@ -238,7 +238,7 @@ def test_copies_of_a_cache_go_their_own_way():
             fresh = model.generate(turn, past_key_values=cache, max_new_tokens=3, output_scores=True,
                                    return_dict_in_generate=True, **GREEDY)  # fmt: skip
             ends.append(torch.stack(fresh.scores))
-        lengths = [c._vlmopt_marks.stream.cache.get_seq_length() for c in copies]
+        lengths = [c._vlmopt_marks.stream.ran.cache.get_seq_length() for c in copies]
     assert lengths[0] == lengths[1] + 1
     assert not torch.equal(ends[0], ends[1])
 

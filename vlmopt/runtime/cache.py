@@ -64,7 +64,8 @@ class LogicalCache:
     def _become_plain(self) -> None:
         """Take the cache's own class back: what is empty serves any model."""
         del self._vlmopt
-        self.__class__ = next(cls for cls in type(self).__mro__ if not issubclass(cls, LogicalCache))
+        plain: Any = next(cls for cls in type(self).__mro__ if not issubclass(cls, LogicalCache))
+        self.__class__ = plain
 
     def crop(self, max_length: int) -> None:
         """Remove the newest slots. Legal while they are text; a pruned prompt cannot be cut in the middle."""

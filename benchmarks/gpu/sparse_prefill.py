@@ -142,6 +142,7 @@ def decoder(layers: int, tokens: int, device: str, dtype: torch.dtype, tiny: boo
         return Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=dtype, attn_implementation="sdpa").eval()
 
 
+@torch.no_grad()  # the Triton kernel has no backward pass
 def first_token(
     tokens: int, layers: int, names: Sequence[str], repeats: int, device: str, dtype: torch.dtype
 ) -> dict[str, Any]:

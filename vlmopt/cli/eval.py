@@ -32,22 +32,12 @@ def execute(options: argparse.Namespace) -> None:
 
 def settings(options: argparse.Namespace) -> Any:
     """Make `evaluation.evaluate.Settings` of the options."""
-    from ..evaluation.data import Source
     from ..evaluation.evaluate import Settings
+    from .source import source_of
 
-    source = Source(
-        data=tuple(options.data),
-        run=Path(options.out),
-        format=options.format,
-        images=options.images,
-        boxes=options.boxes,
-        synonyms=options.synonyms,
-        limit=options.limit,
-        seed=options.seed or 0,
-    )
     return Settings(
         model=options.model,
-        source=source,
+        source=source_of(options),
         policies=options.policy,
         device=options.device,
         device_map=options.device_map,

@@ -34,7 +34,6 @@ def execute(options: argparse.Namespace) -> int:
 
 def search(options: argparse.Namespace) -> int:
     """Load the model in every process, search, and report in the first."""
-    from ..evaluation.data import Source
     from ..evaluation.evaluate import Settings, check, load_model, model_config
     from ..evaluation.processes import processes
     from ..loading import check_device
@@ -42,17 +41,9 @@ def search(options: argparse.Namespace) -> int:
     from ..tuning.space import read
     from ..tuning.tuner import dealt, found
     from ..tuning.wanted import Wanted
+    from .source import source_of
 
-    source = Source(
-        data=tuple(options.data),
-        run=Path(options.out),
-        format=options.format,
-        images=options.images,
-        boxes=options.boxes,
-        synonyms=options.synonyms,
-        limit=options.limit,
-        seed=options.seed,
-    )
+    source = source_of(options)
     settings = Settings(
         model=options.model,
         source=source,

@@ -16,13 +16,12 @@ def pack(content: Tensor) -> tuple[Tensor, Tensor | None]:
         index Long[B, W], W = the largest count of a row; a shorter row is filled up on the left with columns that do
         not stay (each column at most once), and valid Bool[B, W], False on those fillers, or None without any.
     """
-    length = content.shape[1]
+    batch, length = content.shape
     count = content.sum(1, keepdim=True)  # [B, 1]
+    width, least = torch.stack([count.max(), count.min()]).tolist()
+    if width == least:
+        return content.nonzero()[:, 1].view(batch, width), None
     place = torch.where(content, length - count + content.cumsum(1), (~content).cumsum(1)) - 1
     columns = torch.arange(length, device=content.device).expand_as(place)
     order = torch.empty_like(place).scatter_(1, place, columns)
-    width, least = torch.stack([count.max(), count.min()]).tolist()
-    index = order[:, length - width :]
-    if width == least:
-        return index, None
-    return index, torch.arange(width, device=content.device) >= width - count
+    return order[:, length - width :], torch.arange(width, device=content.device) >= width - count

@@ -34,8 +34,11 @@ class VisualTokens:
     @property
     def structural(self) -> Tensor:
         """Bool[n]: tokens that are not patches although their span has a grid (row separators)."""
+        placeless = (self.coords < 0).all(1)
+        if None not in self.grids:
+            return placeless
         known = torch.tensor([grid is not None for grid in self.grids], device=self.item.device)
-        return (self.coords < 0).all(1) & known[self.item]
+        return placeless & known[self.item]
 
     @property
     def place(self) -> Tensor:

@@ -25,29 +25,35 @@ class Uniform(Selector):
     reads = "grid"
 
     def pick(self, tokens: VisualTokens, k: int) -> Selection:
-        sizes = tokens.item.unique_consecutive(return_counts=True)[1].tolist()
+        items, sizes = (x.tolist() for x in tokens.item.unique_consecutive(return_counts=True))
         parts = share(sizes, k)
         coords = tokens.coords.cpu().split(sizes)
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
-        keep = [spread(c, k) + start for c, k, start in zip(coords, parts, starts, strict=True)]
+        grids = [tokens.grids[item] for item in items]
+        spans = zip(coords, parts, grids, starts, strict=True)
+        keep = [spread(cells, part, grid) + start for cells, part, grid, start in spans]
         return Selection(torch.cat(keep).to(tokens.ordinal.device))
 
 
-def spread(coords: Tensor, k: int) -> Tensor:
+def spread(coords: Tensor, k: int, grid: tuple[int, int, int] | None = None) -> Tensor:
     """Return k of the n tokens of one span, evenly spread.
 
     Args:
-        coords: Long[n, 3] (t, y, x), -1 where unknown. k: 0..n.
+        coords: Long[n, 3] (t, y, x), -1 where unknown. k: 0..n. grid: (t, h, w) of the whole span, if known.
 
     Returns:
         Long[k], ascending.
     """
-    shape = lattice(coords) if bool((coords >= 0).all()) else None
+    shape = lattice(coords, grid)
     return torch.tensor(strided(len(coords), k) if shape is None else strided_grid(shape, k), dtype=torch.long)
 
 
-def lattice(coords: Tensor) -> tuple[int, int, int] | None:
+def lattice(coords: Tensor, grid: tuple[int, int, int] | None) -> tuple[int, int, int] | None:
     """Return (t, h, w) if the cells [n, 3] are a complete grid in raster order (of any stride), else None."""
+    if bool((coords < 0).any()):
+        return None
+    if grid is not None and len(coords) == math.prod(grid):  # every cell of it
+        return grid
     axes = [coords[:, i].unique() for i in range(3)]
     if len(coords) != len(axes[0]) * len(axes[1]) * len(axes[2]):
         return None

@@ -43,10 +43,12 @@ def plain(length: int, kind: str, grid: Grid | None) -> Piece:
     """Make a piece whose tokens fill `grid` in raster order, or whose grid is unknown."""
     if grid is None or math.prod(grid) != length:
         return Piece(length, kind, None, torch.full((length, 3), -1))
-    t, h, w = grid
-    return Piece(
-        length, kind, grid, torch.cartesian_prod(torch.arange(t), torch.arange(h), torch.arange(w)).reshape(-1, 3)
-    )
+    return Piece(length, kind, grid, cells(grid))
+
+
+def cells(grid: Grid) -> Tensor:
+    """Return Long[n, 3]: (t, y, x) of every cell of a grid, in raster order."""
+    return torch.ones(grid, dtype=torch.bool).nonzero()
 
 
 def square(modality: str, lengths: list[int], arguments: dict[str, Any], config: Any) -> list[Piece]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .base import Grid, Piece, plain, square, square_grid
+from .base import Grid, Piece, cells, plain, square, square_grid
 
 
 def patch_grid(modality: str, lengths: list[int], arguments: dict[str, Any], config: Any) -> list[Piece]:
@@ -76,11 +76,10 @@ def with_newlines(n: int, grid: Grid, newlines: int) -> Piece:
     """Lay out in raster order with structural tokens: after every row (newlines == h), at the end (1), or none (0)."""
     _, h, w = grid
     coords = torch.full((n, 3), -1)
-    cells = torch.cartesian_prod(torch.zeros(1, dtype=torch.long), torch.arange(h), torch.arange(w))
     if newlines == h:
-        coords.view(h, w + 1, 3)[:, :w] = cells.view(h, w, 3)
+        coords.view(h, w + 1, 3)[:, :w] = cells((1, h, w)).view(h, w, 3)
     else:
-        coords[: h * w] = cells
+        coords[: h * w] = cells((1, h, w))
     return Piece(n, "tile" if newlines == h else "image", grid, coords)
 
 
@@ -90,8 +89,9 @@ def video_with_newline(n: int, arguments: dict[str, Any]) -> Piece:
     side = math.isqrt(n // frames)
     if not side or n - frames * side * side not in (0, 1):
         return plain(n, "video", None)
-    cells = torch.cartesian_prod(torch.arange(frames), torch.arange(side), torch.arange(side))
-    return Piece(len(cells) + 1, "video", (frames, side, side), torch.cat([cells, torch.full((1, 3), -1)]))
+    grid = (frames, side, side)
+    coords = torch.cat([cells(grid), torch.full((1, 3), -1)])
+    return Piece(len(coords), "video", grid, coords)
 
 
 def frames_of(arguments: dict[str, Any]) -> int:
@@ -119,7 +119,7 @@ def frames_with_cls(modality: str, lengths: list[int], arguments: dict[str, Any]
     if len(lengths) % frames or n != side * side + 1:
         return [plain(n, modality, None) for n in lengths]
     coords = torch.full((frames, n, 3), -1)
-    coords[:, 1:] = torch.cartesian_prod(*map(torch.arange, grid)).view(frames, n - 1, 3)
+    coords[:, 1:] = cells(grid).view(frames, n - 1, 3)
     return [Piece(frames * n, modality, grid, coords.view(-1, 3))] * (len(lengths) // frames)
 
 

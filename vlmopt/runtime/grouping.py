@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import reduce
+from operator import or_
+
 import torch
 from torch import Tensor
 
@@ -21,9 +25,7 @@ def build_context(
     if not arguments.pixels or ids is None or ids.shape[1] != length or length == 1:
         return None
     modality_of = session.structure.visual_ids
-    visual = torch.zeros_like(ids, dtype=torch.bool)
-    for token in modality_of:
-        visual |= ids == token
+    visual = any_of(ids, modality_of)
     if not bool(visual.any()):
         return None
     mask = arguments.attention_mask2d
@@ -46,13 +48,18 @@ def build_context(
     return VisualContext(visual, span, ordinal, spans, expand, mask, grouped, parts, held if held.any() else None, read)
 
 
+def any_of(ids: Tensor, tokens: Iterable[int]) -> Tensor:
+    """Return Bool of the shape of `ids`: which of them are among a few tokens."""
+    return reduce(or_, (ids == token for token in tokens))
+
+
 def group(
     ids: Tensor, visual: Tensor, features: Features, modality_of: dict[int, str]
 ) -> tuple[list[VisualSpan] | None, int]:
     """Cut every row's visual positions by the encoder's pieces. (None, 1) when the two do not match."""
     pieces = {m: list(p) for m, p in features.pieces.items()}
     own = {m: [token for token, kind in modality_of.items() if kind == m] or list(modality_of) for m in pieces}
-    ids_by_modality = {m: visual & torch.isin(ids, ids.new_tensor(tokens)) for m, tokens in own.items()}
+    ids_by_modality = {m: any_of(ids, tokens) for m, tokens in own.items()}
     totals = {m: int(where.sum()) for m, where in ids_by_modality.items()}
     lengths = {m: sum(piece.length for piece in p) for m, p in pieces.items()}
     if (
@@ -97,7 +104,7 @@ def parts_of_chunk(ids: Tensor, call: Call, modality_of: dict[int, str], past: i
     if not torch.equal(whole[:, past : past + ids.shape[1]], ids):
         return []
     whole, start = whole[:, began:], past - began
-    spans, _ = group(whole, torch.isin(whole, whole.new_tensor(list(modality_of))), call.features, modality_of)
+    spans, _ = group(whole, any_of(whole, modality_of), call.features, modality_of)
     found = []
     for span in spans or []:
         inside = ((span.index >= start) & (span.index < start + ids.shape[1])).nonzero()[:, 0]

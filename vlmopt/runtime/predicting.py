@@ -42,5 +42,6 @@ def last_real(call: Call, real: Tensor, past: int, end: int) -> Tensor:
         if past + real.shape[1] < end:
             return torch.full_like(real[:, 0], -1, dtype=torch.long)
         mask = pad(real, (past, 0))
-    mask = mask.to(real.device).repeat_interleave(real.shape[0] // len(mask), 0)
-    return torch.arange(mask.shape[1], device=mask.device).masked_fill(~mask, -1).amax(1)
+    mask = mask.to(real.device).bool()
+    last = torch.where(mask, torch.arange(mask.shape[1], device=mask.device), -1).amax(1)
+    return last.repeat_interleave(real.shape[0] // len(mask))

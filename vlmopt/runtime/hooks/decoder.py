@@ -139,8 +139,9 @@ def rows_left(step: Step, stage: int) -> Tensor:
     if rows is None:
         return real
     log = rows.log.to(step.device)
-    here = torch.ones_like(log) if rows.valid is None else rows.valid.to(log)
-    return real & torch.zeros_like(real, dtype=torch.long).scatter_add_(1, log, here).bool()
+    if rows.valid is None:
+        return real & torch.zeros_like(real).scatter_(1, log, True)
+    return real & torch.zeros_like(real, dtype=torch.long).scatter_add_(1, log, rows.valid.to(log)).bool()
 
 
 def restore_length(step: Step, stage: int, output: Any) -> Any:

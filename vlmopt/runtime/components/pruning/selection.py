@@ -72,18 +72,19 @@ def visual_tokens(at: Place, selector: Selector) -> VisualTokens:
     """Return what a selector sees of one sample."""
     context, batch_row = at.context, at.batch_row
     spans = [span for span in context.spans if span.batch_row == batch_row]
+    lengths = tuple(len(span.index) for span in spans)
     coords = at.logical.new_full((at.step.q, 3), -1)
     for span in spans:
         coords[span.index] = span.coords.to(coords.device)
     return VisualTokens(
-        total=int(context.visual[batch_row].sum()),
+        total=sum(lengths),
         ordinal=context.ordinal[batch_row, at.logical],
         item=context.span[batch_row, at.logical],
         coords=coords[at.logical],
         grids=tuple(span.grid for span in spans),
         signals={need: capture_of(need).read(need, at) for need in selector.captures},
         seed=at.session.policy.seed,
-        lengths=tuple(len(span.index) for span in spans),
+        lengths=lengths,
         held=None if context.held is None else context.held[batch_row, at.logical],
     )
 

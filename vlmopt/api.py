@@ -9,6 +9,8 @@ from typing import TypeVar
 
 from torch import nn
 
+from vlmopt.core import hinting
+
 from . import scorers
 from .checks import check
 from .policy import Policy, PolicyLike
@@ -20,6 +22,7 @@ from .runtime.structure import answering, embeds_rows
 Model = TypeVar("Model", bound=nn.Module)
 
 
+@hinting
 def optimize(model: Model, policy: PolicyLike) -> Model:
     """Change a loaded vision-language model in place so that `model.generate(**inputs)` applies `policy`.
 
@@ -51,14 +54,14 @@ def optimize(model: Model, policy: PolicyLike) -> Model:
     structure, fitted = check(answers, Policy.load(policy))
     trained = scorers.required(fitted.active, answers)
     for caution in [c.caution for c in fitted.attention if c.caution is not None]:
-        warnings.warn(caution, stacklevel=2)
+        warnings.warn(caution, stacklevel=3)
     if (other := misfit(fitted.tuned, answers)) is not None:
-        warnings.warn(other, stacklevel=2)
+        warnings.warn(other, stacklevel=3)
     if fitted.prune and getattr(model, "has_talker", False):
         warnings.warn(
             f"the talker of {type(model).__name__} reads the hidden states of every token, and fails behind dropped "
             "ones: generate with generation_mode='text'",
-            stacklevel=2,
+            stacklevel=3,
         )
     restore(model)
     install(fitted, structure, trained, model if embeds_rows(model) else None)
@@ -76,6 +79,7 @@ def restore(model: Model) -> Model:
     return model
 
 
+@hinting
 @contextmanager
 def optimized(model: Model, policy: PolicyLike) -> Iterator[Model]:
     """Run `optimize` for the length of a `with` block; `restore` also runs after an exception.

@@ -79,6 +79,13 @@ def methods() -> list[str]:
 
 
 @cache
+def settings() -> dict[str, tuple[str, ...]]:
+    """Return the names of the settings of every method of this package, by the method's name."""
+    data: dict[str, list[str]] = json.loads((HERE / "policy" / "settings.json").read_text(encoding="utf-8"))
+    return {name: tuple(names) for name, names in data.items()}
+
+
+@cache
 def built_in() -> tuple[Entry, ...]:
     """Return every method of this package, by name."""
     found = [Entry(name, kind, text) for kind, package in KINDS.items() for name, text in _registered(package)]

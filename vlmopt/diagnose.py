@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmopt.attention_fix import SinkDiagnosis, SinkProfile
+from vlmopt.core import hinting
 
 from .api import optimized, report
 from .reporting import VisualMap
@@ -67,6 +68,7 @@ class SinkReport:
 
 
 @torch.inference_mode()
+@hinting
 def diagnose_sinks(
     model: nn.Module,
     inputs: Mapping[str, Any],

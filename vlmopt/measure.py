@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from vlmopt.core import hinting
+
 from .api import optimized, report
 from .reporting import Report
 from .runtime.offload import device_of
@@ -74,6 +76,7 @@ class Measurement:
         }
 
 
+@hinting
 def measure(
     model: Any,
     inputs: Mapping[str, Any],

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 from vlmopt import attention_fix, pruning
 from vlmopt.attention_fix import Correction
-from vlmopt.core import check_depth, near, shown
+from vlmopt.core import check_depth, near, shown, unknown_setting
 from vlmopt.pruning import Selector
 
 from . import kv
@@ -68,14 +68,13 @@ def build(data: Any) -> Method:
         raise TypeError(f"a method must be a dict with a 'method' key, got {shown(data)} of type {type(data).__name__}")
     check_depth(data)
     if "method" not in data:
-        raise ValueError(f"'method' is missing in {shown(dict(data))}; give the name of a method, e.g. 'uniform'")
+        slip = next((f": {shown(key)}{hint}" for key in data if (hint := near(str(key), ["method"]))), "")
+        raise ValueError(f"'method' is missing in {shown(dict(data))}{slip}; give the name of a method, e.g. 'uniform'")
     cls = find(data["method"])
     names = [f.name for f in fields(cls) if f.init]
     for key in data:
         if key != "method" and key not in names:
-            raise ValueError(
-                f"{cls.name}: unknown setting {shown(key)}{near(str(key), names)}; settings: {', '.join(names)}"
-            )
+            raise ValueError(unknown_setting(cls.name, key, names))
     try:
         return cls(**{key: decoded(value) for key, value in data.items() if key != "method"})
     except TypeError as error:  # also a required setting that is missing

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmopt.core import Configured, check_depth, near, setting, shown, validate
+from vlmopt.core import Configured, check_depth, setting, shown, unknown_setting, validate
 
 from . import methods
 from .head_patterns import HeadPatterns
@@ -83,9 +83,7 @@ class SparsePrefill(Configured):
         names = [f.name for f in fields(cls)]
         for key in data:
             if key not in names:
-                raise ValueError(
-                    f"prefill: unknown setting {shown(key)}{near(str(key), names)}; settings: {', '.join(names)}"
-                )
+                raise ValueError(unknown_setting("prefill", key, names))
         return cls(**{key: methods.decoded(value) if key == "pattern" else value for key, value in data.items()})
 
     @property

@@ -8,11 +8,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
 import vlmopt
+from vlmopt.evaluation.data import Source
+from vlmopt.evaluation.evaluate import Settings
+from vlmopt.measure import measure
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = {"vlmopt.pruning": "pruning", "vlmopt.attention_fix": "attention_fix", "vlmopt.apps": "apps"}
@@ -99,3 +102,27 @@ def test_a_misspelt_checkpoint_is_refused_without_asking_the_hub() -> None:
 def test_no_torchvision_is_asked_for() -> None:
     required = importlib.metadata.requires("vlmopt") or []
     assert not [line for line in required if line.startswith("torchvision")]
+
+
+@pytest.mark.parametrize(
+    ("call", "given", "meant"),
+    [
+        (Settings, "modell", "model"),
+        (Source, "dta", "data"),
+        (vlmopt.optimize, "polcy", "policy"),
+        (vlmopt.optimized, "polcy", "policy"),
+        (vlmopt.estimate, "modle", "model"),
+        (vlmopt.tune, "objectiv", "objective"),
+        (vlmopt.diagnose_sinks, "modle", "model"),
+        (measure, "repeat", "repeats"),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_a_misspelt_argument_is_answered_with_the_nearest(call: Any, given: str, meant: str) -> None:
+    with pytest.raises(TypeError, match=rf"unknown (setting|argument) '{given}' \(did you mean '{meant}'"):
+        call(**{given: "x"})
+
+
+@pytest.mark.parametrize("name", sorted({*vlmopt.__all__} - {"__version__"}))
+def test_annotations_can_be_resolved(name: str) -> None:
+    get_type_hints(getattr(vlmopt, name))

@@ -80,6 +80,18 @@ print("cpu", resource.getrusage(resource.RUSAGE_SELF).ru_utime)
         "run --question What? --policy balancd",
         "eval --policy gentle balancd",
         "policy fastvv:keep_ratio=0.1",
+        "policy fastv:keepratio=0.3",
+        "eval --data x --out y --policy gentle fastv:keep_rato=.3",
+        "estimate --policy fastv:keep_rato=.3",
+        "tune --data x --out y --base fastv:keep_rato=.3",
+        "run --question q --policy balanced",
+        "eval --out y",
+        "calibrate --out y",
+        "search-patterns --out y",
+        "show-pattern --pattern min_pp",
+        "show-pattern --pattern min_p:taw=1",
+        "show-pattern",
+        "serve tiny-qwen --port 0",
         "",
         "eval --help",
         "completion bash",
@@ -108,6 +120,8 @@ def test_unknown_commands_and_settings_name_the_nearest(capsys: pytest.CaptureFi
     assert "unknown arguments 'a.png'; see `vlmopt run --help`" in capsys.readouterr().err
     assert cli.main(["policy", "show", "fastv:keep_ration=0.1"]) == 2
     assert "did you mean 'keep_ratio'" in capsys.readouterr().err
+    assert cli.main(["show-pattern", "--pattern", "min_pp"]) == 2  # before what is missing is asked for
+    assert "unknown method 'min_pp' (did you mean 'min_p'" in capsys.readouterr().err
     assert cli.main(["policy", "show", "cd_pruner:keep_ratio=0.5,relevance=nne"]) == 2
     assert "relevance must be one of text, none; got 'nne' (did you mean 'none'?)" in capsys.readouterr().err
     with pytest.raises(TypeError, match=r"FastV: unknown setting 'keep_ration' \(did you mean 'keep_ratio' or"):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import EntryPoint
 
 import pytest
 
 import vlmopt
+from tools import method_settings
 from vlmopt import catalogue, methods
 from vlmopt.kernels.patterns import MinP
 from vlmopt.policy import Policy
-from vlmopt.policy.inline import split
+from vlmopt.policy.inline import check, split
 from vlmopt.pruning import Debias, DivPrune, FastV, PixelRedundancy, Uniform
 
 
@@ -89,3 +91,38 @@ def test_the_catalogue_names_what_is_registered():
     for name, cls in ours.items():
         row = methods.entry(cls)
         assert (found[name].kind, found[name].summary) == (row["kind"], row["summary"])
+
+
+def test_the_catalogue_names_every_setting():
+    found = {name: tuple(names) for name, names in method_settings.found().items()}
+    assert catalogue.settings() == found, "write them down again: python -m tools.method_settings"
+
+
+@pytest.mark.parametrize(
+    ("line", "match"),
+    [
+        ("fastv:keep_rato=.3", "fastv: unknown setting 'keep_rato' .did you mean 'keep_ratio'"),
+        ("gentle+fastv:keep_rato=.3", "did you mean 'keep_ratio'"),
+        ('debias:host={"method": "fastv", "layr": 2}', "fastv: unknown setting 'layr' .did you mean 'layer'"),
+        ("debias:layer=2", "debias: unknown setting 'layer'"),  # that of its host
+    ],
+)
+def test_misspelt_settings_are_refused_by_their_names_alone(line, match):
+    with pytest.raises(ValueError, match=match) as seen:
+        check(line)
+    with pytest.raises(ValueError, match=match) as built:
+        Policy.load(line)
+    assert str(seen.value) == str(built.value)
+
+
+def test_settings_of_other_packages_are_left_to_them(monkeypatch):
+    point = EntryPoint("foreign_pick", "elsewhere:Pick", catalogue.PLUGINS)
+    monkeypatch.setattr(catalogue, "entry_points", lambda group: [point])
+    check("foreign_pick:sharpness=2+uniform:keep_ratio=.5")
+    check("fastv:keep_ratio=.1+balanced")
+
+
+@pytest.mark.parametrize("policy", [{"methd": "fastv"}, [{"methd": "fastv"}]], ids=["policy", "list"])
+def test_a_misspelt_method_key_is_named(policy):
+    with pytest.raises(ValueError, match=r"'methd' .did you mean 'method'"):
+        Policy.load(policy)

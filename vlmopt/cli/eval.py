@@ -14,13 +14,9 @@ def execute(options: argparse.Namespace) -> None:
     """Ask, sum up and report; or the last two alone."""
     from ..evaluation.evaluate import evaluate  # with accelerate and transformers: not for every command
 
-    if bool(options.report) == bool(options.out):
-        raise ValueError("give --out DIR for a run, or --report DIR to report on one that was made before")
     if options.report:
         finish(Path(options.report))
         return
-    if not options.data:
-        raise ValueError("give --data: files of a data set, or the name of generated worlds")
     try:
         run = evaluate(settings(options))
     except KeyboardInterrupt:

@@ -15,7 +15,10 @@ from ..version import __version__
 
 
 class Command(NamedTuple):
-    """A command and its module: `arguments/<module>.py` says what it takes, `<module>.py` has `execute(options)`."""
+    """A command and its module: `<module>.py` has `execute(options)`, `arguments/<module>.py` says what it takes.
+
+    The latter may have `check(options)`, which refuses what can be refused before torch is loaded.
+    """
 
     module: str
     help: str
@@ -59,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     if left:
         return refused(f"unknown arguments {' '.join(left)!r}; see `{name} --help`")
     try:
-        check_policies(getattr(options, "policy", None))
+        check_options(options)
         code: int | None = import_module(f".{COMMANDS[options.command].module}", __package__).execute(options)
         sys.stdout.flush()
     except BrokenPipeError:  # as in `vlmopt list | head`: whoever reads has seen enough
@@ -74,10 +77,15 @@ def main(arguments: list[str] | None = None) -> int:
     return code or 0
 
 
-def check_policies(given: str | Sequence[str] | None) -> None:
-    """Refuse policies that name what does not exist, before torch is loaded to build them."""
-    for text in [given] if isinstance(given, str) else given or ():
-        inline.check(text)
+def check_options(options: argparse.Namespace) -> None:
+    """Refuse policies that name what does not exist and options that do not fit together, before torch is loaded."""
+    for name in ("policy", "base"):
+        given = getattr(options, name, None)
+        for text in [given] if isinstance(given, str) else given or ():
+            inline.check(text)
+    arguments = import_module(f".arguments.{COMMANDS[options.command].module}", __package__)
+    if hasattr(arguments, "check"):
+        arguments.check(options)
 
 
 class Parser(argparse.ArgumentParser):

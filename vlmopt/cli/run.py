@@ -68,16 +68,7 @@ def execute(options: argparse.Namespace) -> None:
 
 
 def check(options: argparse.Namespace) -> Policy:
-    """Check everything the options alone can tell; return the policy."""
-    if not options.question.strip():
-        raise ValueError("the question is empty; give --question some text")
-    if bool(options.image) == bool(options.video):
-        raise ValueError("give --image FILE (once or several times) or --video FILE, and not both")
-    for name, least in (("max_new_tokens", 1), ("repeats", 1), ("warmup", 0)):
-        if getattr(options, name) < least:
-            raise ValueError(f"--{name.replace('_', '-')} must be {least} or more, got {getattr(options, name)}")
-    if options.fps is not None and not 0 < options.fps < float("inf"):
-        raise ValueError(f"--fps must be a number above 0, got {options.fps}")
+    """Check the files and names that the options give; return the policy."""
     policy = Policy.load(options.policy)
     if options.profile:
         policy = Profile.load(options.profile).apply(policy)

@@ -69,13 +69,7 @@ def execute(options: argparse.Namespace) -> None:
 
 
 def check(options: argparse.Namespace) -> tuple[Profile | None, list[Path]]:
-    """Check everything that the options alone can tell; return the profile and the images."""
-    for name, least in (("tokens", 1), ("samples", 1), ("dense_layers", 0)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise ValueError(f"--{name.replace('_', '-')} must be {least} or more, got {value}")
-    if not options.video and not options.images:
-        raise ValueError("give --video FILE or --images DIR (or the word worlds for generated ones), or both")
+    """Check the files and names that the options give; return the profile and the images."""
     if (options.samples or 0) > MOST:
         raise ValueError(
             f"--samples must be {MOST} or fewer, got {options.samples}: patterns carry over to new prompts"

@@ -19,8 +19,6 @@ def execute(options: argparse.Namespace) -> None:
     """Load the model, optimize it, and serve it until the process is ended."""
     policy = Policy.load(options.policy)
     check_name(options.model)
-    if not 1 <= options.port <= 65535:
-        raise ValueError(f"--port must be from 1 to 65535, got {options.port}")
     server = server_class(policy)
     if options.host not in THIS_MACHINE:
         print(f"note: whoever reaches {options.host} can use this model; the server asks for no password")

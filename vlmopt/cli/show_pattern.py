@@ -58,17 +58,7 @@ def execute(options: argparse.Namespace) -> None:
 
 
 def check(options: argparse.Namespace) -> Pattern:
-    """Check everything that the options alone can tell; return the pattern."""
-    for name, least in (("layer", 0), ("head", 0), ("size", 64)):
-        if getattr(options, name) < least:
-            raise ValueError(f"--{name} must be {least} or more, got {getattr(options, name)}")
-    if options.pattern and options.patterns:
-        raise ValueError("give --pattern METHOD or --patterns FILE, not both")
-    given = [bool(options.planted), bool(options.image), bool(options.video)]
-    if sum(given) > 1 or not (any(given) or options.prompt):
-        raise ValueError("give one of --image FILE, --video FILE and --planted KIND, or --prompt TEXT alone")
-    if options.planted and (options.prompt or options.patterns):
-        raise ValueError("--planted takes no --prompt and no --patterns, it has no model")
+    """Check the files and names that the options give; return the pattern."""
     for path in options.image:
         check_file(path, "image")
     if options.video:

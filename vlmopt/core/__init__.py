@@ -5,7 +5,7 @@ from .profile import MeasuredProfile
 from .registry import Registry
 from .settings import Configured, setting, validate
 from .signals import Signal
-from .suggest import near
+from .suggest import hinting, near, unknown_setting
 
 __all__ = [
     "Configured",
@@ -13,9 +13,11 @@ __all__ = [
     "Registry",
     "Signal",
     "check_depth",
+    "hinting",
     "near",
     "parse",
     "setting",
     "shown",
+    "unknown_setting",
     "validate",
 ]

@@ -9,7 +9,7 @@ from numbers import Integral, Rational, Real
 from typing import Any, TypeVar
 
 from .data import shown
-from .suggest import near
+from .suggest import near, unknown_setting
 
 Own = TypeVar("Own", bound="Configured")
 BITS = 64  # of a whole number in a tensor
@@ -61,9 +61,7 @@ class Configured:
             )
         for name in settings:
             if name not in names:
-                raise TypeError(
-                    f"{cls.__name__}: unknown setting {shown(name)}{near(name, names)}; settings: {', '.join(names)}"
-                )
+                raise TypeError(unknown_setting(cls.__name__, name, names))
         return super().__new__(cls)
 
 

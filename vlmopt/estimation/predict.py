@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlmopt.core import near, shown
+from vlmopt.core import hinting, near, shown
 
 from ..policy import Policy
 from .cuts import Plan, plan
@@ -26,6 +26,7 @@ DENSE = "dense"
 EVERYWHERE = ("h100", "a100", "l40s", "4090", "t4")
 
 
+@hinting
 def estimate(
     model: str | tuple[Source, Parts],
     *,

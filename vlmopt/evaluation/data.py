@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from vlmopt.core import Configured
+
 from ..metrics import Lexicon
 
 KINDS = ("yes_no", "caption", "click", "choice", "exact", "anls", "open")
@@ -19,7 +21,7 @@ Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the image
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
+class Sample(Configured):
     """One question.
 
     Attributes:
@@ -60,7 +62,7 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class Source(Configured):
     """Where data comes from, as the user said it.
 
     Attributes:
@@ -90,7 +92,7 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
+class Data(Configured):
     """Samples with what marking them needs; `stops` end the sentences of captions; `prompt` is the usual template."""
 
     format: str

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vlmopt.core import Configured
+
 from ..api import optimized
 from ..atomic import atomic_write
 from ..checkpoints import HERE, bundled, check_name, load_checkpoint
@@ -32,7 +34,7 @@ from .scoring import Marking
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Configured):
     """What the user asked for.
 
     Attributes:

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlmopt.core import Configured
+
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Configured):
     """Settings of one training run; rates of None follow from the model's width."""
 
     model: str

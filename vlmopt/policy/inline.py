@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .. import catalogue
 from ..choices import POLICY_LINE
-from ..core import near, shown
+from ..core import near, shown, unknown_setting
 from ..core import parse as parse_json
 
 LONGEST = 10_000  # characters of a line
@@ -20,14 +20,30 @@ FRACTION = re.compile(r"[+-]?(\d+\.|\.\d+)")  # 1. and .5, which JSON does not k
 def check(text: str) -> None:
     """Refuse a name or a line that names what does not exist; paths and JSON are left to who reads them.
 
+    Settings of other packages' methods are left to `Policy`, which loads these.
+
     Raises:
         ValueError: as by `parse`, or no preset has the name.
     """
     if text.lstrip("\ufeff \t\n").startswith(("{", "[")) or is_path(text) or os.path.exists(text):
         return
     known = catalogue.methods()
-    if catalogue.preset(text) is None and parse(text, set(known)) is None:
+    if catalogue.preset(text) is not None:
+        return
+    if (rows := parse(text, set(known))) is None:
         raise unknown(text, known)
+    check_settings(rows)
+
+
+def check_settings(rows: Iterable[Any]) -> None:
+    """Refuse settings that a method of this package does not have, also of a method that is another's setting."""
+    for row in rows:
+        if isinstance(row, Mapping):
+            name = str(row.get("method"))
+            for key in row if name in catalogue.settings() else ():
+                if key not in ("method", *catalogue.settings()[name]):
+                    raise ValueError(unknown_setting(name, key, catalogue.settings()[name]))
+            check_settings(row.values())
 
 
 def is_path(text: str) -> bool:

@@ -27,12 +27,6 @@ FORMAT = 2  # 1 has no "kv"
 KEYS = ["format", "vlmopt", "prune", "attention", "prefill", "kv", "gqa", "seed", "tuned"]
 GQA = ("auto", "grouped", "kernel")
 
-
-PolicyLike: TypeAlias = (
-    "Policy | Selector | Correction | Pattern | SparsePrefill | Eviction | str | os.PathLike[str] | Mapping[str, Any] "
-    "| list[Any]"
-)
-
 KINDS = (Selector, Correction, Pattern, SparsePrefill, Eviction)
 
 
@@ -184,7 +178,8 @@ class Policy(Configured):
             )
         for key in data:
             if key not in KEYS:
-                raise ValueError(f"unknown policy key {shown(key)}{near(str(key), KEYS)}; keys: {', '.join(KEYS)}")
+                hint = near(str(key), [*KEYS, "method"])  # of a policy, or of a single method
+                raise ValueError(f"unknown policy key {shown(key)}{hint}; keys: {', '.join(KEYS)}")
         lists: dict[str, Any] = {key: data.get(key, []) for key in ("prune", "attention")}
         for key, value in lists.items():
             if not isinstance(value, (list, tuple)):
@@ -244,3 +239,18 @@ class Policy(Configured):
         """Upload what `save_pretrained` writes to a Hub repository, made if missing; return the commit's address."""
         commit = {"revision": revision, "commit_message": commit_message}
         return files.upload(self.to_dict(), repo_id, private, token, **commit)
+
+
+# Not written as a string, which `typing.get_type_hints` would look up where it is used.
+PolicyLike: TypeAlias = (
+    Policy
+    | Selector
+    | Correction
+    | Pattern
+    | SparsePrefill
+    | Eviction
+    | str
+    | os.PathLike[str]
+    | Mapping[str, Any]
+    | list[Any]
+)

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vlmopt.core import hinting
+
 from ..checkpoints import HERE, bundled
 from ..evaluation.data import Data, Source
 from ..evaluation.environment import environment
@@ -35,6 +37,7 @@ from .splits import Split, split
 from .wanted import Wanted, check_images
 
 
+@hinting
 def tune(
     model: Any,
     processor: Any,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vlmopt.core import near, shown
+from vlmopt.core import Configured, near, shown
 
 from ..choices import OBJECTIVES
 from ..policy import Policy
@@ -21,7 +21,7 @@ class Unresolvable(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class Wanted(Configured):
     """What is looked for.
 
     Attributes:

@@ -29,3 +29,21 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--question", default="Describe the image.", help="asked of every image of a directory")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--dtype", default="auto", choices=DTYPES)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse options that cannot be right together."""
+    if options.samples < 1:
+        raise ValueError(f"--samples must be 1 or more, got {options.samples}")
+    iat, directory = IAT in options.only, options.images not in (None, "worlds")
+    if (options.data or options.synonyms) and not iat:
+        raise ValueError("--data and --synonyms are for --only iat; add it, or leave them out")
+    if iat and directory and not options.data:
+        raise ValueError(
+            f"--only iat must know what images show, and nobody says it of those in {options.images}: add --data "
+            "with annotations of COCO, or describe generated images with --images worlds"
+        )
+    if set(options.only) != {IAT} and options.images is None:
+        raise ValueError("give --images DIR, or the word worlds for generated images")
+    if options.host and options.only and "debias" not in options.only:
+        raise ValueError("--host names what --only debias measures; leave it out, or add --only debias")

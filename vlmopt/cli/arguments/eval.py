@@ -43,3 +43,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--retry-errors", action="store_true", help="ask once more what failed in an earlier start")
     parser.add_argument("--out", metavar="DIR", help="the run directory; a run that was interrupted goes on there")
     parser.add_argument("--report", metavar="DIR", help="only sum up a run directory again and rewrite its report")
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse options that cannot be right together."""
+    if bool(options.report) == bool(options.out):
+        raise ValueError("give --out DIR for a run, or --report DIR to report on one that was made before")
+    if options.out and not options.data:
+        raise ValueError("give --data: files of a data set, or the name of generated worlds")

@@ -32,3 +32,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--warmup", type=int, default=1, metavar="N", help="unmeasured runs before (default 1)")
     parser.add_argument("--seed", type=int, help="of everything random in the policy (default: the policy's own)")
     parser.add_argument("--fps", type=float, help="video frames per second to sample (default 2)")
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse options that cannot be right together."""
+    if not options.question.strip():
+        raise ValueError("the question is empty; give --question some text")
+    if bool(options.image) == bool(options.video):
+        raise ValueError("give --image FILE (once or several times) or --video FILE, and not both")
+    for name, least in (("max_new_tokens", 1), ("repeats", 1), ("warmup", 0)):
+        if getattr(options, name) < least:
+            raise ValueError(f"--{name.replace('_', '-')} must be {least} or more, got {getattr(options, name)}")
+    if options.fps is not None and not 0 < options.fps < float("inf"):
+        raise ValueError(f"--fps must be a number above 0, got {options.fps}")

@@ -26,3 +26,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--into", metavar="FILE", help="profile of `vlmopt calibrate` to write it into, too")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--dtype", default="auto", choices=DTYPES)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse options that cannot be right together."""
+    for name, least in (("tokens", 1), ("samples", 1), ("dense_layers", 0)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name.replace('_', '-')} must be {least} or more, got {value}")
+    if not options.video and not options.images:
+        raise ValueError("give --video FILE or --images DIR (or the word worlds for generated ones), or both")

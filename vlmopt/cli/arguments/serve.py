@@ -18,3 +18,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="default 8000")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--dtype", default="auto", choices=DTYPES)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse options that cannot be right together."""
+    if not 1 <= options.port <= 65535:
+        raise ValueError(f"--port must be from 1 to 65535, got {options.port}")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from ... import catalogue
 from ...choices import DTYPES, PLANTED
+from ...policy import inline
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,3 +27,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", default="pattern.png", metavar="FILE", help="default pattern.png")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--dtype", default="auto", choices=DTYPES)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse options that cannot be right together."""
+    if options.pattern and not options.pattern.lstrip().startswith("{"):
+        inline.check_settings(inline.methods_of(options.pattern, set(catalogue.methods())))
+    for name, least in (("layer", 0), ("head", 0), ("size", 64)):
+        if getattr(options, name) < least:
+            raise ValueError(f"--{name} must be {least} or more, got {getattr(options, name)}")
+    if options.pattern and options.patterns:
+        raise ValueError("give --pattern METHOD or --patterns FILE, not both")
+    given = [bool(options.planted), bool(options.image), bool(options.video)]
+    if sum(given) > 1 or not (any(given) or options.prompt):
+        raise ValueError("give one of --image FILE, --video FILE and --planted KIND, or --prompt TEXT alone")
+    if options.planted and (options.prompt or options.patterns):
+        raise ValueError("--planted takes no --prompt and no --patterns, it has no model")

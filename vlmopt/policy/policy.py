@@ -242,15 +242,4 @@ class Policy(Configured):
 
 
 # Not written as a string, which `typing.get_type_hints` would look up where it is used.
-PolicyLike: TypeAlias = (
-    Policy
-    | Selector
-    | Correction
-    | Pattern
-    | SparsePrefill
-    | Eviction
-    | str
-    | os.PathLike[str]
-    | Mapping[str, Any]
-    | list[Any]
-)
+PolicyLike: TypeAlias = Policy | methods.Method | SparsePrefill | str | os.PathLike[str] | Mapping[str, Any] | list[Any]

@@ -86,6 +86,12 @@ def settings() -> dict[str, tuple[str, ...]]:
 
 
 @cache
+def devices() -> list[str]:
+    """Return the names of the devices that `vlmopt estimate` knows without measuring."""
+    return list(json.loads((HERE / "estimation" / "devices.json").read_text(encoding="utf-8"))["devices"])
+
+
+@cache
 def built_in() -> tuple[Entry, ...]:
     """Return every method of this package, by name."""
     found = [Entry(name, kind, text) for kind, package in KINDS.items() for name, text in _registered(package)]

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .media import check_file, optional_module
+from .media import optional_module
+from .paths import check_file
 from .video_readers import decode_sampled
 
 READERS = ("auto", "qwen-vl-utils", "opencv", "pyav")

@@ -16,7 +16,7 @@ from vlmopt.core import Configured, check_depth, parse, shown
 
 from . import methods
 from .kernels.patterns import Pattern
-from .media import check_file
+from .paths import check_file
 
 SCHEMA = 1
 FACTS = ("model_type", "hidden_size", "layers", "num_heads", "num_kv_heads", "head_dim")

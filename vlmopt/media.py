@@ -13,6 +13,8 @@ from types import ModuleType
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from .paths import check_file
+
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
 
 
@@ -23,29 +25,6 @@ class LoadedImage:
     image: Image.Image
     source: str
     notes: tuple[str, ...] = field(default=())
-
-
-def check_file(path: str | os.PathLike[str], what: str) -> Path:
-    """Return the path if it is a readable, non-empty, regular file.
-
-    Raises:
-        FileNotFoundError, IsADirectoryError, PermissionError: each names the path.
-        ValueError: an empty file, a pipe, a socket or a device.
-    """
-    file = Path(path)
-    if not os.path.exists(file):  # pathlib raises where a name is too long
-        raise FileNotFoundError(f"{what} not found: {file}")
-    if file.is_dir():
-        raise IsADirectoryError(f"{what} is a directory, expected a file: {file}")
-    if not file.is_file():
-        raise ValueError(
-            f"{what} is not a regular file: {file} (a pipe, socket or device could be waited for for ever)"
-        )
-    if not os.access(file, os.R_OK):
-        raise PermissionError(f"{what} is not readable: {file}")
-    if file.stat().st_size == 0:
-        raise ValueError(f"{what} is empty (0 bytes): {file}")
-    return file
 
 
 def load_image(path: str | os.PathLike[str]) -> LoadedImage:

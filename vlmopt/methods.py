@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 from vlmopt import attention_fix, pruning
 from vlmopt.attention_fix import Correction
-from vlmopt.core import check_depth, near, shown, unknown_setting
+from vlmopt.core import check_depth, near, shown, unknown, unknown_setting
 from vlmopt.pruning import Selector
 
 from . import kv
@@ -53,7 +53,7 @@ def find(name: Any) -> type[Method]:
         return load(points[name])
     if name not in known:
         names = sorted({*known, *points})
-        raise ValueError(f"unknown method {shown(name)}{near(name, names)}; known: {', '.join(names)}")
+        raise ValueError(unknown("method", name, names))
     return known[name]
 
 

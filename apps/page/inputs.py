@@ -13,7 +13,8 @@ from PIL import Image
 from vlmopt.apps.page.jobs import escaped
 from vlmopt.apps.page.state import Clip
 from vlmopt.frames import load_video
-from vlmopt.media import check_file, load_image
+from vlmopt.media import load_image
+from vlmopt.paths import check_file
 from vlmopt.synthetic import samples
 from vlmopt.synthetic.clips import write_clip
 

@@ -22,7 +22,7 @@ from vlmopt.core import Configured, parse
 from vlmopt.pruning import Debias, ScoreSelector
 from vlmopt.pruning.profile import DebiasProfile
 
-from ..media import check_file
+from ..paths import check_file
 from ..policy import Policy
 from ..version import __version__
 

@@ -18,7 +18,6 @@ from ..calibration import Calibration, IATCollector, default_hosts, key
 from ..calibration.captions import Described, annotated, habits
 from ..calibration.sinks import readable_layers
 from ..calibration.table import table
-from ..checkpoints import check_name
 from ..choices import IAT, PARTS
 from ..loading import Loaded, check_device, load
 from ..media import load_image, readable
@@ -37,7 +36,6 @@ def execute(options: argparse.Namespace) -> None:
     files = files_of(options)
     hosts = [host(text) for text in options.host]
     check_device(options.device)
-    check_name(options.model)
     files, lost = sound(files, options.samples) if files else ([], 0)
     loaded = load(options.model, device=options.device, dtype=options.dtype)
     hosts = hosts or default_hosts(len(structure_of(loaded.model).layers))

@@ -20,10 +20,6 @@ def execute(options: argparse.Namespace) -> None:
     if options.devices:
         print(device_list(options.measured))
         return
-    if options.figure and not options.figure.endswith(".svg"):
-        raise ValueError(f"--figure {options.figure!r} must end in .svg, the only format it is drawn in")
-    if options.mix and options.rps is None:
-        raise ValueError("--mix says what is asked of many devices; give --rps, too")
     from ..estimation import estimate
 
     prompt = {

@@ -16,12 +16,12 @@ from PIL import Image
 from ..analysis.click import click_of
 from ..api import optimized
 from ..calibration import Profile
-from ..checkpoints import bundled, check_name
+from ..checkpoints import bundled
 from ..frames import Video, load_video
 from ..head_patterns import HeadPatterns
 from ..loading import Loaded, check_device, load
 from ..measure import Measurement, Spread, measure
-from ..media import check_file, load_image
+from ..media import load_image
 from ..overlay import overlay
 from ..policy import Policy
 from ..policy.text import summary
@@ -77,14 +77,9 @@ def check(options: argparse.Namespace) -> Policy:
         policy = replace(policy, prefill=prefill)
     if options.seed is not None:
         policy = replace(policy, seed=options.seed)
-    for path in options.image:
-        check_file(path, "image")
-    if options.video:
-        check_file(options.video, "video")
     if Path(options.out).exists() and not Path(options.out).is_dir():
         raise ValueError(f"--out {options.out} is a file; give a directory")
     check_device(options.device)
-    check_name(options.model)
     return policy
 
 

@@ -16,12 +16,10 @@ from tqdm import tqdm
 
 from ..atomic import atomic_write
 from ..calibration import Profile
-from ..checkpoints import check_name
 from ..checks import model_facts
 from ..head_patterns import FACTS, HeadPatterns
 from ..kernels.patterns import ViewPattern
 from ..loading import Loaded, check_device, load
-from ..media import check_file
 from ..methods import to_dict
 from ..runtime.offload import device_of
 from ..runtime.structure import structure_of
@@ -75,12 +73,8 @@ def check(options: argparse.Namespace) -> tuple[Profile | None, list[Path]]:
             f"--samples must be {MOST} or fewer, got {options.samples}: patterns carry over to new prompts"
         )
     candidates(options.tokens, options.tile)
-    for path in options.video:
-        if path != "worlds":
-            check_file(path, "video")
     files = images_in(Path(options.images)) if options.images not in (None, "worlds") else []
     check_device(options.device)
-    check_name(options.model)
     return (Profile.load(options.into) if options.into else None), files
 
 

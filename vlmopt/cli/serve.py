@@ -7,7 +7,7 @@ from typing import Any
 
 from ..api import optimize
 from ..checkpoints import HERE as CHECKPOINTS
-from ..checkpoints import bundled, check_name
+from ..checkpoints import bundled
 from ..loading import check_device
 from ..policy import Policy
 from .demo import HERE as THIS_MACHINE
@@ -18,7 +18,6 @@ NEEDS = "the server is that of transformers 5.10 or newer: pip install 'transfor
 def execute(options: argparse.Namespace) -> None:
     """Load the model, optimize it, and serve it until the process is ended."""
     policy = Policy.load(options.policy)
-    check_name(options.model)
     server = server_class(policy)
     if options.host not in THIS_MACHINE:
         print(f"note: whoever reaches {options.host} can use this model; the server asks for no password")

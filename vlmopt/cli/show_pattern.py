@@ -14,14 +14,13 @@ from vlmopt.core import parse
 
 from .. import methods
 from ..analysis.head_maps import detail_of
-from ..checkpoints import check_name
 from ..checks import model_facts
 from ..frames import load_video
 from ..head_patterns import HeadPatterns
 from ..kernels.draw_head import draw_head
 from ..kernels.patterns import Pattern, Prefill
 from ..loading import Loaded, check_device, load
-from ..media import check_file, load_image
+from ..media import load_image
 from ..policy import inline
 from ..policy.text import call
 from ..prompt import image_prompt, video_prompt
@@ -59,13 +58,7 @@ def execute(options: argparse.Namespace) -> None:
 
 def check(options: argparse.Namespace) -> Pattern:
     """Check the files and names that the options give; return the pattern."""
-    for path in options.image:
-        check_file(path, "image")
-    if options.video:
-        check_file(options.video, "video")
     check_device(options.device)
-    if not options.planted:
-        check_name(options.model)
     return named(options.pattern or PLANTED.get(options.planted, "min_p"))
 
 

@@ -11,15 +11,11 @@ NOTHING = 3  # exit code where no policy is confirmed
 
 def execute(options: argparse.Namespace) -> int:
     """Search and report; or report on a search that was made before. Return 3 where nothing is confirmed."""
-    if bool(options.report) == bool(options.out):
-        raise ValueError("give --out DIR for a search, or --report DIR to report on one that was made before")
     if options.report:
         from ..tuning.report import write_report
 
         print(f"wrote {write_report(Path(options.report))}")
         return 0
-    if not options.data:
-        raise ValueError("give --data: files of a data set, or the name of generated worlds")
     from ..tuning.wanted import Unresolvable
 
     try:

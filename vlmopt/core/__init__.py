@@ -5,7 +5,7 @@ from .profile import MeasuredProfile
 from .registry import Registry
 from .settings import Configured, setting, validate
 from .signals import Signal
-from .suggest import hinting, near, unknown_setting
+from .suggest import hinting, near, unknown, unknown_setting
 
 __all__ = [
     "Configured",
@@ -18,6 +18,7 @@ __all__ = [
     "parse",
     "setting",
     "shown",
+    "unknown",
     "unknown_setting",
     "validate",
 ]

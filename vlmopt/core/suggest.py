@@ -22,6 +22,12 @@ def near(name: str, names: Iterable[str]) -> str:
     return f" (did you mean {' or '.join(repr(known[one]) for one in close)}?)" if close else ""
 
 
+def unknown(what: str, name: object, names: Iterable[str]) -> str:
+    """Return the message for a name of a kind of thing that is none of `names`."""
+    names = list(names)
+    return f"unknown {what} {shown(name)}{near(str(name), names)}; known: {', '.join(names)}"
+
+
 def unknown_setting(owner: str, name: object, names: Sequence[str]) -> str:
     """Return the message for a setting that `owner` does not have."""
     return f"{owner}: unknown setting {shown(name)}{near(str(name), names)}; settings: {', '.join(names)}"

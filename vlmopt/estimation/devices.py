@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from vlmopt.core import near, parse, shown
+from vlmopt.core import parse, shown, unknown
 
 TABLE = Path(__file__).parent / "devices.json"
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -93,7 +93,7 @@ def device(name: str, measured: str | Path | None = None) -> Device:
     """
     found = devices(measured)
     if name not in found:
-        raise ValueError(f"unknown device {shown(name)}{near(str(name), found)}; known: {', '.join(found)}")
+        raise ValueError(unknown("device", name, found))
     return found[name]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlmopt.core import hinting, near, shown
+from vlmopt.core import hinting, shown, unknown
 
 from ..policy import Policy
 from .cuts import Plan, plan
@@ -68,9 +68,9 @@ def estimate(
     """
     check_counts(images=images, text=text, new_tokens=new_tokens, batch=batch)
     if dtype not in BYTES:
-        raise ValueError(f"unknown dtype {shown(dtype)}{near(str(dtype), BYTES)}; known: {', '.join(BYTES)}")
+        raise ValueError(unknown("dtype", dtype, BYTES))
     if engine not in ENGINES:
-        raise ValueError(f"unknown engine {shown(engine)}; known: {', '.join(ENGINES)}")
+        raise ValueError(unknown("engine", engine, ENGINES))
     if assume_keep is not None and not 0 < assume_keep <= 1:
         raise ValueError(f"assume_keep must be > 0 and <= 1, got {shown(assume_keep)}")
     where = [device(name, measured) for name in devices]

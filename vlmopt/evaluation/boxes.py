@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..media import check_file
+from ..paths import check_file
 from .data import Box, Sample
 
 # Corners or corner and size, in pixels or as fractions of the image.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from ..media import check_file
+from ..paths import check_file
 from .coco import EXCLUSIONS, PAIRS
 from .lexicon import Lexicon
 

@@ -17,7 +17,7 @@ from typing import Any
 from vlmopt.core import parse, shown
 
 from .. import catalogue, methods, scorers
-from ..media import check_file
+from ..paths import check_file
 from . import inline
 
 FILE_NAME = "vlmopt_policy.json"

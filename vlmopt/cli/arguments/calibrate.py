@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ...checkpoints.names import check_name
 from ...choices import DTYPES, IAT, PARTS
 
 
@@ -32,7 +33,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse options that cannot be right together."""
+    """Refuse a model that does not exist, and options that cannot be right together."""
     if options.samples < 1:
         raise ValueError(f"--samples must be 1 or more, got {options.samples}")
     iat, directory = IAT in options.only, options.images not in (None, "worlds")
@@ -47,3 +48,4 @@ def check(options: argparse.Namespace) -> None:
         raise ValueError("give --images DIR, or the word worlds for generated images")
     if options.host and options.only and "debias" not in options.only:
         raise ValueError("--host names what --only debias measures; leave it out, or add --only debias")
+    check_name(options.model)

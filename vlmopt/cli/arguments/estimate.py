@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from ... import catalogue
 from ...choices import MEASURED
+from ...core import unknown
 
 DEVICES = "h100 a100 l40s 4090 t4"
 
@@ -64,3 +66,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="machine-readable")
     parser.add_argument("--figure", metavar="FILE", help="draw the stages, dense and policies, as SVG")
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse options that cannot be right together, and devices that are neither known nor measured."""
+    if options.figure and not options.figure.endswith(".svg"):
+        raise ValueError(f"--figure {options.figure!r} must end in .svg, the only format it is drawn in")
+    if options.mix and options.rps is None:
+        raise ValueError("--mix says what is asked of many devices; give --rps, too")
+    for name in options.device if options.measured is None else ():
+        if name not in catalogue.devices():
+            raise ValueError(unknown("device", name, catalogue.devices()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ...checkpoints.names import check_name
 from ...choices import DTYPES
 
 
@@ -46,8 +47,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse options that cannot be right together."""
+    """Refuse a model that does not exist, and options that cannot be right together."""
     if bool(options.report) == bool(options.out):
         raise ValueError("give --out DIR for a run, or --report DIR to report on one that was made before")
     if options.out and not options.data:
         raise ValueError("give --data: files of a data set, or the name of generated worlds")
+    check_name(options.model)

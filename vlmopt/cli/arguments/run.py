@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 
 from ... import catalogue
+from ...checkpoints.names import check_name
 from ...choices import DTYPES, POLICY_LINE, UNITS
+from ...paths import check_file
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +37,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse options that cannot be right together."""
+    """Refuse names and files that do not exist, and options that cannot be right together."""
     if not options.question.strip():
         raise ValueError("the question is empty; give --question some text")
     if bool(options.image) == bool(options.video):
@@ -45,3 +47,8 @@ def check(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be {least} or more, got {getattr(options, name)}")
     if options.fps is not None and not 0 < options.fps < float("inf"):
         raise ValueError(f"--fps must be a number above 0, got {options.fps}")
+    for path in options.image:
+        check_file(path, "image")
+    if options.video:
+        check_file(options.video, "video")
+    check_name(options.model)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from ...checkpoints.names import check_name
 from ...choices import DTYPES, MATCHES
+from ...paths import check_file
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,10 +31,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse options that cannot be right together."""
+    """Refuse names and files that do not exist, and options that cannot be right together."""
     for name, least in (("tokens", 1), ("samples", 1), ("dense_layers", 0)):
         value = getattr(options, name)
         if value is not None and value < least:
             raise ValueError(f"--{name.replace('_', '-')} must be {least} or more, got {value}")
     if not options.video and not options.images:
         raise ValueError("give --video FILE or --images DIR (or the word worlds for generated ones), or both")
+    for path in options.video:
+        if path != "worlds":
+            check_file(path, "video")
+    check_name(options.model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ... import catalogue
+from ...checkpoints.names import check_name
 from ...choices import DTYPES, POLICY_LINE
 
 
@@ -21,6 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse options that cannot be right together."""
+    """Refuse a model that does not exist, and options that cannot be right together."""
     if not 1 <= options.port <= 65535:
         raise ValueError(f"--port must be from 1 to 65535, got {options.port}")
+    check_name(options.model)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 
 from ... import catalogue
+from ...checkpoints.names import check_name
 from ...choices import DTYPES, PLANTED
+from ...paths import check_file
 from ...policy import inline
 
 
@@ -30,7 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse options that cannot be right together."""
+    """Refuse names and files that do not exist, and options that cannot be right together."""
     if options.pattern and not options.pattern.lstrip().startswith("{"):
         inline.check_settings(inline.methods_of(options.pattern, set(catalogue.methods())))
     for name, least in (("layer", 0), ("head", 0), ("size", 64)):
@@ -43,3 +45,8 @@ def check(options: argparse.Namespace) -> None:
         raise ValueError("give one of --image FILE, --video FILE and --planted KIND, or --prompt TEXT alone")
     if options.planted and (options.prompt or options.patterns):
         raise ValueError("--planted takes no --prompt and no --patterns, it has no model")
+    for path in options.image:
+        check_file(path, "image")
+    if options.video:
+        check_file(options.video, "video")
+    check_name(options.model)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from ...checkpoints.names import check_name
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="tiny-qwen", help="bundled name, directory, or Hub id (default tiny-qwen)")
@@ -36,3 +38,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype", default="float32", choices=("float32", "bfloat16"),
         help="of the weights; `accelerate launch --mixed_precision bf16` computes in half precision",
     )  # fmt: skip
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse a model that does not exist."""
+    check_name(options.model)

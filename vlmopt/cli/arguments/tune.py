@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ...checkpoints.names import check_name
 from ...choices import DTYPES, OBJECTIVES
 
 
@@ -46,3 +47,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="auto", choices=DTYPES)
     parser.add_argument("--out", metavar="DIR", help="the directory of the search; one that was interrupted goes on")
     parser.add_argument("--report", metavar="DIR", help="only write the report of a finished search again")
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse a model that does not exist, and options that cannot be right together."""
+    if bool(options.report) == bool(options.out):
+        raise ValueError("give --out DIR for a search, or --report DIR to report on one that was made before")
+    if options.out and not options.data:
+        raise ValueError("give --data: files of a data set, or the name of generated worlds")
+    check_name(options.model)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core import near, parse
-from ...media import check_file
+from ...paths import check_file
 from ..data import Data, Source
 
 Entry = tuple[str, dict[str, Any]]  # where it stands, for messages, and what it says

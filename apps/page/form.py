@@ -14,6 +14,7 @@ import vlmopt
 from vlmopt import catalogue, methods
 from vlmopt.analysis.starting import holds, starting
 from vlmopt.apps.page.jobs import escaped, told
+from vlmopt.choices import POLICY_LINE
 from vlmopt.policy.text import summary
 from vlmopt.prefill import SparsePrefill
 
@@ -29,19 +30,23 @@ def policy_form(layers: int | None) -> vlmopt.Policy | None:
     `layers`: decoder layers of the model, for where new methods start; None where they are not known yet.
     """
     known = {method["name"]: method for method in methods.describe()}
-    presets = vlmopt.presets()
+    names = list(catalogue.presets())
     st.selectbox(
-        "Preset",
-        list(presets),
+        "Preset, or a line",
+        names,
         key="preset",
-        index=list(presets).index(catalogue.default()),
-        on_change=from_preset,
-        help="Where to start from; everything below can be changed.",
+        index=names.index(catalogue.default()),
+        on_change=from_line,
+        accept_new_options=True,
+        help=f"Where to start from; everything below can be changed. Or type {POLICY_LINE}.",
     )
-    chosen = catalogue.presets()[st.session_state.preset]
-    st.caption(escaped(f"{catalogue.groups()[chosen.group]}. {chosen.summary}"))
+    if (chosen := catalogue.presets().get(st.session_state.preset)) is not None:
+        st.caption(escaped(f"{catalogue.groups()[chosen.group]}. {chosen.summary}"))
     if "entries" not in st.session_state:
-        from_preset()
+        from_line()
+    if refused := st.session_state.get("refused"):
+        st.error(escaped(refused), icon=":material/error:")
+        return None
     data: dict[str, Any] = {"prune": [], "attention": [], "prefill": {}}
     for number, entry in list(st.session_state.entries.items()):
         method = known[entry["method"]]
@@ -80,9 +85,14 @@ def put(data: dict[str, Any], slot: str, built: Fields) -> None:
         data[slot].append(built)
 
 
-def from_preset() -> None:
-    """Fill the form with the chosen preset."""
-    policy = vlmopt.presets()[st.session_state.get("preset", catalogue.default())].to_dict()
+def from_line() -> None:
+    """Fill the form with the chosen preset or line; one that cannot be read is `refused`."""
+    st.session_state.refused = ""
+    try:
+        policy = vlmopt.Policy.load(st.session_state.get("preset", catalogue.default()), paths=False).to_dict()
+    except (ValueError, TypeError) as error:
+        st.session_state.refused = str(error)
+        return
     prefill = dict(policy["prefill"] or {})
     pattern = prefill.pop("pattern", None)
     st.session_state.prefill = prefill

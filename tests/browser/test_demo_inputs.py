@@ -163,7 +163,7 @@ def test_without_streamlit_the_command_says_what_to_install(
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "streamlit" else found(name))
     assert main(["demo"]) == 2
-    assert "the demo needs streamlit: pip install streamlit" in capsys.readouterr().err
+    assert "the demo needs streamlit: pip install streamlit, or vlmopt with its extra 'demo'" in capsys.readouterr().err
     with pytest.raises(ValueError, match="--port must be from 1 to 65535, got 0"):
         demo.command(argparse.Namespace(port=0, address="localhost", no_browser=True))
 

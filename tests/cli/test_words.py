@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 import vlmopt
+from vlmopt import catalogue, methods
 from vlmopt.attention_fix import SinkProfile
 from vlmopt.attention_fix.base import Tower
 from vlmopt.calibration import Profile
+from vlmopt.cli import listing
 from vlmopt.cli import main as cli
 from vlmopt.head_patterns import HeadPatterns
 from vlmopt.kernels.patterns import MinP
@@ -44,6 +46,17 @@ def test_list_and_policy_show(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean 'mmtok'" in capsys.readouterr().err
     assert cli.main(["policy", "show", "uniform-25"]) == 0
     assert vlmopt.Policy.load(json.loads(capsys.readouterr().out)) == vlmopt.presets()["uniform-25"]
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in catalogue.built_in()])
+def test_pages_of_methods_break_lines_between_words(name: str) -> None:
+    entry = methods.entry(methods.find(name))
+    page = listing.method_page(entry)
+    assert max(map(len, page.splitlines()[1:])) <= listing.WIDTH
+    shown, told = page.split(), [entry["summary"], *(s.get("help", "") for s in entry["settings"])]
+    choices = [" | ".join(s["choices"]) for s in entry["settings"] if "choices" in s]
+    for word in " ".join(told + choices).split():
+        assert any(word in part for part in shown), word
 
 
 def test_version_and_help_run_as_a_program() -> None:

@@ -33,7 +33,9 @@ def command(options: argparse.Namespace) -> list[str]:
         raise ValueError(f"--port must be from 1 to 65535, got {options.port}")
     missing = [name for name in ("streamlit", "altair") if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f"the demo needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+        raise ValueError(
+            f"the demo needs {' and '.join(missing)}: pip install {' '.join(missing)}, or vlmopt with its extra 'demo'"
+        )
     flags = [f"--server.address={options.address}", f"--server.port={options.port}"]
     flags.append(f"--server.headless={str(options.no_browser).lower()}")
     return [sys.executable, "-m", "streamlit", "run", str(page()), *flags]  # the rest: apps/.streamlit/config.toml

@@ -65,8 +65,11 @@ def method_lines() -> list[str]:
 
 
 def wrapped(text: str, indent: int, lead: str = "") -> list[str]:
-    """Break a paragraph into lines of a terminal's usual width; `lead` stands where the first is indented."""
-    lines = textwrap.wrap(text, WIDTH, initial_indent=lead or " " * indent, subsequent_indent=" " * indent)
+    """Break a paragraph between words to a terminal's usual width; `lead` stands where the first is indented."""
+    lines = textwrap.wrap(
+        text, WIDTH, initial_indent=lead or " " * indent, subsequent_indent=" " * indent,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
     return [line.replace(FIRM, " ") for line in lines]
 
 
@@ -99,11 +102,11 @@ def method_page(entry: dict[str, Any]) -> str:
     paper = f", arXiv {entry['paper']}" if entry["paper"] else ""
     lines = [f"{entry['name']} ({entry['kind']}, reads {entry['reads']}{paper})", *wrapped(entry["summary"], 2), ""]
     for s in entry["settings"]:
-        bounds = [f"> {s['above']}"] if "above" in s else []
-        bounds += [f">= {s['min']}"] if "min" in s else []
-        bounds += [f"<= {s['max']}"] if "max" in s else []
+        bounds = [f">{FIRM}{s['above']}"] if "above" in s else []
+        bounds += [f">={FIRM}{s['min']}"] if "min" in s else []
+        bounds += [f"<={FIRM}{s['max']}"] if "max" in s else []
         bounds += [" | ".join(s["choices"])] if "choices" in s else []
-        limits = " " + f"[{', '.join(bounds)}]".replace(" ", FIRM) if bounds else ""
+        limits = f" [{f',{FIRM}'.join(bounds)}]" if bounds else ""
         default = "" if s["default"] is None else f" (default {s['default']})"
         lines += wrapped(f"{s.get('help', '')}{limits}{default}", 19, f"  {s['name']:<16} ")
     return "\n".join(lines)

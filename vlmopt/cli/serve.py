@@ -12,7 +12,10 @@ from ..loading import check_device
 from ..policy import Policy
 from .demo import HERE as THIS_MACHINE
 
-NEEDS = "the server is that of transformers 5.10 or newer: pip install 'transformers[serving]>=5.10'"
+NEEDS = (
+    "the server is that of transformers 5.10 or newer: pip install 'transformers[serving]>=5.10', or vlmopt with its "
+    "extra 'serve'"
+)
 
 
 def execute(options: argparse.Namespace) -> None:

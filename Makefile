@@ -15,7 +15,7 @@ help:
 	@echo "make test-versions   the tests that depend on transformers, on every release promised (see docs/transformers.md)"
 	@echo "make lint   ruff and mypy only"
 	@echo "make docs   the documentation as a site, strictly: build/site"
-	@echo "make dist   source distribution and wheel, tried in environments of their own: dist/"
+	@echo "make dist   source distributions and wheels, checked, those of vlmopt tried in environments of their own: dist/"
 	@echo "make train  train the bundled checkpoints from scratch (resumable)"
 
 # The stamps make a second call start at once; they are renewed when the pins or the package data change.
@@ -74,8 +74,14 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 docs: $(VENV)/.installed-docs typed
 	PYTHONPATH=build/typed $(BIN)/mkdocs build --strict --site-dir build/site
 
-dist: $(VENV)/.installed-test
-	rm -rf dist && $(BIN)/python -m build --outdir dist
+$(VENV)/.installed-release: $(VENV)/.installed-test
+	@echo "== what a release needs"
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[release]"
+	touch $@
+
+dist: $(VENV)/.installed-release
+	rm -rf dist && $(BIN)/python -m build --outdir dist && $(BIN)/python -m build --outdir dist serving/vllm
+	$(BIN)/python -m twine check --strict dist/*
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cli/test_distributions.py
 
 # One thread per worker: two workers with a thread pool each slow one another down.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .version import __version__
@@ -55,6 +56,12 @@ __all__ = [
     "restore",
     "tune",
 ]
+
+
+# Three packages lie beside this folder in a checkout, and inside it where it is installed (setup.py). Python prefers a
+# checkout that it is started in to what `pip install .` made of it.
+if not Path(__file__).with_name("pruning").exists():
+    __path__.append(str(Path(__file__).parents[1]))
 
 
 def __getattr__(name: str) -> Any:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import venv
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -38,12 +39,22 @@ print(vlmopt.report(model).applied[0]["method"])
 import pruning
 assert pruning.MINE
 """
-TYPED = """
-import vlmopt
-from vlmopt.pruning import FastV
-reveal_type(vlmopt.optimize)
-reveal_type(FastV(keep_ratio=0.5, layer=2).layer)
-"""
+MODULES = (
+    "vlmopt",
+    "vlmopt.pruning",
+    "vlmopt.attention_fix",
+    "vlmopt.kernels.patterns",
+    "vlmopt.kv",
+    "vlmopt.calibration",
+)
+PUBLIC = [f"{module}.{name}" for module in MODULES for name in import_module(module).__all__]
+TYPED = "\n".join(
+    [
+        f"import {', '.join(MODULES)}",
+        *(f"reveal_type({name})" for name in PUBLIC),
+        "reveal_type(vlmopt.pruning.FastV(keep_ratio=0.5, layer=2).layer)",
+    ]
+)
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +122,12 @@ def test_works_beside_folders_of_the_same_names(kind: str, built: Path, tmp_path
     if kind == "wheel":
         mypy = [sys.executable, "-m", "mypy", "--python-executable", str(python), "--follow-imports=silent", "typed.py"]
         done = subprocess.run(mypy, **run)
-        assert "def [Model <: torch.nn.modules.module.Module] (model: Model, policy:" in done.stdout, done.stdout
-        assert 'typed.py:5: note: Revealed type is "int"' in done.stdout
+        revealed = re.findall(r'Revealed type is "(.*)"', done.stdout)
+        assert len(revealed) == len(PUBLIC) + 1, done.stdout + done.stderr
+        assert not [name for name, kind in zip(PUBLIC, revealed, strict=False) if kind == "Any"]
+        optimize = revealed[PUBLIC.index("vlmopt.optimize")]
+        assert optimize.startswith("def [Model <: torch.nn.modules.module.Module] (model: Model, policy: ")
+        assert revealed[-1] == "int"
     if source:
         words = [python, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "tests/unit/test_policy_inline.py"]
         done = subprocess.run(words, capture_output=True, text=True, cwd=source)

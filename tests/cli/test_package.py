@@ -75,6 +75,26 @@ def test_import_has_no_side_effects() -> None:
 
 def test_version() -> None:
     assert importlib.metadata.version("vlmopt") == vlmopt.__version__
+    for name, form in (("CITATION.cff", "version: {}"), ("serving/vllm/pyproject.toml", 'version = "{}"')):
+        assert form.format(vlmopt.__version__) in (ROOT / name).read_text(encoding="utf-8").splitlines(), name
+
+
+def test_a_checkout_that_was_not_installed_is_imported_whole() -> None:
+    """Whoever installs it and starts Python in the checkout gets the checkout's files."""
+    paths = [str(ROOT), *(path for path in sys.path if path.endswith("site-packages"))]
+    names = ", ".join(FOLDERS)
+    code = f"import sys; sys.path[:0] = {paths}; import {names}; print(vlmopt.pruning.__file__)"
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True)  # -S: no editable install
+    assert done.stdout.strip() == str(ROOT / "pruning" / "__init__.py"), done.stderr
+
+
+SHORT = ("vlmopt", *FOLDERS.values(), "benchmarks", "examples", "serving/vllm/vlmopt_vllm", "tools")
+
+
+@pytest.mark.parametrize("folder", SHORT)
+def test_files_are_short(folder: str) -> None:
+    lines = {path.name: path.read_text(encoding="utf-8").count("\n") for path in (ROOT / folder).rglob("*.py")}
+    assert not {name: count for name, count in lines.items() if count > 250}
 
 
 def test_public_names() -> None:

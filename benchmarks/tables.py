@@ -1,4 +1,4 @@
-"""Write the tables of the documentation that are made of results: what stands between their marks in a page.
+"""Write the tables of the README and the documentation that are made of results, between their marks in a page.
 
 A page has `<!-- table: NAME -->`, the table, `<!-- end -->`. Under every table stands the machine that its newest row
 was measured on.
@@ -19,13 +19,13 @@ import gpu_tables  # noqa: F401  (these register themselves)
 import speed_tables  # noqa: F401
 from table_parts import MADE
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
 MARKS = re.compile(r"<!-- table: ([\w-]+) -->\n(.*?)<!-- end -->", re.DOTALL)
 
 
 def pages() -> Iterator[tuple[Path, str, str]]:
     """Yield every page with tables: where it lies, what it says and what it should say."""
-    for path in sorted(DOCS.rglob("*.md")):
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         text = path.read_text(encoding="utf-8")
         made = MARKS.sub(lambda found: f"<!-- table: {found[1]} -->\n{MADE[found[1]]()}<!-- end -->", text)
         if MARKS.search(text):
@@ -40,7 +40,7 @@ def main() -> None:
     for path, made in stale:
         if options.write:
             path.write_text(made, encoding="utf-8")
-        print(f"{path.relative_to(DOCS.parent)} {'is written' if options.write else 'is not what the results say'}")
+        print(f"{path.relative_to(ROOT)} {'is written' if options.write else 'is not what the results say'}")
     sys.exit(bool(stale) and not options.write)
 
 

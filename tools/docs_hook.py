@@ -3,7 +3,7 @@
 `<!-- readme: HEADING -->` becomes that section of the README, `<!-- settings: NAME -->` a method's class, the table of
 what is its own, and its docstring folded away, `<!-- shared settings: KIND -->` the table of what most methods of that
 kind have, `<!-- presets -->` a section per preset. Links that leave `docs/` become links to the repository, and papers
-links to arXiv.
+links to arXiv. A Mermaid diagram becomes the SVG beside its page (`tools/page_diagram.py`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAPER = re.compile(r"\barXiv (\d{4}\.\d{4,5})\b")
 LINK = re.compile(r"\]\((\.\./[^)#\s]+)(#[^)\s]*)?\)")
+DIAGRAM = re.compile(r"^```mermaid\n.*?^```$", re.MULTILINE | re.DOTALL)
 HEAD = ["| setting | default | range | what it does |", "|---|---|---|---|"]
 FULL = """
 ??? info "`{name}` in full, as its docstring says it"
@@ -43,6 +44,7 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: Any) -> str:
     markdown = PAPER.sub(r"[arXiv \1](https://arxiv.org/abs/\1)", markdown)
     markdown = markdown.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")  # one figure, one line of its cell
     here = PurePosixPath("docs", page.file.src_uri).parent
+    markdown = DIAGRAM.sub(f"![The diagram of this page]({PurePosixPath(page.file.src_uri).stem}.svg)", markdown)
     markdown = LINK.sub(lambda found: outward(found, here, config["repo_url"]), markdown)
     return markdown.replace("<!-- presets -->", presets()) if "<!-- presets -->" in markdown else markdown
 

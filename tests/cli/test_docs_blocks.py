@@ -35,7 +35,7 @@ SMALL = {  # what stands for a reader's own
 def fences(path: Path, python: bool) -> Iterator[str]:
     """Blocks of Python, or of commands; those marked as text are neither."""
     for language, body in re.findall(r"^```(\w*)\n(.*?)^```", text_of(path), re.MULTILINE | re.DOTALL):
-        known = ("", "python", "sh", "text")
+        known = ("", "python", "sh", "text", "mermaid")  # the last has a test of its own, in test_docs.py
         assert language in known, f"{name_of(path)}: nobody checks a block of {language}"
         if language in (["python"] if python else ["", "sh"]):
             yield body

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.support.documents import DOCS, DOCUMENTS, PAGES, ROOT, name_of, text_of
-from tools import method_pictures
+from tools import correction_pictures, method_pictures, page_diagram
 from vlmopt import catalogue, load_checkpoint
 from vlmopt.evaluation.data import Source
 from vlmopt.evaluation.loading import load_data
@@ -53,7 +53,7 @@ def sections() -> dict[str, tuple[Path, str]]:
 
 @pytest.mark.parametrize("name", ROWS)
 def test_every_method_has_a_section(name: str) -> None:
-    """Its settings, when it fails, the paper of its docstring, and where it keeps something a small image of it."""
+    """Its settings, when it fails, the paper of its docstring, and a small image of what it does."""
     page, text = sections()[name]
     assert f"<!-- settings: {name} -->" in text
     assert "**When it fails.**" in text
@@ -61,10 +61,9 @@ def test_every_method_has_a_section(name: str) -> None:
     assert paper
     assert (ROWS[name]["paper"] or "") in paper
     kind = ROWS[name]["kind"]
-    if kind != "correction":  # which keeps everything
-        image = re.search(rf"!\[.+\]\((\S*pictures/{kind}s/{name}\.png)\)", text)
-        assert image, "no image"
-        assert 0 < (page.parent / image[1]).stat().st_size <= LARGEST
+    image = re.search(rf"!\[.+\]\((\S*pictures/{kind}s/{name}\.png)\)", text)
+    assert image, "no image"
+    assert 0 < (page.parent / image[1]).stat().st_size <= LARGEST
 
 
 def test_every_section_is_of_a_method() -> None:
@@ -119,6 +118,18 @@ def test_the_manifest_of_the_page_is_read_as_the_page_says(tmp_path: Path) -> No
     source = Source(data=[str(tmp_path / "manifest.jsonl")], run=tmp_path / "run", boxes="xyxy")
     kinds = [sample.kind for sample in load_data(source).samples]
     assert kinds == ["exact", "yes_no", "click", "choice", "anls", "open"]
+
+
+def test_the_site_shows_the_diagram_of_the_page(hook: ModuleType) -> None:
+    (diagram,) = page_diagram.BLOCK.findall(text_of(DOCS / "architecture.md"))
+    drawn = text_of(DOCS / "architecture.svg")
+    assert drawn.startswith(page_diagram.stamp(diagram)), (
+        "draw it again: python -m tools.page_diagram docs/architecture.md"
+    )
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="architecture.md"))
+    text = hook.on_page_markdown(text_of(DOCS / "architecture.md"), page=page, config={"repo_url": ""})
+    assert "](architecture.svg)" in text
+    assert "```mermaid" not in text
 
 
 def test_a_link_out_of_the_docs_needs_its_file(hook: ModuleType) -> None:
@@ -198,7 +209,10 @@ def test_images_can_be_drawn_again() -> None:
     selector = method_pictures.draw_selector(*load_checkpoint("tiny-qwen"), UIGraph(keep_ratio=0.25))
     pattern = method_pictures.draw_pattern(*method_pictures.PATTERNS["a_shape"])
     eviction = method_pictures.draw_eviction(*load_checkpoint("tiny-qwen"), KeyDiff(keep_ratio=0.25))
+    llava = load_checkpoint("tiny-llava")
+    rows, heads = (correction_pictures.draw(name, *llava) for name in ("image_boost", "vision_heads"))
     drawings = {"selectors/ui_graph": selector, "patterns/a_shape": pattern, "evictions/key_diff": eviction}
+    drawings |= {"corrections/image_boost": rows, "corrections/vision_heads": heads}
     for name, drawn in drawings.items():
         with Image.open(DOCS / "pictures" / f"{name}.png") as shown:
             assert drawn.size == shown.size

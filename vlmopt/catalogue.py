@@ -92,6 +92,12 @@ def devices() -> list[str]:
 
 
 @cache
+def configs() -> list[str]:
+    """Return the names of the models whose configs come with the package: sizes alone, no weights."""
+    return list(json.loads((HERE / "estimation" / "models.json").read_text(encoding="utf-8")))
+
+
+@cache
 def built_in() -> tuple[Entry, ...]:
     """Return every method of this package, by name."""
     found = [Entry(name, kind, text) for kind, package in KINDS.items() for name, text in _registered(package)]

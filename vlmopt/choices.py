@@ -14,6 +14,7 @@ PARTS = ("debias", "sinks", "heads")  # of a calibration
 IAT = "iat"  # a part of it that has to write captions, so only on demand
 MATCHES = ("time", "flops")  # what a pattern must not exceed
 PLANTED = ("grid", "timestamps")  # made-up heads
+WORLDS = ("worlds", "worlds:scene", "worlds:screen", "worlds:pope", "worlds:captions")  # data that is generated
 SPLITS = ("train", "held-out")  # of the rendered pages
 SIZE = "1280x800"  # of one, unless another is asked for
 MEASURED = "devices.json"  # where `vlmopt estimate --calibrate` writes

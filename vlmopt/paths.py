@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
+
+from .choices import WORLDS
+from .core import near
 
 
 def check_file(path: str | os.PathLike[str], what: str) -> Path:
@@ -27,3 +31,17 @@ def check_file(path: str | os.PathLike[str], what: str) -> Path:
     if file.stat().st_size == 0:
         raise ValueError(f"{what} is empty (0 bytes): {file}")
     return file
+
+
+def check_data(names: Iterable[str]) -> None:
+    """Refuse data that is neither a path here nor generated.
+
+    Raises:
+        ValueError: generated images of an unknown kind. FileNotFoundError: no such path. Both name what is nearest.
+    """
+    for name in names:
+        if name in WORLDS or os.path.exists(name):
+            continue
+        if name.startswith(f"{WORLDS[0]}:"):
+            raise ValueError(f"--data {name!r} is unknown{near(name, WORLDS)}; known: {', '.join(WORLDS)}")
+        raise FileNotFoundError(f"data not found: {name}{near(name, WORLDS)}")

@@ -84,6 +84,25 @@ def test_presets_come_through_the_form_unchanged() -> None:
         assert test.session_state["policy"] == policy, name
 
 
+def test_a_line_fills_the_form() -> None:
+    """Typed where a preset is chosen; no file is opened on its word."""
+
+    def typed(test: AppTest, line: str) -> AppTest:
+        box = test.selectbox(key="preset")
+        box.options.append(line)  # as the browser sends it
+        return box.set_value(line).run()
+
+    line = "fastv:keep_ratio=0.5,layer=4+image_boost:alpha=0.3"
+    test = typed(AppTest.from_function(form, default_timeout=60).run(), line)
+    assert not test.exception
+    assert test.session_state["policy"] == vlmopt.Policy.load(line)
+    for wrong, says in (("fastvv:layer=4", "did you mean 'fastv'"), ("/etc/passwd", "unknown preset")):
+        test = typed(AppTest.from_function(form, default_timeout=60).run(), wrong)
+        assert not test.exception
+        assert test.session_state["policy"] is None
+        assert says in test.error[0].value.replace("\\", "")
+
+
 def test_settings_reach_the_policy_and_errors_are_sentences() -> None:
     test = AppTest.from_function(form, default_timeout=60).run()
     (number,) = test.session_state["entries"]

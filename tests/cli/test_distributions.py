@@ -57,6 +57,14 @@ TYPED = "\n".join(
 )
 
 
+SHIPPED = (  # tests of the source distribution that look at code, pages, results and examples
+    "tests/unit/test_policy_inline.py",
+    "tests/unit/test_import_graph.py",
+    "tests/unit/test_tables.py",
+    "tests/cli/test_readme.py",
+)
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the wheel and the source distribution of this tree."""
@@ -129,7 +137,7 @@ def test_works_beside_folders_of_the_same_names(kind: str, built: Path, tmp_path
         assert optimize.startswith("def [Model <: torch.nn.modules.module.Module] (model: Model, policy: ")
         assert revealed[-1] == "int"
     if source:
-        words = [python, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "tests/unit/test_policy_inline.py"]
+        words = [python, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *SHIPPED]
         done = subprocess.run(words, capture_output=True, text=True, cwd=source)
         assert done.returncode == 0, done.stdout + done.stderr
 

@@ -7,6 +7,7 @@ import importlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -115,6 +116,10 @@ print("cpu", resource.getrusage(resource.RUSAGE_SELF).ru_utime)
         "show-pattern --image nowhere.png",
         "train-focusui --out y --model tiny-qwn",
         "estimate --device h1000",
+        "estimate --model qwn",
+        "eval --out y --data worldss",
+        "calibrate --images wrlds --out y",
+        "calibrate --images worlds --out y --host fastvv:2",
         "",
         "eval --help",
         "completion bash",
@@ -245,6 +250,32 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     done = subprocess.run(line, shell=True, capture_output=True, text=True)
     assert done.stdout.startswith("#compdef")
     assert not done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words_", "completed"),
+    [
+        ("ru", "run"),
+        ("run --max-n", "--max-new-tokens"),
+        ("run --policy bal", "balanced"),
+        ("eval --policy balanced fastvi", "fastvid"),
+        ("list snap", "snap_kv"),
+        ("run --image page.p", "page.png"),
+        ("eval --out thi", "this"),
+    ],
+)
+def test_a_shell_completes(words_: str, completed: str, tmp_path: Path) -> None:
+    (tmp_path / "page.png").touch()
+    (tmp_path / "this").mkdir()
+    line = ["vlmopt", *words_.split()]
+    script = f"""
+eval "$({sys.executable} -m vlmopt completion bash)"
+COMP_WORDS=({" ".join(line)}) COMP_CWORD={len(line) - 1}
+_shtab_vlmopt vlmopt {line[-1]} {line[-2]}
+echo "${{COMPREPLY[@]}}"
+"""
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.split() == [completed], done.stderr
 
 
 def test_completion_knows_commands_and_options(capsys: pytest.CaptureFixture[str]) -> None:

@@ -118,8 +118,6 @@ def able(loaded: Loaded) -> Collection[str]:
 def host(text: str) -> ScoreSelector:
     """Read a method from "name:layer"."""
     name, _, layer = text.partition(":")
-    if not layer.isdecimal():
-        raise ValueError(f"--host {text!r} must be NAME:LAYER, e.g. fastv:2")
     cls = find(name)
     if not (issubclass(cls, ScoreSelector) and cls.trend):
         raise ValueError(f"--host {text!r}: {name} does not rank by attention inside the LLM, so it has no trend")

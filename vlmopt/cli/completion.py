@@ -1,4 +1,4 @@
-"""`vlmopt completion`: a script that completes commands and options in a shell."""
+"""`vlmopt completion`: a script that completes commands, options, policies and paths in a shell."""
 
 from __future__ import annotations
 
@@ -6,8 +6,19 @@ import argparse
 
 import shtab
 
+from .. import catalogue
 from .main import build_parser
+
+PATHS = {"FILE": shtab.FILE, "DIR": shtab.DIRECTORY}  # by metavar
+NAMED = ("policy", "base", "what")  # options that take presets and methods
 
 
 def execute(options: argparse.Namespace) -> None:
-    print(shtab.complete(build_parser(), shell=options.shell))
+    parser, names = build_parser(), [*catalogue.presets(), *catalogue.methods()]
+    for command in parser.commands.values():
+        for action in command._actions:
+            if action.metavar in PATHS:
+                action.complete = PATHS[action.metavar]  # type: ignore[attr-defined]
+            elif action.dest in NAMED:
+                action.choices = names  # which nothing is parsed with
+    print(shtab.complete(parser, shell=options.shell))

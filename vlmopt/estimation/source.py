@@ -13,7 +13,7 @@ from vlmopt.core import near, parse, shown
 
 from ..checkpoints import HERE as CHECKPOINTS
 from ..checkpoints import bundled
-from ..checkpoints.names import HUB_ID, LONGEST
+from ..checkpoints.names import check_described
 from ..checkpoints.processor import FAILURES, first_line
 
 TABLE = Path(__file__).parent / "models.json"
@@ -63,11 +63,7 @@ def find(name: str) -> Source:
     if name in _table():
         entry = _table()[name]
         return Source(name, made(entry["config"], name), entry.get("processor", {}), "the table of vlmopt")
-    if not HUB_ID.fullmatch(name) or len(name) > LONGEST or name.startswith("."):
-        raise ValueError(
-            f"model {shown(name)} is no config.json, no directory here, no Hub id (owner/name), and not in the shipped "
-            f"table{near(name, _table())}; see `vlmopt estimate --models`"
-        )
+    check_described(name)
     return downloaded(name)
 
 

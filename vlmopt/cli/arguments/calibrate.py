@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 
+from ... import catalogue
 from ...checkpoints.names import check_name
 from ...choices import DTYPES, IAT, PARTS
+from ...core import unknown
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse a model that does not exist, and options that cannot be right together."""
+    """Refuse names and directories that do not exist, and options that cannot be right together."""
     if options.samples < 1:
         raise ValueError(f"--samples must be 1 or more, got {options.samples}")
     iat, directory = IAT in options.only, options.images not in (None, "worlds")
@@ -46,6 +49,14 @@ def check(options: argparse.Namespace) -> None:
         )
     if set(options.only) != {IAT} and options.images is None:
         raise ValueError("give --images DIR, or the word worlds for generated images")
+    if directory and not os.path.isdir(options.images):
+        raise ValueError(f"--images {options.images} is not a directory; give one, or the word worlds")
+    for text in options.host:
+        name, _, layer = text.partition(":")
+        if not layer.isdecimal():
+            raise ValueError(f"--host {text!r} must be NAME:LAYER, e.g. fastv:2")
+        if name not in catalogue.methods():
+            raise ValueError(unknown("method", name, catalogue.methods()))
     if options.host and options.only and "debias" not in options.only:
         raise ValueError("--host names what --only debias measures; leave it out, or add --only debias")
     check_name(options.model)

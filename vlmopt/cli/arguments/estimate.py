@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ... import catalogue
+from ...checkpoints.names import check_described
 from ...choices import MEASURED
 from ...core import unknown
 
@@ -69,11 +70,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse options that cannot be right together, and devices that are neither known nor measured."""
+    """Refuse options that cannot be right together, and models and devices that are not known."""
     if options.figure and not options.figure.endswith(".svg"):
         raise ValueError(f"--figure {options.figure!r} must end in .svg, the only format it is drawn in")
     if options.mix and options.rps is None:
         raise ValueError("--mix says what is asked of many devices; give --rps, too")
+    check_described(options.model)
     for name in options.device if options.measured is None else ():
         if name not in catalogue.devices():
             raise ValueError(unknown("device", name, catalogue.devices()))

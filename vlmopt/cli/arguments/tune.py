@@ -6,6 +6,7 @@ import argparse
 
 from ...checkpoints.names import check_name
 from ...choices import DTYPES, OBJECTIVES
+from ...paths import check_data
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,9 +51,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse a model that does not exist, and options that cannot be right together."""
+    """Refuse data and a model that do not exist, and options that cannot be right together."""
     if bool(options.report) == bool(options.out):
         raise ValueError("give --out DIR for a search, or --report DIR to report on one that was made before")
     if options.out and not options.data:
         raise ValueError("give --data: files of a data set, or the name of generated worlds")
+    check_data(options.data or ())
     check_name(options.model)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from types import ModuleType
 
-from ...core import near
+from ...paths import check_data
 from ..data import Source
 from . import chair, manifest, pope, screenspot, worlds
 from .files import Reader, files, load
@@ -25,9 +24,7 @@ def reader(source: Source) -> Reader:
     named = source.format or next((worlds.NAME for name in source.data if worlds.is_name(name)), None)
     if named is not None:
         return _read(FORMATS[named])
-    lost = next((name for name in source.data if not os.path.exists(name)), None)
-    if lost is not None:
-        raise FileNotFoundError(f"data not found: {lost}{near(lost, worlds.MAKERS)}")
+    check_data(source.data)
     first = files(source)[0]
     entries = load(first)
     for module in FORMATS.values():

@@ -7,6 +7,7 @@ from itertools import groupby, islice
 from pathlib import Path
 
 from ...atomic import atomic_write
+from ...choices import WORLDS
 from ...core import near
 from ...metrics import phrases
 from ...synthetic import Question, World
@@ -148,10 +149,6 @@ def drawn(source: Source, world: World, name: str) -> str:
     return path.as_posix()
 
 
-MAKERS: dict[str, Callable[[Source, str], Iterator[Sample]]] = {
-    NAME: plain,
-    f"{NAME}:scene": plain,
-    f"{NAME}:screen": plain,
-    f"{NAME}:pope": polled,
-    f"{NAME}:captions": captions,
-}
+MAKERS: dict[str, Callable[[Source, str], Iterator[Sample]]] = dict(
+    zip(WORLDS, (plain, plain, plain, polled, captions), strict=True)
+)

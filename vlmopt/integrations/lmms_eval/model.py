@@ -37,7 +37,7 @@ class Vlmopt(lmms):
 
     Args:
         pretrained: bundled name, directory, or Hub id.
-        policy: preset name, policy file, or directory; "dense" is the model as it is.
+        policy: preset name, policy file, directory, line with one setting, or JSON; "dense" is the model as it is.
         device: "auto" or a torch device; of several processes each takes its own.
         dtype: "auto" (that of the weights), "float32", "bfloat16" or "float16".
         device_map: "auto" spreads a model too big for one device over all of them.

@@ -32,7 +32,7 @@ POLICIES: dict[str, Any] = {
     "vision_zip 25 %": {"method": "vision_zip", "keep_ratio": 0.25, "tower_layer": -1},
     "pixel_redundancy": {"method": "pixel_redundancy"},
 }
-TEXT = "<|vision_start|><|image_pad|><|vision_end|>What is in the picture?"
+TEXT = "<|vision_start|><|image_pad|><|vision_end|>What is in the image?"
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What clients may send, by mistake or not: policies, processor settings, pictures, texts. All of it is data."""
+"""What clients may send, by mistake or not: policies, processor settings, images, texts. All of it is data."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ def url(data: bytes, kind: str = "image/png") -> str:
     return f"data:{kind};base64," + base64.b64encode(data).decode()
 
 
-def file(picture: Image.Image, form: str = "PNG", **options: Any) -> bytes:
+def file(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, form, **options)
+    image.save(buffer, form, **options)
     return buffer.getvalue()
 
 
@@ -90,7 +90,7 @@ def urls() -> list[str]:
     whole = file(noise)
     return [
         "", "data:", "data:image/png;base64,", "data:image/png;base64,!!!!", "file:///etc/passwd", "/etc/passwd",
-        "http://127.0.0.1:1/x.png", "ftp://x", "javascript:1", url(b""), url(b"no picture"), url(whole[:40]),
+        "http://127.0.0.1:1/x.png", "ftp://x", "javascript:1", url(b""), url(b"no image"), url(whole[:40]),
         url(whole[:-20]), url(whole[:60] + bytes(40) + whole[100:]), url(claiming(1, 2**31 - 1)), url(claiming(0, 0)),
         url(claiming(60_000, 60_000)), url(claiming(20_000, 8_000)), url(file(noise.resize((1, 1)))),
         url(file(noise.resize((3000, 1)))), url(file(noise.resize((1, 3000)))), url(file(noise.resize((15, 15)))),

@@ -35,19 +35,19 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 
 
 @pytest.fixture(scope="session")
-def pictures() -> list[Any]:
+def images() -> list[Any]:
     """A wide screen and a tall scene under a grain, so that no two cells are alike and few choices are ties."""
-    return [grained(picture, seed) for seed, picture in enumerate(drawn())]
+    return [grained(image, seed) for seed, image in enumerate(drawn())]
 
 
 @pytest.fixture(scope="session")
-def framed(pictures: list[Any]) -> list[Any]:
+def framed(images: list[Any]) -> list[Any]:
     """The same between plain bars on two sides: cells that repeat others, and padding."""
     out = []
-    for picture in pictures:
-        frame = picture.copy()
-        frame.paste((200, 60, 30), (0, 0, picture.width, picture.height // 4))
-        frame.paste((20, 90, 160), (0, 0, picture.width // 4, picture.height))
+    for image in images:
+        frame = image.copy()
+        frame.paste((200, 60, 30), (0, 0, image.width, image.height // 4))
+        frame.paste((20, 90, 160), (0, 0, image.width // 4, image.height))
         out.append(frame)
     return out
 
@@ -58,12 +58,12 @@ def drawn() -> list[Any]:
     return [screen(777_000_000, (224, 140)).image, scene(777_000_001, (140, 196)).image]
 
 
-def grained(picture: Any, seed: int) -> Any:
+def grained(image: Any, seed: int) -> Any:
     import numpy as np
     from PIL import Image
 
-    grain = np.random.default_rng(seed).integers(-60, 61, (picture.height, picture.width, 3))
-    return Image.fromarray((np.asarray(picture, dtype=int) + grain).clip(0, 255).astype(np.uint8))
+    grain = np.random.default_rng(seed).integers(-60, 61, (image.height, image.width, 3))
+    return Image.fromarray((np.asarray(image, dtype=int) + grain).clip(0, 255).astype(np.uint8))
 
 
 @pytest.fixture(scope="module")

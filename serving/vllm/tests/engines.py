@@ -87,7 +87,7 @@ def inspect_here(folder: Path) -> None:
 
 
 class Reference:
-    """A checkpoint in transformers, pruned by `vlmopt.optimize`, every picture with a budget of its own."""
+    """A checkpoint in transformers, pruned by `vlmopt.optimize`, every image with a budget of its own."""
 
     def __init__(self, folder: Path) -> None:
         self.model, self.processor = vlmopt.load_checkpoint(str(folder))

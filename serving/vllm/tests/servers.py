@@ -65,25 +65,25 @@ def post(client: openai.OpenAI, body: Any) -> tuple[int, str]:
         return error.code, error.read().decode()
 
 
-def picture_url(picture: Any) -> str:
+def url_of(image: Any) -> str:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def message(url: str, text: str = "What is in the picture?") -> list[dict[str, Any]]:
+def message(url: str, text: str = "What is in the image?") -> list[dict[str, Any]]:
     return [
         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}]}
     ]
 
 
-def ask(client: openai.OpenAI, picture: Any, policy: Any = "engine", model: str = "tiny", **more: Any) -> Any:
+def ask(client: openai.OpenAI, image: Any, policy: Any = "engine", model: str = "tiny", **more: Any) -> Any:
     extra = {} if policy == "engine" else {"mm_processor_kwargs": {"vlmopt": policy}}
     return client.chat.completions.create(
-        model=model, messages=message(picture_url(picture)), max_tokens=8, temperature=0, extra_body=extra, **more
+        model=model, messages=message(url_of(image)), max_tokens=8, temperature=0, extra_body=extra, **more
     )
 
 
-def streamed(client: openai.OpenAI, picture: Any, **more: Any) -> str:
-    chunks = ask(client, picture, stream=True, **more)
+def streamed(client: openai.OpenAI, image: Any, **more: Any) -> str:
+    chunks = ask(client, image, stream=True, **more)
     return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)

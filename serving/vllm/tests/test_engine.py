@@ -14,9 +14,9 @@ import pytest
 from .engines import Answer, same
 
 TEXT = "<|user|><|vision_start|><|image_pad|><|vision_end|>{}<|assistant|>"
-WHAT, YELLOW = TEXT.format("What is in the picture?"), TEXT.format("Is there a yellow square?")
+WHAT, YELLOW = TEXT.format("What is in the image?"), TEXT.format("Is there a yellow square?")
 QUARTER = {"method": "div_prune", "keep_ratio": 0.25}
-CHUNKS = {"max_num_batched_tokens": 64, "max_num_seqs": 8}  # pictures are cut, several times
+CHUNKS = {"max_num_batched_tokens": 64, "max_num_seqs": 8}  # images are cut, several times
 
 
 @pytest.fixture
@@ -26,42 +26,42 @@ def engine(engine_of: Any) -> Any:
     return engine
 
 
-def test_a_cached_prefix_gives_the_answer_of_a_cold_run(engine, pictures):
-    cold = engine.ask(YELLOW, pictures[0])
+def test_a_cached_prefix_gives_the_answer_of_a_cold_run(engine, images):
+    cold = engine.ask(YELLOW, images[0])
     engine.llm.reset_prefix_cache()
-    engine.ask(WHAT, pictures[0])
-    warm = engine.ask(YELLOW, pictures[0])
+    engine.ask(WHAT, images[0])
+    warm = engine.ask(YELLOW, images[0])
     assert warm.cached > 0
     assert same(warm, cold)
 
 
-def test_two_policies_in_turns_on_one_picture_are_each_as_alone(engine, pictures):
+def test_two_policies_in_turns_on_one_image_are_each_as_alone(engine, images):
     policies = [QUARTER, {"method": "uniform", "keep_ratio": 0.25}, {"keep_ratio": 0.5}, None]
     alone = []
     for policy in policies:
         engine.llm.reset_prefix_cache()
         engine.llm.reset_mm_cache()
-        alone.append(engine.ask(WHAT, pictures[1], policy=policy))
-    turns = [engine.ask(WHAT, pictures[1], policy=policy) for policy in policies * 2]
+        alone.append(engine.ask(WHAT, images[1], policy=policy))
+    turns = [engine.ask(WHAT, images[1], policy=policy) for policy in policies * 2]
     assert all(same(turn, expected) for turn, expected in zip(turns, alone * 2, strict=True))
     assert len({answer.prompt for answer in alone}) == 3
 
 
-def test_a_name_given_to_a_picture_is_no_way_around_the_policy(engine, pictures):
+def test_a_name_given_to_an_image_is_no_way_around_the_policy(engine, images):
     named = {"multi_modal_uuids": {"image": ["mine"]}}
-    first = engine.ask(WHAT, pictures[0], policy=QUARTER, **named)
-    second = engine.ask(WHAT, pictures[0], policy={"method": "uniform", "keep_ratio": 0.5}, **named)
-    assert same(first, engine.ask(WHAT, pictures[0], policy=QUARTER))
-    assert same(second, engine.ask(WHAT, pictures[0], policy={"method": "uniform", "keep_ratio": 0.5}))
+    first = engine.ask(WHAT, images[0], policy=QUARTER, **named)
+    second = engine.ask(WHAT, images[0], policy={"method": "uniform", "keep_ratio": 0.5}, **named)
+    assert same(first, engine.ask(WHAT, images[0], policy=QUARTER))
+    assert same(second, engine.ask(WHAT, images[0], policy={"method": "uniform", "keep_ratio": 0.5}))
 
 
-def test_requests_that_run_together_are_as_alone(engine, pictures):
+def test_requests_that_run_together_are_as_alone(engine, images):
     policies = [
         None, QUARTER, {"method": "pixel_redundancy"}, {"method": "vision_zip", "keep_ratio": 0.2, "tower_layer": -1},
         {"method": "random", "keep_ratio": 0.4, "positions": "pospad"}, {"method": "resize", "keep_ratio": 0.5},
         {"method": "cen_prune", "keep_ratio": 0.3, "positions": "pospad"},
     ]  # fmt: skip
-    prompts = [engine.prompt(WHAT, [p], policy=policy) for policy in policies for p in pictures[:2]]
+    prompts = [engine.prompt(WHAT, [p], policy=policy) for policy in policies for p in images[:2]]
     together = engine.run(prompts)
     engine.llm.reset_prefix_cache()
     engine.llm.reset_mm_cache()
@@ -82,22 +82,22 @@ def test_text_alone_is_left_alone(engine):
     (7, "a policy must be"),
     ([[]], "list of methods"),
 ])  # fmt: skip
-def test_a_bad_policy_is_refused_by_its_reason_and_the_engine_goes_on(engine, pictures, policy, reason):
+def test_a_bad_policy_is_refused_by_its_reason_and_the_engine_goes_on(engine, images, policy, reason):
     with pytest.raises(ValueError, match=reason):
-        engine.ask(WHAT, pictures[0], policy=policy)
-    assert engine.ask(WHAT, pictures[0]).ids
+        engine.ask(WHAT, images[0], policy=policy)
+    assert engine.ask(WHAT, images[0]).ids
 
 
 @pytest.mark.parametrize("text", ["<|image_pad|>What?", "What? <|image_pad|>"])
-def test_a_picture_without_text_around_it_is_refused(engine, pictures, text):
+def test_an_image_without_text_around_it_is_refused(engine, images, text):
     with pytest.raises(ValueError, match="before and behind every image"):
-        engine.ask(text, pictures[0])
+        engine.ask(text, images[0])
 
 
 @pytest.mark.parametrize("stray", ["<|image_pad|>", "<|video_pad|>"])
-def test_a_token_that_stands_for_pictures_is_refused_in_the_text(engine, pictures, stray):
+def test_a_token_that_stands_for_images_is_refused_in_the_text(engine, images, stray):
     with pytest.raises(ValueError, match="holds a token that stands for images or videos"):
-        engine.ask(TEXT.format(f"What is {stray}?"), pictures[0])
+        engine.ask(TEXT.format(f"What is {stray}?"), images[0])
 
 
 def test_positions_beyond_the_models_table_are_refused(engine, monkeypatch):
@@ -114,11 +114,11 @@ def test_positions_beyond_the_models_table_are_refused(engine, monkeypatch):
         engine.run([prompt])
 
 
-def test_a_request_that_was_preempted_goes_on_as_if_it_had_not_been(engine_of, pictures, monkeypatch):
+def test_a_request_that_was_preempted_goes_on_as_if_it_had_not_been(engine_of, images, monkeypatch):
     from vllm.v1.core.sched.scheduler import Scheduler
 
     engine = engine_of("tiny_qwen", QUARTER)
-    prompts = [engine.prompt(text, [picture]) for picture in pictures for text in (WHAT, YELLOW)]
+    prompts = [engine.prompt(text, [image]) for image in images for text in (WHAT, YELLOW)]
     long = {"tokens": 40, "ignore_eos": True}
     alone = [engine.run([prompt], **long)[0] for prompt in prompts]
     small = engine_of("tiny_qwen", QUARTER, num_gpu_blocks_override=9, max_model_len=256, enable_prefix_caching=False)
@@ -137,8 +137,8 @@ from tests.engines import Engine
 from vlmopt.synthetic import scene
 if __name__ == "__main__":
     engine = Engine(Path(sys.argv[1]), "absent")
-    picture = scene(777_000_001, (280, 196)).image
-    answers = [engine.ask(text, *[picture] * text.count("image_pad")) for text in json.loads(sys.argv[2])]
+    image = scene(777_000_001, (280, 196)).image
+    answers = [engine.ask(text, *[image] * text.count("image_pad")) for text in json.loads(sys.argv[2])]
     print("ANSWERS", json.dumps([vars(answer) for answer in answers]))
 """
 

@@ -1,7 +1,7 @@
 """The same answers as `vlmopt.optimize` on transformers: families x selectors, one engine per family.
 
-Policies come per request, so every engine serves all of them in turns. Pictures stand alone in their prompts: there
-vlmopt's budget over a prompt is the picture's own.
+Policies come per request, so every engine serves all of them in turns. Images stand alone in their prompts: there
+vlmopt's budget over a prompt is the image's own.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import pytest
 from .choices import READ, Choices, difference, nearly_tied, same_rows
 from .engines import Reference, same
 
-TEXT = "<|user|><|vision_start|><|image_pad|><|vision_end|>What is in the picture?<|assistant|>"
-BARE = "<|user|><|image_pad|>What is in the picture?<|assistant|>"
+TEXT = "<|user|><|vision_start|><|image_pad|><|vision_end|>What is in the image?<|assistant|>"
+BARE = "<|user|><|image_pad|>What is in the image?<|assistant|>"
 EVERYWHERE = [
     {"method": "uniform", "keep_ratio": 0.25},
     {"method": "random", "keep_ratio": 0.5, "seed": 3},
@@ -82,32 +82,32 @@ def as_policy(policy: Any) -> dict[str, Any]:
     return {"prune": methods, "seed": max(seeds)}
 
 
-def test_a_smaller_picture_is_the_same_up_to_whole_grey_levels(engine_of, checkpoints, pictures):
-    """Pixels travel to the tower as bytes, so a resized picture is rounded, as any picture file is."""
+def test_a_smaller_image_is_the_same_up_to_whole_grey_levels(engine_of, checkpoints, images):
+    """Pixels travel to the tower as bytes, so a resized image is rounded, as any image file is."""
     engine, reference = engine_of("tiny_qwen", AT_START["tiny_qwen"]), Reference(checkpoints("tiny_qwen"))
-    for image in pictures:
+    for image in images:
         policy = {"method": "resize", "keep_ratio": 0.4}
         served, expected = engine.ask(TEXT, image, policy=policy), reference.ask(TEXT, image, policy=policy)
         assert served.prompt == expected.prompt
         assert same(served, expected, tolerance=0.05)
 
 
-def test_every_picture_has_a_budget_of_its_own(engine_of, checkpoints, pictures):
+def test_every_image_has_a_budget_of_its_own(engine_of, checkpoints, images):
     engine = engine_of("tiny_qwen", AT_START["tiny_qwen"])
     both = TEXT.replace("<|vision_end|>", "<|vision_end|><|vision_start|><|image_pad|><|vision_end|>", 1)
     policy = {"method": "div_prune", "keep_tokens": 20}
-    words = engine.ask(both, *pictures[:2], policy=policy).prompt - 2 * 20
-    assert engine.ask(both, *pictures[:2], policy={**policy, "keep_tokens": 33}).prompt == words + 2 * 33
+    words = engine.ask(both, *images[:2], policy=policy).prompt - 2 * 20
+    assert engine.ask(both, *images[:2], policy={**policy, "keep_tokens": 33}).prompt == words + 2 * 33
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_answers_are_those_of_vlmopt_on_transformers(name, engine_of, checkpoints, pictures, framed, monkeypatch):
+def test_answers_are_those_of_vlmopt_on_transformers(name, engine_of, checkpoints, images, framed, monkeypatch):
     policies, block = FAMILIES[name]
     engine, reference, choices = engine_of(name, AT_START.get(name)), Reference(checkpoints(name)), Choices(monkeypatch)
     text = BARE if name in FLAT_POSITIONS[1:] else TEXT
     wrong, first, ties, asked = [], set(), 0, 0
     for policy in [None, *(as_policy(fitted(p, name, block)) for p in policies)]:
-        for image in framed if of_pixels(policy) else pictures:
+        for image in framed if of_pixels(policy) else images:
             served, ours = choices.of(engine.ask, text, image, policy=policy)
             expected, theirs = choices.of(reference.ask, text, image, policy=policy)
             apart = max((difference(a[0], b[0]) for a, b in zip(ours, theirs, strict=True)), default=0.0)

@@ -40,7 +40,7 @@ def of_transformers(ids: list[int], grids: list[tuple[int, int, int]], **video: 
 def pruned(
     grids: list[tuple[int, int, int]], generator: torch.Generator
 ) -> tuple[list[int], list[torch.Tensor], torch.Tensor]:
-    """(ids, kept rows of each picture, Long: places of what is left in the whole prompt)."""
+    """(ids, kept rows of each image, Long: places of what is left in the whole prompt)."""
     ids, kept, places, at = [TEXT] * 3, [], [0, 1, 2], 3
     for t, h, w in grids:
         n = t * h * w

@@ -16,22 +16,22 @@ POLICIES = [
 ]
 
 
-def test_two_ranks_give_the_answers_of_one(engine_of, pictures):
+def test_two_ranks_give_the_answers_of_one(engine_of, images):
     def answers(**settings: object) -> list:
         engine = engine_of("tiny_qwen", **settings)
-        return [engine.ask(WHAT, picture, policy=policy) for policy in POLICIES for picture in pictures]
+        return [engine.ask(WHAT, image, policy=policy) for policy in POLICIES for image in images]
 
     alone = answers()
     both = answers(**RANKS)
     assert all(same(a, b) for a, b in zip(both, alone, strict=True))
 
 
-def test_whole_items_spread_over_the_ranks_are_chosen_from_behind_the_tower_alone(engine_of, pictures):
+def test_whole_items_spread_over_the_ranks_are_chosen_from_behind_the_tower_alone(engine_of, images):
     after = POLICIES[:2]
-    alone = [engine_of("tiny_qwen").ask(WHAT, picture, policy=policy) for policy in after for picture in pictures]
+    alone = [engine_of("tiny_qwen").ask(WHAT, image, policy=policy) for policy in after for image in images]
     engine = engine_of("tiny_qwen", mm_encoder_tp_mode="data", **RANKS)
-    spread = [engine.ask(WHAT, picture, policy=policy) for policy in after for picture in pictures]
+    spread = [engine.ask(WHAT, image, policy=policy) for policy in after for image in images]
     assert all(same(a, b) for a, b in zip(spread, alone, strict=True))
     for policy in POLICIES[2:]:
         with pytest.raises(ValueError, match="acts inside the tower, which --mm-encoder-tp-mode data spreads"):
-            engine.ask(WHAT, pictures[0], policy=policy)
+            engine.ask(WHAT, images[0], policy=policy)

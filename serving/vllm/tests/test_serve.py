@@ -31,36 +31,36 @@ EVERYTHING = {
 }
 
 
-def answer(policy: Any, picture: Any) -> str:
+def answer(policy: Any, image: Any) -> str:
     model, processor = vlmopt.load_checkpoint("tiny-qwen")
     vlmopt.optimize(model, policy)
-    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is in the picture?"}]}]
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is in the image?"}]}]
     text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    inputs = processor(text=[text], images=[picture], return_tensors="pt")
+    inputs = processor(text=[text], images=[image], return_tensors="pt")
     out = model.generate(**inputs, max_new_tokens=8, do_sample=False)[:, inputs["input_ids"].shape[1] :]
     said: str = processor.batch_decode(out, skip_special_tokens=True)[0]
     return "<|assistant|>" + said
 
 
-def test_answers_are_those_of_the_optimized_model_whatever_came_before(pictures):
-    picture, expected = pictures[1], answer(FASTV, pictures[1])
-    assert expected != answer({}, picture)
+def test_answers_are_those_of_the_optimized_model_whatever_came_before(images):
+    image, expected = images[1], answer(FASTV, images[1])
+    assert expected != answer({}, image)
     with serving(sys.executable, "-c", WITHOUT_TORCHVISION, "serve", "tiny-qwen", "--policy", FASTV) as client:
 
         def check() -> None:
             # transformers looks for the marks of Qwen's own chat template, and without them repeats the prompt.
-            assert ask(client, picture, model=MODEL).choices[0].message.content.endswith(expected)
+            assert ask(client, image, model=MODEL).choices[0].message.content.endswith(expected)
 
         check()
-        assert streamed(client, picture, model=MODEL).endswith(expected)
-        for chunk in ask(client, picture, model=MODEL, stream=True):
+        assert streamed(client, image, model=MODEL).endswith(expected)
+        for chunk in ask(client, image, model=MODEL, stream=True):
             chunk.choices[0].delta  # noqa: B018  # the first one; then this client goes away
             break
         check()
         with pytest.raises(openai.BadRequestError, match="pinned to"):
-            ask(client, picture, model="another")
+            ask(client, image, model="another")
         with pytest.raises(openai.UnprocessableEntityError):
-            ask(client, picture, {"keep_ratio": 0.5}, model=MODEL)
+            ask(client, image, {"keep_ratio": 0.5}, model=MODEL)
         for url in attacks.urls()[:16]:
             post(client, {"model": MODEL, "messages": message(url), "max_tokens": 2})
         check()
@@ -69,10 +69,10 @@ def test_answers_are_those_of_the_optimized_model_whatever_came_before(pictures)
         check()
 
 
-def test_corrections_sparse_prefill_and_eviction_are_served_as_well(pictures, tmp_path: Path):
+def test_corrections_sparse_prefill_and_eviction_are_served_as_well(images, tmp_path: Path):
     file = tmp_path / "policy.json"
     file.write_text(json.dumps(EVERYTHING))
-    picture, expected = pictures[1], answer(EVERYTHING, pictures[1])
-    assert expected != answer({}, picture)
+    image, expected = images[1], answer(EVERYTHING, images[1])
+    assert expected != answer({}, image)
     with serving(sys.executable, "-c", WITHOUT_TORCHVISION, "serve", "tiny-qwen", "--policy", str(file)) as client:
-        assert ask(client, picture, model=MODEL).choices[0].message.content.endswith(expected)
+        assert ask(client, image, model=MODEL).choices[0].message.content.endswith(expected)

@@ -29,14 +29,14 @@ def client(checkpoints: Callable[[str], Path]) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def test_policies_of_engine_and_request(client, pictures):
-    quarter = ask(client, pictures[1])
-    assert ask(client, pictures[1], QUARTER).usage.prompt_tokens == quarter.usage.prompt_tokens
-    half, dense = ask(client, pictures[1], {"keep_ratio": 0.5}), ask(client, pictures[1], None)
+def test_policies_of_engine_and_request(client, images):
+    quarter = ask(client, images[1])
+    assert ask(client, images[1], QUARTER).usage.prompt_tokens == quarter.usage.prompt_tokens
+    half, dense = ask(client, images[1], {"keep_ratio": 0.5}), ask(client, images[1], None)
     rows = 140  # 10 x 14 cells
     assert half.usage.prompt_tokens - quarter.usage.prompt_tokens == rows // 4
     assert dense.usage.prompt_tokens - half.usage.prompt_tokens == rows // 2
-    assert streamed(client, pictures[1]) == quarter.choices[0].message.content
+    assert streamed(client, images[1]) == quarter.choices[0].message.content
 
 
 @pytest.mark.parametrize("bad", [
@@ -44,32 +44,32 @@ def test_policies_of_engine_and_request(client, pictures):
     {"method": "cd_pruner", "keep_ratio": 0.1}, {"prune": {}}, {"keep_ratio": -1}, {"marker_from": "/etc"},
     attacks.nested(900),
 ])  # fmt: skip
-def test_a_bad_policy_is_the_clients_fault_and_named(client, pictures, bad):
+def test_a_bad_policy_is_the_clients_fault_and_named(client, images, bad):
     with pytest.raises(openai.BadRequestError, match="vlmopt"):
-        ask(client, pictures[1], bad)
+        ask(client, images[1], bad)
 
 
 def sent(kind: str) -> list[dict[str, Any]]:
     """Bodies with one thing or another that nobody should send."""
-    picture = attacks.urls()[-1]
+    image = attacks.urls()[-1]
 
-    def body(url: Any = picture, text: Any = "What?", **kwargs: Any) -> dict[str, Any]:
+    def body(url: Any = image, text: Any = "What?", **kwargs: Any) -> dict[str, Any]:
         return {"model": "tiny", "messages": message(url, text), "max_tokens": 2, "mm_processor_kwargs": kwargs}
 
     return {
         "policies": [body(vlmopt=policy) for policy in attacks.POLICIES],
         "settings": [body(vlmopt=p, **setting) for setting in attacks.SETTINGS for p in CHOICES[1:3]],
-        "pictures": [body(url, vlmopt=policy) for url in attacks.urls() for policy in CHOICES],
+        "images": [body(url, vlmopt=policy) for url in attacks.urls() for policy in CHOICES],
         "texts": [body(text=text) for text in attacks.TEXTS],
         "bodies": [{}, {"model": "tiny"}, [], {**body(), "mm_processor_kwargs": 7}, {**body(), "max_tokens": -1}],
     }[kind]
 
 
-@pytest.mark.parametrize("kind", ["policies", "settings", "pictures", "texts", "bodies"])
-def test_nothing_that_a_client_sends_ends_the_engine(client, pictures, kind):
-    before = ask(client, pictures[1]).choices[0].message.content
+@pytest.mark.parametrize("kind", ["policies", "settings", "images", "texts", "bodies"])
+def test_nothing_that_a_client_sends_ends_the_engine(client, images, kind):
+    before = ask(client, images[1]).choices[0].message.content
     for body in sent(kind):
         status, said = post(client, body)
         assert healthy(client.base_url.port), f"the engine ended: {str(body)[:400]}: {status} {said[:400]}"
         assert not (kind == "policies" and status >= 500), f"not the server's fault: {str(body)[-200:]}: {said[:400]}"
-    assert ask(client, pictures[1]).choices[0].message.content == before
+    assert ask(client, images[1]).choices[0].message.content == before

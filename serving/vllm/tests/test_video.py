@@ -19,7 +19,7 @@ TEXT, BARE = (
     "<|user|><|vision_start|><|video_pad|><|vision_end|>{}<|assistant|>",
     "<|user|><|video_pad|>{}<|assistant|>",
 )
-WHAT, YELLOW = TEXT.format("What is in the picture?"), TEXT.format("Is there a yellow square?")
+WHAT, YELLOW = TEXT.format("What is in the image?"), TEXT.format("Is there a yellow square?")
 EVS = {"method": "evs", "keep_ratio": 0.4}
 POLICIES = [
     EVS,
@@ -46,8 +46,8 @@ SQUARE = [
 def clip(width: int, height: int, frames: int = 8) -> tuple[np.ndarray, dict[str, Any]]:
     """A background under a grain, so that few choices are ties, and a square that moves from the fourth frame on."""
     rng = np.random.default_rng(0)
-    picture, grain = rng.integers(20, 235, (height, width, 3)), rng.integers(-20, 21, (frames, height, width, 3))
-    film = (picture + grain).astype(np.uint8)
+    image, grain = rng.integers(20, 235, (height, width, 3)), rng.integers(-20, 21, (frames, height, width, 3))
+    film = (image + grain).astype(np.uint8)
     for i in range(frames // 2, frames):
         film[i, 10:50, 10 * i : 10 * i + 40] = 255
     facts = {"fps": 2.0, "duration": frames / 2, "total_num_frames": frames, "frames_indices": list(range(frames))}

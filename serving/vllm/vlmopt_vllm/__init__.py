@@ -2,12 +2,12 @@
 
     vllm serve MODEL --mm-processor-kwargs '{"vlmopt": {"method": "div_prune", "keep_ratio": 0.25}}'
 
-An engine has two halves. The processor (front end) turns a picture into pixels and says how many placeholders stand for
+An engine has two halves. The processor (front end) turns an image into pixels and says how many placeholders stand for
 it in the prompt; the model (worker) encodes the pixels and hands over that many rows.
 
     policies.py    what is asked for: a policy that an engine can follow, or the reason why it cannot
-    items.py       both: one picture as the model is given it
-    plans.py       both: what that means for a picture: how many rows stay, and which, where pixels or grid decide
+    items.py       both: one image as the model is given it
+    plans.py       both: what that means for an image: how many rows stay, and which, where pixels or grid decide
     processor.py   front end: plans, fewer placeholders, hashes that know the policy; all refusals
     models.py      worker: the model classes; they encode, and say where the rows lie
     batches.py     worker: which items are encoded together

@@ -12,7 +12,7 @@ from .plans import Plan
 
 
 def batches(plans: Sequence[Plan], room: int) -> list[list[int]]:
-    """Consecutive items that are encoded together: as many as were profiled, counted before pruning.
+    """Group consecutive items that are encoded together: as many as were profiled, counted before pruning.
 
     The scheduler counts placeholders, of which an item has fewer than the tower has work. Items of which the tower's
     signals are read go alone.
@@ -45,7 +45,7 @@ def split(kwargs: dict[str, Any], plans: Sequence[Plan]) -> list[dict[str, Any]]
 
 
 def joined(items: Sequence[dict[str, Any]], kwargs: dict[str, Any], flat: Any) -> dict[str, Any]:
-    """Inverse of `split` for some of the items; what is shared is taken from `kwargs`."""
+    """Join some of the items that `split` gave; what is shared is taken from `kwargs`."""
     out = dict(kwargs)
     for name in items[0]:
         parts = [item[name] for item in items]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from vlmopt.families import Family, Piece
 from vlmopt.families.layouts import square_tiles
 from vlmopt.families.patches import first_copy, tokens_per_side
-from vlmopt.pruning import PixelScale, VisualTokens
+from vlmopt.pruning import Pixels, PixelScale, Signal, VisualTokens
 
 from .positions import LARGEST
 
@@ -31,11 +31,11 @@ class Item:
     fields: Mapping[str, Any]  # of its own, without a dimension of items
 
     @property
-    def grid(self) -> tuple[int, int, int] | None:
-        """(t, h, w) in merged cells, where the family states it."""
+    def grid(self) -> tuple[int, ...]:
+        """(t, h, w) in merged cells; () where the family states none."""
         thw = self.fields.get(GRIDS[self.modality])
         if thw is None:
-            return None
+            return ()
         (t, h, w), merge = thw.tolist(), self.config.vision_config.spatial_merge_size
         return t, h // merge, w // merge
 
@@ -72,13 +72,13 @@ class Item:
             )
 
     def pieces(self) -> list[Piece]:
-        """Its tiles or the like, each with its grid."""
+        """Lay out its tiles or the like, each with its grid."""
         tile = tokens_per_side(self.config) ** 2 if self.family.layout is square_tiles else self.total
         batched = {name: value[None] for name, value in self.fields.items() if isinstance(value, Tensor)}
         return self.family.layout(self.modality, [tile] * (self.total // tile), batched, self.config)
 
     def tokens(self, signals: Mapping[Any, Any], seed: int, device: Any = "cpu") -> VisualTokens:
-        """All its tokens, as a selector sees them."""
+        """Describe all its tokens, as a selector sees them."""
         pieces = self.pieces()
         lengths = torch.tensor([piece.length for piece in pieces])
         return VisualTokens(
@@ -94,7 +94,7 @@ class Item:
 
 
 def anchors(method: Any, item: Item, pixels: Tensor) -> Tensor:
-    """Long[n]: the cell that the tower encodes for each cell (pixel_redundancy)."""
+    """Find Long[n], the cell that the tower encodes for each cell (pixel_redundancy)."""
     vision = item.config.vision_config
     copies = 1 if item.modality == "image" else vision.temporal_patch_size  # an image is repeated to fill its patches
     cells = pixels.view(item.total, vision.spatial_merge_size**2, -1, vision.temporal_patch_size, vision.patch_size**2)
@@ -105,17 +105,25 @@ def anchors(method: Any, item: Item, pixels: Tensor) -> Tensor:
 
 
 def pixels_of(item: Item, normalized: Callable[[Tensor], Tensor]) -> Tensor:
+    """Give an item's pixels as a Hugging Face processor would; `ValueError` where embeddings were sent instead."""
     given = item.fields.get(PIXELS[item.modality])
     if given is None:
         raise ValueError("this policy reads pixels, but embeddings were sent; use one that reads embeddings: div_prune")
     return normalized(given)
 
 
-def early_signal(need: Any, item: Item, pixels: Tensor | None) -> Tensor:
-    """Pixels under every token [n, c, v], or their scale [c]."""
-    if isinstance(need, PixelScale):
-        return torch.tensor(item.family.image_std)
-    assert pixels is not None
+def early_signals(
+    needs: Collection[Signal], item: Item, normalized: Callable[[Tensor], Tensor]
+) -> dict[Signal, Tensor]:
+    """Read those needs that grid and pixels meet: pixels under every token [n, c, v], and their scale [c]."""
+    scales = {need: torch.tensor(item.family.image_std) for need in needs if isinstance(need, PixelScale)}
+    wanted = [need for need in needs if isinstance(need, Pixels)]
+    pixels = pixels_of(item, normalized) if wanted else torch.empty(0)
+    return {**scales, **{need: under_tokens(need, item, pixels) for need in wanted}}
+
+
+def under_tokens(need: Pixels, item: Item, pixels: Tensor) -> Tensor:
+    """Cut an item's pixels into those under every token, [n, c, v]."""
     once = item.family.patch_grid and not need.repeated
     given = first_copy(pixels, item.config) if once else pixels
     return item.family.cells(given if item.family.patch_grid or given.ndim > 3 else given[None], item.config)

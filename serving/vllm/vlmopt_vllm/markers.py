@@ -15,18 +15,18 @@ from vlmopt.pruning import run_ends, run_mean
 
 
 def with_ends(keep: Tensor, total: int) -> Tensor:
-    """Long[k + runs], ascending: kept rows and the last row of every run of the others."""
+    """Give Long[k + runs], ascending: kept rows and the last row of every run of the others."""
     stays = mask(keep, total)
     return (stays | ends(~stays)).nonzero()[:, 0]
 
 
 def slots(total: int, count: int) -> int:
-    """Placeholders for `count` of `total` rows that are not chosen yet: as many runs as a random choice would leave."""
+    """Count placeholders for `count` of `total` rows not chosen yet, with the runs that a random choice would leave."""
     return min(count + round((total - count) * (count + 1) / total), total)
 
 
 def fitted(keep: Tensor, scores: Tensor | None, total: int, room: int) -> Tensor:
-    """Long[k2], ascending: rows, best first, so that they and their runs fill exactly `room` places of `total` >= room.
+    """Take rows, best first, so that they and their runs fill exactly `room` <= total places: Long, ascending.
 
     Taking a row makes k + runs larger by 2 inside a run, by 1 at its edge, by 0 where the run is this row alone. The
     longest beginning of the ranking that fits is taken; where one place is left, a row at an edge fills it.
@@ -49,7 +49,7 @@ def fitted(keep: Tensor, scores: Tensor | None, total: int, room: int) -> Tensor
 
 
 def ranking(keep: Tensor, scores: Tensor | None, total: int) -> Tensor:
-    """Long[n]: kept rows by score, or evenly spread where there is none; then the others, those next to them first."""
+    """Rank all rows, Long[n]: kept ones by score, or evenly spread without; then the others, those beside them first."""
     place = torch.arange(total, device=keep.device)
     if scores is None:
         spread = torch.arange(len(keep), device=keep.device).double().mul_(0.6180339887498949).frac_().argsort()
@@ -82,7 +82,7 @@ def marked(rows: Tensor, keep: Tensor, marker: str | Tensor, width: int) -> Tens
 
 
 def ends(dropped: Tensor) -> Tensor:
-    """Bool[n]: last row of every run."""
+    """Find the last row of every run, Bool[n]."""
     return run_ends(dropped[None], torch.zeros_like(dropped, dtype=torch.long)[None])[0]
 
 

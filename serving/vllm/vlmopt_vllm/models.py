@@ -93,7 +93,7 @@ class Pruned:
     def vlmopt_encoded(
         self, modality: str, plans: list[Plan], items: list[dict[str, Any]], kwargs: Any
     ) -> list[Tensor]:
-        """Rows of items that are encoded together, the first of which may have signals to be heard."""
+        """Encode items together, of which the first may have signals to be heard, and give the rows that stay."""
         needs = plans[0].listens
         if needs and self.vlmopt_listener is None:
             self.vlmopt_listener = Listener(self, described(self.config), self.config)
@@ -106,10 +106,10 @@ class Pruned:
         out, width = [], self.config.get_text_config().hidden_size  # DeepStack's levels lie behind, column by column
         for plan, fields, rows in zip(plans, items, encoded, strict=True):
             keep = plan.keep.to(rows.device)
-            if not len(keep):
+            if not len(keep) and plan.policy is not None:
                 item = Item(described(self.config), self.config, modality, plan.item_total, fields)
-                keep, rows = choice(plan, item, rows, width, heard)
-            index, rows = finished(plan, rows, keep, width, self.vlmopt_trained)
+                keep, rows = choice(plan, plan.policy, item, rows, width, heard)
+            index, rows = finished(plan, rows, keep, width, self.vlmopt_trained and self.vlmopt_trained.marker)
             if self.vlmopt_mrope:
                 rows = torch.cat([rows, packed(plan.cells[index.cpu()]).to(rows)], 1)
             out.append(rows)

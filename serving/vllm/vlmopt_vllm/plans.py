@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from vlmopt.pruning import Pixels, PixelScale, Signal
+from vlmopt.pruning import Signal
 from vlmopt.pruning.padding import valid_cells
 from vlmopt.pruning.resize import resize_patches
 
 from . import markers
-from .items import GRIDS, PIXELS, Item, anchors, early_signal, pixels_of
+from .items import GRIDS, PIXELS, Item, anchors, early_signals, pixels_of
 from .policies import Served, served, without_padding
 from .positions import LARGEST, Span, cells_of, extent_of
 
@@ -36,13 +36,13 @@ class Plan:
     keep: Tensor = field(default_factory=lambda: NONE)  # Long[k] rows that stay; empty: the worker chooses
     seen: Tensor = field(default_factory=lambda: NONE)  # Long[m] rows to choose among; empty: all
     anchor: Tensor = field(default_factory=lambda: NONE)  # Long[n] the encoded row each stands for; empty: itself
-    grid: tuple[int, int, int] | None = None  # of the whole item, also where a smaller one is encoded
+    grid: tuple[int, ...] = ()  # (t, h, w) of the whole item, also where a smaller one is encoded; (): no grid
     step: float = 1.0
     spans: tuple[tuple[int, int], ...] = ()  # (offset in the placeholder range, rows) of each frame, or of the item
     flat: Mapping[str, int] = field(default_factory=dict)  # rows of its fields that are joined along their rows
 
     def fields(self) -> dict[str, Tensor]:
-        """As tensors, which is what travels."""
+        """Turn it into tensors, which is what travels."""
         facts = {name: getattr(self, name) for name in ("item_total", "count", "grid", "step", "spans", "flat")}
         text = json.dumps({**facts, "policy": None if self.policy is None else self.policy.text})
         return {
@@ -52,7 +52,7 @@ class Plan:
 
     @classmethod
     def of(cls, fields: Mapping[str, Tensor]) -> Plan:
-        """Inverse of `fields`."""
+        """Read what `fields` made."""
         facts = json.loads(bytes(fields["facts"].tolist()))
         policy = facts.pop("policy")
         return cls(
@@ -62,7 +62,7 @@ class Plan:
     @property
     def rows(self) -> Tensor:
         """Long[count]: rows that have a placeholder, where they are known."""
-        return markers.with_ends(self.keep, self.item_total) if self.marked else self.keep
+        return markers.with_ends(self.keep, self.item_total) if self.marker else self.keep
 
     @property
     def listens(self) -> frozenset[Signal]:
@@ -77,22 +77,21 @@ class Plan:
     @property
     def cells(self) -> Tensor:
         """Long[n, 3]: positions of all rows, relative to where their span begins."""
-        assert self.grid is not None
         return cells_of(self.grid, 0.0 if self.apart else self.step)
 
     @property
-    def marked(self) -> bool:
-        """Runs of dropped rows are marked (PosPad)."""
-        return self.policy is not None and self.policy.numbering == "pospad"
+    def marker(self) -> str:
+        """What stands for a run of dropped rows (PosPad); empty where nothing does."""
+        return "" if self.policy is None or self.policy.numbering != "pospad" else self.policy.last.marker
 
 
 def dense(item: Item) -> Plan:
-    """Every row stays."""
+    """Let every row stay."""
     return Plan(None, item.total, item.total, keep=torch.arange(item.total), grid=item.grid, step=item.step)
 
 
 def planned(policy: Served, item: Item, normalized: Callable[[Tensor], Tensor]) -> Plan:
-    """Plan for an item.
+    """Apply a policy to an item.
 
     Args:
         normalized: gives its pixels as a Hugging Face processor would, in fp32.
@@ -108,13 +107,8 @@ def planned(policy: Served, item: Item, normalized: Callable[[Tensor], Tensor]) 
     selector = policy.selector
     if selector is None:
         return counted(replace(plan, keep=seen))
-    needs = selector.captures
-    raw = pixels_of(item, normalized) if any(isinstance(n, Pixels) for n in needs) else None
-    signals = {need: early_signal(need, item, raw) for need in needs if isinstance(need, (Pixels, PixelScale))}
-    tokens = item.tokens(signals, policy.seed)
-    if selector.padding != "keep":
-        valid = valid_cells(tokens, selector.padding, selector.padded)
-        assert valid is not None
+    tokens = item.tokens(early_signals(selector.captures, item, normalized), policy.seed)
+    if (valid := valid_cells(tokens, selector.padding, selector.padded)) is not None:
         seen = seen[(valid | tokens.structural)[seen]]
     if policy.late:
         return counted(replace(plan, seen=seen, count=min(selector.budget(item.total), len(seen))))
@@ -126,11 +120,11 @@ def counted(plan: Plan) -> Plan:
     """Complete a plan with its number of placeholders."""
     if len(plan.keep):
         return replace(plan, count=len(plan.rows))
-    return replace(plan, count=markers.slots(plan.item_total, plan.count)) if plan.marked else plan
+    return replace(plan, count=markers.slots(plan.item_total, plan.count)) if plan.marker else plan
 
 
 def smaller(plan: Plan, item: Item) -> dict[str, Tensor]:
-    """Pixels and grid as the tower shall see them, where the policy changes them."""
+    """Make pixels and grid as the tower shall see them, where the policy changes them."""
     pixels = item.fields.get(PIXELS[item.modality])
     if plan.policy is None or pixels is None:
         return {}
@@ -140,7 +134,7 @@ def smaller(plan: Plan, item: Item) -> dict[str, Tensor]:
         return {PIXELS[item.modality]: pixels[encoded.repeat_interleave(vision.spatial_merge_size**2)]}
     if not plan.policy.last.resizes_pixels:
         return {}
-    t, h, w = item.grid or ()
+    t, h, w = item.grid
     merge = vision.spatial_merge_size
     new = torch.tensor([t, *(n * merge for n in plan.policy.last.grid(t, h, w))])
     old = item.fields[GRIDS[item.modality]]
@@ -152,7 +146,7 @@ def smaller(plan: Plan, item: Item) -> dict[str, Tensor]:
 
 
 def spans_of(embed: Tensor, frames: int, plan: Plan) -> tuple[tuple[int, int], ...]:
-    """(offset, rows) of each frame among the placeholders that are left, also of frames that lost all rows.
+    """Tell (offset, rows) of each frame among the placeholders that are left, also of frames that lost all rows.
 
     Args:
         embed: Bool[L], which tokens of the whole placeholder text are rows; those of a frame lie together.
@@ -171,8 +165,8 @@ def spans_of(embed: Tensor, frames: int, plan: Plan) -> tuple[tuple[int, int], .
 
 
 def beyond(plan: Plan) -> int:
-    """By how much positions behind an item exceed the number of its rows; 0 without a grid."""
-    if plan.grid is None:
+    """Tell by how much positions behind an item exceed the number of its rows; 0 without a grid."""
+    if not plan.grid:
         return 0
     extents = [span.extent for span in frames_of(plan)]
     if max(extents) > LARGEST:
@@ -181,8 +175,7 @@ def beyond(plan: Plan) -> int:
 
 
 def frames_of(plan: Plan, start: int = 0) -> list[Span]:
-    """Where the rows of an item whose placeholders begin at `start` lie, and their cells where they are known."""
-    assert plan.grid is not None
+    """Tell where the rows of an item whose placeholders begin at `start` lie, and their cells where they are known."""
     t, h, w = plan.grid
     extent = max(h, w) if plan.apart else extent_of((t, h, w), plan.step)
     rows = [rows for _, rows in plan.spans]

@@ -130,11 +130,11 @@ def served(text: str) -> Served | None:
 
 
 def unserved(method: Selector) -> str | None:
-    """Why no engine can follow a selector, None if some can."""
+    """Tell why no engine can follow a selector, None if some can."""
     if method.layer:
         return f"layer={method.layer} lies inside the LLM, which vLLM runs itself"
     if method.query_aware:
-        return "it reads the question, but an engine encodes a picture once for all questions"
+        return "it reads the question, but an engine encodes an image once for all questions"
     if method.adaptive and not (method.before_tower or method.resizes_pixels):
         return "it decides how many tokens stay after the encoder, but an engine has to know before"
     if any(isinstance(n, OF_PIXELS) for n in method.needs) and not all(isinstance(n, OF_PIXELS) for n in method.needs):
@@ -155,7 +155,7 @@ def check_family(policy: Served, family: Family, mrope: bool) -> None:
             "by token; give positions='repack'"
         )
     if not family.patch_grid and (policy.before_tower is not None or method.resizes_pixels):
-        raise ValueError(f"{name}: the tower of {family.name} takes whole pictures of one size; use div_prune")
+        raise ValueError(f"{name}: the tower of {family.name} takes whole images of one size; use div_prune")
     reads = method.captures
     if not family.knows_cells and any(isinstance(need, Pixels) for need in reads):
         raise ValueError(f"{name}: the pixels under the tokens of {family.name} are not known; use div_prune")

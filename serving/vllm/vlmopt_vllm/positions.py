@@ -1,7 +1,7 @@
-"""M-RoPE positions of prompts whose pictures were pruned; pure tensor functions.
+"""M-RoPE positions of prompts whose images were pruned; pure tensor functions.
 
-Text goes on behind a picture where it would without pruning, so its positions never depend on which cells stayed: a
-prefix that was cached with one picture's rows fits every later question. A kept row has the position of its cell.
+Text goes on behind an image where it would without pruning, so its positions never depend on which cells stayed: a
+prefix that was cached with one image's rows fits every later question. A kept row has the position of its cell.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ class Span:
 
 
 def cells_of(grid: Sequence[int], step: float = 1.0) -> Tensor:
-    """Long[t*h*w, 3]: (t, y, x) of every cell in raster order; frames are `step` positions apart, rounded down."""
+    """Give Long[t*h*w, 3], (t, y, x) of every cell in raster order; frames are `step` positions apart, rounded down."""
     t, h, w = grid
     times = (torch.arange(t, dtype=torch.float64) * step).floor().long()
     return torch.cartesian_prod(times, torch.arange(h), torch.arange(w)).view(-1, 3)
 
 
 def extent_of(grid: Sequence[int], step: float = 1.0) -> int:
-    """One more than the largest coordinate of `cells_of`."""
+    """Give one more than the largest coordinate of `cells_of`."""
     t, h, w = grid
     return max(math.floor((t - 1) * step) + 1, h, w)
 
 
 def lay_out(length: int, spans: Sequence[Span]) -> tuple[Tensor, int]:
-    """Positions Long[3, length] of a prompt, and what to add to the index of a later token to get its position.
+    """Give Long[3, length], positions of a prompt, and what to add to the index of a later token for its position.
 
     Rows whose cells are not known yet have the position at which their span begins.
     """
@@ -61,7 +61,7 @@ def lay_out(length: int, spans: Sequence[Span]) -> tuple[Tensor, int]:
 
 
 def placed(positions: Tensor, visual: Tensor, cells: Tensor, computed: int) -> Tensor:
-    """Positions [3, n] with those of `cells` Long[k, 3] at the first k visual tokens from index `computed` on.
+    """Put the positions of `cells` Long[k, 3] at the first k visual tokens from index `computed` on: a copy, [3, n].
 
     visual: Bool[n]. A span begins one behind the position of the text token before it, whose position never changes;
     so the answer is the same however often, and in however many chunks, this is asked.
@@ -76,11 +76,11 @@ def placed(positions: Tensor, visual: Tensor, cells: Tensor, computed: int) -> T
 
 
 def packed(cells: Tensor) -> Tensor:
-    """Long[k, 3], each in 0..65535, as digits Long[k, 6]."""
+    """Write Long[k, 3], each in 0..65535, as digits Long[k, 6]."""
     return torch.cat([cells // BASE, cells % BASE], 1)
 
 
 def unpacked(digits: Tensor) -> Tensor:
-    """Inverse of `packed`, from floats."""
+    """Read what `packed` wrote, from floats."""
     high, low = digits.round().long().split(3, 1)
     return high * BASE + low

@@ -57,7 +57,7 @@ class Shortened:
         return super()._get_mm_fields_config(hf_inputs, without_key(kwargs))
 
     def _get_mm_hashes(self, inputs: Any) -> dict[str, list[str]]:
-        """With the policy, also where a client names its items: caches of every kind go by these."""
+        """Mark hashes with the policy, also where a client names its items: caches of every kind go by these."""
         policy = self.vlmopt_policy(inputs.hf_processor_mm_kwargs)
         plain = replace(inputs, hf_processor_mm_kwargs=without_key(inputs.hf_processor_mm_kwargs))
         hashes = super()._get_mm_hashes(plain)
@@ -87,7 +87,7 @@ class Shortened:
         return super().apply(inputs, *args, **kwargs)
 
     def _maybe_apply_prompt_updates(self, mm_items: Any, mm_res: Any) -> Any:
-        """Apply updates; where positions follow pictures, refuse prompts whose positions cannot be told or held."""
+        """Apply updates; where positions follow images, refuse prompts whose positions cannot be told or held."""
         ids, placeholders = super()._maybe_apply_prompt_updates(mm_items, mm_res)
         if self.info.ctx.model_config.uses_mrope:
             self.vlmopt_check_positions(ids, placeholders, mm_res.prompt_updates)
@@ -168,7 +168,7 @@ class Shortened:
         return normalized
 
     def vlmopt_check_positions(self, ids: list[int], placeholders: Any, updates: Any) -> None:
-        """Raise `ValueError` where no text tells the beginning of a picture, or the model's table ends too early."""
+        """Raise `ValueError` where no text tells the beginning of an image, or the model's table ends too early."""
         places = [place for m in MODALITIES for place in placeholders.get(m, ())]
         config = self.info.get_hf_config()
         visual = {config.image_token_id, config.video_token_id}

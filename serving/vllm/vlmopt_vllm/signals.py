@@ -42,7 +42,7 @@ def check_signal(need: Signal, method: Selector, config: Any) -> None:
     if whole is not None and place(need.layer, config) not in whole:
         raise ValueError(
             f"{method.name}: block {need.layer} of the tower attends inside small windows only; blocks that see the "
-            f"whole picture: {', '.join(str(i) for i in sorted(whole))} of {depth(config)}"
+            f"whole image: {', '.join(str(i) for i in sorted(whole))} of {depth(config)}"
         )
 
 
@@ -52,14 +52,14 @@ def depth(config: Any) -> int:
 
 
 def blocks_run(config: Any) -> int:
-    """Blocks up to the last one whose output is used; vLLM builds no others."""
+    """Count blocks up to the last one whose output is used; vLLM builds no others."""
     layers = getattr(config, "vision_feature_layer", -1)
     layers = layers if isinstance(layers, (list, tuple)) else [layers]
     return max(layer + depth(config) + 1 if layer < 0 else layer for layer in layers)
 
 
 def place(layer: int, config: Any) -> int:
-    """Index of a block; negative numbers count from the end of the whole tower."""
+    """Give the index of a block; negative numbers count from the end of the whole tower."""
     return layer + depth(config) if layer < 0 else layer
 
 
@@ -125,7 +125,7 @@ class Heard:
         return run
 
     def attending(self, need: Any, block: Any) -> Any:
-        """Pre-hook of an attention layer; q and k arrive rotated, [B, s, heads, d] or with heads and d joined."""
+        """Make a hook before an attention layer; q and k arrive rotated, [B, s, heads, d] or with heads and d joined."""
 
         @torch.no_grad()
         def read(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -139,7 +139,7 @@ class Heard:
         return read
 
     def received(self, need: VisionAttention | VisionKeys, query: Tensor, key: Tensor, scaling: float) -> Tensor:
-        """fp32 [B, patches, c] of one segment: attention received, or keys; mean over the heads of all ranks."""
+        """Read one segment, fp32 [B, patches, c]: attention received, or keys; mean over the heads of all ranks."""
         first = int(self.listener.cls)
         try:
             if isinstance(need, VisionKeys):
@@ -178,11 +178,11 @@ class Heard:
 
 
 def heads(x: Tensor, size: int) -> Tensor:
-    """[B, s, heads, d] or [B, s, heads * d] as [B, heads, s, d]."""
+    """Arrange [B, s, heads, d] or [B, s, heads * d] as [B, heads, s, d]."""
     return (x if x.ndim == 4 else x.unflatten(-1, (-1, size))).transpose(1, 2)
 
 
 def taken(per_row: Tensor, row: Tensor, fill: float) -> Tensor:
-    """Values [rows, ...] for the tokens `row` Long[n]; `fill` where it is -1."""
+    """Take values [rows, ...] for the tokens `row` Long[n]; `fill` where it is -1."""
     known = (row >= 0).view(-1, *[1] * (per_row.ndim - 1))
     return torch.where(known, per_row[row.clamp_min(0)], torch.full_like(per_row[:1], fill))

@@ -1,6 +1,6 @@
-"""The tower on some of its cells (pixel_redundancy): positions are those of the whole picture, windows lose cells.
+"""The tower on some of its cells (pixel_redundancy): positions are those of the whole image, windows lose cells.
 
-The tower's own metadata of the whole pictures is cut to the cells that are there. Behind the tower, rows go back to the
+The tower's own metadata of the whole images is cut to the cells that are there. Behind the tower, rows go back to the
 places of their cells, and a cell that was left out shows the features of the one that it stands for.
 """
 

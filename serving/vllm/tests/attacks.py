@@ -65,6 +65,40 @@ TEXTS = [
 ]  # fmt: skip
 
 
+# Whole bodies, and keys that are laid over a good one.
+BODIES: list[Any] = [{}, [], None, 7, "x", {"model": "tiny"}, {"model": "tiny", "messages": None}, nested(300)]
+ODD: list[dict[str, Any]] = [
+    {"mm_processor_kwargs": 7}, {"mm_processor_kwargs": []}, {"mm_processor_kwargs": "vlmopt"},
+    {"mm_processor_kwargs": None}, {"mm_processor_kwargs": [{"vlmopt": QUARTER}]}, {"max_tokens": -1},
+    {"max_completion_tokens": 0}, {"truncate_prompt_tokens": 5}, {"prompt_logprobs": 1},
+    {"n": 3, "temperature": 1.0}, {"logprobs": True, "top_logprobs": 3}, {"echo": True}, {"stream": 7},
+    {"add_generation_prompt": False}, {"chat_template": "{{ messages }}"}, {"chat_template": "<|image_pad|>" * 2},
+    {"media_io_kwargs": {"image": 7}}, {"media_io_kwargs": {"video": {"num_frames": -1}}}, {"model": "other"},
+    {"cache_salt": "x"},
+]  # fmt: skip
+
+
+def conversations(image: str) -> list[Any]:
+    """Messages that hold an image where none is expected, several, or what looks like one."""
+    part, text = {"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": "What?"}
+    contents: list[Any] = [
+        None, [], "", 7, [7], [None], [{}], [{"type": "image_url"}], [{"type": "image_url", "image_url": None}],
+        [{"type": "image_url", "image_url": image}], [{"type": "image_url", "image_url": {"url": 7}}],
+        [{"type": "image_url", "image_url": {}}], [part], [part, part], [text, part], [part, text, part, text, part],
+        [part] * 9, [{**part, "uuid": "mine"}, text], [{"type": "image_url", "image_url": None, "uuid": "mine"}, text],
+        [{"type": "image_url", "image_url": None, "uuid": "nobody's"}, text], [{**part, "uuid": 7}, text],
+        [{**part, "uuid": ""}, text], [{"type": "video_url", "video_url": {"url": image}}, text],
+        [{"type": "input_audio", "input_audio": {"data": "x", "format": "wav"}}, text],
+        [{"type": "image_embeds", "image_embeds": "x"}, text], [{"type": "image_embeds", "image_embeds": None}, text],
+        [text, {"type": "text", "text": "<|vision_start|><|image_pad|><|vision_end|>"}], "<|image_pad|>" * 7,
+        [part, {"type": "text", "text": "<|vision_start|><|image_pad|><|vision_end|>"}, part],
+    ]  # fmt: skip
+    user = [[{"role": "user", "content": content}] for content in contents]
+    roles = [[{"role": role, "content": [part, text]}] for role in ("system", "assistant", "tool", "x", 7, None)]
+    turns = {"role": "user", "content": [part, text]}, {"role": "assistant", "content": "Yes."}
+    return [*user, *roles, [], 7, [7], [*turns, turns[0]], [turns[1]], [{}], [*turns] * 20]
+
+
 def url(data: bytes, kind: str = "image/png") -> str:
     return f"data:{kind};base64," + base64.b64encode(data).decode()
 

@@ -25,6 +25,16 @@ def pytest_report_header() -> str | None:
     return "vllm is not installed: the tests of vlmopt-vllm are skipped" if missing else None
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one engine run one behind another (and, by their group, in one worker), so that it starts once."""
+
+    def group(item: pytest.Item) -> str:
+        mark = item.get_closest_marker("xdist_group")
+        return "" if mark is None else str(mark.args[0])
+
+    items.sort(key=group)
+
+
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The folder of a checkpoint by its name."""
@@ -66,22 +76,20 @@ def grained(image: Any, seed: int) -> Any:
     return Image.fromarray((np.asarray(image, dtype=int) + grain).clip(0, 255).astype(np.uint8))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def engine_of(checkpoints: Callable[[str], Path]) -> Iterator[Callable[..., Any]]:
-    """Start an engine; a module's next one ends the one before."""
-    from .engines import Engine
+    """Start an engine, unless it runs; it ends the others, or stands beside them."""
+    from .engines import Engine, end
 
-    running: list[Any] = []
+    running: dict[str, Engine] = {}
 
-    def start(name: str, policy: Any = None, **settings: Any) -> Any:
-        key = (name, repr(policy), repr(settings))
-        if running and running[0][0] == key:
-            return running[0][1]
-        while running:
-            running.pop()[1].close()
-        running.append((key, Engine(checkpoints(name), policy, **settings)))
-        return running[0][1]
+    def start(name: str, policy: Any = None, beside: bool = False, **settings: Any) -> Engine:
+        key = repr((name, policy, settings))
+        if key not in running:
+            if running and not beside:
+                end(running)
+            running[key] = Engine(checkpoints(name), policy, **settings)
+        return running[key]
 
     yield start
-    while running:
-        running.pop()[1].close()
+    end(running)

@@ -65,13 +65,15 @@ class Engine:
             for out in self.llm.generate(prompts, sampling, use_tqdm=False)
         ]
 
-    def close(self) -> None:
-        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
-        self.llm.llm_engine.engine_core.shutdown()
-        del self.llm
-        cleanup_dist_env_and_memory()
-        gc.collect()
+def end(running: dict[str, Engine]) -> None:
+    """End engines, and what those of one process share."""
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+    while running:
+        running.popitem()[1].llm.llm_engine.engine_core.shutdown()
+    cleanup_dist_env_and_memory()
+    gc.collect()
 
 
 def inspect_here(folder: Path) -> None:
@@ -84,6 +86,14 @@ def inspect_here(folder: Path) -> None:
     load_general_plugins()
     for architecture in json.loads((folder / "config.json").read_text())["architectures"]:
         ModelRegistry.register_model(architecture, getattr(models, architecture))
+
+
+def configured(folder: Path, **options: Any) -> Any:
+    """The configuration of an engine that is not started."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    inspect_here(folder)
+    return EngineArgs(str(folder), **options).create_engine_config()
 
 
 class Reference:

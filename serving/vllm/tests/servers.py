@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import ctypes
 import io
 import json
 import os
+import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -28,7 +31,9 @@ def serving(*command: str) -> Iterator[openai.OpenAI]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-    server = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)], env=environment)
+    server = subprocess.Popen(
+        [*command, "--host", "127.0.0.1", "--port", str(port)], env=environment, preexec_fn=end_with_parent
+    )
     try:
         began = time.monotonic()
         while not healthy(port):
@@ -43,6 +48,12 @@ def serving(*command: str) -> Iterator[openai.OpenAI]:
             process.kill()  # an engine whose server is gone would stay
         server.kill()
         server.wait()
+
+
+def end_with_parent() -> None:
+    """Let Linux end this process when the test that started it is gone, however it went."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def healthy(port: int) -> bool:

@@ -8,19 +8,23 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.models.registry import ModelRegistry
-from vllm.multimodal.processing import BaseMultiModalProcessor, InputProcessingContext
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.cache import BaseMultiModalProcessorCache
+from vllm.multimodal.encoder_budget import MultiModalBudget
+from vllm.multimodal.processing import BaseMultiModalProcessor, BaseProcessingInfo, InputProcessingContext
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from vlmopt_vllm import TESTED, models, register
 from vlmopt_vllm.batches import batches, joined, split
+from vlmopt_vllm.factories import Unasked, mixed
 from vlmopt_vllm.families import ARCHITECTURES
 from vlmopt_vllm.plans import Plan
 from vlmopt_vllm.policies import asked
-from vlmopt_vllm.processor import Unasked, mixed
 from vlmopt_vllm.runner import let_cpu_runner_ask
+
+from .engines import configured
 
 SIGNATURES = {
     (BaseMultiModalProcessor, "apply"): ["inputs", "timing_ctx"],
@@ -29,6 +33,8 @@ SIGNATURES = {
     (BaseMultiModalProcessor, "_get_mm_hashes"): ["inputs"],
     (BaseMultiModalProcessor, "_get_mm_prompt_updates"): ["mm_items", "hf_processor_mm_kwargs", "out_mm_kwargs"],
     (BaseMultiModalProcessor, "_maybe_apply_prompt_updates"): ["mm_items", "mm_res"],
+    (BaseMultiModalProcessorCache, "invalidate"): ["mm_hash"],
+    (BaseProcessingInfo, "get_mm_max_tokens_per_item"): ["seq_len", "mm_counts"],
     (InputProcessingContext, "get_merged_mm_kwargs"): ["kwargs", "supported_mm_processor_kwargs"],
     (CPUModelRunner, "load_model"): ["load_dummy_weights"],
 }
@@ -62,10 +68,19 @@ def test_the_runner_hands_over_what_positions_are_made_of():
     ({"compilation_config": {"compile_mm_encoder": True}}, "leave compile_mm_encoder out"),
 ])  # fmt: skip
 def test_engines_that_would_give_wrong_answers_do_not_start(checkpoints, options, reason):
-    arguments = EngineArgs(str(checkpoints("tiny_qwen")), mm_processor_kwargs={"vlmopt": None}, **options)
-    config = arguments.create_engine_config()
+    config = configured(checkpoints("tiny_qwen"), mm_processor_kwargs={"vlmopt": None}, **options)
     with pytest.raises(ValueError, match=reason):
         models.Qwen2_5_VLForConditionalGeneration(vllm_config=config)
+
+
+@pytest.mark.parametrize("name", ["tiny_llava", "llava_onevision", "internvl", "qwen2_5_vl"])
+def test_engines_have_room_for_whole_items_whatever_their_own_policy_leaves(checkpoints, name):
+    def room(**kwargs: object) -> dict[str, int]:
+        return MultiModalBudget(configured(checkpoints(name), **kwargs), MULTIMODAL_REGISTRY).mm_max_toks_per_item
+
+    positions = "keep" if name == "qwen2_5_vl" else "repack"
+    few = {"method": "uniform", "keep_tokens": 1, "positions": positions}
+    assert room(mm_processor_kwargs={"vlmopt": few}) == room()
 
 
 def test_registering_twice_changes_nothing_more():

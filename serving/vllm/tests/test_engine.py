@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from .engines import Answer, same
+from .engines import Answer, Reference, same
+
+pytestmark = pytest.mark.xdist_group("chunks")
 
 TEXT = "<|user|><|vision_start|><|image_pad|><|vision_end|>{}<|assistant|>"
 WHAT, YELLOW = TEXT.format("What is in the image?"), TEXT.format("Is there a yellow square?")
@@ -69,8 +71,11 @@ def test_requests_that_run_together_are_as_alone(engine, images):
     assert all(same(a, b) for a, b in zip(together, alone, strict=True))
 
 
-def test_text_alone_is_left_alone(engine):
-    assert engine.ask("<|user|>What is 2 + 2?<|assistant|>").prompt < 32
+def test_text_alone_is_left_alone(engine, checkpoints):
+    text = "<|user|>What is 2 + 2?<|assistant|>"
+    served, expected = engine.ask(text), Reference(checkpoints("tiny_qwen")).ask(text)
+    assert served.prompt == expected.prompt
+    assert same(served, expected)
 
 
 @pytest.mark.parametrize(("policy", "reason"), [
@@ -114,14 +119,14 @@ def test_positions_beyond_the_models_table_are_refused(engine, monkeypatch):
         engine.run([prompt])
 
 
-def test_a_request_that_was_preempted_goes_on_as_if_it_had_not_been(engine_of, images, monkeypatch):
+def test_a_request_that_was_preempted_goes_on_as_if_it_had_not_been(engine, engine_of, images, monkeypatch):
     from vllm.v1.core.sched.scheduler import Scheduler
 
-    engine = engine_of("tiny_qwen", QUARTER)
     prompts = [engine.prompt(text, [image]) for image in images for text in (WHAT, YELLOW)]
     long = {"tokens": 40, "ignore_eos": True}
     alone = [engine.run([prompt], **long)[0] for prompt in prompts]
-    small = engine_of("tiny_qwen", QUARTER, num_gpu_blocks_override=9, max_model_len=256, enable_prefix_caching=False)
+    room = {"num_gpu_blocks_override": 9, "max_model_len": 256, "enable_prefix_caching": False}
+    small = engine_of("tiny_qwen", QUARTER, beside=True, **room)
     preempted, preempt = [], Scheduler._preempt_request
     monkeypatch.setattr(
         Scheduler, "_preempt_request", lambda *args, **more: preempted.append(1) or preempt(*args, **more)

@@ -82,6 +82,7 @@ def as_policy(policy: Any) -> dict[str, Any]:
     return {"prune": methods, "seed": max(seeds)}
 
 
+@pytest.mark.xdist_group("tiny_qwen")
 def test_a_smaller_image_is_the_same_up_to_whole_grey_levels(engine_of, checkpoints, images):
     """Pixels travel to the tower as bytes, so a resized image is rounded, as any image file is."""
     engine, reference = engine_of("tiny_qwen", AT_START["tiny_qwen"]), Reference(checkpoints("tiny_qwen"))
@@ -92,6 +93,7 @@ def test_a_smaller_image_is_the_same_up_to_whole_grey_levels(engine_of, checkpoi
         assert same(served, expected, tolerance=0.05)
 
 
+@pytest.mark.xdist_group("tiny_qwen")
 def test_every_image_has_a_budget_of_its_own(engine_of, checkpoints, images):
     engine = engine_of("tiny_qwen", AT_START["tiny_qwen"])
     both = TEXT.replace("<|vision_end|>", "<|vision_end|><|vision_start|><|image_pad|><|vision_end|>", 1)
@@ -100,7 +102,7 @@ def test_every_image_has_a_budget_of_its_own(engine_of, checkpoints, images):
     assert engine.ask(both, *images[:2], policy={**policy, "keep_tokens": 33}).prompt == words + 2 * 33
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in FAMILIES])
 def test_answers_are_those_of_vlmopt_on_transformers(name, engine_of, checkpoints, images, framed, monkeypatch):
     policies, block = FAMILIES[name]
     engine, reference, choices = engine_of(name, AT_START.get(name)), Reference(checkpoints(name)), Choices(monkeypatch)

@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from .engines import same
-from .test_engine import WHAT
+from .engines import Answer, same
+from .test_engine import CHUNKS, QUARTER, WHAT
 
-RANKS = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
+pytestmark = pytest.mark.xdist_group("chunks")  # whose engine answers first
+
+RANKS = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp", "beside": True}
 POLICIES = [
     None,
-    {"method": "div_prune", "keep_ratio": 0.25},
+    QUARTER,
     {"method": "vision_zip", "keep_ratio": 0.25, "tower_layer": -1},
     {"method": "pixel_redundancy"},
 ]
 
 
-def test_two_ranks_give_the_answers_of_one(engine_of, images):
-    def answers(**settings: object) -> list:
-        engine = engine_of("tiny_qwen", **settings)
-        return [engine.ask(WHAT, image, policy=policy) for policy in POLICIES for image in images]
+def answers(engine: Any, images: Any, policies: list[Any]) -> list[Answer]:
+    return [engine.ask(WHAT, image, policy=policy) for policy in policies for image in images]
 
-    alone = answers()
-    both = answers(**RANKS)
+
+def test_two_ranks_give_the_answers_of_one(engine_of, images):
+    alone = answers(engine_of("tiny_qwen", QUARTER, **CHUNKS), images, POLICIES)
+    both = answers(engine_of("tiny_qwen", **RANKS), images, POLICIES)
     assert all(same(a, b) for a, b in zip(both, alone, strict=True))
 
 
 def test_whole_items_spread_over_the_ranks_are_chosen_from_behind_the_tower_alone(engine_of, images):
-    after = POLICIES[:2]
-    alone = [engine_of("tiny_qwen").ask(WHAT, image, policy=policy) for policy in after for image in images]
+    alone = answers(engine_of("tiny_qwen", QUARTER, **CHUNKS), images, POLICIES[:2])
     engine = engine_of("tiny_qwen", mm_encoder_tp_mode="data", **RANKS)
-    spread = [engine.ask(WHAT, image, policy=policy) for policy in after for image in images]
+    spread = answers(engine, images, POLICIES[:2])
     assert all(same(a, b) for a, b in zip(spread, alone, strict=True))
     for policy in POLICIES[2:]:
         with pytest.raises(ValueError, match="acts inside the tower, which --mm-encoder-tp-mode data spreads"):

@@ -17,6 +17,8 @@ from . import attacks
 from .checkpoints import BUNDLED
 from .servers import ask, message, post, serving, streamed
 
+pytestmark = pytest.mark.xdist_group("serve")
+
 # The torchvision of this environment decodes no images (see torchvision_operators.py); vlmopt needs none.
 WITHOUT_TORCHVISION = (
     "import sys; sys.modules['torchvision'] = None; from vlmopt.cli.main import main; sys.exit(main())"

@@ -12,10 +12,16 @@ import openai
 import pytest
 
 from . import attacks
-from .servers import ask, healthy, message, post, serving, streamed
+from .servers import ask, healthy, message, post, serving, streamed, url_of
+
+pytestmark = pytest.mark.xdist_group("server")
 
 QUARTER = {"method": "div_prune", "keep_ratio": 0.25}
 IN_TOWER = {"method": "vision_zip", "keep_ratio": 0.2, "tower_layer": -1}
+OF_MEDIA = (
+    "images",
+    "messages",
+)  # whose loading, by vLLM itself, may end in a status of 500 before a policy is looked at
 CHOICES = [None, {"method": "pixel_redundancy"}, IN_TOWER, {"padding": "blank"}]
 
 
@@ -49,9 +55,8 @@ def test_a_bad_policy_is_the_clients_fault_and_named(client, images, bad):
         ask(client, images[1], bad)
 
 
-def sent(kind: str) -> list[dict[str, Any]]:
+def sent(kind: str, image: str) -> list[Any]:
     """Bodies with one thing or another that nobody should send."""
-    image = attacks.urls()[-1]
 
     def body(url: Any = image, text: Any = "What?", **kwargs: Any) -> dict[str, Any]:
         return {"model": "tiny", "messages": message(url, text), "max_tokens": 2, "mm_processor_kwargs": kwargs}
@@ -61,15 +66,26 @@ def sent(kind: str) -> list[dict[str, Any]]:
         "settings": [body(vlmopt=p, **setting) for setting in attacks.SETTINGS for p in CHOICES[1:3]],
         "images": [body(url, vlmopt=policy) for url in attacks.urls() for policy in CHOICES],
         "texts": [body(text=text) for text in attacks.TEXTS],
-        "bodies": [{}, {"model": "tiny"}, [], {**body(), "mm_processor_kwargs": 7}, {**body(), "max_tokens": -1}],
+        "bodies": [*attacks.BODIES, *({**body(), **odd} for odd in attacks.ODD)],
+        "messages": [{**body(), "messages": messages} for messages in attacks.conversations(image)],
     }[kind]
 
 
-@pytest.mark.parametrize("kind", ["policies", "settings", "images", "texts", "bodies"])
+@pytest.mark.parametrize("kind", ["policies", "settings", "images", "texts", "bodies", "messages"])
 def test_nothing_that_a_client_sends_ends_the_engine(client, images, kind):
-    before = ask(client, images[1]).choices[0].message.content
-    for body in sent(kind):
+    before, wrong = ask(client, images[1]).choices[0].message.content, []
+    for body in sent(kind, url_of(images[1])):
         status, said = post(client, body)
-        assert healthy(client.base_url.port), f"the engine ended: {str(body)[:400]}: {status} {said[:400]}"
-        assert not (kind == "policies" and status >= 500), f"not the server's fault: {str(body)[-200:]}: {said[:400]}"
+        assert healthy(client.base_url.port), f"the engine ended: {str(body)[-400:]}: {status} {said[:400]}"
+        if status >= 500 and kind not in OF_MEDIA:
+            wrong.append(f"{status} for {str(body)[-200:]}: {said[:400]}")
+    assert not wrong, "\n".join(wrong)
     assert ask(client, images[1]).choices[0].message.content == before
+
+
+def test_an_image_of_a_refused_request_may_be_asked_for_again(client, images):
+    image = images[1].rotate(180)  # in no cache yet
+    refused = {"model": "tiny", "messages": message(url_of(image), "What is <|image_pad|>?"), "max_tokens": 2}
+    status, said = post(client, refused)
+    assert (status, "holds a token that stands for images" in said) == (400, True)
+    assert ask(client, image).usage.prompt_tokens == ask(client, images[1]).usage.prompt_tokens

@@ -1,4 +1,4 @@
-"""Videos: answers of vlmopt on transformers, positions on prefix hits, and what vLLM's own EVS makes of a tall clip."""
+"""Videos: answers of vlmopt on transformers, also on prefix hits, and the rows that vLLM's own EVS keeps."""
 
 from __future__ import annotations
 
@@ -73,12 +73,14 @@ def differing(engine: Any, reference: Any, text: str, film: Any, policies: list[
     return wrong
 
 
+@pytest.mark.xdist_group("qwen2_5_vl")
 @pytest.mark.parametrize("size", [(224, 112), (112, 224)])
 def test_answers_are_those_of_vlmopt_on_transformers(engine_of, checkpoints, size):
     engine, reference = engine_of("qwen2_5_vl"), Reference(checkpoints("qwen2_5_vl"))
     assert not differing(engine, reference, WHAT, clip(*size), POLICIES)
 
 
+@pytest.mark.xdist_group("qwen2_5_vl")
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_cached_prefix_gives_the_answer_of_a_cold_run(engine_of, policy):
     engine, film = engine_of("qwen2_5_vl"), clip(112, 224)
@@ -91,6 +93,7 @@ def test_a_cached_prefix_gives_the_answer_of_a_cold_run(engine_of, policy):
     assert same(warm, cold)
 
 
+@pytest.mark.xdist_group("qwen3_vl")
 def test_frames_with_time_stamps_between_them_are_cut_before_the_encoder_or_not_at_all(engine_of, checkpoints):
     engine, reference, film = engine_of("qwen3_vl"), Reference(checkpoints("qwen3_vl")), clip(224, 112)
     assert not differing(engine, reference, WHAT, film, BEFORE)
@@ -111,12 +114,14 @@ def test_evs_keeps_the_rows_that_vllms_own_keeps_at_the_same_count():
     assert torch.equal(EvsSelector(keep_ratio=0.4).select(tokens).keep, theirs)
 
 
+@pytest.mark.xdist_group("internvl")
 def test_frames_of_internvl_are_tiles(engine_of, checkpoints):
     engine, reference = engine_of("internvl"), Reference(checkpoints("internvl"))
     policies = [*SQUARE, {"method": "vision_zip", "keep_ratio": 0.25, "tower_layer": -2, "positions": "repack"}]
     assert not differing(engine, reference, BARE.format("What?"), clip(112, 112), policies)
 
 
+@pytest.mark.xdist_group("llava_onevision")
 def test_pooled_frames_of_onevision_have_no_row_of_the_projector(engine_of, checkpoints):
     engine, reference = engine_of("llava_onevision"), Reference(checkpoints("llava_onevision"))
     text, film = BARE.format("What?"), clip(112, 112)

@@ -8,6 +8,7 @@ it in the prompt; the model (worker) encodes the pixels and hands over that many
     policies.py    what is asked for: a policy that an engine can follow, or the reason why it cannot
     items.py       both: one image as the model is given it
     plans.py       both: what that means for an image: how many rows stay, and which, where pixels or grid decide
+    factories.py   front end: what vLLM makes of a model's inputs, with the key and without it
     processor.py   front end: plans, fewer placeholders, hashes that know the policy; all refusals
     models.py      worker: the model classes; they encode, and say where the rows lie
     batches.py     worker: which items are encoded together

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from vlmopt.families import Family, Piece
-from vlmopt.families.layouts import square_tiles
+from vlmopt.families.layouts import any_resolution, square_tiles
 from vlmopt.families.patches import first_copy, tokens_per_side
 from vlmopt.pruning import Pixels, PixelScale, Signal, VisualTokens
 
+from .policies import KEY
 from .positions import LARGEST
 
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
@@ -45,13 +48,15 @@ class Item:
         seconds = self.fields.get("second_per_grid_ts")
         step = 1.0 if seconds is None else float(seconds) * getattr(self.config.vision_config, "tokens_per_second", 1)
         if not 0 <= step <= LARGEST:
-            raise ValueError(f"frames {step} positions apart cannot be placed; check fps and the clip's own rate")
+            raise ValueError(
+                f"{KEY}: frames {step} positions apart cannot be placed; check fps and the clip's own rate"
+            )
         return step
 
     def check(self) -> None:
-        """Raise `ValueError` where its pixels do not fit the tower, as processor settings of a request can make them.
+        """Raise `ValueError` where its pixels do not fit the tower, or make another number of rows than was counted.
 
-        In the worker they would end the engine.
+        Processor settings of a request can bring that about; in the worker it would end the engine.
         """
         pixels, vision = self.fields.get(PIXELS[self.modality]), self.config.vision_config
         if pixels is None:
@@ -59,17 +64,30 @@ class Item:
         if self.family.patch_grid:
             patches = int(self.fields[GRIDS[self.modality]].prod())
             wanted: tuple[int, ...] = (patches, 3 * vision.temporal_patch_size * vision.patch_size**2)
-            fits = tuple(pixels.shape) == wanted and self.total * vision.spatial_merge_size**2 == patches
+            rows = patches / vision.spatial_merge_size**2
         else:
             size = vision.image_size
-            wanted = (3, size, size) if isinstance(size, int) else (3, *size)
-            fits = tuple(pixels.shape[-3:]) == wanted
-        if not fits:
+            wanted = (*pixels.shape[:-3], 3, *((size, size) if isinstance(size, int) else size))
+            rows = self.rows_of(len(pixels) if pixels.ndim > 3 else 1)
+        if tuple(pixels.shape) != wanted or rows != self.total:
             raise ValueError(
-                f"the processor made pixels of shape {tuple(pixels.shape)} and {self.total} tokens of the "
-                f"{self.modality}, but this model's tower takes {wanted}; leave patch_size, merge_size, size and the "
-                "like out of mm_processor_kwargs"
+                f"{KEY}: the processor made pixels of shape {tuple(pixels.shape)} and {self.total} tokens of the "
+                f"{self.modality}, which this model's tower does not; leave patch_size, merge_size, size, fps, "
+                "num_frames and the like out of mm_processor_kwargs"
             )
+
+    def rows_of(self, tiles: int) -> int:
+        """Count the rows that a tower of square images makes of tiles or frames; 0 where they are too few for it."""
+        side = tokens_per_side(self.config)
+        if self.family.layout is square_tiles:
+            return tiles * side**2
+        if self.family.layout is not any_resolution:
+            return self.total
+        if self.modality == "video":
+            return tiles * math.ceil(side / 2) ** 2 + 1
+        size, points = self.fields["image_sizes"], self.config.image_grid_pinpoints
+        enough = tiles >= image_size_to_num_patches(size, points, self.config.vision_config.image_size)  # others pad
+        return self.total if enough else 0
 
     def pieces(self) -> list[Piece]:
         """Lay out its tiles or the like, each with its grid."""
@@ -108,7 +126,9 @@ def pixels_of(item: Item, normalized: Callable[[Tensor], Tensor]) -> Tensor:
     """Give an item's pixels as a Hugging Face processor would; `ValueError` where embeddings were sent instead."""
     given = item.fields.get(PIXELS[item.modality])
     if given is None:
-        raise ValueError("this policy reads pixels, but embeddings were sent; use one that reads embeddings: div_prune")
+        raise ValueError(
+            f"{KEY}: this policy reads pixels, but embeddings were sent; use one that reads those: div_prune"
+        )
     return normalized(given)
 
 

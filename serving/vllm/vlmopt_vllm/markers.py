@@ -49,7 +49,7 @@ def fitted(keep: Tensor, scores: Tensor | None, total: int, room: int) -> Tensor
 
 
 def ranking(keep: Tensor, scores: Tensor | None, total: int) -> Tensor:
-    """Rank all rows, Long[n]: kept ones by score, or evenly spread without; then the others, those beside them first."""
+    """Rank all rows, Long[n]: kept ones by score, or evenly spread without; then the others, nearest first."""
     place = torch.arange(total, device=keep.device)
     if scores is None:
         spread = torch.arange(len(keep), device=keep.device).double().mul_(0.6180339887498949).frac_().argsort()

@@ -17,12 +17,12 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from .batches import batches, joined, split
 from .choice import choice, finished
+from .factories import factories_of
 from .families import ARCHITECTURES, described, part
 from .items import Item
 from .plans import FIELDS, Plan, frames_of
 from .policies import KEY
 from .positions import COLUMNS, lay_out, packed, placed, unpacked
-from .processor import factories_of
 from .signals import Listener
 from .tower import on_cells
 from .trained import TrainedMarker

@@ -166,3 +166,7 @@ def check_family(policy: Served, family: Family, mrope: bool) -> None:
 def without_padding(method: Selector) -> Selector:
     """Take the selector's look for padding away, where that has been left out already."""
     return replace(method, padding="keep") if method.padding != "keep" else method
+
+
+def without_key(kwargs: Mapping[str, object] | None) -> dict[str, object]:
+    return {name: value for name, value in (kwargs or {}).items() if name != KEY}

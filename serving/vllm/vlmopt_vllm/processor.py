@@ -9,40 +9,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from vllm.multimodal.inputs import MultiModalBatchedField, MultiModalFieldElem, MultiModalFlatField
-from vllm.multimodal.processing import InputProcessingContext
 from vllm.multimodal.processing.processor import PromptUpdateDetails
 
 from . import markers
 from .families import POOLED, described
 from .items import PIXELS, Item
 from .plans import beyond, dense, planned, smaller, spans_of
-from .policies import KEY, OF_TOWER, Served, asked, canonical, check_family
+from .policies import KEY, OF_TOWER, Served, asked, check_family, without_key
 from .signals import check_signal
 
 MODALITIES = ("image", "video")
-
-
-class Context(InputProcessingContext):
-    """The engine's context; no Hugging Face processor sees our key."""
-
-    def get_merged_mm_kwargs(self, kwargs: Mapping[str, object], **options: Any) -> dict[str, Any]:
-        merged = super().get_merged_mm_kwargs(without_key(kwargs), **options)
-        merged.pop(KEY, None)
-        return merged
-
-
-def without_key(kwargs: Mapping[str, object] | None) -> dict[str, object]:
-    return {name: value for name, value in (kwargs or {}).items() if name != KEY}
-
-
-def engine_kwargs(ctx: InputProcessingContext) -> Mapping[str, Any]:
-    return ctx.get_mm_config().mm_processor_kwargs or {}
 
 
 class Shortened:
@@ -84,7 +65,20 @@ class Shortened:
 
     def apply(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         self.vlmopt_policy(inputs.hf_processor_mm_kwargs)  # first: a bad policy is to be named, not its consequences
-        return super().apply(inputs, *args, **kwargs)
+        try:
+            return super().apply(inputs, *args, **kwargs)
+        except Exception as error:
+            self.vlmopt_forget(inputs)
+            if isinstance(error, ValueError):
+                raise
+            raise ValueError(f"{KEY}: images or videos cannot be processed as this request asks: {error}") from error
+
+    def vlmopt_forget(self, inputs: Any) -> None:
+        """Take the items of a refused request out of the front end's cache, which believes that the engine has them."""
+        if inputs.cache is not None:
+            for hashes in self._get_mm_hashes(inputs).values():
+                for item in hashes:
+                    inputs.cache.invalidate(item)
 
     def _maybe_apply_prompt_updates(self, mm_items: Any, mm_res: Any) -> Any:
         """Apply updates; where positions follow images, refuse prompts whose positions cannot be told or held."""
@@ -172,8 +166,9 @@ class Shortened:
         places = [place for m in MODALITIES for place in placeholders.get(m, ())]
         config = self.info.get_hf_config()
         visual = {config.image_token_id, config.video_token_id}
-        inside = [token for place in places for token in place.tokens]
-        if places and sum(t in visual for t in ids) != sum(t in visual for t in inside):
+        inside = sum(token in visual for place in places for token in place.tokens)
+        rows = sum(place.to_range().get_num_embeds() for place in places)
+        if places and not rows == inside == sum(token in visual for token in ids):
             raise ValueError(
                 f"{KEY}: the prompt's text holds a token that stands for images or videos (<|image_pad|>, "
                 "<|video_pad|>), beside those of the images and videos themselves; leave it out"
@@ -199,39 +194,3 @@ class Rows(PromptUpdateDetails):
     """Placeholders, and by how much positions behind them go beyond their number. Caches keep it with the item."""
 
     beyond: int = 0
-
-
-class Unasked:
-    """Mix-in for engines that were started without the key: nothing differs, and nobody is served other than asked."""
-
-    def apply(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        if KEY in (inputs.hf_processor_mm_kwargs or {}):
-            raise ValueError(
-                f"{KEY}: this engine was started without the key; start it with --mm-processor-kwargs "
-                f"'{{\"{KEY}\": null}}' to prune on request"
-            )
-        return super().apply(inputs, *args, **kwargs)
-
-
-@lru_cache(maxsize=64)
-def mixed(mix_in: type, kind: type) -> type:
-    return type(kind.__name__, (mix_in, kind), {"__module__": kind.__module__})
-
-
-def factories_of(base: Any) -> dict[str, Any]:
-    """Make what `register_processor` takes, from what a model class of vLLM is registered with."""
-    own = base._processor_factory
-
-    def info(ctx: InputProcessingContext) -> Any:
-        return own.info(Context(ctx.model_config, ctx.tokenizer) if KEY in engine_kwargs(ctx) else ctx)
-
-    def processor(info: Any, dummy_inputs: Any) -> Any:
-        plain = own.processor(info, dummy_inputs)  # a class, or a function that chooses one
-        if KEY not in engine_kwargs(info.ctx):
-            return mixed(Unasked, type(plain))(info, dummy_inputs)
-        made = mixed(Shortened, type(plain))(info, dummy_inputs)
-        made.vlmopt_at_start = canonical(engine_kwargs(info.ctx)[KEY], paths=True)  # a file is read once
-        made.vlmopt_policy(None)  # refuses the engine's own policy at start
-        return made
-
-    return {"processor": processor, "info": info, "dummy_inputs": own.dummy_inputs}

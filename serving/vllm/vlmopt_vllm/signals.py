@@ -125,7 +125,7 @@ class Heard:
         return run
 
     def attending(self, need: Any, block: Any) -> Any:
-        """Make a hook before an attention layer; q and k arrive rotated, [B, s, heads, d] or with heads and d joined."""
+        """Make a hook before attention; q and k arrive rotated, [B, s, heads, d] or with heads and d joined."""
 
         @torch.no_grad()
         def read(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

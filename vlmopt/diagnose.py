@@ -14,8 +14,8 @@ from vlmopt.attention_fix import SinkDiagnosis, SinkProfile
 from vlmopt.core import hinting
 
 from .api import optimized, report
+from .offload import device_of
 from .reporting import VisualMap
-from .runtime.offload import device_of
 
 LISTED = 20  # tokens of a sample in a table
 

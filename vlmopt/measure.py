@@ -19,8 +19,8 @@ from tqdm import tqdm
 from vlmopt.core import hinting
 
 from .api import optimized, report
+from .offload import device_of
 from .reporting import Report
-from .runtime.offload import device_of
 
 CLEAR = Path("/proc/self/clear_refs")
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from .families import family_of
 from .frames import Video, video_inputs
-from .runtime.offload import device_of
+from .offload import device_of
 
 
 def image_prompt(processor: Any, question: str, images: Sequence[Image.Image]) -> dict[str, Any]:

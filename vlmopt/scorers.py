@@ -20,7 +20,7 @@ from vlmopt.pruning import Scorer, Selector
 
 from .checkpoints import HERE
 from .families import family_of
-from .runtime.offload import resident
+from .offload import resident
 from .version import __version__
 
 FILES = ("focus_ui.json", "focus_ui.safetensors")

@@ -17,8 +17,8 @@ from vlmopt.attention_fix.base import no_rows
 from vlmopt.core import Signal
 
 from ..api import optimized
+from ..offload import device_of
 from ..policy import Policy
-from ..runtime.offload import device_of
 
 KINDS = ("visual_sinks", "other_visual", "text_sinks", "other_text")
 

@@ -19,9 +19,9 @@ from vlmopt.core import Signal
 
 from ..api import optimized
 from ..checks import model_facts
+from ..offload import device_of
 from ..policy import Policy
 from ..runtime.components.correction_check import why_not
-from ..runtime.offload import device_of
 from ..runtime.structure import structure_of
 from .sink_dims import Layer, Look, Values, sink_profile
 

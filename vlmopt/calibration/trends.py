@@ -20,8 +20,8 @@ from vlmopt.pruning.trend import fit_axes, fit_exponential, grid_place, raster_p
 
 from ..api import optimized
 from ..checks import model_facts
+from ..offload import device_of
 from ..policy import Policy
-from ..runtime.offload import device_of
 from ..runtime.structure import structure_of
 from .heads import HeadSums
 

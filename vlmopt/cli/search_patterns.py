@@ -21,7 +21,7 @@ from ..head_patterns import FACTS, HeadPatterns
 from ..kernels.patterns import ViewPattern
 from ..loading import Loaded, check_device, load
 from ..methods import to_dict
-from ..runtime.offload import device_of
+from ..offload import device_of
 from ..runtime.structure import structure_of
 from ..search import PatternSearch, candidates
 from ..search.prompts import Inputs, image_source, length, video_source

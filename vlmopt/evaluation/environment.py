@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from ..loading import Loaded
+from ..offload import device_of
 from ..runtime import compat
-from ..runtime.offload import device_of
 from ..runtime.structure import structure_of
 from ..version import __version__
 

@@ -10,9 +10,9 @@ import torch
 
 from ..api import report
 from ..loading import Loaded
+from ..offload import device_of
 from ..prompt import placed
 from ..reporting import Report
-from ..runtime.offload import device_of
 from .prompts import Batch
 
 # Settings of a model's own generation config that change greedy answers, too.

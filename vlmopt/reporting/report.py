@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from ..offload import device_of
 from ..runtime import compat
 from ..runtime.call import Call
 from ..runtime.component import Account, Components
-from ..runtime.offload import device_of
 from .accounting import VisualMap, maps, token_counts
 from .stages import Stage, stages
 

@@ -29,5 +29,5 @@ file per kind of signal), then `components` (what is done, one file per feature)
 where a layer begins (`hooks/layer.entry_of`) and into its attention (`hooks/attention.plan_of`), where it has work and
 nowhere else; `points` is what they are handed. Two coordinate systems, never mixed: *logical* places count the sequence
 as `generate` knows it, *physical* ones the rows or keys of one layer (`context`). Outside the decoder's layers all is
-logical. `structure` finds the parts of a model, `compat` alone knows releases, `offload` weights that are elsewhere.
+logical. `structure` finds the parts of a model, and `compat` alone knows releases.
 """

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from ..families import Family
+from ..offload import device_of
 from ..policy import Policy
 from . import compat
 from .arguments import OuterArguments, Request, images_in, same_images
 from .context import Chunk, Lease, VisualContext
 from .ledger import Clock, Features, Ledger, Page
-from .offload import device_of
 from .points import SidePass
 from .slots import Slots
 from .stages import Stages

@@ -9,8 +9,8 @@ from typing import Any
 
 from ..evaluation.environment import installed, processor
 from ..evaluation.records import Record
+from ..offload import device_of
 from ..policy import Policy
-from ..runtime.offload import device_of
 from ..version import __version__
 from .bounds import needed
 from .marks import AGREEMENT, differences

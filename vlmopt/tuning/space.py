@@ -13,9 +13,9 @@ from vlmopt.core import shown
 
 from ..api import optimized
 from ..methods import build
+from ..offload import device_of
 from ..policy import Policy
 from ..prefill import MIN_LEN
-from ..runtime.offload import device_of
 from ..runtime.structure import structure_of
 
 RATIOS = (0.75, 0.5, 0.33, 0.22, 0.15, 0.1)

@@ -21,8 +21,8 @@ from ..evaluation.records import consolidate
 from ..evaluation.request import settle
 from ..evaluation.runner import Runner
 from ..loading import Loaded
+from ..offload import device_of
 from ..policy import Policy, PolicyLike
-from ..runtime.offload import device_of
 from . import race
 from .asking import Asked, questions
 from .looks import looked, looked_before

@@ -17,9 +17,9 @@ from vlmopt.pruning.signals import Projector, ProjectorCall, TwoLayers, VisionAt
 
 from ...families import family_of
 from ...methods import Method
+from ...offload import resident, why_unreadable
 from ..call import PromptStep, Session
 from ..context import VisualContext
-from ..offload import resident, why_unreadable
 from ..structure import ModelStructure, part
 from ..unseen import refuse_unencoded
 from .base import Capture, Need, described

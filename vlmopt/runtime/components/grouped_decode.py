@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from ...offload import device_of
 from ...policy import Policy
 from ..call import Session, Step
 from ..compat import implementation, layer_config
 from ..component import AttentionPart, Component
 from ..hooks.attention import plan_of, why_not
-from ..offload import device_of
 from ..points import AttentionCall
 from ..structure import ModelStructure
 from .correction_check import heads_of

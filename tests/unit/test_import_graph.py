@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import defaultdict
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -76,6 +77,25 @@ def test_no_circle_of_files() -> None:
         raise AssertionError(f"a circle of files: {' -> '.join(error.args[1])}") from error
 
 
+def test_no_circle_of_packages() -> None:
+    """What lies directly below a part counts as one, with all that lies below it."""
+    found = defaultdict(set)
+    for name, others in graph().items():
+        packages = {package_of(other) for other in others}
+        found[package_of(name)] |= packages - {package_of(name), None}
+    del found[None]
+    assert {"vlmopt.policy", "vlmopt.runtime", "vlmopt.pruning", "vlmopt_vllm.plans"} < found.keys()
+    try:
+        TopologicalSorter(found).prepare()
+    except CycleError as error:
+        raise AssertionError(f"a circle of packages: {' -> '.join(error.args[1])}") from error
+
+
+def package_of(name: str) -> str | None:
+    """The first two words of an installed name; None for tests and scripts."""
+    return ".".join(name.split(".")[:2]) if part_of(name) is not None else None
+
+
 @pytest.mark.parametrize("part", ARROWS)
 def test_parts_import_along_the_arrows(part: str) -> None:
     mine = {name: others for name, others in graph().items() if part_of(name) == part}
@@ -86,8 +106,8 @@ def test_parts_import_along_the_arrows(part: str) -> None:
 
 
 RUNTIME = {  # folder -> folders of which it knows nothing
-    "hooks": ("components",),
     "captures": ("components",),
+    "hooks": ("captures", "components"),
     "": ("hooks", "captures", "components"),
 }
 

@@ -30,4 +30,7 @@ where a layer begins (`hooks/layer.entry_of`) and into its attention (`hooks/att
 nowhere else; `points` is what they are handed. Two coordinate systems, never mixed: *logical* places count the sequence
 as `generate` knows it, *physical* ones the rows or keys of one layer (`context`). Outside the decoder's layers all is
 logical. `structure` finds the parts of a model, and `compat` alone knows releases.
+
+Imports run `session → components → captures → hooks` → the files beside this one, never back; `capture` and `component`
+are what hooks know of the two.
 """

@@ -23,21 +23,20 @@ from vlmopt.pruning import (
     Weights,
 )
 
+from ..capture import Capture
 from .activations import GatedActivations
-from .base import Capture, described
 from .embeds import Hidden, OfText, OfVisual, Trained
 from .first_pass import FirstPass
 from .images import OfImages
 from .lookahead import RowsAhead
 from .pixels import NoveltyBefore, Scale, UnderTokens
-from .place import Place
 from .projector import WholeProjector
 from .residual import ENTERING
 from .rows import Rows
 from .text_only import WithoutImages
 from .tower import Keys, Received
 
-__all__ = ["CAPTURES", "Capture", "Place", "capture_of", "described"]
+__all__ = ["CAPTURES", "capture_of"]
 
 CAPTURES: dict[type[Signal], Capture[Any]] = {
     Activations: GatedActivations(),

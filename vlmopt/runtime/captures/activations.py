@@ -10,12 +10,12 @@ from vlmopt.pruning import Activations
 
 from ...methods import Method
 from ..call import PromptStep, Session
+from ..capture import Capture
 from ..compat import unknown
 from ..context import VisualContext
 from ..padding import prompt_text
+from ..place import Place
 from ..structure import ModelStructure
-from .base import Capture
-from .place import Place
 
 LAST = ("down_proj", "w2")
 

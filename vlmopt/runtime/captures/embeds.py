@@ -7,8 +7,8 @@ from torch import Tensor
 from vlmopt.pruning import HiddenStates, Scorer, TextEmbeds, VisualEmbeds, Weights
 
 from ... import scorers
-from .base import Capture
-from .place import Place, text_places
+from ..capture import Capture
+from ..place import Place, text_places
 
 
 class OfVisual(Capture[VisualEmbeds]):

@@ -22,12 +22,12 @@ from ...methods import Method
 from .. import compat, masks, smaller
 from ..arguments import PER_LAYER
 from ..call import CALL, Call, PromptStep, Session
+from ..capture import Capture
 from ..context import Rows, VisualContext
 from ..hooks.attention import plan_of
+from ..place import Place
 from ..side_forward import side_forward
 from ..structure import ModelStructure
-from .base import Capture
-from .place import Place
 from .row_probe import Look, Looked, Reading
 
 DEPTH = 0.4  # where the attention is read unless a layer is named: between a third and a half of the decoder

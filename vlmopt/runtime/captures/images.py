@@ -12,10 +12,10 @@ from vlmopt.attention_fix import Tower
 from vlmopt.pruning import VisionAttention
 
 from ..call import PromptStep, Session
+from ..capture import Capture
 from ..context import ImagePart, VisualContext
+from ..place import Place
 from ..structure import ModelStructure
-from .base import Capture
-from .place import Place
 from .projector import patch_rows
 from .tower import Received, received
 

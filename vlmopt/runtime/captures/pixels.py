@@ -15,10 +15,10 @@ from ...families import family_of
 from ...families.patches import first_copy
 from ..arguments import pixels_in
 from ..call import Call, PromptStep
+from ..capture import Capture, described
 from ..context import VisualContext
+from ..place import Place
 from ..structure import ModelStructure
-from .base import Capture, described
-from .place import Place
 
 
 class GivenPixels(dict[str, list[Tensor]]):

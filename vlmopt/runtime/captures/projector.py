@@ -19,11 +19,11 @@ from ...families import family_of
 from ...methods import Method
 from ...offload import resident, why_unreadable
 from ..call import PromptStep, Session
+from ..capture import Capture, Need, described
 from ..context import VisualContext
+from ..place import Place
 from ..structure import ModelStructure, part
 from ..unseen import refuse_unencoded
-from .base import Capture, Need, described
-from .place import Place
 
 NORMS = (nn.LayerNorm, nn.RMSNorm)  # and the RMS norms of transformers, which have a `variance_epsilon`
 PRINTED = 64  # columns that make up a row's fingerprint

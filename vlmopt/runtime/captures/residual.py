@@ -10,10 +10,10 @@ from torch import Tensor
 from vlmopt.attention_fix import Residual
 
 from ..call import PromptStep
+from ..capture import Capture
 from ..compat import every_row
 from ..padding import prompt_places
 from ..points import LayerInput
-from .base import Capture
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,13 +9,13 @@ from torch import Tensor
 from vlmopt.pruning import TEXT, AttentionRows, Selector
 
 from ..call import PromptStep, Session, Step
+from ..capture import Capture
 from ..component import AttentionPart
 from ..context import VisualContext
 from ..hooks.attention import plan_of
+from ..place import Place, text_places
 from ..points import AttentionCall
 from ..structure import ModelStructure
-from .base import Capture
-from .place import Place, text_places
 from .row_probe import longest_question, probe_rows, reading
 
 

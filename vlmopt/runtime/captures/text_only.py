@@ -18,11 +18,11 @@ from vlmopt.attention_fix import TextOnly
 
 from ..arguments import PER_LAYER
 from ..call import PromptStep, Session, Step
+from ..capture import Capture
 from ..compat import cache_name
 from ..padding import real
 from ..points import AttentionCall, SidePass
 from ..side_forward import side_forward
-from .base import Capture
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,9 +15,9 @@ from ..call import PromptStep, Session
 from ..compat import attention_arguments
 from ..context import VisualContext
 from ..hooks.attention import BaseView, base_function, register, route
+from ..place import Place
 from ..structure import ModelStructure, part, whole_blocks
 from ..unseen import refuse_unencoded
-from .place import Place
 from .projector import Encoded, OfRows, of_tokens
 
 NAME = "vlmopt_vision"

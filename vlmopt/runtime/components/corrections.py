@@ -14,12 +14,12 @@ from vlmopt.core import Signal
 from ...policy import Policy
 from ..call import Call, PromptStep, Session, Step
 from ..captures import capture_of
-from ..captures.place import Place
 from ..captures.residual import ENTERING
 from ..component import Account, Component, LayerPart
 from ..context import VisualContext
 from ..hooks.attention import plan_of
 from ..hooks.layer import entry_of
+from ..place import Place
 from ..points import LayerInput
 from ..structure import ModelStructure
 from ..unseen import no_visual

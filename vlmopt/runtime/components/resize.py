@@ -10,7 +10,7 @@ from typing import Any
 from ...families import family_of
 from ...policy import Policy
 from ..call import Session
-from ..captures import described
+from ..capture import described
 from ..component import Component
 from ..smaller import ARGUMENTS, ResizePlan, smaller
 from ..structure import ModelStructure

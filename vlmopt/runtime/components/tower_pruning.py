@@ -19,7 +19,7 @@ from ...families import family_of
 from ...policy import Policy
 from .. import compat
 from ..call import Call, Session
-from ..captures import described
+from ..capture import described
 from ..captures.pixels import Found
 from ..component import Account, Component
 from ..smaller import ARGUMENTS

@@ -12,7 +12,7 @@ from ...families import Family
 from .. import compat
 from ..arguments import MODALITIES, PIXELS, by_name, pixels_in
 from ..call import Call, Session
-from ..captures import Capture
+from ..capture import Capture
 from ..component import Components
 from .stand_in import StandIn
 

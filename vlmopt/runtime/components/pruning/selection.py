@@ -8,8 +8,9 @@ from torch import Tensor
 from vlmopt.pruning import Selection, Selector, VisualTokens
 
 from ...call import PromptStep, Session
-from ...captures import Place, capture_of
+from ...captures import capture_of
 from ...context import Rows, VisualContext
+from ...place import Place
 from .record import Answer, Choice, Overwritten, Written
 
 

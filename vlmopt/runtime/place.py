@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..call import PromptStep, Session
-from ..context import Rows, VisualContext
-from ..padding import prompt_text
+from .call import PromptStep, Session
+from .context import Rows, VisualContext
+from .padding import prompt_text
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,13 +7,13 @@ from typing import Any, Generic, TypeVar
 
 from vlmopt.pruning import Signal
 
-from ...families import Family, families
-from ..call import Call, PromptStep, Session
-from ..context import VisualContext
-from ..fitting import Fitting
-from ..points import LayerInput
-from ..structure import ModelStructure
+from ..families import Family, families
+from .call import Call, PromptStep, Session
+from .context import VisualContext
+from .fitting import Fitting
 from .place import Place
+from .points import LayerInput
+from .structure import ModelStructure
 
 Need = TypeVar("Need", bound=Signal)
 

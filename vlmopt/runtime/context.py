@@ -46,8 +46,8 @@ class VisualContext:
     """Where visual tokens are in the current chunk and how they group. Lives for one prefill."""
 
     visual: Tensor  # Bool[B, L]
-    span: Tensor  # Long[B, L] running number of the span inside the row, -1 for text
-    ordinal: Tensor  # Long[B, L] running number of the visual token inside the row
+    span: Tensor  # Long[B, L] running number of the span inside the batch row, -1 for text
+    ordinal: Tensor  # Long[B, L] running number of the visual token inside the batch row
     spans: list[VisualSpan]
     expand: int  # rows per original sample (beams, several returned sequences)
     attention_mask2d: Tensor | None  # Bool[B, L]

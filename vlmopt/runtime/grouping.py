@@ -1,4 +1,4 @@
-"""Find which positions of a chunk are visual, and how they group into images, tiles and frames."""
+"""Find which places of a chunk are visual, and how they group into images, tiles and frames."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def any_of(ids: Tensor, tokens: Iterable[int]) -> Tensor:
 def group(
     ids: Tensor, visual: Tensor, features: Features, modality_of: dict[int, str]
 ) -> tuple[list[VisualSpan] | None, int]:
-    """Cut every row's visual positions by the encoder's pieces. (None, 1) when the two do not match."""
+    """Cut the visual places of every batch row by the encoder's pieces. (None, 1) when the two do not match."""
     pieces = {m: list(p) for m, p in features.pieces.items()}
     own = {m: [token for token, kind in modality_of.items() if kind == m] or list(modality_of) for m in pieces}
     ids_by_modality = {m: any_of(ids, tokens) for m, tokens in own.items()}

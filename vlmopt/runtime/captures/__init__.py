@@ -24,38 +24,38 @@ from vlmopt.pruning import (
 )
 
 from ..capture import Capture
-from .activations import GatedActivations
-from .embeds import Hidden, OfText, OfVisual, Trained
-from .first_pass import FirstPass
-from .images import OfImages
-from .lookahead import RowsAhead
-from .pixels import NoveltyBefore, Scale, UnderTokens
-from .projector import WholeProjector
+from .activations import ActivationsCapture
+from .embeds import HiddenStatesCapture, TextEmbedsCapture, VisualEmbedsCapture, WeightsCapture
+from .first_pass import FirstPassRowsCapture
+from .images import TowerCapture
+from .lookahead import LookAheadRowsCapture
+from .pixels import NoveltyCapture, PixelScaleCapture, PixelsCapture
+from .projector import ProjectorCapture
 from .residual import ENTERING
-from .rows import Rows
-from .text_only import WithoutImages
-from .tower import Keys, Received
+from .rows import AttentionRowsCapture
+from .text_only import TextOnlyCapture
+from .tower import VisionAttentionCapture, VisionKeysCapture
 
 __all__ = ["CAPTURES", "capture_of"]
 
 CAPTURES: dict[type[Signal], Capture[Any]] = {
-    Activations: GatedActivations(),
-    AttentionRows: Rows(),
-    FirstPassRows: FirstPass(),
-    HiddenStates: Hidden(),
-    LookAheadRows: RowsAhead(),
-    Novelty: NoveltyBefore(),
-    Pixels: UnderTokens(),
-    PixelScale: Scale(),
-    Projector: WholeProjector(),
+    Activations: ActivationsCapture(),
+    AttentionRows: AttentionRowsCapture(),
+    FirstPassRows: FirstPassRowsCapture(),
+    HiddenStates: HiddenStatesCapture(),
+    LookAheadRows: LookAheadRowsCapture(),
+    Novelty: NoveltyCapture(),
+    Pixels: PixelsCapture(),
+    PixelScale: PixelScaleCapture(),
+    Projector: ProjectorCapture(),
     Residual: ENTERING,
-    TextEmbeds: OfText(),
-    TextOnly: WithoutImages(),
-    Tower: OfImages(),
-    VisionAttention: Received(),
-    VisionKeys: Keys(),
-    VisualEmbeds: OfVisual(),
-    Weights: Trained(),
+    TextEmbeds: TextEmbedsCapture(),
+    TextOnly: TextOnlyCapture(),
+    Tower: TowerCapture(),
+    VisionAttention: VisionAttentionCapture(),
+    VisionKeys: VisionKeysCapture(),
+    VisualEmbeds: VisualEmbedsCapture(),
+    Weights: WeightsCapture(),
 }
 
 

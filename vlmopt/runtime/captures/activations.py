@@ -45,7 +45,7 @@ class ActivationHook:
             step.slot(Taken)[self.layer] = args[0].detach()
 
 
-class GatedActivations(Capture[Activations]):
+class ActivationsCapture(Capture[Activations]):
     """Capture `Activations`."""
 
     def check(self, model: Any, structure: ModelStructure, method: Method, need: Activations) -> None:

@@ -11,7 +11,7 @@ from ..capture import Capture
 from ..place import Place, text_places
 
 
-class OfVisual(Capture[VisualEmbeds]):
+class VisualEmbedsCapture(Capture[VisualEmbeds]):
     """Capture `VisualEmbeds`."""
 
     def read(self, need: VisualEmbeds, at: Place) -> Tensor:
@@ -19,7 +19,7 @@ class OfVisual(Capture[VisualEmbeds]):
         return at.step.embeds[at.batch_row, places.to(at.step.embeds.device)]
 
 
-class OfText(Capture[TextEmbeds]):
+class TextEmbedsCapture(Capture[TextEmbeds]):
     """Capture `TextEmbeds`."""
 
     of_question = True
@@ -28,14 +28,14 @@ class OfText(Capture[TextEmbeds]):
         return at.step.embeds[at.batch_row, text_places(at).to(at.step.embeds.device)]
 
 
-class Hidden(Capture[HiddenStates]):
+class HiddenStatesCapture(Capture[HiddenStates]):
     """Capture `HiddenStates`."""
 
     def read(self, need: HiddenStates, at: Place) -> Tensor:
         return at.hidden[at.batch_row, at.physical.to(at.hidden.device)]
 
 
-class Trained(Capture[Weights]):
+class WeightsCapture(Capture[Weights]):
     """Capture `Weights`."""
 
     def read(self, need: Weights, at: Place) -> Scorer:

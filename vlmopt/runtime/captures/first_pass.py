@@ -56,7 +56,7 @@ def layer_of(structure: ModelStructure, need: FirstPassRows) -> int:
     return min(readable, key=lambda i: abs(i - DEPTH * len(structure.layers)), default=0)
 
 
-class FirstPass(Capture[FirstPassRows]):
+class FirstPassRowsCapture(Capture[FirstPassRows]):
     """Capture `FirstPassRows`; the layer's attention is routed through ours, its rows are read in first passes only."""
 
     def check(self, model: Any, structure: ModelStructure, method: Method, need: FirstPassRows) -> None:

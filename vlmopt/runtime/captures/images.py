@@ -17,7 +17,7 @@ from ..context import ImagePart, VisualContext
 from ..place import Place
 from ..structure import ModelStructure
 from .projector import patch_rows
-from .tower import Received, received
+from .tower import VisionAttentionCapture, received
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,10 +29,10 @@ class OneImage:
     values: Tensor  # fp32 [n] of all of the image's tokens
 
 
-class OfImages(Capture[Tower]):
+class TowerCapture(Capture[Tower]):
     """Capture `Tower`."""
 
-    tower = Received()
+    tower = VisionAttentionCapture()
 
     def check(self, model: Any, structure: ModelStructure, method: Any, need: Tower) -> None:
         self.tower.check(model, structure, method, VisionAttention(need.block))

@@ -22,7 +22,7 @@ from ..hooks.attention import plan_of
 from ..points import LayerInput
 from ..side_forward import side_forward
 from .row_probe import Look, Looked, Reading, longest_question, reading
-from .rows import Rows
+from .rows import AttentionRowsCapture
 
 
 class Ahead(dict[int, Tensor]):
@@ -46,7 +46,7 @@ class ReadOnlyCache:
         return torch.cat([past, key], 2), torch.cat([layers[layer_idx].values, value], 2)
 
 
-class RowsAhead(Rows):
+class LookAheadRowsCapture(AttentionRowsCapture):
     """Capture `LookAheadRows`: read at the boundary of the layer, not in the layer's own run."""
 
     state = Ahead

@@ -29,7 +29,7 @@ class Found(dict[str, list[Tensor]]):
     """State of the features of a call: novelty of every cell, per modality, in the order of the images."""
 
 
-class UnderTokens(Capture[Pixels]):
+class PixelsCapture(Capture[Pixels]):
     """Capture `Pixels`."""
 
     def check(self, model: Any, structure: ModelStructure, method: Selector, need: Pixels) -> None:
@@ -64,7 +64,7 @@ class UnderTokens(Capture[Pixels]):
         return of_cells(at, f"pixels, repeated={need.repeated}", cells)
 
 
-class Scale(Capture[PixelScale]):
+class PixelScaleCapture(Capture[PixelScale]):
     """Capture `PixelScale`."""
 
     def check(self, model: Any, structure: ModelStructure, method: Selector, need: PixelScale) -> None:
@@ -78,7 +78,7 @@ class Scale(Capture[PixelScale]):
         return torch.tensor(at.session.family.image_std, device=at.hidden.device)
 
 
-class NoveltyBefore(Capture[Novelty]):
+class NoveltyCapture(Capture[Novelty]):
     """Capture `Novelty`: what was found before the tower ran."""
 
     def missing(self, step: PromptStep, context: VisualContext, need: Novelty) -> str | None:

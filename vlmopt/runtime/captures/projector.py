@@ -157,7 +157,7 @@ class OfRows(Capture[Need]):
         return None
 
 
-class WholeProjector(OfRows[Projector]):
+class ProjectorCapture(OfRows[Projector]):
     """Capture `Projector`."""
 
     def read(self, need: Projector, at: Place) -> ProjectorCall:

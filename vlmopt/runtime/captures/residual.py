@@ -30,7 +30,7 @@ class Stream:
         return blank.scatter_(1, self.logical, marked & self.real)
 
 
-class Entering(Capture[Residual]):
+class ResidualCapture(Capture[Residual]):
     """Capture `Residual`; a component reads it where it acts at a layer."""
 
     def open_step(self, step: PromptStep, need: Residual) -> None:
@@ -47,4 +47,4 @@ class Entering(Capture[Residual]):
         return Stream(hidden, logical, real)
 
 
-ENTERING = Entering()
+ENTERING = ResidualCapture()

@@ -50,7 +50,7 @@ def reader_of(session: Session, layer: int) -> RowReader:
     return found
 
 
-class Rows(Capture[AttentionRows]):
+class AttentionRowsCapture(Capture[AttentionRows]):
     """Capture `AttentionRows`."""
 
     of_question = True

@@ -40,7 +40,7 @@ class Part:
         return Part(self.start, self.embeds[:, :n], self.text[:, :n], per_layer)
 
 
-class WithoutImages(Capture[TextOnly]):
+class TextOnlyCapture(Capture[TextOnly]):
     """Capture `TextOnly`; the component that keeps the stream reads its heads."""
 
 

@@ -133,7 +133,7 @@ class InTower(OfRows[OfBlock]):
             )
 
 
-class Received(InTower[VisionAttention]):
+class VisionAttentionCapture(InTower[VisionAttention]):
     """Capture `VisionAttention`."""
 
     def install(self, session: Session, need: VisionAttention) -> None:
@@ -148,7 +148,7 @@ class Received(InTower[VisionAttention]):
         return of_tokens(at, received(need, at)[:, None], 0.0)[:, 0]
 
 
-class Keys(InTower[VisionKeys]):
+class VisionKeysCapture(InTower[VisionKeys]):
     """Capture `VisionKeys`."""
 
     def install(self, session: Session, need: VisionKeys) -> None:

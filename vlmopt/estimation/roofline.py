@@ -12,7 +12,7 @@ ENGINES = ("eager", "graph")  # every operation is sent by the host; or whole st
 
 
 def seconds(work: Work, device: Device, dtype: str, engine: str = "eager") -> float:
-    """Time of one piece of work; pieces run one after another."""
+    """Return the seconds of one piece of work; pieces run one after another."""
     peak, bandwidth, size = device.peaks[dtype], device.bandwidth * device.stream, BYTES[dtype]
     busy = max(work.products / (peak * at(device.products, work.rows)) if work.products else 0.0,
                work.weights * size / bandwidth)  # fmt: skip

@@ -66,7 +66,7 @@ def vision(tower: Tower, images: Sequence[ImageTokens], share: float = 1.0) -> W
 
 
 def spread(side: int, window: int) -> int:
-    """Sum of the squares of the windows into which a side falls; the last may be smaller."""
+    """Return the sum of the squares of the windows into which a side falls; the last may be smaller."""
     whole, rest = divmod(side, window)
     return whole * window**2 + rest**2
 

@@ -28,14 +28,14 @@ def patch_grid(modality: str, lengths: list[int], arguments: dict[str, Any], con
 
 
 def pooled_frames(modality: str, lengths: list[int], arguments: dict[str, Any], config: Any) -> list[Piece]:
-    """Kimi K2.5: all frames of a clip are averaged, so that its tokens lie on the grid of one."""
+    """Lay out Kimi K2.5: all frames of a clip are averaged, so that its tokens lie on the grid of one."""
     rows, columns = config.vision_config.merge_kernel_size
     grids = arguments[f"{modality}_grid_thw"].tolist()
     return [plain(n, modality, (1, h // rows, w // columns)) for n, (_, h, w) in zip(lengths, grids, strict=True)]
 
 
 def downsampled(modality: str, lengths: list[int], arguments: dict[str, Any], config: Any) -> list[Piece]:
-    """MiniCPM-V: patches per side come with the call; how many of them are joined is the caller's choice.
+    """Lay out MiniCPM-V: patches per side come with the call; how many of them are joined is the caller's choice.
 
     Every slice of an image, and every frame of a video, is an item.
     """
@@ -129,13 +129,13 @@ def queries(modality: str, lengths: list[int], arguments: dict[str, Any], config
 
 
 def queries_of_sample(modality: str, lengths: list[int], arguments: dict[str, Any], config: Any) -> list[Piece]:
-    """Idefics2: items are samples; every image of one answers as many queries."""
+    """Lay out Idefics2: items are samples; every image of one answers as many queries."""
     n = config.perceiver_config.resampler_n_latents
     return [plain(n, modality, None) for length in lengths for _ in range(length // n)]
 
 
 def low_and_high(modality: str, lengths: list[int], arguments: dict[str, Any], config: Any) -> list[Piece]:
-    """Molmo2: an overview, then the crops as one grid; videos have frames of one size."""
+    """Lay out Molmo2: an overview, then the crops as one grid; videos have frames of one size."""
     if modality == "video":
         return [plain(n, modality, tuple(g)) for n, g in zip(lengths, arguments["video_grids"].tolist(), strict=True)]
     pieces = []

@@ -12,7 +12,7 @@ from .base import Family
 
 
 def embed_text(decoder: Any, given: dict[str, Any]) -> Tensor:
-    """BLIP-2 hands its language model embeddings with images once; it embeds what it generates by itself."""
+    """Embed the tokens that BLIP-2's language model generates; it is handed embeddings with images once."""
     embeds: Tensor = decoder.embed_tokens(given["input_ids"])
     return embeds
 

@@ -18,7 +18,7 @@ from .component import Components
 from .components.order import COMPONENTS
 from .hooks.decoder import CloseStep, OpenStep
 from .hooks.embed import EmbedAhead
-from .hooks.encoder import FeatureProbe
+from .hooks.encoder import FeatureFunction
 from .hooks.generate import ContinuousBatching, Generate
 from .hooks.head import Head
 from .hooks.outer import Outer
@@ -75,9 +75,9 @@ def put(session: Session) -> None:
         ContinuousBatching(session).put()
     for modality, name in MODALITIES.items():
         if hasattr(outer, name):
-            FeatureProbe(session, modality, list(captures)).put()
+            FeatureFunction(session, modality, list(captures)).put()
     if session.family.encoder:
-        FeatureProbe(session, "image", list(captures), part(outer, session.family.encoder)).put()
+        FeatureFunction(session, "image", list(captures), part(outer, session.family.encoder)).put()
     Outer(session).put()
     Head(session, session.structure.head).put()  # around it, where one module is both
     if session.structure.language_model is not None:

@@ -147,9 +147,8 @@ def moved(cast: list[Actor]) -> tuple[str, str] | None:
 
 
 def towards(rng: random.Random, cast: list[Actor]) -> tuple[str, str]:
-    actor = rng.choice([actor for actor in cast if actor.towards is not None])
-    assert actor.towards is not None
-    return f"Where does the {actor.words} move?", actor.towards
+    actor, way = rng.choice([(actor, actor.towards) for actor in cast if actor.towards is not None])
+    return f"Where does the {actor.words} move?", way
 
 
 def first(rng: random.Random, cast: list[Actor]) -> tuple[str, str] | None:

@@ -33,7 +33,7 @@ class Tried:
     why: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; differences in points."""
+        """Return a JSON-ready dict; differences are in points."""
         return {
             "policy": self.name,
             "selected_on": in_points(self.seen),

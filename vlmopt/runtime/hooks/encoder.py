@@ -17,7 +17,7 @@ from ..component import Components
 from .stand_in import StandIn
 
 
-class FeatureProbe(StandIn):
+class FeatureFunction(StandIn):
     """Stand in for `get_image_features`: record lengths and grids, time the tower, change its pixels."""
 
     def __init__(

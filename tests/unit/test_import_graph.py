@@ -45,7 +45,7 @@ def modules() -> dict[str, Path]:
 
 
 def imported(name: str, path: Path, known: dict[str, Path]) -> set[str]:
-    """Modules of ours that a module imports, anywhere in it."""
+    """Modules of ours that a module imports, anywhere in it, and the packages around them, which run before them."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -55,7 +55,16 @@ def imported(name: str, path: Path, known: dict[str, Path]) -> set[str]:
             home = package.rsplit(".", node.level - 1)[0] if node.level else ""
             base = ".".join(filter(None, [home, node.module]))
             found |= {inner if (inner := f"{base}.{alias.name}") in known else base for alias in node.names}
-    return (found & known.keys()) - {name}
+    around = {
+        parent for other in found & known.keys() for parent in packages_of(other) if parent not in packages_of(name)
+    }
+    return ((found | around) & known.keys()) - {name}
+
+
+def packages_of(name: str) -> set[str]:
+    """The packages around a module."""
+    words = name.split(".")
+    return {".".join(words[:count]) for count in range(1, len(words))}
 
 
 def graph() -> dict[str, set[str]]:

@@ -21,7 +21,7 @@ from ..api import optimized
 from ..checks import model_facts
 from ..offload import device_of
 from ..policy import Policy
-from ..runtime.components.correction_check import why_not
+from ..runtime.components.corrections.check import why_not
 from ..runtime.structure import structure_of
 from .sink_dims import Layer, Look, Values, sink_profile
 

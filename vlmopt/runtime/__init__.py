@@ -16,7 +16,7 @@ file per kind of signal), then `components` (what is done, one file per feature)
     (`masks`), and `cache` goes on reporting the length that the sequence would have had. Layers between two cuts make
     a stage (`stages`).
  7. `hooks/attention` hands a call to its parts: `components/sparse_prefill` may compute it in the kernel's place;
-    behind it `captures/rows` reads rows for selectors, `components/layer_corrections` write over the output, and
+    behind it `captures/rows` reads rows for selectors, `components/corrections` write over the output, and
     `components/eviction` scores the keys that leave when the prompt is over.
  8. `hooks/decoder` gives the output its logical length and closes the step: the `cache` learns which rows its layers
     hold, and `components/marks` leaves with it what they are. `hooks/head` marks the first logits.

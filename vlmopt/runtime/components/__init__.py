@@ -1,1 +1,1 @@
-"""What the runtime can do to a model: one file or folder per feature, with the state it keeps and its part in every pass."""
+"""What the runtime can do to a model: a file or folder per feature, with its state and its part in every pass."""

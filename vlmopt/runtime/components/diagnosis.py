@@ -16,7 +16,7 @@ from ..hooks.layer import entry_of
 from ..masks import scatter_rows
 from ..padding import prompt_places
 from ..points import LayerInput
-from .layer_corrections import record_of
+from .corrections.layer import record_of
 
 
 class Diagnoses(Component):

@@ -18,7 +18,7 @@ from ..component import AttentionPart, Component
 from ..hooks.attention import plan_of, why_not
 from ..points import AttentionCall
 from ..structure import ModelStructure
-from .correction_check import heads_of
+from .corrections.check import heads_of
 
 LEAST_KEYS = 4096  # below, it loses as often as it wins (docs/kv-cache.md)
 LEAST_NUMBERS = LEAST_KEYS * 128  # of a key head: narrow heads need more keys

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from vlmopt.attention_fix import HeadCorrection, TextOnly
 from vlmopt.attention_fix.vision_heads import token_divergence
@@ -13,13 +12,10 @@ from vlmopt.attention_fix.vision_heads import token_divergence
 from ..call import Call, PromptStep, Session, Step
 from ..captures.text_only import TextStream
 from ..component import Account, Component
-from .correction_check import by_layer
+from .corrections.check import by_layer
+from .corrections.layer import Divergence
 from .guidance import method_of
 from .marks import Marks
-
-
-class Divergence(list[Tensor]):
-    """State of a step, fp32 [B, H] per traced layer, and of its call, fp32 [B] per generated token."""
 
 
 class TextBeside(Component):

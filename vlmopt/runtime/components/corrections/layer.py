@@ -18,13 +18,12 @@ from vlmopt.attention_fix.attention_rows import read_mask, sees_all
 from vlmopt.attention_fix.base import Listening
 from vlmopt.attention_fix.vision_heads import head_divergence
 
-from ..call import Call, DecodeStep, PromptStep, Session, Step
-from ..component import AttentionPart
-from ..points import AttentionCall
-from .editable_rows import Editable, editable, generated_keys, rows_of_mask
-from .marks import Marks
-from .text_beside import Divergence
-from .watchdog import Repeating
+from ...call import Call, DecodeStep, PromptStep, Session, Step
+from ...component import AttentionPart
+from ...points import AttentionCall
+from ..marks import Marks
+from ..watchdog import Repeating
+from .rows import Editable, editable, generated_keys, rows_of_mask
 
 VERIFIED = 16  # query rows up to which a step behind the prompt counts as decoding (candidates of assisted decoding)
 MARKED = ("sink", "local", "summary")  # tables that hold what corrections marked or chose
@@ -45,6 +44,10 @@ class Record:
 
 class Records(dict[tuple[str, int], Record]):
     """State of a call: (correction, layer) -> what it did."""
+
+
+class Divergence(list[Tensor]):
+    """State of a step, fp32 [B, H] per traced layer, and of its call, fp32 [B] per generated token."""
 
 
 def record_of(call: Call, correction: Correction, layer: int) -> Record:

@@ -11,22 +11,22 @@ from torch import Tensor
 from vlmopt.attention_fix import Correction, Diagnosis, Residual, Tower
 from vlmopt.core import Signal
 
-from ...policy import Policy
-from ..call import Call, PromptStep, Session, Step
-from ..captures import capture_of
-from ..captures.residual import ENTERING
-from ..component import Account, Component, LayerPart
-from ..context import VisualContext
-from ..hooks.attention import plan_of
-from ..hooks.layer import entry_of
-from ..place import Place
-from ..points import LayerInput
-from ..structure import ModelStructure
-from ..unseen import no_visual
-from .correction_check import by_layer, check_correction, why_not
-from .correction_report import corrected, lines
-from .layer_corrections import LayerCorrections, Records
-from .marks import FOREIGN, Marks
+from ....policy import Policy
+from ...call import Call, PromptStep, Session, Step
+from ...captures import capture_of
+from ...captures.residual import ENTERING
+from ...component import Account, Component, LayerPart
+from ...context import VisualContext
+from ...hooks.attention import plan_of
+from ...hooks.layer import entry_of
+from ...place import Place
+from ...points import LayerInput
+from ...structure import ModelStructure
+from ...unseen import no_visual
+from ..marks import FOREIGN, Marks
+from .check import by_layer, check_correction, why_not
+from .layer import LayerCorrections, Records
+from .report import corrected, lines
 
 
 class Corrections(Component):

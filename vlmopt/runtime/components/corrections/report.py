@@ -10,8 +10,8 @@ from torch import Tensor
 
 from vlmopt.attention_fix import Correction, Diagnosis
 
-from ..call import Call
-from .layer_corrections import Record, Records
+from ...call import Call
+from .layer import Record, Records
 
 
 def corrected(call: Call, corrections: Sequence[Correction]) -> list[dict[str, Any]]:

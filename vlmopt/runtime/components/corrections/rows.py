@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import padding
-from ..call import PromptStep, Step
-from ..context import Store
-from .marks import Marks
+from ... import padding
+from ...call import PromptStep, Step
+from ...context import Store
+from ..marks import Marks
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,11 +6,11 @@ from typing import Any
 
 from vlmopt.attention_fix import Correction, Diagnosis
 
-from ...policy import Policy
-from ..captures import capture_of
-from ..compat import layer_config
-from ..hooks.attention import why_not as why_fixed
-from ..structure import ModelStructure
+from ....policy import Policy
+from ...captures import capture_of
+from ...compat import layer_config
+from ...hooks.attention import why_not as why_fixed
+from ...structure import ModelStructure
 
 
 def check_correction(model: Any, structure: ModelStructure, correction: Correction) -> None:

@@ -47,7 +47,7 @@ class Architecture(ABC):
         pointing: the head that is told where to look, if any.
     """
 
-    model_class: ClassVar[type]
+    model_class: ClassVar[type[Any]]
     key_heads: ClassVar[int]
 
     sizes: Mapping[tuple[int, int], float]

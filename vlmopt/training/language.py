@@ -40,7 +40,8 @@ class Reader(nn.Module):
 
     @property
     def table(self) -> torch.Tensor:
-        return self.language.embed_tokens.weight
+        table: torch.Tensor = self.language.embed_tokens.weight
+        return table
 
     def forward(self, batch: Batch, visual: torch.Tensor) -> Marked:
         """Compute loss and hits per kind of question from visual tokens [b, n, d] at the kept cells."""
@@ -89,10 +90,11 @@ class Reader(nn.Module):
         with torch.autocast("cpu", torch.bfloat16):
             places = self.probe(F.rms_norm(states[:, batch.visual], (HIDDEN,))).float()
         columns = batch.grid[1]
-        return sum(
+        across, down = (
             F.cross_entropy(part.flatten(0, 1), target.flatten())
             for part, target in zip(places.chunk(2, dim=-1), (batch.kept % columns, batch.kept // columns), strict=True)
         )
+        return across + down
 
     def _pointing(self, batch: Batch, weights: torch.Tensor) -> tuple[torch.Tensor, float]:
         """Compute loss, and mean attention on the object asked about, from weights [b, s, s] of the pointing head."""
@@ -126,7 +128,8 @@ class LanguageStage:
         first = self.share.first(step)
         worlds = self.packer.draw(first, self.share.count, objects=objects, questions=questions)
         batch = self.packer.pack(worlds, keep=32 + 16 * round(4 * grown), seed=first)
-        return self.reader(batch, self.symbolic(batch, first))
+        marked: Marked = self.reader(batch, self.symbolic(batch, first))
+        return marked
 
     def symbolic(self, batch: Batch, seed: int) -> torch.Tensor:
         """Return ideal tokens of the kept cells with noise of norm 0.1 to 0.7 and a few wrong words: [b, n, d]."""
@@ -137,7 +140,7 @@ class LanguageStage:
             wrong = (torch.rand(slot.shape, generator=random) < WRONG_WORD) & (slot >= 0)
             slot[wrong] = torch.randint(len(words), (int(wrong.sum()),), generator=random)
         tokens = cell_targets(slots, self.packer.slot_ids, self.reader.table)
-        noise = torch.randn(tokens.shape, generator=random) / tokens.shape[-1] ** 0.5
+        noise: torch.Tensor = torch.randn(tokens.shape, generator=random) / tokens.shape[-1] ** 0.5
         return tokens + noise * (0.1 + 0.6 * torch.rand(len(tokens), 1, 1, generator=random))
 
     def _fill_labels(self, batch: Batch, slots: torch.Tensor, random: torch.Generator) -> None:

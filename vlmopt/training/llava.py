@@ -5,7 +5,6 @@ Its visual tokens carry their place, as CLIP's position embedding gives it to th
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -107,7 +106,8 @@ class Llava(Architecture):
         places[0] = 0
         places[1:] = LOUDNESS * torch.cat([rows, columns], dim=-1).flatten(0, 1)
         tower.embeddings.patch_embedding.weight *= 0.5
-        for layer, offsets in itertools.zip_longest(tower.encoder.layers, NEIGHBOURS, fillvalue=()):
+        for number, layer in enumerate(tower.encoder.layers):
+            offsets = NEIGHBOURS[number] if number < len(NEIGHBOURS) else ()
             attend_to_likes(layer.self_attn, HEADS, spread=0.01 if offsets else 0.04)
             for head, offset in enumerate(offsets):
                 look_aside(layer.self_attn, head, offset)

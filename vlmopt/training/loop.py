@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -59,8 +60,8 @@ class Loop:
 
     def run(self, work: Callable[[int], Marked]) -> None:
         """Take all steps; `work(step)` gives the loss and counts, name -> (right, of); their ratios are logged."""
-        totals: Counter[str] = Counter()
-        seen: Counter[str] = Counter()
+        totals: defaultdict[str, float] = defaultdict(float)
+        seen: defaultdict[str, float] = defaultdict(float)
         saved = time.monotonic()
         bar = tqdm(
             initial=self.step,
@@ -78,7 +79,8 @@ class Loop:
             bar.update()
             if self.step % LOG_EVERY == 0:
                 self._log(" ".join(f"{name} {totals[name] / seen[name]:.3f}" for name in sorted(totals) if seen[name]))
-                totals, seen = Counter(), Counter()
+                totals.clear()
+                seen.clear()
             if time.monotonic() - saved > SAVE_EVERY:
                 self.save()
                 saved = time.monotonic()
@@ -108,7 +110,7 @@ class Loop:
             average.lerp_(self.parameters[name].detach(), 1.0 - min(self.decay, self.step / (self.step + 10)))
 
     def _share_gradients(self) -> None:
-        gradients = [p.grad for p in self.parameters.values()]
+        gradients = [cast(torch.Tensor, p.grad) for p in self.parameters.values()]  # every step reaches them all
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
@@ -126,7 +128,7 @@ class Loop:
         with atomic_write(self.path) as fresh:
             torch.save(state, fresh)
 
-    def _load(self, state: dict) -> None:
+    def _load(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
         _copy(self.parameters, state["parameters"])
         _copy(self.averages, state["averages"])

@@ -36,7 +36,9 @@ class PriorStage:
         batch = self.packer.pack(worlds, keep=self.keep(step), seed=first)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             tokens, _ = self.packer.architecture.see(self.model, worlds)
-        return self.reader(batch, tokens.float().gather(1, batch.kept[..., None].expand(-1, -1, tokens.shape[-1])))
+        kept = tokens.float().gather(1, batch.kept[..., None].expand(-1, -1, tokens.shape[-1]))
+        marked: Marked = self.reader(batch, kept)
+        return marked
 
     def draw(self, first: int) -> list[World]:
         """Return images of one size: scenes and screens as in the joint stage, then scenes of habit."""

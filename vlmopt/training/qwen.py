@@ -82,7 +82,8 @@ class Qwen(Architecture):
         )
 
     def visual(self, model: Any) -> nn.Module:
-        return model.model.visual
+        tower: nn.Module = model.model.visual
+        return tower
 
     def see(self, model: Any, worlds: list[World]) -> tuple[torch.Tensor, torch.Tensor | None]:
         pixels, grid = patches(worlds)

@@ -71,7 +71,7 @@ def word_id(tokenizer: PreTrainedTokenizerFast, word: str) -> int:
     ids = tokenizer(word, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
         raise ValueError(f"{word!r} is {len(ids)} tokens; raise VOCABULARY above {VOCABULARY}")
-    return ids[0]
+    return int(ids[0])
 
 
 def coordinate_ids(tokenizer: PreTrainedTokenizerFast, value: int) -> tuple[int, int]:

@@ -50,7 +50,7 @@ class WebStage:
         drawn = self.packer.draw(first, count - web - habits, objects=7, questions=14)
         seeds = range(FIRST_TRAINING_SEED + first, FIRST_TRAINING_SEED + first + habits)
         size = drawn[0].size
-        degraded = [
+        degraded: list[World] = [
             hallucination(seed, size, degradation=DEGRADATIONS[seed % len(DEGRADATIONS)], questions=8) for seed in seeds
         ]
         return drawn, self.windows.draw(first, web, size), degraded

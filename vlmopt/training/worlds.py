@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from vlmopt.focusui.schedule import Schedule
 from vlmopt.synthetic.web.stored import Windows, make, windows
 
 from .architecture import Architecture
@@ -25,7 +26,7 @@ from .export import export
 from .joint import JointStage
 from .language import LanguageStage, Reader
 from .llava import LLAVA
-from .loop import Loop, Schedule, restore
+from .loop import Loop, restore
 from .prior import PriorStage
 from .qwen import QWEN
 from .sheets import sheets

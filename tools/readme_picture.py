@@ -9,6 +9,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -31,18 +32,22 @@ def main(run: Path, out: Path) -> None:
     sheet.paste(after, (after.width, 0))
     ImageDraw.Draw(sheet).text(
         (GAP, after.height - legend + 3),
-        f"all {dense['visual_tokens_kept']:.0f} tokens: clicks {dense['answer']}",
+        f"all {dense['visual_tokens_kept']:.0f} tokens: clicks {dense['answer']}, KV cache {cache(dense)}",
         fill=INK,
         font=ImageFont.load_default(15),
     )
     ImageDraw.Draw(sheet).text(
         (2 * after.width - GAP, after.height - legend + 21),
-        f"clicks {pruned['answer']}",
+        f"clicks {pruned['answer']}, KV cache {cache(pruned)}",
         fill=INK,
         font=ImageFont.load_default(15),
         anchor="ra",
     )
     sheet.quantize(128).save(out, optimize=True)
+
+
+def cache(run: dict[str, Any]) -> str:
+    return f"{run['report']['kv_cache_bytes'] / 2**10:.0f} KiB"
 
 
 if __name__ == "__main__":

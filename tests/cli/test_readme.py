@@ -66,5 +66,12 @@ def test_links_and_images_exist() -> None:
         assert target.startswith("http") or (ROOT / target).exists(), target
 
 
+def test_the_figures_of_the_caption_are_those_of_the_table() -> None:
+    dense, pruned = (re.search(rf"^\| {kept} \| \d+ \| (\d+) ms", TEXT, re.MULTILINE) for kept in ("all", "0.25"))
+    assert dense is not None
+    assert pruned is not None
+    assert f"falls from {int(dense[1]) / 1000:.2f} to {int(pruned[1]) / 1000:.2f} s" in TEXT
+
+
 def test_predictions_are_those_of_the_code() -> None:
     assert readme_estimate.table() in TEXT

@@ -63,7 +63,6 @@ def under_sinks(prefill: Prefill) -> Prefill:
 
 
 def as_batch(prefill: Prefill, q: Tensor, k: Tensor) -> Prefill:
-    assert prefill.modality is not None
     modality = prefill.modality.expand(len(q), -1)
     return replace(prefill, q=q, k=k, v=prefill.v.expand_as(k), modality=modality)
 

@@ -70,7 +70,6 @@ def repeat(name: str, count: int, budget: float, limit: int) -> None:
         source = Source(data=(POLLS,), run=Path(folder) / "fresh", limit=FRESH_IMAGES, seed=FRESH)
         settings = Settings(model=name, source=source, policies=policies, maps=0)
         run = evaluate(settings)
-        assert run is not None
         images = images_of(load_data(source).samples, run)
         records = {record.key: record for record in read(run)}
         fresh = {policy: differences(images, records, policy, False)["accuracy"] for policy in policies}

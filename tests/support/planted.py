@@ -75,13 +75,6 @@ def local_window(q, k, width, seed, gain=12.0, dim=1):
     waves(q, k, frequency, torch.zeros(q.shape[1]), gain, dim)
 
 
-def h_grid(q, stride, phase):
-    """Rows phase[h] + n * stride[h] look everywhere alike."""
-    i = torch.arange(q.shape[-2])
-    flat = i % torch.as_tensor(stride)[:, None] == torch.as_tensor(phase)[:, None]
-    q.mul_(torch.where(flat, 0.1, 1.0)[..., None])
-
-
 def topics(q, k, segments, seed, strength=3.0):
     """Blocks on the diagonal: a direction per segment [S], added to its queries and keys."""
     g = torch.Generator().manual_seed(seed)

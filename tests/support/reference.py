@@ -208,7 +208,6 @@ class Reference:
 
     def _markers(self, layer: int, hidden: Tensor) -> list[tuple[int, int]]:
         """(row, column) of the markers known at this layer, as far as `hidden` has them."""
-        assert self.removal is not None
         times, first = hidden.shape[0] // self.removal.shape[0], self._first(hidden)
         return [
             (b * times + t, i)
@@ -250,7 +249,6 @@ class Reference:
         return hook
 
     def _write_markers(self, layer: int, hidden: Tensor) -> Tensor:
-        assert self.removal is not None
         fresh, times = self.removal.runs.get(layer, []), hidden.shape[0] // self.removal.shape[0]
         before, hidden, first = hidden, hidden.clone(), self._first(hidden)
         for b, run in fresh:
@@ -262,7 +260,6 @@ class Reference:
         return hidden
 
     def _rotary(self, layer: int, kw: dict[str, Any], positions: Tensor) -> dict[str, Any]:
-        assert self.removal is not None
         hidden, rows = kw["hidden_states"], self.removal.survivors[layer] or []
         later = torch.tensor([len(row) for row in rows])[:, None] + torch.arange(self.past + self.q)
         table = torch.cat([positions, later], 1)[:, self._first(hidden) : self.past + self.q]

@@ -21,7 +21,6 @@ STYLES = (
     "答案：{}", "正确答案是{}。", "<|begin_of_box|>{}<|end_of_box|>", "◁think▷no◁/think▷{}", "[THINK]no[/THINK]{}",
     "Answer: (3, 4) or C?\nNo. The answer is {}",
 )  # fmt: skip
-SIGNS = "AB()[]{}<>/\\*_`$ \n.,:%=xy12answerboxedthink\"'答案选"
 BOUNDED = settings(max_examples=150, deadline=None, derandomize=True)
 
 

@@ -102,7 +102,7 @@ def has_cls(tower: nn.Module) -> bool:
     return any(name.endswith(("class_embedding", "cls_token")) for name, _ in tower.named_parameters())
 
 
-def plan_of(session: Session, layer: int) -> VisionPlan:
+def vision_plan_of(session: Session, layer: int) -> VisionPlan:
     """Route one attention module of the tower through `vision_attention` (once)."""
     tower = part(session.structure.outer, session.family.vision_tower)
     module: Any = blocks_of(tower)[layer]
@@ -138,7 +138,7 @@ class VisionAttentionCapture(InTower[VisionAttention]):
 
     def install(self, session: Session, need: VisionAttention) -> None:
         super().install(session, need)
-        plan_of(session, need.layer).attention.add(need)
+        vision_plan_of(session, need.layer).attention.add(need)
 
     def missing(self, step: PromptStep, context: VisualContext, need: VisionAttention) -> str | None:
         read = step.call.features.slot(Encoded).attention[need]
@@ -153,7 +153,7 @@ class VisionKeysCapture(InTower[VisionKeys]):
 
     def install(self, session: Session, need: VisionKeys) -> None:
         super().install(session, need)
-        plan_of(session, need.layer).keys.add(need.layer)
+        vision_plan_of(session, need.layer).keys.add(need.layer)
 
     def missing(self, step: PromptStep, context: VisualContext, need: VisionKeys) -> str | None:
         return super().missing(step, context, need) or unread(step, step.call.features.slot(Encoded).keys[need.layer])

@@ -108,6 +108,8 @@ print("cpu", resource.getrusage(resource.RUSAGE_SELF).ru_utime)
         "serve tiny-qwen --port 0",
         "serve tiny-qwn",
         "run --question q --image nowhere.png",
+        "run --question q --image nowhere.png --policy nowhere.json",
+        "eval --data worlds --out y --policy focus_ui:scorr=runs/scorer,keep_ratio=.1",
         "eval --data x --out y --model tiny-qwn",
         "tune --data x --out y --model tiny-qwn",
         "tune --out y",

@@ -105,6 +105,8 @@ def test_the_catalogue_names_every_setting():
         ("gentle+fastv:keep_rato=.3", "did you mean 'keep_ratio'"),
         ('debias:host={"method": "fastv", "layr": 2}', "fastv: unknown setting 'layr' .did you mean 'layer'"),
         ("debias:layer=2", "debias: unknown setting 'layer'"),  # that of its host
+        ("focus_ui:scorr=runs/a,keep_ratio=.1", "did you mean 'scorer'"),
+        ("runs/nowhere.json", "no policy file at 'runs/nowhere.json'"),
     ],
 )
 def test_misspelt_settings_are_refused_by_their_names_alone(line, match):

@@ -63,7 +63,7 @@ def read(path: Path) -> Written:
     try:
         data = parse(check_file(path, "policy file").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ValueError(f"no policy file at {shown(str(path))}") from error
+        raise inline.no_file(str(path)) from error
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a JSON policy: {error}") from error
     if not isinstance(data, dict):

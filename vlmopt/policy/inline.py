@@ -18,20 +18,20 @@ FRACTION = re.compile(r"[+-]?(\d+\.|\.\d+)")  # 1. and .5, which JSON does not k
 
 
 def check(text: str) -> None:
-    """Refuse a name or a line that names what does not exist; paths and JSON are left to who reads them.
+    """Refuse a name, a line or a path that names what does not exist; files and JSON are left to who reads them.
 
     Settings of other packages' methods are left to `Policy`, which loads these.
 
     Raises:
-        ValueError: as by `parse`, or no preset has the name.
+        ValueError: as by `parse`, no preset has the name, or no file is there.
     """
-    if text.lstrip("\ufeff \t\n").startswith(("{", "[")) or is_path(text) or os.path.exists(text):
+    if text.lstrip("\ufeff \t\n").startswith(("{", "[")) or os.path.exists(text):
         return
     known = catalogue.methods()
     if catalogue.preset(text) is not None:
         return
     if (rows := parse(text, set(known))) is None:
-        raise unknown(text, known)
+        raise no_file(text) if is_path(text) else unknown(text, known)
     check_settings(rows)
 
 
@@ -49,6 +49,11 @@ def check_settings(rows: Iterable[Any]) -> None:
 def is_path(text: str) -> bool:
     """Tell what can only be meant as a path, whether it exists or not."""
     return os.sep in text or text.endswith(".json")
+
+
+def no_file(path: str) -> ValueError:
+    """Return the error for a path at which there is nothing."""
+    return ValueError(f"no policy file at {shown(path)}")
 
 
 def unknown(name: str, known: Iterable[str], paths: bool = True) -> ValueError:

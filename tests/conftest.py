@@ -38,6 +38,20 @@ def untrained_scorer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scorers, "load", loading(scorers.load))
 
 
+@pytest.fixture
+def quanto(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let optimum-quanto unpack without the C++ that it would compile first; skip where it is not installed."""
+    pytest.importorskip("optimum.quanto")
+    from types import SimpleNamespace
+
+    from optimum.quanto.library.extensions.extension import get_extension
+
+    def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
+        return torch.cat([(packed >> bits * i) & (2**bits - 1) for i in range(8 // bits)])
+
+    monkeypatch.setattr(get_extension("quanto_cpp"), "_lib", SimpleNamespace(unpack=unpack))
+
+
 @pytest.fixture(scope="module")  # Playwright runs once at a time in a thread
 def browser() -> Iterator[Any]:
     """A real browser."""

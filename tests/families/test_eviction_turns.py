@@ -127,6 +127,18 @@ def test_half_precision_keeps_its_dtype(method, dtype):
     assert all(entry["slots_after"] < entry["slots_before"] for entry in vlmopt.report(model).kv)
 
 
+def test_scores_of_another_shape_are_refused():
+    class Odd(Eviction):
+        name = "odd"
+
+        def score(self, view):
+            return view.keys[..., 0, 0]
+
+    model = vlmopt.optimize(copy.deepcopy(FAMILIES["llava"].build()), vlmopt.Policy(kv=Odd()))
+    with pytest.raises(ValueError, match=r"odd: score must return one value per key, \[B, Hk, n\] = \(1, .*got \(1, "):
+        generate(model, FAMILIES["llava"].inputs([[5, Image(0), 7]]))
+
+
 def test_scores_without_bounds_oust_nothing_that_is_protected():
     class Endless(Eviction):
         name = "endless"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import pytest
@@ -18,15 +17,11 @@ NAMES = ["qwen2_5_vl", "qwen3_vl", "llava"]
 names = pytest.mark.parametrize("name", NAMES)
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("hqq") is None and importlib.util.find_spec("optimum") is None,
-    reason="needs hqq or optimum-quanto",
-)
+@pytest.mark.usefixtures("quanto")
 @names
 def test_quantized_cache(name):
     case = Case(FAMILIES[name], "progressive", "keep", "ragged")
-    backend = "hqq" if importlib.util.find_spec("hqq") else "quanto"
-    config = {"backend": backend, "nbits": 4, "q_group_size": 16, "residual_length": 64}
+    config = {"backend": "quanto", "nbits": 4, "q_group_size": 16, "residual_length": 64}
     settings = {"cache_implementation": "quantized", "cache_config": config}
     with case.optimized() as model:
         out = generate(model, case.batch, **settings)

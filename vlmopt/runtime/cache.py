@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from transformers import DynamicCache
 
-from .compat import query_length
+from .compat import fill_quantized, query_length
 from .context import CacheState, Chunk, Lease
 
 
@@ -87,14 +87,26 @@ class LogicalDynamicCache(LogicalCache, DynamicCache):
     """The logical twin of `DynamicCache`; at module level, so that instances pickle."""
 
 
-def keep_slots(cache: Any, layer: int, index: Tensor) -> None:
-    """Drop all slots of a layer but `index` Long[B, 1|Hk, k]."""
+def keep_slots(cache: Any, layer: int, index: Tensor, unpacked: tuple[Tensor, Tensor] | None) -> None:
+    """Drop all slots of a layer but `index` Long[B, 1|Hk, k].
+
+    Args:
+        unpacked: keys and values of a quantised layer as it attended to them; what stays is packed anew, by itself.
+    """
     held = cache.layers[layer]
-    cache._vlmopt.dropped[layer] += held.keys.shape[2] - index.shape[2]
-    for name in ("keys", "values"):
-        tensor = getattr(held, name)
-        slots = index.to(tensor.device).expand(-1, tensor.shape[1], -1)
-        setattr(held, name, tensor.gather(2, slots[..., None].expand(*slots.shape, tensor.shape[3])))
+    keys, values = unpacked or (held.keys, held.values)
+    cache._vlmopt.dropped[layer] += keys.shape[2] - index.shape[2]
+    kept = take_slots(keys, index), take_slots(values, index)
+    if unpacked is None:
+        held.keys, held.values = kept
+    else:
+        fill_quantized(held, *kept)
+
+
+def take_slots(tensor: Tensor, index: Tensor) -> Tensor:
+    """Gather slots `index` Long[B, 1|Hk, k] of [B, Hk, n, D]."""
+    slots = index.to(tensor.device).expand(-1, tensor.shape[1], -1)
+    return tensor.gather(2, slots[..., None].expand(*slots.shape, tensor.shape[3]))
 
 
 @dataclass(eq=False)

@@ -131,7 +131,15 @@ def is_static(cache: Any) -> bool:
 
 
 def is_quantized(cache: Any) -> bool:
+    """Return whether a cache packs its keys."""
     return any(hasattr(layer, "_quantized_keys") for layer in getattr(cache, "layers", ()))
+
+
+def fill_quantized(layer: Any, keys: Tensor, values: Tensor) -> None:
+    """Let a quantised layer hold these keys and values [B, Hk, n, D] as if they were the first it is handed."""
+    layer.reset()
+    layer.is_initialized, layer.cumulative_length = False, 0  # up to 5.22 a reset does not
+    layer.update(keys, values)
 
 
 def implementation(config: Any) -> str:
@@ -181,7 +189,20 @@ def cache_bytes(cache: Any) -> int:
 
 
 def layer_bytes(cache: Any, layer: int) -> int:
-    """Return the bytes of the key and value tensors of one layer."""
-    held = cache.layers[layer]
-    keys, values = getattr(held, "keys", None), getattr(held, "values", None)
-    return (keys.nbytes if isinstance(keys, Tensor) else 0) + (values.nbytes if isinstance(values, Tensor) else 0)
+    """Return the bytes of the key and value tensors of one layer, packed ones among them."""
+    names = ("keys", "values", "_quantized_keys", "_quantized_values")
+    return sum(bytes_of(getattr(cache.layers[layer], name, None)) for name in names)
+
+
+def bytes_of(held: Any) -> int:
+    """Return the bytes of a tensor, of the parts of a packed one, or of all tensors in a container."""
+    if isinstance(held, Mapping):
+        held = tuple(held.values())
+    if isinstance(held, (tuple, list)):
+        return sum(map(bytes_of, held))
+    if not isinstance(held, Tensor):
+        return 0
+    if not hasattr(held, "__tensor_flatten__"):
+        return held.nbytes
+    names, _ = held.__tensor_flatten__()
+    return sum(bytes_of(getattr(held, name)) for name in names)

@@ -35,11 +35,19 @@ WHAT = "kv eviction"
 
 
 @dataclass(frozen=True, eq=False)
-class Waiting:
-    """One layer that waits for its budget, which depends on all layers."""
+class Scored:
+    """What is known of the keys of one layer."""
 
     keys: Keys
     scores: Tensor  # fp32 [B, H, n]
+    unpacked: tuple[Tensor, Tensor] | None  # keys and values as the layer attended to them, where its cache packs them
+
+
+@dataclass(frozen=True, eq=False)
+class Waiting:
+    """One layer that waits for its budget, which depends on all layers."""
+
+    scored: Scored
     sparsity: list[float]  # per sample
 
 
@@ -123,7 +131,7 @@ class Evicting(Component):
             of_layers = [layer.sparsity for layer in pending.waiting.values()]
             of_samples = [kv.adaptive(sparsity, self.method.keep_ratio) for sparsity in zip(*of_layers, strict=True)]
             for number, (layer, own) in enumerate(pending.waiting.items()):
-                self.evict(step, pending, layer, own.keys, own.scores, [ratios[number] for ratios in of_samples])
+                self.evict(step, pending, layer, own.scored, [ratios[number] for ratios in of_samples])
         if pending.index:
             caches.commit(step, self.session.stages.last)
             state = caches.adopted(step, pending.cache, self.session.lease)
@@ -132,8 +140,9 @@ class Evicting(Component):
         elif not step.call.page.slot(Evictions):
             step.call.skip(WHAT, "nothing competes: every key of the prompt is protected")
 
-    def evict(self, step: Step, pending: Pending, layer: int, keys: Keys, scores: Tensor, ratios: list[float]) -> None:
-        """Shrink the cache of one layer to a share per sample of what competes, by scores fp32 [B, H, n]."""
+    def evict(self, step: Step, pending: Pending, layer: int, scored: Scored, ratios: list[float]) -> None:
+        """Shrink the cache of one layer to a share per sample of what competes."""
+        keys = scored.keys
         kept = [
             min(kv.kept(all_of_them, ratio), stored - held)
             for all_of_them, ratio, stored, held in zip(keys.competing, ratios, keys.stored, keys.held, strict=True)
@@ -145,12 +154,12 @@ class Evicting(Component):
                 both = Kept(layer, (before, before), (bytes_before, bytes_before), keys.competing, kept)
                 step.call.page.slot(Evictions).append(both)
             return
-        scores = scores if self.method.per_head else scores.mean(1, keepdim=True)
+        scores = scored.scores if self.method.per_head else scored.scores.mean(1, keepdim=True)
         index, valid = kv.choose(
             scores.to(step.device), keys.protected, keys.real, torch.tensor(counts, device=step.device)
         )
         caches.adopted(step, pending.cache, self.session.lease)
-        caches.keep_slots(pending.cache, layer, index)
+        caches.keep_slots(pending.cache, layer, index, scored.unpacked)
         pending.index[layer] = (keys.places.expand(-1, index.shape[1], -1).gather(2, index), valid)
         slots, sizes = (before, index.shape[2]), (bytes_before, compat.layer_bytes(pending.cache, layer))
         step.call.page.slot(Evictions).append(Kept(layer, slots, sizes, keys.competing, kept))
@@ -189,13 +198,14 @@ class LayerEviction(AttentionPart):
         heads = None if step.state is None else step.state.heads.get(store)
         keys: Keys = step.remember(("kv keys", store), None, lambda: prompt_keys.read_keys(step, store, heads, prompt))
         view = self.view(step, prompt, keys, store, at)
-        scores = method.score(view)
+        unpacked = (at.key, at.value) if compat.is_quantized(pending.cache) else None
+        scored = Scored(keys, scores_of(method, view), unpacked)
         if method.layer_budgets == "adaptive":
-            pending.waiting[self.layer] = Waiting(keys, scores, kv.sparsity(view.attention).tolist())
+            pending.waiting[self.layer] = Waiting(scored, kv.sparsity(view.attention).tolist())
         else:
             depth, rank = len(owner.layers), owner.layers.index(self.layer)
             ratios = [kv.ratios(method, depth, n)[rank] for n in keys.competing]
-            owner.evict(step, pending, self.layer, keys, scores, ratios)
+            owner.evict(step, pending, self.layer, scored, ratios)
 
     def view(self, step: PromptStep, prompt: Prompt, keys: Keys, store: Store, at: AttentionCall) -> KVView:
         """Return what the method may know of the layer's keys."""
@@ -212,3 +222,14 @@ class LayerEviction(AttentionPart):
             probe=prompt_keys.read_targets(step, self.stage, method.rows, prompt, at) if method.rows else None,
             neighbours=None if around is None else around.to(device),
         )
+
+
+def scores_of(method: Eviction, view: KVView) -> Tensor:
+    """Return the scores of a method, which may be anybody's."""
+    scores, shape = method.score(view), view.keys.shape[:3]
+    if scores.shape != shape:
+        raise ValueError(
+            f"{method.label}: score must return one value per key, [B, Hk, n] = {tuple(shape)}, got "
+            f"{tuple(scores.shape)}"
+        )
+    return scores

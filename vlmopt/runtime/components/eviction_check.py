@@ -40,14 +40,10 @@ def why_not(step: Step, cache: Any, method: Eviction) -> str | None:
         return "the call has no cache"
     if step.find(Marks) is None:
         return FOREIGN
-    kind = type(cache).__name__
     if compat.is_static(cache):
         raise ValueError(
-            f"{method.label}: {kind} cannot shrink; use a dynamic cache, the default, or a policy without kv"
-        )
-    if compat.is_quantized(cache):
-        raise ValueError(
-            f"{method.label}: the keys of {kind} are packed and cannot leave one by one; use a dynamic cache"
+            f"{method.label}: {type(cache).__name__} cannot shrink; use a dynamic cache, the default, or a policy "
+            "without kv"
         )
     if method.per_head and step.arguments.attention_mask2d is None and "attention_mask" in step.arguments.names:
         return "the attention mask is no mask of padding: heads that keep different keys would need one each"

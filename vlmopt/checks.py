@@ -27,7 +27,7 @@ def check(model: nn.Module, policy: Policy) -> tuple[ModelStructure, Policy]:
     structure = structure_of(model)
     check_names(structure)
     implementation = compat.implementation(structure.config)
-    if (policy.active or policy.corrections or policy.prefill) and implementation == "flex_attention":
+    if policy.changes and implementation == "flex_attention":
         raise ValueError(
             "attn_implementation='flex_attention' is not supported: its block masks cannot be cut. "
             "Use 'sdpa', 'eager' or a flash implementation."
@@ -41,8 +41,9 @@ def check(model: nn.Module, policy: Policy) -> tuple[ModelStructure, Policy]:
         component.check(model, structure, policy)
     for method in policy.active:
         method.check_model(facts)
-    if policy.prefill is not None:
-        policy.prefill.check_model(facts)
+    for part in (policy.prefill, policy.read):
+        if part is not None:
+            part.check_model(facts)
     return structure, policy
 
 
@@ -58,6 +59,7 @@ def check_ranks(model: Any, structure: ModelStructure, policy: Policy) -> None:
     names = [method.label for method in own] + [method.name for method in policy.corrections]
     names += [] if policy.sparse is None else ["sparse prefill"]
     names += [] if policy.eviction is None else [policy.eviction.label]
+    names += [] if policy.reading is None else ["sparse reading"]
     if names:
         raise ValueError(
             f"{', '.join(dict.fromkeys(names))}: {type(model).__name__} is spread over {count} ranks by tensor "

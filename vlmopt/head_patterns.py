@@ -16,11 +16,12 @@ from vlmopt.core import Configured, check_depth, parse, shown
 
 from . import methods
 from .kernels.patterns import Pattern
+from .layer_reuse import LayerReuse
 from .paths import check_file
 
 SCHEMA = 1
 FACTS = ("model_type", "hidden_size", "layers", "num_heads", "num_kv_heads", "head_dim")
-KEYS = ("schema", "model", "calibration", "patterns", "layers", "errors", "time_ratios")
+KEYS = ("schema", "model", "calibration", "patterns", "layers", "errors", "time_ratios", "reuse")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class HeadPatterns(Configured):
         errors: per layer and head, ||O - O_dense||_1 / ||O_dense||_1 on the calibration prompts; None where dense.
         time_ratios: per pattern, cost over that of the reference candidate, mean of its heads.
         calibration: samples, tokens, device, date, objective, match (times or flops are alike).
+        reuse: errors of layers that read what an earlier one chose, for `SparseReading`; None in older files.
 
     Raises:
         TypeError, ValueError: shapes that do not fit the model, numbers of patterns that do not exist.
@@ -45,6 +47,7 @@ class HeadPatterns(Configured):
     errors: tuple[tuple[float, ...] | None, ...] = ()
     time_ratios: tuple[float, ...] = ()
     calibration: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    reuse: LayerReuse | None = None
 
     def __post_init__(self) -> None:
         missing = [name for name in FACTS if name not in self.model]
@@ -94,6 +97,7 @@ class HeadPatterns(Configured):
             "layers": [None if own is None else list(own) for own in self.layers],
             "errors": [None if own is None else list(own) for own in self.errors],
             "time_ratios": list(self.time_ratios),
+            "reuse": None if self.reuse is None else self.reuse.to_dict(),
         }
 
     @classmethod
@@ -108,6 +112,7 @@ class HeadPatterns(Configured):
         check_depth(data)
         if data.get("schema") != SCHEMA:
             raise ValueError(f"head patterns must have 'schema': {SCHEMA}, got {shown(data.get('schema'))}")
+        data = {"reuse": None, **data}
         if set(data) != set(KEYS):
             raise ValueError(
                 f"head patterns: unknown keys {sorted(set(data) - set(KEYS))}, missing keys "
@@ -123,7 +128,8 @@ class HeadPatterns(Configured):
         tables = {key: tuple(None if own is None else tuple(own) for own in data[key]) for key in ("layers", "errors")}
         patterns: tuple[Any, ...] = tuple(methods.build(entry) for entry in data["patterns"])
         ratios, calibration = tuple(data["time_ratios"]), data["calibration"]
-        return cls(data["model"], patterns, time_ratios=ratios, calibration=calibration, **tables)
+        reuse = None if data["reuse"] is None else LayerReuse.from_dict(data["reuse"])
+        return cls(data["model"], patterns, time_ratios=ratios, calibration=calibration, reuse=reuse, **tables)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a JSON file; return its path."""

@@ -19,10 +19,14 @@ import vlmopt
 from tests.support.documents import DOCUMENTS, ROOT, name_of, text_of
 from vlmopt.attention_fix import SinkProfile
 from vlmopt.calibration import Profile
+from vlmopt.checks import model_facts
 from vlmopt.cli.main import COMMANDS, build_parser
+from vlmopt.head_patterns import HeadPatterns
+from vlmopt.layer_reuse import LayerReuse
 from vlmopt.media import load_image
 from vlmopt.policy import Policy
 from vlmopt.prompt import image_prompt
+from vlmopt.runtime.structure import structure_of
 
 OTHERS = {"accelerate", "cd", "export", "git", "hf", "lmms-eval", "srun", "unzip", "vllm", "wget"}  # not ours to check
 SMALL = {  # what stands for a reader's own
@@ -85,6 +89,14 @@ def measured() -> Profile:
     return replace(profile, sinks=sinks)
 
 
+def searched(model: Any) -> HeadPatterns:
+    """Head patterns as if every head were dense, and every layer as right with the choice of an earlier one."""
+    facts = model_facts(model, structure_of(model))
+    depth = facts["layers"]
+    reuse = LayerReuse(model=facts, samples=1, errors=tuple((0.0,) * layer for layer in range(depth)))
+    return HeadPatterns(facts, (), (None,) * depth, reuse=reuse)
+
+
 @pytest.mark.parametrize("code", [code for _, code in PYTHON], ids=[name for name, _ in PYTHON])
 def test_python(code: str, checkpoint: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A block runs with a model at hand, and what it left on the model answers."""
@@ -94,6 +106,7 @@ def test_python(code: str, checkpoint: tuple[Any, Any], tmp_path: Path, monkeypa
     page = ROOT / "vlmopt" / "synthetic" / "samples" / "page.png"
     shutil.copy(page, tmp_path / "page.png")
     measured().save(tmp_path / "profile.json")
+    searched(model).save(tmp_path / "patterns.json")
     monkeypatch.chdir(tmp_path)
     inputs = image_prompt(processor, "Click Save.", [load_image(page).image])
     names: dict[str, Any] = {"vlmopt": vlmopt, "model": model, "processor": processor, "inputs": inputs}

@@ -21,6 +21,7 @@ from vlmopt.head_patterns import HeadPatterns
 from vlmopt.kernels.patterns import AShape, DensePattern, VerticalSlash
 from vlmopt.policy import Policy
 from vlmopt.prefill import SparsePrefill
+from vlmopt.reading import SparseReading
 from vlmopt.runtime.structure import structure_of
 from vlmopt.search import PatternSearch, candidates, watch
 from vlmopt.search.layer import LayerSearch
@@ -86,6 +87,8 @@ def test_search_of_a_model_and_what_comes_of_it(tmp_path):
         assert sums.prompts == sums.compared == sums.both == 2
         assert all(e <= r + 0.005 for e, r in zip(found.errors[layer_number], sums.errors[0, 0] / 2, strict=True))
     assert HeadPatterns.load(found.save(tmp_path / "p.json")) == found
+    old = {key: value for key, value in found.to_dict().items() if key != "reuse"}
+    assert HeadPatterns.from_dict(old) == replace(found, reuse=None)
     prefill = SparsePrefill(heads=found, min_len=1, dense_layers=0, dense_text=0, max_work=10)
     assert Policy.load(json.loads(Policy(prefill=prefill).to_json())).prefill == prefill
     with vlmopt.optimized(model, Policy(prefill=prefill)):
@@ -95,6 +98,27 @@ def test_search_of_a_model_and_what_comes_of_it(tmp_path):
     assert all(sum(entry["patterns"].values()) == 4 for entry in ran)
     with pytest.raises(ValueError, match="another model"):
         vlmopt.optimize(copy.deepcopy(FAMILIES["llava"].build()), Policy(prefill=prefill))
+
+
+def test_the_search_finds_layers_that_may_reuse_a_choice(tmp_path):
+    """Measured on the way; a policy that reads so decodes, and names the layers that the errors allow."""
+    family = FAMILIES["qwen2_5_vl"]
+    model = copy.deepcopy(family.build())
+    batches = [family.inputs(PROMPT), family.inputs([[90, Image(1), 40]], seed=1)]
+    whole = searched(model, batches, 1).result("mine", {})
+    reuse = HeadPatterns.load(whole.save(tmp_path / "p.json")).reuse
+    assert [len(own) for own in reuse.errors] == [0, 1, 2, 3, 4, 5]
+    assert [own[0] for own in reuse.errors[1:]] == [None] * 5  # the first layer was not shown
+    assert all(0 < error < 2 for own in reuse.errors[2:] for error in own[1:])
+    assert reuse.samples == 2
+    assert reuse.schedule(0) == set(range(6))
+    assert reuse.schedule(10) == {0, 1}
+    read = SparseReading(reuse=reuse, max_error=10, min_keys=1, least=8)
+    with vlmopt.optimized(model, Policy(read=read)):
+        model.generate(**batches[0](), max_new_tokens=3, do_sample=False)
+        assert [entry["read"] < entry["keys"] for entry in vlmopt.report(model).read] == [False, *[True] * 4]
+    with pytest.raises(ValueError, match="measured elsewhere"):
+        vlmopt.optimize(copy.deepcopy(FAMILIES["llava"].build()), Policy(read=read))
 
 
 def test_state_takes_up_where_it_was_left(monkeypatch):

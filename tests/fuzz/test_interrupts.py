@@ -33,6 +33,7 @@ from vlmopt import kv, pruning
 from vlmopt.api import session_of
 from vlmopt.kernels import patterns
 from vlmopt.prefill import SparsePrefill
+from vlmopt.reading import SparseReading
 from vlmopt.runtime.call import CALL, STEP, Call
 from vlmopt.runtime.hooks.head import ASKED
 
@@ -189,6 +190,13 @@ CASES: dict[str, Case] = {
             gqa="grouped",
         ),
         looked_up,
+    ),
+    "sparse reading": (
+        "llava",
+        lambda f: vlmopt.Policy(
+            prune=[pruning.FastV(keep_ratio=0.5, layer=2)], read=SparseReading(keep_ratio=0.2, least=4, min_keys=1)
+        ),
+        written,
     ),
     "chunks": ("llava", lambda f: vlmopt.Policy(prune=[pruning.Random(keep_ratio=0.5, layer=1)]), in_chunks),
     "a scorer": ("qwen2_5_vl", lambda f: [pruning.FocusUI(keep_ratio=0.5, scorer="untrained")], forward),

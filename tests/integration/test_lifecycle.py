@@ -23,6 +23,7 @@ from vlmopt.api import session_of
 from vlmopt.families import families
 from vlmopt.kernels import patterns
 from vlmopt.prefill import SparsePrefill
+from vlmopt.reading import SparseReading
 from vlmopt.runtime.call import CALL, STEP
 from vlmopt.runtime.captures import projector
 
@@ -234,6 +235,7 @@ def test_what_is_known_of_the_projector_is_whole_or_not_there(monkeypatch):
 METHODS_OF_OTHER_KINDS = {
     **{name: method(keep_ratio=0.4, recent=2) for name, method in kv.registry.items()},
     **{name: SparsePrefill(pattern=pattern(), min_len=1, max_work=1e9) for name, pattern in patterns.registry.items()},
+    "sparse reading": SparseReading(keep_ratio=0.2, least=4, min_keys=1),
 }
 
 
@@ -244,7 +246,7 @@ def test_every_eviction_and_pattern_pickles(method):
     twin = pickle.loads(pickle.dumps(model))
     assert all(map(torch.equal, generate(twin, prompt(family)).logits, generate(model, prompt(family)).logits))
     assert vlmopt.report(twin).key_lengths == vlmopt.report(model).key_lengths
-    assert vlmopt.report(model).applied_lines() or session_of(model).policy.prefill.is_identity
+    assert vlmopt.report(model).applied_lines() or session_of(model).policy.sparse is None
 
 
 def test_a_forward_inside_another_models_generate_gives_the_call_back():

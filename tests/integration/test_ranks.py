@@ -27,7 +27,7 @@ import transformers
 import vlmopt
 from tests.support.families import FAMILIES, Image
 from tests.support.mechanism import forward
-from vlmopt import attention_fix, kv, prefill, pruning
+from vlmopt import attention_fix, kv, prefill, pruning, reading
 from vlmopt.kernels.patterns import MinP
 
 model = transformers.LlavaForConditionalGeneration.from_pretrained(sys.argv[1], tp_plan="auto").eval()
@@ -41,6 +41,7 @@ for policy in (
     attention_fix.ImageBoost(layers="1:"),
     kv.SnapKV(keep_ratio=0.5),
     prefill.SparsePrefill(pattern=MinP()),
+    reading.SparseReading(),
 ):
     try:
         vlmopt.optimize(model, policy)

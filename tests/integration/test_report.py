@@ -25,6 +25,7 @@ KEYS = {
     "kv_cache_bytes",
     "kv_bytes_prompt",
     "kv",
+    "read",
     "ms",
     "new_tokens",
     "decode_tokens_per_s",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -12,6 +13,7 @@ from tests.support.families import FAMILIES
 from vlmopt import Policy, methods
 from vlmopt.policy.policy import GQA
 from vlmopt.prefill import SparsePrefill
+from vlmopt.reading import SparseReading
 
 Strategy = st.SearchStrategy[Any]
 WEIRD: list[Any] = [None, True, -1, 0, 1.5, float("nan"), float("inf"), 10**400, 2**62, "", "a" * 300, [], [[[]]], {}]
@@ -38,7 +40,7 @@ def value(setting: dict[str, Any]) -> Strategy:
         return st.just(NAMES[name])
     if "choices" in setting:
         return st.sampled_from(list(setting["choices"]))
-    if name == "layers" and kind == "str":
+    if name in ("layers", "full") and kind == "str":
         return LAYERS
     if name in ("tile", "run"):
         return st.sampled_from([16, 32, 64])
@@ -95,11 +97,22 @@ def method(draw: Any, kind: str, wild: bool, host: str, depth: int = 0) -> dict[
 
 
 @st.composite
+def some_of(draw: Any, kind: type) -> dict[str, Any]:
+    """Some settings of a part of a policy."""
+    fields = [{"name": f.name, **f.metadata} for f in dataclasses.fields(kind)]
+    return {f["name"]: draw(value(f)) for f in fields if f.get("kind") and draw(st.booleans())}
+
+
+@st.composite
+def reading(draw: Any) -> dict[str, Any]:
+    """Sparse reading, from short contexts on."""
+    return {**draw(some_of(SparseReading)), "min_keys": 1}
+
+
+@st.composite
 def prefill(draw: Any, wild: bool, host: str) -> dict[str, Any]:
     """A pattern, from short prompts on."""
-    fields = [{"name": f.name, **f.metadata} for f in SparsePrefill.__dataclass_fields__.values()]
-    data = {f["name"]: draw(value(f)) for f in fields if f.get("kind") and draw(st.booleans())}
-    return {"pattern": draw(method("pattern", wild, host)), **data, "min_len": 1}
+    return {"pattern": draw(method("pattern", wild, host)), **draw(some_of(SparsePrefill)), "min_len": 1}
 
 
 @st.composite
@@ -111,6 +124,7 @@ def policy(draw: Any, host: str) -> dict[str, Any]:
         "attention": draw(st.lists(method("correction", wild, host), max_size=2)),
         "prefill": draw(st.one_of(st.none(), st.none(), prefill(wild, host))),
         "kv": draw(st.one_of(st.none(), st.none(), method("eviction", wild, host))),
+        "read": draw(st.one_of(st.none(), st.none(), st.none(), reading())),
         "gqa": draw(odd(st.sampled_from(GQA), wild)),
         "seed": draw(odd(st.integers(0, 5), wild)),
     }

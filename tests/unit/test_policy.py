@@ -97,7 +97,7 @@ def test_json_holds_only_what_differs_from_the_defaults():
     policy = Policy(prune=[Uniform(keep_ratio=0.25)], seed=3)
     assert policy.to_dict() == {
         "format": 2, "vlmopt": __version__, "prune": [{"method": "uniform", "keep_ratio": 0.25}],
-        "attention": [], "prefill": None, "kv": None, "gqa": "auto", "seed": 3,
+        "attention": [], "prefill": None, "kv": None, "read": None, "gqa": "auto", "seed": 3,
     }  # fmt: skip
     assert json.loads(policy.to_json()) == policy.to_dict()
     assert methods.to_dict(FastV(keep_tokens=4)) == {"method": "fastv", "keep_tokens": 4}

@@ -125,6 +125,8 @@ def notes(policy: Policy, markers: float, assumed: float | None) -> tuple[str, .
         said.append(f"{names}: time of corrections is not modelled (measured: 2 to 15 % of a generated token)")
     if policy.prefill is not None and not policy.prefill.is_identity:
         said.append("sparse prefill is not modelled: which share of the attention it computes depends on the content")
+    if policy.reading is not None:
+        said.append("sparse reading is not modelled: generated tokens are as if every layer read all keys")
     if markers:
         said.append(f"{math.ceil(markers)} markers, as if the kept tokens lay at random")
     if assumed is not None and any(s.adaptive and not s.resizes_pixels for s in policy.active):

@@ -9,6 +9,7 @@ from vlmopt.attention_fix import Correction, RowCorrection
 from vlmopt.pruning import Selector
 
 from ..kv import Eviction
+from ..reading import SparseReading
 
 
 def cuts(prune: Sequence[Selector]) -> list[Selector]:
@@ -67,4 +68,21 @@ def check_eviction(kv: Eviction | None, attention: Sequence[Correction]) -> None
             raise ValueError(
                 f"{kv.name} keeps keys of its own in every head, and {correction.name} has to know what each key of a "
                 f"layer is; give {kv.name} per_head=False"
+            )
+
+
+def check_reading(read: SparseReading | None, kv: Eviction | None, attention: Sequence[Correction]) -> None:
+    """Raise `ValueError` for what leaves no two layers with the same keys, or reads all of them by itself."""
+    if read is None or read.is_identity:
+        return
+    if kv is not None and not kv.is_identity:
+        raise ValueError(
+            f"read and {kv.name} exclude each other: layers that keep keys of their own cannot read what another "
+            "chose; take kv to save memory, read to save time"
+        )
+    for correction in attention:
+        if isinstance(correction, RowCorrection) and not correction.is_identity:
+            raise ValueError(
+                f"read and {correction.name} exclude each other: the correction computes the rows of generated tokens "
+                "over all keys; leave out one"
             )

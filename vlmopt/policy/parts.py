@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlmopt.core import shown
@@ -11,6 +11,7 @@ from .. import methods
 from ..kernels.patterns import Pattern
 from ..kv import Eviction
 from ..prefill import SparsePrefill
+from ..reading import SparseReading
 
 
 def entries(key: str, given: Any, kind: type) -> tuple[Any, ...]:
@@ -25,6 +26,14 @@ def entries(key: str, given: Any, kind: type) -> tuple[Any, ...]:
     return tuple(given)
 
 
+def only(items: Sequence[Any], kind: type | tuple[type, ...], what: str) -> Any:
+    """Return the item of a kind, None without one; raise `ValueError` for several."""
+    found = [item for item in items if isinstance(item, kind)]
+    if len(found) > 1:
+        raise ValueError(f"a policy has one {what}, got {len(found)}: {found!r}")
+    return found[0] if found else None
+
+
 def prefill_of(given: Any) -> SparsePrefill | None:
     """Make sparse prefill of a pattern, `SparsePrefill`, the dict form of either, or None."""
     if given is None or isinstance(given, SparsePrefill):
@@ -37,6 +46,15 @@ def prefill_of(given: Any) -> SparsePrefill | None:
         f"prefill must be a pattern such as MinP(), SparsePrefill, or their dict form, got {shown(given)} of type "
         f"{type(given).__name__}"
     )
+
+
+def reading_of(given: Any) -> SparseReading | None:
+    """Make sparse reading of its dict form; None stays None."""
+    if given is None or isinstance(given, SparseReading):
+        return given
+    if isinstance(given, Mapping):
+        return SparseReading.from_dict(given)
+    raise TypeError(f"read must be SparseReading or its dict form, got {shown(given)} of type {type(given).__name__}")
 
 
 def eviction_of(given: Any) -> Eviction | None:

@@ -17,17 +17,18 @@ from ..core import near
 from ..kernels.patterns import Pattern
 from ..kv import Eviction
 from ..prefill import SparsePrefill
+from ..reading import SparseReading
 from ..version import __version__
 from . import files
-from .combinations import check_corrections, check_eviction, check_stages, cuts, order
-from .parts import entries, eviction_of, prefill_of
+from .combinations import check_corrections, check_eviction, check_reading, check_stages, cuts, order
+from .parts import entries, eviction_of, only, prefill_of, reading_of
 from .tuned import note
 
-FORMAT = 2  # 1 has no "kv"
-KEYS = ["format", "vlmopt", "prune", "attention", "prefill", "kv", "gqa", "seed", "tuned"]
+FORMAT = 2  # 1 has no "kv", "read" and "gqa"
+KEYS = ["format", "vlmopt", "prune", "attention", "prefill", "kv", "read", "gqa", "seed", "tuned"]
 GQA = ("auto", "grouped", "kernel")
 
-KINDS = (Selector, Correction, Pattern, SparsePrefill, Eviction)
+KINDS = (Selector, Correction, Pattern, SparsePrefill, Eviction, SparseReading)
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,9 @@ class Policy(Configured):
         prefill: sparse prefill of long prompts: `SparsePrefill`, a pattern for all heads, their dict form, or None.
         seed: >= 0.
         kv: eviction of keys and values when the prompt is over, its dict form, or None.
+        read: sparse reading of long contexts while decoding, its dict form, or None.
         gqa: how one query row attends where heads share keys. "kernel": by the model's own; "grouped": heads of a group
-            as rows of one head, the same numbers up to rounding; "auto": grouped under sdpa on a CPU from 4096 keys on,
-            where it is faster, unless the policy changes nothing.
+            as rows of one head; "auto": grouped under sdpa on a CPU from 4096 keys on, if the policy changes anything.
         tuned: the note of `vlmopt tune`, which changes nothing.
 
     Raises:
@@ -54,6 +55,7 @@ class Policy(Configured):
     prefill: SparsePrefill | None = None
     seed: int = 0
     kv: Eviction | None = None
+    read: SparseReading | None = None
     gqa: str = "auto"
     tuned: Mapping[str, Any] | None = field(default=None, compare=False)
 
@@ -63,6 +65,7 @@ class Policy(Configured):
         object.__setattr__(self, "attention", entries("attention", self.attention, Correction))
         object.__setattr__(self, "prefill", prefill_of(self.prefill))
         object.__setattr__(self, "kv", eviction_of(self.kv))
+        object.__setattr__(self, "read", reading_of(self.read))
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise TypeError(
                 f"seed must be a whole number >= 0, got {shown(self.seed)} of type {type(self.seed).__name__}"
@@ -75,6 +78,7 @@ class Policy(Configured):
         check_stages(self.prune)
         check_corrections(self.attention)
         check_eviction(self.kv, self.attention)
+        check_reading(self.read, self.kv, self.attention)
 
     @property
     def corrections(self) -> list[Correction]:
@@ -97,9 +101,14 @@ class Policy(Configured):
         return None if self.kv is None or self.kv.is_identity else self.kv
 
     @property
+    def reading(self) -> SparseReading | None:
+        """The sparse reading, if layers can leave out keys by it."""
+        return None if self.read is None or self.read.is_identity else self.read
+
+    @property
     def changes(self) -> bool:
         """Whether anything is pruned, corrected, left out or evicted."""
-        return bool(self.active or self.corrections or self.sparse or self.eviction)
+        return bool(self.active or self.corrections or self.sparse or self.eviction or self.reading)
 
     @classmethod
     def load(cls, source: PolicyLike, *, paths: bool = True) -> Policy:
@@ -142,22 +151,15 @@ class Policy(Configured):
 
     @classmethod
     def of(cls, items: Sequence[Any]) -> Policy:
-        """Make a policy of selectors, corrections, at most one pattern and at most one eviction, in any order."""
+        """Make a policy of selectors, corrections, and at most one pattern, eviction and reading, in any order."""
         for item in items:
             if not isinstance(item, KINDS):
-                raise TypeError(
-                    f"a list of methods may hold selectors, corrections, a pattern and an eviction, got {shown(item)} "
-                    f"of type {type(item).__name__}"
-                )
-        prefill = [item for item in items if isinstance(item, (Pattern, SparsePrefill))]
-        if len(prefill) > 1:
-            raise ValueError(f"a policy has one pattern for the prefill, got {len(prefill)}: {prefill!r}")
-        evictions = [item for item in items if isinstance(item, Eviction)]
-        if len(evictions) > 1:
-            raise ValueError(f"a policy has one eviction, got {len(evictions)}: {evictions!r}")
+                kinds = "selectors, corrections, a pattern, an eviction and sparse reading"
+                raise TypeError(f"a list may hold {kinds}, got {shown(item)} of type {type(item).__name__}")
         return cls(
-            prefill=prefill_of(prefill[0] if prefill else None),
-            kv=evictions[0] if evictions else None,
+            prefill=prefill_of(only(items, (Pattern, SparsePrefill), "pattern for the prefill")),
+            kv=only(items, Eviction, "eviction"),
+            read=only(items, SparseReading, "way of reading"),
             prune=tuple(item for item in items if isinstance(item, Selector)),
             attention=tuple(item for item in items if isinstance(item, Correction)),
         )
@@ -185,7 +187,7 @@ class Policy(Configured):
             if not isinstance(value, (list, tuple)):
                 raise TypeError(f"{key} must be a list of methods, got {shown(value)} of type {type(value).__name__}")
             lists[key] = [methods.build(entry) for entry in value]
-        plain = {key: data[key] for key in ("prefill", "seed", "kv", "gqa", "tuned") if key in data}
+        plain = {key: data[key] for key in ("prefill", "seed", "kv", "read", "gqa", "tuned") if key in data}
         return cls(**lists, **plain)
 
     def to_dict(self) -> dict[str, Any]:
@@ -197,6 +199,7 @@ class Policy(Configured):
             "attention": [methods.to_dict(method) for method in self.attention],
             "prefill": None if self.prefill is None else self.prefill.to_dict(),
             "kv": None if self.kv is None else methods.to_dict(self.kv),
+            "read": None if self.read is None else self.read.to_dict(),
             "gqa": self.gqa,
             "seed": self.seed,
             **({} if self.tuned is None else {"tuned": dict(self.tuned)}),
@@ -242,4 +245,6 @@ class Policy(Configured):
 
 
 # Not written as a string, which `typing.get_type_hints` would look up where it is used.
-PolicyLike: TypeAlias = Policy | methods.Method | SparsePrefill | str | os.PathLike[str] | Mapping[str, Any] | list[Any]
+PolicyLike: TypeAlias = (
+    Policy | methods.Method | SparsePrefill | SparseReading | str | os.PathLike[str] | Mapping[str, Any] | list[Any]
+)

@@ -13,6 +13,8 @@ def summary(policy: dict[str, Any]) -> str:
         sparse = ["sparse prefill by " + ("a pattern per head" if "heads" in prefill else call(pattern))]
     methods = [call(method) for method in (*policy["prune"], *policy["attention"])]
     evicted = [] if policy["kv"] is None else [call(policy["kv"])]
+    if policy.get("read") is not None:  # records of before have none
+        evicted.append("sparse reading")
     return " + ".join(methods + sparse + evicted) or "nothing is changed, only measured"
 
 

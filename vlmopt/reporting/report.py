@@ -48,6 +48,7 @@ class Report:
     corrections: list[dict[str, Any]] = field(default_factory=list)
     prefill: list[dict[str, Any]] = field(default_factory=list)  # layers whose prompt attention was sparse
     kv: list[dict[str, Any]] = field(default_factory=list)  # layers that evicted keys
+    read: list[dict[str, Any]] = field(default_factory=list)  # keys that layers read for the last token, where sparsely
     repeating: list[int] | None = None  # samples whose text repeats itself; None where nothing watches
     token_divergence: list[list[float]] | None = None  # T-VHD per sample and generated token, where it is traced
     _applied: list[str] = field(default_factory=list, repr=False, compare=False)
@@ -178,6 +179,8 @@ def skipped(call: Call, accounts: Sequence[Account]) -> list[dict[str, str]]:
     found += [(c.name, c.idle or "changes nothing at these settings") for c in policy.attention if c.is_identity]
     if policy.kv is not None and policy.kv.is_identity:
         found.append((policy.kv.name, "changes nothing at keep_ratio=1.0"))
+    if policy.read is not None and policy.read.is_identity:
+        found.append(("sparse reading", "changes nothing at keep_ratio=1.0"))
     found += [entry for account in accounts for entry in account.skipped.items()]
     return [{"what": what, "why": why} for what, why in found]
 

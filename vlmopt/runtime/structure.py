@@ -191,6 +191,14 @@ def shared_key_source(attentions: list[nn.Module | None], layer: int) -> int | N
     return max(i for i in own if getattr(attentions[i], "layer_type", None) == getattr(attention, "layer_type", None))
 
 
+def is_window(structure: ModelStructure, layer: int) -> bool:
+    """Return whether a layer sees the last keys only."""
+    types = structure.layer_types
+    if not types:
+        return getattr(structure.config, "sliding_window", None) is not None
+    return any(kind in types[layer] for kind in ("sliding", "chunk"))
+
+
 def part(outer: Any, path: str) -> nn.Module:
     """Return the module at a family's path, which is written from the loaded model down.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
@@ -13,10 +14,12 @@ from ..checks import model_facts
 from ..choices import MATCHES
 from ..head_patterns import HeadPatterns
 from ..kernels.patterns import ViewPattern
+from ..layer_reuse import LayerReuse
 from ..runtime.structure import structure_of
 from .capture import Shown, watch
 from .choice import Best, Chosen, best_of_each, composed, decide
 from .layer import LayerSearch, Measured
+from .reuse import RATIO, ReuseSearch
 
 Value = TypeVar("Value")
 
@@ -31,6 +34,7 @@ class Sums:
     shares: Tensor
     both: int = 0  # prompts with boundaries
     prompts: int = 0
+    reuse: Tensor | None = None  # fp64 [layer]: errors with the choice of every layer before; NaN: not measured
     pairs: Tensor | None = None  # fp64 [H]: errors of the patterns that the second pass tries
     compared: int = 0  # prompts of the second pass
 
@@ -51,7 +55,8 @@ class Sums:
         """Return the state, JSON-ready."""
         return {k: v.tolist() if isinstance(v, Tensor) else v for k, v in asdict(self).items()}
 
-    def add(self, found: Measured) -> None:
+    def add(self, found: Measured, reuse: Tensor) -> None:
+        self.reuse = reuse if self.reuse is None else self.reuse + reuse
         self.errors += found.errors
         self.cells += found.cells
         self.seconds += found.seconds
@@ -110,12 +115,13 @@ class PatternSearch:
         Raises:
             ValueError: no layer can be searched; the message says why.
         """
+        reading = ReuseSearch()
 
         def show(shown: Shown) -> None:
-            sums = self.sums.get(shown.layer)
+            sums, reuse = self.sums.get(shown.layer), reading.measure(shown.layer, shown.prefill)
             if sums is None or sums.prompts <= number:
                 found = LayerSearch(shown.prefill, self.backend).measure(self.candidates)
-                self.sums.setdefault(shown.layer, Sums.start(found)).add(found)
+                self.sums.setdefault(shown.layer, Sums.start(found)).add(found, reuse)
             done()
 
         reasons = watch(self.model, inputs, show, self.dense_layers)
@@ -169,8 +175,9 @@ class PatternSearch:
         every = [head for heads in found.values() for head in heads]
         patterns = tuple(dict.fromkeys(head.pattern for head in every))
         ratios = [[head.ratio for head in every if head.pattern == p] for p in patterns]
+        model = self.facts | {"name_or_path": name}
         return HeadPatterns(
-            model=self.facts | {"name_or_path": name},
+            model=model,
             patterns=patterns,
             layers=self.by_layer(
                 {n: tuple(patterns.index(head.pattern) for head in heads) for n, heads in found.items()}
@@ -178,7 +185,18 @@ class PatternSearch:
             errors=self.by_layer({n: tuple(round(head.error, 6) for head in heads) for n, heads in found.items()}),
             time_ratios=tuple(round(sum(those) / len(those), 4) for those in ratios),
             calibration={"objective": "rel_l1_output", "match": self.match, **calibration},
+            reuse=self.reuse(model),
         )
+
+    def reuse(self, model: Mapping[str, Any]) -> LayerReuse:
+        """Return how wrong each layer becomes with the choice of an earlier one."""
+        errors: list[tuple[float | None, ...]] = []
+        for layer in range(self.depth):
+            sums = self.sums.get(layer)
+            own = [] if sums is None or sums.reuse is None else (sums.reuse / sums.prompts).tolist()
+            errors.append(tuple(None if math.isnan(error) else round(error, 6) for error in own))
+        samples = max(sums.prompts for sums in self.sums.values())
+        return LayerReuse(model=model, samples=samples, keep_ratio=RATIO, errors=tuple(errors))
 
     def by_layer(self, found: Mapping[int, Value]) -> tuple[Value | None, ...]:
         """Return the value of each layer; None for those that stay dense."""

@@ -110,8 +110,8 @@ def written(entry: Any) -> Iterator[list[list[dict[str, Any]]]]:
     """
     if not isinstance(entry, Mapping) or "method" not in entry:
         policy = Policy.load(entry)
-        if policy.seed or policy.gqa != "auto":
-            raise ValueError(f"{shown(entry)}: a candidate names methods alone; seed and gqa go into --base")
+        if policy.seed or policy.gqa != "auto" or policy.read is not None:
+            raise ValueError(f"{shown(entry)}: a candidate names methods alone; seed, gqa and read go into --base")
         told = policy.to_dict()
         sparse = [] if policy.prefill is None else [policy.prefill.to_dict()]
         if sparse and set(sparse[0]) - {"pattern"}:

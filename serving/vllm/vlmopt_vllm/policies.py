@@ -26,7 +26,7 @@ KEY = "vlmopt"
 OF_PIXELS = (Pixels, PixelScale)  # the front end has them
 OF_TOWER = (Projector, VisionAttention, VisionKeys)  # heard while the tower runs
 BUDGETS = ("keep_ratio", "keep_tokens")
-POLICY_KEYS = ("prune", "attention", "prefill", "kv", "gqa")
+POLICY_KEYS = ("prune", "attention", "prefill", "kv", "read", "gqa")
 IN_PROCESS = "vlmopt serve MODEL --policy ... runs every policy, one request at a time"
 
 

@@ -8,7 +8,7 @@ from ...kv import Eviction
 from .. import compat
 from ..call import Generation, Step
 from ..hooks.attention import why_not as why_fixed
-from ..structure import ModelStructure, shared_key_source
+from ..structure import ModelStructure, is_window, shared_key_source
 from .marks import FOREIGN, Marks
 
 WINDOW = "its cache is a window already"
@@ -20,9 +20,7 @@ def why_whole(structure: ModelStructure, layer: int) -> str | None:
         return reason
     if hasattr(structure.attentions[layer], "kv_b_proj"):
         return "its cache holds one latent row a token, from which the keys of all heads are made"
-    types = structure.layer_types
-    windowed = getattr(structure.config, "sliding_window", None) is not None
-    if any(kind in types[layer] for kind in ("sliding", "chunk")) if types else windowed:
+    if is_window(structure, layer):
         return WINDOW
     source = shared_key_source(structure.attentions, layer)
     return None if source is None else f"it reads the keys of layer {source}"

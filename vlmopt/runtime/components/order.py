@@ -13,6 +13,7 @@ from .pruning import Pruning
 from .query_scale import QueryScale
 from .resize import Resizing
 from .sparse_prefill import SparsePrefills
+from .sparse_reading import SparseReadings
 from .text_beside import TextBeside
 from .tower_pruning import TowerPruning
 from .watchdog import Watchdog
@@ -25,6 +26,7 @@ COMPONENTS: tuple[type[Component], ...] = (
     Corrections,  # from here on, what reads marks or adds to them
     TextBeside,
     Watchdog,
+    SparseReadings,  # before what would read all keys in its place
     GroupedDecode,
     Evicting,
     Guidance,

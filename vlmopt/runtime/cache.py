@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from transformers import DynamicCache
 
-from .compat import fill_quantized, query_length
+from .compat import fill_quantized, query_length, static_room
 from .context import CacheState, Chunk, Lease
 
 
@@ -29,10 +29,13 @@ class LogicalCache:
         return next((i for i, layer in enumerate(layers) if hasattr(layer, "get_mask_sizes")), layer_idx)
 
     def get_mask_sizes(self, query: int | Tensor, layer_idx: int = 0) -> tuple[int, int]:
-        """Return the full logical length, always.
+        """Return the full logical length, always; of a static cache, all that it will ever reach.
 
         Layers take the columns they need from a logical mask.
         """
+        room = static_room(self)
+        if room is not None:  # whole multiples of it, so that masks of many prompts have one shape
+            return room - self._vlmopt.dropped[self._attention_layer(layer_idx)] // -room * room, 0
         return self.get_seq_length(layer_idx) + query_length(query), 0
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
@@ -42,7 +45,8 @@ class LogicalCache:
                 "its keys lack the dropped tokens. Start from a fresh cache."
             )
         out = super().update(key_states, value_states, layer_idx, *args, **kwargs)  # type: ignore[misc]
-        self._vlmopt.dropped[layer_idx] += self._vlmopt.pending.pop(layer_idx, 0)
+        if self._vlmopt.pending:
+            self._vlmopt.dropped[layer_idx] += self._vlmopt.pending.pop(layer_idx, 0)
         return out
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -74,10 +78,10 @@ class LogicalCache:
             if not super().get_seq_length():  # type: ignore[misc]  # older releases: crop to length 0
                 self._become_plain()
             return
-        relative = max_length - self.get_seq_length() if max_length > 0 else max_length
+        relative = max_length - int(self.get_seq_length()) if max_length > 0 else max_length
         if relative >= 0:
             return
-        state, length = self._vlmopt, self.get_seq_length() + relative
+        state, length = self._vlmopt, int(self.get_seq_length()) + relative
         if length < state.tail:  # assisted decoding puts its candidates into the prefill
             state.crop(length)
         super().crop(relative)  # type: ignore[misc]  # negative = relative in every version

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import torch
 import transformers
 from packaging.version import Version
 from torch import Tensor, nn
@@ -113,11 +114,19 @@ def cache_in(arguments: Mapping[str, Any]) -> Any:
     return next((arguments[name] for name in CACHE_NAMES if arguments.get(name) is not None), None)
 
 
-def why_fixed(cache: Any) -> str | None:
-    """Return why keys of this cache cannot have a length of their own per layer, None if they can."""
+def why_fixed(cache: Any, inside: bool = True) -> str | None:
+    """Return why keys of this cache cannot leave, None if they can.
+
+    Args:
+        inside: some leave inside the language model, so that layers hold different numbers of keys.
+    """
     kind = type(cache).__name__
-    if is_static(cache):
-        return f"static cache: {kind} cannot shrink, so the call ran unpruned; use a dynamic one (the default)"
+    if inside and is_static(cache):
+        return (
+            f"static cache: the mask of {kind} is made once for all layers, and cuts inside the language model leave "
+            "each another number of keys, so the call ran unpruned; cut before layer 0, or use a dynamic cache (the "
+            "default)"
+        )
     if cache is not None and not hasattr(cache, "layers"):
         return (
             f"{kind} keeps no object per layer, so the call ran unpruned; upgrade transformers or pass use_cache=False"
@@ -128,6 +137,26 @@ def why_fixed(cache: Any) -> str | None:
 def is_static(cache: Any) -> bool:
     """Return whether a cache has room for a fixed number of keys."""
     return bool(getattr(cache, "is_compileable", False)) or "Static" in type(cache).__name__
+
+
+def static_room(cache: Any) -> int | None:
+    """Return how many slots the layers of a static cache have; None where all of them are windows."""
+    return max((layer.max_cache_len for layer in cache.layers if is_whole(layer)), default=None)
+
+
+def is_whole(layer: Any) -> bool:
+    """Return whether a layer of a static cache keeps all keys."""
+    return hasattr(layer, "max_cache_len") and not getattr(layer, "is_sliding", False)
+
+
+def keys_returned(cache: Any, layer: int, rows: int) -> int:
+    """Return how many key slots `layer` returns when it is handed `rows` more; of a static cache, empty ones too."""
+    sizes = getattr(cache.layers[layer], "get_mask_sizes", None) if is_static(cache) else None
+    if sizes is None:  # a recurrent layer, too
+        return physical_past(cache, layer) + rows
+    by_position = "cache_position" in inspect.signature(sizes).parameters  # up to 5.6
+    length, _ = sizes(torch.arange(rows) if by_position else rows)
+    return int(length)
 
 
 def is_quantized(cache: Any) -> bool:

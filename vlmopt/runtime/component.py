@@ -6,7 +6,7 @@ Inside, parts act in the order in which they were put in place: readers of signa
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -30,6 +30,8 @@ class Account:
 
 class Component:
     """Base of features: the hooks of one in a session, and its part in every pass."""
+
+    on_single_rows: ClassVar[bool] = True  # whether it acts on generated tokens; where nobody does, these compile whole
 
     def __init__(self, session: Session) -> None:
         self.session = session

@@ -94,6 +94,7 @@ class CacheState:
     tail: int = 0  # logical indices >= tail are stored one to one in every stage
     dropped: dict[int, int] = field(default_factory=lambda: defaultdict(int))  # layer -> slots it does not store
     pending: dict[int, int] = field(default_factory=dict)  # layer -> what its next update will have dropped
+    seen: Tensor | None = None  # Long[B, slots] of a static cache: logical index of every slot, -1 where it is a filler
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CacheState:
         """Keep a copied cache on the lease of the session that filled it."""
@@ -144,7 +145,7 @@ class CacheState:
             self.valid[store] = None if valid is None else valid[:, :count]
             if store in self.heads:
                 self.heads[store] = self.heads[store][..., :count]
-        self.tail = length
+        self.tail, self.seen = length, None
 
     def map_batch(self, change: Callable[[Tensor], Tensor]) -> None:
         """Apply a change of the batch dimension (beam reordering, repetition) to every index tensor."""
@@ -153,6 +154,7 @@ class CacheState:
             for key, value in table.items():
                 if value is not None:
                     table[key] = change(value)
+        self.seen = None if self.seen is None else change(self.seen)
 
 
 def stage_of(store: Store) -> int:

@@ -56,11 +56,11 @@ class Fitting:
         return rows
 
     def keys_needed(self, step: Step, at: LayerInput) -> int:
-        """Return the physical keys this layer attends to; a KV-sharing layer sees those of its source."""
+        """Return the key slots this layer attends to; a KV-sharing layer sees those of its source."""
         if self.key_source is not None:
             need = step.key_length[self.key_source]
         else:
-            need = compat.physical_past(at.cache, self.layer) + at.hidden.shape[1]
+            need = compat.keys_returned(at.cache, self.layer, at.hidden.shape[1])
         step.key_length[self.layer] = need
         return need
 
@@ -128,10 +128,11 @@ class Fitting:
         columns, valid = step.columns(store)
         if columns is None:
             return mask if mask is None else mask[..., -need:]
-        columns, valid = columns[:, -need:], None if valid is None else valid[:, -need:]
+        if mask is None and valid is None:
+            return None  # causal from the first slot on, also where empty ones follow
+        columns, valid = masks.slots_seen(columns, valid, need)
         if mask is None:
-            if valid is None:
-                return None
+            assert valid is not None
             if compat.is_flash(self.session.structure.config):
                 return valid.long()
             logical = step.current(self.stage).log[:, -height:] + step.past

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 def take_rows(table: Tensor, log: Tensor) -> Tensor:
@@ -23,6 +24,15 @@ def scatter_rows(hidden: Tensor, log: Tensor, valid: Tensor | None, length: int)
     return full.scatter_(1, log[..., None].expand_as(hidden), hidden)
 
 
+def slots_seen(columns: Tensor, valid: Tensor | None, need: int) -> tuple[Tensor, Tensor | None]:
+    """Return index and validity of the `need` slots that a layer returns: the last ones, or all and empty ones, -1."""
+    empty = need - columns.shape[1]
+    if empty <= 0:
+        return columns[:, -need:], None if valid is None else valid[:, -need:]
+    valid = torch.ones_like(columns, dtype=torch.bool) if valid is None else valid
+    return pad(columns, (0, empty), value=-1), pad(valid, (0, empty))
+
+
 def ragged_mask(rows: Tensor, columns: Tensor, valid: Tensor) -> Tensor:
     """Return the causal mask Bool[B, 1, q, kv] of logical row index [B, q], column index [B, kv] and key validity.
 
@@ -36,14 +46,14 @@ def gather_4d(mask: Tensor, rows: Tensor | None, columns: Tensor, valid: Tensor 
     """Gather rows and columns of a logical mask [B or 1, H, L, past + L], Bool or additive float.
 
     rows: Long[B, q] logical offsets inside the chunk, None when the query rows are already the layer's own.
-    columns: Long[B, kv] logical key index; valid: Bool[B, kv] or None.
+    columns: Long[B, kv] logical key index, -1 only where it is not valid; valid: Bool[B, kv] or None.
     """
     batch = columns.shape[0]
     columns = columns.to(mask.device)
     mask = mask.expand(batch, *mask.shape[1:])
     rows_ = torch.arange(mask.shape[2], device=mask.device).expand(batch, -1) if rows is None else rows.to(mask.device)
     where = torch.arange(batch, device=mask.device)[:, None, None]
-    out = mask[where, :, rows_[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+    out = mask[where, :, rows_[:, :, None], columns.clamp_min(0)[:, None, :]].permute(0, 3, 1, 2).contiguous()
     if valid is None:
         return out
     keys = valid.to(mask.device)[:, None, None, :]
@@ -57,7 +67,7 @@ def gather_4d(mask: Tensor, rows: Tensor | None, columns: Tensor, valid: Tensor 
 
 def gather_2d(mask: Tensor, columns: Tensor, valid: Tensor | None) -> Tensor:
     """Gather columns of a key-padding mask [B, kv_logical] (FlashAttention's contract)."""
-    out = mask.gather(1, columns.to(mask.device))
+    out = mask.gather(1, columns.to(mask.device).clamp_min(0))
     return out if valid is None else out * valid.to(out.device, out.dtype)
 
 

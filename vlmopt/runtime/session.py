@@ -16,6 +16,7 @@ from .call import Session
 from .captures import capture_of
 from .component import Components
 from .components.order import COMPONENTS
+from .hooks.compiled import Uncompiled, why_not
 from .hooks.decoder import CloseStep, OpenStep
 from .hooks.embed import EmbedAhead
 from .hooks.encoder import FeatureFunction
@@ -86,6 +87,7 @@ def put(session: Session) -> None:
         capture_of(need).install(session, need)
     for component in session.slot(Components):
         component.install()
+    session.put(Uncompiled(why_not(session)))
 
 
 def remove(session: Session) -> None:

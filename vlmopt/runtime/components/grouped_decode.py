@@ -55,6 +55,8 @@ def pays(key: Tensor) -> bool:
 class GroupedDecode(Component):
     """Gives layers with grouped heads a kernel for one query row."""
 
+    on_single_rows = False  # it leaves rows with a mask alone, and static caches have one
+
     @staticmethod
     def check(model: Any, structure: ModelStructure, policy: Policy) -> None:
         if policy.gqa != "grouped":

@@ -19,6 +19,8 @@ from ..structure import ModelStructure
 class Resizing(Component):
     """Give the tower of every call smaller images."""
 
+    on_single_rows = False
+
     def __init__(self, session: Session, resizer: Any) -> None:
         super().__init__(session)
         self.resizer = resizer

@@ -127,6 +127,8 @@ class SparseLayer(AttentionPart):
 class SparsePrefills(Component):
     """Give every layer with attention and a pattern its sparse prefill."""
 
+    on_single_rows = False
+
     def __init__(self, session: Session, method: SparsePrefill) -> None:
         super().__init__(session)
         self.method = method

@@ -36,6 +36,8 @@ class Patches(list[tuple[int, int]]):
 class TowerPruning(Component):
     """Encode the cells that a method chooses from their pixels; hooks act while a plan runs."""
 
+    on_single_rows = False
+
     def __init__(self, session: Session, method: Any) -> None:
         super().__init__(session)
         self.method = method

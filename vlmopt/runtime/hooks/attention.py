@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeAlias, cast
 
+import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
@@ -18,6 +19,7 @@ from ..compat import attention_arguments, implementation, substitute
 from ..component import AttentionPart
 from ..points import AttentionCall, SidePass
 from ..unseen import Reached
+from .compiled import idle
 
 NAME = "vlmopt"
 Attention: TypeAlias = Callable[..., tuple[Tensor, Tensor | None]]
@@ -56,12 +58,14 @@ class AttentionPlan:
 def vlmopt_attention(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
     """Let a part compute the attention, or else the model's kernel; then let all parts act on its output."""
     plan = cast("AttentionPlan", module._vlmopt_plan)
-    running = STEP.get()
     query, key, value, mask = attention_arguments(args, kwargs)
 
     def kernel() -> tuple[Tensor, Tensor | None]:
         return base_function(module, plan.base)(BaseView(module, plan.base), query, key, value, mask, **kwargs)
 
+    if torch.compiler.is_compiling() and query.shape[2] == 1 and idle(plan.session):
+        return kernel()
+    running = STEP.get()
     if isinstance(running, SidePass):
         at = AttentionCall(plan.layer, module, query, key, value, mask, kwargs)
         running.before_kernel(at)
@@ -73,7 +77,7 @@ def vlmopt_attention(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tens
         return kernel()
     if isinstance(step, PromptStep):
         step.slot(Reached).parts.add(("attention", plan.layer))
-    at = AttentionCall(plan.layer, module, query, *filled(step, key, value, mask), mask, kwargs)
+    at = AttentionCall(plan.layer, module, query, *filled(plan, step, key, value, mask), mask, kwargs)
     computed = weights = None
     for part in plan.parts:
         computed = part.compute(step, at) if computed is None else computed
@@ -84,15 +88,15 @@ def vlmopt_attention(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tens
     return computed, weights
 
 
-def filled(step: Step, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def filled(plan: AttentionPlan, step: Step, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return the keys and values that parts see: those of a static cache without the empty slots that no mask hides.
 
     Without a mask the rows of such a cache are causal from its first slot on; parts count from the last key back.
     """
-    if mask is not None or not isinstance(step, PromptStep) or step.fixed is None:
+    if mask is not None or not isinstance(step, PromptStep):
         return key, value
-    count = step.past + step.q  # from such a cache nothing leaves
-    return key[:, :, :count], value[:, :, :count]
+    count = step.stored(step.store(plan.session.stages.of(plan.layer), plan.layer))
+    return (key[:, :, :count], value[:, :, :count]) if count < key.shape[2] else (key, value)
 
 
 def base_function(module: nn.Module, config: Any) -> Attention:

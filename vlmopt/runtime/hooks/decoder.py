@@ -18,6 +18,7 @@ from ..grouping import build_context
 from ..masks import scatter_rows
 from ..unseen import refuse_bypassed, refuse_taken_off, refuse_ungrouped, refuse_unseen
 from . import checkpointing
+from .compiled import fit_mask, note, passes
 
 
 class OpenStep:
@@ -28,7 +29,14 @@ class OpenStep:
         self.signature = inspect.signature(type(session.structure.decoder).forward)
         self.windowed = any("sliding" in kind or "chunk" in kind for kind in session.structure.layer_types)
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if passes(self.session, kwargs, kwargs.get("inputs_embeds")):
+            return args, fit_mask(kwargs)
+        self.open(module, args, kwargs)
+        return None
+
+    def open(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Begin a step."""
         STEP.set(None)
         call = self.session.running_call()
         if call is None:
@@ -68,13 +76,15 @@ class OpenStep:
         state = cache._vlmopt if isinstance(cache, LogicalCache) else None
         step: PromptStep | DecodeStep
         if past and (q == 1 if end is None else past >= end):
-            fast = q == 1 and given.get("attention_mask") is None and self.stays_fast(state)
+            unmasked = q == 1 and given.get("attention_mask") is None and not compat.is_static(cache)
+            fast = unmasked and self.stays_fast(state)
             step = DecodeStep(
                 call=call, embeds=embeds, past=past, positions=positions, given=given, arguments=arguments, fast=fast
             )
         else:
             arguments = arguments.asked_with(call.request.mask, past + q, embeds.shape[0])
-            context, fixed = self.context(call, arguments, q, past), compat.why_fixed(cache)
+            fixed = compat.why_fixed(cache, inside=any(self.session.stages.cuts))
+            context = self.context(call, arguments, q, past)
             step = PromptStep(
                 call=call, embeds=embeds, past=past, positions=positions, given=given, arguments=arguments,
                 context=context, fixed=fixed,
@@ -110,6 +120,8 @@ class CloseStep:
         self.session = session
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if passes(self.session, kwargs, kwargs.get("inputs_embeds")):
+            return None
         step = self.session.running_step()
         if step is None:
             return None
@@ -127,6 +139,7 @@ class CloseStep:
         for component in self.session.slot(Components):
             component.close_step(step, cache)
         step.call.close_step(step, cache)
+        note(step, cache)
         return output
 
 

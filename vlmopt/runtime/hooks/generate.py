@@ -11,6 +11,7 @@ from ..arguments import Request, brings_pixels, by_name, images_in
 from ..call import CALL, STEP, Generation, Session
 from ..component import Components
 from ..unseen import refuse_unread
+from .compiled import idle
 from .stand_in import StandIn
 
 
@@ -42,12 +43,16 @@ class Generate(StandIn):
         call = Generation(session, session.open_ledger(), request)
         for component in session.slot(Components):
             component.open_call(request, kwargs)
+        if not idle(session):
+            kwargs["disable_compile"] = True
         running, open_step = CALL.set(call), STEP.set(None)
         try:
             out = self.original(*args, **kwargs)
             refuse_unread(call)
             sequences = getattr(out, "sequences", out)
             call.ledger.new_tokens = sequences.shape[1] - (length or 0)
+            if not call.ledger.decode_steps:  # compiled ones pass unseen
+                call.ledger.decode_steps = max(call.ledger.new_tokens - 1, 0)
             for component in session.slot(Components):
                 component.close_call(call)
             call.finish()

@@ -13,6 +13,7 @@ from ..component import LayerPart
 from ..fitting import Fitting, Now
 from ..points import LayerInput
 from ..unseen import Reached
+from .compiled import passes
 
 
 class LayerHook:
@@ -26,6 +27,8 @@ class LayerHook:
         self.fitting = Fitting(session, layer, session.stages.of(layer))
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if passes(self.session, kwargs, args[0] if args else kwargs.get("hidden_states")):
+            return None
         step = self.session.running_step()
         if step is None or (isinstance(step, DecodeStep) and (step.fast or step.state is None)):
             return None

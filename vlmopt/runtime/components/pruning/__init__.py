@@ -23,6 +23,8 @@ from .record import Cuts
 class Pruning(Component):
     """Cut at boundaries, and give every layer what matches the survivors."""
 
+    on_single_rows = False
+
     def __init__(self, session: Session, selectors: Sequence[Selector]) -> None:
         super().__init__(session)
         self.selectors = selectors  # the k-th starts stage k

@@ -1,0 +1,98 @@
+"""A compiled step of decoding over a static cache: where nobody has work, hooks let the graph of the model pass.
+
+`generate` compiles the forward of one row. Every hook would break that graph, and none has anything to do but for one:
+the mask that `generate` made is logical, and layers see physical slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import compat, masks
+from ..cache import LogicalCache
+from ..call import PromptStep, Session, Step
+from ..component import Components
+from ..context import CacheState
+from ..structure import is_window
+
+
+@dataclass(frozen=True)
+class Uncompiled:
+    """State of a session."""
+
+    why: str | None = None  # decoding must not be compiled; None: it may be
+
+
+def passes(session: Session, given: Mapping[str, Any], rows: Tensor | None) -> bool:
+    """Return whether a pass over `rows` [B, L] or [B, L, d] is compiled and nobody has work in it.
+
+    Args:
+        given: the other arguments, the cache among them.
+    """
+    if not torch.compiler.is_compiling() or rows is None or rows.shape[1] != 1 or not idle(session):
+        return False
+    cache = compat.cache_in(given)
+    return compat.is_static(cache) and (not isinstance(cache, LogicalCache) or cache._vlmopt.seen is not None)
+
+
+def note(step: Step, cache: Any) -> None:
+    """Write down on a static cache, when a prompt has ended, what compiled steps have to know."""
+    if not isinstance(step, PromptStep) or not compat.is_static(cache):
+        return
+    why = step.call.session.slot(Uncompiled).why
+    if why is not None:
+        step.call.skip("compiled decoding", why)
+    elif isinstance(cache, LogicalCache) and step.ends_prompt:
+        cache._vlmopt.seen = slots(cache, cache._vlmopt)
+
+
+def slots(cache: LogicalCache, state: CacheState) -> Tensor:
+    """Return Long[B, room]: the logical index of every slot, filled or not; -1 where it is a filler."""
+    room = compat.static_room(cache)
+    assert room is not None
+    stage = max(state.index)
+    index, valid = state.columns(stage, room + cache._vlmopt.dropped[0], state.index[stage].device)
+    assert index is not None
+    return index if valid is None else index.masked_fill(~valid, -1)
+
+
+def why_not(session: Session) -> str | None:
+    """Return why decoding must not be compiled, None if it may: hooks that have work cannot be traced."""
+    if any(part.on_single_rows for part in session.slot(Components)):
+        return "a part of the policy acts on generated tokens, by hooks that cannot be traced"
+    structure, stages = session.structure, session.stages
+    if stages.repack:
+        return "positions='repack' moves every generated token"
+    recurrent = any(kind in compat.RECURRENT for kind in structure.layer_types)
+    if stages.cuts and (recurrent or any(is_window(structure, layer) for layer in range(stages.depth))):
+        return "behind a cut, layers with windows or states of their own need other masks at every token"
+    return None
+
+
+def idle(session: Session) -> bool:
+    """Return whether hooks have nothing to do in a compiled pass of one row."""
+    return session.slot(Uncompiled).why is None
+
+
+def fit_mask(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a decoder with the mask's columns [B, 1, 1, logical] those of the slots of the cache."""
+    cache, mask = compat.cache_in(given), given.get("attention_mask")
+    if not isinstance(cache, LogicalCache) or (seen := cache._vlmopt.seen) is None:
+        return given
+    if isinstance(mask, Mapping):
+        return {**given, "attention_mask": {kind: columns_of(one, seen) for kind, one in mask.items()}}
+    return {**given, "attention_mask": columns_of(mask, seen)}
+
+
+def columns_of(mask: Tensor | None, seen: Tensor) -> Tensor | None:
+    """Return the columns `seen` Long[B, slots] of a mask; slots of -1 are hidden."""
+    if mask is None:
+        return None
+    if mask.ndim == 2:
+        return masks.gather_2d(mask, seen, seen >= 0)
+    return masks.gather_4d(mask, None, seen, seen >= 0, 0)

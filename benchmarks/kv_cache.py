@@ -20,7 +20,7 @@ import copy
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -40,6 +40,7 @@ from vlmopt.prompt import chat
 from vlmopt.synthetic.hallucination import DESCRIBE, classes
 
 Fraction = tuple[np.ndarray, np.ndarray]
+Reader = Callable[[Any, dict[str, Any]], DynamicCache]  # of a model and what it is handed
 BUDGETS = (0.5, 0.2, 0.1)
 SEED = 624_000_000  # of images that nothing else uses
 BLOCKS = 100_000  # seeds of one block
@@ -74,23 +75,30 @@ def captions(model: Any, processor: Any, worlds: Sequence[Any]) -> tuple[list[st
     return [answer.strip() for answer in said], sizes
 
 
+def read(model: Any, prefix: dict[str, Any]) -> DynamicCache:
+    """Return the cache of a prefix, from which the model's policy has evicted."""
+    cache = DynamicCache(config=model.config.get_text_config())
+    model.generate(**prefix, past_key_values=cache, max_new_tokens=1, do_sample=False)
+    return cache
+
+
 @torch.inference_mode()
-def replies(model: Any, processor: Any, worlds: Sequence[Any], polls: Sequence[Any]) -> list[bool]:
-    """Return whether each question is answered rightly behind the cache of its image alone."""
+def replies(model: Any, processor: Any, worlds: Sequence[Any], polls: Any, read: Reader = read) -> list[bool]:
+    """Return whether each question is answered rightly behind the cache of its image alone, which `read` makes."""
     right = []
     for number, world in enumerate(worlds):
-        cache = DynamicCache(config=model.config.get_text_config())
+        cache = None
         for poll in [poll for poll in polls if poll.image == number][:ASKED]:
             inputs = processor(
                 text=[chat(processor, "image", 1, poll.text)], images=[[world.image]], return_tensors="pt"
             )
             ids = inputs["input_ids"]
             end = int((ids[0] == model.config.image_token_id).nonzero()[-1]) + 1
-            if not cache.get_seq_length():
+            if cache is None:
                 prefix = {
                     name: value[:, :end] if value.shape[:2] == ids.shape else value for name, value in inputs.items()
                 }
-                model.generate(**prefix, past_key_values=cache, max_new_tokens=1, do_sample=False)
+                cache = read(model, prefix)
             turn = {name: value for name, value in inputs.items() if value.shape[:2] == ids.shape}
             out = model.generate(**turn, past_key_values=copy.deepcopy(cache), max_new_tokens=4, do_sample=False)
             said = processor.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
@@ -104,7 +112,7 @@ def quality(options: argparse.Namespace) -> None:
     for block in options.block:
         job = task(options.images, options.images, model.config.model_type, SEED + block * BLOCKS)
         named: list[tuple[str, float, Eviction | None]] = [("full cache", 1.0, None)]
-        named += [(name, ratio, make(ratio)) for ratio in options.budgets for name, make in MAKERS.items()]
+        named += [(name, ratio, MAKERS[name](ratio)) for ratio in options.budgets for name in options.methods]
         for name, ratio, method in tqdm(named, desc=f"{options.checkpoint}, block {block}"):
             with vlmopt.optimized(model, Policy(kv=method)):
                 said, sizes = captions(model, processor, job.worlds)
@@ -224,6 +232,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=64, help="of a block")
     parser.add_argument("--block", type=int, nargs="+", default=[0], help="of seeds, each with its own images")
     parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS)
+    parser.add_argument("--methods", nargs="+", choices=MAKERS, default=list(MAKERS), help="default: all")
     parser.add_argument("--speed", action="store_true", help="time decoding steps instead")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--tables", action="store_true", help="print Markdown of what was measured, and stop")

@@ -250,6 +250,29 @@ def test_a_cache_that_is_cut_behind_the_prompt(policy: str) -> None:
     assert cut.token_ms < dense.token_ms
 
 
+def test_what_an_eviction_leaves_is_known_behind_the_prompt() -> None:
+    """One layer at a time is whole; adaptive budgets wait for all layers, so that the most is the prompt's cache."""
+    policies = ["snap_kv:keep_ratio=0.1", "vl_cache:keep_ratio=0.1"]
+    dense, even, adaptive = vlmopt.estimate(SEVEN, policies=policies, devices=["h100"], new_tokens=1).predictions
+    layer = 2 * 4 * 128 * 2
+    assert dense.kv_peak_bytes == dense.kv_bytes
+    assert even.kv_peak_bytes - (even.kv_bytes - 28 * layer) == pytest.approx(0.9 * 1334 * layer)
+    assert adaptive.kv_peak_bytes == dense.kv_bytes - 28 * layer  # without the generated token
+    assert dense.peak_bytes > adaptive.peak_bytes > even.peak_bytes
+    assert dense.largest_batch <= adaptive.largest_batch < even.largest_batch
+    assert "choosing keys" in " ".join(even.notes)
+
+
+def test_layers_with_windows_keep_their_keys() -> None:
+    gemma = "google/gemma-3-4b-it"
+    dense, cut = vlmopt.estimate(gemma, policies=["key_diff:keep_ratio=0.1"], devices=["h100"], text=4000).predictions
+    layers = parts_of(on_meta(find(gemma).config)).layers
+    full = sum(layer.kind == "full" for layer in layers)
+    assert 0 < full < len(layers)
+    gone = full * 0.9 * dense.visual_tokens * 2 * layers[0].key_heads * layers[0].head_dim * 2
+    assert dense.kv_bytes - cut.kv_bytes == pytest.approx(gone, rel=1e-6)
+
+
 def test_a_device_without_bfloat16_takes_float16() -> None:
     (dense,) = vlmopt.estimate(SEVEN, policies=[], devices=["t4"]).predictions
     assert dense.dtype == "float16"

@@ -125,6 +125,8 @@ def notes(policy: Policy, markers: float, assumed: float | None) -> tuple[str, .
         said.append(f"{names}: time of corrections is not modelled (measured: 2 to 15 % of a generated token)")
     if policy.prefill is not None and not policy.prefill.is_identity:
         said.append("sparse prefill is not modelled: which share of the attention it computes depends on the content")
+    if policy.eviction is not None:
+        said.append(f"{policy.eviction.label}: time and memory of choosing keys are not priced")
     if policy.reading is not None:
         said.append("sparse reading is not modelled: generated tokens are as if every layer read all keys")
     if markers:

@@ -18,7 +18,7 @@ from .source import Source, find
 from .tiles import Size
 from .tokens import ImageTokens, image_tokens
 from .weights import Parts, on_meta, parts_of
-from .work import cached, decode, prefill, projection, total, vision
+from .work import cached, decode, per_token, prefill, projection, total, vision
 
 CONTEXT = 0.75e9  # bytes that a CUDA context and its workspaces take, about
 USABLE = 0.92  # of a device's memory
@@ -160,10 +160,10 @@ def predicted(
         projection(parts, one.images * batch, one.encoded),
     ]
     prompt, chosen = prefill(parts, one.lengths, batch), scoring(one, parts)
-    middle = [n + new_tokens / 2 for n in one.held]
-    step = decode(parts, middle, batch)
-    size = BYTES[dtype]
-    ends = cached(parts, [n + new_tokens for n in one.held]) * size
+    held, size = kept(one, parts), BYTES[dtype]
+    step = decode(parts, [n + new_tokens / 2 for n in held], batch)
+    ends = cached(parts, [n + new_tokens for n in held]) * size
+    most = max(ends, cached_prompt(one, parts, held) * size)
     room = working(one, parts, size)
     vision_s, score_s = time(tower, place, dtype, engine), batch * choosing(chosen, place)
     prefill_s, step_s = time(prompt, place, dtype, engine), time(step, place, dtype, engine)
@@ -188,11 +188,34 @@ def predicted(
         batch=batch,
         weights_bytes=round(parts.parameters * size),
         kv_bytes=round(ends),
-        peak_bytes=round(fixed + batch * (ends + room)),
+        kv_peak_bytes=round(most),
+        peak_bytes=round(fixed + batch * (most + room)),
         memory_bytes=round(place.memory),
-        largest_batch=max(int((place.memory * USABLE - fixed) // (ends + room)), 0),
+        largest_batch=max(int((place.memory * USABLE - fixed) // (most + room)), 0),
         notes=(*one.notes, *said(chosen)),
     )
+
+
+def kept(one: Plan, parts: Parts) -> list[float]:
+    """Return the tokens of the prompt that each layer's cache keeps: evictions leave windows and states alone."""
+    return [
+        few if layer.kind == "full" else n for layer, n, few in zip(parts.layers, one.lengths, one.held, strict=True)
+    ]
+
+
+def cached_prompt(one: Plan, parts: Parts, held: Sequence[float]) -> float:
+    """Count the numbers that one sample's cache holds at most while its prompt is read.
+
+    Keys leave when their layer has run, so that one layer is whole at a time; adaptive budgets wait for all layers.
+    """
+    whole = cached(parts, one.lengths)
+    if one.kv is None or one.kv.layer_budgets == "adaptive":
+        return whole
+    leaving = [
+        0 if layer.shares_keys else per_token(layer) * (n - few)
+        for layer, n, few in zip(parts.layers, one.lengths, held, strict=True)
+    ]
+    return cached(parts, held) + max(leaving)
 
 
 def working(one: Plan, parts: Parts, size: int) -> float:

@@ -32,6 +32,7 @@ class Prediction:
     batch: int
     weights_bytes: int
     kv_bytes: int  # of one sample, when its last token is written
+    kv_peak_bytes: int  # of one sample, at most: what evictions leave is known when the prompt has been read
     peak_bytes: int
     memory_bytes: int
     largest_batch: int

@@ -91,7 +91,7 @@ def kind(one: Prediction) -> Request:
     """Make a request of a prediction for a single sample."""
     tokens = one.visual_tokens + one.text_tokens
     encode = (one.vision_ms + one.scoring_ms) / 1e3
-    return Request(tokens, one.new_tokens, encode, one.prefill_ms / 1e3, math.ceil(one.kv_bytes / BLOCK_BYTES))
+    return Request(tokens, one.new_tokens, encode, one.prefill_ms / 1e3, math.ceil(one.kv_peak_bytes / BLOCK_BYTES))
 
 
 def steps(one: Prediction, crowd: Prediction) -> Step:

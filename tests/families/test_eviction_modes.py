@@ -94,6 +94,16 @@ def test_a_second_turn_in_a_padded_batch(name):
     same(second, reference.generate(turn, past_key_values=old, **settings))
 
 
+@pytest.mark.parametrize("method", [SNAP, kv.VLCache(keep_ratio=0.4, recent=2)], ids=["snap_kv", "vl_cache"])
+def test_chunked_prefill_is_judged_by_its_last_chunk(method):
+    case = Evicted(FAMILIES["llava"], method)
+    batch = case.family.inputs(ROWS[:1])
+    out = generate(case.model(), batch, prefill_chunk_size=9)
+    away = gone(out.past_key_values, batch.ids.shape[1])
+    assert away[1]
+    same(out, generate(case.reference(batch).evict(away), batch))
+
+
 @pytest.mark.parametrize("cut", ["", "pre"])
 def test_chunked_prefill(cut):
     case = Evicted(FAMILIES["llava"], kv.KeyDiff(keep_ratio=0.4, recent=2), cut)

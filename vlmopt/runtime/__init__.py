@@ -15,13 +15,15 @@ file per kind of signal), then `components` (what is done, one file per feature)
     `captures` read and gathers the rows that stay. `fitting` then makes the layer's arguments those of its rows
     (`masks`), and `cache` goes on reporting the length that the sequence would have had. Layers between two cuts make
     a stage (`stages`).
- 7. `hooks/attention` hands a call to its parts: `components/sparse_prefill` may compute it in the kernel's place;
-    behind it `captures/rows` reads rows for selectors, `components/corrections` write over the output, and
-    `components/eviction` scores the keys that leave when the prompt is over.
+ 7. `hooks/attention` hands a call to its parts: `components/sparse_prefill` may compute it in the kernel's place, for
+    generated tokens `components/sparse_reading`; behind it `captures/rows` reads rows for selectors,
+    `components/corrections` write over the output, and `components/eviction` scores the keys that leave when the prompt
+    is over.
  8. `hooks/decoder` gives the output its logical length and closes the step: the `cache` learns which rows its layers
     hold, and `components/marks` leaves with it what they are. `hooks/head` marks the first logits.
  9. Where a method wants to know what the model would say otherwise, `side_forward` runs its decoder beside the call.
-10. `hooks/generate` closes the call; `vlmopt.reporting` reads its `ledger` when a report is asked for.
+10. `hooks/generate` closes the call; `vlmopt.reporting` reads its `ledger` when a report is asked for. Over a static
+    cache it may compile decoding; `hooks/compiled` says when hooks let such steps pass.
 
 `call` has the three objects that everything is handed: `Session`, `Call` (a `Generation`, a bare `Forward`, or one
 `Beside` a generation) and `Step` (a `PromptStep` or a `DecodeStep`). They hold facts; a feature keeps its state in

@@ -204,7 +204,7 @@ class PromptStep(Step):
     """A prompt or a chunk of it."""
 
     context: VisualContext | None  # None: it shows no images
-    fixed: str | None = None  # why its cache cannot shrink
+    fixed: str | None = None  # why nothing may leave its cache
     again: bool = False  # a checkpointed layer runs once more, in the backward pass
 
     @property

@@ -114,7 +114,7 @@ def served(text: str) -> Served | None:
     policy = Policy.load(json.loads(text))
     if replace(policy, prune=(), seed=0) != Policy():
         raise ValueError(
-            f"corrections, sparse prefill and eviction act inside the LLM, which vLLM runs itself; {IN_PROCESS}"
+            f"corrections, prefill, kv, read and gqa act inside the LLM, which vLLM runs itself; {IN_PROCESS}"
         )
     cuts = policy.active
     for cut in cuts:

@@ -85,13 +85,15 @@ def test_decoding_compiles_into_one_graph(name, prompts):
     torch._dynamo.reset()
 
 
-def test_prompts_of_many_lengths_compile():
+def test_prompts_of_many_lengths_share_a_graph():
     torch._dynamo.reset()
-    family, settings = FAMILIES["llava"], compiled()
+    family, settings, graphs = FAMILIES["llava"], compiled(), []
     with vlmopt.optimized(copy.deepcopy(family.build()), Uniform(keep_ratio=0.5)) as model:
         for words in (3, 6, 8):
             batch = family.inputs([[words, Image(0), 7]])
             same(generate(model, batch, **settings, max_cache_len=120), generate(model, batch))
+            graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs[0] == graphs[-1] > 0
     torch._dynamo.reset()
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 
 from .compat import fill_quantized, query_length, static_room
 from .context import CacheState, Chunk, Lease
@@ -91,6 +91,13 @@ class LogicalDynamicCache(LogicalCache, DynamicCache):
     """The logical twin of `DynamicCache`; at module level, so that instances pickle."""
 
 
+class LogicalStaticCache(LogicalCache, StaticCache):
+    """The logical twin of `StaticCache`; of another class for every call, compiled steps would be compiled anew."""
+
+
+TWINS = {DynamicCache: LogicalDynamicCache, StaticCache: LogicalStaticCache}
+
+
 def keep_slots(cache: Any, layer: int, index: Tensor, unpacked: tuple[Tensor, Tensor] | None) -> None:
     """Drop all slots of a layer but `index` Long[B, 1|Hk, k].
 
@@ -148,9 +155,6 @@ def adopt(cache: Any, lease: Lease) -> CacheState:
     if isinstance(cache, LogicalCache):
         return cache._vlmopt
     state, cls = CacheState(lease), type(cache)
-    if cls is DynamicCache:
-        cache.__class__ = LogicalDynamicCache
-    else:
-        cache.__class__ = type(f"Logical{cls.__name__}", (LogicalCache, cls), {})
+    cache.__class__ = TWINS.get(cls) or type(f"Logical{cls.__name__}", (LogicalCache, cls), {})
     cache._vlmopt = state
     return state

@@ -222,6 +222,7 @@ def test_command(loaded, tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert "going on" in said
     assert "dense" in said
+    assert "sparse reading within 2 %" in said
     assert not list(tmp_path.glob("*.part"))
     found = HeadPatterns.load(out)
     assert found.model["name_or_path"] == "tiny-qwen"

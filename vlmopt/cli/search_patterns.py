@@ -19,9 +19,11 @@ from ..calibration import Profile
 from ..checks import model_facts
 from ..head_patterns import FACTS, HeadPatterns
 from ..kernels.patterns import ViewPattern
+from ..layer_reuse import LayerReuse
 from ..loading import Loaded, check_device, load
 from ..methods import to_dict
 from ..offload import device_of
+from ..reading import SparseReading
 from ..runtime.structure import structure_of
 from ..search import PatternSearch, candidates
 from ..search.prompts import Inputs, image_source, length, video_source
@@ -61,6 +63,8 @@ def execute(options: argparse.Namespace) -> None:
         replace(Profile.load(options.into), prefill=found.to_dict()).save(options.into)
     part.unlink(missing_ok=True)
     print(table(found, run.search))
+    if found.reuse is not None:
+        print(schedule(found.reuse))
     for path in (options.out, options.into):
         if path:
             print(f"wrote {path}")
@@ -152,6 +156,16 @@ class Run:
         state = {"sums": self.search.state(), "tokens": self.tokens, "finished": self.finished}
         with atomic_write(self.part) as fresh:
             fresh.write_text(json.dumps({"request": self.request, **state}), encoding="utf-8")
+
+
+def schedule(reuse: LayerReuse) -> str:
+    """Write which layers would read all keys of a generated token, and how wrong the others would be."""
+    read = SparseReading(reuse=reuse)
+    full = sorted(read.full_layers(len(reuse.errors)))
+    return (
+        f"sparse reading within {100 * read.max_error:g} %: {len(full)} of {len(reuse.errors)} layers read all keys "
+        f"({', '.join(map(str, full))})"
+    )
 
 
 def table(found: HeadPatterns, search: PatternSearch) -> str:

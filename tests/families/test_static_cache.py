@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from transformers import CompileConfig, StaticCache
+from transformers import CompileConfig, GenerationConfig, StaticCache
 
 import vlmopt
 from tests.support.families import FAMILIES, GREEDY, MASKABLE, Image, Video
@@ -105,6 +105,9 @@ def test_beside_what_acts_on_generated_tokens_nothing_is_compiled():
     with vlmopt.optimized(copy.deepcopy(family.build()), policy) as model:
         expected = generate(model, batch)
         same(generate(model, batch, **compiled()), expected)
+        config = GenerationConfig(max_new_tokens=NEW_TOKENS, **GREEDY, **LOGITS, **compiled())
+        same(model.generate(**batch(), generation_config=config), expected)
+        assert not config.disable_compile
         (why,) = [line["why"] for line in vlmopt.report(model).skipped if line["what"] == "compiled decoding"]
         assert "acts on generated tokens" in why
 

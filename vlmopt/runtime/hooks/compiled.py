@@ -6,6 +6,7 @@ the mask that `generate` made is logical, and layers see physical slots.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -77,6 +78,20 @@ def why_not(session: Session) -> str | None:
 def idle(session: Session) -> bool:
     """Return whether hooks have nothing to do in a compiled pass of one row."""
     return session.slot(Uncompiled).why is None
+
+
+def forbid(session: Session, arguments: dict[str, Any]) -> None:
+    """Let a `generate` not compile its decoding, in place; it might over a static cache alone."""
+    config = arguments.get("generation_config")
+    default = config or getattr(session.model, "generation_config", None)
+    kind = arguments.get("cache_implementation", getattr(default, "cache_implementation", None))
+    if kind is None and not compat.is_static(compat.cache_in(arguments)):
+        return
+    if config is None:
+        arguments["disable_compile"] = True
+    else:  # which takes no other settings beside it
+        arguments["generation_config"] = config = copy.deepcopy(config)
+        config.disable_compile = True
 
 
 def fit_mask(given: dict[str, Any]) -> dict[str, Any]:

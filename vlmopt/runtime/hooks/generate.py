@@ -11,7 +11,7 @@ from ..arguments import Request, brings_pixels, by_name, images_in
 from ..call import CALL, STEP, Generation, Session
 from ..component import Components
 from ..unseen import refuse_unread
-from .compiled import idle
+from .compiled import forbid, idle
 from .stand_in import StandIn
 
 
@@ -44,7 +44,7 @@ class Generate(StandIn):
         for component in session.slot(Components):
             component.open_call(request, kwargs)
         if not idle(session):
-            kwargs["disable_compile"] = True
+            forbid(session, kwargs)
         running, open_step = CALL.set(call), STEP.set(None)
         try:
             out = self.original(*args, **kwargs)

@@ -80,6 +80,15 @@ print("cpu", resource.getrusage(resource.RUSAGE_SELF).ru_utime)
 """
 
 
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_option_says_in_words_of_its_own_what_it_is(command: str) -> None:
+    """`--batch-size N  of all processes` makes a reader put the sentence together."""
+    for action in cli.build_parser([command]).commands[command]._actions:
+        first, *rest = (action.help or "").split()
+        assert rest or action.choices, action.option_strings
+        assert first not in {"default", "of", "over", "for", "that", "may"}, action.option_strings
+
+
 @pytest.mark.parametrize(
     "words_",
     [

@@ -16,9 +16,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", metavar="DIR", help="directory of images, or: worlds (generated)")
     parser.add_argument(
         "--data", nargs="+", default=[], metavar="FILE",
-        help="for iat: annotations of COCO or a manifest, as for `vlmopt eval` (default: generated images)",
+        help="annotations of COCO or a manifest, for the part iat; see `vlmopt eval` (default: generated images)",
     )  # fmt: skip
-    parser.add_argument("--synonyms", metavar="FILE", help="for iat: table of objects (default: our own)")
+    parser.add_argument("--synonyms", metavar="FILE", help="table of objects, for the part iat (default: our own)")
     parser.add_argument("--out", required=True, metavar="FILE", help="the profile to write, e.g. profile.json")
     parser.add_argument(
         "--host", action="append", default=[], metavar="NAME:LAYER",
@@ -29,10 +29,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="measure this part; may be repeated (default: all but iat, which describes images whose objects are "
         "known, for adaptive_generated_text; heads takes sinks along)",
     )  # fmt: skip
-    parser.add_argument("--samples", type=int, default=200, metavar="N", help="images at most (default 200)")
-    parser.add_argument("--question", default="Describe the image.", help="asked of every image of a directory")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--dtype", default="auto", choices=DTYPES)
+    parser.add_argument("--samples", type=int, default=200, metavar="N", help="most images to look at (default 200)")
+    parser.add_argument(
+        "--question",
+        default="Describe the image.",
+        help="question about every image of a directory (default: Describe the image.)",
+    )
+    parser.add_argument(
+        "--device", default="auto", help="where the model runs: auto, cpu, cuda, cuda:1, ... (default auto)"
+    )
+    parser.add_argument(
+        "--dtype", default="auto", choices=DTYPES, help="precision of the weights (default auto: as stored)"
+    )
 
 
 def check(options: argparse.Namespace) -> None:

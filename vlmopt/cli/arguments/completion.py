@@ -8,4 +8,6 @@ import shtab
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("shell", choices=shtab.SUPPORTED_SHELLS, help='for example: eval "$(vlmopt completion bash)"')
+    parser.add_argument(
+        "shell", choices=shtab.SUPPORTED_SHELLS, help='shell to complete in, e.g. eval "$(vlmopt completion bash)"'
+    )

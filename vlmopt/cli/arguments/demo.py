@@ -6,9 +6,10 @@ import argparse
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--port", type=int, default=8501, metavar="N", help="default 8501")
+    parser.add_argument("--port", type=int, default=8501, metavar="N", help="port to listen on (default 8501)")
     parser.add_argument(
         "--address", "--server.address", default="localhost", metavar="HOST",
-        help="default localhost: this machine alone; 0.0.0.0 lets everyone in who can reach it, without a password",
+        help="address to listen on (default localhost: this machine alone); "
+        "0.0.0.0 lets everyone in who can reach it, without a password",
     )  # fmt: skip
-    parser.add_argument("--no-browser", action="store_true", help="only serve the page")
+    parser.add_argument("--no-browser", action="store_true", help="serve the page, but open no browser")

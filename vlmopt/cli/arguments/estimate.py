@@ -38,7 +38,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help=f"devices (default {DEVICES}); see --devices",
     )
     parser.add_argument("--devices", action="store_true", help="list the devices with their peaks and sources")
-    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
+    parser.add_argument(
+        "--dtype",
+        default="bfloat16",
+        choices=("bfloat16", "float16", "float32"),
+        help="precision of the weights (default bfloat16)",
+    )
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="samples that run together (default 1)")
     parser.add_argument(
         "--engine", default="eager", choices=("eager", "graph"),
@@ -46,7 +51,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--assume-keep", type=float, metavar="FRACTION",
-        help="visual tokens that stay where a method decides it by the content",
+        help="share of visual tokens that stays where a method decides it by the content",
     )  # fmt: skip
     parser.add_argument(
         "--calibrate", nargs="?", const="here", metavar="NAME",
@@ -56,7 +61,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--measured", metavar="FILE", help=f"measured devices: read here, written by --calibrate (default {MEASURED})"
     )
     parser.add_argument(
-        "--rps", type=float, metavar="RATE", help="how many devices serve so many requests per second, simulated"
+        "--rps", type=float, metavar="RATE", help="simulate how many devices serve so many requests per second"
     )
     parser.add_argument(
         "--limit-ms", type=float, default=2000, metavar="MS",
@@ -65,7 +70,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mix", metavar="FILE", help="with --rps: a JSON object a line with image, images, text, new_tokens"
     )
-    parser.add_argument("--json", action="store_true", help="machine-readable")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--figure", metavar="FILE", help="draw the stages, dense and policies, as SVG")
 
 

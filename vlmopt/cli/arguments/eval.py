@@ -33,15 +33,29 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="presets, policy files, or lines such as fastv:keep_ratio=0.1,layer=4; compared "
         "on the same samples; dense is always one of them",
     )  # fmt: skip
-    parser.add_argument("--prompt", metavar="TEXT", help="template, {question} stands for the sample's own")
-    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="default: what the kind of a sample needs")
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="samples in a call (default 8)")
-    parser.add_argument("--limit", type=int, metavar="N", help="ask only a seeded choice of so many samples")
-    parser.add_argument("--seed", type=int, help="of the choice, the intervals and the policies (default 0, their own)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument(
+        "--prompt", metavar="TEXT", help="template of the prompt; {question} stands for that of the sample"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help="most tokens to generate (default: by the kind of the sample)"
+    )
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="samples per call (default 8)")
+    parser.add_argument("--limit", type=int, metavar="N", help="ask only N samples, chosen by the seed")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        help="seed of --limit and of the intervals (default 0), and of the policies (default: their own)",
+    )
+    parser.add_argument(
+        "--device", default="auto", help="where the model runs: auto, cpu, cuda, cuda:1, ... (default auto)"
+    )
     parser.add_argument("--device-map", metavar="auto", help="auto: spread a model too big for one device over all")
-    parser.add_argument("--dtype", default="auto", choices=DTYPES)
-    parser.add_argument("--maps", type=int, default=64, metavar="N", help="kept-token maps for the report (default 64)")
+    parser.add_argument(
+        "--dtype", default="auto", choices=DTYPES, help="precision of the weights (default auto: as stored)"
+    )
+    parser.add_argument(
+        "--maps", type=int, default=64, metavar="N", help="most maps of kept tokens to save for the report (default 64)"
+    )
     parser.add_argument("--retry-errors", action="store_true", help="ask once more what failed in an earlier start")
     parser.add_argument("--out", metavar="DIR", help="the run directory; a run that was interrupted goes on there")
     parser.add_argument("--report", metavar="DIR", help="only sum up a run directory again and rewrite its report")

@@ -11,4 +11,4 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what", nargs="?", metavar="WHAT", help=f"a preset, a method, or one of: {', '.join(SECTIONS)} (default: all)"
     )
-    parser.add_argument("--json", action="store_true", help="machine-readable, with every setting")
+    parser.add_argument("--json", action="store_true", help="print JSON, with every setting")

@@ -8,7 +8,7 @@ from ...choices import SIZE, SPLITS
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", required=True, metavar="DIR", help="for the PNG files and <split>_web.json")
+    parser.add_argument("--out", required=True, metavar="DIR", help="directory for the PNG files and <split>_web.json")
     parser.add_argument("--split", choices=SPLITS, default="held-out", help="which pages (default held-out)")
     parser.add_argument("--count", type=int, default=200, metavar="N", help="images of every size (default 200)")
     parser.add_argument(
@@ -20,5 +20,5 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "checkpoint needs 14, the side of its cells (default 1: do not move); use one directory for each value",
     )  # fmt: skip
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the first round of pages; the others follow (default 0)"
+        "--seed", type=int, default=0, help="seed of the first round of pages; the others follow (default 0)"
     )

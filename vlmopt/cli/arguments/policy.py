@@ -6,7 +6,7 @@ import argparse
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", nargs="?", choices=("show",), help="may be left out")
+    parser.add_argument("action", nargs="?", choices=("show",), help="the only action; may be left out")
     parser.add_argument(
         "policy",
         metavar="name",

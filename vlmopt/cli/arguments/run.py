@@ -11,9 +11,11 @@ from ...paths import check_file
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="may be given several times")
-    parser.add_argument("--video", metavar="FILE")
-    parser.add_argument("--question", required=True, metavar="TEXT")
+    parser.add_argument(
+        "--image", action="append", default=[], metavar="FILE", help="image of the prompt; may be given several times"
+    )
+    parser.add_argument("--video", metavar="FILE", help="video of the prompt")
+    parser.add_argument("--question", required=True, metavar="TEXT", help="question to ask")
     parser.add_argument("--model", default="tiny-qwen", help="bundled name, directory, or Hub id (default tiny-qwen)")
     parser.add_argument(
         "--policy", default=catalogue.default(),
@@ -24,15 +26,28 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="debias the policy's methods by what `vlmopt calibrate` found, and give its sinks to visual_sink "
         "and its part iat to adaptive_generated_text",
     )  # fmt: skip
-    parser.add_argument("--patterns", metavar="FILE", help="sparse prefill with what `vlmopt search-patterns` found")
+    parser.add_argument(
+        "--patterns", metavar="FILE", help="add sparse prefill with what `vlmopt search-patterns` found"
+    )
     parser.add_argument("--points", choices=UNITS, help="what coordinates mean (default: by model, or none is drawn)")
-    parser.add_argument("--out", default="vlmopt-out", metavar="DIR", help="for overlay.png and result.json")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--dtype", default="auto", choices=DTYPES)
-    parser.add_argument("--max-new-tokens", type=int, default=32, metavar="N")
+    parser.add_argument(
+        "--out",
+        default="vlmopt-out",
+        metavar="DIR",
+        help="directory for overlay.png and result.json (default vlmopt-out)",
+    )
+    parser.add_argument(
+        "--device", default="auto", help="where the model runs: auto, cpu, cuda, cuda:1, ... (default auto)"
+    )
+    parser.add_argument(
+        "--dtype", default="auto", choices=DTYPES, help="precision of the weights (default auto: as stored)"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=32, metavar="N", help="most tokens to generate (default 32)"
+    )
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="measured runs of each variant (default 5)")
     parser.add_argument("--warmup", type=int, default=1, metavar="N", help="unmeasured runs before (default 1)")
-    parser.add_argument("--seed", type=int, help="of everything random in the policy (default: the policy's own)")
+    parser.add_argument("--seed", type=int, help="seed of everything random in the policy (default: the policy's own)")
     parser.add_argument("--fps", type=float, help="video frames per second to sample (default 2)")
 
 

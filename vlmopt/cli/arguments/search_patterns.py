@@ -15,19 +15,31 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--video", action="append", default=[], metavar="FILE", help="a long video, or: worlds; may be repeated"
     )
     parser.add_argument("--images", metavar="DIR", help="images for a prompt of many, or: worlds (generated)")
-    parser.add_argument("--question", default="Describe what you see.", help="after the video or each image")
+    parser.add_argument(
+        "--question",
+        default="Describe what you see.",
+        help="question behind the video, or behind each image (default: Describe what you see.)",
+    )
     parser.add_argument("--tokens", type=int, default=4096, metavar="N", help="length of a prompt (default 4096)")
-    parser.add_argument("--samples", type=int, metavar="N", help="prompts, at most 5 (default: one of each source)")
+    parser.add_argument(
+        "--samples", type=int, metavar="N", help="how many prompts, at most 5 (default: one of each source)"
+    )
     parser.add_argument(
         "--match", default="time", choices=MATCHES,
-        help="cost that may reach 1.1 times that of the reference: time on this machine, or computed cells",
+        help="which cost may reach 1.1 times that of the reference: time on this machine, or computed cells",
     )  # fmt: skip
-    parser.add_argument("--dense-layers", type=int, default=2, metavar="N", help="first layers left out (default 2)")
+    parser.add_argument(
+        "--dense-layers", type=int, default=2, metavar="N", help="first layers that stay dense (default 2)"
+    )
     parser.add_argument("--tile", type=int, default=64, metavar="N", help="block size of the patterns (default 64)")
     parser.add_argument("--out", required=True, metavar="FILE", help="file for what is found, e.g. patterns.json")
-    parser.add_argument("--into", metavar="FILE", help="profile of `vlmopt calibrate` to write it into, too")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--dtype", default="auto", choices=DTYPES)
+    parser.add_argument("--into", metavar="FILE", help="profile of `vlmopt calibrate` that it is written into, too")
+    parser.add_argument(
+        "--device", default="auto", help="where the model runs: auto, cpu, cuda, cuda:1, ... (default auto)"
+    )
+    parser.add_argument(
+        "--dtype", default="auto", choices=DTYPES, help="precision of the weights (default auto: as stored)"
+    )
 
 
 def check(options: argparse.Namespace) -> None:

@@ -15,10 +15,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--policy", default=catalogue.default(),
         help=f"preset, policy file, or {POLICY_LINE} (default {catalogue.default()}; see vlmopt list)",
     )  # fmt: skip
-    parser.add_argument("--host", default="localhost", help="default localhost: this machine alone")
-    parser.add_argument("--port", type=int, default=8000, metavar="N", help="default 8000")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--dtype", default="auto", choices=DTYPES)
+    parser.add_argument(
+        "--host", default="localhost", help="address to listen on (default localhost: this machine alone)"
+    )
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="port to listen on (default 8000)")
+    parser.add_argument(
+        "--device", default="auto", help="where the model runs: auto, cpu, cuda, cuda:1, ... (default auto)"
+    )
+    parser.add_argument(
+        "--dtype", default="auto", choices=DTYPES, help="precision of the weights (default auto: as stored)"
+    )
 
 
 def check(options: argparse.Namespace) -> None:

@@ -16,16 +16,22 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="what vlmopt eval reads; samples without a right answer are marked by agreement with dense",
     )  # fmt: skip
     parser.add_argument(
-        "--budget", type=float, default=1.0, metavar="POINTS", help="what may be lost against dense (default 1)"
+        "--budget", type=float, default=1.0, metavar="POINTS", help="points that may be lost against dense (default 1)"
     )
-    parser.add_argument("--objective", default="ttft", choices=OBJECTIVES, help="what is to be least (default ttft)")
     parser.add_argument(
-        "--confidence", type=float, default=0.95, metavar="SHARE", help="that no more is lost (default 0.95)"
+        "--objective", default="ttft", choices=OBJECTIVES, help="which cost to bring down (default ttft)"
+    )
+    parser.add_argument(
+        "--confidence",
+        type=float,
+        default=0.95,
+        metavar="SHARE",
+        help="how sure it has to be that no more is lost (default 0.95)",
     )
     parser.add_argument("--space", metavar="FILE", help="JSON list of candidates, in place of the usual ones")
     parser.add_argument("--base", metavar="POLICY", help="methods that every candidate has, such as corrections")
     parser.add_argument(
-        "--minutes", type=float, help="that the search may take; what it chose is confirmed all the same"
+        "--minutes", type=float, help="time that the search may take; what it chose is confirmed all the same"
     )
     parser.add_argument("--best-effort", action="store_true", help="go on with too few images, and say so")
     parser.add_argument("--format", help="pope, chair, screenspot, manifest or worlds (default: told by the contents)")
@@ -36,16 +42,26 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--parser", default="stated", help="how answers are read, as in vlmopt eval (default stated)")
     parser.add_argument("--synonyms", metavar="FILE", help="table of objects for CHAIR (default: our own)")
-    parser.add_argument("--prompt", metavar="TEXT", help="template, {question} stands for the sample's own")
-    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="default: what the kind of a sample needs")
     parser.add_argument(
-        "--batch-size", type=int, default=8, metavar="N", help="samples in a call, as deployed (default 8)"
+        "--prompt", metavar="TEXT", help="template of the prompt; {question} stands for that of the sample"
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="ask only a seeded choice of so many samples")
-    parser.add_argument("--seed", type=int, default=0, help="of that choice and of the split (default 0)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help="most tokens to generate (default: by the kind of the sample)"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=8, metavar="N", help="samples per call, as deployed (default 8)"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="ask only N samples, chosen by the seed")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of --limit and of the split into search and hold-out (default 0)"
+    )
+    parser.add_argument(
+        "--device", default="auto", help="where the model runs: auto, cpu, cuda, cuda:1, ... (default auto)"
+    )
     parser.add_argument("--device-map", metavar="auto", help="auto: spread a model too big for one device over all")
-    parser.add_argument("--dtype", default="auto", choices=DTYPES)
+    parser.add_argument(
+        "--dtype", default="auto", choices=DTYPES, help="precision of the weights (default auto: as stored)"
+    )
     parser.add_argument("--out", metavar="DIR", help="the directory of the search; one that was interrupted goes on")
     parser.add_argument("--report", metavar="DIR", help="only write the report of a finished search again")
 

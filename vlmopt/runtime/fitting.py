@@ -131,8 +131,7 @@ class Fitting:
         if mask is None and valid is None:
             return None  # causal from the first slot on, also where empty ones follow
         columns, valid = masks.slots_seen(columns, valid, need)
-        if mask is None:
-            assert valid is not None
+        if mask is None and valid is not None:
             if compat.is_flash(self.session.structure.config):
                 return valid.long()
             logical = step.current(self.stage).log[:, -height:] + step.past

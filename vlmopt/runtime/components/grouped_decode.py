@@ -53,7 +53,7 @@ def pays(key: Tensor) -> bool:
 
 
 class GroupedDecode(Component):
-    """Gives layers with grouped heads a kernel for one query row."""
+    """Give layers with grouped heads a kernel for one query row."""
 
     on_single_rows = False  # it leaves rows with a mask alone, and static caches have one
 

@@ -48,18 +48,15 @@ def note(step: Step, cache: Any) -> None:
     why = step.call.session.slot(Uncompiled).why
     if why is not None:
         step.call.skip("compiled decoding", why)
-    elif isinstance(cache, LogicalCache) and step.ends_prompt:
-        cache._vlmopt.seen = slots(cache, cache._vlmopt)
+    elif isinstance(cache, LogicalCache) and step.ends_prompt and (room := compat.static_room(cache)) is not None:
+        cache._vlmopt.seen = slots(cache._vlmopt, room)
 
 
-def slots(cache: LogicalCache, state: CacheState) -> Tensor:
+def slots(state: CacheState, room: int) -> Tensor | None:
     """Return Long[B, room]: the logical index of every slot, filled or not; -1 where it is a filler."""
-    room = compat.static_room(cache)
-    assert room is not None
     stage = max(state.index)
-    index, valid = state.columns(stage, room + cache._vlmopt.dropped[0], state.index[stage].device)
-    assert index is not None
-    return index if valid is None else index.masked_fill(~valid, -1)
+    index, valid = state.columns(stage, room + state.dropped[0], state.index[stage].device)
+    return index if index is None or valid is None else index.masked_fill(~valid, -1)
 
 
 def why_not(session: Session) -> str | None:

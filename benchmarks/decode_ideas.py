@@ -8,19 +8,16 @@ last rows go to 4 bits and the others to 2, keys per channel and values per toke
 token's highest activations over the prompt.
 
     python benchmarks/decode_ideas.py --checkpoint tiny-llava
-    python benchmarks/decode_ideas.py --tables
+    python benchmarks/tables.py --write      # into docs/kv-cache.md
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -28,9 +25,9 @@ from tqdm import tqdm
 from transformers import DynamicCache
 
 import vlmopt
-from common import RESULTS, append
+from common import append
 from hallucination_task import task
-from kv_cache import BLOCKS, OWN, SEED, captions, per_image, replies, written
+from kv_cache import BLOCKS, OWN, SEED, captions, replies
 from vlmopt.kv import KeyDiff
 from vlmopt.metrics import chair, phrases
 from vlmopt.policy import Policy
@@ -129,48 +126,12 @@ def quality(options: argparse.Namespace) -> None:
             append("decode_ideas", {**facts, "idea": "neurons", "share": share, "captions": said, **counts})
 
 
-def tables() -> None:
-    """Print Markdown of the newest measurement of every cell; blocks of seeds are pooled."""
-    names = ("checkpoint", "idea", "method", "share", "block")
-    lines = map(json.loads, (RESULTS / "decode_ideas.jsonl").read_text().splitlines())
-    cells = list({tuple(cell.get(name) for name in names): cell for cell in lines if "speed" not in cell}.values())
-    for checkpoint in dict.fromkeys(cell["checkpoint"] for cell in cells):
-        own = [cell for cell in cells if cell["checkpoint"] == checkpoint]
-        tiers, neurons = ([cell for cell in own if cell["idea"] == idea] for idea in ("tiers", "neurons"))
-        print(f"\n**{checkpoint}**\n\n| cache | bits per number | questions, − full |\n|---|---|---|")
-        full = pooled(tiers, "method", "full cache", per_image)
-        for name in dict.fromkeys(cell["method"] for cell in tiers):
-            bits = statistics.mean(cell["bits"] for cell in tiers if cell["method"] == name)
-            print(f"| {name} | {bits:.1f} | {written(pooled(tiers, 'method', name, per_image), full)} |")
-        print("\n| neurons | recall of captions, − all | precision, − all |\n|---|---|---|")
-        for share in dict.fromkeys(cell["share"] for cell in neurons):
-            both = [versus(neurons, share, bottom) for bottom in ("there", "names")]
-            print(f"| {100 * share:.0f} % | {both[0]} | {both[1]} |")
-
-
-def versus(cells: list[dict[str, Any]], share: float, bottom: str) -> str:
-    def counts(cell: dict[str, Any]) -> tuple[Any, Any]:
-        return cell["found"], cell[bottom]
-
-    return written(pooled(cells, "share", share, counts), pooled(cells, "share", 1.0, counts))
-
-
-def pooled(cells: list[dict[str, Any]], name: str, value: Any, read: Callable[[dict[str, Any]], Any]) -> Any:
-    own = [read(cell) for cell in sorted(cells, key=lambda cell: cell["block"]) if cell[name] == value]
-    return tuple(np.concatenate([np.array(part[i], dtype=float) for part in own]) for i in (0, 1))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default="tiny-qwen")
     parser.add_argument("--images", type=int, default=24, help="of a block")
     parser.add_argument("--block", type=int, nargs="+", default=[0, 1, 2], help="of seeds, each with its own images")
-    parser.add_argument("--tables", action="store_true", help="print Markdown of what was measured, and stop")
-    options = parser.parse_args()
-    if options.tables:
-        tables()
-    else:
-        quality(options)
+    quality(parser.parse_args())
 
 
 if __name__ == "__main__":

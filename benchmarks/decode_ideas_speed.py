@@ -30,12 +30,12 @@ def speed(options: argparse.Namespace) -> None:
         low = torch.randint(0, 256, (2, 1, key_heads, keys, width // 2), dtype=torch.uint8)
         scale = torch.rand(2, 1, key_heads, keys // GROUP, 1, width)
         runs = {
-            "as they are": lambda q=query, k=key, v=value: scaled_dot_product_attention(q, k, v),
-            "unpacked": lambda q=query, p=low, s=scale: scaled_dot_product_attention(
+            "as it is": lambda q=query, k=key, v=value: scaled_dot_product_attention(q, k, v),
+            "with the idea": lambda q=query, p=low, s=scale: scaled_dot_product_attention(
                 q, unpack(p[0], s[0]), unpack(p[1], s[1])
             ),
         }
-        record("attention", {"keys": keys}, runs, options.repeats)
+        record(f"attention over {keys} keys of 4 bits, 28 heads", runs, options.repeats)
     hidden, inner = 2048, 11008
     row, gate, up, down = (
         torch.randn(*shape) for shape in ((1, hidden), (inner, hidden), (inner, hidden), (hidden, inner))
@@ -44,11 +44,11 @@ def speed(options: argparse.Namespace) -> None:
         index = torch.randperm(inner)[: int(share * inner)].sort().values
         few = gate[index], up[index], down[:, index].contiguous()
         runs = {
-            "all": partial(mlp, row, gate, up, down),
-            "few": partial(mlp, row, *few),
-            "choosing": lambda i=index: (gate[i], up[i], down[:, i].contiguous()),
+            "as it is": partial(mlp, row, gate, up, down),
+            "with the idea": partial(mlp, row, *few),
+            "once, beforehand": lambda i=index: (gate[i], up[i], down[:, i].contiguous()),
         }
-        record("mlp", {"share": share}, runs, options.repeats)
+        record(f"an MLP of {100 * share:.0f} % of its neurons", runs, options.repeats)
 
 
 def unpack(low: Tensor, scale: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ def mlp(row: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
     return linear(silu(linear(row, gate)) * linear(row, up), down)
 
 
-def record(what: str, facts: dict[str, Any], runs: dict[str, Callable[[], Any]], repeats: int) -> None:
+def record(what: str, runs: dict[str, Callable[[], Any]], repeats: int) -> None:
     def timed(run: Callable[[], Any]) -> float:
         start = time.perf_counter()
         run()
@@ -68,8 +68,8 @@ def record(what: str, facts: dict[str, Any], runs: dict[str, Callable[[], Any]],
 
     times = interleaved({name: partial(timed, run) for name, run in runs.items()}, repeats, 2)
     ms = {name: statistics.median(values) for name, values in times.items()}
-    append("decode_ideas", {"speed": what, **facts, "ms": ms})
-    print(what, facts, {name: round(value, 2) for name, value in ms.items()})
+    append("decode_ideas", {"of": what, "ms": ms})
+    print(what, {name: round(value, 2) for name, value in ms.items()})
 
 
 def main() -> None:

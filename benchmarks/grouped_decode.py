@@ -4,13 +4,12 @@ Attention alone, of one layer and one generated token, in turns; above 1 grouped
 takes them where this table says so.
 
     python benchmarks/grouped_decode.py             # three minutes on one core
-    python benchmarks/grouped_decode.py --tables
+    python benchmarks/tables.py --write             # into docs/kv-cache.md
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from functools import partial
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from common import RESULTS, append, interleaved
+from common import append, interleaved
 
 SHAPES = {  # query heads, key heads, width
     "28, 4, 128": (28, 4, 128),
@@ -74,19 +73,6 @@ def cell(shape: tuple[int, int, int], batch: int, keys: int, dtype: torch.dtype,
     }
 
 
-def tables() -> None:
-    """Print Markdown of the newest measurement of every cell."""
-    found: dict[tuple[str, str, int], dict[int, dict[str, Any]]] = {}
-    for line in (RESULTS / "grouped_decode.jsonl").read_text().splitlines():
-        one = json.loads(line)
-        found.setdefault((one["dtype"], one["shape"], one["batch"]), {})[one["keys"]] = one
-    print("| query heads, key heads, width | batch | " + " | ".join(f"{keys} keys" for keys in KEYS) + " |")
-    print("|" + "---|" * (len(KEYS) + 2))
-    for (dtype, shape, batch), row in found.items():
-        cells = [f"{row[k]['ratio']:.1f} ({row[k]['low']:.1f}–{row[k]['high']:.1f})" if k in row else "" for k in KEYS]
-        print(f"| {shape} ({dtype}) | {batch} | " + " | ".join(cells) + " |")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=tuple(SHAPES))
@@ -94,11 +80,7 @@ def main() -> None:
     parser.add_argument("--keys", type=int, nargs="+", default=KEYS)
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=tuple(DTYPES))
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--tables", action="store_true", help="print Markdown of what was measured, and stop")
     options = parser.parse_args()
-    if options.tables:
-        tables()
-        return
     for dtype in options.dtype:
         for shape in options.shape:
             for batch in options.batch:

@@ -10,36 +10,33 @@ over a tenth of each, beside the limit (W + c) / (W + 0.1 c) that the bytes of w
     python benchmarks/kv_cache.py --checkpoint tiny-qwen
     python benchmarks/kv_cache.py --checkpoint tiny-llava
     python benchmarks/kv_cache.py --speed
-    python benchmarks/kv_cache.py --tables
+    python benchmarks/tables.py --write      # into docs/kv-cache.md
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import vlmopt
-from common import RESULTS, append, interleaved
+from common import append, interleaved
 from hallucination_task import task
 from vlmopt import kv
 from vlmopt.kv import Eviction
-from vlmopt.metrics import chair, is_yes, paired_difference, phrases
+from vlmopt.metrics import chair, is_yes, phrases
 from vlmopt.policy import Policy
 from vlmopt.prompt import chat
 from vlmopt.synthetic.hallucination import DESCRIBE, classes
 
-Fraction = tuple[np.ndarray, np.ndarray]
 Reader = Callable[[Any, dict[str, Any]], DynamicCache]  # of a model and what it is handed
 BUDGETS = (0.5, 0.2, 0.1)
 SEED = 624_000_000  # of images that nothing else uses
@@ -167,65 +164,6 @@ def step(model: Any, cache: DynamicCache) -> float:
     return took
 
 
-def tables() -> None:
-    """Print Markdown of the newest measurement of every cell; blocks of seeds are pooled."""
-    names = ("checkpoint", "method", "keep_ratio", "block", "speed", "keys")
-    lines = map(json.loads, (RESULTS / "kv_cache.jsonl").read_text().splitlines())
-    cells = list({tuple(cell.get(name) for name in names): cell for cell in lines}.values())
-    for checkpoint in dict.fromkeys(cell["checkpoint"] for cell in cells if "checkpoint" in cell):
-        own = [cell for cell in cells if cell.get("checkpoint") == checkpoint]
-        full = {cell["block"]: cell for cell in own if cell["method"] == "full cache"}
-        print(f"\n**{checkpoint}**, {sum(cell['images'] for cell in full.values())} images\n")
-        print("| method | keys kept | bytes | recall, − full | precision, − full | same caption | questions, − full |")
-        print("|---|---|---|---|---|---|---|")
-        for key in dict.fromkeys((cell["method"], cell["keep_ratio"]) for cell in own):
-            row(
-                key,
-                [(c, full[c["block"]]) for c in own if (c["method"], c["keep_ratio"]) == key and c["block"] in full],
-            )
-    print("\n| decoder | keys | all, ms | a tenth, ms | ratio | limit |\n|---|---|---|---|---|---|")
-    for cell in (cell for cell in cells if "speed" in cell):
-        print(
-            f"| {cell['speed']} | {cell['keys']} | {cell['ms']['all']:.1f} | {cell['ms']['a tenth']:.1f} | "
-            f"{cell['ratio']:.2f} | {cell['limit']:.2f} |"
-        )
-
-
-def row(key: tuple[str, float], pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
-    def joined(field: str, side: int) -> np.ndarray:
-        return np.concatenate([np.array(pair[side][field]) for pair in pairs])
-
-    def versus(top: str, bottom: str) -> str:
-        mine, full = ((joined(top, side), joined(bottom, side)) for side in (0, 1))
-        return written(mine, full)
-
-    right = [per_image(pair[0]) for pair in pairs], [per_image(pair[1]) for pair in pairs]
-    mine, full = (tuple(np.concatenate([part[i] for part in side]) for i in (0, 1)) for side in right)
-    asked = written(mine, full)
-    same = np.mean(
-        [a == b for mine_, full_ in pairs for a, b in zip(mine_["captions"], full_["captions"], strict=True)]
-    )
-    size = sum(pair[0]["bytes"][1] for pair in pairs) / sum(pair[0]["bytes"][0] for pair in pairs)
-    name, ratio = key
-    print(
-        f"| {name} | {100 * ratio:.0f} % | {100 * size:.0f} % | {versus('found', 'there')} | "
-        f"{versus('found', 'names')} | {100 * same:.0f} % | {asked} |"
-    )
-
-
-def written(mine: Fraction, full: Fraction) -> str:
-    """Write a ratio of sums, and how it differs from the full cache's."""
-    gap = paired_difference(full, mine)
-    low, high = 100 * gap.low, 100 * gap.high
-    return f"{100 * mine[0].sum() / mine[1].sum():.1f} ({100 * gap.value:+.1f}, {low:+.1f}..{high:+.1f})"
-
-
-def per_image(cell: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Return right answers and questions of every image."""
-    right = np.array(cell["right"], dtype=float).reshape(cell["images"], ASKED)
-    return right.sum(1), np.full(len(right), float(ASKED))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default="tiny-qwen")
@@ -235,11 +173,8 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=MAKERS, default=list(MAKERS), help="default: all")
     parser.add_argument("--speed", action="store_true", help="time decoding steps instead")
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--tables", action="store_true", help="print Markdown of what was measured, and stop")
     options = parser.parse_args()
-    if options.tables:
-        tables()
-    elif options.speed:
+    if options.speed:
         speed(options)
     else:
         quality(options)

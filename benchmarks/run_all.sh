@@ -24,5 +24,9 @@ once correction_cost "$python" benchmarks/correction_cost.py
 once "correction_cost 7b" "$python" benchmarks/correction_cost.py --layers 3
 once pixel_redundancy "$python" benchmarks/pixel_redundancy.py --repeats 11 \
     --image benchmarks/screens/files-grid-000000-1280x800.png
+once grouped_decode env OMP_NUM_THREADS=1 "$python" benchmarks/grouped_decode.py
+once "kv_cache speed" env OMP_NUM_THREADS=1 "$python" benchmarks/kv_cache.py --speed
+once "sparse_reading speed" env OMP_NUM_THREADS=1 "$python" benchmarks/sparse_reading.py --speed
+once "decode_ideas speed" env OMP_NUM_THREADS=1 "$python" benchmarks/decode_ideas_speed.py
 "$python" benchmarks/tables.py --write
 rm -r benchmarks/results/done

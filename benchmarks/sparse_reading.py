@@ -3,33 +3,31 @@
 Quality: captions over prompts of a few hundred keys, of which layers that reuse a choice read a share; CHAIR's recall
 against the same images with all keys read (paired, 95 %). `--speed`: one layer's attention of one generated token with
 the heads of a 7B model, in turns: the model's kernel, grouped rows, a layer that reads all and chooses, and one that
-reads what was chosen. `model` is what the attention of 28 layers would gain, four of which read all.
+reads what was chosen.
 
     python benchmarks/sparse_reading.py --checkpoint tiny-llava
     python benchmarks/sparse_reading.py --speed
-    python benchmarks/sparse_reading.py --tables
+    python benchmarks/tables.py --write      # into docs/kv-cache.md
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from tqdm import tqdm
 
 import vlmopt
-from common import RESULTS, append, interleaved
+from common import append, interleaved
 from hallucination_task import task
-from kv_cache import BLOCKS, SEED, captions, written
+from kv_cache import BLOCKS, SEED, captions
 from vlmopt.metrics import chair, phrases
 from vlmopt.policy import Policy
 from vlmopt.reading import SparseReading
@@ -40,7 +38,6 @@ from vlmopt.synthetic.hallucination import classes
 RATIOS = (0.5, 0.25, 0.125, 0.0625)
 HEADS, KEY_HEADS, WIDTH = 28, 4, 128
 KEYS = (4096, 8192, 16384, 32768)
-DEPTH, FULL = 28, 4
 
 
 def quality(options: argparse.Namespace) -> None:
@@ -85,29 +82,6 @@ def timed(run: Callable[[], Any]) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def tables() -> None:
-    """Print Markdown of the newest measurement of every cell; blocks of seeds are pooled."""
-    names = ("checkpoint", "block", "keep_ratio", "keys")
-    lines = map(json.loads, (RESULTS / "sparse_reading.jsonl").read_text().splitlines())
-    cells = list({tuple(cell.get(name) for name in names): cell for cell in lines}.values())
-    print("| checkpoint | keys read by most layers | recall of captions, − all | precision, − all |\n|---|---|---|---|")
-    for checkpoint in dict.fromkeys(cell["checkpoint"] for cell in cells if "checkpoint" in cell):
-        own = [cell for cell in cells if cell.get("checkpoint") == checkpoint]
-        for ratio in dict.fromkeys(cell["keep_ratio"] for cell in own):
-            both = [written(counts(own, ratio, of), counts(own, 1.0, of)) for of in ("there", "names")]
-            print(f"| {checkpoint} | {100 * ratio:g} % | {both[0]} | {both[1]} |")
-    print("\n| keys | kernel, ms | grouped | all, choosing | chosen | model |\n|---|---|---|---|---|---|")
-    for cell in (cell for cell in cells if "ms" in cell):
-        ms = cell["ms"]
-        mixed = (FULL * ms["all, choosing"] + (DEPTH - FULL) * ms["chosen"]) / DEPTH
-        print(f"| {cell['keys']} | {' | '.join(f'{one:.2f}' for one in ms.values())} | {ms['grouped'] / mixed:.1f} |")
-
-
-def counts(cells: list[dict[str, Any]], ratio: float, of: str) -> Any:
-    own = sorted((cell for cell in cells if cell["keep_ratio"] == ratio), key=lambda cell: cell["block"])
-    return tuple(np.concatenate([np.array(cell[name], dtype=float) for cell in own]) for name in ("found", of))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default="tiny-qwen")
@@ -115,11 +89,8 @@ def main() -> None:
     parser.add_argument("--block", type=int, nargs="+", default=[0], help="of seeds, each with its own images")
     parser.add_argument("--speed", action="store_true", help="time one layer's attention instead")
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--tables", action="store_true", help="print Markdown of what was measured, and stop")
     options = parser.parse_args()
-    if options.tables:
-        tables()
-    elif options.speed:
+    if options.speed:
         speed(options)
     else:
         quality(options)

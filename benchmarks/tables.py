@@ -19,6 +19,8 @@ import gpu_tables  # noqa: F401  (these register themselves)
 import speed_tables  # noqa: F401
 from table_parts import MADE
 
+import kv_tables  # noqa: F401
+
 ROOT = Path(__file__).parents[1]
 MARKS = re.compile(r"<!-- table: ([\w-]+) -->\n(.*?)<!-- end -->", re.DOTALL)
 

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import vlmopt
 from common import RESULTS
+from kv_tables import later_questions
 from pruning_tables import Blocks, accuracy, difference, images
+from vlmopt.metrics.intervals import Interval
 
 ROOT = Path(__file__).parents[1]
 DATA, README, PAGE = ROOT / "vlmopt" / "policy" / "presets.json", ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- preset_tables.py -->\n", "<!-- end -->"
 TITLES = {"questions": "questions about images", "clicks": "clicks on web pages", "clips": "questions about clips"}
 WHERE = {"questions": "", "clicks": "clicks on web pages: ", "clips": "clips, which tiny-qwen never learned: "}
+CACHE = "small-cache"  # the preset that evicts keys; its price is measured by kv_cache.py
 CONTROLS = ("random", "uniform", "resize")
 Rows = dict[str, Blocks]  # by what was asked for: a preset, or a control in one line
 
@@ -68,12 +71,17 @@ def prices() -> dict[str, str]:
                     losses.setdefault(name, []).append(lost(rows["dense"], rows[name]))
         for name, found in losses.items():
             said.setdefault(name, []).append(f"{WHERE[task]}{' and '.join(found)} points")
+    count, later = later_questions("key_diff", 0.2)
+    said[CACHE] = [f"questions that come later, {count} images: {' and '.join(map(points, later))} points"]
     return {name: "; ".join(parts) for name, parts in said.items()}
 
 
 def lost(dense: Blocks, other: Blocks) -> str:
     """Return points lost with their interval, in words: "1.0 (−0.2 to 2.1)"."""
-    gained = difference(dense, other).over
+    return points(difference(dense, other).over)
+
+
+def points(gained: Interval) -> str:
     value, low, high = (100 * end + 0.0 for end in (-gained.value, -gained.high, -gained.low))
     return f"{value:.1f} ({low:.1f} to {high:.1f})".replace("-0.0", "0.0").replace("-", "−")
 

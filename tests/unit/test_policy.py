@@ -23,7 +23,7 @@ from vlmopt.pruning import FastV, Random, Resize, Selection, Selector, Uniform
 from vlmopt.version import __version__
 
 PRESETS = {"dense", "random-25", "uniform-25", "uniform-50", "resize-25", "attention-25"}
-PRESETS |= {"sinks", "describe", "boost", "truer-25", "long-video"}
+PRESETS |= {"sinks", "describe", "boost", "truer-25", "long-video", "small-cache"}
 PRESETS |= {"pospad-30", "progressive", "debiased-25", "zeroth-order-25", "video-25"}
 PRESETS |= {"balanced", "gentle", "aggressive", "question-25", "screens", "screens-30"}
 

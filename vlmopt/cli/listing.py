@@ -29,7 +29,7 @@ def as_text(what: str | None) -> str:
     """Write what `vlmopt list` prints for people; only families and single methods need more than names."""
     if what is None:
         more = f"vlmopt list NAME: one in full; also {', '.join(SECTIONS)}"
-        return "\n".join([*preset_lines(brief=True), "", *method_lines(), "", more])
+        return "\n".join([*preset_lines(brief=True), "", *method_lines(), more])
     if what == "presets":
         return "\n".join(preset_lines())
     if what == "methods":

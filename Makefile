@@ -97,7 +97,7 @@ test: lint $(VENV)/.installed-lmms
 
 test-serving:
 	@if $(MAKE) --no-print-directory .venv-vllm/.installed; then \
-		OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -q -n 2 --dist loadgroup --show-capture=no --rootdir serving/vllm \
+		OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -q -n 2 --show-capture=no --rootdir serving/vllm \
 			serving/vllm/tests; \
 	else echo "SKIPPED the tests of vlmopt-vllm: vLLM for CPUs cannot be installed here (the reason is above)"; fi
 

@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))  # the tests' checkpoints and client
 
 POLICY = {"method": "div_prune", "keep_ratio": 0.25}
-QUESTION = "What is in the image?"
+QUESTION = "What is in the picture?"
 ASKED = {
     "dense (null)": None,
     "engine's policy": "engine",

@@ -82,7 +82,7 @@ def url_of(image: Any) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def message(url: str, text: str = "What is in the image?") -> list[dict[str, Any]]:
+def message(url: str, text: str = "What is in the picture?") -> list[dict[str, Any]]:
     return [
         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}]}
     ]

@@ -12,8 +12,6 @@ from .engines import Reference
 from .test_parity import TEXT
 from .test_video import BEFORE, WHAT, clip, expected, served
 
-pytestmark = pytest.mark.xdist_group("qwen3_5")
-
 ROUNDING = 0.1  # of log-probabilities of random weights
 EARLY = [
     {"method": "uniform", "keep_ratio": 0.25},

@@ -13,10 +13,8 @@ import pytest
 
 from .engines import Answer, Reference, same
 
-pytestmark = pytest.mark.xdist_group("chunks")
-
 TEXT = "<|user|><|vision_start|><|image_pad|><|vision_end|>{}<|assistant|>"
-WHAT, YELLOW = TEXT.format("What is in the image?"), TEXT.format("Is there a yellow square?")
+WHAT, YELLOW = TEXT.format("What is in the picture?"), TEXT.format("Is there a yellow square?")
 QUARTER = {"method": "div_prune", "keep_ratio": 0.25}
 CHUNKS = {"max_num_batched_tokens": 64, "max_num_seqs": 8}  # images are cut, several times
 

@@ -13,8 +13,8 @@ import pytest
 from .choices import READ, Choices, difference, nearly_tied, same_rows
 from .engines import Reference, same
 
-TEXT = "<|user|><|vision_start|><|image_pad|><|vision_end|>What is in the image?<|assistant|>"
-BARE = "<|user|><|image_pad|>What is in the image?<|assistant|>"
+TEXT = "<|user|><|vision_start|><|image_pad|><|vision_end|>What is in the picture?<|assistant|>"
+BARE = "<|user|><|image_pad|>What is in the picture?<|assistant|>"
 EVERYWHERE = [
     {"method": "uniform", "keep_ratio": 0.25},
     {"method": "random", "keep_ratio": 0.5, "seed": 3},
@@ -82,10 +82,10 @@ def as_policy(policy: Any) -> dict[str, Any]:
     return {"prune": methods, "seed": max(seeds)}
 
 
-@pytest.mark.xdist_group("tiny_qwen")
-def test_a_smaller_image_is_the_same_up_to_whole_grey_levels(engine_of, checkpoints, images):
+@pytest.mark.parametrize("name", ["tiny_qwen"])
+def test_a_smaller_image_is_the_same_up_to_whole_grey_levels(name, engine_of, checkpoints, images):
     """Pixels travel to the tower as bytes, so a resized image is rounded, as any image file is."""
-    engine, reference = engine_of("tiny_qwen", AT_START["tiny_qwen"]), Reference(checkpoints("tiny_qwen"))
+    engine, reference = engine_of(name, AT_START[name]), Reference(checkpoints(name))
     for image in images:
         policy = {"method": "resize", "keep_ratio": 0.4}
         served, expected = engine.ask(TEXT, image, policy=policy), reference.ask(TEXT, image, policy=policy)
@@ -93,16 +93,16 @@ def test_a_smaller_image_is_the_same_up_to_whole_grey_levels(engine_of, checkpoi
         assert same(served, expected, tolerance=0.05)
 
 
-@pytest.mark.xdist_group("tiny_qwen")
-def test_every_image_has_a_budget_of_its_own(engine_of, checkpoints, images):
-    engine = engine_of("tiny_qwen", AT_START["tiny_qwen"])
+@pytest.mark.parametrize("name", ["tiny_qwen"])
+def test_every_image_has_a_budget_of_its_own(name, engine_of, checkpoints, images):
+    engine = engine_of(name, AT_START[name])
     both = TEXT.replace("<|vision_end|>", "<|vision_end|><|vision_start|><|image_pad|><|vision_end|>", 1)
     policy = {"method": "div_prune", "keep_tokens": 20}
     words = engine.ask(both, *images[:2], policy=policy).prompt - 2 * 20
     assert engine.ask(both, *images[:2], policy={**policy, "keep_tokens": 33}).prompt == words + 2 * 33
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in FAMILIES])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_answers_are_those_of_vlmopt_on_transformers(name, engine_of, checkpoints, images, framed, monkeypatch):
     policies, block = FAMILIES[name]
     engine, reference, choices = engine_of(name, AT_START.get(name)), Reference(checkpoints(name)), Choices(monkeypatch)

@@ -9,8 +9,6 @@ import pytest
 from .engines import Answer, same
 from .test_engine import CHUNKS, QUARTER, WHAT
 
-pytestmark = pytest.mark.xdist_group("chunks")  # whose engine answers first
-
 RANKS = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp", "beside": True}
 POLICIES = [
     None,

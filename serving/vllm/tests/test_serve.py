@@ -17,8 +17,6 @@ from . import attacks
 from .checkpoints import BUNDLED
 from .servers import ask, message, post, serving, streamed
 
-pytestmark = pytest.mark.xdist_group("serve")
-
 # The torchvision of this environment decodes no images (see torchvision_operators.py); vlmopt needs none.
 WITHOUT_TORCHVISION = (
     "import sys; sys.modules['torchvision'] = None; from vlmopt.cli.main import main; sys.exit(main())"
@@ -36,7 +34,7 @@ EVERYTHING = {
 def answer(policy: Any, image: Any) -> str:
     model, processor = vlmopt.load_checkpoint("tiny-qwen")
     vlmopt.optimize(model, policy)
-    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is in the image?"}]}]
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is in the picture?"}]}]
     text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     inputs = processor(text=[text], images=[image], return_tensors="pt")
     out = model.generate(**inputs, max_new_tokens=8, do_sample=False)[:, inputs["input_ids"].shape[1] :]

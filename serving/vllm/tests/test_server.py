@@ -14,8 +14,6 @@ import pytest
 from . import attacks
 from .servers import ask, healthy, message, post, serving, streamed, url_of
 
-pytestmark = pytest.mark.xdist_group("server")
-
 QUARTER = {"method": "div_prune", "keep_ratio": 0.25}
 IN_TOWER = {"method": "vision_zip", "keep_ratio": 0.2, "tower_layer": -1}
 OF_MEDIA = (

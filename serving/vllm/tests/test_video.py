@@ -98,7 +98,7 @@ def test_frames_with_time_stamps_between_them_are_cut_before_the_encoder_or_not_
     engine, reference, film = engine_of(name), Reference(checkpoints(name)), clip(224, 112)
     assert not differing(engine, reference, WHAT, film, BEFORE)
     for policy in (EVS, {"method": "uniform", "keep_ratio": 0.25, "positions": "pospad"}):
-        with pytest.raises(ValueError, match="time stamps stand between the frames"):
+        with pytest.raises(ValueError, match="words stand between the frames"):
             served(engine, WHAT, film, policy)
 
 
@@ -115,10 +115,15 @@ def test_evs_keeps_the_rows_that_vllms_own_keeps_at_the_same_count():
 
 
 @pytest.mark.parametrize("name", ["internvl"])
-def test_frames_of_internvl_are_tiles(name, engine_of, checkpoints):
+def test_frames_of_internvl_are_cut_before_the_encoder_too(name, engine_of, checkpoints):
     engine, reference = engine_of(name), Reference(checkpoints(name))
-    policies = [*SQUARE, {"method": "vision_zip", "keep_ratio": 0.25, "tower_layer": -2, "positions": "repack"}]
-    assert not differing(engine, reference, BARE.format("What?"), clip(112, 112), policies)
+    text, film = BARE.format("What?"), clip(112, 112)
+    assert not differing(
+        engine, reference, text, film, [{**SQUARE[0], "method": method} for method in ("uniform", "random")]
+    )
+    for policy in SQUARE[1:]:  # which would put all rows that stay into the first frames
+        with pytest.raises(ValueError, match="words stand between the frames"):
+            served(engine, text, film, policy)
 
 
 @pytest.mark.parametrize("name", ["llava_onevision"])

@@ -117,7 +117,7 @@ class Shortened:
         item.check()
         frames = item.grid[0] if modality == "video" and item.family.frame_times and item.grid else 1
         if policy is not None:
-            self.vlmopt_check_item(policy, item, frames)
+            self.vlmopt_check_item(policy, item, int(embed[0]) + int((embed[1:] & ~embed[:-1]).sum()))
         plan = dense(item) if policy is None else planned(policy, item, self.vlmopt_normalizer(modality, kwargs))
         plan = replace(plan, spans=spans_of(embed, frames, plan))
         for name, data in smaller(plan, item).items():
@@ -130,14 +130,14 @@ class Shortened:
         full = [token for token, stay in zip(content.full, left.tolist(), strict=True) if stay]
         return replace(update, content=Rows(full, content.is_embed, beyond(plan)))
 
-    def vlmopt_check_item(self, policy: Served, item: Item, frames: int) -> None:
-        """Refuse what a policy cannot do with this kind of item."""
+    def vlmopt_check_item(self, policy: Served, item: Item, parts: int) -> None:
+        """Refuse what a policy cannot do with this kind of item, whose rows text cuts into so many parts."""
         name = policy.last.name
-        if frames > 1 and (policy.late or policy.numbering == "pospad"):
+        if parts > 1 and (policy.late or policy.numbering == "pospad"):
             raise ValueError(
-                f"{KEY}: {name} chooses after the encoder, or marks runs, but time stamps stand between the frames of "
-                f"{item.family.name}, so their rows must be counted before; use uniform, random or pixel_redundancy, "
-                "or send null for this request"
+                f"{KEY}: {name} chooses after the encoder, or marks runs, but words stand between the frames of "
+                f"{item.family.name}, so their rows must be counted before; use uniform, random or ui_graph, or "
+                "send null for this request"
             )
         if policy.signals and (item.family.name, item.modality) in POOLED:
             raise ValueError(

@@ -37,13 +37,13 @@ def check(model: nn.Module, policy: Policy) -> tuple[ModelStructure, Policy]:
     known = facts | {"whole_blocks": whole_blocks(model)}
     fitted = [c if c.is_identity and c.idle is None else c.for_model(known) for c in policy.attention]
     policy = replace(policy, attention=fitted)
+    for part in (policy.prefill, policy.read):
+        if part is not None:
+            part.check_model(facts)
     for component in COMPONENTS:
         component.check(model, structure, policy)
     for method in policy.active:
         method.check_model(facts)
-    for part in (policy.prefill, policy.read):
-        if part is not None:
-            part.check_model(facts)
     return structure, policy
 
 
@@ -75,21 +75,16 @@ def check_names(structure: ModelStructure) -> None:
         compat.check_signature(type(module).forward, names, f"{type(module).__name__}.forward")
     for kind in {type(layer) for layer in structure.layers}:
         compat.check_signature(kind.forward, compat.layer_arguments(structure.decoder), f"{kind.__name__}.forward")
+    compat.check_mask_of_ids(structure.head)
 
 
 def model_facts(model: Any, structure: ModelStructure) -> dict[str, Any]:
     """Return the facts by which a profile is compared with its model; a list where layers differ."""
-    width = structure.config.hidden_size
-    shapes = []
-    for layer in range(len(structure.layers)):
-        config = compat.layer_config(structure.config, layer)
-        heads = config.num_attention_heads
-        key_heads = getattr(config, "num_key_value_heads", None) or heads
-        shapes.append((heads, key_heads, getattr(config, "head_dim", None) or width // heads))
+    shapes = [compat.head_shape(structure.config, layer) for layer in range(len(structure.layers))]
     shape = [values[0] if len(set(values)) == 1 else list(values) for values in zip(*shapes, strict=True)]
     return {
         "model_type": model.config.model_type,
-        "hidden_size": width,
+        "hidden_size": structure.config.hidden_size,
         "layers": len(structure.layers),
         **dict(zip(("num_heads", "num_kv_heads", "head_dim"), shape, strict=True)),
         "name_or_path": model.config.name_or_path,

@@ -89,7 +89,10 @@ class SparsePrefill(Configured):
     @property
     def is_identity(self) -> bool:
         """True if nothing would ever be left out."""
-        return self.pattern is not None and self.pattern.is_identity
+        if self.heads is None:
+            return self.pattern is not None and self.pattern.is_identity
+        layers = range(self.dense_layers, len(self.heads.layers))
+        return all(pattern.is_identity for layer in layers for pattern, _ in self.heads.groups(layer))
 
     def groups(self, layer: int, num_heads: int) -> list[tuple[Pattern, Tensor]]:
         """Return the patterns of a layer with the query heads Long[H] of each; empty where the layer is dense."""

@@ -11,8 +11,10 @@ import torch
 import vlmopt
 from tests.support.families import FAMILIES, GREEDY, Image, Video
 from tests.support.mechanism import IN_CHUNKS, LOGITS, NEW_TOKENS, TOLERANCE, Case, forward, gap
+from tests.support.snapshot import differences, snapshot
 from vlmopt.attention_fix import ImageBoost, VisualSink
-from vlmopt.kernels.patterns import AShape, MinP, Prefill, Sampled
+from vlmopt.head_patterns import HeadPatterns
+from vlmopt.kernels.patterns import AShape, DensePattern, MinP, Prefill, QBoundary, Sampled
 from vlmopt.policy import Policy
 from vlmopt.prefill import SparsePrefill
 from vlmopt.runtime.components.sparse_layout import work
@@ -230,6 +232,80 @@ def test_frame_and_row_strides_reach_the_patterns(monkeypatch):
 def test_refusals(policy, error, match):
     with pytest.raises(error, match=match):
         vlmopt.optimize(copy.deepcopy(FAMILIES["llava"].build("sdpa")), policy)
+
+
+BY_HEAD = HeadPatterns(
+    {"model_type": "llava", "hidden_size": 64, "layers": 6, "num_heads": 4, "num_kv_heads": 2, "head_dim": 16},
+    (SOME, MinP()),
+    (None, None, (0, 0, 1, 0), (0, 0, 0, 0), None, None),
+)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what a CPU cannot do")
+@pytest.mark.parametrize(("prefill", "match"), [
+    (SparsePrefill(backend="fa4"), "fa4 needs a GPU of the Hopper generation"),
+    (SparsePrefill(backend="flex"), "not col_idx; use backend='gather'"),
+    (replace(FEW, backend="flex", recall_rows=8), "flex returns no log-sum-exp on CPU"),
+    (replace(FEW, backend="flex", pattern=QBoundary(text=SOME, vision=SOME)), "flex knows blocks of keys"),
+    (SparsePrefill(heads=BY_HEAD, backend="flex"), "not heads"),
+], ids=["fa4", "columns", "recall", "rows of each modality", "by head"])  # fmt: skip
+def test_a_back_end_that_cannot_is_refused_before_anything_changes(prefill, match):
+    model = copy.deepcopy(FAMILIES["llava"].build("sdpa"))
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=match):
+        vlmopt.optimize(model, Policy(prefill=prefill))
+    assert differences(before, snapshot(model)) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what a CPU cannot do")
+def test_triton_is_refused_on_a_cpu():
+    pytest.importorskip("triton")
+    with pytest.raises(ValueError, match="prefill: triton needs CUDA tensors, got cpu; use backend='gather'"):
+        vlmopt.optimize(copy.deepcopy(FAMILIES["llava"].build("sdpa")), Policy(prefill=SparsePrefill(backend="triton")))
+
+
+def test_a_back_end_is_told_the_type_of_the_weights():
+    model = copy.deepcopy(FAMILIES["llava"].build("sdpa")).half()
+    with pytest.raises(ValueError, match=r"native computes float32 and bfloat16, .* got torch\.float16"):
+        vlmopt.optimize(model, Policy(prefill=SparsePrefill(backend="native")))
+
+
+def test_a_back_end_that_can_is_taken():
+    """Whole blocks are what flex computes, on a CPU too."""
+    with vlmopt.optimized(copy.deepcopy(FAMILIES["llava"].build("sdpa")), Policy(prefill=replace(FEW, backend="flex"))):
+        pass
+
+
+@pytest.mark.skipif("qwen3_5" not in FAMILIES, reason="this release has no hybrid decoder")
+def test_layers_without_attention_are_named():
+    family = FAMILIES["qwen3_5"]
+    with vlmopt.optimized(copy.deepcopy(family.build("sdpa")), Policy(prefill=FEW)) as model:
+        forward(model, family.inputs(LONG))
+        report = vlmopt.report(model)
+    assert [entry["layer"] for entry in report.prefill] == [1, 3, 5]
+    assert report.skipped_lines() == ["skipped  sparse prefill in layers 0, 2, 4: the layer has no attention"]
+
+
+def test_a_model_without_a_layer_that_could_be_sparse_is_refused():
+    model = copy.deepcopy(FAMILIES["llava"].build("sdpa"))
+    for layer in model.model.language_model.layers:
+        layer.self_attn.sinks = torch.zeros(4)
+    with pytest.raises(ValueError, match="from layer 2 on can be sparse: its softmax has learned sink logits"):
+        vlmopt.optimize(model, Policy(prefill=SparsePrefill()))
+
+
+@pytest.mark.parametrize("prefill", [
+    SparsePrefill(pattern=DensePattern()),
+    SparsePrefill(heads=replace(BY_HEAD, layers=(None,) * 6)),
+    SparsePrefill(heads=BY_HEAD, dense_layers=4),
+], ids=["every key", "no layer", "dense layers"])  # fmt: skip
+def test_patterns_that_keep_everything_say_so(prefill):
+    family = FAMILIES["llava"]
+    with vlmopt.optimized(copy.deepcopy(family.build("sdpa")), Policy(prefill=prefill)) as model:
+        forward(model, family.inputs(LONG))
+        assert vlmopt.report(model).skipped_lines() == [
+            "skipped  sparse prefill: changes nothing: its patterns keep every key"
+        ]
 
 
 def test_json_round_trip():

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from tests.support.sparse import LAYOUTS, attend, build, call, csr, dense, padded, seen_by, tensors
-from vlmopt.kernels.sparse_attention import AttentionInputs, SparseIndex, backends, check_index, native
+from vlmopt.kernels.sparse_attention import AttentionInputs, Launch, SparseIndex, backends, check_index, native
 from vlmopt.kernels.sparse_attention import gather as gathering
 
 KINDS = {
@@ -36,8 +36,8 @@ KINDS = {
 def chosen(request, monkeypatch):
     """What "auto" stands for in this file; half precision is for gather alone."""
     if request.param == "gather":
-        monkeypatch.setattr(backends, "_automatic", lambda inputs, index: "gather")
-    elif reason := native.refusal(AttentionInputs(*tensors()[:3], 1.0), build(*tensors()[:2], {})):
+        monkeypatch.setattr(backends, "_automatic", lambda inputs, launch: "gather")
+    elif reason := native.refusal(AttentionInputs(*tensors()[:3], 1.0), Launch(build(*tensors()[:2], {}))):
         pytest.skip(reason)
 
 

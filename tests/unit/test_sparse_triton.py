@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import os
@@ -15,10 +16,15 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+import vlmopt
+from tests.support.families import FAMILIES, Image
 from tests.support.sparse import call
 from tests.support.sparse_calls import DEVICE, dense_index, inputs, random_index, some_rows
+from vlmopt.kernels.patterns import AShape
 from vlmopt.kernels.sparse_attention import Keys
 from vlmopt.kernels.sparse_attention.reference import reference_attention
+from vlmopt.policy import Policy
+from vlmopt.prefill import SparsePrefill
 
 GPU = torch.cuda.is_available()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads it when imported: hence a process of its own
@@ -44,9 +50,8 @@ def test_fp32_tiles_that_no_gpu_holds_are_refused():
     for tile, dtype in product((128, 256), (torch.float32, torch.bfloat16)):
         refused = tile == 256 and dtype is torch.float32
         each = SimpleNamespace(dtype=dtype, **facts)
-        said = refusal(
-            SimpleNamespace(q=each, k=each, v=each, keys=None), SimpleNamespace(tile=tile, run=64, slash=None)
-        )
+        index = SimpleNamespace(tile=tile, run=64, slash=None)
+        said = refusal(SimpleNamespace(q=each, k=each, v=each, keys=None), SimpleNamespace(index=index))
         assert ("do not fit" in said) == refused
         assert refused or not said
 
@@ -95,6 +100,17 @@ class TestKernel:
     def test_head_sizes_and_groups(self, d, group):
         q, k, v = inputs(heads=group, key_heads=1, d=d)
         agree(q, k, v, random_index(q, k))
+
+    def test_in_a_policy(self):
+        family = FAMILIES["llava"]
+        batch, model = family.inputs([[60, Image(0), 30]]), copy.deepcopy(family.build("sdpa")).to(DEVICE)
+        found = []
+        for backend in ("triton", "reference"):
+            prefill = SparsePrefill(pattern=AShape(sink=16, local=16, tile=16, run=16), min_len=1, backend=backend)
+            with vlmopt.optimized(model, Policy(prefill=prefill)), torch.no_grad():
+                found.append(model(**{name: value.to(DEVICE) for name, value in batch().items()}).logits)
+                assert {entry["backend"] for entry in vlmopt.report(model).prefill} == {backend}
+        torch.testing.assert_close(*found, atol=1e-4, rtol=0)
 
     @pytest.mark.parametrize("dtype", [torch.float16, *([torch.bfloat16] if GPU else [])])
     def test_half_precision(self, dtype):

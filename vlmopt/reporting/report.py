@@ -83,7 +83,7 @@ class Report:
             kv_bytes_prompt=call.page.cache_bytes + gone,
             ms=ms,
             new_tokens=ledger.new_tokens,
-            decode_tokens_per_s=ledger.decode_steps / decode * 1e3 if decode and ledger.decode_steps else None,
+            decode_tokens_per_s=(ledger.new_tokens - ledger.first_tokens) / decode * 1e3 if decode else None,
             peak_memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
             skipped=skipped(call, accounts),
             **entries,
@@ -177,6 +177,8 @@ def skipped(call: Call, accounts: Sequence[Account]) -> list[dict[str, str]]:
     policy, found = call.session.policy, list(call.ledger.skipped.items())
     found += [(m.name, "changes nothing at keep_ratio=1.0") for m in policy.prune if m.is_identity]
     found += [(c.name, c.idle or "changes nothing at these settings") for c in policy.attention if c.is_identity]
+    if policy.prefill is not None and policy.prefill.is_identity:
+        found.append(("sparse prefill", "changes nothing: its patterns keep every key"))
     if policy.kv is not None and policy.kv.is_identity:
         found.append((policy.kv.name, "changes nothing at keep_ratio=1.0"))
     if policy.read is not None and policy.read.is_identity:

@@ -11,9 +11,11 @@ import torch
 import transformers
 from packaging.version import Version
 from torch import Tensor, nn
+from transformers import GenerationMixin
 
 FLOOR = "4.57.6"  # the lowest release on which the oracle tests pass
 NEWEST = "5.24.0"  # the highest
+MASK_OF_IDS = "_prepare_attention_mask_for_generation"
 CACHE_NAMES = ("cache", "past_key_values", "past_key_value")  # from 5.24; up to 5.23; in layers of 4.57
 ROTARY = ("position_embeddings", "position_embeddings_global")  # the second: gemma3 up to 4.57
 
@@ -57,6 +59,12 @@ def check_signature(forward: Callable[..., Any], names: Names, where: str) -> No
     parameters = inspect.signature(forward).parameters
     if not any(p.kind is p.VAR_POSITIONAL for p in parameters.values()):  # a wrapper that passes everything on
         require(names, list(parameters)[1:], where)
+
+
+def check_mask_of_ids(model: nn.Module) -> None:
+    """Raise `RuntimeError` if a model's `generate` does not tell padding by ids as on the tested releases."""
+    if isinstance(model, GenerationMixin) and not hasattr(model, MASK_OF_IDS):
+        raise unknown(f"{type(model).__name__} has no {MASK_OF_IDS}")
 
 
 def layer_arguments(decoder: nn.Module) -> Names:
@@ -112,6 +120,18 @@ def cache_name(forward: Callable[..., Any]) -> str:
 def cache_in(arguments: Mapping[str, Any]) -> Any:
     """Return the cache among the arguments of a call or in an output; callers may still use a name of before 5.24."""
     return next((arguments[name] for name in CACHE_NAMES if arguments.get(name) is not None), None)
+
+
+def generation_setting(model: Any, given: Mapping[str, Any], name: str) -> Any:
+    """Return a setting that a `generate` call goes by: an argument, or else of the config in it, or of the model's own.
+
+    A config says nothing where it holds the default.
+    """
+    if name in given:
+        return given[name]
+    own, config = getattr(model, "generation_config", None), given.get("generation_config")
+    silent = config is None or getattr(config, name, None) == getattr(type(config)(), name, None)
+    return getattr(own if silent else config, name, None)
 
 
 def why_fixed(cache: Any, inside: bool = True) -> str | None:
@@ -187,6 +207,14 @@ def layer_types(config: Any) -> list[str]:
 def layer_config(config: Any, layer: int) -> Any:
     """Return what a config says of one decoder layer; where layers differ, the whole says nothing."""
     return config.per_layer_config[layer] if getattr(config, "is_heterogeneous", False) else config
+
+
+def head_shape(config: Any, layer: int) -> tuple[int, int, int]:
+    """Return the query heads of a decoder layer, its key heads, and the channels of one."""
+    own = layer_config(config, layer)
+    heads = own.num_attention_heads
+    key_heads = getattr(own, "num_key_value_heads", None) or heads
+    return heads, key_heads, getattr(own, "head_dim", None) or config.hidden_size // heads
 
 
 def ranks(*modules: Any) -> int:

@@ -3,7 +3,7 @@
 from .backends import BACKENDS, chosen_backend, sparse_attention
 from .index import Keys, Launch, SparseIndex
 from .inputs import AttentionInputs
-from .merge import run_plan
+from .merge import plan_refusal, run_plan
 from .validity import check_index
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "SparseIndex",
     "check_index",
     "chosen_backend",
+    "plan_refusal",
     "run_plan",
     "sparse_attention",
 ]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from types import ModuleType
 
 from torch import Tensor
 
-from .index import Keys, Launch, SparseIndex, tile_count
+from .index import Keys, Launch, tile_count
 from .inputs import AttentionInputs
 
 # What a back-end is: the inputs hold the launch's own keys already.
@@ -40,7 +41,9 @@ def sparse_attention(
     """
     inputs = inputs.of(launch)
     _check(inputs, launch)
-    return _function(chosen_backend(inputs, [launch], backend))(inputs, launch, return_lse)
+    name = chosen_backend(inputs, [launch], backend)
+    function: Attention = getattr(_module(name), f"{name}_attention")
+    return function(inputs, launch, return_lse)
 
 
 def chosen_backend(inputs: AttentionInputs, launches: Sequence[Launch], backend: str = "auto") -> str:
@@ -53,21 +56,30 @@ def chosen_backend(inputs: AttentionInputs, launches: Sequence[Launch], backend:
         raise ValueError(f"backend must be one of {('auto', *BACKENDS)}, got {backend!r}")
     if backend != "auto":
         return backend
-    names = sorted({_automatic(inputs.of(launch), launch.index) for launch in launches})
+    names = sorted({_automatic(inputs.of(launch), launch) for launch in launches})
     return "+".join(names) or "gather"
 
 
-def _automatic(inputs: AttentionInputs, index: SparseIndex) -> str:
+def refusal(inputs: AttentionInputs, launch: Launch, return_lse: bool = False, backend: str = "auto") -> str:
+    """Return why a back-end cannot compute a launch, in words; empty if it can.
+
+    Raises:
+        ValueError: an unknown back-end, or one that is not installed.
+    """
+    name = chosen_backend(inputs, [launch], backend)
+    return "" if name == "reference" else str(_module(name).refusal(inputs.of(launch), launch, return_lse))
+
+
+def _automatic(inputs: AttentionInputs, launch: Launch) -> str:
     name = "triton" if inputs.q.is_cuda else "native"
     if name == "triton" and find_spec("triton") is None:
         return "gather"
-    return "gather" if import_module(f".{name}", __package__).refusal(inputs, index) else name
+    return "gather" if _module(name).refusal(inputs, launch) else name
 
 
-def _function(name: str) -> Attention:
+def _module(name: str) -> ModuleType:
     try:
-        function: Attention = getattr(import_module(f".{name}", __package__), f"{name}_attention")
-        return function
+        return import_module(f".{name}", __package__)
     except ImportError as error:
         raise ValueError(f"backend {name!r} needs {error.name}, which is not installed; use backend='auto'") from error
 

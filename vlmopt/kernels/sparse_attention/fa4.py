@@ -20,9 +20,9 @@ BLOCK = 128  # what its Hopper kernel wants for heads of up to 128 channels
 TOLERANCE = {torch.float16: 4e-3, torch.bfloat16: 2e-2}  # of values about 1
 
 
-def refusal(inputs: AttentionInputs, index: SparseIndex) -> str:
+def refusal(inputs: AttentionInputs, launch: Launch, return_lse: bool = False) -> str:
     """Return why this back-end cannot run such a call, in words; empty if it can."""
-    q = inputs.q
+    q, index = inputs.q, launch.index
     if not q.is_cuda or torch.cuda.get_device_capability(q.device) < (9, 0):
         return f"fa4 needs a GPU of the Hopper generation or later, got {q.device}; use backend='triton' or 'gather'"
     if q.dtype not in TOLERANCE or q.shape[-1] % 8 or q.shape[-1] > 128:
@@ -36,6 +36,11 @@ def refusal(inputs: AttentionInputs, index: SparseIndex) -> str:
     has = [name for name in named if getattr(index, name) is not None] + ["keys"] * (inputs.keys is not None)
     if has:
         return f"fa4 knows only runs of keys in natural order, the index has {', '.join(has)}; use backend='triton'"
+    lengths = [name for name in ("q_len", "k_len", "k_start", "softcap") if getattr(inputs, name) is not None]
+    limits = {"causal_shift": launch.causal_shift, "key_min": launch.key_min, "row_step": launch.row_step - 1}
+    asked = [name for name, value in limits.items() if isinstance(value, Tensor) or value] + lengths
+    if asked:
+        return f"fa4 cannot do {', '.join(asked)}; use backend='triton'"
     try:
         _package()
     except ImportError as error:
@@ -47,16 +52,11 @@ def fa4_attention(inputs: AttentionInputs, launch: Launch, return_lse: bool = Fa
     """Compute `sparse_attention` by FlashAttention-4 (as yet unpublished; CuTe kernels of Dao-AILab/flash-attention).
 
     Raises:
-        ValueError: what `refusal` names; lengths, shifts, soft caps; runs that do not start at a multiple of 128.
+        ValueError: what `refusal` names; runs that do not start at a multiple of 128.
         RuntimeError: the installed package fails its self-test on this device.
     """
-    if reason := refusal(inputs, launch.index):
+    if reason := refusal(inputs, launch):
         raise ValueError(reason)
-    lengths = [name for name in ("q_len", "k_len", "k_start", "softcap") if getattr(inputs, name) is not None]
-    limits = {"causal_shift": launch.causal_shift, "key_min": launch.key_min, "row_step": launch.row_step - 1}
-    asked = [name for name, value in limits.items() if isinstance(value, Tensor) or value] + lengths
-    if asked:
-        raise ValueError(f"fa4 cannot do {', '.join(asked)}; use backend='triton'")
     q = inputs.q
     with torch.cuda.device(q.device):
         _self_test(q.device, q.dtype, q.shape[-1], launch.index.tile)

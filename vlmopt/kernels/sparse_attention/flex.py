@@ -14,8 +14,9 @@ from .index import Launch, SparseIndex, tile_count
 from .inputs import AttentionInputs
 
 
-def refusal(inputs: AttentionInputs, index: SparseIndex, return_lse: bool) -> str:
+def refusal(inputs: AttentionInputs, launch: Launch, return_lse: bool = False) -> str:
     """Return why this back-end cannot run such a call, in words; empty if it can."""
+    index = launch.index
     for name in ("col_idx", "q_order", "k_order", "grid", "slash", "heads"):
         if getattr(index, name) is not None:
             return f"flex knows blocks of keys for all heads, in order, not {name}; use backend='gather' or 'triton'"
@@ -34,10 +35,9 @@ def flex_attention(inputs: AttentionInputs, launch: Launch, return_lse: bool = F
     Raises:
         ValueError: what `refusal` names.
     """
-    index = launch.index
-    if reason := refusal(inputs, index, return_lse):
+    if reason := refusal(inputs, launch, return_lse):
         raise ValueError(reason)
-    q, k = inputs.q, inputs.k
+    index, q, k = launch.index, inputs.q, inputs.k
     least = inputs.key_first.clamp_min(launch.key_min)
     row = torch.arange(inputs.rows, device=q.device)
     stepped = row // launch.row_step * launch.row_step

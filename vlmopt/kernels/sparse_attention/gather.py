@@ -22,6 +22,11 @@ UNIT = 2.0**100  # of masks: scores are capped by (limit - position + 1/2) units
 UNSEEN = -1e29  # what is masked scores lower
 
 
+def refusal(inputs: AttentionInputs, launch: Launch, return_lse: bool = False) -> str:
+    """Return why this back-end cannot run such a call, in words; empty if it can."""
+    return shared_refusal("gather", inputs, launch.index)
+
+
 def gather_attention(
     inputs: AttentionInputs, launch: Launch, return_lse: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -36,7 +41,7 @@ def gather_attention(
         ValueError: a gradient is asked for, or slashes meet a grid of reordered keys.
     """
     q = inputs.q
-    if reason := shared_refusal("gather", inputs, launch.index):
+    if reason := refusal(inputs, launch):
         raise ValueError(reason)
     lists = KeyLists(inputs, launch)
     call = _Call(inputs)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .backends import sparse_attention
+from .backends import refusal, sparse_attention
 from .index import Launch
 from .inputs import AttentionInputs
 
@@ -30,9 +30,8 @@ def run_plan(
         ValueError: as `sparse_attention`.
     """
     q = inputs.q
-    every = list(range(q.shape[1]))
-    covered = [every if launch.index.heads is None else launch.index.heads.tolist() for launch in launches]
-    weigh = return_lse or len({h for heads in covered for h in heads}) < sum(map(len, covered))
+    covered = heads_of(launches, q.shape[1])
+    every, weigh = list(range(q.shape[1])), return_lse or overlap(covered)
 
     def run(launch: Launch) -> tuple[Tensor, Tensor | None]:
         result = sparse_attention(inputs, launch, return_lse=weigh, backend=backend)
@@ -58,6 +57,24 @@ def run_plan(
                 out[:, at, some], total[:, at, some] = merged
         written |= set(heads)
     return (out, total) if return_lse else out
+
+
+def plan_refusal(
+    inputs: AttentionInputs, launches: Sequence[Launch], *, return_lse: bool = False, backend: str = "auto"
+) -> str:
+    """Return why a back-end cannot run a plan, in words; empty if it can."""
+    weigh = return_lse or overlap(heads_of(launches, inputs.q.shape[1]))
+    return next(filter(None, (refusal(inputs, launch, weigh, backend) for launch in launches)), "")
+
+
+def heads_of(launches: Sequence[Launch], every: int) -> list[list[int]]:
+    """Return the query heads that each launch covers."""
+    return [list(range(every)) if x.index.heads is None else x.index.heads.tolist() for x in launches]
+
+
+def overlap(covered: Sequence[Sequence[int]]) -> bool:
+    """Return whether launches share heads, so that their results have to be weighed."""
+    return len({h for heads in covered for h in heads}) < sum(map(len, covered))
 
 
 def merge(a: Tensor, lse_a: Tensor, b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from .index import Launch, SparseIndex
+from .index import Launch
 from .inputs import AttentionInputs, shared_refusal
 
 SOURCE = Path(__file__).with_suffix(".cpp")
@@ -51,7 +51,7 @@ class _Call(ctypes.Structure):
     ]
 
 
-def refusal(inputs: AttentionInputs, index: SparseIndex) -> str:
+def refusal(inputs: AttentionInputs, launch: Launch, return_lse: bool = False) -> str:
     """Return why this back-end cannot run such a call, in words; empty if it can."""
     if inputs.q.device.type != "cpu":
         return "native runs on CPUs; use backend='auto'"
@@ -59,7 +59,7 @@ def refusal(inputs: AttentionInputs, index: SparseIndex) -> str:
     if len(dtypes) > 1 or not dtypes <= set(DTYPES):
         got = ", ".join(sorted(str(dtype) for dtype in dtypes))
         return f"native computes float32 and bfloat16, the same for q, k and v, got {got}; use backend='gather'"
-    if reason := shared_refusal("native", inputs, index):
+    if reason := shared_refusal("native", inputs, launch.index):
         return reason
     return "" if isinstance(_library(), ctypes.CDLL) else f"{_library()}; use backend='gather'"
 
@@ -75,11 +75,11 @@ def native_attention(
         ValueError: what `refusal` names.
     """
     index, q = launch.index, inputs.q
-    if reason := refusal(inputs, index):
+    if reason := refusal(inputs, launch):
         raise ValueError(reason)
     heads = torch.arange(q.shape[1]) if index.heads is None else index.heads
     out = q.new_zeros(len(q), len(heads), q.shape[2], q.shape[3])
-    lse = torch.full(out.shape[:3], -torch.inf) if return_lse else None
+    lse = torch.full(out.shape[:3], -torch.inf, dtype=torch.float32) if return_lse else None
     keys = inputs.keys
     position, bias = (None, None) if keys is None else (keys.key_position, keys.bias)
     first = inputs.key_first.clamp_min(launch.key_min)

@@ -11,7 +11,7 @@ import triton
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
-from .index import Keys, Launch, SparseIndex
+from .index import Keys, Launch
 from .inputs import AttentionInputs, shared_refusal
 from .triton_kernel import sparse_kernel
 
@@ -50,9 +50,9 @@ def tuned() -> Any:
     return triton.autotune(CONFIGS, key, prune_configs_by={"early_config_prune": _fitting})(sparse_kernel)
 
 
-def refusal(inputs: AttentionInputs, index: SparseIndex) -> str:
+def refusal(inputs: AttentionInputs, launch: Launch, return_lse: bool = False) -> str:
     """Return why this back-end cannot run such a call, in words; empty if it can."""
-    q, keys = inputs.q, inputs.keys
+    q, keys, index = inputs.q, inputs.keys, launch.index
     interpreted = isinstance(sparse_kernel, InterpretedFunction)
     if not q.is_cuda and not interpreted:
         return f"triton needs CUDA tensors, got {q.device}; use backend='gather'"
@@ -86,7 +86,7 @@ def triton_attention(
         ValueError: what `refusal` names, or heads whose channels do not lie next to one another.
     """
     q, k, v, index = inputs.q, inputs.k, inputs.v, launch.index
-    if reason := refusal(inputs, index):
+    if reason := refusal(inputs, launch):
         raise ValueError(reason)
     for name, t in (("q", q), ("k", k), ("v", v)):
         if t.stride(-1) != 1:

@@ -29,7 +29,7 @@ class Layout:
 def work(launches: Sequence[Launch], query: Tensor, key: Tensor) -> Tensor:
     """Return fp32 [H]: the cells that the launches compute for each head, divided by those of the causal triangle."""
     batch, heads, rows, width = *query.shape[:3], key.shape[2]
-    cells = torch.zeros(heads, device=query.device)
+    cells = torch.zeros(heads, device=query.device, dtype=torch.float32)
     for launch in launches:
         index = launch.index
         own = spanned(index.run_ptr) * (index.tile * index.run)  # [tables]

@@ -21,6 +21,7 @@ from ..hooks.attention import plan_of, why_not
 from ..points import AttentionCall
 from ..structure import ModelStructure
 from .marks import FOREIGN, Marks
+from .sparse_check import check_prefill
 from .sparse_layout import Layout, read_layout, strides, text_rows, visible, work
 from .sparse_report import Ran, Sparse, lines, sparse_layers
 
@@ -78,7 +79,11 @@ class SparseLayer(AttentionPart):
 
     def recall(self, step: PromptStep, given: Prefill, launches: Sequence[Launch]) -> Tensor:
         """Return fp32 [B, H, R]: the share of the dense attention that sampled rows keep; costs a second run."""
-        rows = torch.linspace(0, given.rows - 1, self.method.recall_rows, device=given.device).long().unique()
+        rows = (
+            torch.linspace(0, given.rows - 1, self.method.recall_rows, device=given.device, dtype=torch.float32)
+            .long()
+            .unique()
+        )
         with step.call.ledger.timed(step.call.page.scoring):
             return recall(given, launches, rows.expand(given.batch, -1), self.method.backend)
 
@@ -135,12 +140,8 @@ class SparsePrefills(Component):
 
     @staticmethod
     def check(model: Any, structure: ModelStructure, policy: Policy) -> None:
-        prefill, depth = policy.prefill, len(structure.layers)
-        if prefill is not None and prefill.dense_layers >= depth:
-            raise ValueError(
-                f"prefill: dense_layers={prefill.dense_layers} leaves none of the {depth} layers of "
-                f"{type(model).__name__}; use fewer"
-            )
+        if policy.prefill is not None:
+            check_prefill(model, structure, policy.prefill)
 
     @classmethod
     def of(cls, session: Session) -> SparsePrefills | None:
@@ -159,6 +160,8 @@ class SparsePrefills(Component):
             step.call.skip("images in sparse prefill", FOREIGN)
 
     def report(self, call: Call) -> Account:
-        """Report which layers ran sparse, and what that left out."""
-        entries = sparse_layers(call)
-        return Account({"prefill": entries}, lines(entries))
+        """Report which layers ran sparse, what that left out, and which could not."""
+        entries, attentions = sparse_layers(call), enumerate(self.session.structure.attentions)
+        reasons = {layer: why_not(module) for layer, module in attentions if layer >= self.method.dense_layers}
+        skipped = {f"sparse prefill in layer {layer}": why for layer, why in reasons.items() if why is not None}
+        return Account({"prefill": entries}, lines(entries), skipped)

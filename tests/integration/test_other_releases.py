@@ -266,6 +266,17 @@ def test_a_part_that_is_kept_elsewhere_is_refused_before_anything_is_changed(nam
     assert differences(before, snapshot(model)) == []
 
 
+def test_padding_that_is_told_elsewhere_is_refused_before_anything_is_changed(monkeypatch):
+    monkeypatch.delattr(transformers.GenerationMixin, compat.MASK_OF_IDS)
+    model, _ = model_and_batch("llava")
+    before = snapshot(model)
+    with pytest.raises(
+        RuntimeError, match=f"{re.escape(NAMED)}LlavaForConditionalGeneration has no {compat.MASK_OF_IDS}"
+    ):
+        vlmopt.optimize(model, CUT)
+    assert differences(before, snapshot(model)) == []
+
+
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
 def test_a_forward_is_pruned_by_whatever_way_it_is_reached(name):
     """Fused kernels and older releases of PEFT call `forward` past the hooks of a module."""

@@ -68,11 +68,29 @@ def test_tokens_and_times_are_those_of_the_prompt(name, mode):
     assert (ms["decode"] is None) == (mode == "stopped")
 
 
-def test_padding_in_a_static_cache_is_no_prompt():
-    """Models then see a mask of four dimensions; `generate` was given the one of padding."""
+@pytest.mark.parametrize("settings", [{}, {"prompt_lookup_num_tokens": 3}, {"use_cache": False}], ids=str)
+def test_the_rate_counts_tokens_not_passes(settings):
+    """A model that says one word over and over: nearly all candidates of prompt lookup are accepted."""
     family = FAMILIES["llava"]
-    batch, model = family.inputs([[5, Image(0), 7], [9]]), optimized(family, POLICY[-1:])
-    generate(model, batch, cache_implementation="static", disable_compile=True)
+    batch, model = family.inputs([[5, Image(0), 7]]), optimized(family)
+    passes = []
+    hook = model.model.language_model.register_forward_hook(lambda *given: passes.append(1))
+    one_word = [i for i in range(400) if i != 20]
+    out = generate(model, batch, max_new_tokens=20, min_new_tokens=20, suppress_tokens=one_word, **settings)
+    hook.remove()
+    assert out.sequences[0, -20:].tolist() == [20] * 20
+    report = vlmopt.report(model)
+    assert report.decode_tokens_per_s * report.ms["decode"] / 1e3 == pytest.approx(19)
+    assert (len(passes) < 10) == ("prompt_lookup_num_tokens" in settings)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("told", [True, False])
+def test_padding_in_a_static_cache_is_no_prompt(told, side):
+    """Models then see a mask of four dimensions; `generate` was given the one of padding, or made it of the ids."""
+    family = FAMILIES["llava"]
+    batch, model = family.inputs([[5, Image(0), 7], [9]], padding_side=side), optimized(family, POLICY[-1:])
+    generate(model, batch if told else batch.untold, cache_implementation="static", disable_compile=True)
     assert [s["prompt_tokens"] for s in vlmopt.report(model).samples] == batch.real.sum(1).tolist()
     assert torch.equal(vlmopt.report(model).rows(), batch.real)
 

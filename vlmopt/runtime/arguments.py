@@ -31,6 +31,7 @@ class Request:
     mask: Tensor | None = None  # Bool[B, L]; with static caches models see 4-D ones
     images: bool = False
     branches: str | None = None  # why rows of one step are not yet the text: beams, candidates of assisted decoding
+    ends: tuple[int, ...] = ()  # ids with which a text ends, or is filled up behind its end
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,10 +40,10 @@ class OuterArguments:
 
     given: Mapping[str, Any]
     targets: Tensor | None = None  # Bool[B, L], rows whose next token is a label
-    asked: Tensor | None = None  # Bool[B, L], the mask of padding that `generate` was given
+    asked: Tensor | None = None  # Bool[B, L], the mask of padding that `generate` goes by
 
     def asked_with(self, mask: Tensor | None, length: int, batch: int) -> OuterArguments:
-        """Return these arguments beside the mask of padding that `generate` was given.
+        """Return these arguments beside the mask of padding that `generate` goes by.
 
         Args:
             mask: Bool[B, L] of the prompt; what lies behind it is real. length: the end of this chunk. batch: its rows,
@@ -60,7 +61,7 @@ class OuterArguments:
 
     @property
     def attention_mask2d(self) -> Tensor | None:
-        """[B, L]: the mask where it has that shape, else the one that `generate` was given; None without either."""
+        """[B, L]: the mask where it has that shape, else the one that `generate` goes by; None without either."""
         mask = self.given.get("attention_mask")
         return mask if isinstance(mask, Tensor) and mask.ndim == 2 else self.asked
 
@@ -86,10 +87,14 @@ class OuterArguments:
 
 
 def by_name(signature: inspect.Signature, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """Return the arguments of a call by parameter name, those of a `**kwargs` among them."""
+    """Return the arguments of a call by parameter name, those of a `**kwargs` among them; of an `*args` under "*"."""
     bound: dict[str, Any] = dict(signature.bind_partial(*args, **kwargs).arguments)
-    rest: dict[str, Any] = bound.pop("kwargs", {})
-    return bound | rest
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            bound |= bound.pop(parameter.name, {})
+        elif parameter.kind is parameter.VAR_POSITIONAL and parameter.name in bound:
+            bound["*"] = bound.pop(parameter.name)
+    return bound
 
 
 def brings_pixels(arguments: Mapping[str, Any]) -> bool:

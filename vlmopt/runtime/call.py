@@ -91,6 +91,7 @@ class Progress:
 
     arguments: OuterArguments | None = None  # on the way from the outer model to its decoder
     began: int | None = None  # length of the cache before the first chunk
+    mask: Tensor | None = None  # Bool[B, L] of the prompt, which `generate` makes where it is given none
     cache: Any = None  # while the call runs
     images: Sequence[Tensor] | None = None  # as its first pass brought them, while the call runs
     saw_image: bool = False  # in any of its passes, also in one that began anew since
@@ -114,6 +115,11 @@ class Call(Slots):
     def page(self) -> Page:
         """What the passes of now are written down on."""
         return self.ledger.page
+
+    @property
+    def prompt_mask(self) -> Tensor | None:
+        """Bool[B, L]: what is real in the prompt, as `generate` was told or told itself by ids of padding."""
+        return self.progress.mask if self.request.mask is None else self.request.mask
 
     def skip(self, what: str, why: str) -> None:
         """Note once that something does not happen, and why."""
@@ -151,9 +157,11 @@ class Call(Slots):
                 why = "the encoder's record did not match the prompt: contiguous runs stand in for images"
                 self.skip("grouping by image", why)
         self.progress.prompt_done = step.past + step.q >= (self.request.length or 0)
-        mask = step.arguments.attention_mask2d
-        if self.ledger.open_pass() and mask is not None:
+        mask, reading = step.arguments.attention_mask2d, self.ledger.open_pass()
+        if reading and mask is not None:
             self.page.prompt_tokens = mask[:, : self.request.length].sum(1)
+        if self.ledger.decode_steps == 1:  # candidates of assisted decoding come along with the prompt
+            self.ledger.first_tokens = 1 + max(step.past - (self.request.length or step.past), 0)
 
     def close_step(self, step: Step, cache: Any) -> None:
         """End a decoder forward; `cache` may have been made by it."""
@@ -173,7 +181,7 @@ class Call(Slots):
         """End the call: only what the report needs stays."""
         self.ledger.close()
         self.features.clear()
-        self.progress.cache = self.progress.images = None
+        self.progress.cache = self.progress.images = self.progress.mask = None
         self.session.last.call = self
 
 

@@ -68,6 +68,7 @@ class Ledger:
         self.first_token: Any = None
         self.end: Any = None
         self.decode_steps = 0
+        self.first_tokens = 1  # that the first logits gave
         self.new_tokens = 0
 
     def open_pass(self) -> bool:

@@ -37,7 +37,7 @@ def rows_before_text(visual: Tensor, real: Tensor) -> Tensor:
 
 def last_real(call: Call, real: Tensor, past: int, end: int) -> Tensor:
     """Return Long[B]: the logical index of every sample's last real row; -1 where its chunk is not known."""
-    mask = call.request.mask
+    mask = call.prompt_mask
     if mask is None or mask.shape[1] != end or real.shape[0] % len(mask):
         if past + real.shape[1] < end:
             return torch.full_like(real[:, 0], -1, dtype=torch.long)

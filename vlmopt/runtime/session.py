@@ -11,6 +11,7 @@ from torch import nn
 from ..families import family_of
 from ..policy import Policy
 from ..scorers import Trained
+from . import compat
 from .arguments import MODALITIES
 from .call import Session
 from .captures import capture_of
@@ -20,7 +21,7 @@ from .hooks.compiled import Uncompiled, why_not
 from .hooks.decoder import CloseStep, OpenStep
 from .hooks.embed import EmbedAhead
 from .hooks.encoder import FeatureFunction
-from .hooks.generate import ContinuousBatching, Generate
+from .hooks.generate import ContinuousBatching, Generate, PaddingOfIds
 from .hooks.head import Head
 from .hooks.outer import Outer
 from .hooks.retrieval import Retrieval
@@ -72,6 +73,8 @@ def put(session: Session) -> None:
     session.hook(decoder.register_forward_hook(CloseStep(session), with_kwargs=True))
     if callable(getattr(session.model, "generate", None)):  # not of a bare model
         Generate(session).put()
+    if hasattr(session.model, compat.MASK_OF_IDS):
+        PaddingOfIds(session).put()
     if hasattr(session.model, "init_continuous_batching"):
         ContinuousBatching(session).put()
     for modality, name in MODALITIES.items():

@@ -27,12 +27,6 @@ class Repeating:
 class Watchdog(Component):
     """Look at every step; corrections that stop for it ask `Repeating`."""
 
-    def __init__(self, session: Session) -> None:
-        super().__init__(session)
-        config = session.model.generation_config
-        ends = [config.pad_token_id, config.eos_token_id]
-        self.ends = [i for end in ends if end is not None for i in (end if isinstance(end, list) else [end])]
-
     @classmethod
     def of(cls, session: Session) -> Watchdog | None:
         watched = any(getattr(c, "watchdog", "off") != "off" for c in session.policy.corrections)
@@ -56,7 +50,7 @@ class Watchdog(Component):
             known.generated = torch.cat([earlier, ids], 1)
         if not text.shape[1]:
             return
-        running = ~torch.isin(text[:, -1], text.new_tensor(self.ends))
+        running = ~torch.isin(text[:, -1], text.new_tensor(call.request.ends))
         now = repetitive(text, WINDOW) & running
         known.tripped = now if known.tripped is None else known.tripped.to(now.device) | now
 

@@ -82,7 +82,7 @@ class OpenStep:
                 call=call, embeds=embeds, past=past, positions=positions, given=given, arguments=arguments, fast=fast
             )
         else:
-            arguments = arguments.asked_with(call.request.mask, past + q, embeds.shape[0])
+            arguments = arguments.asked_with(call.prompt_mask, past + q, embeds.shape[0])
             fixed = compat.why_fixed(cache, inside=any(self.session.stages.cuts))
             context = self.context(call, arguments, q, past)
             step = PromptStep(

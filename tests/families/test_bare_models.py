@@ -133,6 +133,20 @@ def test_late_interaction(name: str, build: Any) -> None:
         assert torch.equal(vlmopt.restore(model)(**given).embeddings, dense)
 
 
+def test_rows_are_those_of_the_call_whatever_else_has_run() -> None:
+    """Another thread may use the model between its decoder and its embeddings; here a hook does."""
+    torch.manual_seed(0)
+    model = vlmopt.optimize(colqwen2().eval(), DivPrune(keep_ratio=0.4))
+    given, _ = inputs_of("colqwen2")
+    ids = FAMILIES["qwen2_vl"].inputs([[7]])()
+    with torch.no_grad():
+        expected = model(**given).embeddings
+        text = {name: ids[name] for name in ("input_ids", "attention_mask")}
+        hook = model.embedding_proj_layer.register_forward_pre_hook(lambda module, args: (model.vlm(**text), None)[1])
+        assert torch.equal(model(**given).embeddings, expected)
+        hook.remove()
+
+
 def test_a_query_has_nothing_to_drop() -> None:
     torch.manual_seed(0)
     model = colqwen2().eval()

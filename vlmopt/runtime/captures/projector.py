@@ -70,13 +70,14 @@ class ProjectorLayers:
     @torch.no_grad()
     def of(self, module: nn.Module, inputs: Tensor) -> TwoLayers | None:
         """Return its two layers, None where it is no such MLP; inputs [k, p, d_v], patches as they enter."""
-        if self.rows is None or self.rows.shape[1:] != inputs.shape[1:]:
-            self.rows, self.known = inputs[:2].clone(), None
-        rows = self.rows.to(inputs)
+        rows, known = self.rows, self.known  # another thread may renew them
+        if rows is None or rows.shape[1:] != inputs.shape[1:]:
+            rows, known = self.rows, self.known = inputs[:2].clone(), None
+        rows = rows.to(inputs)
         answer = module.forward(rows.flatten(0, 1))
-        if self.known is None or not alike(self.known[0], answer):
-            self.known = answer, two_layers(module, rows, answer)  # at once: after Ctrl-C both belong together
-        return self.known[1]
+        if known is None or not alike(known[0], answer):
+            known = self.known = answer, two_layers(module, rows, answer)  # at once: after Ctrl-C both belong together
+        return known[1]
 
 
 def alike(a: Tensor, b: Tensor) -> bool:
@@ -192,7 +193,9 @@ def patch_rows(step: PromptStep, context: VisualContext) -> Tensor:
 
 def fingerprint(rows: Tensor) -> Tensor:
     """Return Long[n] from the bits of up to 64 columns of [n, d]; equal rows get equal numbers."""
-    columns = torch.linspace(0, rows.shape[1] - 1, min(PRINTED, rows.shape[1]), device=rows.device).long()
+    columns = torch.linspace(
+        0, rows.shape[1] - 1, min(PRINTED, rows.shape[1]), device=rows.device, dtype=torch.float32
+    ).long()
     integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[rows.element_size()]
     bits = rows[:, columns].contiguous().view(integer).long()
     odd = torch.arange(1, 2 * bits.shape[1], 2, device=rows.device) * 0x5851F42D4C957F2D + 1

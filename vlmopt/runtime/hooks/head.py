@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ..arguments import brings_pixels, by_name
-from ..call import Generation, Session
+from ..call import Call, Generation, Session
 from ..unseen import refuse_unreached
 from .compiled import passes
 from .stand_in import StandIn
@@ -27,7 +27,7 @@ class Asked:
 
     session: Session
     targets: Tensor | None  # Bool[B, L], rows whose next token is a label; None without labels
-    reached: bool = False
+    call: Call | None = None  # in which the outer model was reached
     ids: Tensor | None = None  # Long[B, L] of a model that merges images itself, and hands embeddings on
 
 
@@ -55,7 +55,9 @@ class Head(StandIn):
             out = self.original(*args, **kwargs)
         finally:
             ASKED.reset(before)
-        if not asked.reached and brings_pixels(given):
+            if around is not None and around.session is session:
+                around.call = around.call or asked.call
+        if asked.call is None and brings_pixels(given):
             refuse_unreached(session, given.get("input_ids"))
         call = session.running_call()
         if isinstance(call, Generation) and call.progress.prompt_done and call.ledger.first_token is None:

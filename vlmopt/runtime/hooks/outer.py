@@ -72,7 +72,7 @@ class Outer(StandIn):
         if asked is not None and asked.session is not self.session:
             asked = None
         if asked is not None:
-            asked.reached = True
+            asked.call = call
         given, targets = dict(bound), None
         if asked is not None:
             targets = asked.targets

@@ -29,15 +29,15 @@ class Retrieval(StandIn):
             return self.original(*args, **kwargs)
         given = by_name(self.__signature__, *args, **kwargs)
         ids = given.get("input_ids") if brings_pixels(given) else None
-        before = ASKED.set(Asked(session, None, ids=ids))
+        asked = Asked(session, None, ids=ids)
+        before = ASKED.set(asked)
         try:
             out = self.original(*args, **kwargs)
         finally:
             ASKED.reset(before)
         name = "embeddings" if hasattr(out, "embeddings") else 0  # a tuple was asked for
-        call = session.last.call
-        if call is not None:
-            rows = call.page.rows_left()[..., None]
+        if asked.call is not None:  # not the last call of the session: another thread may have had one since
+            rows = asked.call.page.rows_left()[..., None]
             zeroed = out[name].masked_fill(~rows.to(out[name].device), 0)
             if isinstance(out, tuple):
                 return (zeroed, *out[1:])

@@ -296,6 +296,15 @@ def test_measured_devices(tmp_path: Path) -> None:
         devices(tmp_path / "bad.json")
 
 
+def test_a_file_of_something_else_is_not_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before this machine is measured, which takes a while."""
+    file = tmp_path / "policy.json"
+    file.write_text('{"format": 1}')
+    monkeypatch.setattr("vlmopt.estimation.calibration.calibrate", lambda **asked: pytest.fail("it measured"))
+    assert main(["estimate", "--model", "tiny-qwen", "--calibrate", "here", "--measured", str(file)]) == 2
+    assert file.read_text() == '{"format": 1}'
+
+
 def test_configs_from_files(tmp_path: Path) -> None:
     """A file, or a directory with its processor's settings, in either of the two places where they are kept."""
     config = {"model_type": "qwen2_5_vl", "vision_config": {"depth": 2}, "num_hidden_layers": 2, "hidden_size": 256}

@@ -16,12 +16,15 @@ from vlmopt.calibration.profile import Profile
 from vlmopt.checkpoints import check_name
 from vlmopt.cli.show_pattern import named
 from vlmopt.core import parse, shown
+from vlmopt.estimation import mix_of
+from vlmopt.estimation.devices import devices
 from vlmopt.head_patterns import HeadPatterns
 from vlmopt.metrics import load_synonyms
 from vlmopt.policy import Policy
 from vlmopt.prefill import SparsePrefill
 from vlmopt.pruning import Debias, FastV, PyramidDrop, Random, Uniform
 from vlmopt.pruning.profile import DebiasProfile
+from vlmopt.tuning import space
 
 AT_ONCE = 0.25  # seconds, on a busy machine; each takes a few milliseconds
 READABLE = 1500  # characters of a message
@@ -145,7 +148,12 @@ def test_a_key_given_twice_in_any_file(tmp_path):
             load(file)
 
 
-@pytest.mark.parametrize("load", [Policy.load, Profile.load, HeadPatterns.load, DebiasProfile.load, load_synonyms])
+LOADERS = [
+    Policy.load, Profile.load, HeadPatterns.load, DebiasProfile.load, load_synonyms, devices, mix_of, space.read,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("load", LOADERS)
 def test_a_pipe_is_no_file_of_ours(load, tmp_path):
     os.mkfifo(tmp_path / "pipe.json")  # whoever opens it waits for ever
     with pytest.raises(ValueError, match="not a regular"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,12 @@ def calibrated(options: argparse.Namespace) -> list[str]:
     if options.calibrate is None:
         return list(options.device)
     from ..estimation.calibration import calibrate, save
+    from ..estimation.devices import devices
 
-    path = save(options.measured or MEASURED, options.calibrate, calibrate(dtype=options.dtype))
+    place = options.measured or MEASURED
+    if os.path.exists(place):
+        devices(place)  # a file that holds none is not written over
+    path = save(place, options.calibrate, calibrate(dtype=options.dtype))
     if not options.json:
         print(f"measured this machine; wrote {path}")
     return [options.calibrate]

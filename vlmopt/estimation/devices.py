@@ -13,6 +13,8 @@ from typing import Any
 
 from vlmopt.core import parse, shown, unknown
 
+from ..media import check_file
+
 TABLE = Path(__file__).parent / "devices.json"
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 Curve = tuple[tuple[float, float], ...]  # (rows, share of the peak), by rising rows
@@ -75,7 +77,7 @@ def devices(measured: str | Path | None = None) -> dict[str, Device]:
     entries = dict(table()["devices"])
     if measured is not None:
         try:
-            data = parse(Path(measured).read_text(encoding="utf-8"))
+            data = parse(check_file(measured, "file of devices").read_text(encoding="utf-8"))
             own = {name: made(name, entry) for name, entry in data["devices"].items()}
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(

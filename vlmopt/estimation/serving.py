@@ -9,6 +9,7 @@ from typing import Any
 
 from vlmopt.core import parse, shown
 
+from ..media import check_file
 from .capacity import Capacity, Request, Step, needed
 from .predict import CONTEXT, USABLE, described, estimate
 from .result import Prediction
@@ -28,9 +29,10 @@ def mix_of(path: str | Path) -> list[dict[str, Any]]:
         ValueError: a file that cannot be read, a line that is no such object, more than 10 000 lines.
     """
     try:
-        lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        text = check_file(path, "mix of requests").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
+    lines = [line for line in text.splitlines() if line.strip()]
     if not 1 <= len(lines) <= LINES:
         raise ValueError(f"{path} must hold 1 to {LINES} lines, got {len(lines)}")
     entries = []

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vlmopt.core import shown
+from vlmopt.core import parse, shown
 
 from ..api import optimized
+from ..media import check_file
 from ..methods import build
 from ..offload import device_of
 from ..policy import Policy
@@ -188,7 +189,7 @@ def read(path: str | Path) -> list[Any]:
         ValueError: it is none. OSError: it cannot be read.
     """
     try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8"))
+        entries = parse(check_file(path, "space file").read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(entries, list) or not entries:

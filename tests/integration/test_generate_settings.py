@@ -72,6 +72,15 @@ def test_what_fills_a_text_up_behind_its_end_is_no_repetition(way):
     assert vlmopt.report(model).repeating == []
 
 
+def test_guidance_says_that_a_forward_has_none():
+    with vlmopt.optimized(copy.deepcopy(LLAVA.build()), ImageBoost(gamma=1.2)) as model, torch.no_grad():
+        model(**LLAVA.inputs([[5, Image(0), 7]])())
+        (skipped,) = vlmopt.report(model).skipped
+        assert skipped["what"] == "guidance of image_boost"
+        model.generate(**LLAVA.inputs([[5, Image(0), 7]])(), max_new_tokens=2, do_sample=False)
+        assert not vlmopt.report(model).skipped
+
+
 def test_a_model_without_a_head_has_no_ends_of_texts():
     model = copy.deepcopy(LLAVA.build()).model
     with vlmopt.optimized(model, ImageBoost(watchdog="mark")), torch.no_grad():

@@ -141,6 +141,18 @@ def test_layers_behind_shared_keys():
     refuse(model, [DropByOrdinal(keep_ratio=0.5, layer=3)], match="layer <= 2")
 
 
+@pytest.mark.parametrize("policy", [
+    {"prune": [{"method": "fastv", "keep_ratio": 0.5, "layer": 1}]},
+    {"attention": [{"method": "image_boost", "layers": "0:"}]},
+    {"prefill": {"pattern": {"method": "a_shape"}, "min_len": 1, "dense_layers": 0}},
+], ids=str)  # fmt: skip
+def test_flex_attention_that_is_chosen_later_is_refused_by_the_call(policy):
+    model = vlmopt.optimize(copy.deepcopy(FAMILIES["llava"].build()), policy)
+    model.set_attn_implementation("flex_attention")
+    with pytest.raises(ValueError, match="masks of type BlockMask cannot be cut; use attn_implementation='sdpa'"):
+        model(**FAMILIES["llava"].inputs([[5, Image(0), 7]])())
+
+
 def test_flex_attention_is_refused(llava):
     llava.model.language_model.config._attn_implementation_internal = "flex_attention"
     refuse(llava, [DropByOrdinal(keep_ratio=0.5)], match="flex_attention")

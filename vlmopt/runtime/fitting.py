@@ -136,10 +136,7 @@ class Fitting:
                 return valid.long()
             logical = step.current(self.stage).log[:, -height:] + step.past
             return masks.ragged_mask(logical, columns, valid)
-        if not isinstance(mask, Tensor):
-            raise ValueError(
-                f"attention masks of type {type(mask).__name__} cannot be cut; use attn_implementation='sdpa'"
-            )
+        masks.check_plain(mask)
         if mask.ndim == 2:
             return masks.gather_2d(mask, columns, valid)
         keep_rows = rows.log if rows is not None and mask.shape[2] == step.q else None

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+
+def check_plain(mask: Any) -> None:
+    """Raise `ValueError` for a mask of which no rows and columns can be taken: the blocks of FlexAttention."""
+    if mask is not None and not isinstance(mask, Tensor):
+        raise ValueError(f"attention masks of type {type(mask).__name__} cannot be cut; use attn_implementation='sdpa'")
 
 
 def take_rows(table: Tensor, log: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from vlmopt.attention_fix import guide
 
 from ..arguments import Request
-from ..call import CALL, Session
-from ..component import Component
+from ..call import CALL, Call, Generation, Session
+from ..component import Account, Component
 from .marks import Marks
 
 
@@ -59,6 +59,11 @@ class Guidance(Component):
             )
         given = arguments.get("logits_processor") or []
         arguments["logits_processor"] = LogitsProcessorList([*given, Guide(method)])
+
+    def report(self, call: Call) -> Account:
+        """Say that a bare forward has no logits processors."""
+        why = "only `generate` hands logits to processors; those of a forward are the model's own"
+        return Account() if isinstance(call, Generation) else Account(skipped={f"guidance of {self.method.name}": why})
 
 
 def method_of(session: Session) -> Any:

@@ -82,7 +82,7 @@ class AdaptiveGeneratedText(Watched, RowCorrection):
     @cached_property
     def factors(self) -> OnDevice:
         """fp32 [layers, heads]: the factor of the weights of generated keys, before rows are normalised."""
-        return OnDevice((1 + self.alpha * (torch.tensor(self.measured.ratios) - 1)).clamp(min=0))
+        return OnDevice((1 + self.alpha * (torch.tensor(self.measured.ratios, dtype=torch.float32) - 1)).clamp(min=0))
 
     def edit(self, values: Tensor, view: RowView) -> tuple[Tensor, Tensor]:
         keys = view.sees(view.generated)

@@ -91,7 +91,7 @@ class VisionHeads(HeadCorrection):
         """Bool[layers, heads] that the profile names."""
         if self.profile is None:
             raise ValueError(f"{self.name}: only a profile names heads beforehand; use mode='static' with one")
-        return OnDevice(above_median(torch.tensor(self.profile.divergence)))
+        return OnDevice(above_median(torch.tensor(self.profile.divergence, dtype=torch.float32)))
 
     def gain(self, heads: Tensor, text_only: Tensor | None, layer: int) -> Tensor:
         if self.mode == "static":
@@ -101,7 +101,7 @@ class VisionHeads(HeadCorrection):
         else:
             activity = text_only.float().square().sum(-1)
             selected = select_heads(head_divergence(heads, text_only), activity, self.outliers)
-        return torch.ones(selected.shape, device=heads.device).masked_fill(selected, self.strength)
+        return torch.ones(selected.shape, device=heads.device, dtype=torch.float32).masked_fill(selected, self.strength)
 
 
 def head_divergence(heads: Tensor, text_only: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ def join(parts: Sequence[tuple[Tensor, Selection]], rest: Tensor, n: int, stats:
     keep = torch.cat([rest, *(places[chosen.keep] for places, chosen in parts)]).sort().values
     scores = None
     if any(chosen.scores is not None for _, chosen in parts):
-        scores = torch.full((n,), float("nan"), device=rest.device)
+        scores = torch.full((n,), float("nan"), device=rest.device, dtype=torch.float32)
         for places, chosen in parts:
             if chosen.scores is not None:
                 scores[places] = chosen.scores

@@ -122,7 +122,7 @@ def predict(cells: Tensor, std: Tensor, tolerance: float, distance: str) -> tupl
     if tolerance > 0:
         return predict_in_waves(cells.flatten(0, 2), (t, h, w), std, tolerance, distance)
     # Equality is transitive: neighbours can be compared as they are, all at once.
-    nothing = torch.full((t, h, w), torch.inf, device=cells.device)
+    nothing = torch.full((t, h, w), torch.inf, device=cells.device, dtype=torch.float32)
     left, above, before = nothing, nothing.clone(), nothing.clone()
     left[:, :, 1:] = gaps(cells[:, :, 1:], cells[:, :, :-1], std, distance)
     above[:, 1:] = gaps(cells[:, 1:], cells[:, :-1], std, distance)
@@ -153,7 +153,7 @@ def predict_in_waves(
     order, sizes = at.sum(1).argsort(stable=True).to(device), at.sum(1).bincount().tolist()
     at = at.to(device)
     anchor, predictor = torch.arange(n, device=device), torch.arange(n, device=device)
-    novelty = torch.full((n,), torch.inf, device=device)
+    novelty = torch.full((n,), torch.inf, device=device, dtype=torch.float32)
 
     def seen(i: Tensor, j: Tensor) -> Tensor:
         return gaps(cells[i], cells[j], std, distance)

@@ -22,7 +22,7 @@ ROWS = 2**14  # rows of one projector call: 320 MiB a tensor at 5120 features
 
 def directions(m: int, p: int, d: int, seed: int) -> Tensor:
     """Return fp32 [m, p, d] on the CPU: m directions of unit length in all p * d dimensions, shared by all tokens."""
-    bank = torch.randn(m, p * d, generator=torch.Generator().manual_seed(seed))
+    bank = torch.randn(m, p * d, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
     length: Tensor = bank.norm(dim=1, keepdim=True)
     return (bank / length).view(m, p, d)
 

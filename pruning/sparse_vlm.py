@@ -169,7 +169,9 @@ def merge(hidden: Tensor, rest: Tensor, count: int, neighbours: int) -> Written:
     """Merge the tokens `rest` Long[m] of `hidden` [n, d] into `count` clusters: members' mean, at the centre's slot."""
     states = hidden[rest]
     centres, cluster = density_peaks(states, count, neighbours)
-    means = torch.zeros(count, hidden.shape[1], device=hidden.device).index_add_(0, cluster, states.float())
+    means = torch.zeros(count, hidden.shape[1], device=hidden.device, dtype=torch.float32).index_add_(
+        0, cluster, states.float()
+    )
     means /= cluster.bincount(minlength=count)[:, None]
     slots = rest[centres]
     origin = torch.full((len(hidden),), -1, device=hidden.device).scatter(0, rest, slots[cluster])

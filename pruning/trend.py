@@ -76,7 +76,7 @@ def fit_axes(scores: Tensor, coords: Tensor) -> Tensor:
         [3], each within `LIMITS`. Nothing is synchronised.
     """
     logs = logarithm(scores)
-    sigma = torch.zeros(coords.shape[1], device=coords.device)
+    sigma = torch.zeros(coords.shape[1], device=coords.device, dtype=torch.float32)
     for _ in range(ROUNDS):
         for axis in range(len(sigma)):
             rest = logs - coords @ sigma + coords[:, axis] * sigma[axis]

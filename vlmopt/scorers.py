@@ -47,7 +47,7 @@ class TrainedScorer:
                     f"scorer {source!r} was trained for {key}={self.model[key]!r}, this model has {model[key]!r}; "
                     "train one for this model, or use instruction_similarity, which needs no training"
                 )
-        trained, here = torch.tensor(self.model["fingerprint"]), torch.tensor(model["fingerprint"])
+        trained, here = (torch.tensor(of["fingerprint"], dtype=torch.float32) for of in (self.model, model))
         apart = APART * trained.abs().max()
         if trained.shape != here.shape or not bool(apart.isfinite() & ((trained - here).abs() <= apart).all()):
             raise ValueError(
@@ -160,7 +160,7 @@ def load(source: str, **download: Any) -> TrainedScorer:
             raise ValueError(f"the marker must have the width {scorer.dim}, got {tuple(marker.shape)}")
         model = {key: config["model"][key] for key in ("family", "model_type", "hidden_size", "name_or_path")}
         model["fingerprint"] = [float(value) for value in config["model"]["fingerprint"]]
-        if not torch.tensor(model["fingerprint"]).isfinite().all():
+        if not torch.tensor(model["fingerprint"], dtype=torch.float32).isfinite().all():
             raise ValueError("the fingerprint must be finite numbers")
         return TrainedScorer(scorer.eval().requires_grad_(False), marker, model, config.get("trained_with", {}))
     except (KeyError, TypeError, StopIteration, OSError, RuntimeError, ValueError, SafetensorError) as error:

@@ -147,7 +147,7 @@ def sample_indices(
             f"frames ({length:.2f} s); at least 1 is needed"
         )
     count = count_frames(span, rate, **wish)
-    return torch.linspace(first, last, count).round().long().tolist(), span
+    return torch.linspace(first, last, count, dtype=torch.float32).round().long().tolist(), span
 
 
 def count_frames(

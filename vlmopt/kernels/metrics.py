@@ -54,7 +54,9 @@ def sample_rows(prefill: Prefill, random: int = 512, last: int = 64, seed: int =
     if prefill.rows <= random + last:
         return torch.arange(prefill.rows, device=prefill.device).expand(prefill.batch, -1)
     first = (prefill.key_first - prefill.offset).clamp_min(0)[:, None]
-    drawn = torch.rand(prefill.batch, random, generator=torch.Generator().manual_seed(seed)).to(prefill.device)
+    drawn = torch.rand(prefill.batch, random, generator=torch.Generator().manual_seed(seed), dtype=torch.float32).to(
+        prefill.device
+    )
     rows = first + (drawn * (prefill.row_end[:, None] - first)).long()
     tail = prefill.row_end[:, None] - 1 - torch.arange(last, device=prefill.device)
     return torch.cat([rows, torch.maximum(tail, first)], 1)

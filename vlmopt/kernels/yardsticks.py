@@ -30,7 +30,9 @@ def yardstick(kind: str, prefill: Prefill, cells: Tensor, tile: int = 64, run: i
     if kind == "oracle":
         scores, first = block_mass(prefill, tile, run), torch.zeros_like(grid.first)
     elif kind == "random":
-        scores = torch.rand(shape, generator=torch.Generator().manual_seed(seed)).to(prefill.device)
+        scores = torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32).to(
+            prefill.device
+        )
         first = grid.forced
     elif kind == "a_shape":
         position = torch.arange(shape[3], device=prefill.device) * run

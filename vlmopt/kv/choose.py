@@ -20,7 +20,7 @@ def choose(scores: Tensor, protected: Tensor, real: Tensor, count: Tensor) -> tu
         index Long[B, H, k] with k = max(count); a sample with fewer is filled up on the left with slots that do not
         stay, and valid Bool[B, k], False on those, or None without any.
     """
-    infinity = torch.tensor(float("inf"), device=scores.device)
+    infinity = torch.tensor(float("inf"), device=scores.device, dtype=torch.float32)
     values = torch.where(protected, infinity, scores.float().nan_to_num())
     values = torch.where(real, values, -infinity)
     order = values.sort(dim=-1, descending=True, stable=True).indices

@@ -26,5 +26,5 @@ class RandomKV(Eviction):
         for _ in range(view.layer):  # a seed of its own per layer
             generator.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
         places = view.places.clamp_min(0).expand(-1, view.heads, -1).transpose(1, 2)  # [B, n, Hk]
-        lots = torch.rand(int(places.max()) + 1, view.heads, generator=generator).to(places.device)
+        lots = torch.rand(int(places.max()) + 1, view.heads, generator=generator, dtype=torch.float32).to(places.device)
         return lots.expand(len(places), -1, -1).gather(1, places).transpose(1, 2)

@@ -109,7 +109,9 @@ class PSA(Pattern):
         else:
             order, held = before_in_order(share, grid.forced)
         place = held / share.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        reach = torch.tensor([inf if end >= 1 else end for end in self.energy], device=place.device)
+        reach = torch.tensor(
+            [inf if end >= 1 else end for end in self.energy], device=place.device, dtype=torch.float32
+        )
         slot = torch.bucketize(place, reach, right=not self.paper_compat)
         level = torch.tensor([*LEVELS, 0], device=place.device)[slot]
         likeness = {stand: self.likeness[LEVELS.index(stand) - 1] for stand in self.levels[1:]}
@@ -155,5 +157,5 @@ def pyramid(x: Tensor, levels: tuple[int, ...], block: int) -> Tensor:
 def stands_for(slots: int, levels: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """Return for every slot of `pyramid` the last key it stands for (Long), and ln of their number (fp32)."""
     position = [torch.arange(stand - 1, slots, stand, device=device) for stand in levels]
-    bias = [torch.full((slots // stand,), log(stand), device=device) for stand in levels]
+    bias = [torch.full((slots // stand,), log(stand), device=device, dtype=torch.float32) for stand in levels]
     return torch.cat(position), torch.cat(bias)

@@ -88,7 +88,7 @@ class Sampled(Pattern):
     def chosen(self, view: View, proposals: list[Proposal]) -> list[Launch]:
         """Return the launches of the sparsest proposal of each head."""
         heads, dense = view.prefill.heads, DensePattern(tile=self.tile, run=self.run)
-        limit = torch.full((1, len(heads)), self.most, device=heads.device)  # ties are dense
+        limit = torch.full((1, len(heads)), self.most, device=heads.device, dtype=torch.float32)  # ties are dense
         choice = torch.cat([limit, *(proposal.cells[None] for proposal in proposals)]).argmin(0)
         launches: list[Launch] = []
         for number in choice.unique().tolist():
@@ -141,7 +141,10 @@ class Sampled(Pattern):
 
     def tried(self, launch: Launches, trial: Trial, heads: Tensor) -> Proposal:
         """Try what is proposed to heads Bool[H] on the rows of the trial."""
-        cells, some = torch.full(heads.shape, torch.inf, device=heads.device), heads.nonzero()[:, 0]
+        cells, some = (
+            torch.full(heads.shape, torch.inf, device=heads.device, dtype=torch.float32),
+            heads.nonzero()[:, 0],
+        )
         if len(some):
             own = trial.of_heads(some)
             cells[some] = self.will_do(*own.index(launch(own.view, some).index))

@@ -37,7 +37,7 @@ class Draft:
         rows = torch.minimum(torch.maximum(start + (draw(tiles, prefill) * tile).long(), begin), end - 1)
         rows = rows.where((rows >= start) & (rows < start + tile), -1)
         sizes = ((tiles, tile_count(prefill.width, run)), (prefill.width,), (prefill.width,))
-        made = cls(*(torch.zeros(*shape, *size, device=prefill.device) for size in sizes))
+        made = cls(*(torch.zeros(*shape, *size, device=prefill.device, dtype=torch.float32) for size in sizes))
         for some, weights in looks(prefill, rows, tile):
             sums, keys, own = by_block(weights, run), weights.shape[-1], rows[:, some]
             position = prefill.position.gather(1, own.clamp_min(0)).where(own >= 0, -1)
@@ -70,7 +70,9 @@ class Trial:
         begin, end = real_rows(prefill)
         at = (torch.arange(count, device=prefill.device) + draw(count, prefill)) / count
         rows = torch.minimum(begin + (at * (end - begin)).long(), end - 1).clamp_min(0)
-        weights = torch.zeros(prefill.batch, len(prefill.heads), count, prefill.width, device=prefill.device)
+        weights = torch.zeros(
+            prefill.batch, len(prefill.heads), count, prefill.width, device=prefill.device, dtype=torch.float32
+        )
         for some, part in looks(prefill, rows, prefill.rows / count):
             weights[:, :, some, : part.shape[-1]] = part
         tiles = rows // tile
@@ -136,7 +138,7 @@ def real_rows(prefill: Prefill) -> tuple[Tensor, Tensor]:
 
 def draw(count: int, prefill: Prefill) -> Tensor:
     """Return fp32 [count] in [0, 1): the same numbers for every layer and prompt."""
-    return torch.rand(count, generator=torch.Generator().manual_seed(0)).to(prefill.device)
+    return torch.rand(count, generator=torch.Generator().manual_seed(0), dtype=torch.float32).to(prefill.device)
 
 
 def looks(prefill: Prefill, rows: Tensor, span: float) -> Iterator[tuple[slice, Tensor]]:

@@ -75,7 +75,7 @@ class PixelScaleCapture(Capture[PixelScale]):
             )
 
     def read(self, need: PixelScale, at: Place) -> Tensor:
-        return torch.tensor(at.session.family.image_std, device=at.hidden.device)
+        return torch.tensor(at.session.family.image_std, device=at.hidden.device, dtype=torch.float32)
 
 
 class NoveltyCapture(Capture[Novelty]):

@@ -77,7 +77,7 @@ def read_patches(plan: VisionPlan, store: Encoded, query: Tensor, key: Tensor, *
 def column_mean(query: Tensor, key: Tensor, scaling: float) -> Tensor:
     """Return fp32 [B, K]: the attention that every key receives, mean over heads [B, H, R, d] and rows."""
     key = key.repeat_interleave(query.shape[1] // key.shape[1], 1).float().transpose(-1, -2)
-    total = torch.zeros(key.shape[0], key.shape[-1], device=key.device)
+    total = torch.zeros(key.shape[0], key.shape[-1], device=key.device, dtype=torch.float32)
     for rows in query.split(ROWS_AT_ONCE, 2):
         total += (rows.float() @ key * scaling).softmax(-1).sum(2).mean(1)
     return total / query.shape[2]

@@ -100,7 +100,7 @@ class TowerPruning(Component):
         copies = 1 if modality == "image" else vision.temporal_patch_size  # an image is repeated to fill its patches
         cells = pixels.view(sum(lengths), merge**2, -1, vision.temporal_patch_size, vision.patch_size**2)
         of_images = cells[..., :copies, :].flatten(-2).split(lengths)
-        std = torch.tensor(self.session.family.image_std, device=pixels.device)
+        std = torch.tensor(self.session.family.image_std, device=pixels.device, dtype=torch.float32)
         found = [self.method.encode(x.unflatten(0, g), std) for x, g in zip(of_images, grids, strict=True)]
         novelty = torch.cat([one.novelty for one in found])
         call.features.slot(Found).setdefault(modality, []).append(novelty)

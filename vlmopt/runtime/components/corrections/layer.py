@@ -171,7 +171,7 @@ class LayerCorrections(AttentionPart):
         again = step.once_more  # a decoder may then leave out that row in its last layers
         if self.traced:
             self.trace(step, out[:, -1] if again else heads)
-        total = torch.ones(heads.shape[:2], device=out.device)
+        total = torch.ones(heads.shape[:2], device=out.device, dtype=torch.float32)
         for correction in self.heads:
             record = record_of(step.call, correction, self.layer)
             if record.gain is None or not again:

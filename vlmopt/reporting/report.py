@@ -26,6 +26,7 @@ class Report:
     logits, `ms["decode"]` from there to the end. None where a stage did not run. Tokens, keys and the first three times
     are those of the prompt that was asked for: what runs beside it (a guidance scale's unconditional sequence) or again
     (without a cache) counts as decoding. An assistant model runs one `generate` a round: its report is of the last.
+    `peak_memory_bytes` is torch's count on the GPU of all that ran since it was last set back, not of the call alone.
     """
 
     family: str

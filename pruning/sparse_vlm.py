@@ -108,7 +108,7 @@ class SparseVLM(Renumbered, Progressive):
                 f"{self.label}: no text behind the last visual token, so nothing votes; ask after the image"
             )
         voters = raters(tokens.signals[self.electorate], text)
-        votes: Tensor = rows * (voters * len(text) / voters.sum())[:, None]
+        votes: Tensor = rows * (voters.float() * len(text) / voters.sum())[:, None]
         if self.heads is not None and self.heads < len(votes):
             votes = votes[top(votes.sum((1, 2)), self.heads)]
         return votes

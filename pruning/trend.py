@@ -117,13 +117,13 @@ def rope_trend(distance: Tensor, base: float, head_dim: int) -> Tensor:
 def raster_place(tokens: VisualTokens) -> Tensor:
     """Return fp32 [n] in 0..1: each token's index in its span (image, tile, video) by the span's length."""
     lengths = torch.tensor(tokens.lengths or (tokens.total,), device=tokens.item.device)
-    return tokens.place / lengths[tokens.item if tokens.lengths else torch.zeros_like(tokens.item)]
+    return tokens.place.float() / lengths[tokens.item if tokens.lengths else torch.zeros_like(tokens.item)]
 
 
 def grid_place(tokens: VisualTokens) -> Tensor:
     """Return fp32 [n, 3] in 0..1: frame, row and column by the extents of the token's grid; 0 where unknown."""
     extents = torch.tensor([grid or (1, 1, 1) for grid in tokens.grids], device=tokens.item.device)
-    return tokens.coords.clamp_min(0) / extents[tokens.item]
+    return tokens.coords.clamp_min(0).float() / extents[tokens.item]
 
 
 def frame_place(tokens: VisualTokens) -> Tensor:

@@ -69,7 +69,8 @@ def density(
     kept, every = kept_cells(prefill, launches, tile, run, backend), causal_cells(prefill, tile, run)
     over = (0, 2, 3)
     return Density(
-        blocks=(kept > 0).sum(over) / (every > 0).sum(over), cells=kept.double().sum(over).div(every.sum(over)).float()
+        blocks=(kept > 0).sum(over).float() / (every > 0).sum(over),
+        cells=kept.double().sum(over).div(every.sum(over)).float(),
     )
 
 

@@ -18,7 +18,7 @@ def sparsity(probe: Probe) -> Tensor:
     groups = probe.visible.shape[1]
     visible = (probe.visible & rows).repeat_interleave(weights.shape[1] // groups, 1)
     strong = visible & (weights >= THRESHOLD * weights.amax(-1, keepdim=True))
-    return 1 - strong.sum((1, 2, 3)) / visible.sum((1, 2, 3)).clamp_min(1)
+    return 1 - strong.sum((1, 2, 3)).float() / visible.sum((1, 2, 3)).clamp_min(1)
 
 
 def adaptive(sparsity: Sequence[float], ratio: float) -> list[float]:

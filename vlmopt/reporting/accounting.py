@@ -127,7 +127,7 @@ def chunk_maps(call: Call, number: int, sample: int, cuts: Sequence[Cut] | None 
             if (origin := cut.answers[sample].origin) is not None:
                 into = torch.maximum(into, merged_into(cut, sample, origin, context.ordinal[sample])[span.index.cpu()])
             if (given := cut.answers[sample].scores) is not None:
-                full = torch.full(context.visual.shape[1:], float("nan"))
+                full = torch.full(context.visual.shape[1:], float("nan"), dtype=torch.float32)
                 full[cut.before[sample].cpu()] = given.float().cpu()
                 scores = full[span.index.cpu()]
         out.append(VisualMap(span.item, span.kind, span.grid, span.coords.cpu(), kept, markers, merged, into, scores))

@@ -79,7 +79,7 @@ def search(
     strides = torch.cat(tried, -1)  # [B, H, C]
     shares, phases = zip(*(fold(m, strides, max(largest, *known, 1)) for m in masses), strict=True)
     score = torch.stack([s for s, wanted in zip(shares, (columns, diagonals), strict=True) if wanted]).amax(0)
-    score = (score - 1 / strides).masked_fill(strides > longest, -torch.inf)
+    score = (score - 1 / strides.float()).masked_fill(strides > longest, -torch.inf)
     best = score.argmax(-1, keepdim=True)
     stride = strides.gather(-1, best)
     line = [p.gather(-1, best)[..., 0] for p in phases]
@@ -87,7 +87,7 @@ def search(
     stride = stride[..., 0]
     even = torch.stack([evenness(m, k, stride, c) for m, k, c in zip(masses, kept, line, strict=True)])
     # `rows` neighbouring rows meet a column at as many distances, and a diagonal at as many keys: no lines of their own
-    echo = (share < share.flip(0)) & (share < 2 / stride.clamp_max(rows))
+    echo = (share < share.flip(0)) & (share < 2 / stride.clamp_max(rows).float())
     found = (stride * share >= least) & (even > EVENNESS) & ~echo & (stride <= longest[..., 0])
     return Grids(stride, line[0], line[1], found[0] & columns, found[1] & diagonals, stride * share)
 
@@ -107,7 +107,7 @@ def periods(mass: Tensor, largest: int, longest: Tensor) -> Tensor:
     which = torch.arange(len(strides), device=mass.device).repeat_interleave(counts)
     lag = (torch.arange(1, len(which) + 1, device=mass.device) - (counts.cumsum(0) - counts)[which]) * strides[which]
     energy = mass.new_zeros(*mass.shape[:2], len(strides)).index_add_(-1, which, together[..., lag])
-    score = 2 * energy / mass.sum(-1, keepdim=True).square().clamp_min(1e-30) - 1 / strides
+    score = 2 * energy / mass.sum(-1, keepdim=True).square().clamp_min(1e-30) - 1 / strides.float()
     score = score.masked_fill(strides > longest, -torch.inf)
     return strides[score.topk(min(PROPOSALS, len(strides))).indices]
 

@@ -87,7 +87,7 @@ def mean_scores(view: View, tile: int, tiles: slice, keys: int) -> Tensor:
         q = q.masked_fill(~view.real[:, None, rows, None], 0)
     short = -q.shape[2] % tile
     q = (pad(q, (0, 0, 0, short)) if short else q).unflatten(2, (-1, tile)).sum(3, dtype=torch.float32)
-    real = pad(view.real[:, rows], (0, short)).unflatten(1, (-1, tile)).sum(-1).clamp_min(1)
+    real = pad(view.real[:, rows], (0, short)).unflatten(1, (-1, tile)).sum(-1).clamp_min(1).float()
     q = (q * (prefill.scale / real[:, None, :, None])).to(view.k.dtype)
     k = view.k[:, :, :keys] if prefill.all_heads else view.k[:, prefill.key_heads, :keys]
     scores: Tensor = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3) @ k.transpose(-1, -2)

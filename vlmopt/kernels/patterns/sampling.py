@@ -97,7 +97,7 @@ class Trial:
 
         Of n keys with weights w, that is sum max(w - c / n, 0) + c * share at most, whatever c.
         """
-        seen = (self.position - self.view.prefill.key_first[:, None] + 1).clamp_min(1)[:, None]  # [B, 1, R]
+        seen = (self.position - self.view.prefill.key_first[:, None] + 1).clamp_min(1).float()[:, None]  # [B, 1, R]
         bounds = [self.mean((self.weights - (c / seen)[..., None]).relu_().sum(-1)) + c * share for c in (0.4, 0.8)]
         return torch.stack(bounds).amin((0, 1))
 
@@ -122,12 +122,12 @@ class Trial:
     def blocks(self, keep: Tensor, run: int) -> tuple[Tensor, Tensor]:
         """Return fp32 [H] each, what is held and the share of the cells, of blocks Bool[B, H, R, N] of the rows."""
         weights, cells = by_block(self.weights, run), by_block(self.visible, run)
-        return self.held((weights * keep).sum(-1)), (keep * cells).sum((0, 2, 3)) / cells.sum()
+        return self.held((weights * keep).sum(-1)), (keep * cells).sum((0, 2, 3)).float() / cells.sum()
 
     def index(self, index: SparseIndex) -> tuple[Tensor, Tensor]:
         """Return the same for an index of this view."""
         kept = kept_keys(index, self.view.width)
-        cells = (kept & self.visible).sum((0, 2, 3)) / self.visible.sum()
+        cells = (kept & self.visible).sum((0, 2, 3)).float() / self.visible.sum()
         return self.held((self.weights * kept).sum(-1)), cells
 
 

@@ -62,7 +62,7 @@ class VerticalSlash(ViewPattern):
         rank.scatter_(-1, chosen, torch.arange(chosen.shape[-1], device=rank.device).expand_as(chosen))
         if self.slash:
             return rank < self.slash
-        quarter = ((view.limit.amax(-1) + 1 - view.first) / 4)[:, None]
+        quarter = ((view.limit.amax(-1) + 1 - view.first).float() / 4)[:, None]
         wanted = near.expand_as(rank)
         for doubling in range(1, DOUBLINGS + 1):
             more = rank < NEAR << doubling

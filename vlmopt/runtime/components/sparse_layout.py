@@ -46,7 +46,7 @@ def work(launches: Sequence[Launch], query: Tensor, key: Tensor) -> Tensor:
 def visible(given: AttentionInputs) -> Tensor:
     """Return fp32: the cells that real rows see, divided by those of the causal triangle, padding among them."""
     seen = (given.position + 1 - given.key_first[:, None]).where(given.real, 0)
-    return seen.sum() / (given.batch * triangle(given.rows, given.width))
+    return seen.sum().float() / (given.batch * triangle(given.rows, given.width))
 
 
 def triangle(rows: int, width: int) -> float:

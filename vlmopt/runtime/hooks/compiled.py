@@ -80,8 +80,7 @@ def idle(session: Session) -> bool:
 def forbid(session: Session, arguments: dict[str, Any]) -> None:
     """Let a `generate` not compile its decoding, in place; it might over a static cache alone."""
     config = arguments.get("generation_config")
-    default = config or getattr(session.model, "generation_config", None)
-    kind = arguments.get("cache_implementation", getattr(default, "cache_implementation", None))
+    kind = compat.generation_setting(session.model, arguments, "cache_implementation")
     if kind is None and not compat.is_static(compat.cache_in(arguments)):
         return
     if config is None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from vlmopt.core import parse, shown, unknown
 
-from ..media import check_file
+from ..paths import check_file
 
 TABLE = Path(__file__).parent / "devices.json"
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}

@@ -9,7 +9,7 @@ from typing import Any
 
 from vlmopt.core import parse, shown
 
-from ..media import check_file
+from ..paths import check_file
 from .capacity import Capacity, Request, Step, needed
 from .predict import CONTEXT, USABLE, described, estimate
 from .result import Prediction

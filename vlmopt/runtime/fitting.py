@@ -136,7 +136,7 @@ class Fitting:
                 return valid.long()
             logical = step.current(self.stage).log[:, -height:] + step.past
             return masks.ragged_mask(logical, columns, valid)
-        masks.check_plain(mask)
+        mask = masks.plain(mask)
         if mask.ndim == 2:
             return masks.gather_2d(mask, columns, valid)
         keep_rows = rows.log if rows is not None and mask.shape[2] == step.q else None

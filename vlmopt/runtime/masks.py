@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 
-def check_plain(mask: Any) -> None:
-    """Raise `ValueError` for a mask of which no rows and columns can be taken: the blocks of FlexAttention."""
-    if mask is not None and not isinstance(mask, Tensor):
+def plain(mask: Any) -> Tensor:
+    """Return a mask; raise `ValueError` where no rows and columns can be taken: of the blocks of FlexAttention."""
+    if not isinstance(mask, Tensor):
         raise ValueError(f"attention masks of type {type(mask).__name__} cannot be cut; use attn_implementation='sdpa'")
+    return mask
 
 
 def take_rows(table: Tensor, log: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ from typing import Any
 from vlmopt.core import parse, shown
 
 from ..api import optimized
-from ..media import check_file
 from ..methods import build
 from ..offload import device_of
+from ..paths import check_file
 from ..policy import Policy
 from ..prefill import MIN_LEN
 from ..runtime.structure import structure_of

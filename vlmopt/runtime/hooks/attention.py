@@ -17,7 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 from ..call import STEP, PromptStep, Session, Step
 from ..compat import attention_arguments, implementation, substitute
 from ..component import AttentionPart
-from ..masks import check_plain
+from ..masks import plain
 from ..points import AttentionCall, SidePass
 from ..unseen import Reached
 from .compiled import idle
@@ -76,7 +76,7 @@ def vlmopt_attention(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tens
     step = plan.session.running_step()
     if step is None:
         return kernel()
-    check_plain(mask)
+    mask = None if mask is None else plain(mask)
     if isinstance(step, PromptStep):
         step.slot(Reached).parts.add(("attention", plan.layer))
     at = AttentionCall(plan.layer, module, query, *filled(plan, step, key, value, mask), mask, kwargs)

@@ -1,21 +1,27 @@
 """What pruning inside vLLM gains: time to the first token and requests per second, policies in turns in one engine.
 
 Runs in the environment of vlmopt-vllm (`make .venv-vllm/.installed`), on a CPU or a GPU. No cache of any kind, and
-everything counts: processor, tower, scheduler, prefill. The oracle is the dense engine on an image that has only as
-many cells as the policy keeps: its tower works less, too, so it is what could be gained at most.
+everything counts: processor, tower, scheduler, prefill. The oracle is the dense engine on an image of half the
+width and height, so of as many cells as a quarter: its tower works less, too, so it is what could be gained at most.
 
     python benchmarks/serving.py                                    # a 0.2 B random Qwen2.5-VL, 1 and 8 at once
-    python benchmarks/serving.py --model Qwen/Qwen2.5-VL-7B-Instruct --together 1 8 32 --repeats 20      # a GPU
     python benchmarks/serving.py --video ours                       # and --video evs, vLLM's own, in its own engine
+    python benchmarks/tables.py --write                             # the tables of docs/serving.md
+
+On a GPU, in an environment with vLLM's own build and vlmopt-vllm, the same with a model of the size that one serves:
+
+    python benchmarks/serving.py --model Qwen/Qwen2.5-VL-7B-Instruct --side 896 --together 1 8 32 --repeats 20
+    python benchmarks/serving.py --model Qwen/Qwen2.5-VL-7B-Instruct --together 1 8 32 --repeats 20 --video ours
+    python benchmarks/serving.py --model Qwen/Qwen2.5-VL-7B-Instruct --together 1 8 32 --repeats 20 --video evs
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import statistics
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,16 +29,16 @@ from PIL import Image
 
 from common import append
 
-SIDE = 448  # 1 024 cells of 14 pixels in the random model, whose merger joins nothing
+SIDE = 196  # 196 cells of 14 pixels in the random model, whose merger joins nothing
 POLICIES: dict[str, Any] = {
     "dense": None,
-    "uniform 50 %": {"method": "uniform", "keep_ratio": 0.5},
     "uniform 25 %": {"method": "uniform", "keep_ratio": 0.25},
     "div_prune 25 %": {"method": "div_prune", "keep_ratio": 0.25},
     "vision_zip 25 %": {"method": "vision_zip", "keep_ratio": 0.25, "tower_layer": -1},
     "pixel_redundancy": {"method": "pixel_redundancy"},
 }
 TEXT = "<|vision_start|><|image_pad|><|vision_end|>What is in the image?"
+KINDS = {"ours": "evs 25 %", "evs": "vLLM's EVS 25 %"}
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -88,22 +94,28 @@ def image(rng: np.random.Generator, side: int) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def timed(llm: Any, prompts: list[dict[str, Any]]) -> tuple[float, int]:
-    """Run prompts together for one token each; (milliseconds, prompt tokens of the first)."""
+def timed(llm: Any, prompts: list[dict[str, Any]]) -> tuple[float, float, int]:
+    """Run prompts together for one token each; (milliseconds, those of all its threads, prompt tokens of the first)."""
     from vllm import SamplingParams
 
-    began = time.perf_counter()
+    began, used = time.perf_counter(), time.process_time()
     outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=1), use_tqdm=False)
-    return 1000 * (time.perf_counter() - began), len(outputs[0].prompt_token_ids)
+    wall, work = time.perf_counter() - began, time.process_time() - used
+    return 1000 * wall, 1000 * work, len(outputs[0].prompt_token_ids)
 
 
-def images(llm: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure every policy in turns, and the oracle of each count."""
-    rng, rows = np.random.default_rng(0), []
+def medians(measured: list[tuple[float, float]]) -> tuple[float, float]:
+    times, works = zip(*measured, strict=True)
+    return statistics.median(times), statistics.median(works)
+
+
+def images(llm: Any, options: argparse.Namespace) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """Measure every policy and the oracle in turns; (requests at once, a row for each)."""
+    rng = np.random.default_rng(0)
     side = int(options.side)
-    oracles = {f"oracle {percent} %": round(side * math.sqrt(percent / 100) / 28) * 28 for percent in (50, 25)}
+    oracles = {"oracle 25 %": side // 2}
     for together in options.together:
-        times: dict[str, list[float]] = {name: [] for name in (*POLICIES, *oracles)}
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in (*POLICIES, *oracles)}
         tokens: dict[str, int] = {}
         for turn in range(options.repeats + 1):
             for name, measured in times.items():
@@ -112,23 +124,23 @@ def images(llm: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
                     {"prompt": TEXT, "multi_modal_data": {"image": image(rng, edge)},
                      "mm_processor_kwargs": {"vlmopt": policy}} for _ in range(together)
                 ]  # fmt: skip
-                ms, tokens[name] = timed(llm, prompts)
+                ms, work, tokens[name] = timed(llm, prompts)
                 if turn:
-                    measured.append(ms)
-        dense = statistics.median(times["dense"])
+                    measured.append((ms, work))
+        (dense, dense_work), rows = medians(times["dense"]), []
         for name, measured in times.items():
-            middle = statistics.median(measured)
-            low, high = np.percentile(measured, [20, 80])
+            middle, work = medians(measured)
+            low, high = np.percentile([ms for ms, _ in measured], [20, 80])
             blocks = -(-tokens[name] // options.block)
             rows.append({
-                "policy": name, "together": together, "prompt_tokens": tokens[name], "kv_blocks": blocks, "ms": middle,
-                "p20": float(low), "p80": float(high), "times_faster": dense / middle,
-                "requests_per_second": 1000 * together / middle,
+                "policy": name, "prompt_tokens": tokens[name], "kv_blocks": blocks, "ms": middle, "p20": float(low),
+                "p80": float(high), "cpu_ms": work, "times_faster": dense / middle,
+                "times_less_work": dense_work / work, "requests_per_second": 1000 * together / middle,
             })  # fmt: skip
             print(f"{together:3} at once  {name:18} {tokens[name]:5} tokens {blocks:4} blocks  {middle:8.0f} ms "
-                  f"({low:.0f} to {high:.0f})  {dense / middle:5.2f} x  {1000 * together / middle:6.2f} req/s",
-                  flush=True)  # fmt: skip
-    return rows
+                  f"({low:.0f} to {high:.0f})  {dense / middle:5.2f} x ({dense_work / work:.2f})  "
+                  f"{1000 * together / middle:6.2f} req/s", flush=True)  # fmt: skip
+        yield together, rows
 
 
 def film(rng: np.random.Generator, side: int, frames: int = 8) -> tuple[np.ndarray, dict[str, Any]]:
@@ -139,22 +151,23 @@ def film(rng: np.random.Generator, side: int, frames: int = 8) -> tuple[np.ndarr
                   "video_backend": "opencv", "do_sample_frames": False}  # fmt: skip
 
 
-def videos(llm: Any, name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure one engine on clips of eight frames."""
-    rng, rows = np.random.default_rng(0), []
+def videos(llm: Any, options: argparse.Namespace) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """Measure one engine on clips of eight frames; (requests at once, its one row)."""
+    rng, name = np.random.default_rng(0), KINDS[options.video]
     text = TEXT.replace("image_pad", "video_pad")
     for together in options.together:
-        measured, tokens = [], 0
+        measured: list[tuple[float, float]] = []
+        tokens = 0
         for turn in range(options.repeats + 1):
             films = [film(rng, options.side // 2) for _ in range(together)]
-            ms, tokens = timed(llm, [{"prompt": text, "multi_modal_data": {"video": [clip]}} for clip in films])
-            measured += [ms] if turn else []
-        middle = statistics.median(measured)
-        print(f"{together:3} at once  video  {name:18} {tokens:5} tokens  {middle:8.0f} ms ({min(measured):.0f} to "
-              f"{max(measured):.0f})  {1000 * together / middle:6.2f} req/s", flush=True)  # fmt: skip
-        rows.append({"policy": name, "video": True, "together": together, "prompt_tokens": tokens, "ms": middle,
-                     "requests_per_second": 1000 * together / middle, "all": measured})  # fmt: skip
-    return rows
+            ms, work, tokens = timed(llm, [{"prompt": text, "multi_modal_data": {"video": [clip]}} for clip in films])
+            measured += [(ms, work)] if turn else []
+        middle, work = medians(measured)
+        print(f"{together:3} at once  video  {name:18} {tokens:5} tokens  {middle:8.0f} ms ({work:.0f} of all "
+              f"threads)  {1000 * together / middle:6.2f} req/s", flush=True)  # fmt: skip
+        low, high = np.percentile([ms for ms, _ in measured], [20, 80])
+        yield together, [{"policy": name, "prompt_tokens": tokens, "ms": middle, "p20": float(low), "p80": float(high),
+                          "cpu_ms": work, "requests_per_second": 1000 * together / middle}]  # fmt: skip
 
 
 def main() -> None:
@@ -168,16 +181,18 @@ def main() -> None:
     options = parser.parse_args()
     # vLLM's own switches: a small cache on a CPU, the engine in this process.
     os.environ.update(VLLM_CPU_KVCACHE_SPACE="2", VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="ERROR")
-    from vllm import LLM
+    from vllm import LLM, __version__
 
     if options.video == "evs":
-        rows = videos(LLM(**settings(options), video_pruning_rate=0.75), "vLLM's EVS 25 %", options)
+        measured = videos(LLM(**settings(options), video_pruning_rate=0.75), options)
     elif options.video:
         evs = {"mm_processor_kwargs": {"vlmopt": {"method": "evs", "keep_ratio": 0.25}}}
-        rows = videos(LLM(**settings(options), **evs), "evs 25 %", options)
+        measured = videos(LLM(**settings(options), **evs), options)
     else:
-        rows = images(LLM(**settings(options), mm_processor_kwargs={"vlmopt": None}), options)
-    print(append("serving", {"model": options.model, "side": options.side, "repeats": options.repeats, "rows": rows}))
+        measured = images(LLM(**settings(options), mm_processor_kwargs={"vlmopt": None}), options)
+    asked = {name: getattr(options, name) for name in ("model", "side", "video", "repeats")}
+    for together, rows in measured:
+        print(append("serving", {**asked, "vllm": __version__, "together": together, "rows": rows}))
 
 
 if __name__ == "__main__":

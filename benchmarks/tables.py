@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import gpu_tables  # noqa: F401  (these register themselves)
+import serving_tables  # noqa: F401
 import speed_tables  # noqa: F401
 from table_parts import MADE
 

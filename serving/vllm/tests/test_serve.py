@@ -57,7 +57,7 @@ def test_answers_are_those_of_the_optimized_model_whatever_came_before(images):
             chunk.choices[0].delta  # noqa: B018  # the first one; then this client goes away
             break
         check()
-        with pytest.raises(openai.BadRequestError, match="pinned to"):
+        with pytest.raises(openai.BadRequestError):
             ask(client, image, model="another")
         with pytest.raises(openai.UnprocessableEntityError):
             ask(client, image, {"keep_ratio": 0.5}, model=MODEL)

@@ -28,5 +28,7 @@ once grouped_decode env OMP_NUM_THREADS=1 "$python" benchmarks/grouped_decode.py
 once "kv_cache speed" env OMP_NUM_THREADS=1 "$python" benchmarks/kv_cache.py --speed
 once "sparse_reading speed" env OMP_NUM_THREADS=1 "$python" benchmarks/sparse_reading.py --speed
 once "decode_ideas speed" env OMP_NUM_THREADS=1 "$python" benchmarks/decode_ideas_speed.py
+once "vLLM for CPUs" make PYTHON="$python" .venv-vllm/.installed
+once serving .venv-vllm/bin/python benchmarks/serving.py --together 8
 "$python" benchmarks/tables.py --write
 rm -r benchmarks/results/done

@@ -57,8 +57,9 @@ def test_answers_are_those_of_the_optimized_model_whatever_came_before(images):
             chunk.choices[0].delta  # noqa: B018  # the first one; then this client goes away
             break
         check()
-        with pytest.raises(openai.BadRequestError):
+        with pytest.raises(openai.BadRequestError) as refused:
             ask(client, image, model="another")
+        assert "pinned to" in refused.value.response.text
         with pytest.raises(openai.UnprocessableEntityError):
             ask(client, image, {"keep_ratio": 0.5}, model=MODEL)
         for url in attacks.urls()[:16]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from vlmopt.runtime import compat
+from vlmopt.runtime import cache_kinds
 from vlmopt.runtime.cache import LogicalCache, LogicalDynamicCache, adopt
 from vlmopt.runtime.context import Lease
 
@@ -188,6 +188,6 @@ def test_caches_that_cannot_hold_a_length_per_layer_are_named():
     class WithoutLayers:
         pass
 
-    assert compat.why_fixed(DynamicCache()) is None
-    assert compat.why_fixed(None) is None
-    assert "WithoutLayers keeps no object per layer" in (compat.why_fixed(WithoutLayers()) or "")
+    assert cache_kinds.why_fixed(DynamicCache()) is None
+    assert cache_kinds.why_fixed(None) is None
+    assert "WithoutLayers keeps no object per layer" in (cache_kinds.why_fixed(WithoutLayers()) or "")

@@ -21,7 +21,7 @@ from tests.support.mechanism import DropByOrdinal
 from tests.support.snapshot import differences, snapshot
 from vlmopt import pruning
 from vlmopt.pruning import FastV
-from vlmopt.runtime import compat
+from vlmopt.runtime import cache_kinds, compat
 from vlmopt.runtime.hooks.attention import vlmopt_attention
 from vlmopt.runtime.structure import structure_of
 
@@ -142,9 +142,9 @@ def test_a_first_pass_without_features_of_deepstack_is_refused(old, new):
 def test_a_cache_that_counts_its_keys_otherwise_is_refused():
     cache = SimpleNamespace(layers=[SimpleNamespace(keys=torch.zeros(1, 2, 3, 4)), SimpleNamespace(states=None)])
     with pytest.raises(RuntimeError, match=f"{re.escape(NAMED)}SimpleNamespace of a cache holds keys"):
-        compat.physical_past(cache, 0)
-    assert compat.physical_past(cache, 1) == 0  # recurrent
-    assert compat.physical_past(cache, 2) == 0  # not run yet
+        cache_kinds.physical_past(cache, 0)
+    assert cache_kinds.physical_past(cache, 1) == 0  # recurrent
+    assert cache_kinds.physical_past(cache, 2) == 0  # not run yet
 
 
 @pytest.mark.parametrize(("old", "new"), [("attention_mask", "mask"), ("scaling", "scale"), ("query", "q")])

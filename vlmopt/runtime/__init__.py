@@ -31,7 +31,8 @@ file per kind of signal), then `components` (what is done, one file per feature)
 where a layer begins (`hooks/layer.entry_of`) and into its attention (`hooks/attention.plan_of`), where it has work and
 nowhere else; `points` is what they are handed. Two coordinate systems, never mixed: *logical* places count the sequence
 as `generate` knows it, *physical* ones the rows or keys of one layer (`context`). Outside the decoder's layers all is
-logical. `structure` finds the parts of a model, and `compat` alone knows releases.
+logical. `structure` finds the parts of a model, `cache_kinds` knows the caches of transformers, and `compat` alone its
+releases.
 
 Imports run `session → components → captures → hooks` → the files beside this one, never back; `capture` and `component`
 are what hooks know of the two.

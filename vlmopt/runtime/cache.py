@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
-from .compat import fill_quantized, query_length, static_room
+from .cache_kinds import fill_quantized, static_room
+from .compat import query_length
 from .context import CacheState, Chunk, Lease
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..families import Family
 from ..offload import device_of
 from ..policy import Policy
-from . import compat
+from . import cache_kinds
 from .arguments import OuterArguments, Request, images_in, same_images
 from .context import Chunk, Lease, VisualContext
 from .ledger import Clock, Features, Ledger, Page
@@ -172,10 +172,10 @@ class Call(Slots):
         page.query_lengths.append((step.batch, step.q))
         beyond = reach - min(self.request.length or reach, reach)  # candidates of assisted decoding
         page.key_lengths = [
-            compat.physical_past(cache, i, beyond) or max(step.key_length.get(i, 0) - beyond, 0)
+            cache_kinds.physical_past(cache, i, beyond) or max(step.key_length.get(i, 0) - beyond, 0)
             for i in range(self.session.stages.depth)
         ]
-        page.cache_bytes = compat.cache_bytes(cache)
+        page.cache_bytes = cache_kinds.cache_bytes(cache)
 
     def finish(self) -> None:
         """End the call: only what the report needs stays."""

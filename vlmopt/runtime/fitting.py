@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlmopt.pruning import repack_positions
 
-from . import compat, masks
+from . import cache_kinds, compat, masks
 from .cache import Moved
 from .call import PromptStep, Session, Step
 from .context import Rows, Store
@@ -60,7 +60,7 @@ class Fitting:
         if self.key_source is not None:
             need = step.key_length[self.key_source]
         else:
-            need = compat.keys_returned(at.cache, self.layer, at.hidden.shape[1])
+            need = cache_kinds.keys_returned(at.cache, self.layer, at.hidden.shape[1])
         step.key_length[self.layer] = need
         return need
 

@@ -16,7 +16,7 @@ from ... import kv
 from ...kv import Eviction, KVView
 from ...policy import Policy
 from .. import cache as caches
-from .. import compat
+from .. import cache_kinds
 from ..arguments import Request
 from ..call import Call, PromptStep, Session, Step
 from ..component import Account, AttentionPart, Component
@@ -148,7 +148,7 @@ class Evicting(Component):
             for all_of_them, ratio, stored, held in zip(keys.competing, ratios, keys.stored, keys.held, strict=True)
         ]
         counts = [own + held for own, held in zip(kept, keys.held, strict=True)]
-        before, bytes_before = keys.real.shape[2], compat.layer_bytes(pending.cache, layer)
+        before, bytes_before = keys.real.shape[2], cache_kinds.layer_bytes(pending.cache, layer)
         if counts == keys.stored:  # every real key stays, and so does padding
             if any(keys.competing):
                 both = Kept(layer, (before, before), (bytes_before, bytes_before), keys.competing, kept)
@@ -161,7 +161,7 @@ class Evicting(Component):
         caches.adopted(step, pending.cache, self.session.lease)
         caches.keep_slots(pending.cache, layer, index, scored.unpacked)
         pending.index[layer] = (keys.places.expand(-1, index.shape[1], -1).gather(2, index), valid)
-        slots, sizes = (before, index.shape[2]), (bytes_before, compat.layer_bytes(pending.cache, layer))
+        slots, sizes = (before, index.shape[2]), (bytes_before, cache_kinds.layer_bytes(pending.cache, layer))
         step.call.page.slot(Evictions).append(Kept(layer, slots, sizes, keys.competing, kept))
 
     def write_down(self, state: CacheState, step: Step, layer: int, places: Tensor, valid: Tensor | None) -> None:
@@ -198,7 +198,7 @@ class LayerEviction(AttentionPart):
         heads = None if step.state is None else step.state.heads.get(store)
         keys: Keys = step.remember(("kv keys", store), None, lambda: prompt_keys.read_keys(step, store, heads, prompt))
         view = self.view(step, prompt, keys, store, at)
-        unpacked = (at.key, at.value) if compat.is_quantized(pending.cache) else None
+        unpacked = (at.key, at.value) if cache_kinds.is_quantized(pending.cache) else None
         scored = Scored(keys, scores_of(method, view), unpacked)
         if method.layer_budgets == "adaptive":
             pending.waiting[self.layer] = Waiting(scored, kv.sparsity(view.attention).tolist())

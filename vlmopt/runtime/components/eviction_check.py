@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...kv import Eviction
-from .. import compat
+from .. import cache_kinds
 from ..call import Generation, Step
 from ..hooks.attention import why_not as why_fixed
 from ..structure import ModelStructure, is_window, shared_key_source
@@ -38,7 +38,7 @@ def why_not(step: Step, cache: Any, method: Eviction) -> str | None:
         return "the call has no cache"
     if step.find(Marks) is None:
         return FOREIGN
-    if compat.is_static(cache):
+    if cache_kinds.is_static(cache):
         raise ValueError(
             f"{method.label}: {type(cache).__name__} cannot shrink; use a dynamic cache, the default, or a policy "
             "without kv"

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import compat, masks
+from .. import cache_kinds, compat, masks
 from ..cache import LogicalCache
 from ..call import PromptStep, Session, Step
 from ..component import Components
@@ -38,17 +38,17 @@ def passes(session: Session, given: Mapping[str, Any], rows: Tensor | None) -> b
     if not torch.compiler.is_compiling() or rows is None or rows.shape[1] != 1 or not idle(session):
         return False
     cache = compat.cache_in(given)
-    return compat.is_static(cache) and (not isinstance(cache, LogicalCache) or cache._vlmopt.seen is not None)
+    return cache_kinds.is_static(cache) and (not isinstance(cache, LogicalCache) or cache._vlmopt.seen is not None)
 
 
 def note(step: Step, cache: Any) -> None:
     """Write down on a static cache, when a prompt has ended, what compiled steps have to know."""
-    if not isinstance(step, PromptStep) or not compat.is_static(cache):
+    if not isinstance(step, PromptStep) or not cache_kinds.is_static(cache):
         return
     why = step.call.session.slot(Uncompiled).why
     if why is not None:
         step.call.skip("compiled decoding", why)
-    elif isinstance(cache, LogicalCache) and step.ends_prompt and (room := compat.static_room(cache)) is not None:
+    elif isinstance(cache, LogicalCache) and step.ends_prompt and (room := cache_kinds.static_room(cache)) is not None:
         cache._vlmopt.seen = slots(cache._vlmopt, room)
 
 
@@ -81,7 +81,7 @@ def forbid(session: Session, arguments: dict[str, Any]) -> None:
     """Let a `generate` not compile its decoding, in place; it might over a static cache alone."""
     config = arguments.get("generation_config")
     kind = compat.generation_setting(session.model, arguments, "cache_implementation")
-    if kind is None and not compat.is_static(compat.cache_in(arguments)):
+    if kind is None and not cache_kinds.is_static(compat.cache_in(arguments)):
         return
     if config is None:
         arguments["disable_compile"] = True

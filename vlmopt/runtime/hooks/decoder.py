@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import compat
+from .. import cache_kinds, compat
 from ..arguments import OuterArguments, by_name
 from ..cache import LogicalCache, commit
 from ..call import STEP, Call, DecodeStep, PromptStep, Session, Step
@@ -76,14 +76,14 @@ class OpenStep:
         state = cache._vlmopt if isinstance(cache, LogicalCache) else None
         step: PromptStep | DecodeStep
         if past and (q == 1 if end is None else past >= end):
-            unmasked = q == 1 and given.get("attention_mask") is None and not compat.is_static(cache)
+            unmasked = q == 1 and given.get("attention_mask") is None and not cache_kinds.is_static(cache)
             fast = unmasked and self.stays_fast(state)
             step = DecodeStep(
                 call=call, embeds=embeds, past=past, positions=positions, given=given, arguments=arguments, fast=fast
             )
         else:
             arguments = arguments.asked_with(call.prompt_mask, past + q, embeds.shape[0])
-            fixed = compat.why_fixed(cache, inside=any(self.session.stages.cuts))
+            fixed = cache_kinds.why_fixed(cache, inside=any(self.session.stages.cuts))
             context = self.context(call, arguments, q, past)
             step = PromptStep(
                 call=call, embeds=embeds, past=past, positions=positions, given=given, arguments=arguments,

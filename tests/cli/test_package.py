@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
+import yaml
 
 import vlmopt
 from vlmopt.evaluation.data import Source
@@ -95,6 +96,17 @@ SHORT = ("vlmopt", *FOLDERS.values(), "benchmarks", "examples", "serving/vllm/vl
 def test_files_are_short(folder: str) -> None:
     lines = {path.name: path.read_text(encoding="utf-8").count("\n") for path in (ROOT / folder).rglob("*.py")}
     assert not {name: count for name, count in lines.items() if count > 250}
+
+
+@pytest.mark.parametrize("form", sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("[!c]*.yml")), ids=lambda p: p.stem)
+def test_issue_forms_have_only_keys_that_github_knows(form: Path) -> None:
+    """A comma in `{label: one, or another}` makes a second key, and GitHub then shows no form at all."""
+    fields = yaml.safe_load(form.read_text(encoding="utf-8"))["body"]
+    assert fields
+    for field in fields:
+        assert field.keys() <= {"type", "attributes", "validations"}
+        assert field["attributes"].keys() <= {"label", "description", "render"}
+        assert field["attributes"]["label"]
 
 
 def test_public_names() -> None:

@@ -45,6 +45,9 @@ def test_list_and_policy_show(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean 'fastv'" in capsys.readouterr().err
     assert cli.main(["list", "MMTok"]) == 2  # as its class and its paper are written
     assert "did you mean 'mmtok'" in capsys.readouterr().err
+    assert cli.main(["list", "tiny-qwen"]) == 2  # there is one, but nothing more to say about it
+    assert "no preset or method is called 'tiny-qwen'" in (said := capsys.readouterr().err)
+    assert "`vlmopt list checkpoints`" in said
     assert cli.main(["policy", "show", "uniform-25"]) == 0
     assert vlmopt.Policy.load(json.loads(capsys.readouterr().out)) == vlmopt.presets()["uniform-25"]
 

@@ -92,7 +92,8 @@ def found(name: str) -> dict[str, Any]:
     methods = catalogue.methods()
     if name not in methods:
         names = [*SECTIONS, *catalogue.presets(), *methods]
-        raise ValueError(f"nothing is called {name!r}{near(name, names)}; see `vlmopt list`")
+        hint = "see `vlmopt list`, and for models `vlmopt list families` and `vlmopt list checkpoints`"
+        raise ValueError(f"no preset or method is called {name!r}{near(name, names)}; {hint}")
     entry: dict[str, Any] = next(entry for entry in gathered("methods") if entry["name"] == name)
     return entry
 

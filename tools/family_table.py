@@ -62,7 +62,7 @@ def main(names: list[str]) -> None:
     for name, family in EVERY.items():
         again = not names or name in names
         found["families"][name] = {column: check(family) for column, check in CELLS.items()} if again else before[name]
-        found["examples"][name] = family_of(family.config()).example
+        found["examples"][name] = family.example or family_of(family.config()).example
         found["architectures"][name] = family.model_class.__name__
         if again:
             print(name, found["families"][name], flush=True)

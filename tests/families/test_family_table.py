@@ -31,6 +31,11 @@ def test_the_table_is_as_new_as_the_families() -> None:
     assert all(row.keys() == CELLS.keys() for row in STORED["families"].values())
 
 
+def test_every_row_has_an_example_of_its_own() -> None:
+    examples = list(STORED["examples"].values())
+    assert len(set(examples)) == len(examples) == len(STORED["families"])
+
+
 def test_the_page_shows_the_table() -> None:
     page = family_table.PAGE.read_text(encoding="utf-8")
     assert family_table.filled(page, STORED) == page

@@ -92,6 +92,7 @@ class Family:
     prune_layers: tuple[int, int, int] = (0, 2, 4)  # gemma4: not beyond the first layer whose keys are shared
     mend: Callable[[Any], None] | None = None  # what a release broke in the model itself
     extra: bool = False  # not among the families the library promises
+    example: str = ""  # a Hub id of this architecture, where the described family names one of a sibling
 
     @property
     def model_class(self) -> Any:

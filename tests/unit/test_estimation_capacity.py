@@ -70,7 +70,8 @@ def test_refusals(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="rate"):
             capacities("tiny-qwen", rate)
     for text, message in (
-        ("", "1 to 10000 lines"),
+        ("", "mix of requests is empty"),
+        ("\n", "1 to 10000 lines"),
         ("[1]", "line 1: must be an object"),
         ('{"size": 1}', "image, images"),
     ):

@@ -106,7 +106,8 @@ class TestKernel:
         batch, model = family.inputs([[60, Image(0), 30]]), copy.deepcopy(family.build("sdpa")).to(DEVICE)
         found = []
         for backend in ("triton", "reference"):
-            prefill = SparsePrefill(pattern=AShape(sink=16, local=16, tile=16, run=16), min_len=1, backend=backend)
+            pattern = AShape(sink=16, local=16, tile=16, run=16)
+            prefill = SparsePrefill(pattern=pattern, min_len=1, max_work=1.0, backend=backend)
             with vlmopt.optimized(model, Policy(prefill=prefill)), torch.no_grad():
                 found.append(model(**{name: value.to(DEVICE) for name, value in batch().items()}).logits)
                 assert {entry["backend"] for entry in vlmopt.report(model).prefill} == {backend}

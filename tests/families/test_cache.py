@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -191,3 +192,14 @@ def test_caches_that_cannot_hold_a_length_per_layer_are_named():
     assert cache_kinds.why_fixed(DynamicCache()) is None
     assert cache_kinds.why_fixed(None) is None
     assert "WithoutLayers keeps no object per layer" in (cache_kinds.why_fixed(WithoutLayers()) or "")
+
+
+def test_static_layers_that_go_by_positions_are_named():
+    by_position = SimpleNamespace(max_cache_len=8)  # as up to some release
+    counting = SimpleNamespace(max_cache_len=8, cumulative_length=0)
+    reasons = [
+        cache_kinds.why_fixed(SimpleNamespace(is_compileable=True, layers=[layer]), inside=False)
+        for layer in (counting, by_position)
+    ]
+    assert reasons[0] is None
+    assert "which place of the whole sequence" in (reasons[1] or "")

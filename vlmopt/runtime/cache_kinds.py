@@ -25,6 +25,11 @@ def why_fixed(cache: Any, inside: bool = True) -> str | None:
             "each another number of keys, so the call ran unpruned; cut before layer 0, or use a dynamic cache (the "
             "default)"
         )
+    if is_static(cache) and any(is_whole(layer) and not counts(layer) for layer in getattr(cache, "layers", ())):
+        return (
+            f"static cache: the layers of {kind} are told by this release of transformers at which place of the whole "
+            "sequence a key goes, so the call ran unpruned; upgrade transformers, or use a dynamic cache (the default)"
+        )
     if cache is not None and not hasattr(cache, "layers"):
         return (
             f"{kind} keeps no object per layer, so the call ran unpruned; upgrade transformers or pass use_cache=False"
@@ -40,6 +45,11 @@ def is_static(cache: Any) -> bool:
 def static_room(cache: Any) -> int | None:
     """Return how many slots the layers of a static cache have; None where all of them are windows."""
     return max((layer.max_cache_len for layer in cache.layers if is_whole(layer)), default=None)
+
+
+def counts(layer: Any) -> bool:
+    """Return whether a layer of a static cache counts its keys itself; up to some release it went by positions."""
+    return hasattr(layer, "cumulative_length")
 
 
 def is_whole(layer: Any) -> bool:

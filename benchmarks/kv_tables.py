@@ -153,15 +153,16 @@ def tiers() -> str:
     return markdown(["cache", "bits a number", *heads], body) + measured_on(last(rows), seen)
 
 
+def by_share(rows: Rows, name: str) -> list[list[str]]:
+    """Return one line per share that is kept, under `name` in the results: what captions lose against all of it."""
+    found = compared(rows, [name], {name: 1.0}, ("recall", "precision"))
+    return [[f"{100 * share:g} %", *cells] for share, cells in zip(values(rows, name), found, strict=True)]
+
+
 @table("few-neurons")
 def neurons() -> str:
     rows = newest_of_each("decode_ideas", "checkpoint", "share", "block")
-    body = [
-        [f"{100 * share:g} %", *cells]
-        for share, cells in zip(
-            values(rows, "share"), compared(rows, ["share"], {"share": 1.0}, ("recall", "precision")), strict=True
-        )
-    ]
+    body = by_share(rows, "share")
     heads = [f"{checkpoint}: {what}" for checkpoint in CHECKPOINTS for what in BELOW]
     return markdown(["neurons", *heads], body) + measured_on(last(rows), f"{images(rows, share=1.0)} images")
 
@@ -177,14 +178,7 @@ def ideas_speed() -> str:
 @table("reading-answers")
 def reading() -> str:
     rows = newest_of_each("sparse_reading", "checkpoint", "keep_ratio", "block")
-    body = [
-        [f"{100 * ratio:g} %", *cells]
-        for ratio, cells in zip(
-            values(rows, "keep_ratio"),
-            compared(rows, ["keep_ratio"], {"keep_ratio": 1.0}, ("recall", "precision")),
-            strict=True,
-        )
-    ]
+    body = by_share(rows, "keep_ratio")
     heads = [f"{checkpoint}: {what}" for checkpoint in CHECKPOINTS for what in BELOW]
     return markdown(["keys read", *heads], body) + measured_on(last(rows), f"{images(rows, keep_ratio=1.0)} images")
 

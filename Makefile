@@ -56,8 +56,9 @@ app: $(VENV)/.installed-app
 
 # mypy reads files, not what setup.py says of them: it gets the tree as it is installed, made of links.
 typed:
-	@rm -rf build/typed && mkdir -p build/typed/vlmopt
+	@rm -rf build/typed && mkdir -p build/typed/vlmopt build/typed/vlmopt_vllm
 	@ln -s $(CURDIR)/vlmopt/* $(addprefix $(CURDIR)/,pruning attention_fix apps) build/typed/vlmopt/
+	@ln -s $(CURDIR)/serving/vllm/vlmopt_vllm/* build/typed/vlmopt_vllm/
 
 types: $(VENV)/.installed-test typed
 	$(BIN)/mypy

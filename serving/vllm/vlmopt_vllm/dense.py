@@ -24,7 +24,7 @@ class Linear(nn.Linear):
 @torch.no_grad()
 def dense_copy(projector: nn.Module) -> nn.Module | None:
     """Copy leaf modules in their order, as a chain; None where the weights of one are hidden."""
-    leaves = []
+    leaves: list[nn.Module] = []
     for module in projector.modules():
         if isinstance(module, LinearBase):
             twin = linear(module)
@@ -32,9 +32,9 @@ def dense_copy(projector: nn.Module) -> nn.Module | None:
                 return None
             leaves.append(twin)
         elif isinstance(module, RMSNorm):
-            twin = nn.RMSNorm(module.weight.shape, module.variance_epsilon, device=module.weight.device)
-            twin.weight = nn.Parameter(module.weight.detach(), requires_grad=False)
-            leaves.append(twin)
+            norm = nn.RMSNorm(module.weight.shape, module.variance_epsilon, device=module.weight.device)
+            norm.weight = nn.Parameter(module.weight.detach(), requires_grad=False)
+            leaves.append(norm)
         elif not list(module.children()):
             leaves.append(module)
     return Chain(leaves)
@@ -84,4 +84,5 @@ def probed(module: LinearBase) -> Linear:
 
 def only(out: Any) -> Tensor:
     """Take the result of a layer of vLLM, which may come with a bias that is not added yet."""
-    return out[0] if isinstance(out, tuple) else out
+    result: Tensor = out[0] if isinstance(out, tuple) else out
+    return result

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
-from vllm.multimodal.processing import InputProcessingContext
+from vllm.multimodal.processing import BaseMultiModalProcessor, BaseProcessingInfo, InputProcessingContext
 
 from .policies import KEY, canonical, without_key
 from .processor import Shortened
@@ -20,15 +20,16 @@ def factories_of(base: Any) -> dict[str, Any]:
         if KEY not in engine_kwargs(ctx):
             return own.info(ctx)
         ctx = Context(ctx.model_config, ctx.tokenizer)
-        made = mixed(Whole, type(own.info(ctx)))(ctx)
+        kind: type = type(own.info(ctx))
+        made = mixed(Whole, kind)(ctx)
         made.vlmopt_plain = lambda: own.processor(made, own.dummy_inputs(made))
         return made
 
     def processor(info: Any, dummy_inputs: Any) -> Any:
-        plain = own.processor(info, dummy_inputs)  # a class, or a function that chooses one
+        kind: type = type(own.processor(info, dummy_inputs))  # a class, or a function that chooses one
         if KEY not in engine_kwargs(info.ctx):
-            return mixed(Unasked, type(plain))(info, dummy_inputs)
-        made = mixed(Shortened, type(plain))(info, dummy_inputs)
+            return mixed(Unasked, kind)(info, dummy_inputs)
+        made = mixed(Shortened, kind)(info, dummy_inputs)
         made.vlmopt_at_start = canonical(engine_kwargs(info.ctx)[KEY], paths=True)  # a file is read once
         made.vlmopt_policy(None)  # refuses the engine's own policy at start
         return made
@@ -49,12 +50,12 @@ class Context(InputProcessingContext):
     """The engine's context; no Hugging Face processor sees our key."""
 
     def get_merged_mm_kwargs(self, kwargs: Mapping[str, object], **options: Any) -> dict[str, Any]:
-        merged = super().get_merged_mm_kwargs(without_key(kwargs), **options)
+        merged: dict[str, Any] = super().get_merged_mm_kwargs(without_key(kwargs), **options)
         merged.pop(KEY, None)
         return merged
 
 
-class Whole:
+class Whole(BaseProcessingInfo):
     """Mix-in before a family's processing info, for engines that were started with the key."""
 
     vlmopt_plain: Callable[[], Any]  # makes vLLM's own processor
@@ -71,7 +72,7 @@ class Whole:
         return {modality: sum(place.get_num_embeds() for place in found) for modality, found in places.items()}
 
 
-class Unasked:
+class Unasked(BaseMultiModalProcessor):
     """Mix-in for engines that were started without the key: nothing differs, and nobody is served other than asked."""
 
     def apply(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:

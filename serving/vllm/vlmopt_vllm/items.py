@@ -119,7 +119,8 @@ def anchors(method: Any, item: Item, pixels: Tensor) -> Tensor:
     found = method.encode(
         cells[..., :copies, :].flatten(-2).unflatten(0, item.grid), torch.tensor(item.family.image_std)
     )
-    return found.anchor
+    anchor: Tensor = found.anchor
+    return anchor
 
 
 def pixels_of(item: Item, normalized: Callable[[Tensor], Tensor]) -> Tensor:
@@ -136,7 +137,9 @@ def early_signals(
     needs: Collection[Signal], item: Item, normalized: Callable[[Tensor], Tensor]
 ) -> dict[Signal, Tensor]:
     """Read those needs that grid and pixels meet: pixels under every token [n, c, v], and their scale [c]."""
-    scales = {need: torch.tensor(item.family.image_std) for need in needs if isinstance(need, PixelScale)}
+    scales: dict[Signal, Tensor] = {
+        need: torch.tensor(item.family.image_std) for need in needs if isinstance(need, PixelScale)
+    }
     wanted = [need for need in needs if isinstance(need, Pixels)]
     pixels = pixels_of(item, normalized) if wanted else torch.empty(0)
     return {**scales, **{need: under_tokens(need, item, pixels) for need in wanted}}

@@ -6,14 +6,17 @@ along behind them; the runner hands both back before the LLM runs, chunk by chun
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
+from vllm.model_executor.models.interfaces import SupportsMultiModalPruning
 from vllm.multimodal import MULTIMODAL_REGISTRY
+
+from vlmopt.pruning import Signal
 
 from .batches import batches, joined, split
 from .choice import choice, finished
@@ -23,7 +26,7 @@ from .items import Item
 from .plans import FIELDS, Plan, frames_of
 from .policies import KEY
 from .positions import COLUMNS, lay_out, packed, placed, unpacked
-from .signals import Listener
+from .signals import Heard, Listener
 from .tower import on_cells
 from .trained import TrainedMarker
 
@@ -34,11 +37,12 @@ def __getattr__(name: str) -> type:
     module, base = ARCHITECTURES[name]
     base_class = getattr(import_module(f"vllm.model_executor.models.{module}"), base)
     made = type(name, (Pruned, base_class), {"__module__": __name__})
-    globals()[name] = MULTIMODAL_REGISTRY.register_processor(**factories_of(base_class))(made)
-    return globals()[name]
+    served: type = MULTIMODAL_REGISTRY.register_processor(**factories_of(base_class))(made)
+    globals()[name] = served
+    return served
 
 
-class Pruned:
+class Pruned(SupportsMultiModalPruning):
     """Mix-in before a model class of vLLM; without the key, every method is the base's."""
 
     supports_multimodal_pruning = True
@@ -95,29 +99,34 @@ class Pruned:
     ) -> list[Tensor]:
         """Encode items together, of which the first may have signals to be heard, and give the rows that stay."""
         needs = plans[0].listens
-        if needs and self.vlmopt_listener is None:
-            self.vlmopt_listener = Listener(self, described(self.config), self.config)
-        hearing = self.vlmopt_listener.hearing(needs) if needs else nullcontext()
+        hearing = self.vlmopt_hearing(needs) if needs else nullcontext()
         whole = [plan.anchor if len(plan.anchor) else torch.arange(plan.item_total) for plan in plans]
         cut = any(len(plan.anchor) for plan in plans)
         tower = part(self, described(self.config).vision_tower)
         with hearing as heard, on_cells(tower, whole) if cut else nullcontext():
             encoded = list(super().embed_multimodal(**kwargs))
+        trained = None if self.vlmopt_trained is None else self.vlmopt_trained.marker
         out, width = [], self.config.get_text_config().hidden_size  # DeepStack's levels lie behind, column by column
         for plan, fields, rows in zip(plans, items, encoded, strict=True):
             keep = plan.keep.to(rows.device)
             if not len(keep) and plan.policy is not None:
                 item = Item(described(self.config), self.config, modality, plan.item_total, fields)
                 keep, rows = choice(plan, plan.policy, item, rows, width, heard)
-            index, rows = finished(plan, rows, keep, width, self.vlmopt_trained and self.vlmopt_trained.marker)
+            index, rows = finished(plan, rows, keep, width, trained)
             if self.vlmopt_mrope:
                 rows = torch.cat([rows, packed(plan.cells[index.cpu()]).to(rows)], 1)
             out.append(rows)
         return out
 
+    def vlmopt_hearing(self, needs: Collection[Signal]) -> AbstractContextManager[Heard]:
+        if self.vlmopt_listener is None:
+            self.vlmopt_listener = Listener(self, described(self.config), self.config)
+        return self.vlmopt_listener.hearing(needs)
+
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: Any) -> tuple[Tensor, int]:
         if not self.vlmopt_mrope:
-            return super().get_mrope_input_positions(input_tokens, mm_features)
+            laid_out: tuple[Tensor, int] = super().get_mrope_input_positions(input_tokens, mm_features)
+            return laid_out
         spans = []
         for feature in mm_features:
             plan = Plan.of({name: feature.data[f"{KEY}_{name}"].data for name in FIELDS})

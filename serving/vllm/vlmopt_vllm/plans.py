@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vlmopt.pruning import Signal
 from vlmopt.pruning.padding import valid_cells
-from vlmopt.pruning.resize import resize_patches
+from vlmopt.pruning.resize import Resize, resize_patches
 
 from . import markers
 from .items import GRIDS, PIXELS, Item, anchors, early_signals, pixels_of
@@ -53,11 +54,10 @@ class Plan:
     @classmethod
     def of(cls, fields: Mapping[str, Tensor]) -> Plan:
         """Read what `fields` made."""
-        facts = json.loads(bytes(fields["facts"].tolist()))
+        facts: dict[str, Any] = json.loads(bytes(fields["facts"].tolist()))
+        facts |= {name: fields[name] for name in FIELDS[1:]}
         policy = facts.pop("policy")
-        return cls(
-            policy=None if policy is None else served(policy), **facts, **{name: fields[name] for name in FIELDS[1:]}
-        )
+        return cls(None if policy is None else served(policy), **facts)
 
     @property
     def rows(self) -> Tensor:
@@ -128,15 +128,15 @@ def smaller(plan: Plan, item: Item) -> dict[str, Tensor]:
     pixels = item.fields.get(PIXELS[item.modality])
     if plan.policy is None or pixels is None:
         return {}
-    vision = item.config.vision_config
+    selector, vision = plan.policy.last, item.config.vision_config
     if len(plan.anchor):
         encoded = plan.anchor == torch.arange(item.total)
         return {PIXELS[item.modality]: pixels[encoded.repeat_interleave(vision.spatial_merge_size**2)]}
-    if not plan.policy.last.resizes_pixels:
+    if not isinstance(selector, Resize):
         return {}
     t, h, w = item.grid
     merge = vision.spatial_merge_size
-    new = torch.tensor([t, *(n * merge for n in plan.policy.last.grid(t, h, w))])
+    new = torch.tensor([t, *(n * merge for n in selector.grid(t, h, w))])
     old = item.fields[GRIDS[item.modality]]
     layout = (vision.patch_size, merge, vision.temporal_patch_size)
     resized = resize_patches(pixels.float(), old[None], new[None], *layout)

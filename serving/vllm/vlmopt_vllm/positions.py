@@ -82,5 +82,5 @@ def packed(cells: Tensor) -> Tensor:
 
 def unpacked(digits: Tensor) -> Tensor:
     """Read what `packed` wrote, from floats."""
-    high, low = digits.round().long().split(3, 1)
-    return high * BASE + low
+    digits = digits.round().long()
+    return digits[:, :3] * BASE + digits[:, 3:]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from vllm.multimodal.inputs import MultiModalBatchedField, MultiModalFieldElem, MultiModalFlatField
-from vllm.multimodal.processing.processor import PromptUpdateDetails
+from vllm.multimodal.processing.processor import BaseMultiModalProcessor, PromptUpdateDetails
 
 from . import markers
 from .families import POOLED, described
@@ -26,7 +26,7 @@ from .signals import check_signal
 MODALITIES = ("image", "video")
 
 
-class Shortened:
+class Shortened(BaseMultiModalProcessor):
     """Mix-in before a family's multi-modal processor, for engines that were started with the key."""
 
     vlmopt_at_start: str  # the engine's own policy, canonical
@@ -41,7 +41,7 @@ class Shortened:
         """Mark hashes with the policy, also where a client names its items: caches of every kind go by these."""
         policy = self.vlmopt_policy(inputs.hf_processor_mm_kwargs)
         plain = replace(inputs, hf_processor_mm_kwargs=without_key(inputs.hf_processor_mm_kwargs))
-        hashes = super()._get_mm_hashes(plain)
+        hashes: dict[str, list[str]] = super()._get_mm_hashes(plain)
         if policy is None:
             return hashes
         mark = hashlib.sha256(policy.text.encode()).hexdigest()[:16]
@@ -157,7 +157,8 @@ class Shortened:
                 return pixels.float()
             mean, std = (torch.tensor(values).view(-1, 1) for values in (own.image_mean, own.image_std))
             values = pixels.view(len(pixels), len(mean), -1).float() * own.rescale_factor
-            return ((values - mean) / std).flatten(1)
+            rows: Tensor = ((values - mean) / std).flatten(1)
+            return rows
 
         return normalized
 

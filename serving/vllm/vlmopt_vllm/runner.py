@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+ASKS = "vlmopt_asks"  # marks the method that asks
+
 
 def let_cpu_runner_ask() -> None:
     """Ask after loading, as the runner for GPUs does: only then it hands embeddings to `recompute_mrope_positions`."""
@@ -14,7 +16,7 @@ def let_cpu_runner_ask() -> None:
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
     load = CPUModelRunner.load_model
-    if hasattr(load, "asks"):
+    if hasattr(load, ASKS):
         return
 
     def load_model(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -23,5 +25,5 @@ def let_cpu_runner_ask() -> None:
         asked = config is not None and getattr(model, "supports_multimodal_pruning", False)
         self.is_multimodal_pruning_enabled = asked and config.is_multimodal_pruning_enabled()
 
-    load_model.asks = True
+    setattr(load_model, ASKS, True)
     CPUModelRunner.load_model = load_model

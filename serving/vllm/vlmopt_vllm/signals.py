@@ -55,7 +55,7 @@ def blocks_run(config: Any) -> int:
     """Count blocks up to the last one whose output is used; vLLM builds no others."""
     layers = getattr(config, "vision_feature_layer", -1)
     layers = layers if isinstance(layers, (list, tuple)) else [layers]
-    return max(layer + depth(config) + 1 if layer < 0 else layer for layer in layers)
+    return max(int(layer) + depth(config) + 1 if layer < 0 else int(layer) for layer in layers)
 
 
 def place(layer: int, config: Any) -> int:

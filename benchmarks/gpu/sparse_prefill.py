@@ -44,7 +44,7 @@ from vlmopt.kernels.patterns.base import blocks_to_index
 from vlmopt.kernels.sparse_attention import Launch, run_plan
 from vlmopt.kernels.sparse_attention.triton import tuned
 from vlmopt.prefill import SparsePrefill
-from vlmopt.runtime.components.sparse_layout import work
+from vlmopt.runtime.components.sparse_prefill.layout import work
 
 PARTS = ("check", "attention", "ttft")
 LENGTHS = (16384, 32768, 65536, 131072, 262144, 524288)

@@ -17,7 +17,7 @@ from vlmopt.head_patterns import HeadPatterns
 from vlmopt.kernels.patterns import AShape, DensePattern, MinP, Prefill, QBoundary, Sampled
 from vlmopt.policy import Policy
 from vlmopt.prefill import SparsePrefill
-from vlmopt.runtime.components.sparse_layout import work
+from vlmopt.runtime.components.sparse_prefill.layout import work
 from vlmopt.search.timing import cells
 
 EVERYTHING = MinP(tau=1e-30, tile=16, run=16)  # every visible key is within ln(1e30) of the best

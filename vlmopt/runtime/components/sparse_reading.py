@@ -17,7 +17,7 @@ from ..context import Store
 from ..hooks.attention import plan_of, why_not
 from ..points import AttentionCall
 from ..structure import ModelStructure, is_window, shared_key_source
-from .eviction_check import WINDOW
+from .eviction.check import WINDOW
 
 WHAT = "sparse reading"
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from vlmopt.attention_fix.attention_rows import read_mask
 
-from ...kernels.sparse_attention import AttentionInputs, Launch
-from ..call import PromptStep
-from ..padding import real
+from ....kernels.sparse_attention import AttentionInputs, Launch
+from ...call import PromptStep
+from ...padding import real
 
 CHECKED = 1024  # rows of a mask that are compared with the causal one at a time
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..call import Call
+from ...call import Call
 
 
 @dataclass

@@ -9,21 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels.metrics import recall
-from ...kernels.patterns import DensePattern, Prefill, View
-from ...kernels.sparse_attention import Launch, chosen_backend, run_plan
-from ...policy import Policy
-from ...prefill import SparsePrefill
-from ..call import Call, PromptStep, Session, Step
-from ..compat import layer_config
-from ..component import Account, AttentionPart, Component
-from ..hooks.attention import plan_of, why_not
-from ..points import AttentionCall
-from ..structure import ModelStructure
-from .marks import FOREIGN, Marks
-from .sparse_check import check_prefill
-from .sparse_layout import Layout, read_layout, strides, text_rows, visible, work
-from .sparse_report import Ran, Sparse, lines, sparse_layers
+from ....kernels.metrics import recall
+from ....kernels.patterns import DensePattern, Prefill, View
+from ....kernels.sparse_attention import Launch, chosen_backend, run_plan
+from ....policy import Policy
+from ....prefill import SparsePrefill
+from ...call import Call, PromptStep, Session, Step
+from ...compat import layer_config
+from ...component import Account, AttentionPart, Component
+from ...hooks.attention import plan_of, why_not
+from ...points import AttentionCall
+from ...structure import ModelStructure
+from ..marks import FOREIGN, Marks
+from .check import check_prefill
+from .layout import Layout, read_layout, strides, text_rows, visible, work
+from .report import Ran, Sparse, lines, sparse_layers
 
 
 class SparseLayer(AttentionPart):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...kv import Eviction
-from .. import cache_kinds
-from ..call import Generation, Step
-from ..hooks.attention import why_not as why_fixed
-from ..structure import ModelStructure, is_window, shared_key_source
-from .marks import FOREIGN, Marks
+from ....kv import Eviction
+from ... import cache_kinds
+from ...call import Generation, Step
+from ...hooks.attention import why_not as why_fixed
+from ...structure import ModelStructure, is_window, shared_key_source
+from ..marks import FOREIGN, Marks
 
 WINDOW = "its cache is a window already"
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from ...kernels.patterns import Prefill
-from ...kernels.sparse_attention import plan_refusal
-from ...offload import device_of
-from ...prefill import SparsePrefill
-from ..compat import head_shape, layer_config
-from ..hooks.attention import why_not
-from ..structure import ModelStructure
+from ....kernels.patterns import Prefill
+from ....kernels.sparse_attention import plan_refusal
+from ....offload import device_of
+from ....prefill import SparsePrefill
+from ...compat import head_shape, layer_config
+from ...hooks.attention import why_not
+from ...structure import ModelStructure
 
 TEXT, SIDE = 64, 24  # tokens before and behind an image of SIDE x SIDE
 

@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...families import family_of
-from ...policy import Policy
-from .. import compat
-from ..call import Call, Session
-from ..capture import described
-from ..captures.pixels import Found
-from ..component import Account, Component
-from ..smaller import ARGUMENTS
-from ..structure import ModelStructure, part
-from .tower_plan import Running, TowerPlan
+from ....families import family_of
+from ....policy import Policy
+from ... import compat
+from ...call import Call, Session
+from ...capture import described
+from ...captures.pixels import Found
+from ...component import Account, Component
+from ...smaller import ARGUMENTS
+from ...structure import ModelStructure, part
+from .plan import Running, TowerPlan
 
 PARTS = ("patch_embed", "blocks", "merger")
 

@@ -12,24 +12,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import kv
-from ...kv import Eviction, KVView
-from ...policy import Policy
-from .. import cache as caches
-from .. import cache_kinds
-from ..arguments import Request
-from ..call import Call, PromptStep, Session, Step
-from ..component import Account, AttentionPart, Component
-from ..context import CacheState, Own, Store
-from ..hooks.attention import plan_of
-from ..hooks.layer import entry_of
-from ..points import AttentionCall
-from ..structure import ModelStructure
-from . import prompt_keys
-from .eviction_check import why_not, why_whole
-from .eviction_report import Evictions, Kept, evicted, lines
-from .marks import Marks
-from .prompt_keys import Keys, Prompt
+from .... import kv
+from ....kv import Eviction, KVView
+from ....policy import Policy
+from ... import cache as caches
+from ... import cache_kinds
+from ...arguments import Request
+from ...call import Call, PromptStep, Session, Step
+from ...component import Account, AttentionPart, Component
+from ...context import CacheState, Own, Store
+from ...hooks.attention import plan_of
+from ...hooks.layer import entry_of
+from ...points import AttentionCall
+from ...structure import ModelStructure
+from .. import prompt_keys
+from ..marks import Marks
+from ..prompt_keys import Keys, Prompt
+from .check import why_not, why_whole
+from .report import Evictions, Kept, evicted, lines
 
 WHAT = "kv eviction"
 

@@ -28,7 +28,7 @@ def pytest_report_header() -> str | None:
 
 def together(nodeid: str) -> str:
     """Tests that name one checkpoint, or else those of a file, run one behind another: their engine starts once."""
-    named = re.search(r"[[-]((tiny|qwen|llava|internvl)\w+)[]-]", nodeid)
+    named = re.search(r"[\[-]((tiny|qwen|llava|internvl)\w+)[\]-]", nodeid)
     return named[1] if named else nodeid.split("::")[0]
 
 

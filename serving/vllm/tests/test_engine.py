@@ -83,7 +83,7 @@ def test_text_alone_is_left_alone(engine, checkpoints):
     ({"method": "vision_zip", "keep_ratio": 0.5, "tower_layer": 9}, "block 9 of the tower"),
     ("/etc/passwd", "unknown preset"),
     (7, "a policy must be"),
-    ([[]], "list of methods"),
+    ([[]], "a list may hold"),
 ])  # fmt: skip
 def test_a_bad_policy_is_refused_by_its_reason_and_the_engine_goes_on(engine, images, policy, reason):
     with pytest.raises(ValueError, match=reason):

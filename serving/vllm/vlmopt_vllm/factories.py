@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
-from vllm.multimodal.processing import BaseMultiModalProcessor, BaseProcessingInfo, InputProcessingContext
+from vllm.multimodal.processing import InputProcessingContext
 
+from .behind import Behind
 from .policies import KEY, canonical, without_key
 from .processor import Shortened
 
@@ -55,7 +56,7 @@ class Context(InputProcessingContext):
         return merged
 
 
-class Whole(BaseProcessingInfo):
+class Whole(Behind):
     """Mix-in before a family's processing info, for engines that were started with the key."""
 
     vlmopt_plain: Callable[[], Any]  # makes vLLM's own processor
@@ -72,7 +73,7 @@ class Whole(BaseProcessingInfo):
         return {modality: sum(place.get_num_embeds() for place in found) for modality, found in places.items()}
 
 
-class Unasked(BaseMultiModalProcessor):
+class Unasked(Behind):
     """Mix-in for engines that were started without the key: nothing differs, and nobody is served other than asked."""
 
     def apply(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:

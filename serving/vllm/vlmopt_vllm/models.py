@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from vllm.model_executor.models.interfaces import SupportsMultiModalPruning
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from vlmopt.pruning import Signal
 
 from .batches import batches, joined, split
+from .behind import Behind
 from .choice import choice, finished
 from .factories import factories_of
 from .families import ARCHITECTURES, described, part
@@ -42,7 +42,7 @@ def __getattr__(name: str) -> type:
     return served
 
 
-class Pruned(SupportsMultiModalPruning):
+class Pruned(Behind):
     """Mix-in before a model class of vLLM; without the key, every method is the base's."""
 
     supports_multimodal_pruning = True

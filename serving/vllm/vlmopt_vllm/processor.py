@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from vllm.multimodal.inputs import MultiModalBatchedField, MultiModalFieldElem, MultiModalFlatField
-from vllm.multimodal.processing.processor import BaseMultiModalProcessor, PromptUpdateDetails
+from vllm.multimodal.processing.processor import PromptUpdateDetails
 
 from . import markers
+from .behind import Behind
 from .families import POOLED, described
 from .items import PIXELS, Item
 from .plans import beyond, dense, planned, smaller, spans_of
@@ -26,7 +27,7 @@ from .signals import check_signal
 MODALITIES = ("image", "video")
 
 
-class Shortened(BaseMultiModalProcessor):
+class Shortened(Behind):
     """Mix-in before a family's multi-modal processor, for engines that were started with the key."""
 
     vlmopt_at_start: str  # the engine's own policy, canonical

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import wraps
 from typing import Any
 
 ASKS = "vlmopt_asks"  # marks the method that asks
@@ -19,6 +20,7 @@ def let_cpu_runner_ask() -> None:
     if hasattr(load, ASKS):
         return
 
+    @wraps(load)
     def load_model(self: Any, *args: Any, **kwargs: Any) -> None:
         load(self, *args, **kwargs)
         config, model = self.model_config.multimodal_config, self.get_model()

@@ -157,13 +157,19 @@ class Debias(ScoreSelector):
         return found
 
     def check_model(self, model: Mapping[str, Any]) -> None:
-        """Refuse a profile of another model, unless `force`.
+        """Refuse a profile of another model, unless `force`, and rotary positions of wider heads.
 
         Args:
-            model: facts under the keys of the profile's `model`: model_type, hidden_size, layers, name_or_path.
+            model: facts under the keys of the profile's `model`: model_type, hidden_size, layers, name_or_path; and
+                head_dim, a list where layers differ.
         """
         if self.profile and not self.force:
             self.profile.check(self.host.name, self.host.layer, model)
+        if self.head_dim is not None:
+            widths = model["head_dim"]
+            widest = max(widths) if isinstance(widths, list) else widths
+            if self.head_dim > widest:
+                raise ValueError(f"debias: head_dim must be at most {widest}, that of this model, got {self.head_dim}")
 
     @property
     def label(self) -> str:

@@ -14,7 +14,7 @@ from tests.support.mechanism import IN_CHUNKS, LOGITS, NEW_TOKENS, TOLERANCE, Ca
 from tests.support.snapshot import differences, snapshot
 from vlmopt.attention_fix import ImageBoost, VisualSink
 from vlmopt.head_patterns import HeadPatterns
-from vlmopt.kernels.patterns import AShape, DensePattern, MinP, Prefill, QBoundary, Sampled
+from vlmopt.kernels.patterns import AShape, DensePattern, MinP, Prefill, ProxyAttn, QBoundary, Sampled
 from vlmopt.policy import Policy
 from vlmopt.prefill import SparsePrefill
 from vlmopt.runtime.components.sparse_prefill.layout import work
@@ -253,6 +253,19 @@ def test_a_back_end_that_cannot_is_refused_before_anything_changes(prefill, matc
     model = copy.deepcopy(FAMILIES["llava"].build("sdpa"))
     before = snapshot(model)
     with pytest.raises(ValueError, match=match):
+        vlmopt.optimize(model, Policy(prefill=prefill))
+    assert differences(before, snapshot(model)) == []
+
+
+@pytest.mark.parametrize("prefill", [
+    SparsePrefill(pattern=ProxyAttn(groups=3)),
+    SparsePrefill(pattern=ProxyAttn(groups=3), backend="gather"),
+    SparsePrefill(heads=replace(BY_HEAD, patterns=(SOME, ProxyAttn(groups=3)))),
+], ids=["all heads", "a back-end", "by head"])  # fmt: skip
+def test_a_pattern_that_does_not_fit_the_heads_is_refused_before_anything_changes(prefill):
+    model = copy.deepcopy(FAMILIES["llava"].build("sdpa"))
+    before = snapshot(model)
+    with pytest.raises(ValueError, match="proxy_attn: groups must divide the 2 key heads, got 3"):
         vlmopt.optimize(model, Policy(prefill=prefill))
     assert differences(before, snapshot(model)) == []
 

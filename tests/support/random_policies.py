@@ -17,6 +17,7 @@ from vlmopt.reading import SparseReading
 
 Strategy = st.SearchStrategy[Any]
 WEIRD: list[Any] = [None, True, -1, 0, 1.5, float("nan"), float("inf"), 10**400, 2**62, "", "a" * 300, [], [[[]]], {}]
+FAR_INTS, FAR_FLOATS = [500, 10**6, 2**31, 2**62], [5e-324, 2.0**-126, 1e-30, 1e30, 3.4e38, 1e308]
 LAYERS = st.sampled_from(["0:", "1:", "2:-1", "1,3:5", "50%:", "-1", "6", "9:", ":", "x"])
 NAMES = {"scorer": "untrained", "marker_from": "untrained"}  # settings that name files
 SKIPPED = ("keep_ratio", "keep_tokens", "marker_from")
@@ -25,12 +26,13 @@ DEPTH = 6  # decoder layers of the tiny models
 
 
 def number(setting: dict[str, Any]) -> Strategy:
-    """Values inside the declared bounds, and the bounds themselves."""
+    """Values inside the declared bounds, the bounds themselves, and now and then one that is far out."""
     low = setting.get("min", setting.get("above", -2))
     high = setting.get("max", low + 8)
-    if setting["kind"].startswith("int"):
-        return st.integers(low, min(high, low + 8))
-    return st.floats(low, high, exclude_min="above" in setting)
+    whole = setting["kind"].startswith("int")
+    usual = st.integers(low, min(high, low + 8)) if whole else st.floats(low, high, exclude_min="above" in setting)
+    far = [value for value in (FAR_INTS if whole else FAR_FLOATS) if low < value <= setting.get("max", value)]
+    return st.one_of(usual, usual, usual, st.sampled_from(far)) if far else usual
 
 
 def value(setting: dict[str, Any]) -> Strategy:

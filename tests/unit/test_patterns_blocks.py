@@ -144,6 +144,8 @@ def test_what_does_not_fit_is_refused():
         (lambda: XAttention(stride=24), "stride 24 must divide tile 128 and run 128"),
         (lambda: ProxyAttn(stride=3), "stride 3 must divide"),
         (lambda: PBSAttn(segment=200), "segment must be a multiple of run 128, got 200"),
+        (lambda: PBSAttn(segment=2**20), "segment must be .* <= 65536"),
+        (lambda: PSA(block=2**20), "block must be .* <= 65536"),
         (lambda: PSA(energy=(0.9, 0.8, 0.9, 1)), "four ascending shares"),
         (lambda: PSA(likeness=(0.5,)), "three cosines"),
         (lambda: PSA(run=128), "a smaller run always fits"),

@@ -117,6 +117,13 @@ def test_the_tokens_per_frame_are_tried_beyond_the_longest_stride():
     assert not bool(found(of(q, k, frame=1400), stride="frame").columns.any())
 
 
+def test_no_stride_is_longer_than_the_prompt():
+    q, k = planted.noise(2, 512, seed=3)
+    planted.v_grid(q, k, torch.tensor([20, 31]), torch.tensor([3, 7]))
+    default, endless = found(of(q, k)), found(of(q, k), max_stride=2**62)
+    assert default.stride.tolist() == endless.stride.tolist() == [[20, 31]]
+
+
 def by_definition(p, grids, columns, rows, diagonals, sink=20, local=50, tile=16):
     """The kept cells, written down from the meaning of the lines; the window starts with the tile's."""
     i, j = p.position[:, None, :, None], torch.arange(p.width)

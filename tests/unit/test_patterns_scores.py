@@ -197,7 +197,7 @@ def test_proxy_scores_equal_the_attention_of_the_mean_head():
         largest = weights.unflatten(3, (4, 8)).unflatten(2, (4, 8)).amax((3, 5))
         assert torch.allclose(proxy_scores(prefill, 32, 32, 4, groups), largest, atol=1e-6)
     with pytest.raises(ValueError, match="groups must divide the 2 key heads, got 3"):
-        proxy_scores(prefill, 32, 32, 4, 3)
+        ProxyAttn(groups=3).build(prefill)
 
 
 def test_a_head_of_proxyattn_keeps_as_many_blocks_as_its_last_rows_need():

@@ -70,6 +70,15 @@ def test_mmtok_compares_features_of_the_tower_unless_told():
     assert not MMTok(keep_ratio=0.5, relevance="none").query_aware
 
 
+@pytest.mark.parametrize("extreme", [2.0**-126, 1e-30, 3.4e38])
+@pytest.mark.parametrize("name", ["alpha", "text_temperature", "vision_temperature"])
+def test_mmtok_chooses_no_token_twice_at_extreme_settings(name, extreme):
+    make = torch.Generator().manual_seed(0)
+    tokens = embedded(torch.randn(40, 8, generator=make), signals={TextEmbeds(): torch.randn(5, 8, generator=make)})
+    kept = keep_of(MMTok(keep_tokens=25, features="embeds", **{name: extreme}), tokens)
+    assert len(set(kept)) == 25
+
+
 def test_mmtok_without_a_question_is_refused_or_told_so():
     tokens = embedded(circle(0, 20, 90), signals={TextEmbeds(): torch.zeros(0, 2)})
     with pytest.raises(ValueError, match=r"mmtok.*no text.*relevance='none'"):

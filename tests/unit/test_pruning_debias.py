@@ -183,6 +183,14 @@ def test_a_profile_serves_only_where_it_was_measured():
     Debias(FastV(keep_tokens=9), sigma=1.0).check_model({})
 
 
+@pytest.mark.parametrize("widths", [64, [32, 64]], ids=str)
+def test_rotary_positions_are_of_heads_as_wide_as_the_models(widths):
+    method = Debias(FastV(keep_tokens=9), fit="rope_kernel", rope_base=1e4, head_dim=64)
+    method.check_model({"head_dim": widths})
+    with pytest.raises(ValueError, match="head_dim must be at most 64, that of this model, got 128"):
+        dataclasses.replace(method, head_dim=128).check_model({"head_dim": widths})
+
+
 # --- refusals
 
 

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from vlmopt import pruning
-from vlmopt.pruning import FastV, Resize, ScoreSelector, Selection, Selector, Uniform, VisualTokens, register
+from vlmopt.pruning import FastV, MMTok, Resize, ScoreSelector, Selection, Selector, Uniform, VisualTokens, register
 
 
 def test_the_base_classes_cannot_be_used_alone():
@@ -84,6 +84,13 @@ def test_numbers_become_plain_python():
     with pytest.raises(ValueError, match="uniform: keep_tokens=1 is no fraction"):
         Uniform(keep_tokens=1).ratio  # noqa: B018
     assert not Uniform(keep_ratio=0.999).is_identity
+
+
+@pytest.mark.parametrize("value", [5e-324, 1e-39, 1e39])
+@pytest.mark.parametrize("name", ["alpha", "text_temperature", "vision_temperature"])
+def test_numbers_that_scores_cannot_be_divided_by(name, value):
+    with pytest.raises(ValueError, match=rf"mmtok: {name} must be 0 or a number from 1\.2e-38 to 3\.4e\+38 in size"):
+        MMTok(keep_ratio=0.5, **{name: value})
 
 
 def test_settings_explain_themselves():

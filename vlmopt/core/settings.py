@@ -13,6 +13,7 @@ from .suggest import near, unknown_setting
 
 Own = TypeVar("Own", bound="Configured")
 BITS = 64  # of a whole number in a tensor
+LEAST, MOST = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # of normal numbers in fp32, which scores are
 KINDS: dict[str, tuple[Any, str]] = {
     "float": (Real, "a number"),
     "int": (Integral, "a whole number"),
@@ -107,10 +108,14 @@ def checked(value: Any, f: Field[Any], label: str) -> Any:
 
 
 def number(value: Any, kind: str, what: str) -> float | int:
-    """Return a plain Python number; `ValueError` for a whole one that fits no tensor."""
+    """Return a plain Python number; `ValueError` for one that fits no tensor: what divides by it would be no number."""
     if isinstance(value, Rational) and abs(value) >= 2 ** (BITS - 1):
         raise ValueError(f"{what} must be a number of at most {BITS} bits, got {shown(value)}")
-    return int(value) if kind in ("int", "ints") else float(value)
+    if kind in ("int", "ints"):
+        return int(value)
+    if value and math.isfinite(value) and not LEAST <= abs(value) <= MOST:
+        raise ValueError(f"{what} must be 0 or a number from {LEAST:.2g} to {MOST:.2g} in size, got {shown(value)}")
+    return float(value)
 
 
 def range_text(meta: Any) -> str:

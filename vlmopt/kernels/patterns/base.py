@@ -18,6 +18,7 @@ from .tables import blocks_to_index, csr
 __all__ = ["Pattern", "blocks_to_index", "csr", "register", "registry", "tile_span"]
 
 TILES = (16, 32, 64, 128, 256)
+LONGEST = 2**16  # tokens that one setting may lay out side by side, whatever the length of the prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,9 @@ class Pattern(Configured, ABC):
     def is_identity(self) -> bool:
         """True if every visible key is kept whatever the prompt."""
         return False
+
+    def check_heads(self, key_heads: int) -> None:
+        """Raise `ValueError` if a layer with so many key heads cannot have this pattern."""
 
     @abstractmethod
     def build(self, prefill: Prefill) -> list[Launch]:

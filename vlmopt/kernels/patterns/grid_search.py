@@ -73,11 +73,11 @@ def search(
     longest = torch.stack([k.sum(-1) for k in kept]).amin(0)[:, None, None] // PERIODS  # [B, 1, 1]
     kinds = [m for m, wanted in zip(masses, (columns, diagonals), strict=True) if wanted]
     tried = [torch.tensor(known, device=at.device).clamp_min(1).expand(*masses[0].shape[:2], -1)] if known else []
+    limit = min(largest, max(n // PERIODS, LEAST_STRIDE))
     if propose or not known:
-        limit = min(largest, max(n // PERIODS, LEAST_STRIDE))
         tried += [periods(m, limit, longest) for m in kinds]
     strides = torch.cat(tried, -1)  # [B, H, C]
-    shares, phases = zip(*(fold(m, strides, max(largest, *known, 1)) for m in masses), strict=True)
+    shares, phases = zip(*(fold(m, strides, min(max((limit, *known)), n)) for m in masses), strict=True)
     score = torch.stack([s for s, wanted in zip(shares, (columns, diagonals), strict=True) if wanted]).amax(0)
     score = (score - 1 / strides.float()).masked_fill(strides > longest, -torch.inf)
     best = score.argmax(-1, keepdim=True)
@@ -112,13 +112,13 @@ def periods(mass: Tensor, largest: int, longest: Tensor) -> Tensor:
     return strides[score.topk(min(PROPOSALS, len(strides))).indices]
 
 
-def fold(mass: Tensor, strides: Tensor, largest: int) -> tuple[Tensor, Tensor]:
+def fold(mass: Tensor, strides: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """Return the largest share fp32 [B, H, C] of mass [B, H, N] in one residue class, and the class, per stride."""
     at = torch.arange(mass.shape[-1], device=mass.device)
     total = mass.sum(-1).clamp_min(1e-30)
     shares, phases = [], []
     for stride in strides.unbind(-1):  # a handful
-        sums = mass.new_zeros(*mass.shape[:2], largest).scatter_add_(-1, at % stride[..., None], mass)
+        sums = mass.new_zeros(*mass.shape[:2], classes).scatter_add_(-1, at % stride[..., None], mass)
         top = sums.max(-1)
         shares.append(top.values / total)
         phases.append(top.indices)

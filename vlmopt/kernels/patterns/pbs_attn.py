@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from vlmopt.core import setting
 
 from ..sparse_attention.index import Launch, tile_count
-from .base import Pattern, blocks_to_index, register, tile_span
+from .base import LONGEST, Pattern, blocks_to_index, register, tile_span
 from .blocks import beyond_sink, block_grid, by_mass, padding_free, pool_rows
 from .prefill import SINKS, Prefill
 from .probe import probe_rows
@@ -33,7 +33,9 @@ class PBSAttn(Pattern):
 
     tile: int = setting(128, "Query rows that share their keys: 16, 32, 64, 128 or 256.", "int")
     run: int = setting(128, "Neighbouring keys that are read together: 16, 32, 64, 128 or 256.", "int")
-    segment: int = setting(256, "Keys that are sorted among themselves; a multiple of run.", "int", min=1)
+    segment: int = setting(
+        256, "Keys that are sorted among themselves; a multiple of run.", "int", min=1, max=LONGEST
+    )
     threshold: float = setting(
         0.9, "Share of the estimated attention that the kept blocks hold.", "float", above=0, max=1
     )

@@ -50,7 +50,12 @@ class ProxyAttn(Pattern):
     def is_identity(self) -> bool:
         return self.coverage == 1
 
+    def check_heads(self, key_heads: int) -> None:
+        if key_heads % self.groups:
+            raise ValueError(f"{self.name}: groups must divide the {key_heads} key heads, got {self.groups}; try 1")
+
     def build(self, prefill: Prefill) -> list[Launch]:
+        self.check_heads(prefill.k.shape[1])
         grid = block_grid(prefill, self.tile, self.run)
         group = self.groups * prefill.heads // prefill.q.shape[1]
         scores = proxy_scores(prefill, self.tile, self.run, self.stride, self.groups)[:, group]
@@ -66,13 +71,8 @@ class ProxyAttn(Pattern):
 def proxy_scores(prefill: Prefill, tile: int, run: int, stride: int, groups: int) -> Tensor:
     """Return fp32 [B, groups, T, N]: the largest attention of a mean head inside each block.
 
-    Taken at every `stride`-th row and key; the sink takes no part.
-
-    Raises:
-        ValueError: the groups do not divide the key heads.
+    Taken at every `stride`-th row and key; the sink takes no part. The groups divide the key heads.
     """
-    if prefill.k.shape[1] % groups:
-        raise ValueError(f"proxy_attn: groups must divide the {prefill.k.shape[1]} key heads, got {groups}; try 1")
     keys = mean_head(prefill.k[:, :, ::stride], groups)  # [B, g, ceil(W / stride), D]
     key = torch.arange(keys.shape[2], device=keys.device) * stride
     inside = (key >= prefill.sink_end[:, None]) & (key < prefill.key_end[:, None])

@@ -12,7 +12,7 @@ from torch.nn.functional import cosine_similarity, pad
 from vlmopt.core import setting
 
 from ..sparse_attention.index import Keys, Launch, tile_count
-from .base import Pattern, blocks_to_index, register, tile_span
+from .base import LONGEST, Pattern, blocks_to_index, register, tile_span
 from .blocks import before_in_order, block_grid, pool, spread
 from .prefill import Prefill
 from .x_attention import antidiagonal_share
@@ -36,7 +36,9 @@ class PSA(Pattern):
 
     tile: int = setting(128, "Query rows that share their keys: 16, 32, 64, 128 or 256.", "int")
     run: int = setting(32, "Neighbouring keys, pooled or not, that are read together: 16, 32, 64, 128 or 256.", "int")
-    block: int = setting(128, "Keys that share a level; a multiple of run times the coarsest level.", "int", min=1)
+    block: int = setting(
+        128, "Keys that share a level; a multiple of run times the coarsest level.", "int", min=1, max=LONGEST
+    )
     stride: int = setting(
         8, "Side of a cell of the scores in tokens; tile and block are multiples of it.", "int", min=1
     )

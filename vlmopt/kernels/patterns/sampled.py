@@ -58,7 +58,7 @@ class Sampled(Pattern):
 
     recall: float = setting(0.9, "Share of the attention off the sink that a head keeps.", "float", above=0, max=1)
     most: float = setting(0.5, "Share of the cells above which a head is dense.", "float", min=0, max=1)
-    trial: int = setting(32, "Rows that proposals are tried on.", "int", min=8)
+    trial: int = setting(32, "Rows that proposals are tried on.", "int", min=8, max=4096)
 
     @property
     def is_identity(self) -> bool:

@@ -19,7 +19,7 @@ TEXT, SIDE = 64, 24  # tokens before and behind an image of SIDE x SIDE
 
 
 def check_prefill(model: Any, structure: ModelStructure, method: SparsePrefill) -> None:
-    """Raise `ValueError` where no layer can be sparse, or the back-end cannot compute what patterns keep."""
+    """Raise `ValueError` where no layer can be sparse, or a pattern does not fit its heads, or the back-end not both."""
     depth = len(structure.layers)
     if method.dense_layers >= depth:
         raise ValueError(
@@ -32,8 +32,6 @@ def check_prefill(model: Any, structure: ModelStructure, method: SparsePrefill) 
             f"prefill: no layer of {type(model).__name__} from layer {method.dense_layers} on can be sparse: "
             f"{'; '.join(sorted({str(reason) for reason in reasons}))}"
         )
-    if method.backend == "auto" or method.is_identity:
-        return
     tried = set()
     for layer, module in enumerate(structure.attentions):
         shape = head_shape(structure.config, layer)
@@ -42,6 +40,10 @@ def check_prefill(model: Any, structure: ModelStructure, method: SparsePrefill) 
         if not groups or why_not(module) is not None or key in tried:
             continue
         tried.add(key)
+        for pattern, _ in groups:
+            pattern.check_heads(shape[1])
+        if method.backend == "auto" or method.is_identity:
+            continue
         given = prompt_of(model, structure, layer)
         launches = [x for pattern, heads in groups for x in pattern.build(replace(given, heads=heads.to(given.device)))]
         if reason := plan_refusal(given, launches, return_lse=method.recall_rows > 0, backend=method.backend):

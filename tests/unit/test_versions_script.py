@@ -96,3 +96,32 @@ def test_a_run_that_never_came_to_its_tests_has_failed(script, monkeypatch):
     monkeypatch.setattr(script, "environment", lambda release: Path("python"))
     monkeypatch.setattr(script.subprocess, "run", lambda command, **options: SimpleNamespace(returncode=4))
     assert script.test("5.9.0", ["oracle"]) == ["pytest ended with 4"]
+
+
+CASES = """<testsuites><testsuite>
+<testcase classname="tests.families.test_eviction" name="a"/>
+<testcase classname="tests.families.test_quantized_cache" name="b"><failure/></testcase>
+<testcase classname="tests.families.test_quantized_cache" name="c"><skipped/></testcase>
+<testcase classname="tests.families.test_oracle" name="d"/>
+<testcase classname="" name="tests.families.test_cache"><error/></testcase>
+</testsuite></testsuites>"""
+
+
+def test_a_group_counts_all_of_its_files(script, monkeypatch):
+    def run(command, **settings):
+        (script.HOMES / "5.9.0" / "tests.xml").write_text(CASES)
+        return SimpleNamespace(returncode=1)
+
+    (script.HOMES / "5.9.0").mkdir()
+    monkeypatch.setattr(script, "environment", lambda release: "python")
+    monkeypatch.setattr(script.subprocess, "run", run)
+    assert script.test("5.9.0", ["oracle", "kv", "cache"]) == ["tests/families/test_quantized_cache.py::b"]
+    kept = json.loads((script.HOMES / "5.9.0" / "results.json").read_text())
+    assert kept == {"oracle": [1, 0, 0], "kv": [1, 1, 1]}
+
+
+def test_every_group_has_its_files_and_its_question(script):
+    asked = (PATH.parents[1] / "docs" / "transformers.md").read_text()
+    for group, files in script.GROUPS.items():
+        assert all((PATH.parents[1] / file).is_file() for file in files)
+        assert f"\n| {group} | " in asked

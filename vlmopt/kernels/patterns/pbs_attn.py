@@ -33,9 +33,7 @@ class PBSAttn(Pattern):
 
     tile: int = setting(128, "Query rows that share their keys: 16, 32, 64, 128 or 256.", "int")
     run: int = setting(128, "Neighbouring keys that are read together: 16, 32, 64, 128 or 256.", "int")
-    segment: int = setting(
-        256, "Keys that are sorted among themselves; a multiple of run.", "int", min=1, max=LONGEST
-    )
+    segment: int = setting(256, "Keys that are sorted among themselves; a multiple of run.", "int", min=1, max=LONGEST)
     threshold: float = setting(
         0.9, "Share of the estimated attention that the kept blocks hold.", "float", above=0, max=1
     )

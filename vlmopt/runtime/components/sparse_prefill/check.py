@@ -19,7 +19,7 @@ TEXT, SIDE = 64, 24  # tokens before and behind an image of SIDE x SIDE
 
 
 def check_prefill(model: Any, structure: ModelStructure, method: SparsePrefill) -> None:
-    """Raise `ValueError` where no layer can be sparse, or a pattern does not fit its heads, or the back-end not both."""
+    """Raise `ValueError` where no layer can be sparse, or a pattern does not fit its heads, or a back-end cannot."""
     depth = len(structure.layers)
     if method.dense_layers >= depth:
         raise ValueError(

@@ -115,6 +115,7 @@ train: $(VENV)/.installed
 	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[screens]"
 	$(BIN)/python -m vlmopt.training.worlds --architecture llava --out runs/tiny-llava
 	$(BIN)/python -m vlmopt.training.worlds --architecture qwen --out runs/tiny-qwen
+	$(BIN)/python -m vlmopt.training.films --out runs/tiny-films
 	$(BIN)/vlmopt train-focusui --model runs/tiny-qwen/checkpoint --data worlds web:runs/tiny-qwen/windows \
 		--out runs/tiny-qwen-focus --steps-scorer 700 --steps-model 400 --batch-size 16
 

@@ -13,7 +13,7 @@ from vlmopt.core import Configured, check_depth, setting, shown, unknown_setting
 
 from . import methods
 from .head_patterns import HeadPatterns
-from .kernels.patterns import MinP, Pattern
+from .kernels.patterns import Pattern, Sampled
 
 MIN_LEN = {"cuda": 16384, "cpu": 4096}  # below, estimating costs more than it saves (see docs of the benchmark)
 BACKENDS = ("auto", "reference", "native", "gather", "flex", "triton", "fa4")
@@ -30,7 +30,7 @@ class SparsePrefill(Configured):
     """
 
     pattern: Pattern | None = field(
-        default=None, metadata={"help": "The pattern of all heads; none: min_p, unless `heads` names one per head."}
+        default=None, metadata={"help": "The pattern of all heads; none: sampled, unless `heads` names one per head."}
     )
     heads: HeadPatterns | None = field(
         default=None, metadata={"help": "Patterns that a search found for every layer and head, or their dict form."}
@@ -68,6 +68,8 @@ class SparsePrefill(Configured):
             )
         if self.pattern is not None and self.heads is not None:
             raise ValueError("prefill: give a pattern for all heads, or the patterns of `heads`, not both")
+        if self.pattern is None and self.heads is None:
+            object.__setattr__(self, "pattern", Sampled())
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dict of the settings that differ from their defaults."""
@@ -98,9 +100,9 @@ class SparsePrefill(Configured):
         """Return the patterns of a layer with the query heads Long[H] of each; empty where the layer is dense."""
         if layer < self.dense_layers:
             return []
-        if self.heads is not None:
-            return self.heads.groups(layer)
-        return [(self.pattern or MinP(), torch.arange(num_heads))]
+        if self.pattern is not None:
+            return [(self.pattern, torch.arange(num_heads))]
+        return [] if self.heads is None else self.heads.groups(layer)
 
     def shortest(self, device: torch.device) -> int:
         """Return the number of prompt tokens from which on attention is sparse."""

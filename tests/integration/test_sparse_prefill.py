@@ -244,7 +244,7 @@ BY_HEAD = HeadPatterns(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a CPU cannot do")
 @pytest.mark.parametrize(("prefill", "match"), [
     (SparsePrefill(backend="fa4"), "fa4 needs a GPU of the Hopper generation"),
-    (SparsePrefill(backend="flex"), "not col_idx; use backend='gather'"),
+    (SparsePrefill(pattern=MinP(), backend="flex"), "not col_idx; use backend='gather'"),
     (replace(FEW, backend="flex", recall_rows=8), "flex returns no log-sum-exp on CPU"),
     (replace(FEW, backend="flex", pattern=QBoundary(text=SOME, vision=SOME)), "flex knows blocks of keys"),
     (SparsePrefill(heads=BY_HEAD, backend="flex"), "not heads"),

@@ -9,7 +9,7 @@ def summary(policy: dict[str, Any]) -> str:
     """Write a policy's dict form in one line: `uniform(keep_ratio=0.25)`."""
     prefill, sparse = policy["prefill"], []
     if prefill is not None:
-        pattern = prefill.get("pattern", {"method": "min_p"})
+        pattern = prefill.get("pattern", {"method": "min_p"})  # records of before may have none
         sparse = ["sparse prefill by " + ("a pattern per head" if "heads" in prefill else call(pattern))]
     methods = [call(method) for method in (*policy["prune"], *policy["attention"])]
     evicted = [] if policy["kv"] is None else [call(policy["kv"])]

@@ -82,10 +82,8 @@ class Architecture(ABC):
     def build(self, tokenizer: PreTrainedTokenizerFast, seed: int) -> Any:
         """Build a fresh model with frozen word embeddings; heads first attend to tokens that share their words."""
         torch.manual_seed(seed)
-        AttentionInterface.register("training_bmm", bmm_attention)
-        model = self.model_class._from_config(
-            self.configuration(tokenizer), attn_implementation="training_bmm", dtype=torch.float32
-        )
+        model = self.model_class._from_config(self.configuration(tokenizer), dtype=torch.float32)
+        set_attention(model)
         with torch.no_grad():
             embeddings = model.get_input_embeddings().weight
             embeddings.copy_(embedding_table(tokenizer, HIDDEN, seed))
@@ -140,6 +138,12 @@ def pixel_values(worlds: list[World]) -> torch.Tensor:
     """Return normalised pixels [b, height, width, 3] as the stock image processors compute them."""
     pixels = torch.from_numpy(np.stack([np.asarray(world.image) for world in worlds])).float()
     return (pixels / 255 - MEAN) / STD
+
+
+def set_attention(model: Any) -> None:
+    """Have a model compute attention by `bmm_attention`."""
+    AttentionInterface.register("training_bmm", bmm_attention)
+    model.set_attn_implementation("training_bmm")
 
 
 def bmm_attention(

@@ -21,28 +21,40 @@ from .vocabulary import ASSISTANT, END, PAD, USER, VISION_END, VISION_START, coo
 
 FIRST_TRAINING_SEED = 1_000_000_000  # smaller seeds are left to tests and measurements
 IGNORE = -100
+MARKS = {"scene": "", "screen": "s_", "film": "f_"}  # before a question's kind; others: h_
 ROUND = 32  # text tokens; few distinct lengths let the matrix library reuse its compiled kernels
 
 
 @dataclass(frozen=True)
-class Batch:
-    """`b` rows of one image size; `n` kept visual tokens, `w` text tokens after them, `s = 3 + n + w`.
+class Rows:
+    """`b` rows with `n` visual tokens each, and `w` text tokens after them; `s = 3 + n + w`.
 
     ids [b, s] (visual places hold padding) · positions [3, b, s] or [b, s] · mask [b, 1, s, s] additive · labels
-    [b, s]: the token to predict next · weights [b, s] · kept [b, n] indices into the grid · slots [2 or 4, b, cells] ·
-    spans: (row, places whose next token is the answer, question) · grid (rows, columns) · corner: the grid's row and
-    column where the images begin.
+    [b, s]: the token to predict next · weights [b, s] · spans: (row, places whose next token is the answer, question) ·
+    marks: what a row's kinds of questions are called by in the log · visual: the places of visual tokens.
     """
 
-    worlds: list[World]
     ids: torch.Tensor
     positions: torch.Tensor
     mask: torch.Tensor
     labels: torch.Tensor
     weights: torch.Tensor
+    spans: list[tuple[int, slice, Question]]
+    marks: list[str]
+    visual: slice
+
+
+@dataclass(frozen=True)
+class Batch(Rows):
+    """Rows about images of one size.
+
+    kept [b, n] indices into the grid · slots [2 or 4, b, cells] · grid (rows, columns) · corner: the grid's row and
+    column where the images begin.
+    """
+
+    worlds: list[World]
     kept: torch.Tensor
     slots: torch.Tensor
-    spans: list[tuple[int, slice, Question]]
     grid: tuple[int, int]
     corner: tuple[int, int]
 
@@ -66,10 +78,6 @@ class Batch:
         """Return x and y of the kept cells' centres [b, n], in pixels of their image."""
         (top, left), columns = self.corner, self.grid[1]
         return (self.kept % columns - left) * CELL + CELL // 2, (self.kept // columns - top) * CELL + CELL // 2
-
-    @property
-    def visual(self) -> slice:
-        return slice(2, 2 + self.kept.shape[1])
 
 
 @dataclass(frozen=True)
@@ -128,19 +136,36 @@ class Packer:
         """
         image = worlds[0].cells.shape[1:]
         slots = self.architecture.slots(worlds)  # [2 or 4, b, rows, columns]
-        _, b, rows, columns = slots.shape
+        rows, columns = slots.shape[2:]
         slots = slots.flatten(2)
         cells = rows * columns
         keep = min(keep, cells)
         kept = self._keep(slots, self.architecture.inside(*image), keep, seed)
-        blocks = [[self._block(q.text, q.answer) for q in world.questions] for world in worlds]
+        seen, after = self.architecture.positions(kept, rows, columns)
+        packed = self.rows(
+            [world.questions for world in worlds], [MARKS.get(w.family, "h_") for w in worlds], seen, after
+        )
+        corner = self.architecture.corner(*image)
+        return Batch(**vars(packed), kept=kept, slots=slots, worlds=worlds, grid=(rows, columns), corner=corner)
+
+    def rows(self, questions: list[list[Question]], marks: list[str], seen: torch.Tensor, after: int) -> Rows:
+        """Lay out the questions about each image or film behind its visual tokens.
+
+        Args:
+            questions: of each row.
+            marks: what kinds of questions are called by in the log, before their own name; of each row.
+            seen: positions of the visual tokens, [axes, b, n] or [b, n].
+            after: the first position after them.
+        """
+        seen = seen if seen.ndim == 3 else seen[None]
+        axes, b, keep = seen.shape
+        blocks = [[self._block(q.text, q.answer) for q in row] for row in questions]
         width = max(sum(len(ids) for ids, _ in row) for row in blocks)
         width += -width % ROUND
         length = 3 + keep + width
         ids = torch.full((b, length), self.pad)
         ids[:, :2], ids[:, 2 + keep] = torch.tensor(self.prefix), self.vision_end
-        seen, after = self.architecture.positions(kept, rows, columns)
-        positions = torch.zeros(len(seen), b, length, dtype=torch.long)
+        positions = torch.zeros(axes, b, length, dtype=torch.long)
         positions[:, :, 1], positions[:, :, 2 + keep] = 1, after
         positions[:, :, 2 : 2 + keep] = seen
         labels, weights = torch.full((b, length), IGNORE), torch.zeros(b, length)
@@ -155,16 +180,15 @@ class Packer:
                 block[i, at:end] = number
                 labels[i, end - answer - 1 : end - 1] = ids[i, end - answer : end]
                 weights[i, end - answer - 1 : end - 1] = min(answer**-0.5, 2.4 / answer)
-                spans.append((i, slice(end - answer - 1, end - 1), worlds[i].questions[number - 1]))
+                spans.append((i, slice(end - answer - 1, end - 1), questions[i][number - 1]))
                 at = end
             block[i, at:] = -1
         sees = (block[:, :, None] == block[:, None, :]) | (block == 0)[:, None, :]
         sees &= torch.ones(length, length, dtype=torch.bool).tril()
         mask = torch.zeros(b, 1, length, length, dtype=torch.bfloat16)
         mask.masked_fill_(~sees[:, None], -1e4)
-        corner = self.architecture.corner(*image)
         positions = positions.squeeze(0)  # a single axis has no dimension of its own
-        return Batch(worlds, ids, positions, mask, labels, weights, kept, slots, spans, (rows, columns), corner)
+        return Rows(ids, positions, mask, labels, weights, spans, marks, slice(2, 2 + keep))
 
     def _block(self, text: str, answer: str) -> tuple[list[int], int]:
         """Return tokens of one question and its answer, and how many of them are to be predicted."""

@@ -20,7 +20,7 @@ from torch import nn
 from vlmopt.synthetic.words import CELL, FIRST_SLOT, LARGEST, SECOND_SLOT
 
 from .architecture import HIDDEN
-from .data import IGNORE, Batch, Packer, Share
+from .data import IGNORE, Batch, Packer, Rows, Share
 from .loop import Marked, tally
 from .tower import cell_targets
 
@@ -43,8 +43,8 @@ class Reader(nn.Module):
         table: torch.Tensor = self.language.embed_tokens.weight
         return table
 
-    def forward(self, batch: Batch, visual: torch.Tensor) -> Marked:
-        """Compute loss and hits per kind of question from visual tokens [b, n, d] at the kept cells."""
+    def forward(self, batch: Rows, visual: torch.Tensor) -> Marked:
+        """Compute loss and hits per kind of question from visual tokens [b, n, d]; aids are for images alone."""
         embeds = self.table[batch.ids]
         embeds = torch.cat([embeds[:, :2], visual.to(embeds.dtype), embeds[:, batch.visual.stop :]], dim=1)
         seen: dict[str, torch.Tensor] = {}
@@ -63,10 +63,10 @@ class Reader(nn.Module):
         guesses[asked] = logits.detach().argmax(-1)
         counts = tally(self._marks(batch, guesses))
         loss = (losses * weights).sum() / weights.sum()
-        if "states" in seen:
+        if "states" in seen and isinstance(batch, Batch):
             place = self._placing(batch, seen["states"])
             loss, counts["place"] = loss + PROBE_WEIGHT * place, (place.item(), 1.0)
-        if self.aids.pointing and "weights" in seen:
+        if self.aids.pointing and "weights" in seen and isinstance(batch, Batch):
             pointing, looked = self._pointing(batch, seen["weights"])
             loss, counts["looked"] = loss + self.aids.pointing.weight * pointing, (looked, 1.0)
         return loss, counts
@@ -103,7 +103,7 @@ class Reader(nn.Module):
         mass = (rows * cells).sum(-1)[cells.any(-1)]
         return -(mass + 1e-4).log().mean(), mass.mean().item()
 
-    def _marks(self, batch: Batch, guesses: torch.Tensor) -> Iterator[tuple[str, bool]]:
+    def _marks(self, batch: Rows, guesses: torch.Tensor) -> Iterator[tuple[str, bool]]:
         """Yield teacher-forced marks: coordinates count when they fall into the box, others when all is right."""
         for row, places, question in batch.spans:
             guess = guesses[row, places].tolist()
@@ -112,8 +112,7 @@ class Reader(nn.Module):
                 x0, y0, x1, y1 = question.box
                 yield question.kind, x0 <= x < x1 and y0 <= y < y1
             else:
-                family = {"scene": "", "screen": "s_"}.get(batch.worlds[row].family, "h_")
-                yield family + question.kind, guess == batch.labels[row, places].tolist()
+                yield batch.marks[row] + question.kind, guess == batch.labels[row, places].tolist()
 
 
 class LanguageStage:

@@ -27,6 +27,7 @@ from .vocabulary import END, IMAGE, PAD, VIDEO, VISION_END, VISION_START
 
 TOWER_LAYERS, KEY_HEADS = 4, 2
 SECTIONS = (6, 8, 10)  # rotary pairs of a head for time, height, width
+TOKENS_PER_SECOND = 2  # of the time axis of positions
 THETA = 60.0  # low, so that a step of one cell turns even the width pairs by a usable angle
 
 
@@ -68,7 +69,7 @@ class Qwen(Architecture):
             "window_size": 16 * CELL,
             "out_hidden_size": HIDDEN,
             "fullatt_block_indexes": list(range(TOWER_LAYERS)),
-            "tokens_per_second": 2,
+            "tokens_per_second": TOKENS_PER_SECOND,
         }
         return Qwen2_5_VLConfig(
             text_config=text,

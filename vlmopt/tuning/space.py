@@ -115,9 +115,9 @@ def written(entry: Any) -> Iterator[list[list[dict[str, Any]]]]:
             raise ValueError(f"{shown(entry)}: a candidate names methods alone; seed, gqa and read go into --base")
         told = policy.to_dict()
         sparse = [] if policy.prefill is None else [policy.prefill.to_dict()]
-        if sparse and set(sparse[0]) - {"pattern"}:
+        if sparse and set(sparse[0]) != {"pattern"}:
             raise ValueError(f"{shown(entry)}: settings of sparse prefill beside its pattern go into --base")
-        patterns = [one.get("pattern", {"method": "min_p"}) for one in sparse]
+        patterns = [one["pattern"] for one in sparse]
         yield [[*told["prune"], *told["attention"], *patterns, *([told["kv"]] if told["kv"] else [])]]
         return
     fixed = {key: value for key, value in entry.items() if not varied(key, value)}

@@ -1,4 +1,4 @@
-"""Files import one another along arrows, never in circles; what is imported for type checkers counts."""
+"""Files import one another along arrows, never in circles; what is imported for type checkers or by name counts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+import vlmopt
+from vlmopt.cli.parser import COMMANDS
+from vlmopt.kernels.sparse_attention import BACKENDS
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = {  # what a folder is imported as
@@ -34,6 +38,17 @@ ARROWS = {  # part of the installed packages -> the parts that it may import
 }
 
 
+COMMAND_MODULES = [command.module for command in COMMANDS.values()]
+BY_NAME = {  # module -> what `import_module` gives it, beside what it imports by statements
+    "vlmopt": {f"vlmopt.{home}" for home in vlmopt._HOME.values()},
+    "vlmopt.cli.main": {f"vlmopt.cli.{each}" for name in COMMAND_MODULES for each in (name, f"arguments.{name}")},
+    "vlmopt.cli.parser": {f"vlmopt.cli.arguments.{name}" for name in COMMAND_MODULES},
+    "vlmopt.kernels.sparse_attention.backends": {f"vlmopt.kernels.sparse_attention.{name}" for name in BACKENDS},
+    "vlmopt.media": set(),  # readers of images and videos, none of them ours
+    "vlmopt_vllm.models": set(),  # models of vLLM
+}
+
+
 def modules() -> dict[str, Path]:
     """Every module of ours by its installed name."""
     found = {}
@@ -47,7 +62,7 @@ def modules() -> dict[str, Path]:
 def imported(name: str, path: Path, known: dict[str, Path]) -> set[str]:
     """Modules of ours that a module imports, anywhere in it, and the packages around them, which run before them."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    found = set()
+    found = set(BY_NAME.get(name, ()))
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
@@ -75,6 +90,35 @@ def graph() -> dict[str, set[str]]:
 def part_of(name: str) -> str | None:
     """The part of the installed packages that a module belongs to; None for tests and scripts."""
     return max((part for part in ARROWS if f"{name}.".startswith(f"{part}.")), key=len, default=None)
+
+
+def test_imports_by_name_are_listed() -> None:
+    """An `import_module` of a name that is data would hide an arrow from every test below."""
+    known, dynamic = modules(), {"import_module", "__import__"}
+    used = {
+        name
+        for name, path in known.items()
+        if part_of(name) is not None
+        and any(
+            getattr(node, "attr", getattr(node, "id", None)) in dynamic
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        )
+    }
+    assert used == BY_NAME.keys()
+    assert set().union(*BY_NAME.values()) <= known.keys()
+
+
+def test_imports_use_installed_names() -> None:
+    """`import pruning` works in a checkout alone, and no other test would see where it leads."""
+    bare = {folder for package, folder in FOLDERS.items() if package.startswith("vlmopt.")}
+    for name, path in modules().items():
+        if part_of(name) is None:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [str(node.module)]
+            assert not {word.split(".")[0] for word in names} & bare, f"{name} imports {names}"
 
 
 def test_no_circle_of_files() -> None:

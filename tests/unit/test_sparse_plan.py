@@ -10,7 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from tests.support.sparse import LAYOUTS, attend, attend_plan, build, call, dense, inputs_of, seen_by, tensors
 from vlmopt.kernels.sparse_attention import Keys, Launch, check_index, chosen_backend, native
-from vlmopt.kernels.sparse_attention import merge as merging
+from vlmopt.kernels.sparse_attention import plan as planning
 
 
 def masked(q, k, v, mask):
@@ -55,8 +55,8 @@ def test_rows_of_one_launch_only_are_taken_as_they_are():
 
 def test_launches_of_different_heads_need_no_log_sum_exps(monkeypatch):
     asked = []
-    real = merging.sparse_attention
-    monkeypatch.setattr(merging, "sparse_attention", lambda *a, **k: asked.append(k["return_lse"]) or real(*a, **k))
+    real = planning.sparse_attention
+    monkeypatch.setattr(planning, "sparse_attention", lambda *a, **k: asked.append(k["return_lse"]) or real(*a, **k))
     q, k, v, _ = tensors()
     plan = [Launch(build(q, k, {}, heads=[2, 0])), Launch(build(q, k, {}, heads=[3]))]
     out = attend_plan(q, k, v, plan)

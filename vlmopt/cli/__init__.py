@@ -1,1 +1,1 @@
-"""The command line; one module per command, with `arguments(parser)` and `execute(options)`."""
+"""The command line: `parser` knows the commands, `main` runs one, and each has a module with `execute(options)`."""

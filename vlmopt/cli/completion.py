@@ -7,7 +7,7 @@ import argparse
 import shtab
 
 from .. import catalogue
-from .main import build_parser
+from .parser import build_parser
 
 PATHS = {"FILE": shtab.FILE, "DIR": shtab.DIRECTORY}  # by metavar
 NAMED = ("policy", "base", "what")  # options that take presets and methods

@@ -3,7 +3,7 @@
 from .backends import BACKENDS, chosen_backend, sparse_attention
 from .index import Keys, Launch, SparseIndex
 from .inputs import AttentionInputs
-from .merge import plan_refusal, run_plan
+from .plan import plan_refusal, run_plan
 from .validity import check_index
 
 __all__ = [

@@ -62,7 +62,7 @@ def correct_rows(
     for low in range(0, max(rows, 1), size):
         high = min(low + size, rows)
         whole = mask is None or mask.ndim != 4  # such a mask says nothing of rows
-        piece = mask if whole else mask[:, :, low:high]  # type: ignore[index]
+        piece = mask if mask is None or whole else mask[:, :, low:high]
         first = start + low if whole and not sees_all(rows, mask, first_row) else first_row
         values, blocked = masked_logits(query[:, :, low:high].to(dtype), key, piece, scaling, softcap, first)
         views = [(correction, part(view, low, high)) for correction, view in edits]

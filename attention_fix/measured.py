@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlmopt.core import MeasuredProfile
+
 
 class OnDevice(dict[torch.device, Tensor]):
     """One tensor on several devices, copied at its first use on each and kept: no decoding step waits for a copy."""
@@ -21,7 +23,7 @@ class OnDevice(dict[torch.device, Tensor]):
         return self[device]
 
 
-def read_profile(correction: Any, name: str, kind: type, *, required: bool = False) -> None:
+def read_profile(correction: Any, name: str, kind: type[MeasuredProfile], *, required: bool = False) -> None:
     """Turn the dict form of a profile in the field `name` of a frozen correction into the profile.
 
     Raises:
@@ -29,7 +31,7 @@ def read_profile(correction: Any, name: str, kind: type, *, required: bool = Fal
     """
     value = getattr(correction, name)
     if isinstance(value, Mapping):
-        value = kind.from_dict(value)  # type: ignore[attr-defined]
+        value = kind.from_dict(value)
         object.__setattr__(correction, name, value)
     if not isinstance(value, kind) and (required or value is not None):
         given = f"{value!r} of type {type(value).__name__}"

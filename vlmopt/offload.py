@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,7 +29,7 @@ def resident(module: nn.Module) -> Any:
         return module
     if reason := why_unreadable(module):
         raise ValueError(f"{reason}; load the model's weights first")
-    hook = cast("Any", module._hf_hook)
+    hook: Any = module._hf_hook
     hook.pre_forward(module)
     try:
         twin = copy.copy(module)

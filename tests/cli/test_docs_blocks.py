@@ -77,6 +77,19 @@ def test_maps_of_the_runtime_name_files_that_exist() -> None:
     assert not [name for name in named if not (runtime / name).exists()]
 
 
+def test_the_map_of_the_runtime_leaves_no_file_out() -> None:
+    """Captures and components are listed in files of their own, `captures/__init__.py` and `components/order.py`."""
+    runtime = ROOT / "vlmopt" / "runtime"
+    told = text_of(runtime / "__init__.py")
+    beside = {path.stem for path in runtime.glob("*.py")} | {
+        f"hooks/{path.stem}" for path in runtime.glob("hooks/*.py")
+    }
+    missing = {
+        name for name in beside if not name.endswith("__init__") and not re.search(rf"`{name}(\.[a-z_]+)?`", told)
+    }
+    assert not missing, f"vlmopt/runtime/__init__.py does not say what {sorted(missing)} are for"
+
+
 @pytest.fixture(scope="module")
 def checkpoint() -> tuple[Any, Any]:
     return vlmopt.load_checkpoint("tiny-qwen")

@@ -23,6 +23,7 @@ from vlmopt.pruning import (
     LookAheadRows,
     Pixels,
     Projector,
+    PyramidDrop,
     Random,
     TextEmbeds,
     VisionAttention,
@@ -121,9 +122,9 @@ def test_a_probe_reads_its_row_alone_and_leaves_the_kernel_as_it_is(method, monk
     """Under sdpa: one query row per image, and no layer falls back to the eager kernel."""
     from transformers.models.llama import modeling_llama
 
-    from vlmopt.runtime.captures import row_probe
+    from vlmopt.runtime.captures import read_rows
 
-    shapes, kept = [], row_probe.masked_logits
+    shapes, kept = [], read_rows.masked_logits
 
     def spy(rows, *args, **kwargs):
         shapes.append(tuple(rows.shape))
@@ -132,12 +133,30 @@ def test_a_probe_reads_its_row_alone_and_leaves_the_kernel_as_it_is(method, monk
     def eager(*args, **kwargs):
         raise AssertionError("the eager kernel ran")
 
-    monkeypatch.setattr(row_probe, "masked_logits", spy)
+    monkeypatch.setattr(read_rows, "masked_logits", spy)
     monkeypatch.setattr(modeling_llama, "eager_attention_forward", eager)
     family = FAMILIES["llava"]
     with vlmopt.optimized(copy.deepcopy(family.build("sdpa")), method) as model:
         model.generate(**family.inputs(ROWS)(), max_new_tokens=3, do_sample=False)
     assert shapes == [(2, 4, 1, 16)]  # [batch, heads, one row, d_h], once
+
+
+def test_a_look_ahead_writes_nothing_down_in_the_step(monkeypatch):
+    """How many keys a layer attends to is noted once, when the layer itself runs."""
+    from vlmopt.runtime.captures.lookahead import LookAheadRowsCapture
+
+    noted, kept = [], LookAheadRowsCapture.before_cut
+
+    def spy(self, step, context, need, at, fitting):
+        kept(self, step, context, need, at, fitting)
+        noted.append(at.layer in step.key_length)
+
+    monkeypatch.setattr(LookAheadRowsCapture, "before_cut", spy)
+    family = FAMILIES["llava"]
+    method = PyramidDrop(keep_ratio=0.25, layers=(1, 2))
+    with vlmopt.optimized(copy.deepcopy(family.build("sdpa")), method) as model:
+        model.generate(**family.inputs(ROWS)(), max_new_tokens=2, do_sample=False)
+    assert noted == [False, False]
 
 
 @by_name([f for f in MASKABLE if f.name != "gemma4"])

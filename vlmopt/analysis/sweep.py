@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import SequenceMatcher
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -17,6 +17,7 @@ from ..policy import Policy
 from ..reporting import Report
 
 DENSE = "dense"
+Kind = TypeVar("Kind", bound=Selector)
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,14 @@ def contenders(policy: Policy) -> dict[str, Selector]:
     return methods
 
 
-def with_keep_ratio(method: Selector, keep_ratio: float) -> Selector:
+def with_keep_ratio(method: Kind, keep_ratio: float) -> Kind:
     """Return the same method with another budget; schedules of its own become the ones that belong to the ratio.
 
     Raises:
         ValueError: a ratio outside (0, 1].
     """
     if isinstance(method, Debias):
-        return replace(method, host=with_keep_ratio(method.host, keep_ratio))  # type: ignore[arg-type]
+        return replace(method, host=with_keep_ratio(method.host, keep_ratio))
     changes: dict[str, Any] = {"keep_ratio": keep_ratio, "keep_tokens": None}
     if any(f.name == "ratios" for f in fields(method)):
         changes["ratios"] = ()

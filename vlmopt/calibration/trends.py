@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -168,10 +168,12 @@ class Collector:
         heads: HeadSums | None = None,
     ) -> None:
         self.model, self.heads = model, heads
-        self.hosts = [cast("ScoreSelector", host.stages[0]) for host in hosts]
-        for host in self.hosts:
-            if not isinstance(host, ScoreSelector) or not host.trend:
-                raise ValueError(f"{host.name}: its scores are not attention inside the LLM, so there is no trend")
+        self.hosts: list[ScoreSelector] = []
+        for host in hosts:
+            first = host.stages[0]
+            if not isinstance(first, ScoreSelector) or not first.trend:
+                raise ValueError(f"{first.name}: its scores are not attention inside the LLM, so there is no trend")
+            self.hosts.append(first)
         names = [key(host) for host in self.hosts]
         if len(set(names)) < len(names) or not (names or heads):
             raise ValueError(f"give one or more hosts, each once; got {', '.join(names) or 'none'}")

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from functools import wraps
 from inspect import signature
-from typing import Any, TypeVar, cast
+from typing import ParamSpec, TypeVar
 
 from .data import shown
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+Given = ParamSpec("Given")
+Made = TypeVar("Made")
 
 LONGEST = 100  # characters of a name that may be a slip of the pen
 
@@ -33,12 +34,12 @@ def unknown_setting(owner: str, name: object, names: Sequence[str]) -> str:
     return f"{owner}: unknown setting {shown(name)}{near(str(name), names)}; settings: {', '.join(names)}"
 
 
-def hinting(function: Function) -> Function:
+def hinting(function: Callable[Given, Made]) -> Callable[Given, Made]:
     """Refuse arguments of unknown names by the nearest known one, as Python does itself from 3.13 on."""
     names = list(signature(function).parameters)
 
     @wraps(function)
-    def call(*args: Any, **named: Any) -> Any:
+    def call(*args: Given.args, **named: Given.kwargs) -> Made:
         for name in named:
             if name not in names:
                 raise TypeError(
@@ -47,4 +48,4 @@ def hinting(function: Function) -> Function:
                 )
         return function(*args, **named)
 
-    return cast(Function, call)
+    return call

@@ -139,7 +139,12 @@ def with_weights(data: Any, change: Callable[[str], str]) -> Any:
 def beside(path: Path) -> list[str]:
     """Return the weights that lie beside a policy's file according to it, as paths relative to it."""
     found: list[str] = []
-    with_weights(read(path).data, lambda source: found.append(source) or source)  # type: ignore[func-returns-value]
+
+    def note(source: str) -> str:
+        found.append(source)
+        return source
+
+    with_weights(read(path).data, note)
     folders = [Path(source) for source in found if Path(source).is_relative_to(path.parent)]
     return sorted({folder.relative_to(path.parent).as_posix() for folder in folders})
 

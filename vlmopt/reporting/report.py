@@ -21,12 +21,13 @@ from .stages import Stage, stages
 class Report:
     """What the last `generate` (or bare forward) did. `str()` is a table, `to_dict()` is JSON-ready.
 
-    Times in milliseconds, memory in bytes. `ms["vision"]` is the tower with its projector, `ms["scoring"]` selectors
-    and row probes, `ms["prefill"]` the decoder without scoring, `ms["ttft"]` from the start of `generate` to the first
-    logits, `ms["decode"]` from there to the end. None where a stage did not run. Tokens, keys and the first three times
-    are those of the prompt that was asked for: what runs beside it (a guidance scale's unconditional sequence) or again
-    (without a cache) counts as decoding. An assistant model runs one `generate` a round: its report is of the last.
-    `peak_memory_bytes` is torch's count on the GPU of all that ran since it was last set back, not of the call alone.
+    Times are in milliseconds, memory in bytes. `ms["vision"]` is the tower with its projector, `ms["scoring"]` the
+    selectors and what is read for them, `ms["prefill"]` the decoder without scoring, `ms["ttft"]` the time from the
+    start of `generate` to the first logits, `ms["decode"]` the time from there to the end; None where a stage did not
+    run. Tokens, keys and the first three times belong to the prompt that was asked for. What runs beside it (the
+    unconditional sequence of a guidance scale) or again (without a cache) counts as decoding. An assistant model runs
+    one `generate` per round: its report is of the last. `peak_memory_bytes` is torch's count on the GPU since it was
+    last reset, not of this call alone.
     """
 
     family: str
@@ -59,7 +60,7 @@ class Report:
 
     @classmethod
     def of(cls, call: Call) -> Report:
-        """Make the report from the raw marks and tensors of a finished call."""
+        """Make the report from the raw times and tensors of a finished call."""
         session, ledger = call.session, call.ledger
         device = device_of(session.model)
         batch = call.page.query_lengths[0][0] if call.page.query_lengths else 0
@@ -158,14 +159,14 @@ def milliseconds(call: Call) -> dict[str, float | None]:
     ledger, page = call.ledger, call.page
     ms = ledger.clock.ms
 
-    def total(marks: list[tuple[Any, Any]]) -> float:
-        return sum(ms(start, end) for start, end in marks)
+    def total(pairs: list[tuple[Any, Any]]) -> float:
+        return sum(ms(start, end) for start, end in pairs)
 
-    scoring, probing = total(page.scoring), total(page.probing)
+    scoring, in_tower = total(page.scoring), total(page.in_tower)
     first, end = ledger.first_token, ledger.end
     return {
-        "vision": total(page.vision) - probing if page.vision else None,
-        "scoring": scoring + probing if page.scoring or page.probing else None,
+        "vision": total(page.vision) - in_tower if page.vision else None,
+        "scoring": scoring + in_tower if page.scoring or page.in_tower else None,
         "prefill": total(page.prefill) - scoring if page.prefill else None,
         "decode": ms(first, end) if first is not None and ledger.decode_steps else None,
         "ttft": ms(ledger.start, first) if first is not None else None,

@@ -149,7 +149,7 @@ class Call(Slots):
         return Beside(self.session, Ledger(self.ledger.clock))
 
     def open_step(self, step: Step) -> None:
-        """Begin a decoder forward; prefills are marked, decode steps only counted."""
+        """Begin a decoder forward; those of a prompt are timed, those behind it only counted."""
         if isinstance(step, PromptStep) and step.context is not None:
             self.progress.saw_image = True
             self.page.contexts.append(step.context)

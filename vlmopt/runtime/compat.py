@@ -1,4 +1,4 @@
-"""Facts about transformers versions and cache kinds; nothing else in the package looks at a version."""
+"""What differs between releases of transformers: names, arguments, settings. Nothing else looks at a version."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -212,7 +212,8 @@ class Chunk(Slots):
         full = (*key, id(source))
         if full not in self.memo:
             self.memo[full] = (source, make())  # holding the source keeps its id from being reused
-        return cast(Made, self.memo[full][1])  # a key always names values of one type
+        made: Made = self.memo[full][1]  # a key always names values of one type
+        return made
 
     def current(self, stage: int) -> Rows:
         """Return the rows of `stage`, the identity when it was not cut."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -29,6 +29,13 @@ class Now:
     stage: int = 0
 
 
+class Fitted(NamedTuple):
+    """What a layer is run on."""
+
+    rows: Rows | None  # None: all are here
+    keys: int  # slots that it attends to
+
+
 class Fitting:
     """Arguments of one decoder layer, as a stage runs it."""
 
@@ -41,33 +48,31 @@ class Fitting:
         self.rotary_kind = (structure.layer_types[layer],) if by_type else ()
         self.key_source = shared_key_source(structure.attentions, layer)
 
-    def fit(self, step: Step, at: LayerInput) -> Rows | None:
-        """Make arguments those of this stage's rows, in place; return the rows, None where all are here."""
+    def fit(self, step: Step, at: LayerInput) -> Fitted:
+        """Make arguments those of this stage's rows, in place; the step learns of it by `note`."""
         need = self.keys_needed(step, at)
         rows = step.rows.get(self.stage)
         if rows is None and step.state is None:
-            return None
+            return Fitted(None, need)
         width = step.q if rows is None else rows.log.shape[1]
         sliced = at.hidden.shape[1] != width  # the decoder's loop itself kept the last rows only
         if rows is not None and not sliced:
             self.gather_tables(step, rows, at.given)
         self.move_positions(step, rows, at)
         at.given["attention_mask"] = self.mask(step, rows, at, need, sliced)
-        return rows
+        return Fitted(rows, need)
+
+    def note(self, step: Step, fitted: Fitted, cache: Any) -> None:
+        """Tell the step how many keys the layer attends to, and the cache how many rows of it the layer will drop."""
+        step.key_length[self.layer] = fitted.keys
+        if step.state is not None and cache is not None and fitted.rows is not None and self.key_source is None:
+            step.state.pending[self.layer] = step.q - fitted.rows.log.shape[1]
 
     def keys_needed(self, step: Step, at: LayerInput) -> int:
         """Return the key slots this layer attends to; a KV-sharing layer sees those of its source."""
         if self.key_source is not None:
-            need = step.key_length[self.key_source]
-        else:
-            need = cache_kinds.keys_returned(at.cache, self.layer, at.hidden.shape[1])
-        step.key_length[self.layer] = need
-        return need
-
-    def note_dropped(self, step: Step, rows: Rows | None, cache: Any) -> None:
-        """Tell the cache how many rows of this step the layer is not going to store."""
-        if step.state is not None and cache is not None and rows is not None and self.key_source is None:
-            step.state.pending[self.layer] = step.q - rows.log.shape[1]
+            return step.key_length[self.key_source]
+        return cache_kinds.keys_returned(at.cache, self.layer, at.hidden.shape[1])
 
     def gather_tables(self, step: Step, rows: Rows, given: dict[str, Any]) -> None:
         """Gather rotary tables and per-layer inputs of the surviving rows, once per stage."""

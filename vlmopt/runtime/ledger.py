@@ -1,4 +1,4 @@
-"""What one call costs: raw marks and tensors, collected in the hooks and turned into a report only when asked."""
+"""What one call costs: raw times and tensors, collected in the hooks and turned into a report only when asked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .slots import Slots
 
 
 class Clock:
-    """Marks in time: CUDA events where the model runs on one GPU (no synchronisation), the wall clock elsewhere."""
+    """Read times: CUDA events where the model runs on one GPU (no synchronisation), the wall clock elsewhere."""
 
     def __init__(self, cuda: bool) -> None:
         self.cuda = cuda
@@ -43,7 +43,7 @@ class Page(Slots):
     contexts: list[VisualContext] = field(default_factory=list)
     vision: list[tuple[Any, Any]] = field(default_factory=list)
     scoring: list[tuple[Any, Any]] = field(default_factory=list)
-    probing: list[tuple[Any, Any]] = field(default_factory=list)  # the share of scoring that ran inside the tower
+    in_tower: list[tuple[Any, Any]] = field(default_factory=list)  # the share of scoring that ran inside the tower
     prefill: list[tuple[Any, Any]] = field(default_factory=list)
     query_lengths: list[tuple[int, int]] = field(default_factory=list)  # (batch, logical length) of every chunk
     key_lengths: list[int] = field(default_factory=list)  # physical keys per layer after the last chunk
@@ -57,14 +57,14 @@ class Page(Slots):
 
 
 class Ledger:
-    """The marks of one call: the first page is the prompt's, until the first logits exist."""
+    """The times of one call: the first page is the prompt's, until the first logits exist."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock, self.start = clock, clock.now()
         self.page = Page()
         self.prompt: Page | None = None  # the prompt's page, from the first logits on
         self.skipped: dict[str, str] = {}  # what -> why, once each
-        self.opened: Any = None  # the mark at which the pass of now began, while the prompt is read
+        self.opened: Any = None  # when the pass of now began, while the prompt is read
         self.first_token: Any = None
         self.end: Any = None
         self.decode_steps = 0
@@ -86,14 +86,14 @@ class Ledger:
         return True
 
     @contextmanager
-    def timed(self, marks: list[tuple[Any, Any]]) -> Iterator[None]:
+    def timed(self, pairs: list[tuple[Any, Any]]) -> Iterator[None]:
         """Append start and end of a `with` block to one of the page's lists."""
         start = self.clock.now()
         yield
-        marks.append((start, self.clock.now()))
+        pairs.append((start, self.clock.now()))
 
     def close_prompt(self) -> None:
-        """Mark that the first logits exist.
+        """Note that the first logits exist.
 
         What later passes write, e.g. the prompt again without a cache, is set aside.
         """
@@ -101,7 +101,7 @@ class Ledger:
         self.prompt, self.page = self.page, Page()
 
     def close(self) -> None:
-        """Mark the end of the call."""
+        """Note the end of the call."""
         self.end = self.clock.now()
         self.page = self.prompt or self.page
 

@@ -68,7 +68,7 @@ def put(session: Session) -> None:
     captures = {capture_of(need): None for need in sorted(needs, key=repr)}  # two sessions install alike
     session.undo.append(Strays(session))
     if session.family.embed is not None:
-        session.hook(decoder.register_forward_pre_hook(EmbedAhead(session), with_kwargs=True))
+        session.hook(decoder.register_forward_pre_hook(EmbedAhead(session, session.family.embed), with_kwargs=True))
     session.hook(decoder.register_forward_pre_hook(OpenStep(session), with_kwargs=True))
     session.hook(decoder.register_forward_hook(CloseStep(session), with_kwargs=True))
     if callable(getattr(session.model, "generate", None)):  # not of a bare model

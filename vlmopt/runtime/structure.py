@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
@@ -76,10 +76,11 @@ def structure_of(model: nn.Module) -> ModelStructure:
 
 
 def answering(model: nn.Module) -> nn.Module:
-    thinker = getattr(model, "thinker", None)
-    if callable(getattr(thinker, "generate", None)):
-        return cast("nn.Module", thinker)
-    return cast("nn.Module", model.vlm) if embeds_rows(model) else model
+    """Return the part of a model that reads images and writes text; the model itself where it has no such part."""
+    thinker: nn.Module | None = getattr(model, "thinker", None)
+    if thinker is not None and callable(getattr(thinker, "generate", None)):
+        return thinker
+    return model.get_submodule("vlm") if embeds_rows(model) else model
 
 
 def embeds_rows(model: nn.Module) -> bool:
@@ -208,7 +209,8 @@ def part(outer: Any, path: str) -> nn.Module:
     loaded = hasattr(outer, path.partition(".")[0])  # the outer model is the loaded one
     inside = path if loaded else path.removeprefix("model.")
     try:
-        return cast("nn.Module", outer.get_submodule(inside))
+        found: nn.Module = outer.get_submodule(inside)
+        return found
     except AttributeError as error:
         raise unknown(f"{type(outer).__name__} has no {inside}") from error
 

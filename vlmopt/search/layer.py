@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,7 +115,8 @@ class LayerSearch:
     def attend(self, launches: Sequence[Launch], rest: Attention | None) -> Tensor:
         """Return [B, Hq, Sq, D]: attention to the keys of `launches` and to those of `rest`."""
         if rest is None:
-            return cast("Tensor", self.run(launches))
+            alone: Tensor = self.run(launches)
+            return alone
         out, lse = self.run(launches, return_lse=True)
         return merge(out, lse, *rest)[0]
 

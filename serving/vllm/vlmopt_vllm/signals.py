@@ -20,7 +20,7 @@ from vllm.model_executor.layers.attention import MMEncoderAttention
 from vlmopt.families import Family
 from vlmopt.pruning import Projector, ProjectorCall, Selector, Signal, TwoLayers, VisionAttention, VisionKeys
 from vlmopt.runtime.captures.projector import fingerprint, group_patches, two_layers
-from vlmopt.runtime.captures.tower import column_mean, has_cls
+from vlmopt.runtime.captures.vision_attention import column_mean, has_cls
 
 from .dense import dense_copy, only
 from .families import part

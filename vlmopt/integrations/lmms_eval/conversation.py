@@ -107,8 +107,8 @@ def clip(part: Mapping[str, Any]) -> Clip:
     """Read a clip; its span stands beside the path, or with the path in a mapping, as qwen-vl-utils writes it."""
     url = part["url"]
     if isinstance(url, Mapping):
-        path = next((url[name] for name in ("video", "url", "path") if name in url), None)
-        found = Clip(path=path, start=url.get("video_start"), end=url.get("video_end"))  # type: ignore[arg-type]
+        path: Any = next((url[name] for name in ("video", "url", "path") if name in url), None)
+        found = Clip(path=path, start=url.get("video_start"), end=url.get("video_end"))
     else:
         found = Clip(path=url, start=part.get("start_time"), end=part.get("end_time"))
     if not isinstance(found.path, (str, Path)):

@@ -27,14 +27,14 @@ from ..capture import Capture
 from .activations import ActivationsCapture
 from .embeds import HiddenStatesCapture, TextEmbedsCapture, VisualEmbedsCapture, WeightsCapture
 from .first_pass import FirstPassRowsCapture
-from .images import TowerCapture
 from .lookahead import LookAheadRowsCapture
 from .pixels import NoveltyCapture, PixelScaleCapture, PixelsCapture
 from .projector import ProjectorCapture
 from .residual import ENTERING
 from .rows import AttentionRowsCapture
 from .text_only import TextOnlyCapture
-from .tower import VisionAttentionCapture, VisionKeysCapture
+from .tower import TowerCapture
+from .vision_attention import VisionAttentionCapture, VisionKeysCapture
 
 __all__ = ["CAPTURES", "capture_of"]
 

@@ -19,7 +19,7 @@ from vlmopt.pruning import TEXT, FirstPassRows, pack
 from vlmopt.pruning.budget import strided
 
 from ...methods import Method
-from .. import compat, masks, smaller
+from .. import compat, masks
 from ..arguments import PER_LAYER
 from ..call import CALL, Call, PromptStep, Session
 from ..capture import Capture
@@ -27,8 +27,9 @@ from ..context import Rows, VisualContext
 from ..hooks.attention import plan_of
 from ..place import Place
 from ..side_forward import side_forward
+from ..smaller_images import levels_of, plan_smaller
 from ..structure import ModelStructure
-from .row_probe import Look, Looked, Reading
+from .read_rows import Look, Looked, Reading
 
 DEPTH = 0.4  # where the attention is read unless a layer is named: between a third and a half of the decoder
 Levels = list[Tensor]  # embeddings [k, d], then what DeepStack adds to the first layers
@@ -229,10 +230,10 @@ def encode(session: Session, step: PromptStep, shrink: int) -> dict[str, Iterato
         return None
     found: dict[str, list[Levels]] = {}
     for modality, original, bound in step.call.features.slot(GivenCalls):
-        plan = smaller.smaller(session, modality, bound, lambda t, h, w: (-(-h // shrink), -(-w // shrink)))
-        token = CALL.set(None)  # the encoder's probes must not hear of it
+        plan = plan_smaller(session, modality, bound, lambda t, h, w: (-(-h // shrink), -(-w // shrink)))
+        token = CALL.set(None)  # captures of the encoder must not hear of it
         try:
-            levels = smaller.levels(original(**{**bound, **plan.arguments}), plan.small.prod(1).tolist())
+            levels = levels_of(original(**{**bound, **plan.arguments}), plan.small.prod(1).tolist())
         finally:
             CALL.reset(token)
         found.setdefault(modality, []).extend([list(one) for one in zip(*levels, strict=True)])

@@ -21,7 +21,7 @@ from ..fitting import Fitting
 from ..hooks.attention import plan_of
 from ..points import LayerInput
 from ..side_forward import side_forward
-from .row_probe import Look, Looked, Reading, longest_question, reading
+from .read_rows import Look, Looked, Reading, longest_question, reading
 from .rows import AttentionRowsCapture
 
 

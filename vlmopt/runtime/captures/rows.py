@@ -16,10 +16,10 @@ from ..hooks.attention import plan_of
 from ..place import Place, text_places
 from ..points import AttentionCall
 from ..structure import ModelStructure
-from .row_probe import longest_question, probe_rows, reading
+from .read_rows import longest_question, read_rows, reading
 
 
-class Probed(dict[int, Tensor]):
+class RowsRead(dict[int, Tensor]):
     """State of a step: layer -> its last rows, fp32 [B, H, R, L] over logical indices."""
 
 
@@ -36,7 +36,7 @@ class RowReader(AttentionPart):
             return out
         count = max(self.rows, longest_question(step, step.context)) if self.text else self.rows
         with step.call.ledger.timed(step.call.page.scoring):
-            step.slot(Probed)[at.layer] = probe_rows(reading(step, self.stage, count), at)
+            step.slot(RowsRead)[at.layer] = read_rows(reading(step, self.stage, count), at)
         return out
 
 
@@ -54,7 +54,7 @@ class AttentionRowsCapture(Capture[AttentionRows]):
     """Capture `AttentionRows`."""
 
     of_question = True
-    state: type[dict[int, Tensor]] = Probed
+    state: type[dict[int, Tensor]] = RowsRead
 
     def check(self, model: Any, structure: ModelStructure, method: Selector, need: AttentionRows) -> None:
         layer, attentions = need.layer, structure.attentions

@@ -13,7 +13,7 @@ from vlmopt.pruning import TEXT
 
 from ...kv import Eviction, Probe, neighbours
 from ..call import PromptStep, Step
-from ..captures.row_probe import read_last, reading
+from ..captures.read_rows import read_last, reading
 from ..context import Store, stage_of
 from ..points import AttentionCall
 from .marks import Marks, for_batch

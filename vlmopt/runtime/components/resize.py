@@ -12,7 +12,7 @@ from ...policy import Policy
 from ..call import Session
 from ..capture import described
 from ..component import Component
-from ..smaller import ARGUMENTS, ResizePlan, smaller
+from ..smaller_images import ARGUMENTS, ResizePlan, plan_smaller
 from ..structure import ModelStructure
 
 
@@ -43,4 +43,4 @@ class Resizing(Component):
         """Return how to resize the pixels of this call."""
         if any(bound.get(name) is None for name in ARGUMENTS[modality]):
             return None
-        return smaller(self.session, modality, bound, self.resizer.grid)
+        return plan_smaller(self.session, modality, bound, self.resizer.grid)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -56,9 +56,9 @@ class AttentionPlan:
         self.__dict__.update(state)
 
 
-def vlmopt_attention(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+def vlmopt_attention(module: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
     """Let a part compute the attention, or else the model's kernel; then let all parts act on its output."""
-    plan = cast("AttentionPlan", module._vlmopt_plan)
+    plan: AttentionPlan = module._vlmopt_plan
     query, key, value, mask = attention_arguments(args, kwargs)
 
     def kernel() -> tuple[Tensor, Tensor | None]:
@@ -105,8 +105,10 @@ def base_function(module: nn.Module, config: Any) -> Attention:
     """Return the kernel the unwrapped module would call; "eager" lives in the modeling file of the module's class."""
     name = implementation(config)
     if name == "eager":
-        return cast(Attention, sys.modules[type(module).__module__].eager_attention_forward)
-    return cast(Attention, ALL_ATTENTION_FUNCTIONS[name])
+        own: Attention = sys.modules[type(module).__module__].eager_attention_forward
+        return own
+    registered: Attention = ALL_ATTENTION_FUNCTIONS[name]
+    return registered
 
 
 def why_not(module: Any) -> str | None:

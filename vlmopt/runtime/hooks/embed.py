@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
+from ...families.base import Embed
 from ..arguments import OuterArguments, by_name
 from ..call import Call, Session
 
@@ -15,8 +15,8 @@ from ..call import Call, Session
 class EmbedAhead:
     """Forward pre-hook of the decoder, in front of the one that opens a step."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
+    def __init__(self, session: Session, embed: Embed) -> None:
+        self.session, self.embed = session, embed
         self.signature = inspect.signature(type(session.structure.decoder).forward)
 
     def __call__(
@@ -26,8 +26,7 @@ class EmbedAhead:
         given.pop("self")
         call, embeds = self.session.running_call(), given.get("inputs_embeds")
         if embeds is None:
-            embed = cast("Callable[[nn.Module, dict[str, Any]], Tensor]", self.session.family.embed)
-            given |= {"inputs_embeds": embed(module, given), "input_ids": None}
+            given |= {"inputs_embeds": self.embed(module, given), "input_ids": None}
         elif call is not None and call.progress.arguments is None and call.progress.began is None:
             call.progress.arguments = handed_on(call, embeds)
         return (), given

@@ -43,10 +43,10 @@ class LayerHook:
                 part.at_layer(step, at)
             if step.context is None and step.state is None:
                 return None
-        rows = self.fitting.fit(step, at)
-        if rows is None and step.state is None:
+        fitted = self.fitting.fit(step, at)
+        self.fitting.note(step, fitted, at.cache)
+        if fitted.rows is None and step.state is None:
             return None
-        self.fitting.note_dropped(step, rows, at.cache)
         return (at.handed,), at.given
 
 

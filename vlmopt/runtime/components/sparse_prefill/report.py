@@ -19,7 +19,7 @@ class Ran:
     tokens: int
     work: Tensor  # fp32 scalar: cells computed over those of the causal triangle, padding among them
     dense_heads: Tensor  # Long scalar: heads for which every visible cell is computed
-    index: tuple[Any, Any]  # marks in time
+    index: tuple[Any, Any]  # start and end
     attention: tuple[Any, Any]
     dense_rows: int
     recall: Tensor | None = None  # fp32 [B, H, R]

@@ -22,7 +22,7 @@ from ...call import Call, Session
 from ...capture import described
 from ...captures.pixels import Found
 from ...component import Account, Component
-from ...smaller import ARGUMENTS
+from ...smaller_images import ARGUMENTS
 from ...structure import ModelStructure, part
 from .plan import Running, TowerPlan
 
@@ -88,7 +88,7 @@ class TowerPruning(Component):
         pixels, grid = (bound.get(name) for name in ARGUMENTS[modality])
         if call is None or pixels is None or grid is None:
             return None
-        with call.ledger.timed(call.page.probing):
+        with call.ledger.timed(call.page.in_tower):
             return self.plan(call, modality, pixels, grid)
 
     def plan(self, call: Call, modality: str, pixels: Tensor, grid: Tensor) -> TowerPlan | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ...smaller import changed
+from ...smaller_images import changed
 
 
 @dataclass(eq=False)

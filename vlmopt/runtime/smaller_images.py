@@ -64,7 +64,7 @@ def changed(out: Any, lengths: list[int], change: Callable[[list[Tensor]], list[
     return tuple(change(list(out)))
 
 
-def levels(out: Any, lengths: list[int]) -> list[list[Tensor]]:
+def levels_of(out: Any, lengths: list[int]) -> list[list[Tensor]]:
     """Return features per image [n, d] of what a feature function returned, and those of every DeepStack level."""
     found: list[list[Tensor]] = []
 
@@ -76,7 +76,7 @@ def levels(out: Any, lengths: list[int]) -> list[list[Tensor]]:
     return found
 
 
-def smaller(
+def plan_smaller(
     session: Session, modality: str, bound: dict[str, Any], grid_of: Callable[[int, int, int], tuple[int, int]]
 ) -> ResizePlan:
     """Plan the pixels of this call at the size (h, w) that `grid_of` gives for each (t, h, w), in merged cells."""

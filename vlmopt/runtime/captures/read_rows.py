@@ -43,7 +43,7 @@ class Look(SidePass):
     def before_kernel(self, at: AttentionCall) -> None:
         """Raise `Looked` in that layer."""
         if at.layer == self.layer:
-            raise Looked(probe_rows(self.reading, at))
+            raise Looked(read_rows(self.reading, at))
 
 
 def reading(step: PromptStep, stage: int, count: int) -> Reading:
@@ -75,7 +75,7 @@ class LastRows:
 
 
 @torch.no_grad()  # choices have no gradient, and a checkpointed layer must keep the same tensors when it runs again
-def probe_rows(of: Reading, at: AttentionCall) -> Tensor:
+def read_rows(of: Reading, at: AttentionCall) -> Tensor:
     """Return attention fp32 [B, H, R, L] of the last R prompt rows to logical indices, softmax over all keys."""
     weights = read_last(of, at).weights[..., -at.query.shape[2] :]
     log = of.rows.log.to(weights.device)[:, None, None].expand_as(weights)

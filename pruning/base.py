@@ -183,9 +183,9 @@ class Selector(Configured, ABC):
     def select(self, tokens: VisualTokens) -> Selection:
         """Choose min(budget(tokens.total), valid tokens) of the current tokens of one sample.
 
-        Held tokens are never scored: they stay, inside the budget and their segment's share of it, and beyond the
-        budget only where it does not reach for them. Structural tokens (row separators) come last, after every valid
-        patch.
+        Held tokens are never scored: they stay. They count inside the budget and their segment's share of it, and go
+        beyond the budget only where it is too small for them. Structural tokens (row separators) come last, after every
+        valid patch.
         """
         structural, valid = tokens.structural, valid_cells(tokens, self.padding, self.padded)
         held = torch.zeros_like(structural) if tokens.held is None else tokens.held

@@ -36,7 +36,7 @@ def apportion(
     """Split `budget` into whole parts in proportion to `weights` >= 0: largest remainders, ties to the earlier part.
 
     Sums to min(budget, sum(caps)); part i lies within max(min(least, caps[i]), held[i])..caps[i]. Where the budget does
-    not reach for every minimum, each part gets what it holds, then heavier parts get their minimum first.
+    not cover every minimum, each part gets what it holds, then heavier parts get their minimum first.
     """
     budget = min(budget, sum(caps))
     held = held or [0] * len(caps)

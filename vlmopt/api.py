@@ -1,4 +1,4 @@
-"""The three verbs: `optimize`, `restore`, `optimized`. Everything is checked before anything is changed."""
+"""The verbs: `optimize`, `restore`, `optimized`, `report`. Everything is checked before anything is changed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def optimize(model: Model, policy: PolicyLike) -> Model:
     Args:
         model: a transformers `...ForConditionalGeneration` with weights loaded, on any device; or a bare `AutoModel`,
             whose `forward` is then pruned: `last_hidden_state` has the length of the prompt, `report(model).rows()`
-            says which of its rows are of tokens that were kept. Of Qwen's Omni models the thinker is changed, which
+            says which of its rows belong to kept tokens. In Qwen's Omni models the thinker is changed, which
             reads images and writes text; of retrieval models (ColPali, ColQwen2) the `vlm`, and `embeddings` of
             dropped tokens are zeros.
         policy: preset name, path of a policy file or directory, a line such as "fastv:keep_ratio=0.1,layer=4", dict,

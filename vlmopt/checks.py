@@ -48,7 +48,7 @@ def check(model: nn.Module, policy: Policy) -> tuple[ModelStructure, Policy]:
 
 
 def check_ranks(model: Any, structure: ModelStructure, policy: Policy) -> None:
-    """Refuse what reads or edits heads and neurons where every rank has some of its own, and would choose for itself.
+    """Refuse methods that read or edit heads or neurons on several ranks: each has others, and would choose by itself.
 
     Embeddings and hidden states are the same on all ranks, and so is what is chosen by them.
     """

@@ -58,8 +58,8 @@ def load_video(
     """Read `nframes` frames, or `fps` of them per second (default 2), between `start` and `end` seconds.
 
     `min_pixels` and `max_pixels` bound one frame; they default to 128 and 768 tokens of (patch * merge)² pixels.
-    A video, or a range, of one frame gives that frame. Of a file that is cut off, what can be read is the video, and a
-    note says so.
+    A video, or a range, of one frame gives that frame. Of a truncated file the frames that can be read are returned,
+    and a note says so.
 
     Raises:
         FileNotFoundError, IsADirectoryError, PermissionError: a bad path.

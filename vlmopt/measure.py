@@ -160,7 +160,7 @@ class PeakMemory:
             self.before = _status("VmRSS")
 
     def stop(self) -> tuple[int | None, int | None, str]:
-        """Return (peak bytes, of these not there at the start, what was counted); or (None, None, why nothing was)."""
+        """Return (peak bytes, those beyond the start's, what was counted), or (None, None, why nothing was)."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             peak = torch.cuda.max_memory_allocated(self.device)

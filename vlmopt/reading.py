@@ -49,7 +49,9 @@ class SparseReading(Configured):
         if self.reuse is not None and not isinstance(self.reuse, LayerReuse):
             raise TypeError(f"read: reuse must be a LayerReuse or its dict form, got {shown(self.reuse)}")
         if self.reuse is None and self.max_error != SparseReading.max_error:
-            raise ValueError("read: max_error is what `reuse` may cost, and there is none; name the layers in `full`")
+            raise ValueError(
+                "read: max_error limits the errors of `reuse`, which is not given; name the layers in `full`"
+            )
         if self.reuse is not None and self.full != SparseReading.full:
             raise ValueError("read: give the layers that read all keys in `full`, or let `reuse` name them, not both")
         if self.reuse is not None and self.keep_ratio < self.reuse.keep_ratio:

@@ -218,7 +218,7 @@ def test_command_and_what_it_refuses(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--only", "iat", "--images", "photos"], "nobody says it of those in photos"),
+        (["--only", "iat", "--images", "photos"], "nothing names those in photos"),
         (["--images", "worlds", "--data", "coco.json"], "--only iat"),
         (["--only", "iat", "--only", "sinks"], "give --images"),
         (["--only", "iat", "--host", "fastv:2"], "--only debias"),

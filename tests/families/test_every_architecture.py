@@ -90,7 +90,7 @@ def test_parts_of_a_model():
     for part, match in (
         (whole.model.language_model, "LlamaModel is not a vision-language model"),
         (whole.model.vision_tower, "CLIPVisionModel has no language decoder"),
-        (nn.Sequential(whole), "Sequential is no model of transformers.*Hand in the model"),
+        (nn.Sequential(whole), "Sequential is not a model of transformers.*Pass the whole model"),
     ):
         before = snapshot(whole)
         with pytest.raises(ValueError, match=match):

@@ -93,7 +93,7 @@ def test_round_trip_and_refusals():
         ({"least": 0}, "least"),
         ({"full": "a"}, "malformed"),
         ({"max_error": -1.0}, "max_error"),
-        ({"max_error": 0.5}, "max_error is what `reuse` may cost"),
+        ({"max_error": 0.5}, "max_error limits the errors of `reuse`"),
     ],
 )
 def test_settings_have_bounds(setting, words):

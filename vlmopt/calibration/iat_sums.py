@@ -54,7 +54,7 @@ class IATSums:
             raise ValueError(
                 f"{self.captions} captions name {count['hallucinated']} hallucinated and {count['real']} real objects "
                 f"behind their first token, {WORDS} of each are needed: describe more images (--samples; the same "
-                "command goes on from here), or such that are harder to make out"
+                "command goes on from here), or images that are harder to recognise"
             )
         means = self.tables["sums"] / words[:, None, None]
         attended = means.sum(-1)

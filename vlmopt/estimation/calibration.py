@@ -95,7 +95,7 @@ def attention_rate(keys: int, where: torch.device, kind: torch.dtype) -> float:
 
 
 def between_rate(where: torch.device, kind: torch.dtype) -> float:
-    """Measure bytes per second of a gate: two tensors read, one written."""
+    """Measure bytes per second of a gate, which reads two tensors and writes one."""
     a, b = (torch.randn(1024, 3072, device=where, dtype=kind) for _ in range(2))
     return 3 * a.numel() * a.element_size() / each(lambda: silu(a).mul_(b))
 
@@ -145,7 +145,7 @@ def each(work: Callable[[], Any]) -> float:
 def clock() -> float:
     """Read a clock in seconds.
 
-    Of a single thread on a CPU only those in which it runs, so that other programs do not count.
+    On a CPU with a single thread it is the time of that thread, so that other programs do not count.
     """
     alone = torch.get_num_threads() == 1 and not torch.cuda.is_available()
     return time.thread_time() if alone else time.perf_counter()

@@ -96,8 +96,8 @@ def left(selector: Selector, total: int, assumed: float | None, name: str) -> fl
         return budget
     if assumed is None:
         raise ValueError(
-            f"policy {name}: {selector.label} decides by what it sees how many tokens stay, which no config tells; say "
-            "what to assume, e.g. --assume-keep 0.5"
+            f"policy {name}: {selector.label} decides by the content how many tokens stay, which no config tells; "
+            "state an assumption, e.g. --assume-keep 0.5"
         )
     return min(budget, assumed * total)
 

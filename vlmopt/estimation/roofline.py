@@ -28,7 +28,7 @@ def time(works: Iterable[Work], device: Device, dtype: str, engine: str = "eager
 
 
 def choosing(scoring: Scoring, device: Device, dtype: str = "float32") -> float:
-    """Return the seconds of a choice: its products, then what it reads, then one operation after another."""
+    """Return the seconds of a choice: of its products, of what it reads, and of its steps, one after another."""
     peak, bandwidth = device.peaks[dtype], device.bandwidth * device.stream
     return (
         scoring.flops / (peak * device.products[-1][1])

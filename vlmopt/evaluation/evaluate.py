@@ -183,8 +183,8 @@ def units_of(settings: Settings, data: Data, config: Any = None) -> str:
     units = settings.units or click_units(config)
     if units is None and any(sample.kind == "click" for sample in data.samples):
         raise ValueError(
-            f"give --points {' | '.join(UNITS)}: clicks are marked, and in what models of type {config.model_type!r} "
-            "count coordinates is not known"
+            f"give --points {' | '.join(UNITS)}: clicks are marked, and the units in which models of type "
+            f"{config.model_type!r} give coordinates are not known"
         )
     return units or "pixels"
 

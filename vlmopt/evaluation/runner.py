@@ -158,7 +158,7 @@ class Runner:
         if self.failures[name] == FAILURES:
             raise ValueError(
                 f"policy {name} failed on {FAILURES} samples in a row, the last time with {why}. What was answered is "
-                "saved; put the cause right, then run the same command with --retry-errors"
+                "saved; remove the cause, then run the same command with --retry-errors"
             )
 
     def _peak(self, memory: PeakMemory) -> int | None:

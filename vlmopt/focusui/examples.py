@@ -226,5 +226,5 @@ def examples(
     if not usable:
         raise ValueError(f"{data} has no sample with one image and a box")
     if units is None:
-        raise ValueError(f"give --points {' | '.join(UNITS)}: in what {model_type!r} counts coordinates is not known")
+        raise ValueError(f"give --points {' | '.join(UNITS)}: the units of coordinates of {model_type!r} are not known")
     return Clicks(usable, seed, units, resized)

@@ -111,7 +111,9 @@ class Report:
             ValueError: no prompt ran in this call.
         """
         if self._rows is None:
-            raise ValueError("no prompt ran in this call: rows() is about one that did")
+            raise ValueError(
+                "no prompt ran in this call, so it has no rows: call model(**inputs) or model.generate(**inputs) first"
+            )
         return self._rows
 
     def stages(self, sample: int = 0) -> list[Stage]:

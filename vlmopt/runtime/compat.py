@@ -40,8 +40,8 @@ def check_version() -> None:
 def unknown(what: str) -> RuntimeError:
     """Make the error for a model that does not do what it does on every tested release."""
     return RuntimeError(
-        f"transformers {transformers.__version__}: {what}. Tested are {FLOOR} to {NEWEST}: on another release install "
-        f"one of these, on one of these restore(model) and report this"
+        f"transformers {transformers.__version__}: {what}. Tested are {FLOOR} to {NEWEST}: from another release, "
+        f"change to one of these; on one of these, call restore(model) and report this"
     )
 
 

@@ -120,7 +120,7 @@ def why_not(model: Any, decoder: Any, outer: Any, ids: dict[int, str]) -> str | 
     if decoder is None:
         return "has no language decoder (a module with `layers` and `embed_tokens`)"
     if outer is not None and not callable(getattr(model, "generate", None)) and not is_bare(model, outer):
-        return "is no model of transformers: it can neither generate nor has it the config of one. Hand in the model"
+        return "is not a model of transformers: it cannot generate and has no config of its own. Pass the whole model"
     found = f"its decoder is {type(decoder).__name__}"
     if outer is None:
         owner = next((m for m in model.modules() if hasattr(m, FEATURES)), None)

@@ -1,4 +1,4 @@
-"""Who looked at a hold-out before: the promise is about the first look."""
+"""Record who has looked at a hold-out: the promise holds for the first look alone."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def looked(search: Search) -> None:
 
 
 def looks(run: Path) -> list[dict[str, Any]]:
-    """Return what was looked for in a directory, in turn."""
+    """Return the searches that looked at the hold-out of a directory, in order."""
     path = run / NAME
     known: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     return known
 
 
 def looked_before(search: Search) -> list[str]:
-    """Say what the hold-out was looked at for before the last new question."""
+    """Say for which earlier searches the hold-out was looked at."""
     before = looks(search.settings.source.run)[:-1]
     if not before:
         return []

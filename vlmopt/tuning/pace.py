@@ -13,7 +13,7 @@ from .search import Search
 
 @dataclass(kw_only=True)
 class Pace:
-    """Says before every later look whether it fits into the minutes, with the confirmation behind it.
+    """Say before every later look whether it still fits into the minutes, together with the confirmation.
 
     What was allowed once stays allowed: a search that goes on repeats its looks, and more minutes only add some.
     """

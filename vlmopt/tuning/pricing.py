@@ -18,7 +18,7 @@ TIMED = 12  # candidates that are timed at most, spread over the tokens that the
 
 
 def priced(search: Search, racing: Asked, losses: Mapping[str, float], others: Sequence[str]) -> dict[str, Cost]:
-    """Return the costs of candidates; where they have to be timed, of a choice spread over tokens, and of controls.
+    """Return the costs of candidates and of controls; of those that have to be timed, a choice spread over tokens.
 
     Args:
         losses: of the promising ones. others: who else was asked; to be shown beside them.

@@ -22,14 +22,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="FILE", help="the profile to write, e.g. profile.json")
     parser.add_argument(
         "--host", action="append", default=[], metavar="NAME:LAYER",
-        help="method and the layer before which it cuts; may be repeated (default: all at their usual layers)",
+        help="a method and the layer before which it cuts; may be repeated (default: all, at their usual layers)",
     )  # fmt: skip
     parser.add_argument(
         "--only", action="append", default=[], choices=(*PARTS, IAT),
-        help="measure this part; may be repeated (default: all but iat, which describes images whose objects are "
-        "known, for adaptive_generated_text; heads takes sinks along)",
+        help="measure this part; may be repeated (default: all but iat). heads includes sinks; iat, for "
+        "adaptive_generated_text, needs images whose objects are known",
     )  # fmt: skip
-    parser.add_argument("--samples", type=int, default=200, metavar="N", help="most images to look at (default 200)")
+    parser.add_argument(
+        "--samples", type=int, default=200, metavar="N", help="look at no more than N images (default 200)"
+    )
     parser.add_argument(
         "--question",
         default="Describe the image.",
@@ -52,8 +54,8 @@ def check(options: argparse.Namespace) -> None:
         raise ValueError("--data and --synonyms are for --only iat; add it, or leave them out")
     if iat and directory and not options.data:
         raise ValueError(
-            f"--only iat must know what images show, and nobody says it of those in {options.images}: add --data "
-            "with annotations of COCO, or describe generated images with --images worlds"
+            f"--only iat needs images whose objects are known, and nothing names those in {options.images}: add "
+            "--data with annotations of COCO, or describe generated images with --images worlds"
         )
     if set(options.only) != {IAT} and options.images is None:
         raise ValueError("give --images DIR, or the word worlds for generated images")

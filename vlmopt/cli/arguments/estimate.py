@@ -51,24 +51,26 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--assume-keep", type=float, metavar="FRACTION",
-        help="share of visual tokens that stays where a method decides it by the content",
+        help="share of visual tokens to assume where a method decides by the content how many stay",
     )  # fmt: skip
     parser.add_argument(
         "--calibrate", nargs="?", const="here", metavar="NAME",
-        help="measure this machine first (a minute) and predict for it; NAME is what it is called (default here)",
+        help="measure this machine first (a minute), call it NAME, and predict for it (default name: here)",
     )  # fmt: skip
     parser.add_argument(
         "--measured", metavar="FILE", help=f"measured devices: read here, written by --calibrate (default {MEASURED})"
     )
     parser.add_argument(
-        "--rps", type=float, metavar="RATE", help="simulate how many devices serve so many requests per second"
+        "--rps", type=float, metavar="RATE", help="find by simulation how many devices serve RATE requests per second"
     )
     parser.add_argument(
         "--limit-ms", type=float, default=2000, metavar="MS",
         help="with --rps: time to the first token that 95 %% of the requests get (default 2000)",
     )  # fmt: skip
     parser.add_argument(
-        "--mix", metavar="FILE", help="with --rps: a JSON object a line with image, images, text, new_tokens"
+        "--mix",
+        metavar="FILE",
+        help="with --rps: file of requests, one JSON object per line with image, images, text, new_tokens",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--figure", metavar="FILE", help="draw the stages, dense and policies, as SVG")

@@ -24,8 +24,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--parser", default="stated",
-        help="how answers are read: stated (default; what is said in the end, without reasoning and markup), or as "
-        "published figures of yes and no were: reference (POPE's own), contractions or strict",
+        help="how answers are read: stated (default: the final answer, without reasoning and markup); or, to compare "
+        "with published figures of yes and no, reference (POPE's own parser), contractions or strict",
     )  # fmt: skip
     parser.add_argument("--synonyms", metavar="FILE", help="table of objects for CHAIR (default: our own)")
     parser.add_argument(
@@ -37,7 +37,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--prompt", metavar="TEXT", help="template of the prompt; {question} stands for that of the sample"
     )
     parser.add_argument(
-        "--max-new-tokens", type=int, metavar="N", help="most tokens to generate (default: by the kind of the sample)"
+        "--max-new-tokens", type=int, metavar="N", help="generate at most N tokens (default: by the kind of the sample)"
     )
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="samples per call (default 8)")
     parser.add_argument("--limit", type=int, metavar="N", help="ask only N samples, chosen by the seed")
@@ -49,16 +49,26 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="auto", help="where the model runs: auto, cpu, cuda, cuda:1, ... (default auto)"
     )
-    parser.add_argument("--device-map", metavar="auto", help="auto: spread a model too big for one device over all")
+    parser.add_argument(
+        "--device-map", metavar="auto", help="auto: spread a model that is too big for one device over all of them"
+    )
     parser.add_argument(
         "--dtype", default="auto", choices=DTYPES, help="precision of the weights (default auto: as stored)"
     )
     parser.add_argument(
-        "--maps", type=int, default=64, metavar="N", help="most maps of kept tokens to save for the report (default 64)"
+        "--maps",
+        type=int,
+        default=64,
+        metavar="N",
+        help="save at most N maps of kept tokens for the report (default 64)",
     )
-    parser.add_argument("--retry-errors", action="store_true", help="ask once more what failed in an earlier start")
-    parser.add_argument("--out", metavar="DIR", help="the run directory; a run that was interrupted goes on there")
-    parser.add_argument("--report", metavar="DIR", help="only sum up a run directory again and rewrite its report")
+    parser.add_argument(
+        "--retry-errors", action="store_true", help="ask again the samples that failed in an earlier run"
+    )
+    parser.add_argument("--out", metavar="DIR", help="directory of the run; an interrupted run goes on there")
+    parser.add_argument(
+        "--report", metavar="DIR", help="ask nothing; sum up a run directory again and rewrite its report"
+    )
 
 
 def check(options: argparse.Namespace) -> None:

@@ -23,13 +23,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--profile", metavar="FILE",
-        help="debias the policy's methods by what `vlmopt calibrate` found, and give its sinks to visual_sink "
-        "and its part iat to adaptive_generated_text",
+        help="use what `vlmopt calibrate` found: debias the policy's methods, give visual_sink the sinks and "
+        "adaptive_generated_text the part iat",
     )  # fmt: skip
     parser.add_argument(
         "--patterns", metavar="FILE", help="add sparse prefill with what `vlmopt search-patterns` found"
     )
-    parser.add_argument("--points", choices=UNITS, help="what coordinates mean (default: by model, or none is drawn)")
+    parser.add_argument(
+        "--points",
+        choices=UNITS,
+        help="what coordinates in the answer mean (default: by model; if that is unknown, no click is drawn)",
+    )
     parser.add_argument(
         "--out",
         default="vlmopt-out",
@@ -43,12 +47,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype", default="auto", choices=DTYPES, help="precision of the weights (default auto: as stored)"
     )
     parser.add_argument(
-        "--max-new-tokens", type=int, default=32, metavar="N", help="most tokens to generate (default 32)"
+        "--max-new-tokens", type=int, default=32, metavar="N", help="generate at most N tokens (default 32)"
     )
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="measured runs of each variant (default 5)")
-    parser.add_argument("--warmup", type=int, default=1, metavar="N", help="unmeasured runs before (default 1)")
+    parser.add_argument(
+        "--warmup", type=int, default=1, metavar="N", help="unmeasured runs of each variant before these (default 1)"
+    )
     parser.add_argument("--seed", type=int, help="seed of everything random in the policy (default: the policy's own)")
-    parser.add_argument("--fps", type=float, help="video frames per second to sample (default 2)")
+    parser.add_argument("--fps", type=float, help="frames per second to sample from the video (default 2)")
 
 
 def check(options: argparse.Namespace) -> None:

@@ -14,11 +14,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--video", action="append", default=[], metavar="FILE", help="a long video, or: worlds; may be repeated"
     )
-    parser.add_argument("--images", metavar="DIR", help="images for a prompt of many, or: worlds (generated)")
+    parser.add_argument(
+        "--images", metavar="DIR", help="directory of images to put into one prompt, or: worlds (generated)"
+    )
     parser.add_argument(
         "--question",
         default="Describe what you see.",
-        help="question behind the video, or behind each image (default: Describe what you see.)",
+        help="question that follows the video, or each image (default: Describe what you see.)",
     )
     parser.add_argument("--tokens", type=int, default=4096, metavar="N", help="length of a prompt (default 4096)")
     parser.add_argument(
@@ -32,8 +34,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--dense-layers", type=int, default=2, metavar="N", help="first layers that stay dense (default 2)"
     )
     parser.add_argument("--tile", type=int, default=64, metavar="N", help="block size of the patterns (default 64)")
-    parser.add_argument("--out", required=True, metavar="FILE", help="file for what is found, e.g. patterns.json")
-    parser.add_argument("--into", metavar="FILE", help="profile of `vlmopt calibrate` that it is written into, too")
+    parser.add_argument(
+        "--out", required=True, metavar="FILE", help="file to write the patterns to, e.g. patterns.json"
+    )
+    parser.add_argument("--into", metavar="FILE", help="profile of `vlmopt calibrate` to write them into as well")
     parser.add_argument(
         "--device", default="auto", help="where the model runs: auto, cpu, cuda, cuda:1, ... (default auto)"
     )

@@ -26,14 +26,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.95,
         metavar="SHARE",
-        help="how sure it has to be that no more is lost (default 0.95)",
+        help="probability with which no more than --budget may be lost (default 0.95)",
     )
-    parser.add_argument("--space", metavar="FILE", help="JSON list of candidates, in place of the usual ones")
+    parser.add_argument("--space", metavar="FILE", help="JSON list of candidates that replace the usual ones")
     parser.add_argument("--base", metavar="POLICY", help="methods that every candidate has, such as corrections")
     parser.add_argument(
-        "--minutes", type=float, help="time that the search may take; what it chose is confirmed all the same"
+        "--minutes", type=float, help="time for the search; its choice is confirmed even if that takes longer"
     )
-    parser.add_argument("--best-effort", action="store_true", help="go on with too few images, and say so")
+    parser.add_argument(
+        "--best-effort", action="store_true", help="go on if there are too few images; the result says so"
+    )
     parser.add_argument("--format", help="pope, chair, screenspot, manifest or worlds (default: told by the contents)")
     parser.add_argument("--images", metavar="DIR", help="where the images lie (default: beside the data file)")
     parser.add_argument("--boxes", help="how boxes are written: xyxy, xywh, xyxy-unit or xywh-unit")
@@ -46,7 +48,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--prompt", metavar="TEXT", help="template of the prompt; {question} stands for that of the sample"
     )
     parser.add_argument(
-        "--max-new-tokens", type=int, metavar="N", help="most tokens to generate (default: by the kind of the sample)"
+        "--max-new-tokens", type=int, metavar="N", help="generate at most N tokens (default: by the kind of the sample)"
     )
     parser.add_argument(
         "--batch-size", type=int, default=8, metavar="N", help="samples per call, as deployed (default 8)"

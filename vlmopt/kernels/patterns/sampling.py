@@ -47,7 +47,7 @@ class Draft:
         return made
 
     def lines(self, columns: int, distances: int) -> Tensor:
-        """Return fp32 [H]: no so many columns and distances hold more of the attention."""
+        """Return fp32 [H]: the most attention that any choice of so many columns and distances can hold."""
         best = [
             x.topk(min(n, x.shape[-1])).values.sum(-1)
             for x, n in ((self.verticals, columns), (self.slashes, distances))
@@ -93,7 +93,7 @@ class Trial:
         return ((key <= self.position[..., None]) & (key >= first[:, None, None]))[:, None]
 
     def best(self, share: float) -> Tensor:
-        """Return fp32 [H]: at most so much attention lies on any `share` of the keys that a row sees.
+        """Return fp32 [H]: an upper bound of the attention on any `share` of the keys that a row sees.
 
         Of n keys with weights w, that is sum max(w - c / n, 0) + c * share at most, whatever c.
         """

@@ -70,7 +70,7 @@ class PixelScaleCapture(Capture[PixelScale]):
     def check(self, model: Any, structure: ModelStructure, method: Selector, need: PixelScale) -> None:
         if not family_of(model.config).image_std:
             raise ValueError(
-                f"{method.name}: by what the processor of {model.config.model_type} divides pixels is not known; works "
+                f"{method.name}: the image_std of the processor of {model.config.model_type} is not known; works "
                 f"with: {described(lambda f: bool(f.image_std))}. Use a selector that reads embeddings, e.g. div_prune"
             )
 

@@ -135,9 +135,9 @@ class OfRows(Capture[Need]):
         family = family_of(model.config)
         if not family.by_token:
             raise ValueError(
-                f"{method.name}: in {model.config.model_type} visual tokens are no rows of a projector's output "
-                f"(pooled, scaled or undescribed); works with: {described(lambda f: f.by_token)}. "
-                "Use a selector that reads embeddings, e.g. div_prune"
+                f"{method.name}: visual tokens of {model.config.model_type} are not rows of a projector's output (they "
+                "are pooled or scaled, or the family is not described); works with: "
+                f"{described(lambda f: f.by_token)}. Use a selector that reads embeddings, e.g. div_prune"
             )
         if reason := why_unreadable(part(structure.outer, family.projector)):
             raise ValueError(f"{method.name}: {reason}; load the model's weights first")

@@ -12,7 +12,7 @@ from .attention_rows import masked_logits, masked_softmax, sees_all
 from .base import RowCorrection, RowView, no_rows
 
 STAGES = ("logits", "weights")
-BUFFERS = 5  # tensors of the size of the logits that are alive at once, those of an edit among them
+BUFFERS = 5  # tensors of the size of the logits that exist at once, those of an edit among them
 
 Edit = tuple[RowCorrection, RowView]
 Observe = Callable[[RowCorrection, Tensor, RowView, Tensor], None]

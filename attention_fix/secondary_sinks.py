@@ -10,7 +10,7 @@ from torch import Tensor
 ALIKE = 0.9  # |cosine| with the first token from which on a token counts as a sink
 LONG = 0.55  # share of the layers from which on a sink is like the first token
 BRIEF = 4  # layers up to which likeness is noise
-FALL = 0.1  # of the first token's norm: a smaller loss is no end of its massive activations
+FALL = 0.1  # share of the first token's norm: a smaller loss does not end its massive activations
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from .secondary_sinks import ALIKE, SinkLives, SinkTrace
 from .sink_settings import SinkSettings
 
 CANDIDATES = 3  # for the first token: prompts come in chat templates
-AGREE = 0.5  # share of visual sinks that are like the first token, below which the dimensions are in doubt
+AGREE = 0.5  # where fewer of the visual sinks are like the first token, the dimensions are in doubt
 
 
 @register("sink_diagnosis")

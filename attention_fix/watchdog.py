@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vlmopt.core import setting
 
-SHORT, LONG = 4, 16  # tokens: of the n-grams that are counted, and of the one that stands for a sentence
+SHORT, LONG = 4, 16  # tokens of the n-grams that are counted, and of the long one that stands for a sentence
 DISTINCT = 0.6  # share of different short n-grams below which a text repeats itself
 SHORTEST = 32  # tokens below which nothing is said
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import threshold
 
-FEW = 16  # bounds that are made new at first, before a leader is believed
+FEW = 16  # bounds that are renewed first, before a leader is trusted
 
 
 def cover(reach: Tensor, k: int, weights: Tensor | None = None, resolution: float = 0.0) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize, threshold
 from .similarity import RESOLUTION, cosines
 
 HELD = 2**26  # cosines that are kept at once, 256 MiB
-WORTH = 16  # products of a matrix with a vector that take as long as one of its rows among a product of matrices
+WORTH = 16  # rows of a product of matrices that take as long as one product of a matrix with a vector
 
 
 @torch.no_grad()  # a choice has no gradient

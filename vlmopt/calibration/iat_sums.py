@@ -67,7 +67,7 @@ class IATSums:
             "layers": list(layers),
             "words": count,
             "tokens_before": dict(zip(KINDS, (self.tables["places"] / words).tolist(), strict=True)),
-            "standard_errors": above,  # by which real words stand above hallucinated ones, by layer
+            "standard_errors": above,  # standard errors by which real words exceed hallucinated ones, per layer
             "lexicon": lexicon,
             "warnings": [doubt] if unclear else [],
         }

@@ -25,7 +25,7 @@ from ..runtime.components.corrections.check import why_not
 from ..runtime.structure import structure_of
 from .sink_dims import Layer, Look, Values, sink_profile
 
-PROMPTS, TEXTS = 16, 8  # images that are looked at, and of their questions alone: two halves of eight
+PROMPTS, TEXTS = 16, 8  # prompts with images, in two halves of eight, and of their questions alone
 VALUES = 16  # largest values of a token; at most 1 / 0.3125^2 = 10 can reach the threshold
 
 

@@ -25,8 +25,8 @@ from ..policy import Policy
 from ..runtime.structure import structure_of
 from .heads import HeadSums
 
-RASTER, FRAMES, SIDE = 64, 8, 16  # bins of the place in the sequence; of frames; of rows and columns
-GROUPS = 23  # of samples, for standard errors; a prime, so that kinds of images that come in turn are in all of them
+RASTER, FRAMES, SIDE = 64, 8, 16  # bins over places in the sequence, over frames, over rows and columns
+GROUPS = 23  # of samples, for standard errors; a prime, so that kinds of images that take turns reach all of them
 MISSING = "no image reached the selectors: the prompts hold no visual tokens, or the model cannot be read"
 
 

@@ -17,7 +17,7 @@ from vlmopt.core import shown
 
 BUDGET = 8192  # tokens of prompts in one step
 RUNNING = 256  # samples at once
-REQUESTS = 1500  # of a simulation; the first fifth fills the device and does not count
+REQUESTS = 1500  # requests of a simulation; the first fifth fills the device and does not count
 MOST = 1_000_000  # devices
 
 

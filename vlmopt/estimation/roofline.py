@@ -8,7 +8,7 @@ from .devices import BYTES, Device, at
 from .scoring import Scoring
 from .work import Work
 
-ENGINES = ("eager", "graph")  # every operation is sent by the host; or whole steps are, and the host costs nothing
+ENGINES = ("eager", "graph")  # the host launches every operation; it launches whole steps, and costs nothing
 
 
 def seconds(work: Work, device: Device, dtype: str, engine: str = "eager") -> float:

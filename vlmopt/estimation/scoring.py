@@ -15,8 +15,8 @@ from .weights import Parts
 from .work import causal, products, total, vision
 
 RANKING = 30  # small operations of a choice that scores once and keeps the best
-GREEDY = 8  # of every step of a greedy choice that makes a row of similarities
-HELD = 3  # of every step where all similarities are held: a row of them, the smaller of two, the largest
+GREEDY = 8  # small operations per step of a greedy choice that computes a row of similarities
+HELD = 3  # small operations per step where all similarities are held: take a row, the smaller of two, the largest
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from .capacity import Capacity, Request, Step, needed
 from .predict import CONTEXT, USABLE, described, estimate
 from .result import Prediction
 
-TOGETHER = 64  # samples of the second point by which a step's time is known
+TOGETHER = 64  # samples at the second of the two points that give the time of a step
 BLOCK_BYTES = 2**20  # of a cache block: about 16 tokens of a 7 B model
 KEYS = ("image", "images", "text", "new_tokens")
 LINES = 10_000

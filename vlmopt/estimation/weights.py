@@ -24,7 +24,7 @@ PROJECTION = "mm_input_projection_weight"  # Gemma3 multiplies by a bare paramet
 class Matrices:
     """Weights by which every row of a part is multiplied."""
 
-    per_row: float = 0  # multiply-adds of one row; of experts those that it is sent to
+    per_row: float = 0  # multiply-adds of one row; with experts, of those that it is sent to
     stored: int = 0  # parameters of the part, whatever they are for
     values: float = 0  # numbers that the products of one row read and write
     experts: int = 0  # of `stored`, those of experts

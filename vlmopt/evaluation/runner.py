@@ -18,9 +18,9 @@ from .prompts import Asking, Batch
 from .recorder import Recorder
 from .records import DENSE, Record, Writer, part, read
 
-ROUND = 8  # batches that a policy answers before the next one has its turn: noise hits all alike
+ROUND = 8  # batches that a policy answers before the next one has its turn: noise reaches all alike
 HELD = 2**30  # bytes of prepared inputs that end a round early
-WARMUP = 2  # new tokens of the unmeasured call after a policy is put on
+WARMUP = 2  # tokens that the unmeasured call generates after a policy is installed
 FAILURES = 16  # samples in a row on which a policy may fail
 
 

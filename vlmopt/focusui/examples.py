@@ -22,7 +22,7 @@ from vlmopt.synthetic.asked import SIZES, SIZES_OF
 from vlmopt.synthetic.words import CELL
 
 FIRST_SEED = 2_000_000_000  # of generated screens; smaller ones are left to other trainings, tests and measurements
-CLICKS = 0.5  # fraction of examples that click where questions of other kinds are wanted, too
+CLICKS = 0.5  # fraction of examples that are clicks where other kinds of questions are wanted, too
 PER_PAGE = 6  # windows cut out of one rendered page
 ATTEMPTS = 100  # fillings of pages until one has a target that fits
 DRAWN, EVERY, RENDERED = "worlds:screen", "worlds", "web"

@@ -9,14 +9,14 @@ from typing import Any
 
 from ..kernels.patterns import AShape, DensePattern, GridSparse, VerticalSlash, ViewPattern
 
-LENGTH = 25_000  # tokens of a prompt that the budgets of the table are meant for
+LENGTH = 25_000  # prompt tokens for which the budgets of the table are meant
 SINK, LOCAL = 1024, 4096  # of the reference, whose cost is everybody's budget
 LOCALS = (1024, 2048, 4096)
 LINES = (  # single keys, distances
     (1000, 1024), (1000, 2048), (2000, 2048), (1000, 3096), (2000, 3096), (1000, 4096), (2000, 4096), (3500, 200),
     (1000, 2500),
 )  # fmt: skip
-NOWHERE = (3500, 200)  # lines of a head without a grid: hardly any distances, so the cost is known beforehand
+NOWHERE = (3500, 200)  # columns and distances of a head without a grid: few distances, so the cost is known beforehand
 
 
 def candidates(tokens: int, tile: int = 64) -> list[ViewPattern]:

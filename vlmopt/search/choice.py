@@ -12,7 +12,7 @@ from ..kernels.patterns import Boundary2D, Pattern, QBoundary, ViewPattern
 from ..kernels.patterns.boundary import CLASSES
 from .layer import PARTS, SLACK
 
-TIE = 0.005  # of the output: errors that differ less, as bf16 rounds, are alike; then the cheapest is taken
+TIE = 0.005  # share of the output: errors that differ by less, as bf16 rounds, tie, and the cheapest wins
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,9 +17,9 @@ from ..media import load_image
 from ..prompt import video_prompt
 from ..synthetic import scene, screen
 
-FIRST_SEED = 450_000_000  # of generated images; apart from those of training, tests and measurements
-SHORT = 0.8  # of the wanted length is too short: budgets are scaled to that length
-SIDE, PAN = 224, 7  # pixels of a generated frame, and from one frame to the next
+FIRST_SEED = 450_000_000  # seed of generated images; apart from those of training, tests and measurements
+SHORT = 0.8  # share of the wanted length below which a prompt is too short: budgets are scaled to that length
+SIDE, PAN = 224, 7  # pixels of a side of a generated frame, and of the step from one frame to the next
 
 Inputs = dict[str, Any]
 

@@ -13,7 +13,7 @@ from .scenes import TINTS, apart, draw
 from .words import COLOURS, SHAPES
 
 SIDE = 42  # pixels of every shape
-STEP = 7  # pixels that a moving shape goes from frame to frame, at least
+STEP = 7  # fewest pixels that a moving shape moves from frame to frame
 TOWARDS = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}
 KINDS = ("moved", "towards", "first", "when", "count", "still")
 

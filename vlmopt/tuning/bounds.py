@@ -11,7 +11,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-QUARTER = 0.25  # of a discordant pair, added to the sum of squares: equal answers are not certainty
+QUARTER = 0.25  # share of a discordant pair that is added to the sum of squares: equal answers are not certainty
 LOSS = 2 / 3  # of a lost image, added to those that were seen
 POWER = 0.8  # chance to confirm a policy that loses nothing
 HALVINGS = 60

@@ -14,7 +14,7 @@ from .rules import DENSE, Cost
 from .search import Search
 from .space import CONTROLS
 
-TIMED = 12  # candidates that are timed at most, spread over the tokens that they leave
+TIMED = 12  # the most candidates that are timed, spread over the tokens that they leave
 
 
 def priced(search: Search, racing: Asked, losses: Mapping[str, float], others: Sequence[str]) -> dict[str, Cost]:

@@ -23,7 +23,7 @@ from .rules import DENSE, Cost
 PROMPTS = 8  # batches, spread over lengths
 ROUNDS = 7
 COUNTED = ("tokens", "kv_bytes")  # objectives that need no timing
-WARMUP = 2  # new tokens of the unmeasured call after a policy is put on
+WARMUP = 2  # tokens that the unmeasured call generates after a policy is installed
 SHORT = 2  # new tokens where only the first is timed
 
 Answers = Mapping[tuple[str, str], Record]

@@ -13,7 +13,7 @@ from ..policy import Policy
 from .bounds import fewest, needed
 from .rules import Rules
 
-DISCORDANCE = 0.03  # share of questions that a gentle policy answers otherwise, before anything is measured
+DISCORDANCE = 0.03  # assumed share of questions that a gentle policy answers differently, while nothing is measured
 
 
 class Unresolvable(ValueError):

@@ -24,12 +24,12 @@ from .tables import one_of_many
 from .vertical_slash import NEAR, VerticalSlash
 from .view import View
 
-HELD = (0.92, 0.97)  # of the drawn row by its blocks; the rows beside it lose some
+HELD = (0.92, 0.97)  # shares of a drawn row's attention that its blocks must hold; the rows beside it lose some
 COLUMNS = (1 / 128, 1 / 32)  # single keys per token, beside the first ones
-FAR = (0, 2, 1 / 128)  # distances beyond the nearest ones: so many, or so many per token
+FAR = (0, 2, 1 / 128)  # distances beyond the nearest ones: none, two, or one per 128 tokens
 LEAST = 30  # single keys that `vertical_slash` keeps
 TAUS = (0.87, 0.5)
-CHANCE = 0.05  # by which the drawn rows may look less at lines than all rows do
+CHANCE = 0.05  # by how much less the drawn rows may look at lines than all rows do
 
 Launches = Callable[[View, Tensor], Launch]  # of what is proposed, for a view of heads Long[H'], by their place
 

@@ -26,10 +26,10 @@ from torch import Tensor
 
 from common import append
 from tests.support import planted
-from vlmopt.kernels.metrics import density, output_error, recall, recall_summary, sample_rows
+from tests.support.yardsticks import best_blocks, block_mass, yardstick
+from vlmopt.kernels.metrics import causal_cells, density, output_error, recall, recall_summary, sample_rows
 from vlmopt.kernels.patterns import Pattern, Prefill, registry
 from vlmopt.kernels.sparse_attention import run_plan
-from vlmopt.kernels.yardsticks import best_blocks, block_mass, causal_cells, yardstick
 
 BLOCK = 64
 TITLES = ("cells", "blocks", "recall", "sink", "p5", "error", "oracle", "of oracle", "random", "a_shape")

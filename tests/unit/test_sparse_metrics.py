@@ -10,8 +10,9 @@ import torch
 from torch.nn.functional import pad
 
 from tests.support.prefills import LAYOUTS, layer, mask_of, masked, run, topics, visible
+from tests.support.yardsticks import KINDS, block_mass, yardstick
 from vlmopt.kernels.draw_head import class_major, draw_head, every_block, own_layout
-from vlmopt.kernels.metrics import density, kept_cells, output_error, recall, recall_summary, sample_rows
+from vlmopt.kernels.metrics import causal_cells, density, kept_cells, output_error, recall, recall_summary, sample_rows
 from vlmopt.kernels.patterns import AShape, VerticalSlash
 from vlmopt.kernels.patterns.blocks import block_grid
 from vlmopt.kernels.patterns.minference_blocks import MInferenceBlocks
@@ -20,7 +21,6 @@ from vlmopt.kernels.patterns.psa import PSA
 from vlmopt.kernels.patterns.x_attention import XAttention
 from vlmopt.kernels.sheet import origin
 from vlmopt.kernels.sparse_attention.index import Launch, SparseIndex
-from vlmopt.kernels.yardsticks import KINDS, block_mass, causal_cells, yardstick
 
 SIZE = {"tile": 32, "run": 32}
 PATTERNS = {

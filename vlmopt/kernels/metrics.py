@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .patterns.base import tile_span
 from .patterns.blocks import products
 from .patterns.prefill import Prefill
 from .sparse_attention import run_plan
 from .sparse_attention.index import Keys, Launch, tile_count
-from .yardsticks import causal_cells
 
 LOGITS = 2**26  # of dense rows at a time
 CHANNELS = 64  # blocks counted at a time
@@ -72,6 +72,22 @@ def density(
         blocks=(kept > 0).sum(over).float() / (every > 0).sum(over),
         cells=kept.double().sum(over).div(every.sum(over)).float(),
     )
+
+
+def causal_cells(prefill: Prefill, tile: int, run: int) -> Tensor:
+    """Return Long[B, 1, T, N]: the number of pairs of a row and a key that it sees, in each block."""
+    low, high = (edge[:, None, :, None] for edge in tile_span(prefill, tile))
+    start = torch.arange(tile_count(prefill.width, run), device=low.device) * run
+    begin = torch.maximum(start, prefill.key_first[:, None, None, None])
+    length = (torch.minimum(start + run, prefill.key_end[:, None, None, None]) - begin).clamp_min(0)
+
+    def up_to(position: Tensor) -> Tensor:
+        """Count the cells of all rows up to `position`: a triangle, then whole rows."""
+        rows = (position + 1 - begin).clamp_min(0)
+        corner = torch.minimum(rows, length)
+        return corner * (corner + 1) // 2 + (rows - corner) * length
+
+    return (up_to(high) - up_to(low - 1)) * (high >= low)
 
 
 def kept_cells(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .patterns.base import blocks_to_index, tile_span
-from .patterns.blocks import block_grid, by_block, ranked, spread
-from .patterns.prefill import Prefill
-from .patterns.probe import probe_rows
-from .sparse_attention.index import Launch, tile_count
+from vlmopt.kernels.metrics import causal_cells
+from vlmopt.kernels.patterns.base import blocks_to_index, tile_span
+from vlmopt.kernels.patterns.blocks import block_grid, by_block, ranked, spread
+from vlmopt.kernels.patterns.prefill import Prefill
+from vlmopt.kernels.patterns.probe import probe_rows
+from vlmopt.kernels.sparse_attention.index import Launch
 
 KINDS = ("oracle", "random", "a_shape")
 WEIGHTS = 2**25  # dense weights at a time
@@ -68,19 +69,3 @@ def block_mass(prefill: Prefill, tile: int, run: int) -> Tensor:
         weights = by_block(probe_rows(prefill, rows=rows.expand(prefill.batch, -1)), run)
         parts.append(by_block(weights.mT, tile).mT)
     return torch.cat(parts, 2)
-
-
-def causal_cells(prefill: Prefill, tile: int, run: int) -> Tensor:
-    """Return Long[B, 1, T, N]: the number of pairs of a row and a key that it sees, in each block."""
-    low, high = (edge[:, None, :, None] for edge in tile_span(prefill, tile))
-    start = torch.arange(tile_count(prefill.width, run), device=low.device) * run
-    begin = torch.maximum(start, prefill.key_first[:, None, None, None])
-    length = (torch.minimum(start + run, prefill.key_end[:, None, None, None]) - begin).clamp_min(0)
-
-    def up_to(position: Tensor) -> Tensor:
-        """Count the cells of all rows up to `position`: a triangle, then whole rows."""
-        rows = (position + 1 - begin).clamp_min(0)
-        corner = torch.minimum(rows, length)
-        return corner * (corner + 1) // 2 + (rows - corner) * length
-
-    return (up_to(high) - up_to(low - 1)) * (high >= low)

@@ -23,14 +23,14 @@ WHAT = "sparse reading"
 
 
 @dataclass(frozen=True, eq=False)
-class Choice:
+class ChosenKeys:
     """The keys that one layer found worth reading."""
 
     among: torch.Size  # batch, key-value heads and slots that there were
     index: Tensor  # Long[B, Hk, k]
 
 
-class Choices(dict[Store, Choice]):
+class Choices(dict[Store, ChosenKeys]):
     """State of a step: the last choice among the keys of every store."""
 
 
@@ -38,7 +38,7 @@ class ReadNow(dict[int, tuple[int, int]]):
     """State of a call: layer -> keys there were and keys read, in the last step."""
 
 
-class Reading(AttentionPart):
+class ReadingLayer(AttentionPart):
     """The decoding attention of one layer."""
 
     def __init__(self, session: Session, layer: int, method: SparseReading, full: bool) -> None:
@@ -67,7 +67,7 @@ class Reading(AttentionPart):
         query = at.query.unflatten(1, (at.key.shape[1], -1)).squeeze(3)  # [B, Hk, G, D]
         if self.full or choice is None or choice.among != at.key.shape[:3]:
             out, index = read_all(query, at, self.method.count(keys), keys - 1)
-            choices[store] = Choice(at.key.shape[:3], index)
+            choices[store] = ChosenKeys(at.key.shape[:3], index)
             read = keys
         else:
             out, read = read_some(query, at, choice.index), choice.index.shape[2]
@@ -144,7 +144,7 @@ class SparseReadings(Component):
         for layer in range(depth):
             alone = layer in full and (layer + 1 in full or layer + 1 == depth)  # it chooses for nobody
             if not alone and why_all(session.structure, layer) is None:
-                plan_of(session, layer).parts.append(Reading(session, layer, self.method, layer in full))
+                plan_of(session, layer).parts.append(ReadingLayer(session, layer, self.method, layer in full))
 
     def report(self, call: Call) -> Account:
         """Report what every layer read for the last token."""

@@ -20,7 +20,7 @@ from .slots import Slots
 Made = TypeVar("Made")
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class VisualSpan:
     """One image, tile, frame or video of one sample, as the projector returned it."""
 
@@ -32,7 +32,7 @@ class VisualSpan:
     coords: Tensor  # Long[n, 3] (t, y, x); -1 where a token is no patch
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class ImagePart:
     """What a chunk of a prompt holds of one image."""
 
@@ -41,7 +41,7 @@ class ImagePart:
     index: Tensor  # Long[k] logical offsets inside the chunk
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class VisualContext:
     """Where visual tokens are in the current chunk and how they group. Lives for one prefill."""
 
@@ -57,7 +57,7 @@ class VisualContext:
     read: Tensor | None = None  # Bool[B, L] padding that stays, since `generate` reads its logits
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Rows:
     """Physical rows of one stage in the current chunk."""
 

@@ -16,7 +16,7 @@ from .call import Session
 ARGUMENTS = {"image": ("pixel_values", "image_grid_thw"), "video": ("pixel_values_videos", "video_grid_thw")}
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class ResizePlan:
     """One call of a feature function with smaller pixels."""
 

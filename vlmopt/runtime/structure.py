@@ -19,7 +19,7 @@ QUERIES = ("q_proj", "qkv_proj", "q_b_proj")  # the last: DeepSeek's, of low ran
 DELIMITERS = re.compile(r"((vision|image|video)_(start|end|break|newline)|boi|eoi|bov|eov)(_token)?_(id|index)")
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class ModelStructure:
     """Where things are in one model."""
 

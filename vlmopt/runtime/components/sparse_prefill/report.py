@@ -10,7 +10,7 @@ from torch import Tensor
 from ...call import Call
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Ran:
     """One layer's sparse prefill."""
 

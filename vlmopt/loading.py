@@ -10,6 +10,7 @@ import torch
 
 from vlmopt.core import shown
 
+from . import hub
 from .checkpoints import bundled, check_name, load_checkpoint
 from .checkpoints.names import choices
 from .checkpoints.processor import FAILURES, first_line, load_processor
@@ -35,7 +36,7 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto") -> Loaded:
         dtype: one of `DTYPES`; "auto" is the one of the weights.
 
     Raises:
-        ValueError: no such model, no connection, no vision-language model, unknown device or dtype.
+        ValueError: no such model, no connection (said within seconds), no vision-language model, unknown device or dtype.
     """
     check_name(name)
     where = check_device(device)
@@ -44,15 +45,16 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto") -> Loaded:
     if name in bundled():
         model, processor = load_checkpoint(name, dtype=dtype)
         return Loaded(name, model.to(where), processor)
-    config = _config(name)
+    download = {} if Path(name).is_dir() else hub.download()
+    config = _config(name, download)
     _check_kind(name, config)
     from transformers import AutoModelForImageTextToText
 
-    processor = load_processor(name)
+    processor = load_processor(name, **download)
     try:
         # Weights that were pickled can run code when they are read; safetensors cannot.
         model = AutoModelForImageTextToText.from_pretrained(
-            name, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            name, dtype=dtype, use_safetensors=True, trust_remote_code=False, **download
         )
     except FAILURES as error:
         raise ValueError(f"the weights of {name} cannot be loaded: {first_line(error)}") from error
@@ -71,18 +73,18 @@ def check_device(device: str) -> torch.device:
     return wanted
 
 
-def _config(name: str) -> Any:
+def _config(name: str, download: dict[str, Any]) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=False)  # None asks on stdin
+        return AutoConfig.from_pretrained(name, trust_remote_code=False, **download)  # None asks on stdin
     except FAILURES as error:
         text = str(error)
         if Path(name).is_dir():
             raise ValueError(f"{name}/config.json cannot be read: {first_line(error)}") from error
         if "gated" in text or "401" in text:
             reason = "the Hub has no public model of that name (gated ones need `hf auth login`)"
-        elif isinstance(error, OSError) and ("connect" in text or "offline" in text.lower()):
+        elif download or (isinstance(error, OSError) and ("connect" in text or "offline" in text.lower())):
             reason = "the Hub cannot be reached and the model is not in its local cache"
         else:
             reason = first_line(error)

@@ -1,98 +1,83 @@
-"""Model, policy, image and question: from the widgets to a request, and the button that runs it."""
+"""Image and question: from the widgets to a request, and the button that runs it."""
 
 from __future__ import annotations
 
 import streamlit as st
 
 import vlmopt
-from vlmopt.analysis.starting import depth_of
 from vlmopt.apps.page import inputs
-from vlmopt.apps.page.form import policy_form
-from vlmopt.apps.page.jobs import Job, escaped, watched
+from vlmopt.apps.page.form import filled
+from vlmopt.apps.page.jobs import escaped, watched
 from vlmopt.apps.page.running import start
-from vlmopt.apps.page.state import TASKS, Request, Run, Source
-from vlmopt.checkpoints import bundled, check_name
-from vlmopt.choices import DTYPES
+from vlmopt.apps.page.session import Session, current
+from vlmopt.apps.page.sidebar import NEW_TOKENS, sidebar, source
+from vlmopt.apps.page.state import TASKS, Given, Request, Run
+from vlmopt.checkpoints import check_name
 
-OTHER = "Directory or Hub id"
 UPLOAD = "Upload"
 QUESTIONS = {"answer": "What is in the image?", "click": "Click Save.", "describe": "Describe the picture."}
-NEW_TOKENS = {"answer": 32, "click": 32, "describe": 64}
+# Widgets whose values a reload puts back; those of the policy's settings come from the policy itself.
+KEYS = ("model", "model-name", "device", "dtype", "preset", "beside-policy", "image", "task", "question", "repeats",
+        *(f"tokens-{task}" for task in NEW_TOKENS))  # fmt: skip
 
 
-def sidebar() -> vlmopt.Policy | None:
-    """Draw model and policy; return the policy, or None where it is not valid yet."""
-    with st.sidebar:
-        st.subheader("Model")
-        known = bundled()
-        choice = st.selectbox("Model", [*known, OTHER], index=known.index("tiny-qwen"), key="model",
-                              label_visibility="collapsed")  # fmt: skip
-        if choice == OTHER:
-            st.text_input("Directory or Hub id", key="model-name", placeholder="Qwen/Qwen2.5-VL-3B-Instruct")
-            left, right = st.columns(2)
-            left.selectbox("Device", ["auto", "cpu", "cuda"], key="device", accept_new_options=True)
-            right.selectbox("dtype", DTYPES, key="dtype")
-        else:
-            st.caption("A test organism that comes with the package: it knows drawn images and buttons only.")
-        st.subheader("Policy")
-        policy = policy_form(depth_of(source().name))
-        st.subheader("Measuring")
-        left, right = st.columns(2)
-        left.number_input("New tokens", 1, 1024, NEW_TOKENS[task()], key=f"tokens-{task()}", help="At most so many.")
-        right.number_input("Repeats", 1, 20, 3, key="repeats", help="Measured runs of each variant, in turn.")
-    return policy
+def remembered() -> Session:
+    """Return the session, which the page's address names; fill the form as it was where the page was reloaded."""
+    state, fresh = st.session_state, "session" not in st.session_state
+    session = current()
+    if fresh and session.form:
+        state.update(session.form)
+        if session.policy is not None:
+            filled(session.policy)
+    state.setdefault("image", inputs.SAMPLES[0].label)
+    state.setdefault("task", inputs.SAMPLES[0].task)
+    state.setdefault("question", inputs.SAMPLES[0].question)
+    if st.query_params.get("session") != session.id:
+        st.query_params["session"] = session.id
+    return session
 
 
-def source() -> Source:
-    """Return the model that the widgets name."""
-    state = st.session_state
-    if state.get("model", "tiny-qwen") != OTHER:
-        return Source(state.get("model", "tiny-qwen"))
-    return Source(state.get("model-name", "").strip(), state.get("device", "auto"), state.get("dtype", "auto"))
-
-
-def task() -> str:
-    """Return what the answer is used for, as far as it was chosen."""
-    return str(st.session_state.get("task") or inputs.SAMPLES[0].task)
+def ask() -> Session:
+    """Draw everything that can be asked, and start the job when the button is pressed."""
+    session = remembered()
+    policy, rival, valid = sidebar(st.session_state.task)
+    question(session, policy if valid else None, rival)
+    session.form = {key: st.session_state[key] for key in KEYS if key in st.session_state}
+    session.policy = policy
+    return session
 
 
 def fitting() -> None:
-    """Choose the question and the task that go with a newly chosen sample."""
+    """Choose the question and the task that go with a newly chosen sample; what is uploaded is described first."""
+    state = st.session_state
     for chosen in inputs.SAMPLES:
-        if chosen.label == st.session_state.get("image"):
-            st.session_state.task, st.session_state.question = chosen.task, chosen.question
+        if chosen.label == state.get("image"):
+            state.task, state.question = chosen.task, chosen.question
+    own = {*(chosen.question for chosen in inputs.SAMPLES), *QUESTIONS.values(), ""}
+    if state.get("image") == UPLOAD and state.get("question", "") in own:  # a question of the user's own stays
+        state.task, state.question = "describe", QUESTIONS["describe"]
 
 
-def question(policy: vlmopt.Policy | None) -> None:
-    """Draw image, question and the button; start the job when it is pressed."""
+def question(session: Session, policy: vlmopt.Policy | None, rival: vlmopt.Policy | None) -> None:
+    """Draw image, question and the button."""
     with st.container(border=True):
         left, right = st.columns(2, gap="medium")
         with left:
-            labels = [chosen.label for chosen in inputs.SAMPLES]
-            # Pills, which look well in two rows (demo.STYLE lets them wrap); one row would hide the upload.
-            wanted = st.pills("Image", [*labels, UPLOAD], default=labels[0], required=True, key="image",
-                              on_change=fitting)  # fmt: skip
-            given = inputs.uploaded() if wanted == UPLOAD else inputs.sample(labels.index(wanted or labels[0]))
-            if given is not None and given.images:
-                st.image(given.images[0], width=220, alt="The chosen image")
-            elif given is not None and given.clip is not None:
-                st.video(given.clip.path, muted=True, width=220)
-            for note in given.notes if given is not None else ():
-                st.caption(f"Note: {escaped(note)}.")
+            given = chosen_input(session)
         with right:
-            st.session_state.setdefault("task", inputs.SAMPLES[0].task)
-            st.session_state.setdefault("question", inputs.SAMPLES[0].question)
             kind = str(st.segmented_control("Task", TASKS, required=True, key="task", format_func=str.capitalize))
-            words = st.text_input("Question", key="question", max_chars=2000, placeholder=QUESTIONS[kind])
+            line = st.container(horizontal=True, vertical_alignment="bottom")
+            words = line.text_input("Question", key="question", max_chars=2000, placeholder=QUESTIONS[kind])
             reason = missing(policy, given, words)
-            pressed = st.button("Run", type="primary", icon=":material/play_arrow:", key="run",
-                                disabled=reason is not None or working())  # fmt: skip
+            pressed = line.button("Run", type="primary", icon=":material/play_arrow:", key="run",
+                                  disabled=reason is not None or session.working)  # fmt: skip
             if reason is not None:
                 st.caption(escaped(reason))
             if policy is not None and given is not None:
                 request = Request(
                     source=source(),
                     policy=policy,
+                    rival=rival,
                     question=words.strip(),
                     images=given.images,
                     clip=given.clip,
@@ -102,20 +87,35 @@ def question(policy: vlmopt.Policy | None) -> None:
                     title=given.title,
                 )
                 if pressed:
-                    st.session_state.job = start(request)
-                else:
-                    changed(request)
-            watch()
+                    session.job = start(request)
+                elif session.run is not None and not session.working and session.run.request != request:
+                    st.caption(":orange[The settings have changed since the run below; press Run to see what they do.]")
+            watch(session)
 
 
-def changed(request: Request) -> None:
-    """Say so if the run on the page was asked something else."""
-    run = st.session_state.get("run_done")
-    if isinstance(run, Run) and not working() and run.request != request:
-        st.caption(":orange[The settings have changed since the run below; press Run to see what they do.]")
+def chosen_input(session: Session) -> Given | None:
+    """Draw the choice of an image, and the image itself unless the run below shows it."""
+    labels = [chosen.label for chosen in inputs.SAMPLES]
+    # Pills, which look well in two rows (the page's style lets them wrap); one row would hide the upload.
+    wanted = st.pills("Image", [*labels, UPLOAD], required=True, key="image", on_change=fitting)
+    given = inputs.uploaded(session) if wanted == UPLOAD else inputs.sample(labels.index(wanted or labels[0]))
+    if given is None:
+        return None
+    if session.run is None or not shows(session.run, given):
+        if given.images:
+            st.image(given.images[0], width=220, alt="The chosen image")
+        elif given.clip is not None:
+            st.video(given.clip.path, muted=True, width=220)
+    for note in given.notes:
+        st.caption(f"Note: {escaped(note)}.")
+    return given
 
 
-def missing(policy: vlmopt.Policy | None, given: inputs.Given | None, words: str) -> str | None:
+def shows(run: Run, given: Given) -> bool:
+    return (run.request.images, run.request.clip) == (given.images, given.clip)
+
+
+def missing(policy: vlmopt.Policy | None, given: Given | None, words: str) -> str | None:
     """Return why nothing can run yet."""
     if policy is None:
         return "The policy cannot be used as it stands; see the sidebar."
@@ -132,30 +132,24 @@ def missing(policy: vlmopt.Policy | None, given: inputs.Given | None, words: str
     return None
 
 
-def working() -> bool:
-    job = st.session_state.get("job")
-    return isinstance(job, Job) and not job.done.is_set()
-
-
-def watch() -> None:
+def watch(session: Session) -> None:
     """Show the progress of a running job, or what became of one that ended."""
-    job = st.session_state.get("job")
-    if not isinstance(job, Job):
+    job = session.job
+    if job is None:
         return
     if not job.done.is_set():
         watched(job, "run")
         return
-    st.session_state.job = None
+    session.job = None
     if job.error is None:
-        st.session_state.run_done, st.session_state.failed = job.result, None
+        session.show(job.result)
     else:
-        st.session_state.failed = job.error
+        session.failed = job.error
     st.rerun()
 
 
-def finished() -> Run | None:
+def finished(session: Session) -> Run | None:
     """Return the run on the page; show first what went wrong with the last one."""
-    if failed := st.session_state.get("failed"):
-        st.error(escaped(failed), icon=":material/error:")
-    run = st.session_state.get("run_done")
-    return run if isinstance(run, Run) else None
+    if session.failed:
+        st.error(escaped(session.failed), icon=":material/error:")
+    return session.run

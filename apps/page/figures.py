@@ -8,10 +8,13 @@ from typing import Any, TypeAlias
 import altair as alt
 import streamlit as st
 
+from vlmopt.overlay import ACCENT
+
 BLUE, ORANGE, GREEN, PURPLE, SKY, RED, GREY = (
     "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8A8F98",
 )  # fmt: skip
 FAINT = "#8A8F9866"
+KEPT = "#{:02x}{:02x}{:02x}".format(*ACCENT)  # what was kept has one colour in charts and on images
 SERIES = (BLUE, ORANGE, GREEN, PURPLE, SKY, RED, GREY)
 
 Rows: TypeAlias = list[dict[str, Any]]

@@ -20,6 +20,7 @@ from vlmopt.prefill import SparsePrefill
 
 FIRST = ("keep_ratio", "layer", "layers")  # of the settings that all selectors share, these are shown at once
 SLOT = {"selector": "prune", "correction": "attention", "pattern": "prefill", "eviction": "kv"}
+BESIDE = ("read", "gqa", "tuned")  # of a policy's parts, those that have no widgets: as the line has them
 NONE = "none"
 Fields = dict[str, Any]
 
@@ -30,12 +31,11 @@ def policy_form(layers: int | None) -> vlmopt.Policy | None:
     `layers`: decoder layers of the model, for where new methods start; None where they are not known yet.
     """
     known = {method["name"]: method for method in methods.describe()}
-    names = list(catalogue.presets())
+    st.session_state.setdefault("preset", catalogue.default())
     st.selectbox(
         "Preset, or a line",
-        names,
+        list(catalogue.presets()),
         key="preset",
-        index=names.index(catalogue.default()),
         on_change=from_line,
         accept_new_options=True,
         help=f"Where to start from; everything below can be changed. Or type {POLICY_LINE}.",
@@ -47,7 +47,7 @@ def policy_form(layers: int | None) -> vlmopt.Policy | None:
     if refused := st.session_state.get("refused"):
         st.error(escaped(refused), icon=":material/error:")
         return None
-    data: dict[str, Any] = {"prune": [], "attention": [], "prefill": {}}
+    data: dict[str, Any] = {"prune": [], "attention": [], "prefill": {}, **st.session_state.beside}
     for number, entry in list(st.session_state.entries.items()):
         method = known[entry["method"]]
         with st.expander(method["name"], icon=":material/tune:"):
@@ -89,22 +89,25 @@ def from_line() -> None:
     """Fill the form with the chosen preset or line; one that cannot be read is `refused`."""
     st.session_state.refused = ""
     try:
-        policy = vlmopt.Policy.load(st.session_state.get("preset", catalogue.default()), paths=False).to_dict()
+        policy = vlmopt.Policy.load(st.session_state.get("preset", catalogue.default()), paths=False)
     except (ValueError, TypeError) as error:
         st.session_state.refused = str(error)
-        return
-    prefill = dict(policy["prefill"] or {})
+    else:
+        filled(policy)
+
+
+def filled(policy: vlmopt.Policy) -> None:
+    """Fill the form with a policy; its widgets are new ones, so this may be called wherever state may be set."""
+    data = policy.to_dict()
+    prefill = dict(data["prefill"] or {})
     pattern = prefill.pop("pattern", None)
     st.session_state.prefill = prefill
+    st.session_state.beside = {name: data[name] for name in BESIDE if data.get(name) is not None}
+    st.session_state.seed = policy.seed
     st.session_state.entries = {}
-    evicted = policy["kv"]
-    for data in (
-        *policy["prune"],
-        *policy["attention"],
-        *([pattern] if pattern else []),
-        *([evicted] if evicted else []),
-    ):
-        append(data)
+    for one in (*data["prune"], *data["attention"], pattern, data["kv"]):
+        if one:
+            append(one)
 
 
 def append(data: Fields) -> None:

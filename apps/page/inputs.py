@@ -11,7 +11,8 @@ import streamlit as st
 from PIL import Image
 
 from vlmopt.apps.page.jobs import escaped
-from vlmopt.apps.page.state import Clip
+from vlmopt.apps.page.session import Session
+from vlmopt.apps.page.state import Clip, Given
 from vlmopt.frames import load_video
 from vlmopt.media import load_image
 from vlmopt.paths import check_file
@@ -42,16 +43,6 @@ SAMPLES = (
     Sample("Scene", "Describe the picture.", "describe", "scene.png"),
     Sample("Video", "How many shapes are there?", "answer"),
 )
-
-
-@dataclass(frozen=True)
-class Given:
-    """What goes into the prompt."""
-
-    images: tuple[Image.Image, ...] = ()
-    clip: Clip | None = None
-    title: str = ""  # untrusted where it was uploaded
-    notes: tuple[str, ...] = ()
 
 
 @st.cache_data(show_spinner=False)
@@ -115,33 +106,39 @@ def check_pixels(path: Path) -> None:
         )
 
 
-def folder() -> Path:
-    """Return a folder of this browser session alone, removed when the session ends and nothing holds it any more."""
-    if "folder" not in st.session_state:
-        st.session_state.folder = tempfile.TemporaryDirectory(prefix="vlmopt-demo-")
-    return Path(st.session_state.folder.name)
+def touched() -> None:
+    """Note that the uploader was used: from now on what lies in it counts, also nothing."""
+    st.session_state.touched = True
 
 
-def uploaded() -> Given | None:
-    """Draw the uploader and return what came of it; an error is shown as a sentence."""
+def uploaded(session: Session) -> Given | None:
+    """Draw the uploader and return what came of it; an error is shown as a sentence.
+
+    After a reload the uploader is empty, but what lay in it is still there.
+    """
     file = st.file_uploader(
         "Image or short video",
         type=[*IMAGES, *CLIPS],
         key="upload",
         max_upload_size=MEGABYTES,
+        on_change=touched,
         help=f"Up to {MEGABYTES} MB and {MEGAPIXELS} million pixels. It stays on the machine that runs this page.",
     )
     if file is None:
-        return None
+        if st.session_state.get("touched"):
+            session.given = None
+        elif session.given is not None:
+            st.caption(f"Still here: {escaped(session.given.title)}")
+        return session.given
     known = st.session_state.get("received")
     if known is None or known[0] != file.file_id:
         try:
-            known = (file.file_id, received(file.name, file.getvalue(), folder()), None)
+            known = (file.file_id, received(file.name, file.getvalue(), session.folder), None)
         except ValueError as error:
             known = (file.file_id, None, str(error))
         st.session_state.received = known
-    given: Given | None = known[1]
+    session.given = known[1]
     refused: str | None = known[2]
     if refused is not None:
         st.error(escaped(refused), icon=":material/broken_image:")
-    return given
+    return session.given

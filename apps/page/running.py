@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import vlmopt
 from vlmopt.analysis.ladder import ladder
 from vlmopt.apps.page.jobs import Job, Stopped, watched
 from vlmopt.apps.page.models import Progress, held
+from vlmopt.apps.page.session import current
 from vlmopt.apps.page.state import About, Outcome, Request, Run, Source
 from vlmopt.checkpoints import bundled
 from vlmopt.evaluation.prompts import POINT_PROMPTS
@@ -75,14 +76,14 @@ class Worker:
         """Draw a button `label` that starts `call(function, *args)` in a thread; return the result, or None.
 
         While it works there is a progress bar with a Stop button in its place, afterwards the result is kept in the
-        browser session under (run.id, key); an error becomes a sentence with the button to try again.
+        session under (run.id, key), also beyond a reload; an error becomes a sentence with the button to try again.
         """
-        state = st.session_state.setdefault("computed", {})
+        state = current().computed
         name = f"{run.id}-{key}"
         found = state.get(name)
-        if isinstance(found, Job) and found.done.is_set() and found.error is None:
+        if found is not None and found.done.is_set() and found.error is None:
             return found.result
-        if isinstance(found, Job) and not found.done.is_set():
+        if found is not None and not found.done.is_set():
             watched(found, name)
             return None
         if st.button(label, key=f"start-{name}"):
@@ -94,7 +95,7 @@ class Worker:
 
             state[name] = Job(work)
             st.rerun()
-        if isinstance(found, Job):
+        if found is not None:
             st.warning(found.error)
         return None
 
@@ -113,24 +114,28 @@ def start(request: Request) -> Job:
 def perform(loaded: Loaded, request: Request, progress: Progress) -> Run:
     """Compute everything the main page shows of a request; stop between two tokens when `progress` raises."""
     model, processor = loaded.model, loaded.processor
-    with vlmopt.optimized(model, request.policy):
-        pass  # a policy that cannot work on this model is refused here, before anything is measured
+    variants = {"dense": vlmopt.Policy(), "optimized": request.policy}
+    if request.rival is not None:
+        variants["beside"] = request.rival
+    for policy in variants.values():
+        with vlmopt.optimized(model, policy):
+            pass  # a policy that cannot work on this model is refused here, before anything is measured
     progress(0.02, "Reading the image" if request.clip is None else "Reading the video")
     prompt = prepared(model, processor, request)
     progress(0.05, "Choosing tokens")
-    beat = Beat(progress, 2 * (WARMUP + request.repeats + MEMORY), request.max_new_tokens)
+    beat = Beat(progress, tuple(variants), WARMUP + request.repeats + MEMORY, request.max_new_tokens)
     generate = {"stopping_criteria": StoppingCriteriaList([beat])}
     rungs = ladder(model, prompt.inputs, request.policy)
     measured = measure(
         model,
         prompt.inputs,
-        {"dense": "dense", "optimized": request.policy},
+        variants,
         repeats=request.repeats,
         warmup=WARMUP,
         max_new_tokens=request.max_new_tokens,
         generate=generate,
     )
-    dense, optimized = (outcome(model, processor, request, prompt, m) for m in measured.values())
+    dense, optimized, *beside = (outcome(model, processor, request, prompt, m) for m in measured.values())
     text = model.config.get_text_config()
     about = About(
         name=loaded.name,
@@ -141,14 +146,15 @@ def perform(loaded: Loaded, request: Request, progress: Progress) -> Run:
         heads=text.num_attention_heads,
         notes=loaded.notes,
     )
-    return Run(uuid.uuid4().hex, request, dense, optimized, prompt.shown, about, rungs, prompt.notes)
+    rival = beside[0] if beside else None
+    return Run(uuid.uuid4().hex, request, dense, optimized, prompt.shown, about, rungs, prompt.notes, rival)
 
 
 class Beat(StoppingCriteria):
     """Called after every token: reports how far the measurement is, and raises when the user wants it to end."""
 
-    def __init__(self, progress: Progress, calls: int, tokens: int) -> None:
-        self.progress, self.calls, self.tokens = progress, calls, tokens
+    def __init__(self, progress: Progress, variants: Sequence[str], rounds: int, tokens: int) -> None:
+        self.progress, self.variants, self.calls, self.tokens = progress, variants, rounds * len(variants), tokens
         self.call, self.token, self.length = -1, 0, 0
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
@@ -156,7 +162,7 @@ class Beat(StoppingCriteria):
             self.call, self.token = self.call + 1, 0
         self.length = input_ids.shape[1]
         self.token += 1
-        variant = ("dense", "optimized")[self.call % 2]
+        variant = self.variants[self.call % len(self.variants)]
         done = (self.call + min(self.token / self.tokens, 1)) / self.calls
         self.progress(0.1 + 0.9 * done, f"Run {self.call + 1} of {self.calls}: {variant}, token {self.token}")
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from PIL import Image
 
@@ -31,12 +31,23 @@ class Clip:
 
 
 @dataclass(frozen=True)
+class Given:
+    """What goes into the prompt."""
+
+    images: tuple[Image.Image, ...] = ()
+    clip: Clip | None = None
+    title: str = ""  # untrusted where it was uploaded
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Request:
     """Everything that decides a run."""
 
     source: Source
     policy: vlmopt.Policy
     question: str
+    rival: vlmopt.Policy | None = None  # a second policy, measured in turn with the first
     images: tuple[Image.Image, ...] = ()  # RGB; empty where there is a clip
     clip: Clip | None = None
     task: str = "answer"  # one of TASKS
@@ -88,3 +99,17 @@ class Run:
     about: About
     ladder: Ladder | None = None  # what the last cut would keep at other ratios; None where it cannot tell
     notes: tuple[str, ...] = field(default=())
+    rival: Outcome | None = None  # of the request's second policy
+
+    def turned(self) -> Run:
+        """Return the run as that of its second policy, for tabs that look at one.
+
+        Raises:
+            ValueError: a run of one policy.
+        """
+        if self.rival is None or self.request.rival is None:
+            raise ValueError("this run has no second policy")
+        request = replace(self.request, policy=self.request.rival, rival=self.request.policy)
+        return replace(
+            self, id=f"{self.id}-beside", request=request, optimized=self.rival, rival=self.optimized, ladder=None
+        )

@@ -20,6 +20,7 @@ from vlmopt.apps.page.state import Clip, Run
 from vlmopt.overlay import overlay
 from vlmopt.policy.text import summary
 
+BESIDE = "beside.json"
 IMAGE, POLICY, OVERLAY, RESULT, SNIPPET = "image.png", "policy.json", "overlay.png", "result.json", "again.py"
 
 
@@ -28,7 +29,7 @@ def show(run: Run) -> None:
     """Show the downloads, then the command and the snippet."""
     packed = files(run)
     kinds = {".png": "image/png", ".json": "application/json", ".py": "text/x-python", ".zip": "application/zip"}
-    labels = {POLICY: "Policy", OVERLAY: "Overlay", RESULT: "Result", IMAGE: "Image"}
+    labels = {POLICY: "Policy", BESIDE: "The other policy", OVERLAY: "Overlay", RESULT: "Result", IMAGE: "Image"}
     with st.container(horizontal=True):
         for name, label in labels.items():
             if name in packed:
@@ -40,7 +41,7 @@ def show(run: Run) -> None:
             "All in one", zipped(packed), "vlmopt-demo.zip", kinds[".zip"], key=f"get-all-{run.id}",
             on_click="ignore", icon=":material/folder_zip:", type="primary",
         )  # fmt: skip
-    st.caption("All of it is of this run as it was asked; the retention slider changes the image above alone.")
+    st.caption("All of it is of this run as it was asked; the preview changes the image above alone.")
     st.caption("The same again, beside the downloaded files; on the command line:")
     st.code(command(run), language="bash", wrap_lines=True)
     st.caption("In Python:")
@@ -50,6 +51,8 @@ def show(run: Run) -> None:
 def files(run: Run) -> dict[str, bytes]:
     """Return all files by name."""
     found = {POLICY: run.request.policy.to_json().encode(), RESULT: (json.dumps(result(run), indent=2) + "\n").encode()}
+    if run.request.rival is not None:
+        found[BESIDE] = run.request.rival.to_json().encode()
     if maps := run.optimized.report.maps(0):
         image = io.BytesIO()
         overlay(run.shown, maps, title=summary(run.request.policy.to_dict())).save(image, "PNG")
@@ -81,6 +84,8 @@ def clip_name(clip: Clip) -> str:
 def result(run: Run) -> dict[str, Any]:
     """Return answers, costs and the machine they were measured on, JSON-ready."""
     outcomes = {"dense": run.dense, "optimized": run.optimized}
+    if run.rival is not None:
+        outcomes["beside"] = run.rival
     return {
         "vlmopt": vlmopt.__version__,
         "torch": torch.__version__,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -36,20 +37,35 @@ def test_one_press_shows_everything() -> None:
     page = ran(opened())
     assert not page.exception
     assert not page.error
-    run = page.session_state["run_done"]
+    run = page.session_state["session"].run
     assert run.request.policy == vlmopt.presets()[catalogue.default()]
     assert run.dense.text == run.optimized.text == "(63, 84)"
     assert "same answer" in texts(page)
     assert "64 of 256 visual tokens" in texts(page).replace("**", "")
     assert [tab.label for tab in page.tabs][-1] == "Take away"
-    assert len(page.tabs) == 9
-    assert len(page.metric) == 6
+    assert {"Budget sweep", "Time and memory", "Attention sinks"} <= {tab.label for tab in page.tabs}
+    figures = {metric.label: metric.value for metric in page.metric}
+    assert figures["Visual tokens"] == "256 → 64"
+    assert figures["KV cache"] == "3.7× smaller"
+    assert figures["To the first token"].endswith(("× faster", "× slower", "as fast"))
+    assert "in pixels of the image as given (224 × 224)" in texts(page)
     assert any("vlmopt run" in code.value for code in page.code)
 
     page.select_slider[0].set_value(0.5).run()
     assert not page.exception
-    assert page.session_state["run_done"] is run  # nothing was run again
+    assert page.session_state["session"].run is run  # nothing was run again
     assert "128 of 256 visual tokens" in texts(page).replace("**", "")
+    assert "preview at 50 %" in texts(page)
+    assert "Answers and figures are for 25 %." in texts(page)
+    next(button for button in page.button if button.label == "Run at 50 %").click().run()
+    settled(page)
+    assert not page.exception
+    again = page.session_state["session"].run
+    assert again.request.policy == vlmopt.Policy.load("div_prune:keep_ratio=0.5")
+    assert again.request.images == run.request.images
+    assert "128 of 256 visual tokens" in texts(page).replace("**", "")
+    assert "preview at" not in texts(page)
+    assert "settings have changed" not in texts(page)  # the form has the policy that ran
     page.text_input(key="question").set_value("Click Open.").run()
     assert "settings have changed" in texts(page)
 
@@ -96,6 +112,9 @@ def test_a_line_fills_the_form() -> None:
     test = typed(AppTest.from_function(form, default_timeout=60).run(), line)
     assert not test.exception
     assert test.session_state["policy"] == vlmopt.Policy.load(line)
+    whole = vlmopt.Policy(prune=[vlmopt.pruning.FastV(keep_ratio=0.5, layer=2)], seed=7, gqa="kernel")
+    test = typed(AppTest.from_function(form, default_timeout=60).run(), json.dumps(whole.to_dict()))
+    assert test.session_state["policy"] == whole  # also what has no widget
     for wrong, says in (("fastvv:layer=4", "did you mean 'fastv'"), ("/etc/passwd", "unknown preset")):
         test = typed(AppTest.from_function(form, default_timeout=60).run(), wrong)
         assert not test.exception
@@ -141,6 +160,8 @@ def test_an_upload_is_asked_about() -> None:
     page = opened()
     page.pills(key="image").set_value("Upload").run()
     assert page.button(key="run").disabled
+    assert page.segmented_control(key="task").value == "describe"
+    assert page.text_input(key="question").value == "Describe the picture."
     page.file_uploader(key="upload").set_value(("../../evil.png", b"", "image/png")).run()
     assert "image is empty (0 bytes): evil.png" in page.error[0].value.replace("\\", "")
     packed = io.BytesIO()
@@ -155,8 +176,16 @@ def test_an_upload_is_asked_about() -> None:
     assert "converted from CMYK" in texts(page)
     ran(page)
     assert not page.exception
-    assert page.session_state["run_done"].request.title == "<b>.jpg"
-    assert page.session_state["run_done"].shown[0].size == (140, 112)
+    assert page.session_state["session"].run.request.title == "<b>.jpg"
+    assert page.session_state["session"].run.shown[0].size == (140, 112)
+
+
+def test_a_question_of_the_users_own_stays() -> None:
+    page = opened()
+    page.text_input(key="question").set_value("What is this?").run()
+    page.pills(key="image").set_value("Upload").run()
+    assert page.text_input(key="question").value == "What is this?"
+    assert page.segmented_control(key="task").value == "click"
 
 
 def test_samples_bring_their_questions() -> None:
@@ -169,4 +198,4 @@ def test_samples_bring_their_questions() -> None:
     page.button(key="run").click().run()
     settled(page)
     assert not page.exception
-    assert page.session_state["run_done"].request.clip is not None
+    assert page.session_state["session"].run.request.clip is not None

@@ -17,7 +17,7 @@ from streamlit.testing.v1 import AppTest
 import vlmopt
 from tests.support.demo import quick  # noqa: F401 (a fixture)
 from vlmopt import methods
-from vlmopt.analysis.ladder import ladder
+from vlmopt.analysis.ladder import at_ratio, ladder
 from vlmopt.analysis.starting import depth_of, holds, shallower, starting
 from vlmopt.apps.page import inputs, running, takeaway
 from vlmopt.apps.page.jobs import Job
@@ -59,12 +59,12 @@ def page() -> None:
     """The page of a run without its tabs."""
     import streamlit as st
 
-    from vlmopt.apps.page import results, takeaway, video
+    from vlmopt.apps.page import results, takeaway
 
     shown = st.session_state["run"]
-    (results.images if shown.request.clip is None else video.frames)(shown)
-    results.answers(shown)
-    results.costs(shown)
+    results.figures(shown)
+    results.sides(shown)
+    results.facts(shown)
     takeaway.show(shown)
 
 
@@ -81,7 +81,7 @@ def test_every_method_runs_and_is_drawn(loaded: Loaded, name: str) -> None:
     found = running.perform(loaded, request(policy, max_new_tokens=2), silent)
     test = drawn(found)
     assert not test.exception
-    assert len(test.metric) == 6
+    assert len(test.metric) == 5
     if found.ladder is not None:
         true = torch.cat([m.kept for m in found.optimized.report.maps(0)])
         assert torch.equal(found.ladder.kept[found.ladder.own], true)
@@ -108,6 +108,24 @@ def test_the_slider_shows_what_a_run_at_that_ratio_keeps(loaded: Loaded, name: s
     assert torch.equal(found.merged, wanted[0].merged)
     with pytest.raises(ValueError, match="not a rung of this ladder"):
         rungs.maps(wanted, 0.51)
+
+
+PYRAMID = {"method": "pyramid_drop", "keep_ratio": 0.25, "layers": [2, 3, 4]}
+
+
+@pytest.mark.parametrize("policy", ["attention-25", "progressive", PYRAMID, "debiased-25"])
+def test_the_policy_at_a_rung_keeps_what_the_rung_shows(loaded: Loaded, policy: Any) -> None:
+    """As the form would run it: through its dict form."""
+    prompt = running.prepared(loaded.model, loaded.processor, request())
+    rungs = ladder(loaded.model, prompt.inputs, policy)
+    assert rungs is not None
+    ratio = rungs.ratios[1]
+    with vlmopt.optimized(loaded.model, vlmopt.Policy.from_dict(at_ratio(policy, ratio).to_dict())):
+        loaded.model.generate(**prompt.inputs, max_new_tokens=1, do_sample=False)
+        wanted = vlmopt.report(loaded.model).maps(0)
+    assert torch.equal(rungs.maps(wanted, ratio)[0].kept, wanted[0].kept)
+    with pytest.raises(ValueError, match="drops no tokens"):
+        at_ratio("dense", 0.5)
 
 
 def test_later_cuts_climb_no_higher_than_earlier_ones_leave(loaded: Loaded) -> None:

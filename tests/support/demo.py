@@ -37,7 +37,7 @@ def opened() -> AppTest:
 
 def settled(page: AppTest) -> AppTest:
     """Once the running job has ended and the page has shown what came of it."""
-    job: Any = page.session_state["job"]
+    job: Any = page.session_state["session"].job
     if isinstance(job, Job):
         assert job.done.wait(PATIENCE)
     return page.run()

@@ -102,6 +102,21 @@ def ladder(
     )
 
 
+def at_ratio(policy: Any, ratio: float) -> Policy:
+    """Return the policy whose last cut keeps `ratio` of all visual tokens: the one that a rung of its ladder shows.
+
+    Cuts of a progressive method become methods of their own, each with its one layer.
+
+    Raises:
+        ValueError: a policy without cuts, or a ratio outside (0, 1].
+    """
+    policy = Policy.load(policy)
+    cuts = policy.active
+    if not cuts:
+        raise ValueError("this policy drops no tokens, so no ratio can be given to it")
+    return replace(policy, prune=(*cuts[:-1], with_keep_ratio(cuts[-1], ratio)))
+
+
 def climbing(selector: Selector, ratios: Sequence[float], seen: list[Any]) -> Selector:
     """Return a copy of a selector that, when it is asked, also notes what it would choose at other ratios."""
     own = copy.copy(selector)

@@ -36,8 +36,11 @@ def build_processor(tokenizer: Any, chat_template: str, patch_size: int, merge_s
     return PaddleOCRVLProcessor(images, tokenizer, chat_template=chat_template)
 
 
-def load_processor(source: str, *, trust_remote_code: bool = False) -> Any:
+def load_processor(source: str, *, trust_remote_code: bool = False, **download: Any) -> Any:
     """Load the processor of a directory or Hub id; without its video part if only that needs a missing torchvision.
+
+    Args:
+        download: passed on to `from_pretrained`, such as `local_files_only`.
 
     Raises:
         ValueError: it cannot be loaded, only a bare tokenizer comes back, or torchvision is installed but broken.
@@ -49,7 +52,7 @@ def load_processor(source: str, *, trust_remote_code: bool = False) -> Any:
             "works: install the build that matches torch, or uninstall it (vlmopt does not need it)"
         )
     try:
-        processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
+        processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code, **download)
         if hasattr(processor, "image_processor"):
             return processor
         problem = f"only a {type(processor).__name__} came back"
@@ -57,7 +60,8 @@ def load_processor(source: str, *, trust_remote_code: bool = False) -> Any:
         problem = first_line(error)
     if torchvision is None:
         try:
-            return without_video(AutoConfig.from_pretrained(source, trust_remote_code=False)).from_pretrained(source)
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False, **download)
+            return without_video(config).from_pretrained(source, **download)
         except FAILURES as error:
             problem += f"; for images alone: {first_line(error)}"
     raise ValueError(f"no image processor can be loaded from {source}: {problem}")

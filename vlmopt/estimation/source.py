@@ -11,6 +11,7 @@ from typing import Any
 
 from vlmopt.core import near, parse, shown
 
+from .. import hub
 from ..checkpoints import HERE as CHECKPOINTS
 from ..checkpoints import bundled
 from ..checkpoints.names import check_described
@@ -80,8 +81,10 @@ def downloaded(name: str) -> Source:
     """Fetch two small files of a Hub repository."""
     from huggingface_hub import hf_hub_download
 
+    options = hub.download()
+
     def fetched(file: str) -> dict[str, Any]:
-        return read(Path(hf_hub_download(name, file)))
+        return read(Path(hf_hub_download(name, file, **options)))
 
     try:
         config = fetched("config.json")

@@ -29,7 +29,7 @@ def show(run: Run, worker: Worker) -> None:
     rows = counts(sample, len(report.key_lengths))
     x = alt.X("layer:O", title="decoder layer", axis=alt.Axis(labelAngle=0, labelOverlap=True))
     y = alt.Y("amount:Q", title="visual tokens")
-    bars = figures.stacked(rows, x, y, PARTS, (figures.BLUE, figures.ORANGE, figures.FAINT))
+    bars = figures.stacked(rows, x, y, PARTS, (figures.KEPT, figures.ORANGE, figures.FAINT))
     figures.show(bars)
     st.markdown(
         f"On average a layer works on **{sample['layer_average']:.0f} of {sample['visual_tokens']}** visual tokens; "
@@ -56,7 +56,7 @@ def show_cache(report: Report) -> None:
     """Draw the keys that every layer kept when the prompt was over."""
     x = alt.X("layer:O", title="decoder layer", axis=alt.Axis(labelAngle=0, labelOverlap=True))
     bars = figures.stacked(
-        keys(report.kv), x, alt.Y("amount:Q", title="keys"), ["kept", "evicted"], (figures.BLUE, figures.FAINT)
+        keys(report.kv), x, alt.Y("amount:Q", title="keys"), ["kept", "evicted"], (figures.KEPT, figures.FAINT)
     )
     figures.show(bars)
     st.markdown(

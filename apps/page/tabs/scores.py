@@ -34,7 +34,7 @@ def show(run: Run, worker: Worker) -> None:
         st.markdown(f"**Before layer {stage.layer}** · `{stage.method}` · {stage.before} → {stage.after} tokens")
         if all(m.scores is None for m in stage.maps):
             st.info(
-                f"`{stage.method}` does not rank tokens by a score, so there is no heat map; the tab **Layers** shows "
+                f"`{stage.method}` does not rank tokens by a score, so there is no heat map; **Layer by layer** shows "
                 "what it kept. Methods that rank are, among others, fastv, debias, zeroth_order and sparse_vlm."
             )
             continue
@@ -65,7 +65,7 @@ def histogram(stage: Stage) -> None:
         if n
     ]
     x = alt.X("from:Q", bin="binned", title="log10 of the score" if log else "score")
-    bars = figures.stacked(rows, x, alt.Y("amount:Q", title="tokens"), FATES, (figures.GREEN, figures.GREY))
+    bars = figures.stacked(rows, x, alt.Y("amount:Q", title="tokens"), FATES, (figures.KEPT, figures.GREY))
     chart: figures.Chart = bars.encode(x2="to:Q")
     worst, best = (float(part.max() if top else part.min()) if len(part) else None
                    for part, top in ((place[kept], False), (place[~kept], True)))  # fmt: skip

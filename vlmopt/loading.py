@@ -36,7 +36,7 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto") -> Loaded:
         dtype: one of `DTYPES`; "auto" is the one of the weights.
 
     Raises:
-        ValueError: no such model, no connection (said within seconds), no vision-language model, unknown device or dtype.
+        ValueError: no such model, no connection (known in seconds), no vision-language model, unknown device or dtype.
     """
     check_name(name)
     where = check_device(device)

@@ -17,8 +17,8 @@ from vlmopt.checkpoints import check_name
 UPLOAD = "Upload"
 QUESTIONS = {"answer": "What is in the image?", "click": "Click Save.", "describe": "Describe the picture."}
 # Widgets whose values a reload puts back; those of the policy's settings come from the policy itself.
-KEYS = ("model", "model-name", "device", "dtype", "preset", "beside-policy", "image", "task", "question", "repeats",
-        *(f"tokens-{task}" for task in NEW_TOKENS))  # fmt: skip
+KEYS = ("model", "model-name", "device", "dtype", "group", "preset", "line", "beside-policy", "image", "task",
+        "question", "repeats", *(f"tokens-{task}" for task in NEW_TOKENS))  # fmt: skip
 
 
 def remembered() -> Session:

@@ -11,10 +11,11 @@ from typing import Any
 import streamlit as st
 
 import vlmopt
-from vlmopt import catalogue, methods
+from vlmopt import methods
 from vlmopt.analysis.starting import holds, starting
+from vlmopt.apps.page import presets
 from vlmopt.apps.page.jobs import escaped, told
-from vlmopt.choices import POLICY_LINE
+from vlmopt.apps.page.words import words
 from vlmopt.policy.text import summary
 from vlmopt.prefill import SparsePrefill
 
@@ -31,17 +32,7 @@ def policy_form(layers: int | None) -> vlmopt.Policy | None:
     `layers`: decoder layers of the model, for where new methods start; None where they are not known yet.
     """
     known = {method["name"]: method for method in methods.describe()}
-    st.session_state.setdefault("preset", catalogue.default())
-    st.selectbox(
-        "Preset, or a line",
-        list(catalogue.presets()),
-        key="preset",
-        on_change=from_line,
-        accept_new_options=True,
-        help=f"Where to start from; everything below can be changed. Or type {POLICY_LINE}.",
-    )
-    if (chosen := catalogue.presets().get(st.session_state.preset)) is not None:
-        st.caption(escaped(f"{catalogue.groups()[chosen.group]}. {chosen.summary}"))
+    presets.choice(from_line)
     if "entries" not in st.session_state:
         from_line()
     if refused := st.session_state.get("refused"):
@@ -68,7 +59,8 @@ def policy_form(layers: int | None) -> vlmopt.Policy | None:
     except (ValueError, TypeError) as error:
         st.error(escaped(str(error)), icon=":material/error:")
         return None
-    st.caption(escaped(summary(policy.to_dict())))
+    changed = " (changed)" if presets.line() and policy != vlmopt.Policy.load(presets.line(), paths=False) else ""
+    st.caption(escaped(summary(policy.to_dict()) + changed))
     return policy
 
 
@@ -86,10 +78,12 @@ def put(data: dict[str, Any], slot: str, built: Fields) -> None:
 
 
 def from_line() -> None:
-    """Fill the form with the chosen preset or line; one that cannot be read is `refused`."""
+    """Fill the form with the chosen preset or line; one that cannot be read is `refused`, none changes nothing."""
     st.session_state.refused = ""
+    if not presets.line():
+        return
     try:
-        policy = vlmopt.Policy.load(st.session_state.get("preset", catalogue.default()), paths=False)
+        policy = vlmopt.Policy.load(presets.line(), paths=False)
     except (ValueError, TypeError) as error:
         st.session_state.refused = str(error)
     else:
@@ -178,7 +172,11 @@ def field(setting: Fields, given: Any, key: str, method: str, layers: int | None
     """Draw one widget by the setting's metadata; return None where it was left open."""
     name, kind, default = setting["name"], setting.get("kind"), setting["default"]
     value = default if given is None else given
-    about: dict[str, Any] = {"label": name, "key": key, "help": told(setting.get("help", ""))}
+    about: dict[str, Any] = {
+        "label": words(method, name),
+        "key": key,
+        "help": told(f"`{name}`: {setting.get('help', '')}"),
+    }
     if kind is None:
         inner = holds(method, name) if method else []
         return nested(about, value, inner, key, layers) if inner else from_json(about, value)

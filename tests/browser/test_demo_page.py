@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import fields
 
 import pytest
 import streamlit as st
@@ -12,9 +13,11 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 import vlmopt
-from tests.support.demo import opened, quick, ran, settled, texts  # noqa: F401 (quick is a fixture)
+from tests.support.demo import choose, opened, quick, ran, settled, texts, typed  # noqa: F401 (quick is a fixture)
 from vlmopt import catalogue, methods
 from vlmopt.analysis.starting import starting
+from vlmopt.apps.page.words import OWN, WORDS, words
+from vlmopt.prefill import SparsePrefill
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -82,7 +85,10 @@ def test_the_form_has_a_place_for_every_setting_of_every_method() -> None:
         labels = {widget.label for kind in (
             test.number_input, test.slider, test.selectbox, test.toggle, test.text_input, test.text_area
         ) for widget in kind}  # fmt: skip
-        assert {s["name"] for s in row["settings"]} <= labels, row["name"]
+        shown = [words(row["name"], s["name"]) for s in row["settings"]]
+        assert set(shown) <= labels, row["name"]
+        assert len(set(shown)) == len(shown), row["name"]
+        assert not any("_" in label for label in shown)
         policy = test.session_state["policy"]
         if policy is None:
             assert len(test.error) == 1, row["name"]  # a profile is missing, and the page says so
@@ -92,21 +98,43 @@ def test_the_form_has_a_place_for_every_setting_of_every_method() -> None:
         assert test.session_state["policy"] == vlmopt.Policy()
 
 
+def test_the_form_speaks_in_words_and_tells_the_names_on_hover() -> None:
+    test = AppTest.from_function(form, default_timeout=60).run()
+    (number,) = test.session_state["entries"]
+    slider = test.slider(key=f"m{number}-keep_ratio")
+    assert slider.label == "Share of tokens to keep"
+    assert slider.help.startswith("`keep_ratio`: ")
+    known = {(row["name"], s["name"]) for row in methods.describe() for s in row["settings"]}
+    known |= {("", f.name) for f in fields(SparsePrefill)}
+    assert set(WORDS) <= {name for _, name in known}  # no words for settings that are gone
+    assert set(OWN) <= known
+
+
+def test_presets_stand_in_groups_with_a_line_each() -> None:
+    test = AppTest.from_function(form, default_timeout=60).run()
+    seen = []
+    for group in catalogue.groups():
+        test.selectbox(key="group").set_value(group).run()
+        assert not test.exception
+        box = test.radio(key="preset")
+        assert test.session_state["policy"] == vlmopt.presets()[box.value]
+        assert len(box.proto.captions) == len(box.options)
+        seen += box.options
+    assert seen == list(vlmopt.presets())
+    typed(test, "uniform:keep_ratio=0.5")
+    assert test.session_state["policy"] == vlmopt.presets()["uniform-50"]
+
+
 def test_presets_come_through_the_form_unchanged() -> None:
     test = AppTest.from_function(form, default_timeout=60).run()
     for name, policy in vlmopt.presets().items():
-        test.selectbox(key="preset").set_value(name).run()
+        choose(test, name)
         assert not test.exception
         assert test.session_state["policy"] == policy, name
 
 
 def test_a_line_fills_the_form() -> None:
     """Typed where a preset is chosen; no file is opened on its word."""
-
-    def typed(test: AppTest, line: str) -> AppTest:
-        box = test.selectbox(key="preset")
-        box.options.append(line)  # as the browser sends it
-        return box.set_value(line).run()
 
     line = "fastv:keep_ratio=0.5,layer=4+image_boost:alpha=0.3"
     test = typed(AppTest.from_function(form, default_timeout=60).run(), line)
@@ -132,7 +160,7 @@ def test_settings_reach_the_policy_and_errors_are_sentences() -> None:
     test.number_input(key=f"m{number}-keep_tokens").set_value(5).run()
     assert test.session_state["policy"] is None
     assert "give exactly one of keep" in test.error[0].value.replace("\\", "")
-    test.selectbox(key="preset").set_value("debiased-25").run()
+    choose(test, "debiased-25")
     (number,) = test.session_state["entries"]
     test.slider(key=f"m{number}-host-fastv-keep_ratio").set_value(0.75).run()
     assert test.session_state["policy"].prune[0].host.keep_ratio == 0.75
@@ -140,7 +168,7 @@ def test_settings_reach_the_policy_and_errors_are_sentences() -> None:
 
 def test_what_cannot_work_is_said_and_the_page_goes_on() -> None:
     page = opened()
-    page.selectbox(key="preset").set_value("sinks").run()
+    choose(page, "sinks")
     ran(page)
     assert not page.exception
     assert "no sink dimensions are published" in page.error[0].value
@@ -194,7 +222,7 @@ def test_samples_bring_their_questions() -> None:
     assert page.text_input(key="question").value == "Describe the picture."
     assert page.segmented_control(key="task").value == "describe"
     page.pills(key="image").set_value("Video").run()
-    page.selectbox(key="preset").set_value("video-25").run()
+    choose(page, "video-25")
     page.button(key="run").click().run()
     settled(page)
     assert not page.exception

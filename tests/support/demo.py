@@ -11,7 +11,9 @@ import pytest
 from streamlit.components.v2 import manifest_scanner
 from streamlit.testing.v1 import AppTest
 
+from vlmopt import catalogue
 from vlmopt.apps.page.jobs import Job
+from vlmopt.apps.page.presets import LINE
 
 PAGE = Path(__file__).resolve().parents[2] / "apps" / "demo.py"
 PATIENCE = 120  # seconds for one job
@@ -47,6 +49,18 @@ def ran(page: AppTest) -> AppTest:
     """After a press on Run."""
     page.button(key="run").click().run()
     return settled(page)
+
+
+def choose(page: AppTest, preset: str) -> AppTest:
+    """After a click on a preset, in its group."""
+    page.selectbox(key="group").set_value(catalogue.presets()[preset].group).run()
+    return page.radio(key="preset").set_value(preset).run()
+
+
+def typed(page: AppTest, line: str) -> AppTest:
+    """After a policy was typed as a line."""
+    page.selectbox(key="group").set_value(LINE).run()
+    return page.text_input(key="line").set_value(line).run()
 
 
 def texts(page: AppTest) -> str:

@@ -10,9 +10,9 @@ from vlmopt.apps.page.form import filled
 from vlmopt.apps.page.jobs import escaped, watched
 from vlmopt.apps.page.running import start
 from vlmopt.apps.page.session import Session, current
-from vlmopt.apps.page.sidebar import NEW_TOKENS, sidebar, source
+from vlmopt.apps.page.sidebar import NEW_TOKENS, bundled_only, foreign, sidebar, source
 from vlmopt.apps.page.state import TASKS, Given, Request, Run
-from vlmopt.checkpoints import check_name
+from vlmopt.checkpoints import bundled, check_name
 
 UPLOAD = "Upload"
 QUESTIONS = {"answer": "What is in the image?", "click": "Click Save.", "describe": "Describe the picture."}
@@ -68,7 +68,7 @@ def question(session: Session, policy: vlmopt.Policy | None, rival: vlmopt.Polic
             kind = str(st.segmented_control("Task", TASKS, required=True, key="task", format_func=str.capitalize))
             line = st.container(horizontal=True, vertical_alignment="bottom")
             words = line.text_input("Question", key="question", max_chars=2000, placeholder=QUESTIONS[kind])
-            reason = missing(policy, given, words)
+            reason = missing(policy, given, words) or refused(policy, rival)
             pressed = line.button("Run", type="primary", icon=":material/play_arrow:", key="run",
                                   disabled=reason is not None or session.working)  # fmt: skip
             if reason is not None:
@@ -130,6 +130,15 @@ def missing(policy: vlmopt.Policy | None, given: Given | None, words: str) -> st
     except ValueError as error:
         return str(error)
     return None
+
+
+def refused(*policies: vlmopt.Policy | None) -> str | None:
+    """Return why this server does not run a policy or a model that could run elsewhere."""
+    if not bundled_only():
+        return None
+    named = [found for one in policies if one is not None and (found := foreign(one.to_dict()))]
+    named += [source().name] if source().name not in bundled() else []
+    return f"This page loads the bundled checkpoints alone, not {named[0]}." if named else None
 
 
 def watch(session: Session) -> None:

@@ -24,7 +24,7 @@ def choice(chosen: Callable[[], None]) -> None:
         chosen()
 
     st.selectbox(
-        "Start from", [*groups, LINE], key="group", format_func=lambda name: groups.get(name, name), on_change=first,
+        "Start from", [*groups, LINE], key="group", format_func=lambda name: groups.get(name, name).split(",")[0], on_change=first,
         help="Everything below can be changed.",
     )  # fmt: skip
     if state.group == LINE:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 import streamlit as st
 
 import vlmopt
@@ -17,6 +20,7 @@ OTHER = "Directory or Hub id"
 ALONE = "dense alone"
 FIRST = "tiny-qwen"
 REPEATS = 3
+LOADED = ("scorer", "marker_from")  # settings of methods that name a checkpoint
 NEW_TOKENS = {"answer": 32, "click": 32, "describe": 64}
 
 
@@ -40,7 +44,8 @@ def sidebar(task: str) -> tuple[vlmopt.Policy | None, vlmopt.Policy | None, bool
 def model() -> None:
     """Draw the choice of the model."""
     st.session_state.setdefault("model", FIRST)
-    choice = st.selectbox("Model", [*bundled(), OTHER], key="model", label_visibility="collapsed")
+    others = [] if bundled_only() else [OTHER]
+    choice = st.selectbox("Model", [*bundled(), *others], key="model", label_visibility="collapsed")
     if choice != OTHER:
         st.caption("A test organism that comes with the package: it knows drawn images and buttons only.")
         return
@@ -48,6 +53,21 @@ def model() -> None:
     left, right = st.columns(2)
     left.selectbox("Device", ["auto", "cpu", "cuda"], key="device", accept_new_options=True)
     right.selectbox("dtype", DTYPES, key="dtype")
+
+
+def bundled_only() -> bool:
+    """Tell whether this server was told to load the checkpoints of the package alone."""
+    return "--bundled-only" in sys.argv
+
+
+def foreign(data: Any) -> str | None:
+    """Return the first checkpoint that a policy's dict form names and the package does not have."""
+    if isinstance(data, dict):
+        for name, value in data.items():
+            if name in LOADED and isinstance(value, str) and value not in bundled():
+                return value
+    parts = data.values() if isinstance(data, dict) else data if isinstance(data, (list, tuple)) else ()
+    return next((found for part in parts if (found := foreign(part)) is not None), None)
 
 
 def source() -> Source:

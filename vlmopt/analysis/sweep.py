@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import SequenceMatcher
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from torch import nn
 
@@ -18,6 +18,7 @@ from ..reporting import Report
 
 DENSE = "dense"
 Kind = TypeVar("Kind", bound=Selector)
+Ids: TypeAlias = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class SweepPoint:
     agreement: float  # with the dense answer, 0-1, by the sweep's `agree`
     ttft_ms: float  # median
     total_ms: float
+    repeats: int = 1  # runs behind the medians
 
 
 def contenders(policy: Policy) -> dict[str, Selector]:
@@ -81,7 +83,8 @@ def sweep(
 
     Args:
         model: a loaded vision-language model; it is given back as it came. inputs: of `generate`, on its device.
-        repeats: timed runs per point, of which the medians count; one unmeasured run comes before all others.
+        repeats: timed runs per point, of which the medians count: whole rounds of all points, so that a machine that
+            slows down slows all of them. One unmeasured run comes before.
         seed: of the policies. generate: further arguments of `model.generate`.
         agree: how well an answer agrees with the dense one, 0-1, from the tokens of both; where they name points, what
             counts is how far apart these are, not how many digits are the same (`click.click_agreement`).
@@ -89,7 +92,7 @@ def sweep(
             the sweep, without the run that it came in.
 
     Returns:
-        Dense first, then what was run before it was stopped.
+        Dense first, then what was run before it was stopped; `SweepPoint.repeats` says how often.
 
     Raises:
         ValueError: no method, no ratio, a ratio outside (0, 1], repeats below 1, or what `optimize` refuses.
@@ -101,15 +104,31 @@ def sweep(
         for name, method in methods.items():
             runs.append((name, ratio, Policy(prune=[with_keep_ratio(method, ratio)], seed=seed)))
     arguments = {"do_sample": False, "max_new_tokens": max_new_tokens, **(generate or {})}
-    points: list[SweepPoint] = []
-    for done, (name, ratio, policy) in enumerate(runs):
-        if progress is not None:
-            progress(done, len(runs), name if name == DENSE else f"{name}, keep ratio {ratio:g}")
-        if stop is not None and stop():
-            break
-        found, ids = ask(model, inputs, policy, arguments, repeats, warmup=done == 0)
-        if stop is not None and stop():
-            break  # the answer may have been cut short
+    asked: list[tuple[Ids, list[Report]]] = []  # of each point: the answer, and a report per round
+    for turn in range(repeats):
+        for number, (name, ratio, policy) in enumerate(runs):
+            if progress is not None:
+                what = name if name == DENSE else f"{name}, keep ratio {ratio:g}"
+                progress(turn * len(runs) + number, repeats * len(runs), what)
+            if stop is not None and stop():
+                return points_of(runs, asked, agree)
+            ids, found = ask(model, inputs, policy, arguments, warmup=not asked)
+            if stop is not None and stop():  # the answer may have been cut short
+                return points_of(runs, asked, agree)
+            if turn == 0:
+                asked.append((ids, []))
+            asked[number][1].append(found)
+    return points_of(runs, asked, agree)
+
+
+def points_of(
+    runs: Sequence[tuple[str, float, Policy]],
+    asked: Sequence[tuple[Ids, Sequence[Report]]],
+    agree: Callable[[Sequence[int], Sequence[int]], float],
+) -> list[SweepPoint]:
+    """Return a point for each run that was asked, the dense one first."""
+    points = []
+    for (name, ratio, _), (ids, found) in zip(runs, asked, strict=False):  # a stopped sweep asked fewer
         sample = found[-1].samples[0]
         total = max(sample["visual_tokens"], 1)
         points.append(
@@ -119,9 +138,10 @@ def sweep(
                 kept_share=sample["visual_tokens_kept"] / total,
                 layer_share=sample["layer_average"] / total,
                 ids=ids,
-                agreement=agree(ids, points[0].ids if points else ids),
+                agreement=agree(ids, asked[0][0]),
                 ttft_ms=median(run.ms["ttft"] or 0.0 for run in found),
                 total_ms=median(run.ms["total"] or 0.0 for run in found),
+                repeats=len(found),
             )
         )
     return points
@@ -141,13 +161,10 @@ def front(points: Sequence[SweepPoint]) -> list[SweepPoint]:
 
 
 def ask(
-    model: Any, inputs: Mapping[str, Any], policy: Policy, arguments: Mapping[str, Any], repeats: int, warmup: bool
-) -> tuple[list[Report], tuple[int, ...]]:
-    """Return the reports of `repeats` runs, and the answer of the first sample in the last one."""
-    found = []
+    model: Any, inputs: Mapping[str, Any], policy: Policy, arguments: Mapping[str, Any], warmup: bool
+) -> tuple[Ids, Report]:
+    """Return the answer of the first sample, and the report of the run; where `warmup`, of a second one."""
     with optimized(model, policy):
-        for turn in range(warmup + repeats):
+        for _ in range(1 + warmup):
             ids = model.generate(**inputs, **arguments)
-            if turn >= warmup:
-                found.append(report(model))
-    return found, tuple(ids[0, inputs["input_ids"].shape[1] :].tolist())
+        return tuple(ids[0, inputs["input_ids"].shape[1] :].tolist()), report(model)

@@ -38,7 +38,16 @@ def command(options: argparse.Namespace) -> list[str]:
         )
     flags = [f"--server.address={options.address}", f"--server.port={options.port}"]
     flags.append(f"--server.headless={str(options.no_browser).lower()}")
-    return [sys.executable, "-m", "streamlit", "run", str(page()), *flags]  # the rest: apps/.streamlit/config.toml
+    own = ["--", "--bundled-only"] if options.bundled_only else []  # what stands behind "--" goes to the page
+    return [
+        sys.executable,
+        "-m",
+        "streamlit",
+        "run",
+        str(page()),
+        *flags,
+        *own,
+    ]  # the rest: apps/.streamlit/config.toml
 
 
 def page() -> Path:

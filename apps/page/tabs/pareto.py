@@ -12,17 +12,22 @@ import streamlit as st
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from vlmopt.analysis.click import REACH, click_agreement
-from vlmopt.analysis.sweep import SweepPoint, agreement, contenders, front, sweep
-from vlmopt.apps.page import figures
+from vlmopt.analysis.sweep import DENSE, SweepPoint, contenders, front, sweep
+from vlmopt.apps.page import curves, figures
+from vlmopt.apps.page.marks import Mark, mark_of
 from vlmopt.apps.page.models import Progress
 from vlmopt.apps.page.running import Stopped, Worker, place, prepared
+from vlmopt.apps.page.session import current
 from vlmopt.apps.page.state import Request, Run
+from vlmopt.evaluation.report.exports import svg
 from vlmopt.metrics.clicks import Point
 
 RATIOS = [0.05, 0.1, 0.15, 0.25, 0.35, 0.5, 0.75]
 FIRST = [0.1, 0.25, 0.5]
+REPEATS = 3  # runs of each point, of which the medians count
 SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"]
+DASHES = {"random": [5, 4], "uniform": [2, 3]}  # the controls: grey and dashed
+GREYS = {DENSE: figures.GREY, "random": figures.GREY, "uniform": figures.GREY}
 
 
 @dataclass(frozen=True)
@@ -33,12 +38,15 @@ class Swept:
     answers: list[str]  # untrusted: a model wrote them
     off: list[float | None]  # pixels between each click and the dense one; None where one of both names no point
     wanted: int
+    mark: str = ""  # how answers were marked
+    about: str = ""  # the same in a sentence
 
 
 def show(run: Run, worker: Worker) -> None:
     st.caption(
-        "The pruning method of this run at other keep ratios, against random and even choice: how far the answer "
-        "agrees with the dense one, and how long it takes. **One image proves nothing**: `vlmopt eval` asks hundreds."
+        "The pruning method of this run at other keep ratios, against the controls, random and even choice: how far "
+        "the answer agrees with the dense one, and how long it takes. **One image proves nothing**: `vlmopt eval` asks "
+        "hundreds."
     )
     methods = contenders(run.request.policy)
     if not run.request.policy.prune:
@@ -52,8 +60,9 @@ def show(run: Run, worker: Worker) -> None:
         st.info("Choose at least one keep ratio.")
         return
     count = 1 + len(ratios) * len(methods)
-    key = f"pareto-{'-'.join(f'{ratio:g}' for ratio in sorted(ratios))}-{st.session_state.get('pareto-round', 0)}"
-    found = worker.once(run, key, f"Run {count} variants", measure, run.request, methods, tuple(ratios))
+    key = f"pareto-{'-'.join(f'{ratio:g}' for ratio in sorted(ratios))}"
+    label = f"Run {count} variants, {REPEATS} times each"
+    found = worker.once(run, key, label, measure, run.request, methods, tuple(ratios))
     if found is None:
         return
     if found.wanted > len(found.points):
@@ -62,8 +71,9 @@ def show(run: Run, worker: Worker) -> None:
         st.info("Stopped before the dense answer was there, so there is nothing to compare with.")
     else:
         charts(found)
+        exports(run, found)
     if st.button("Run again", key=f"again-{run.id}"):
-        st.session_state["pareto-round"] = st.session_state.get("pareto-round", 0) + 1
+        current().computed.pop(f"{run.id}-{key}", None)
         st.rerun()
 
 
@@ -88,18 +98,17 @@ def charts(found: Swept) -> None:
         st.markdown("**Agreement with the dense answer**")
         figures.show(lines(rows, names, "agreement", True), height=330)
         st.caption(
-            (
-                f"1 for a click on the same pixel, falling to 0 at {REACH:.0%} of the image's diagonal. "
-                if clicks
-                else "Share of the answer's tokens that match in order. "
-            )
-            + "Filled points are on the Pareto front: no other keeps "
-            "as few and agrees as well."
+            f"{found.about} Filled points are on the Pareto front: no other keeps as few and agrees as well; controls "
+            "are grey and dashed."
         )
     with right:
         st.markdown("**Time to the first token, ms**")
         figures.show(lines(rows, names, "first token, ms", False), height=330)
-        st.caption("One run each; on a busy machine times scatter more than methods differ.")
+        least, most = (end(point.repeats for point in found.points) for end in (min, max))
+        runs = f"{most}" if least == most else f"{least} to {most}"
+        st.caption(
+            f"Medians of {runs} runs of each, in turn; on a busy machine times scatter more than methods differ."
+        )
     percent = st.column_config.NumberColumn(format="percent")
     ms = st.column_config.NumberColumn(format="%.0f")
     config = {"kept": percent, "agreement": percent}
@@ -107,9 +116,24 @@ def charts(found: Swept) -> None:
     st.dataframe(rows, hide_index=True, width="stretch", column_config=config)
 
 
+def exports(run: Run, found: Swept) -> None:
+    """Offer the points as CSV and the curves as SVG."""
+    title = f"{run.about.name}: {run.request.question}"[:70]
+    files = {
+        "CSV": ("sweep.csv", "text/csv", curves.table(found.points, found.answers, found.off, found.mark)),
+        "SVG": ("sweep.svg", "image/svg+xml", svg(curves.drawing(found.points, title))),
+    }
+    with st.container(horizontal=True):
+        for label, (name, kind, content) in files.items():
+            st.download_button(label, content, name, kind, key=f"sweep-{label}-{run.id}", on_click="ignore",
+                               icon=":material/download:")  # fmt: skip
+
+
 def lines(rows: figures.Rows, names: list[str], y: str, share: bool) -> figures.Chart:
     """Draw one line and shape per method over the share of tokens kept; hollow off the front where `y` is a share."""
-    scale = figures.colours(names, (figures.GREY, *figures.SERIES))
+    plain = iter(figures.SERIES)
+    scale = alt.Scale(domain=names, range=[GREYS.get(name) or next(plain) for name in names])
+    dashes = alt.Scale(domain=names, range=[DASHES.get(name, [1, 0]) for name in names])
     percent, form = alt.Axis(format="%"), ".1%" if share else ".0f"
     up = {"axis": percent, "scale": alt.Scale(domain=[0, 1.05])} if share else {"scale": alt.Scale(zero=True)}
     legend = alt.Legend(orient="top", columns=2, labelLimit=170)
@@ -125,7 +149,8 @@ def lines(rows: figures.Rows, names: list[str], y: str, share: bool) -> figures.
         stroke=alt.Stroke("method:N", scale=scale, legend=None),
         fillOpacity=alt.condition("datum['on the front']", alt.value(1), alt.value(0)) if share else alt.value(1),
     )
-    return alt.layer(base.mark_line(opacity=0.5), points)
+    line = base.mark_line(strokeWidth=2).encode(strokeDash=alt.StrokeDash("method:N", scale=dashes, legend=None))
+    return alt.layer(line, points)
 
 
 def measure(
@@ -145,12 +170,10 @@ def measure(
     def click(ids: Sequence[int]) -> Point | None:
         return place(model, request, prompt, said(ids))
 
-    def agree(ids: Sequence[int], dense: Sequence[int]) -> float:
-        """Compare by pixels where the dense answer clicks, else by tokens."""
-        wanted, found = click(dense), click(ids)
-        if wanted is None:
-            return agreement(ids, dense)
-        return 0.0 if found is None else click_agreement(found, wanted, request.images[0].size)
+    size = request.images[0].size if request.images else (1, 1)
+
+    def mark(dense: Sequence[int]) -> Mark:
+        return mark_of(request.task, size, click(dense), click, said)
 
     points = sweep(
         model,
@@ -158,15 +181,17 @@ def measure(
         methods,
         ratios,
         max_new_tokens=request.max_new_tokens,
+        repeats=REPEATS,
         seed=request.policy.seed,
         generate={"stopping_criteria": StoppingCriteriaList([beat])},
-        agree=agree,
+        agree=lambda ids, dense: mark(dense).agree(ids, dense),
         progress=beat.tell,
         stop=lambda: beat.stopped,
     )
     clicks = [click(point.ids) for point in points]
     off = [math.dist(one, clicks[0]) if one is not None and clicks[0] is not None else None for one in clicks]
-    return Swept(points, [said(point.ids) for point in points], off, 1 + len(methods) * len(ratios))
+    answers, marked = [said(point.ids) for point in points], mark(points[0].ids if points else ())
+    return Swept(points, answers, off, 1 + len(methods) * len(ratios), marked.name, marked.about)
 
 
 class Beat(StoppingCriteria):

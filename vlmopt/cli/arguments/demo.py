@@ -12,4 +12,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="address to listen on (default localhost: this machine alone); "
         "0.0.0.0 lets everyone in who can reach it, without a password",
     )  # fmt: skip
+    parser.add_argument(
+        "--bundled-only", action="store_true",
+        help="offer the bundled checkpoints alone, load nothing from directories or the Hub: for a page others use",
+    )  # fmt: skip
     parser.add_argument("--no-browser", action="store_true", help="serve the page, but open no browser")

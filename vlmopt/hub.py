@@ -11,7 +11,7 @@ WAIT = 3.0  # seconds; transformers alone asks several times, and for minutes wh
 def reached() -> bool:
     """Tell whether the Hub answers within `WAIT` seconds, whatever it answers."""
     from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
     answered = threading.Event()
 

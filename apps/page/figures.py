@@ -35,11 +35,16 @@ def colours(names: Sequence[str], palette: Sequence[str] = SERIES) -> alt.Scale:
     return alt.Scale(domain=list(names), range=[palette[i % len(palette)] for i in range(len(names))])
 
 
+def key(columns: int) -> alt.Legend:
+    """Return a legend above the chart that can be read from where the chart can."""
+    return alt.Legend(orient="top", columns=columns, labelLimit=180, labelFontSize=13, symbolSize=120)
+
+
 def stacked(rows: Rows, x: alt.X, y: alt.Y, names: list[str], palette: Sequence[str] = SERIES) -> alt.Chart:
     """Draw bars of "amount" stacked by "part", `names` from the axis on."""
     order = {name: place for place, name in enumerate(names)}
     narrow = max(map(len, names)) > 12  # long names would be cut on a phone
-    legend = alt.Legend(orient="top", columns=2 if narrow else 3, labelLimit=160)
+    legend = key(columns=2 if narrow else 3)
     present = [name for name in names if any(row["part"] == name for row in rows)]
     inks = [palette[order[name] % len(palette)] for name in present]
     kinds = {key: "N" if isinstance(value, str) else "Q" for key, value in rows[0].items()}

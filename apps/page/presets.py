@@ -24,9 +24,13 @@ def choice(chosen: Callable[[], None]) -> None:
         chosen()
 
     st.selectbox(
-        "Start from", [*groups, LINE], key="group", format_func=lambda name: groups.get(name, name).split(",")[0], on_change=first,
+        "Start from",
+        [*groups, LINE],
+        key="group",
+        format_func=lambda name: groups.get(name, name).split(",")[0],  # the rest is cut off in a side bar
+        on_change=first,
         help="Everything below can be changed.",
-    )  # fmt: skip
+    )
     if state.group == LINE:
         st.text_input("Policy", key="line", placeholder="fastv:keep_ratio=0.1,layer=4", on_change=chosen,
                       help=f"{POLICY_LINE[0].upper()}{POLICY_LINE[1:]}, or a policy as JSON.")  # fmt: skip

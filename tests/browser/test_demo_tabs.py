@@ -146,12 +146,14 @@ def test_a_sweep_compares_with_the_controls_and_says_what_it_is_worth():
     test = fine(test.multiselect[0].set_value([0.25, 0.5]).run())
     test = pressed(test, "Run 7 variants")
     assert charts(test) == 2
+    assert "Medians of 3 runs of each, in turn" in said(test)
+    assert [button.proto.label for button in test.get("download_button")] == ["CSV", "SVG"]
     (table,) = test.dataframe
     assert list(table.value["method"]) == ["dense", *["fastv, layer 2", "random", "uniform"] * 2]
     assert list(table.value["kept"]) == pytest.approx([1, *[0.25] * 3, *[0.5] * 3])
     again = next(button for button in test.button if button.label == "Run again")
     test = fine(again.click().run())
-    assert any(button.label == "Run 7 variants" for button in test.button)
+    assert any(button.label == "Run 7 variants, 3 times each" for button in test.button)
 
 
 def test_a_sweep_of_clicks_is_marked_by_pixels():
@@ -162,12 +164,15 @@ def test_a_sweep_of_clicks_is_marked_by_pixels():
     swept = pareto.measure(loaded().model, loaded().processor, request, contest, (0.1, 0.5), lambda *_: None)
     size = request.images[0].size
     assert swept.off[0] == 0
+    assert swept.mark == "pixels between the clicks"
+    assert {point.repeats for point in swept.points} == {3}
     for point, off in zip(swept.points, swept.off, strict=True):
         reach = REACH * math.hypot(*size)
         assert point.agreement == pytest.approx(0 if off is None else max(0, 1 - off / reach))
     unclicked = replace(request, task="answer")
     swept = pareto.measure(loaded().model, loaded().processor, unclicked, contest, (0.5,), lambda *_: None)
     assert swept.off == [None] * 2
+    assert swept.mark in ("ANLS", "exact match")
 
 
 def test_a_stopped_sweep_keeps_what_it_has():

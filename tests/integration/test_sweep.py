@@ -58,6 +58,23 @@ def test_it_stops_and_keeps_what_was_whole(asked):
     assert sweep(model, inputs, METHODS, (0.5,), stop=lambda: True) == []
 
 
+def test_rounds_go_through_all_points_in_turn(asked):
+    """A machine that slows down slows every point; what is stopped in a later round keeps the earlier ones."""
+    model, inputs = asked
+    told: list[tuple[int, int, str]] = []
+    points = sweep(
+        model, inputs, METHODS, (0.5,), max_new_tokens=2, repeats=3, progress=lambda *step: told.append(step)
+    )
+    assert told == [(n, 9, ("dense", "fastv, keep ratio 0.5", "random, keep ratio 0.5")[n % 3]) for n in range(9)]
+    assert [p.repeats for p in points] == [3, 3, 3]
+    stopped = sweep(
+        model, inputs, METHODS, (0.5,), max_new_tokens=2, repeats=3, progress=lambda *step: told.append(step),
+        stop=lambda: told[-1][0] == 4,
+    )  # fmt: skip
+    assert [p.repeats for p in stopped] == [2, 1, 1]
+    assert [p.ids for p in stopped] == [p.ids for p in points]
+
+
 def test_other_budgets_are_the_methods_own():
     assert with_keep_ratio(Random(keep_tokens=7, layer=3), 0.5) == Random(keep_ratio=0.5, layer=3)
     debiased = with_keep_ratio(Debias(FastV(keep_ratio=0.5, layer=4), fit="per_sample"), 0.1)

@@ -45,7 +45,7 @@ def show(run: Run, worker: Worker) -> None:
             "stages, or **attention-25** for one."
         )
         return
-    columns = st.columns(min(len(stages), 2), gap="large")
+    columns = st.columns(2, gap="large")
     for number, stage in enumerate(stages):
         with columns[number % len(columns)]:
             st.markdown(f"**Before layer {stage.layer}** · `{stage.method}` · {stage.before} → {stage.after}")

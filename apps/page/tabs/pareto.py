@@ -19,7 +19,6 @@ from vlmopt.apps.page.models import Progress
 from vlmopt.apps.page.running import Stopped, Worker, place, prepared
 from vlmopt.apps.page.session import current
 from vlmopt.apps.page.state import Request, Run
-from vlmopt.evaluation.report.exports import svg
 from vlmopt.metrics.clicks import Point
 
 RATIOS = [0.05, 0.1, 0.15, 0.25, 0.35, 0.5, 0.75]
@@ -121,7 +120,7 @@ def exports(run: Run, found: Swept) -> None:
     title = f"{run.about.name}: {run.request.question}"[:70]
     files = {
         "CSV": ("sweep.csv", "text/csv", curves.table(found.points, found.answers, found.off, found.mark)),
-        "SVG": ("sweep.svg", "image/svg+xml", svg(curves.drawing(found.points, title))),
+        "SVG": ("sweep.svg", "image/svg+xml", curves.svg(curves.drawing(found.points, title))),
     }
     with st.container(horizontal=True):
         for label, (name, kind, content) in files.items():
@@ -136,7 +135,7 @@ def lines(rows: figures.Rows, names: list[str], y: str, share: bool) -> figures.
     dashes = alt.Scale(domain=names, range=[DASHES.get(name, [1, 0]) for name in names])
     percent, form = alt.Axis(format="%"), ".1%" if share else ".0f"
     up = {"axis": percent, "scale": alt.Scale(domain=[0, 1.05])} if share else {"scale": alt.Scale(zero=True)}
-    legend = alt.Legend(orient="top", columns=2, labelLimit=170)
+    legend = figures.key(columns=2)
     base = figures.chart_of(rows).encode(
         x=alt.X("kept:Q", title="visual tokens kept", axis=percent, scale=alt.Scale(domain=[0, 1.03])),
         y=alt.Y(f"{y}:Q", title=None, **up),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto") -> Loaded:
     if name in bundled():
         model, processor = load_checkpoint(name, dtype=dtype)
         return Loaded(name, model.to(where), processor)
-    download = {} if Path(name).is_dir() else hub.download()
+    download = _download(name)
     config = _config(name, download)
     _check_kind(name, config)
     from transformers import AutoModelForImageTextToText
@@ -73,9 +74,15 @@ def check_device(device: str) -> torch.device:
     return wanted
 
 
-def _config(name: str, download: dict[str, Any]) -> Any:
+def _download(name: str) -> dict[str, Any]:
+    """Return what `from_pretrained` is to be told about the network."""
+    return {} if Path(name).is_dir() else hub.download()
+
+
+def _config(name: str, download: Mapping[str, Any] | None = None) -> Any:
     from transformers import AutoConfig
 
+    download = _download(name) if download is None else download
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=False, **download)  # None asks on stdin
     except FAILURES as error:

@@ -15,7 +15,7 @@ BLUE, ORANGE, GREEN, PURPLE, SKY, RED, GREY = (
 )  # fmt: skip
 FAINT = "#8A8F9866"
 KEPT = "#{:02x}{:02x}{:02x}".format(*ACCENT)  # what was kept has one colour in charts and on images
-SERIES = (BLUE, ORANGE, GREEN, PURPLE, SKY, RED, GREY)
+SERIES = (BLUE, ORANGE, PURPLE, SKY, RED, GREY)  # no green: that is what was kept
 
 Rows: TypeAlias = list[dict[str, Any]]
 Chart: TypeAlias = alt.Chart | alt.LayerChart | alt.FacetChart

@@ -27,7 +27,7 @@ def choice(chosen: Callable[[], None]) -> None:
         "Start from",
         [*groups, LINE],
         key="group",
-        format_func=lambda name: groups.get(name, name).split(",")[0],  # the rest is cut off in a side bar
+        format_func=lambda name: str(groups.get(name, name)).split(",")[0],  # the rest is cut off in a side bar
         on_change=first,
         help="Everything below can be changed.",
     )

@@ -68,7 +68,7 @@ def sides(run: Run) -> None:
     with beside:
         shown = preview(run)
         if shown is not None:
-            maps[0] = shown.maps
+            maps[0] = list(shown.maps)
         frame = video.chosen(run, maps[0])
         legend(run, maps)
         if run.request.task == "click":

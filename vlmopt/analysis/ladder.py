@@ -110,11 +110,11 @@ def at_ratio(policy: Any, ratio: float) -> Policy:
     Raises:
         ValueError: a policy without cuts, or a ratio outside (0, 1].
     """
-    policy = Policy.load(policy)
-    cuts = policy.active
+    own = Policy.load(policy)
+    cuts = own.active
     if not cuts:
         raise ValueError("this policy drops no tokens, so no ratio can be given to it")
-    return replace(policy, prune=(*cuts[:-1], with_keep_ratio(cuts[-1], ratio)))
+    return replace(own, prune=(*cuts[:-1], with_keep_ratio(cuts[-1], ratio)))
 
 
 def climbing(selector: Selector, ratios: Sequence[float], seen: list[Any]) -> Selector:

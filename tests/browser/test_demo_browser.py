@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -75,16 +76,19 @@ def test_from_an_upload_to_the_policy(port: int, browser: Any, tmp_path: Path) -
     page.get_by_role("radio", name="Upload").click()
     page.locator("input[type=file]").set_input_files(file)
     page.get_by_text("Upload an image or a short video.").wait_for(state="detached")
+    assert page.get_by_role("textbox", name="Question").input_value() == "Describe the picture."
     page.get_by_test_id("stBaseButton-primary").click()  # waits until it can be pressed
     page.get_by_role("tab", name="Take away").wait_for()
     kept = page.get_by_text("visual tokens: clear with a green outline")
     assert kept.inner_text().startswith("64 of 256")
 
-    handle = page.get_by_role("slider", name="Retention")
+    handle = page.get_by_role("slider", name="Preview another budget")
     handle.focus()
     for _ in range(5):
         handle.press("ArrowRight")
     page.wait_for_function("document.body.innerText.includes('128 of 256 visual tokens')")
+    page.get_by_text("Answers and figures are for 25 %.").wait_for()
+    page.get_by_role("button", name="Run at 50 %").wait_for()
 
     assert page.get_by_test_id("stException").count() == 0
     for width in (1280, 390):
@@ -107,4 +111,42 @@ def test_from_an_upload_to_the_policy(port: int, browser: Any, tmp_path: Path) -
     taken = json.loads(Path(caught.value.path()).read_text())
     assert vlmopt.Policy.from_dict(taken) == vlmopt.presets()[catalogue.default()]
     assert not trouble
+    context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_one_screen_shows_answers_gains_and_images_and_a_reload_keeps_them(
+    port: int, browser: Any, scheme: str
+) -> None:
+    context = browser.new_context(viewport={"width": 1440, "height": 900}, color_scheme=scheme)
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE)
+    page.goto(f"http://localhost:{port}")
+    run = page.get_by_test_id("stBaseButton-primary")
+    run.click()
+    page.get_by_role("button", name="Stop").wait_for()
+    page.reload()  # in the middle of the run
+    page.get_by_role("tab", name="Budget sweep").wait_for()
+    for _ in range(2):
+        page.get_by_role("tab", name="Budget sweep").wait_for()
+        page.locator("[data-testid=stImage] img").nth(1).wait_for()
+        page.wait_for_timeout(1000)
+        gains = page.locator(".st-key-gains-0 [data-testid=stMetric]")
+        shown = [page.get_by_text("Dense", exact=True), page.get_by_text("(63, 84)", exact=True).nth(0),
+                 page.get_by_text("(63, 84)", exact=True).nth(1), *gains.all(),
+                 *page.locator("[data-testid=stImage] img").all()]  # fmt: skip
+        assert len(shown) >= 3 + 5 + 2
+        for part in shown:
+            box = part.bounding_box()
+            assert box is not None
+            assert 0 <= box["y"]
+            assert box["y"] + box["height"] <= 900
+        words = gains.all_inner_texts()
+        assert "256 → 64" in words[0]
+        assert any(said in words[1] for said in ("× faster", "× slower", "as fast"))
+        assert "MiB" in words[-1]
+        page.reload()
+    ground = page.locator("[data-testid=stApp]").evaluate("e => getComputedStyle(e).backgroundColor")
+    red, green, blue = (int(part) for part in re.findall(r"\d+", ground)[:3])
+    assert (red + green + blue < 3 * 64) == (scheme == "dark")
     context.close()

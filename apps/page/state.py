@@ -47,13 +47,13 @@ class Request:
     source: Source
     policy: vlmopt.Policy
     question: str
-    rival: vlmopt.Policy | None = None  # a second policy, measured in turn with the first
     images: tuple[Image.Image, ...] = ()  # RGB; empty where there is a clip
     clip: Clip | None = None
     task: str = "answer"  # one of TASKS
     max_new_tokens: int = 32
     repeats: int = 1  # measured runs of each variant
     title: str = ""  # of the image, untrusted text
+    rival: vlmopt.Policy | None = None  # a second policy, measured in turn with the first
 
 
 @dataclass(frozen=True)

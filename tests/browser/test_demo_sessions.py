@@ -31,7 +31,9 @@ def reloaded(page: AppTest) -> AppTest:
 
 
 def address(page: AppTest) -> str:
-    (found,) = page.query_params["session"]
+    named = page.query_params["session"]
+    found = named if isinstance(named, str) else named[0]
+    assert found == page.session_state["session"].id
     return found
 
 

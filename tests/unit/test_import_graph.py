@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -59,11 +60,16 @@ def modules() -> dict[str, Path]:
     return found
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imported(name: str, path: Path, known: dict[str, Path]) -> set[str]:
     """Modules of ours that a module imports, anywhere in it, and the packages around them, which run before them."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     found = set(BY_NAME.get(name, ()))
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -82,6 +88,7 @@ def packages_of(name: str) -> set[str]:
     return {".".join(words[:count]) for count in range(1, len(words))}
 
 
+@cache
 def graph() -> dict[str, set[str]]:
     known = modules()
     return {name: imported(name, path, known) for name, path in known.items()}
@@ -94,15 +101,12 @@ def part_of(name: str) -> str | None:
 
 def test_imports_by_name_are_listed() -> None:
     """An `import_module` of a name that is data would hide an arrow from every test below."""
-    known, dynamic = modules(), {"import_module", "__import__"}
+    known, dynamic = modules(), {"import_module", "__import__", "run_module", "run_path"}
     used = {
         name
         for name, path in known.items()
         if part_of(name) is not None
-        and any(
-            getattr(node, "attr", getattr(node, "id", None)) in dynamic
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        )
+        and any(getattr(node, "attr", getattr(node, "id", None)) in dynamic for node in ast.walk(parsed(path)))
     }
     assert used == BY_NAME.keys()
     assert set().union(*BY_NAME.values()) <= known.keys()
@@ -114,7 +118,7 @@ def test_imports_use_installed_names() -> None:
     for name, path in modules().items():
         if part_of(name) is None:
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and not node.level:
                 names = [str(node.module)]

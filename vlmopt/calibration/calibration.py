@@ -28,8 +28,8 @@ NO_LOOK = "sinks were not asked for, so there is no first look; name 'sinks' or 
 class Calibration:
     """Measure what `parts` name; `state()` can be written to a file and given back to go on.
 
-    Attention on tokens that are not sinks can be added up only when the sinks are known, and these are known only after
-    the first look. So the first images are shown twice, and no attention is ever stored.
+    Attention on tokens that are not sinks can be summed only once the sinks are known, which is after the first look.
+    So the first images are shown twice, and no attention is ever stored.
 
     Args:
         model: a loaded vision-language model. hosts: methods whose scores have a trend, for the part "debias".

@@ -149,7 +149,7 @@ def rank_correlation(first: Tensor, second: Tensor) -> float | None:
 
 @dataclass(frozen=True, kw_only=True)
 class RowListener(RowCorrection):
-    """Show attention rows to the sums and edit nothing."""
+    """Add attention rows to the sums and edit nothing."""
 
     name = "calibration of rows"
 
@@ -174,7 +174,7 @@ class RowListener(RowCorrection):
 
 @dataclass(frozen=True, kw_only=True)
 class HeadListener(HeadCorrection):
-    """Show head outputs with and without images to the sums and scale nothing."""
+    """Add head outputs with and without images to the sums and scale nothing."""
 
     name = "calibration of heads"
 

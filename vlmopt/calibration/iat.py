@@ -30,7 +30,7 @@ from .trends import MISSING
 
 @dataclass(frozen=True, kw_only=True)
 class TextListener(RowCorrection):
-    """Write down the mean weight of a generated key, by layer fp32 [B, H] for every pass, and edit nothing."""
+    """Record the mean weight of a generated key in every layer, fp32 [B, H] for each pass, and edit nothing."""
 
     name = "calibration of generated text"
     rows: ClassVar[str] = "last"

@@ -93,7 +93,7 @@ def largest(ratios: Tensor) -> Values:
 
 @dataclass(frozen=True, kw_only=True)
 class SinkListener(RowCorrection):
-    """Show residual streams and attention rows to an `Eye` and edit nothing."""
+    """Hand residual streams and attention rows to an `Eye` and edit nothing."""
 
     name = "sink calibration"
 

@@ -161,9 +161,10 @@ def quantile(ordered: Sequence[float], share: float) -> float:
 def needed(
     kinds: Sequence[Request], rate: float, step: Step, blocks: int, limit: float, *, seed: int = 0
 ) -> tuple[int, Load, float]:
-    """Return the fewest devices whose p95 of the time to the first token stays within `limit` seconds, and their load.
+    """Return the fewest devices that keep the p95 of the time to first token within `limit` seconds, and their load.
 
-    Also the rate at which one device just does. More devices never make it worse, so the number is found by halving.
+    Also return the rate that one device can just sustain. More devices never make it worse: the number is found by
+    bisection.
 
     Raises:
         ValueError: even an idle device is too slow for the limit.

@@ -113,12 +113,12 @@ def resized(image: ImageTokens, selector: Any, merge: int) -> ImageTokens:
 
 
 def runs(total: float, kept: float) -> float:
-    """Return runs of dropped tokens, each of which gets a marker, as if those that stay lay at random."""
+    """Return the expected runs of dropped tokens, each of which gets a marker, if tokens stay at random."""
     return (total - kept) * (kept + 1) / total
 
 
 def notes(policy: Policy, markers: float, assumed: float | None) -> tuple[str, ...]:
-    """Return what of a policy is not in the figures, or only by assumption."""
+    """Return which parts of a policy are not in the figures, or only by assumption."""
     said = []
     if policy.corrections:
         names = ", ".join(correction.name for correction in policy.corrections)

@@ -221,7 +221,7 @@ def cached_prompt(one: Plan, parts: Parts, held: Sequence[float]) -> float:
 def working(one: Plan, parts: Parts, size: int) -> float:
     """Return the bytes that one sample needs while it is read.
 
-    They hold inputs and outputs of the widest block, of tower or decoder.
+    These are the inputs and outputs of the widest block of tower or decoder.
     """
     patches = sum(sum(p.patches) for p in one.images) * one.encoded
     blocks = parts.tower.blocks.values / max(parts.tower.depth, 1)

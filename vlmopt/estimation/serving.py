@@ -23,7 +23,7 @@ LINES = 10_000
 def mix_of(path: str | Path) -> list[dict[str, Any]]:
     """Read a mix of requests, one JSON object a line: image ("WxH"), images, text, new_tokens, each of them optional.
 
-    A line that stands twice is twice as frequent.
+    A line that occurs twice is twice as frequent.
 
     Raises:
         ValueError: a file that cannot be read, a line that is no such object, more than 10 000 lines.

@@ -57,7 +57,7 @@ class Asked:
         return {name: differences(self.images[:count], self.records, name, self.mixed) for name in names}
 
     def ask(self, names: Sequence[str], samples: Sequence[Sample]) -> None:
-        """Answer samples; a candidate that fails on sample after sample is asked no more."""
+        """Answer samples; a candidate that fails on several samples in a row is not asked again."""
         left, start, before = list(names), time.monotonic(), len(self.records)
         if self.team.main:
             print(f"{self.title}: {len(samples)} questions, {said(left)}", flush=True)

@@ -1,4 +1,4 @@
-"""What can be said for sure about a mean difference from dense, and how many images it takes to say it.
+"""What is certain about a mean difference from dense, and how many images it takes to know it.
 
 A difference is the mark of a policy less that of dense, mean over the questions about one image: -1 to 1, and images
 are drawn alike. Bounds are one-sided.
@@ -84,7 +84,7 @@ def upper_bound(differences: np.ndarray, confidence: float) -> float:
 
 
 def needed(discordance: float, budget: float, confidence: float) -> int:
-    """Return the images that confirm a policy without a loss in four of five cases.
+    """Return how many images confirm, in four of five cases, a policy that loses nothing.
 
     Args:
         discordance: mean square of the differences; with one question per image, the share answered differently.
@@ -95,7 +95,7 @@ def needed(discordance: float, budget: float, confidence: float) -> int:
 
 
 def fewest(budget: float, confidence: float) -> int:
-    """Return the images without which even a policy that changes no answer cannot be confirmed.
+    """Return how many images it takes to confirm a policy that changes no answer.
 
     Raises:
         ValueError: a budget of 0, which no number of images confirms.

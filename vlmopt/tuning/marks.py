@@ -1,4 +1,4 @@
-"""What an answer is worth beside the dense one: right or wrong where that is known, else the same or not."""
+"""Mark an answer beside the dense one: right or wrong where that is known, else whether it is the same."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def overlap(answer: str, dense: str) -> float:
 def differences(images: Sequence[Image], answers: Answers, policy: str, mixed: bool) -> Marks:
     """Return mark -> differences of a policy from dense, one per image: the mean over the questions about it.
 
-    Every image counts once, however many questions there are about it. One that has no share in a mark, or that some
-    answer is missing of, is left out.
+    Every image counts once, however many questions there are about it. An image is left out of a mark that none of its
+    questions has, and wherever an answer about it is missing.
     """
     found: dict[str, list[float]] = {}
     for image in images:

@@ -86,7 +86,7 @@ def entry(
     name: str, search: Search, ran: Race, costs: Mapping[str, Cost], finalists: Sequence[str],
     tested: Mapping[str, tuple[Marks, bool]],
 ) -> Tried:  # fmt: skip
-    """Return the account of a candidate, with why it is not what came out."""
+    """Return what is known of a candidate, and why it was not chosen."""
     confidence = search.wanted.rules.confidence
     seen = Seen.of(ran.marks[name], confidence) if ran.marks.get(name) else None
     held = Seen.of(tested[name][0], confidence) if name in tested else None
@@ -108,7 +108,7 @@ def entry(
 
 
 def promise(search: Search, name: str, confirmed: bool, held: Seen | None, costs: Mapping[str, Cost]) -> str:
-    """Say in a sentence or two what is sure."""
+    """Say in a sentence or two what is certain."""
     rules, objective = search.wanted.rules, search.wanted.objective
     if held is None:
         return (
@@ -126,7 +126,7 @@ def promise(search: Search, name: str, confirmed: bool, held: Seen | None, costs
 
 
 def notes(search: Search, name: str, tested: Mapping[str, tuple[Marks, bool]], kinds: Mapping[str, Any]) -> list[str]:
-    """Say what a reader should know beside the promise."""
+    """Return what a reader should know besides the promise."""
     told, rules = [], search.wanted.rules
     if AGREEMENT in search.kinds:
         told.append(f"{'some of the' if search.mixed else 'the'} quality is {LOYALTY}")

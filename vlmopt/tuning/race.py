@@ -31,11 +31,11 @@ def race(
 ) -> Race:
     """Show every candidate more and more images, and drop those that surely lose more than the budget.
 
-    What is merely dominated stays: on few images many candidates are equal by chance, and the slow and safe ones among
-    them are those that can be confirmed.
+    Candidates that are merely dominated stay: on few images many are equal by chance, and the slow and safe ones are
+    those that can be confirmed.
 
     Args:
-        chains: candidates from gentle to harsh; one that is out takes the harsher ones of its chain along, unasked.
+        chains: candidates from gentle to harsh; if one is out, so are the harsher ones of its chain, unasked.
         ask: answers on the first so many images of the search part.
         images: of the search part.
         fits: whether another look may be taken.
@@ -75,7 +75,7 @@ def lost(marks: Marks, rules: Rules) -> bool:
 
 
 def promising(found: Race, rules: Rules) -> list[str]:
-    """Return who lost at most half the budget: the other half pays for having picked the lucky ones."""
+    """Return the candidates that lost at most half the budget; the other half allows for having picked lucky ones."""
     names = [name for name in found.marks if name not in found.dropped]
     return [name for name in names if loss(found.marks[name]) <= rules.budget / 2]
 
@@ -83,9 +83,9 @@ def promising(found: Race, rules: Rules) -> list[str]:
 def shortlist(losses: Mapping[str, float], costs: Mapping[str, Cost], rules: Rules) -> list[str]:
     """Return the finalists from slow to fast, evenly spread over those that are cheaper than dense.
 
-    Of candidates whose costs cannot be told apart, the one that lost least stands for the others. Who is slower and
-    lost more stays: which of two lost less on the search part is largely chance, and without the slow ones nothing
-    would be confirmed half of the time.
+    Of candidates whose costs cannot be told apart, the one that lost least stands for the others. Candidates that are
+    slower and lost more stay: which of two lost less on the search part is largely chance, and without the slow ones
+    nothing would be confirmed half of the time.
     """
     stay: list[str] = []
     for name in sorted(losses, key=lambda name: (losses[name], costs[name].ratio, name)):
@@ -106,7 +106,7 @@ def confirm(finalists: Sequence[str], ask: Ask, rules: Rules, images: int) -> di
     "Multiple comparisons in drug clinical trials and preclinical assays: a-priori ordered hypotheses", 1995).
 
     Returns:
-        Who was tested -> its differences, and whether it holds the budget in every mark.
+        Tested candidate -> its differences, and whether it holds the budget in every mark.
     """
     tested: dict[str, tuple[Marks, bool]] = {}
     for name in finalists:

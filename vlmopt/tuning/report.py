@@ -79,7 +79,7 @@ def sign(front: Front, policy: str) -> Scene:
 
 
 def standing(one: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Sort finalists first, then who has a cost, then by loss; who was not asked comes last."""
+    """Return a sort key: finalists first, then candidates with a cost, then by loss; those not asked come last."""
     seen, cost = one["selected_on"], one["cost"]
     return (
         one["holdout"] is None,

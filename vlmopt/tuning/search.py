@@ -1,4 +1,4 @@
-"""What a search has at hand in every step."""
+"""What every step of a search works with."""
 
 from __future__ import annotations
 

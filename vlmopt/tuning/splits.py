@@ -1,4 +1,4 @@
-"""Deal images to the search and to the hold-out: whole, in the same mixture, copies of one image to one side."""
+"""Divide images between search and hold-out: in the same mixture, all questions and copies of an image on one side."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHARE = 3  # one image of so many goes to the search part
 
 @dataclass(frozen=True)
 class Split:
-    """The two parts; whoever looks at the hold-out to choose a policy breaks what it is for."""
+    """The two parts. A hold-out that is looked at to choose a policy no longer confirms anything."""
 
     search: tuple[Image, ...]
     holdout: tuple[Image, ...]
@@ -85,7 +85,7 @@ def strata(images: Sequence[Image]) -> dict[tuple[str, str], list[Image]]:
 
 
 def mixed(images: Sequence[Image], draw: random.Random) -> tuple[Image, ...]:
-    """Put images in an order of which every beginning has about the same mixture of kinds and categories."""
+    """Order images so that every prefix has about the same mixture of kinds and categories."""
     placed: list[tuple[float, str, Image]] = []
     for stratum in strata(images).values():
         shift = draw.random()

@@ -1,4 +1,4 @@
-"""What a user wants of a search, and the refusal of what the data cannot answer."""
+"""What a user asks of a search, and the refusal where the data is too small to answer."""
 
 from __future__ import annotations
 

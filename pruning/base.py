@@ -91,13 +91,12 @@ class Selector(Configured, ABC):
             raise ValueError(f"{self.label}: marker_from={self.marker_from!r} is of use with marker='trained' only")
         if self.marker == "trained" and self.layer > 0:
             raise ValueError(
-                f"{self.label}: marker='trained' before layer {self.layer} cannot be used: the embedding was trained "
-                "as an input of the LLM, for layer 0; use marker='mean' or 'last'"
+                f"{self.label}: marker='trained' is an input of the LLM, trained for layer 0, got layer={self.layer}; "
+                "use marker='mean' or 'last'"
             )
         if self.marker == "trained" and not self.marker_source:
             raise ValueError(
-                f"{self.label}: marker='trained' needs marker_from: a bundled checkpoint, a directory or a Hub id with "
-                "a FocusUI scorer"
+                f"{self.label}: marker='trained' needs marker_from: a checkpoint's name, a directory or a Hub id"
             )
 
     @property
@@ -171,6 +170,9 @@ class Selector(Configured, ABC):
 
     def check_model(self, model: Mapping[str, Any]) -> None:
         """Raise `ValueError` if measured numbers do not belong to this model (model_type, hidden_size, layers, ...)."""
+
+    def check_projector(self, mlp: bool, differentiable: bool) -> None:
+        """Raise `ValueError` if a projector without one hidden layer (not `mlp`), or without derivatives, won't do."""
 
     def budget(self, total: int) -> int:
         """Return how many tokens stay out of `total` original ones."""

@@ -78,6 +78,19 @@ class ZeroOrder(Renumbered, Selector):
                 f"{self.label}: paper_compat means finite_difference, got estimator={self.estimator!r}; leave one out"
             )
 
+    def check_projector(self, mlp: bool, differentiable: bool) -> None:
+        if not mlp and (self.estimator in ("closed_form", "frobenius") or self.rank is not None):
+            asked = f"rank={self.rank}" if self.rank is not None else f"estimator={self.estimator!r}"
+            raise ValueError(
+                f"{self.label}: {asked} needs a projector that is an MLP with one hidden layer, and this model's is "
+                "not; use estimator='jvp' or 'finite_difference' without rank"
+            )
+        if self.estimator == "jvp" and not (mlp or differentiable):
+            raise ValueError(
+                f"{self.label}: estimator='jvp' needs derivatives, which the quantised weights of this projector have "
+                "not; use estimator='finite_difference' or leave the projector unquantised"
+            )
+
     def budget(self, total: int) -> int:
         if self.paper_compat and self.keep_ratio is not None:
             return max(int(self.keep_ratio * total), 1)
@@ -104,28 +117,13 @@ class ZeroOrder(Renumbered, Selector):
         return Selection(keep, scores, {"constant_sensitivity": flat})
 
     def sensitivity(self, tokens: VisualTokens) -> Tensor:
-        """Return the sensitivity of each token by itself, fp32 [n] >= 0.
-
-        Raises:
-            ValueError: closed_form, frobenius or rank where the projector is not an MLP with one hidden layer.
-        """
+        """Return the sensitivity of each token by itself, fp32 [n] >= 0; raise `ValueError` as `check_projector`."""
         call: ProjectorCall = tokens.signals[Projector()]
         layers, estimator = call.layers, self.estimator
-        if layers is None and (estimator in ("closed_form", "frobenius") or self.rank is not None):
-            asked = f"rank={self.rank}" if self.rank is not None else f"estimator={estimator!r}"
-            raise ValueError(
-                f"{self.label}: {asked} needs a projector that is an MLP with one hidden layer, and this model's is "
-                "not; use estimator='jvp' or 'finite_difference' without rank"
-            )
-        smooth = layers is not None or call.differentiable
+        self.check_projector(layers is not None, call.differentiable)
         if estimator == "auto":
-            by_steps = self.paper_compat or not smooth
+            by_steps = self.paper_compat or (layers is None and not call.differentiable)
             estimator = "finite_difference" if by_steps else "jvp" if layers is None else "frobenius"
-        if estimator == "jvp" and not smooth:
-            raise ValueError(
-                f"{self.label}: estimator='jvp' needs derivatives, which the quantised weights of this projector have "
-                "not; use estimator='finite_difference' or leave the projector unquantised"
-            )
         inputs = call.inputs.float()
         p = inputs.shape[1]
         function: Callable[[Tensor], Tensor]

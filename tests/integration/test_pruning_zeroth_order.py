@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 
@@ -9,7 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+import vlmopt
+from tests.support.families import FAMILIES
 from tests.support.projectors import example, projector, random, scored, tokens_with
+from tests.support.snapshot import differences, snapshot
 from vlmopt.pruning import Projector, ProjectorCall, VisualEmbeds
 from vlmopt.pruning.greedy import farthest
 from vlmopt.pruning.sensitivity import directions, finite_difference
@@ -122,6 +126,19 @@ def test_other_projectors_have_no_closed_form():
         with pytest.raises(ValueError, match=r"zeroth_order: \w+=.*one hidden layer.*jvp"):
             ZeroOrder(keep_tokens=3, **settings).select(tokens)
     assert len(ZeroOrder(keep_tokens=3).select(tokens).keep) == 3
+
+
+@pytest.mark.parametrize("settings", [{"estimator": "closed_form"}, {"estimator": "frobenius"}, {"rank": 3}], ids=str)
+def test_what_the_projector_of_a_model_does_not_allow_is_refused_before_anything_changes(settings):
+    model = copy.deepcopy(FAMILIES["llava"].build())
+    model.model.multi_modal_projector.act = nn.Sequential(nn.Linear(64, 64), nn.GELU())
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r"zeroth_order: \w+=.*one hidden layer.*jvp"):
+        vlmopt.optimize(model, ZeroOrder(keep_ratio=0.5, **settings))
+    assert differences(before, snapshot(model)) == []
+    vlmopt.optimize(model, ZeroOrder(keep_ratio=0.5, combine="diversity", **settings))  # reads no projector
+    for estimator in ("auto", "jvp", "finite_difference"):
+        vlmopt.optimize(model, ZeroOrder(keep_ratio=0.5, estimator=estimator))
 
 
 def test_scores_that_are_not_finite_are_refused():

@@ -84,11 +84,8 @@ def test_derivatives_are_refused_where_there_are_none() -> None:
     model = quantised(copy.deepcopy(LLAVA.build()))
     model.model.multi_modal_projector.act = nn.Sequential(nn.Linear(64, 64), nn.GELU())
     batch = LLAVA.inputs([[5, Image(0), 7]])
-    with (
-        vlmopt.optimized(model, ZeroOrder(keep_ratio=0.5, estimator="jvp")),
-        pytest.raises(ValueError, match=r"quantised weights.*finite_difference"),
-    ):
-        forward(model, batch)
+    with pytest.raises(ValueError, match=r"quantised weights.*finite_difference"):
+        vlmopt.optimize(model, ZeroOrder(keep_ratio=0.5, estimator="jvp"))
     with vlmopt.optimized(model, ZeroOrder(keep_ratio=0.5)):
         assert sum(sum(row) for row in kept(model, batch)) == 8
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlmopt.pruning import Selector
 from vlmopt.pruning.signals import Projector, ProjectorCall, TwoLayers, VisionAttention
 
 from ...families import family_of
@@ -91,24 +92,38 @@ def two_layers(module: nn.Module, rows: Tensor, expected: Tensor) -> TwoLayers |
         rows: [k, p, d_v], patches as they enter.
         expected: [k, d], what the module makes of them.
     """
-    parts = [m for m in module.modules() if not list(m.children())]
-    linears = [m for m in parts if isinstance(m, nn.Linear)]
-    norms = [m for m in parts if m not in linears and any(True for _ in m.parameters())]
-    activations = [m for m in parts if m not in linears and m not in norms and "gelu" in type(m).__name__.lower()]
-    if len(linears) != 2 or len(norms) > 1 or len(activations) != 1:
+    parts = mlp_parts(module)
+    if parts is None:
         return None
-    norm = resident(norms[0]) if norms else None
-    if norm is not None and not (isinstance(norm, NORMS) or hasattr(norm, "variance_epsilon")):
-        return None
+    norm, linears, activation = parts
+    norm = None if norm is None else resident(norm)
     width = rows.shape[-1] if norm is None else next(norm.parameters()).shape[-1]
     first, second = (plain(resident(linear), rows) for linear in linears)
-    found = TwoLayers(norm, width == rows.shape[-1], first, activations[0], second)
+    found = TwoLayers(norm, width == rows.shape[-1], first, activation, second)
     try:
         x = rows.flatten(1) if norm is None else norm(rows if found.per_patch else rows.flatten(1)).flatten(1)
         got = found.second(found.gelu(found.first(x)))
     except RuntimeError:  # shapes of another form
         return None
     return found if got.shape == expected.shape and torch.allclose(got, expected, rtol=1e-2, atol=1e-3) else None
+
+
+def mlp_parts(module: nn.Module) -> tuple[nn.Module | None, list[nn.Linear], nn.Module] | None:
+    """Return norm, linear layers and activation of what may be an MLP with one hidden layer; None where it is none."""
+    parts = [m for m in module.modules() if not list(m.children())]
+    linears = [m for m in parts if isinstance(m, nn.Linear)]
+    norms = [m for m in parts if m not in linears and any(True for _ in m.parameters())]
+    activations = [m for m in parts if m not in linears and m not in norms and "gelu" in type(m).__name__.lower()]
+    if len(linears) != 2 or len(norms) > 1 or len(activations) != 1:
+        return None
+    if norms and not (isinstance(norms[0], NORMS) or hasattr(norms[0], "variance_epsilon")):
+        return None
+    return norms[0] if norms else None, linears, activations[0]
+
+
+def differentiable(module: nn.Module) -> bool:
+    """Return whether all linear layers of a module have derivatives."""
+    return all(is_plain(m) for m in module.modules() if isinstance(m, nn.Linear))
 
 
 def is_plain(linear: nn.Linear) -> bool:
@@ -161,6 +176,12 @@ class OfRows(Capture[Need]):
 class ProjectorCapture(OfRows[Projector]):
     """Capture `Projector`."""
 
+    def check(self, model: Any, structure: ModelStructure, method: Method, need: Projector) -> None:
+        super().check(model, structure, method, need)
+        module = part(structure.outer, family_of(model.config).projector)
+        if isinstance(method, Selector):
+            method.check_projector(mlp_parts(module) is not None, differentiable(module))
+
     def read(self, need: Projector, at: Place) -> ProjectorCall:
         encoded, session = at.step.call.features.slot(Encoded), at.session
         module = part(session.structure.outer, session.family.projector)
@@ -171,8 +192,7 @@ class ProjectorCapture(OfRows[Projector]):
             return out
 
         layers = session.slot(ProjectorLayers).of(module, grouped)
-        smooth = all(is_plain(m) for m in module.modules() if isinstance(m, nn.Linear))
-        return ProjectorCall(of_tokens(at, grouped, float("nan")), function, layers, smooth)
+        return ProjectorCall(of_tokens(at, grouped, float("nan")), function, layers, differentiable(module))
 
 
 def patch_rows(step: PromptStep, context: VisualContext) -> Tensor:

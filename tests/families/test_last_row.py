@@ -27,6 +27,7 @@ from tests.support.mechanism import (
 from tests.support.reference import Removal, Stage
 from tests.support.replay import Replay, ending_in_images, recording, replayed
 from tests.support.selectors import SETTINGS, works_on
+from vlmopt.attention_fix import ImageBoost
 from vlmopt.families import families
 from vlmopt.pruning import FastV, FocusUI, PixelRedundancy, Random, Selector, SparseVLM
 
@@ -236,10 +237,13 @@ def test_behind_a_cut_before_the_tower(name, second, monkeypatch):
         assert report.samples[row]["visual_tokens_kept"] <= max(second.budget(total), 1)
 
 
-@pytest.mark.skipif(
+in_chunks = pytest.mark.skipif(
     not hasattr(FAMILIES["llava"].model_class, "_prepare_multimodal_encoder_kwargs_for_generation"),
     reason="this release cannot prefill prompts with images in chunks",
 )
+
+
+@in_chunks
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "llava", "smolvlm", "gemma3"])
 def test_a_prompt_in_chunks(name):
     """Each chunk is cut by itself; of all that end in an image, the last alone holds its last row."""
@@ -260,6 +264,22 @@ def test_a_prompt_in_chunks(name):
     expected = reference.generate(batch(), **settings)
     assert torch.equal(out.sequences, expected.sequences)
     assert gap(torch.stack(out.logits, 1), torch.stack(expected.logits, 1)) < TOLERANCE
+
+
+@in_chunks
+@pytest.mark.parametrize("rest", [0, 1])
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "llava"])
+def test_a_chunk_of_one_row_shows_its_image(name, rest):
+    """The last chunk, or every one: what acts on visual tokens acts as on the whole prompt."""
+    family = FAMILIES[name]
+    batch = ending_in_images(family, ((5, Image(0), 4, Image(1)),), (0,))
+    settings = {"max_new_tokens": 3, **GREEDY, **LOGITS}
+    with vlmopt.optimized(copy.deepcopy(family.build("sdpa")), ImageBoost(layers="1:")) as model:
+        whole = model.generate(**batch(), **settings)
+        chunks = model.generate(**batch(), prefill_chunk_size=batch.ids.shape[1] - 1 if rest else 1, **settings)
+        (sample,) = vlmopt.report(model).samples
+    assert gap(torch.stack(whole.logits), torch.stack(chunks.logits)) < TOLERANCE
+    assert sample["visual_tokens"] == int(batch.total[0])
 
 
 @pytest.mark.parametrize("method", [Random(keep_tokens=1), FastV(keep_tokens=2, layer=3, positions="pospad")])

@@ -22,7 +22,7 @@ def build_context(
 ) -> VisualContext | None:
     """Return the visual context of this chunk, None when the call brings no visual tokens."""
     ids = arguments.input_ids
-    if not arguments.pixels or ids is None or ids.shape[1] != length or length == 1:
+    if not arguments.pixels or ids is None or ids.shape[1] != length:
         return None
     modality_of = session.structure.visual_ids
     visual = any_of(ids, modality_of)

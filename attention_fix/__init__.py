@@ -15,6 +15,7 @@ from .base import (
     register,
     registry,
 )
+from .contrast import contrast, exclude
 from .correct_rows import correct_rows
 from .generated_text import GeneratedText
 from .guidance import guide
@@ -53,7 +54,9 @@ __all__ = [
     "VisionHeads",
     "VisualSink",
     "attention_rows",
+    "contrast",
     "correct_rows",
+    "exclude",
     "guide",
     "register",
     "registry",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from vlmopt.core import setting
+
+from .contrast import contrast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +30,8 @@ class Guided:
 def guide(with_image: Tensor, without: Tensor, gamma: float, cutoff: float = 0.1) -> Tensor:
     """Return gamma (s - u) + u, where s and u are log-probabilities with and without the images.
 
-    Paying More Attention to Image (arXiv 2407.21771). Tokens with s < ln(cutoff) + max s become -inf; the likeliest
-    with images always stays.
+    Paying More Attention to Image (arXiv 2407.21771): `contrast` with alpha = gamma - 1. Tokens with
+    s < ln(cutoff) + max s become -inf; the likeliest with images always stays.
 
     Args:
         with_image: logits [..., V], -inf for tokens that are excluded already. without: finite logits [..., V].
@@ -40,8 +41,4 @@ def guide(with_image: Tensor, without: Tensor, gamma: float, cutoff: float = 0.1
         fp32 [..., V], not normalised.
     """
     s = with_image.float().log_softmax(-1)
-    if gamma == 1:
-        return s
-    u = without.float().log_softmax(-1)
-    floor = s.amax(-1, keepdim=True) + (math.log(cutoff) if cutoff else -math.inf)
-    return (gamma * (s - u) + u).masked_fill(s < floor, -math.inf)
+    return s if gamma == 1 else contrast(s, without.float().log_softmax(-1), gamma - 1, cutoff)

@@ -35,6 +35,7 @@ class Selector(Configured, ABC):
     query_aware: ClassVar[bool] = False  # the choice depends on the question, so a pruned cache is bound to it
     adaptive: ClassVar[bool] = False  # the method itself decides how many stay; the budget is only a ceiling
     resizes_pixels: ClassVar[bool] = False
+    merges: ClassVar[bool] = False  # writes new embeddings into tokens that stay, by its `written`
     before_tower: ClassVar[bool] = False  # chooses what the tower encodes; another selector may follow at layer 0
 
     keep_ratio: float | None = setting(

@@ -35,6 +35,7 @@ class FastVID(Selector):
     """
 
     reads = "vision attention"
+    merges = True
 
     layer: int = setting(0, "Always 0: tokens leave before the LLM.", "int", min=0, max=0)
     segment: str = setting("image", "Always image: the method itself shares among frames.", "str", choices=("image",))

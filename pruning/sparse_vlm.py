@@ -38,6 +38,7 @@ class SparseVLM(Renumbered, Progressive):
     """
 
     reads = "attention"
+    merges = True
     query_aware = True
     trend = True
 

@@ -31,6 +31,7 @@ class VisionZip(Renumbered, ScoreSelector):
     """
 
     reads = "vision attention"
+    merges = True
 
     layer: int = setting(0, "Always 0: tokens leave before the LLM.", "int", min=0, max=0)
     tower_layer: int = setting(

@@ -6,7 +6,6 @@ The command line refuses a misspelt setting by them, without torch. A test compa
 from __future__ import annotations
 
 import json
-from dataclasses import fields
 from pathlib import Path
 
 from vlmopt import methods
@@ -17,7 +16,7 @@ STORED = Path(__file__).parents[1] / "vlmopt/policy/settings.json"
 def found() -> dict[str, list[str]]:
     """Return the names of the settings of every method of this package."""
     own = {name: cls for name, cls in methods.registered().items() if cls.__module__.startswith("vlmopt.")}
-    return {name: [f.name for f in fields(cls) if f.init] for name, cls in sorted(own.items())}
+    return {name: [f.name for f in methods.stored(cls)] for name, cls in sorted(own.items())}
 
 
 if __name__ == "__main__":

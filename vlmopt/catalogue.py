@@ -19,6 +19,7 @@ KINDS = {
     "correction": "vlmopt.attention_fix",
     "pattern": "vlmopt.kernels.patterns",
     "eviction": "vlmopt.kv",
+    "decoding": "vlmopt.decoding",
 }
 
 

@@ -1,4 +1,4 @@
-"""Find methods by name: selectors, corrections, patterns, evictions, and those of other packages.
+"""Find methods by name: selectors, corrections, patterns, evictions, decoding, and those of other packages.
 
 A package adds a method by an entry point in the group "vlmopt.methods" whose name is the method's registered name and
 whose object is the class. Entry points are loaded when their method is asked for, never at import; a name found in a
@@ -19,14 +19,15 @@ from vlmopt.attention_fix import Correction
 from vlmopt.core import check_depth, near, shown, unknown, unknown_setting
 from vlmopt.pruning import Selector
 
-from . import kv
+from . import decoding, kv
 from .catalogue import PLUGINS
+from .decoding import Decoding
 from .kernels import patterns
 from .kernels.patterns import Pattern
 from .kv import Eviction
 
-Method: TypeAlias = Selector | Correction | Pattern | Eviction
-BASES = (Selector, Correction, Pattern, Eviction)
+Method: TypeAlias = Selector | Correction | Pattern | Eviction | Decoding
+BASES = (Selector, Correction, Pattern, Eviction, Decoding)
 
 
 def methods() -> dict[str, type[Method]]:
@@ -71,7 +72,7 @@ def build(data: Any) -> Method:
         slip = next((f": {shown(key)}{hint}" for key in data if (hint := near(str(key), ["method"]))), "")
         raise ValueError(f"'method' is missing in {shown(dict(data))}{slip}; give the name of a method, e.g. 'uniform'")
     cls = find(data["method"])
-    names = [f.name for f in fields(cls) if f.init]
+    names = [f.name for f in stored(cls)]
     for key in data:
         if key != "method" and key not in names:
             raise ValueError(unknown_setting(cls.name, key, names))
@@ -83,8 +84,8 @@ def build(data: Any) -> Method:
 
 def to_dict(method: Method) -> dict[str, Any]:
     """Return the JSON-ready dict form of a method, with the settings that differ from their defaults only."""
-    settings = {f.name: getattr(method, f.name) for f in fields(method) if f.init}
-    default = {f.name: default_of(f) for f in fields(method)}
+    settings = {f.name: getattr(method, f.name) for f in stored(type(method))}
+    default = {f.name: default_of(f) for f in stored(type(method))}
     changed = {name: encoded(value) for name, value in settings.items() if value != default[name]}
     return {"method": method.name, **changed}
 
@@ -92,9 +93,9 @@ def to_dict(method: Method) -> dict[str, Any]:
 def describe() -> list[dict[str, Any]]:
     """Return one entry per method for lists, forms and command lines.
 
-    {"name", "kind": "selector" | "correction" | "pattern" | "eviction", "summary", "paper": arXiv id or None, "reads",
-    "package", "settings": [{"name", "default", "help", "kind", "min", "max", "above", "choices"}, ...]}; bounds where
-    they exist.
+    {"name", "kind": "selector" | "correction" | "pattern" | "eviction" | "decoding", "summary", "paper": arXiv id or
+    None, "reads", "package", "settings": [{"name", "default", "help", "kind", "min", "max", "above", "choices"}, ...]};
+    bounds where they exist.
     """
     return [entry(cls) for cls in methods().values()]
 
@@ -109,7 +110,7 @@ def entry(cls: type[Method]) -> dict[str, Any]:
         "paper": paper.group(1) if paper else None,
         "reads": cls.reads,
         "package": cls.__module__.split(".")[0],
-        "settings": [{"name": f.name, "default": default_of(f), **f.metadata} for f in fields(cls) if f.init],
+        "settings": [{"name": f.name, "default": default_of(f), **f.metadata} for f in stored(cls)],
     }
 
 
@@ -129,6 +130,7 @@ def registered() -> dict[str, type[Method]]:
         attention_fix.registry,
         patterns.registry,
         kv.registry,
+        decoding.registry,
     )
     for kind in kinds:
         for name, cls in kind.items():
@@ -176,8 +178,8 @@ def load(point: EntryPoint) -> type[Method]:
         raise ValueError(f"{origin(point)} cannot be loaded: {type(error).__name__}: {error}") from error
     if not (isinstance(cls, type) and issubclass(cls, BASES)):
         raise ValueError(
-            f"{origin(point)} must name a pruning.Selector, attention_fix.Correction, vlmopt.kernels.Pattern or "
-            f"vlmopt.kv.Eviction class, got {cls!r}"
+            f"{origin(point)} must name a pruning.Selector, attention_fix.Correction, vlmopt.kernels.Pattern, "
+            f"vlmopt.kv.Eviction or vlmopt.decoding.Decoding class, got {cls!r}"
         )
     if registered().get(point.name) is not cls:
         raise ValueError(
@@ -191,6 +193,11 @@ def origin(point: EntryPoint) -> str:
     """Describe an entry point for messages."""
     package = f" of package {point.dist.name}" if point.dist else ""
     return f"method {point.name!r} ({point.value}){package}"
+
+
+def stored(cls: type[Method]) -> list[Field[Any]]:
+    """Return the settings of a method that a file can hold: all but what is `given` in Python alone."""
+    return [f for f in fields(cls) if f.init and not f.metadata.get("given")]
 
 
 def default_of(f: Field[Any]) -> Any:

@@ -20,7 +20,7 @@ from vlmopt.policy.text import summary
 from vlmopt.prefill import SparsePrefill
 
 FIRST = ("keep_ratio", "layer", "layers")  # of the settings that all selectors share, these are shown at once
-SLOT = {"selector": "prune", "correction": "attention", "pattern": "prefill", "eviction": "kv"}
+SLOT = {"selector": "prune", "correction": "attention", "pattern": "prefill", "eviction": "kv", "decoding": "decoding"}
 BESIDE = ("read", "gqa", "tuned")  # of a policy's parts, those that have no widgets: as the line has them
 NONE = "none"
 Fields = dict[str, Any]
@@ -38,7 +38,7 @@ def policy_form(layers: int | None) -> vlmopt.Policy | None:
     if refused := st.session_state.get("refused"):
         st.error(escaped(refused), icon=":material/error:")
         return None
-    data: dict[str, Any] = {"prune": [], "attention": [], "prefill": {}, **st.session_state.beside}
+    data: dict[str, Any] = {"prune": [], "attention": [], "decoding": [], "prefill": {}, **st.session_state.beside}
     for number, entry in list(st.session_state.entries.items()):
         method = known[entry["method"]]
         with st.expander(method["name"], icon=":material/tune:"):
@@ -99,7 +99,7 @@ def filled(policy: vlmopt.Policy) -> None:
     st.session_state.beside = {name: data[name] for name in BESIDE if data.get(name) is not None}
     st.session_state.seed = policy.seed
     st.session_state.entries = {}
-    for one in (*data["prune"], *data["attention"], pattern, data["kv"]):
+    for one in (*data["prune"], *data["attention"], pattern, data["kv"], *data["decoding"]):
         if one:
             append(one)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 import vlmopt
 from tests.support.corrections import TABLE
@@ -14,6 +15,7 @@ from tests.support.untrained import Untrained, marker
 from tests.support.visual import scorer
 from vlmopt import scorers
 from vlmopt.checks import model_facts
+from vlmopt.decoding import registry as steps
 from vlmopt.kernels.patterns import registry as patterns
 from vlmopt.kv import registry as evictions
 from vlmopt.methods import methods
@@ -47,6 +49,9 @@ def policies() -> dict[str, Any]:
         )
     for name, eviction in evictions.items():
         found[name] = lambda eviction=eviction: vlmopt.Policy(kv=eviction(keep_ratio=0.5))
+    given = {"local_contrast": {"mask": torch.ones_like}, "yes_bias": {"ids": (3,)}}
+    for name, step in steps.items():
+        found[name] = lambda step=step, name=name: vlmopt.Policy(decoding=[step(**given.get(name, {}))])
     return found
 
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.support.documents import DOCS, DOCUMENTS, PAGES, ROOT, name_of, text_of
-from tools import correction_pictures, method_pictures, page_diagram
+from tools import correction_pictures, decoding_pictures, method_pictures, page_diagram
 from vlmopt import catalogue, load_checkpoint
 from vlmopt.evaluation.data import Source
 from vlmopt.evaluation.loading import load_data
@@ -23,8 +23,16 @@ from vlmopt.methods import describe, find
 from vlmopt.pruning import UIGraph
 
 ROWS = {row["name"]: row for row in describe() if row["name"] in {entry.name for entry in catalogue.built_in()}}
-PUBLIC = ("vlmopt", "vlmopt.pruning", "vlmopt.attention_fix", "vlmopt.kernels.patterns", "vlmopt.kv", "vlmopt.policy",
-          "vlmopt.calibration")  # fmt: skip
+PUBLIC = (
+    "vlmopt",
+    "vlmopt.pruning",
+    "vlmopt.attention_fix",
+    "vlmopt.kernels.patterns",
+    "vlmopt.kv",
+    "vlmopt.decoding",
+    "vlmopt.policy",
+    "vlmopt.calibration",
+)
 LARGEST = 40 * 1024  # bytes of a method's image
 CODE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
@@ -206,6 +214,7 @@ def test_the_menu_names_every_page() -> None:
 def test_images_can_be_drawn_again() -> None:
     """Every pattern has its planted head, and what is drawn has the form of what the pages show."""
     assert set(method_pictures.PATTERNS) == {name for name, row in ROWS.items() if row["kind"] == "pattern"}
+    assert set(decoding_pictures.STEPS) == {name for name, row in ROWS.items() if row["kind"] == "decoding"}
     selector = method_pictures.draw_selector(*load_checkpoint("tiny-qwen"), UIGraph(keep_ratio=0.25))
     pattern = method_pictures.draw_pattern(*method_pictures.PATTERNS["a_shape"])
     eviction = method_pictures.draw_eviction(*load_checkpoint("tiny-qwen"), KeyDiff(keep_ratio=0.25))
@@ -213,6 +222,7 @@ def test_images_can_be_drawn_again() -> None:
     rows, heads = (correction_pictures.draw(name, *llava) for name in ("image_boost", "vision_heads"))
     drawings = {"selectors/ui_graph": selector, "patterns/a_shape": pattern, "evictions/key_diff": eviction}
     drawings |= {"corrections/image_boost": rows, "corrections/vision_heads": heads}
+    drawings |= {f"decodings/{name}": decoding_pictures.draw(name) for name in decoding_pictures.STEPS}
     for name, drawn in drawings.items():
         with Image.open(DOCS / "pictures" / f"{name}.png") as shown:
             assert drawn.size == shown.size

@@ -43,6 +43,7 @@ def test_methods_are_counted_right() -> None:
         ("correction", "corrections"),
         ("pattern", "patterns"),
         ("eviction", "evictions"),
+        ("decoding", "steps of decoding"),
     ):
         assert f"**{kinds[kind]} {words}**" in TEXT
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from vlmopt import attention_fix, kv, methods, pruning
+from vlmopt import attention_fix, decoding, kv, methods, pruning
 from vlmopt.kernels import patterns
 from vlmopt.kv.base import LAYER_BUDGETS
 
@@ -28,7 +28,7 @@ def every_row() -> dict[str, list[str]]:
 
 
 def own() -> dict[str, type]:
-    registries = (pruning.registry, attention_fix.registry, patterns.registry, kv.registry)
+    registries = (pruning.registry, attention_fix.registry, patterns.registry, kv.registry, decoding.registry)
     found = {name: cls for registry in registries for name, cls in registry.items()}
     return {name: cls for name, cls in found.items() if cls.__module__.startswith("vlmopt.")}
 

@@ -15,6 +15,7 @@ from tests.support.selectors import SETTINGS
 from vlmopt import attention_fix, methods, pruning
 from vlmopt.attention_fix import Correction
 from vlmopt.core.settings import setting
+from vlmopt.decoding import VCD, LocalContrast, Plausibility
 from vlmopt.kv import SnapKV
 from vlmopt.policy import Policy
 from vlmopt.policy.files import FILE_NAME
@@ -97,7 +98,7 @@ def test_json_holds_only_what_differs_from_the_defaults():
     policy = Policy(prune=[Uniform(keep_ratio=0.25)], seed=3)
     assert policy.to_dict() == {
         "format": 2, "vlmopt": __version__, "prune": [{"method": "uniform", "keep_ratio": 0.25}],
-        "attention": [], "prefill": None, "kv": None, "read": None, "gqa": "auto", "seed": 3,
+        "attention": [], "prefill": None, "kv": None, "read": None, "decoding": [], "gqa": "auto", "seed": 3,
     }  # fmt: skip
     assert json.loads(policy.to_json()) == policy.to_dict()
     assert methods.to_dict(FastV(keep_tokens=4)) == {"method": "fastv", "keep_tokens": 4}
@@ -142,6 +143,41 @@ def test_evictions():
     assert Policy.load(policy.to_dict()) == policy == Policy.load("uniform:keep_ratio=0.5+snap_kv:keep_ratio=0.1")
     assert Policy.load(SnapKV()) == Policy(kv=SnapKV()) == Policy(kv={"method": "snap_kv"})
     assert pickle.loads(pickle.dumps(policy)) == policy
+
+
+def test_steps_of_decoding():
+    policy = Policy.load([VCD(t=900), Uniform(keep_ratio=0.5), Plausibility()])
+    assert policy == Policy(prune=[Uniform(keep_ratio=0.5)], decoding=[VCD(t=900), Plausibility()])
+    assert policy.to_dict()["decoding"] == [{"method": "vcd", "t": 900}, {"method": "plausibility"}]
+    assert Policy.load(policy.to_dict()) == policy == Policy.load("uniform:keep_ratio=0.5+vcd:t=900+plausibility")
+    assert policy.steps == [*policy.decoding]
+    assert Policy(decoding=[VCD(alpha=0)]).steps == []
+    assert not Policy(decoding=[VCD(alpha=0)]).changes
+    masked = LocalContrast(mask=abs)
+    assert Policy(decoding=[masked]).to_dict()["decoding"] == [{"method": "local_contrast"}]
+    with pytest.raises(ValueError, match="mask"):
+        Policy.load({"method": "local_contrast", "mask": 1})
+    with pytest.raises(TypeError, match="decoding may hold Decodings"):
+        Policy(decoding=[Uniform(keep_ratio=0.5)])
+
+
+@pytest.mark.parametrize(
+    ("line", "match"),
+    [
+        ("vcd+blank_contrast", "vcd and blank_contrast are both a kind of contrast"),
+        ("deco+dola", "both a kind of early exit"),
+        ("vcd+vcd", "vcd is given twice"),
+        ("text_contrast+image_boost:gamma=1.1", r"image_boost \(gamma=1.1\) are both a kind of contrast"),
+        ("vcd+key_diff", "vcd and key_diff exclude each other.*take text_contrast"),
+        ("vcd+vision_zip:keep_ratio=0.5", "vision_zip writes merged tokens"),
+        ("blank_contrast+pixel_redundancy", "pixel_redundancy chooses by pixels"),
+    ],
+)
+def test_steps_of_decoding_that_contradict(line, match):
+    with pytest.raises(ValueError, match=match):
+        Policy.load(line)
+    for alone in line.split("+"):
+        Policy.load(alone)
 
 
 def test_files_of_the_format_before_are_read():

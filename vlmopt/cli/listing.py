@@ -18,6 +18,7 @@ TITLES = {
     "correction": "Corrections",
     "pattern": "Patterns of sparse prefill",
     "eviction": "Evictions of keys after the prompt",
+    "decoding": "Steps of decoding",
 }
 
 
@@ -60,7 +61,7 @@ def method_lines() -> list[str]:
     methods = catalogue.built_in()
     for kind, title in TITLES.items():
         names = ", ".join(entry.name for entry in methods if entry.kind == kind)
-        lines += [f"  {title}", *wrapped(names, 4)]
+        lines += wrapped(names, 4, f"  {title}: ")
     return lines
 
 

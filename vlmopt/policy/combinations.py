@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import combinations, pairwise
+from typing import Any
 
 from vlmopt.attention_fix import Correction, RowCorrection
 from vlmopt.pruning import Selector
 
+from ..decoding import Contrast, SeesPixels
 from ..kv import Eviction
 from ..reading import SparseReading
 
@@ -85,4 +87,36 @@ def check_reading(read: SparseReading | None, kv: Eviction | None, attention: Se
             raise ValueError(
                 f"read and {correction.name} exclude each other: the correction computes the rows of generated tokens "
                 "over all keys; leave out one"
+            )
+
+
+def check_decoding(policy: Any) -> None:
+    """Raise `ValueError` for steps of decoding that contradict each other, or what the rest of a `Policy` does."""
+    for first, second in combinations(policy.decoding, 2):
+        if first.name == second.name:
+            raise ValueError(f"{first.name} is given twice; give it once")
+        if first.group and first.group == second.group:
+            raise ValueError(f"{first.name} and {second.name} are both a kind of {first.group}; leave one out")
+    contrasts = [step for step in policy.steps if isinstance(step, Contrast)]
+    guided = [f"{c.name} (gamma={c.gamma})" for c in policy.corrections if getattr(c, "gamma", 1.0) != 1.0]
+    for step in contrasts:
+        if guided:
+            raise ValueError(f"{step.name} and {guided[0]} are both a kind of contrast; give gamma=1, or leave one out")
+        if isinstance(step, SeesPixels):
+            check_second_pixels(step.name, policy)
+
+
+def check_second_pixels(name: str, policy: Any) -> None:
+    """Refuse what would choose anew in a stream that sees other pixels, so that two choices would be contrasted."""
+    if policy.eviction is not None:
+        raise ValueError(
+            f"{name} and {policy.eviction.name} exclude each other: keys would leave the two streams by choices of "
+            "their own; take text_contrast, or leave out kv"
+        )
+    for selector in policy.active:
+        if selector.before_tower or selector.merges:
+            what = "chooses by pixels, before the tower" if selector.before_tower else "writes merged tokens"
+            raise ValueError(
+                f"{name} and {selector.label} exclude each other: {selector.label} {what}, and the second stream can "
+                "only drop the tokens that the first dropped; take text_contrast, or a selector that only drops"
             )

@@ -120,7 +120,8 @@ def preset_methods(preset: catalogue.Preset) -> list[dict[str, Any]]:
     prefill = preset.policy.get("prefill")
     pattern = [] if prefill is None else [prefill["pattern"]]
     evicted = [preset.policy["kv"]] if "kv" in preset.policy else []
-    return [*preset.policy.get("prune", []), *preset.policy.get("attention", []), *pattern, *evicted]
+    lists = [method for key in ("prune", "attention", "decoding") for method in preset.policy.get(key, [])]
+    return [*lists, *pattern, *evicted]
 
 
 def value_of(text: str) -> Any:

@@ -5,13 +5,40 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vlmopt.core import shown
+from vlmopt.core import check_depth, near, shown
 
 from .. import methods
 from ..kernels.patterns import Pattern
 from ..kv import Eviction
 from ..prefill import SparsePrefill
 from ..reading import SparseReading
+from ..version import __version__
+
+
+def check_format(data: Any, keys: Sequence[str], newest: int) -> None:
+    """Refuse a dict form with keys that no policy has, or of a format that only later versions read."""
+    if not isinstance(data, Mapping):
+        raise TypeError(f"a policy must be a dict, got {shown(data)} of type {type(data).__name__}")
+    check_depth(data)
+    version = data.get("format", newest)
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise ValueError(f"format must be a whole number from 1 to {newest}, got {shown(version)}")
+    if version > newest:
+        raise ValueError(
+            f"this policy has format {shown(version)}, written by vlmopt {data.get('vlmopt', '?')!s:.20}; "
+            f"vlmopt {__version__} reads up to format {newest}. Upgrade vlmopt."
+        )
+    for key in data:
+        if key not in keys:
+            hint = near(str(key), [*keys, "method"])  # of a policy, or of a single method
+            raise ValueError(f"unknown policy key {shown(key)}{hint}; keys: {', '.join(keys)}")
+
+
+def methods_of(key: str, given: Any) -> list[methods.Method]:
+    """Build the methods of a list of dict forms; raise `TypeError` for anything else."""
+    if not isinstance(given, (list, tuple)):
+        raise TypeError(f"{key} must be a list of methods, got {shown(given)} of type {type(given).__name__}")
+    return [methods.build(entry) for entry in given]
 
 
 def entries(key: str, given: Any, kind: type) -> tuple[Any, ...]:

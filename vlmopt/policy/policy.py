@@ -9,26 +9,29 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from vlmopt.attention_fix import Correction
-from vlmopt.core import Configured, check_depth, shown
+from vlmopt.core import Configured, shown
 from vlmopt.pruning import Selector
 
 from .. import methods
 from ..core import near
+from ..decoding import Decoding
 from ..kernels.patterns import Pattern
 from ..kv import Eviction
 from ..prefill import SparsePrefill
 from ..reading import SparseReading
 from ..version import __version__
 from . import files
-from .combinations import check_corrections, check_eviction, check_reading, check_stages, cuts, order
-from .parts import entries, eviction_of, only, prefill_of, reading_of
+from .combinations import check_corrections, check_decoding, check_eviction, check_reading, check_stages, cuts, order
+from .parts import check_format, entries, eviction_of, methods_of, only, prefill_of, reading_of
 from .tuned import note
 
-FORMAT = 2  # 1 has no "kv", "read" and "gqa"
-KEYS = ["format", "vlmopt", "prune", "attention", "prefill", "kv", "read", "gqa", "seed", "tuned"]
+FORMAT = 2  # 1 has no "kv", "read", "decoding" and "gqa"
+KEYS = ["format", "vlmopt", "prune", "attention", "prefill", "kv", "read", "decoding", "gqa", "seed", "tuned"]
 GQA = ("auto", "grouped", "kernel")
 
-KINDS = (Selector, Correction, Pattern, SparsePrefill, Eviction, SparseReading)
+LISTS = ("prune", "attention", "decoding")
+
+KINDS = (Selector, Correction, Pattern, SparsePrefill, Eviction, SparseReading, Decoding)
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Policy(Configured):
         seed: >= 0.
         kv: eviction of keys and values when the prompt is over, its dict form, or None.
         read: sparse reading of long contexts while decoding, its dict form, or None.
+        decoding: what changes the logits of every step, in this order: at most one contrast, and controls.
         gqa: how one query row attends where heads share keys. "kernel": by the model's own; "grouped": heads of a group
             as rows of one head; "auto": grouped under sdpa on a CPU from 4096 keys on, if the policy changes anything.
         tuned: the note of `vlmopt tune`, which changes nothing.
@@ -56,6 +60,7 @@ class Policy(Configured):
     seed: int = 0
     kv: Eviction | None = None
     read: SparseReading | None = None
+    decoding: Sequence[Decoding] = ()
     gqa: str = "auto"
     tuned: Mapping[str, Any] | None = field(default=None, compare=False)
 
@@ -66,6 +71,7 @@ class Policy(Configured):
         object.__setattr__(self, "prefill", prefill_of(self.prefill))
         object.__setattr__(self, "kv", eviction_of(self.kv))
         object.__setattr__(self, "read", reading_of(self.read))
+        object.__setattr__(self, "decoding", entries("decoding", self.decoding, Decoding))
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise TypeError(
                 f"seed must be a whole number >= 0, got {shown(self.seed)} of type {type(self.seed).__name__}"
@@ -79,6 +85,7 @@ class Policy(Configured):
         check_corrections(self.attention)
         check_eviction(self.kv, self.attention)
         check_reading(self.read, self.kv, self.attention)
+        check_decoding(self)
 
     @property
     def corrections(self) -> list[Correction]:
@@ -106,9 +113,14 @@ class Policy(Configured):
         return None if self.read is None or self.read.is_identity else self.read
 
     @property
+    def steps(self) -> list[Decoding]:
+        """Every step of decoding that can change something, in the policy's order."""
+        return [step for step in self.decoding if not step.is_identity]
+
+    @property
     def changes(self) -> bool:
-        """Whether anything is pruned, corrected, left out or evicted."""
-        return bool(self.active or self.corrections or self.sparse or self.eviction or self.reading)
+        """Whether anything is pruned, corrected, left out or evicted, or logits are changed."""
+        return bool(self.active or self.corrections or self.sparse or self.eviction or self.reading or self.steps)
 
     @classmethod
     def load(cls, source: PolicyLike, *, paths: bool = True) -> Policy:
@@ -151,10 +163,10 @@ class Policy(Configured):
 
     @classmethod
     def of(cls, items: Sequence[Any]) -> Policy:
-        """Make a policy of selectors, corrections, and at most one pattern, eviction and reading, in any order."""
+        """Make a policy of selectors, corrections, steps of decoding, and one pattern, eviction and reading at most."""
         for item in items:
             if not isinstance(item, KINDS):
-                kinds = "selectors, corrections, a pattern, an eviction and sparse reading"
+                kinds = "selectors, corrections, steps of decoding, a pattern, an eviction and sparse reading"
                 raise TypeError(f"a list may hold {kinds}, got {shown(item)} of type {type(item).__name__}")
         return cls(
             prefill=prefill_of(only(items, (Pattern, SparsePrefill), "pattern for the prefill")),
@@ -162,31 +174,14 @@ class Policy(Configured):
             read=only(items, SparseReading, "way of reading"),
             prune=tuple(item for item in items if isinstance(item, Selector)),
             attention=tuple(item for item in items if isinstance(item, Correction)),
+            decoding=tuple(item for item in items if isinstance(item, Decoding)),
         )
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Policy:
         """Make a policy from what `to_dict` returns; every key may be missing."""
-        if not isinstance(data, Mapping):
-            raise TypeError(f"a policy must be a dict, got {shown(data)} of type {type(data).__name__}")
-        check_depth(data)
-        version = data.get("format", FORMAT)
-        if isinstance(version, bool) or not isinstance(version, int) or version < 1:
-            raise ValueError(f"format must be a whole number from 1 to {FORMAT}, got {shown(version)}")
-        if version > FORMAT:
-            raise ValueError(
-                f"this policy has format {shown(version)}, written by vlmopt {data.get('vlmopt', '?')!s:.20}; "
-                f"vlmopt {__version__} reads up to format {FORMAT}. Upgrade vlmopt."
-            )
-        for key in data:
-            if key not in KEYS:
-                hint = near(str(key), [*KEYS, "method"])  # of a policy, or of a single method
-                raise ValueError(f"unknown policy key {shown(key)}{hint}; keys: {', '.join(KEYS)}")
-        lists: dict[str, Any] = {key: data.get(key, []) for key in ("prune", "attention")}
-        for key, value in lists.items():
-            if not isinstance(value, (list, tuple)):
-                raise TypeError(f"{key} must be a list of methods, got {shown(value)} of type {type(value).__name__}")
-            lists[key] = [methods.build(entry) for entry in value]
+        check_format(data, KEYS, FORMAT)
+        lists = {key: methods_of(key, data.get(key, [])) for key in LISTS}
         plain = {key: data[key] for key in ("prefill", "seed", "kv", "read", "gqa", "tuned") if key in data}
         return cls(**lists, **plain)
 
@@ -200,6 +195,7 @@ class Policy(Configured):
             "prefill": None if self.prefill is None else self.prefill.to_dict(),
             "kv": None if self.kv is None else methods.to_dict(self.kv),
             "read": None if self.read is None else self.read.to_dict(),
+            "decoding": [methods.to_dict(method) for method in self.decoding],
             "gqa": self.gqa,
             "seed": self.seed,
             **({} if self.tuned is None else {"tuned": dict(self.tuned)}),

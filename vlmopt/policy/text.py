@@ -15,7 +15,8 @@ def summary(policy: dict[str, Any]) -> str:
     evicted = [] if policy["kv"] is None else [call(policy["kv"])]
     if policy.get("read") is not None:  # records of before have none
         evicted.append("sparse reading")
-    return " + ".join(methods + sparse + evicted) or "nothing is changed, only measured"
+    steps = [call(method) for method in policy.get("decoding", ())]
+    return " + ".join(methods + sparse + evicted + steps) or "nothing is changed, only measured"
 
 
 def call(method: dict[str, Any]) -> str:

@@ -51,6 +51,7 @@ class Report:
     prefill: list[dict[str, Any]] = field(default_factory=list)  # layers whose prompt attention was sparse
     kv: list[dict[str, Any]] = field(default_factory=list)  # layers that evicted keys
     read: list[dict[str, Any]] = field(default_factory=list)  # keys that layers read for the last token, where sparsely
+    decoding: list[dict[str, Any]] = field(default_factory=list)  # steps, and passes and rows of their second stream
     repeating: list[int] | None = None  # samples whose text repeats itself; None where nothing watches
     token_divergence: list[list[float]] | None = None  # T-VHD per sample and generated token, where it is traced
     _applied: list[str] = field(default_factory=list, repr=False, compare=False)
@@ -187,6 +188,7 @@ def skipped(call: Call, accounts: Sequence[Account]) -> list[dict[str, str]]:
         found.append((policy.kv.name, "changes nothing at keep_ratio=1.0"))
     if policy.read is not None and policy.read.is_identity:
         found.append(("sparse reading", "changes nothing at keep_ratio=1.0"))
+    found += [(s.name, "changes nothing at these settings") for s in policy.decoding if s.is_identity]
     found += [entry for account in accounts for entry in account.skipped.items()]
     return [{"what": what, "why": why} for what, why in found]
 

@@ -23,7 +23,9 @@ undoes it all.
     write over the output, and `components/eviction` scores the keys when the prompt is over.
  8. `hooks/decoder` gives the output its logical length and closes the step: `cache` learns which rows its layers hold,
     and `components/marks` leaves with it what they are. `hooks/head` notes when the first logits exist.
- 9. Where a method wants to know what the model would say otherwise, `side_forward` runs the decoder beside the call.
+ 9. Where a method wants to know what the model would say otherwise, `side_forward` runs the decoder beside the call;
+    `components/second_stream` runs the whole model on other pixels (`second_pixels`), in a call of its own through the
+    same hooks, and `components/decoding` changes the logits by what they say.
 10. `hooks/generate` closes the call; `vlmopt.reporting` reads its `ledger` when a report is asked for.
 
 Beside this way lie `hooks/checkpointing` (layers that run again in the backward pass), `hooks/compiled` (steps that

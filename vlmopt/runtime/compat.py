@@ -16,6 +16,7 @@ FLOOR = "4.57.6"  # the lowest release on which the oracle tests pass
 NEWEST = "5.24.0"  # the highest
 MASK_OF_IDS = "_prepare_attention_mask_for_generation"
 CACHE_NAMES = ("cache", "past_key_values", "past_key_value")  # from 5.24; up to 5.23; in layers of 4.57
+ENCODED = "mm_encoder_outputs"  # from 5.24 on `generate` encodes images before the first forward
 ROTARY = ("position_embeddings", "position_embeddings_global")  # the second: gemma3 up to 4.57
 
 # Arguments that every tested release has; of a tuple, one.
@@ -119,6 +120,37 @@ def cache_name(forward: Callable[..., Any]) -> str:
 def cache_in(arguments: Mapping[str, Any]) -> Any:
     """Return the cache among the arguments of a call or in an output; callers may still use a name of before 5.24."""
     return next((arguments[name] for name in CACHE_NAMES if arguments.get(name) is not None), None)
+
+
+def for_copies(model: Any, ids: Any, features: dict[str, Any], copies: int) -> dict[str, Any]:
+    """Return encoded images, by modality, for a batch with so many rows per sample, as `generate` makes them.
+
+    Args:
+        ids: Long[B, L] of the prompts.
+    """
+    if copies == 1:
+        return features
+    expanded: dict[str, Any] = model._expand_multimodal_outputs(ids, features, expand_size=copies)
+    return expanded
+
+
+def of_chunk(model: Any, ids: Tensor, features: dict[str, Any], chunk: slice) -> dict[str, Any]:
+    """Return the part of encoded images, by modality, that a chunk of a prompt is handed, as `generate` cuts them.
+
+    Args:
+        ids: Long[B, L] that are still to be read. chunk: which of their columns.
+    """
+    if ids[:, chunk].shape == ids.shape:
+        return features
+    from transformers.generation.utils import _slice_mm_encoder_output  # as young as chunks of prompts with images
+
+    found = {}
+    for modality, output in features.items():
+        visual = ids == getattr(model.config, f"{modality}_token_id")
+        rows = visual.flatten().cumsum(0).view_as(visual) - 1
+        if visual[:, chunk].any():
+            found[modality] = _slice_mm_encoder_output(output, rows[:, chunk][visual[:, chunk]])
+    return found
 
 
 def generation_setting(model: Any, given: Mapping[str, Any], name: str) -> Any:

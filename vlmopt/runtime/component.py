@@ -5,6 +5,7 @@ Inside, parts act in the order in which they were put in place: readers of signa
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from vlmopt.core import Signal
 
 from ..policy import Policy
 from .arguments import EncodingPlan, Request
-from .call import Call, PromptStep, Session, Step
+from .call import Call, Generation, PromptStep, Session, Step
 from .points import AttentionCall, LayerInput
 from .structure import ModelStructure
 
@@ -61,6 +62,10 @@ class Component:
         One that encodes by itself; in older releases that is every step without a cache.
         """
 
+    def change_pixels(self, call: Call, modality: str, bound: Mapping[str, Any]) -> dict[str, Any]:
+        """Look at the arguments of a feature function; return those that are to be others."""
+        return {}
+
     def plan_encoding(self, modality: str, bound: dict[str, Any]) -> EncodingPlan | None:
         """Return what is to run in the place of a feature function called with these arguments; None for itself."""
         return None
@@ -70,6 +75,13 @@ class Component:
 
     def close_step(self, step: Step, cache: Any) -> None:
         """End a decoder pass."""
+
+    def behind_head(self, call: Generation, head: Callable[..., Any], given: Mapping[str, Any], out: Any) -> None:
+        """Act on the logits of one pass of a `generate`, which may be changed in place.
+
+        Args:
+            head: the model with the head, as it was called with the arguments `given`. out: what it returned.
+        """
 
     def close_call(self, call: Call) -> None:
         """Leave in the call what a report needs, and nothing that is large."""

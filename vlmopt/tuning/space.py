@@ -179,6 +179,7 @@ def merged(base: Policy, own: Policy) -> Policy:
         attention=(*base.attention, *own.attention),
         prefill=prefill or base.prefill,
         kv=own.kv or base.kv,
+        decoding=(*base.decoding, *own.decoding),
     )
 
 

@@ -152,12 +152,13 @@ def for_batch(table: Tensor, batch: int) -> Tensor:
 
 
 class Marking(Component):
-    """Keep marks of the tokens that run, where corrections, sparse prefills or evictions read them."""
+    """Keep marks of the tokens that run, where corrections, sparse prefills, evictions or decoding read them."""
 
     @classmethod
     def of(cls, session: Session) -> Marking | None:
         policy = session.policy
-        return cls(session) if policy.corrections or policy.sparse or policy.eviction else None
+        wanted = policy.corrections or policy.sparse or policy.eviction or policy.steps
+        return cls(session) if wanted else None
 
     def open_step(self, step: Step, cache: Any) -> None:
         """Find the marks of the sequence; there are none where somebody else filled the cache."""

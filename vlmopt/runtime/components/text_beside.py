@@ -9,12 +9,13 @@ import torch
 from vlmopt.attention_fix import HeadCorrection, TextOnly
 from vlmopt.attention_fix.vision_heads import token_divergence
 
+from ...decoding import TextContrast
 from ..call import Call, PromptStep, Session, Step
 from ..captures.text_only import TextStream
 from ..component import Account, Component
 from .corrections.check import by_layer
 from .corrections.layer import Divergence
-from .guidance import method_of
+from .decoding import Told, contrast_of
 from .marks import Marks
 
 
@@ -30,7 +31,7 @@ class TextBeside(Component):
 
     @classmethod
     def of(cls, session: Session) -> TextBeside | None:
-        corrections, guided = session.policy.corrections, method_of(session) is not None
+        corrections, guided = session.policy.corrections, isinstance(contrast_of(session), TextContrast)
         traced = next((c for c in corrections if getattr(c, "trace", None)), None)
         wanted = guided or traced is not None or any(TextOnly() in c.needs for c in corrections)
         return cls(session, guided, traced) if wanted else None
@@ -54,9 +55,17 @@ class TextBeside(Component):
         if not isinstance(step, PromptStep):
             if stream.ran is not None:
                 stream.token(step, stream.ran)
+                self.book(step, stream, step.batch * step.q)
         elif step.ends_prompt and (stream.lasting or not step.once_more):  # else heads were chosen in the first pass
             with step.call.ledger.timed(step.call.page.scoring):
                 stream.prompt(step)
+            if stream.ran is not None:
+                self.book(step, stream, stream.ran.real.numel())
+
+    def book(self, step: Step, stream: TextStream, rows: int) -> None:
+        """Let steps of decoding know what the text alone says."""
+        if self.guided:
+            step.call.slot(Told).ran(rows, stream.logits)
 
     def close_step(self, step: Step, cache: Any) -> None:
         """Book the divergence of the token that this step makes."""

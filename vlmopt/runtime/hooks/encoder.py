@@ -36,6 +36,10 @@ class FeatureFunction(StandIn):
             return self.original(*args, **kwargs)
         bound = by_name(self.__signature__, *args, **kwargs)
         compat.require(self.required, bound, self.name)
+        for component in self.session.slot(Components):
+            if others := component.change_pixels(call, self.modality, bound):
+                bound |= others
+                args, kwargs = bound.pop("*", ()), bound
         call.features.depth += 1
         try:
             with call.ledger.timed(call.page.vision):

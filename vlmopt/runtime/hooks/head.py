@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 
 from ..arguments import brings_pixels, by_name
 from ..call import Call, Generation, Session
+from ..component import Components
 from ..unseen import refuse_unreached
 from .compiled import passes
 from .stand_in import StandIn
@@ -60,6 +61,9 @@ class Head(StandIn):
         if asked.call is None and brings_pixels(given):
             refuse_unreached(session, given.get("input_ids"))
         call = session.running_call()
+        if isinstance(call, Generation) and around is None:
+            for component in session.slot(Components):
+                component.behind_head(call, self, given, out)
         if isinstance(call, Generation) and call.progress.prompt_done and call.ledger.first_token is None:
             call.ledger.close_prompt()
         return out

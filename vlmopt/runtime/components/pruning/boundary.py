@@ -18,7 +18,7 @@ from ...context import Rows, VisualContext
 from ...fitting import Fitting
 from ...points import LayerInput
 from .overwrite import write_markers, write_merged
-from .record import Choice, Cut, Cuts, Overwritten, at_places
+from .record import Choice, Choices, Cut, Cuts, Following, Overwritten, at_places
 from .selection import choose
 
 
@@ -46,11 +46,12 @@ class Boundary(LayerPart):
 
     def at_layer(self, step: PromptStep, at: LayerInput) -> None:
         """Cut the hidden states; the step and the cache learn which rows are left."""
-        if step.context is None or step.fixed is not None:
+        following = step.call.find(Following)
+        if step.context is None or step.fixed is not None or (following is not None and not following.choices):
             return
         cuts: list[Cut] = []
         for here in self.cuts:
-            for need in here.selector.captures:
+            for need in here.selector.captures if following is None else ():
                 capture_of(need).before_cut(step, step.context, need, at, here.before)
             with step.call.ledger.timed(step.call.page.scoring):
                 self.cut(step, step.context, here, at, cuts)
@@ -58,10 +59,23 @@ class Boundary(LayerPart):
                     capture_of(need).behind_cut(step, need)
         step.call.page.slot(Cuts).extend(cuts)
 
+    def choice(self, step: PromptStep, context: VisualContext, here: CutHere, at: LayerInput, before: Rows) -> Choice:
+        """Return what the selector chooses, or what was chosen in the pass that this one follows."""
+        following, followed = step.call.find(Following), step.call.find(Choices)
+        if following is not None:
+            choice = following.choices[here.stage]
+            if choice.written:
+                raise ValueError(f"{here.selector.label} writes merged tokens, which a second stream cannot follow")
+            return choice
+        choice = choose(self.session, step, context, here.selector, before, at.hidden)
+        if followed is not None:
+            followed[here.stage] = choice
+        return choice
+
     def cut(self, step: PromptStep, context: VisualContext, here: CutHere, at: LayerInput, cuts: list[Cut]) -> None:
         """Run one selector, gather the rows that stay, and append what was done to `cuts`, those of this boundary."""
         before, overwritten = step.current(here.stage - 1), step.slot(Overwritten)
-        choice = choose(self.session, step, context, here.selector, before, at.hidden)
+        choice = self.choice(step, context, here, at, before)
         overwritten.left = None
         merged = markers = None
         if choice.changes and not here.joins:

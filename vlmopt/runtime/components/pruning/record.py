@@ -48,6 +48,17 @@ class Choice:
         return bool(self.written) or bool(self.dropped.any())
 
 
+class Choices(dict[int, Choice]):
+    """State of a call that another follows: what was chosen in this pass, by the stage that begins with it."""
+
+
+@dataclass(frozen=True)
+class Following:
+    """State of a call whose sequence drops the tokens that another dropped, and chooses nothing itself."""
+
+    choices: Choices
+
+
 @dataclass(frozen=True)
 class Cut:
     """One selector's work on one prefill chunk."""

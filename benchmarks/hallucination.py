@@ -1,4 +1,4 @@
-r"""Which corrections make a model hallucinate less, and is the text still text? POPE and CHAIR on scenes of habit.
+r"""Which corrections and contrasts make a model hallucinate less, and is the text still text? POPE and CHAIR.
 
 Every image is a scene in which objects keep company (`vlmopt.synthetic.hallucination`): in training an object's
 partner came along with probability 0.85, here with 0.5. A quarter of the images is clean, the others are blurred,
@@ -9,9 +9,13 @@ Differences are paired with greedy decoding on the same images (bootstrap over i
 leaves out zero where there is nothing: what stands out in one block of seeds is asked again in others, and believed for
 what these say. Figures are those of the bundled checkpoints and say nothing about real models.
 
+Contrasts buy answers of yes: beside each stands a constant on the logits of yes, fitted so that as many answers are yes
+("yes as VCD"); it needs the contrast's own cell.
+
     python benchmarks/hallucination.py --checkpoint tiny-llava
     python benchmarks/hallucination.py --checkpoint tiny-qwen --methods greedy PAI VHR
     python benchmarks/hallucination.py --checkpoint tiny-llava --methods "PAINT 0.5" --block 1 2
+    python benchmarks/hallucination.py --checkpoint tiny-qwen --decoding --block 3 --polled 432
     python benchmarks/hallucination.py --tables          # Markdown of what was measured; --block chooses here, too
 """
 
@@ -33,6 +37,7 @@ from common import append
 from hallucination_tables import show
 from hallucination_task import GROUPS, LETTERS, Task, cells, seed_of, task
 from vlmopt.checkpoints import HERE
+from vlmopt.decoding import yes_ids
 from vlmopt.metrics import Lexicon, chair, is_yes, phrases, text_state
 from vlmopt.metrics.chair import COUNTS
 from vlmopt.policy import Policy
@@ -59,6 +64,17 @@ CORRECTIONS: dict[str, dict[str, Any]] = {
     "IAT": {"method": "generated_text"},
     "AdaIAT": {"method": "adaptive_generated_text"},
 }
+# Contrasts and what stands beside them, greedy like all else.
+DECODINGS: dict[str, dict[str, Any]] = {
+    "VCD": {"method": "vcd"},
+    "VCD, t 999": {"method": "vcd", "t": 999},
+    "blank image": {"method": "blank_contrast"},
+    "text alone": {"method": "text_contrast"},
+    "plausibility": {"method": "plausibility"},
+    "DeCo": {"method": "deco"},
+    "DoLa": {"method": "dola"},
+}
+FITTED = {f"yes as {name}": name for name in ("VCD", "VCD, t 999", "blank image", "text alone")}  # to whose yes-ratio
 MEASURED = ("visual_sink", "head_gain", "adaptive_generated_text")  # nothing without a profile of the model
 
 
@@ -108,27 +124,63 @@ def marked(job: Task, found: dict[tuple[int, str], tuple[str, bool]], lexicon: L
     }
 
 
+@torch.inference_mode()
+def margins(model: Any, processor: Any, job: Task, ids: tuple[int, ...]) -> dict[tuple[int, str], float]:
+    """Return by how much the logits of yes fall short of the best other, for every polled (image, question)."""
+    found = {}
+    pairs = [pair for pair in job.asked if pair[1] != DESCRIBE]
+    for start in tqdm(range(0, len(pairs), BATCH), desc="margins of yes", leave=False):
+        part = pairs[start : start + BATCH]
+        text = [chat(processor, "image", 1, question) for _, question in part]
+        images = [[job.worlds[image].image] for image, _ in part]
+        inputs = processor(text=text, images=images, return_tensors="pt", padding=True)
+        said = model.generate(
+            **inputs, max_new_tokens=1, do_sample=False, output_scores=True, return_dict_in_generate=True
+        ).scores[0]
+        best = said[:, list(ids)].amax(1)
+        others = said.index_fill(1, torch.tensor(ids), -torch.inf).amax(1)
+        found |= dict(zip(part, (others - best).tolist(), strict=True))
+    return found
+
+
+def fitted(model: Any, processor: Any, job: Task, cell: dict[str, Any]) -> dict[str, Any]:
+    """Return the constant under which as many polled answers are yes as in a cell, as a method."""
+    ids = yes_ids(processor.tokenizer)
+    short = margins(model, processor, job, ids)
+    ordered = sorted(short[poll.image, poll.text] for polls in job.polls.values() for poll in polls)
+    wanted = sum(said.count(LETTERS[True]) for said in cell["said"].values())
+    ends = ordered[max(wanted - 1, 0)], ordered[min(wanted, len(ordered) - 1)]
+    return {"method": "yes_bias", "c": round(sum(ends) / 2, 4), "ids": list(ids)}
+
+
 def run(options: argparse.Namespace) -> None:
     model, processor = vlmopt.load_checkpoint(options.checkpoint)
     named = policies(json.loads(options.settings.read_text()) if options.settings else {})
-    unknown = set(options.methods or ()) - set(named)
+    decodings = [*DECODINGS, *FITTED]
+    unknown = set(options.methods or ()) - {*named, *decodings}
     if unknown:
-        raise SystemExit(f"{sorted(unknown)}: unknown, or without a profile in --settings; ready: {', '.join(named)}")
-    names = ["greedy", *(name for name in options.methods or named if name != "greedy")]
+        ready = ", ".join([*named, *decodings])
+        raise SystemExit(f"{sorted(unknown)}: unknown, or without a profile in --settings; ready: {ready}")
+    wanted = options.methods or (decodings if options.decoding else named)
+    names = ["greedy", *(name for name in wanted if name != "greedy")]
     lexicon = phrases(classes(), "classes of the images")
     weights = hashlib.sha256((HERE / options.checkpoint / "model.safetensors").read_bytes()).hexdigest()[:16]
     for block in options.block:
         job = task(options.images, options.polled, model.config.model_type, seed_of(block))
         for name in names:
-            policy = Policy.load(named[name])
-            key = {
-                "checkpoint": options.checkpoint,
-                "weights": weights,
-                "method": name,
-                "attention": policy.to_dict()["attention"],
-                "task": job.facts,
-            }
-            if any(all(cell[field] == value for field, value in key.items()) for cell in cells()):
+            same = {"checkpoint": options.checkpoint, "weights": weights, "task": job.facts}
+            if name in FITTED:
+                like = [c for c in cells() if c["method"] == FITTED[name] and all(c[k] == v for k, v in same.items())]
+                if not like:
+                    raise SystemExit(f"{name} needs the cell of {FITTED[name]}: measure that first")
+                policy = Policy.load([fitted(model, processor, job, like[-1])])
+            elif name in DECODINGS:
+                policy = Policy.load([DECODINGS[name]])
+            else:
+                policy = Policy.load(named[name])
+            written = policy.to_dict()
+            key = {**same, "method": name, "attention": written["attention"], "decoding": written["decoding"]}
+            if any(all(cell.get(field, []) == value for field, value in key.items()) for cell in cells()):
                 print(f"{options.checkpoint} {name}, block {block}: measured before")
                 continue
             title = f"{options.checkpoint} {name}, block {block}"
@@ -145,7 +197,9 @@ def main() -> None:
     parser.add_argument(
         "--block", type=int, nargs="+", default=[0], help="of seeds, each with its own images; --tables pools them"
     )
-    parser.add_argument("--methods", nargs="+", help=f"of {', '.join(CORRECTIONS)}; greedy always runs")
+    known = ", ".join([*CORRECTIONS, *DECODINGS, *FITTED])
+    parser.add_argument("--methods", nargs="+", help=f"of {known}; greedy always runs")
+    parser.add_argument("--decoding", action="store_true", help="contrasts and their controls, not corrections")
     parser.add_argument(
         "--settings", type=Path, help="JSON: method -> settings to add, such as {'visual_sink': {'profile': {...}}}"
     )

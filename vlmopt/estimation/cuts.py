@@ -129,6 +129,11 @@ def notes(policy: Policy, markers: float, assumed: float | None) -> tuple[str, .
         said.append(f"{policy.eviction.label}: time and memory of choosing keys are not priced")
     if policy.reading is not None:
         said.append("sparse reading is not modelled: generated tokens are as if every layer read all keys")
+    if policy.steps:
+        names = ", ".join(step.name for step in policy.steps)
+        said.append(
+            f"{names}: second streams are not priced; one that sees pixels doubles everything, text its decoding"
+        )
     if markers:
         said.append(f"{math.ceil(markers)} markers, as if the kept tokens lay at random")
     if assumed is not None and any(s.adaptive and not s.resizes_pixels for s in policy.active):

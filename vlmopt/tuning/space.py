@@ -118,7 +118,8 @@ def written(entry: Any) -> Iterator[list[list[dict[str, Any]]]]:
         if sparse and set(sparse[0]) != {"pattern"}:
             raise ValueError(f"{shown(entry)}: settings of sparse prefill beside its pattern go into --base")
         patterns = [one["pattern"] for one in sparse]
-        yield [[*told["prune"], *told["attention"], *patterns, *([told["kv"]] if told["kv"] else [])]]
+        evicted = [told["kv"]] if told["kv"] else []
+        yield [[*told["prune"], *told["attention"], *patterns, *evicted, *told["decoding"]]]
         return
     fixed = {key: value for key, value in entry.items() if not varied(key, value)}
     ranges = {key: value for key, value in entry.items() if varied(key, value) and isinstance(value, Mapping)}

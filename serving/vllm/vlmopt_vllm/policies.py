@@ -26,7 +26,7 @@ KEY = "vlmopt"
 OF_PIXELS = (Pixels, PixelScale)  # the front end has them
 OF_TOWER = (Projector, VisionAttention, VisionKeys)  # heard while the tower runs
 BUDGETS = ("keep_ratio", "keep_tokens")
-POLICY_KEYS = ("prune", "attention", "prefill", "kv", "read", "gqa")
+POLICY_KEYS = ("prune", "attention", "prefill", "kv", "read", "decoding", "gqa")
 IN_PROCESS = "vlmopt serve MODEL --policy ... runs every policy, one request at a time"
 
 
@@ -114,7 +114,7 @@ def served(text: str) -> Served | None:
     policy = Policy.load(json.loads(text))
     if replace(policy, prune=(), seed=0) != Policy():
         raise ValueError(
-            f"corrections, prefill, kv, read and gqa act inside the LLM, which vLLM runs itself; {IN_PROCESS}"
+            f"corrections, prefill, kv, read, decoding and gqa act inside the LLM, which vLLM runs itself; {IN_PROCESS}"
         )
     cuts = policy.active
     for cut in cuts:

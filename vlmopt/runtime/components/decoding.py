@@ -100,8 +100,8 @@ class Deciding(Component):
         if request.branches:
             names = ", ".join(named.name for named in self.steps)
             raise ValueError(
-                f"{names}: logits are changed beside one text per sample, and {request.branches} tries several; use "
-                "num_beams=1 without assisted decoding, or take it out of the policy (gamma=1 of a correction)"
+                f"{names}: it needs one sequence per sample and step, and {request.branches} tries several; use "
+                "num_beams=1 without assisted decoding, or leave it out (of a correction: gamma=1)"
             )
         given = arguments.get("logits_processor") or []
         arguments["logits_processor"] = LogitsProcessorList([*given, Decide(self.steps)])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,8 +174,6 @@ def push_to_hub(trained: TrainedScorer, repo_id: str, **options: Any) -> str:
     Args:
         options: private and token, and what `HfApi.upload_folder` takes (revision, commit_message, ...).
     """
-    import tempfile
-
     from huggingface_hub import HfApi
 
     api = HfApi(token=options.pop("token", None))

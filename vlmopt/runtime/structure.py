@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..families import family_of
+from ..families import families, family_of
 from ..families.refused import REFUSED
 from .compat import layer_types, unknown
 
@@ -146,8 +146,6 @@ def is_bare(model: Any, outer: Any) -> bool:
 
 
 def hint() -> str:
-    from ..families import families
-
     return (
         f"load one of these families with AutoModelForImageTextToText: {', '.join(sorted(families()))}, or another "
         "that merges images into its prompt as they do (see CONTRIBUTING.md)"

@@ -40,7 +40,7 @@ def figures(run: Run) -> None:
     for number, (name, outcome) in enumerate(policies(run)):
         row = st.container(horizontal=True, key=f"gains-{number}")
         if run.rival is not None:
-            row.metric("Against dense", escaped(name))
+            row.metric("Against dense", escaped(name), help=escaped(name))
         for gain in gains(run.dense.measurement, outcome.measurement):
             row.metric(gain.label, gain.value, gain.detail, delta_color=gain.colour, delta_arrow="off", help=gain.about)
 

@@ -132,11 +132,13 @@ def missing(policy: vlmopt.Policy | None, given: Given | None, words: str) -> st
     return None
 
 
-def refused(*policies: vlmopt.Policy | None) -> str | None:
-    """Return why this server does not run a policy or a model that could run elsewhere."""
+def refused(policy: vlmopt.Policy | None, rival: vlmopt.Policy | None) -> str | None:
+    """Return why two policies make no comparison, or why this server runs less than others do."""
+    if policy is not None and policy == rival:
+        return "Both policies are the same; choose another one to stand beside the first."
     if not bundled_only():
         return None
-    named = [found for one in policies if one is not None and (found := foreign(one.to_dict()))]
+    named = [found for one in (policy, rival) if one is not None and (found := foreign(one.to_dict()))]
     named += [source().name] if source().name not in bundled() else []
     return f"This page loads the bundled checkpoints alone, not {named[0]}." if named else None
 

@@ -60,8 +60,10 @@ def gains(dense: Measurement, ours: Measurement) -> Iterator[Gain]:
 
 
 def timed(label: str, before: Spread, after: Spread, ratio: float, unit: str, about: str) -> Gain:
-    """Compare the medians of repeated runs; in grey where the runs do not tell them apart."""
-    alike = before.p20 <= after.p80 and after.p20 <= before.p80
+    """Compare the medians of repeated runs; in grey where the runs do not tell them apart, as one run each never does."""
+    once = before.p20 == before.p80 and after.p20 == after.p80
+    alike = once or (before.p20 <= after.p80 and after.p20 <= before.p80)
+    why = "One run each tells nothing apart from chance." if once else "They overlap, so the difference may be chance."
     spread = (
         f" Middle of the runs: {before.p20:.0f} to {before.p80:.0f}, then {after.p20:.0f} to {after.p80:.0f} {unit}."
     )
@@ -70,7 +72,7 @@ def timed(label: str, before: Spread, after: Spread, ratio: float, unit: str, ab
         times(ratio, "faster", "slower", "as fast"),
         f"{before.median:.0f} → {after.median:.0f} {unit}",
         "gray" if alike else colour(ratio),
-        about + spread + (" They overlap, so the difference may be chance." if alike else ""),
+        f"{about}{spread} {why if alike else ''}".rstrip(),
     )
 
 

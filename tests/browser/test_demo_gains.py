@@ -27,6 +27,9 @@ def test_a_time_that_grew_is_slower_and_chance_is_called_chance() -> None:
     gain = timed("First", slow, Spread(100.0, 90.0, 118.0), 1.2, "ms", "About.")
     assert (gain.value, gain.colour) == ("1.2× faster", "gray")
     assert "may be chance" in gain.about
+    gain = timed("First", Spread(120.0, 120.0, 120.0), Spread(60.0, 60.0, 60.0), 2.0, "ms", "About.")
+    assert (gain.value, gain.colour) == ("2.0× faster", "gray")
+    assert "One run each" in gain.about
 
 
 def test_sizes_are_smaller_larger_or_the_same() -> None:

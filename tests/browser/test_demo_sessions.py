@@ -128,6 +128,15 @@ def test_a_second_policy_that_cannot_be_read_is_said() -> None:
     assert page.button(key="run").disabled
 
 
+def test_a_policy_is_not_compared_with_itself() -> None:
+    page = opened()
+    page.selectbox(key="beside-policy").set_value("balanced").run()
+    assert page.button(key="run").disabled
+    assert "Both policies are the same" in texts(page)
+    page.radio(key="preset").set_value("gentle").run()
+    assert not page.button(key="run").disabled
+
+
 def test_old_sessions_and_old_pins_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "KEPT", 2)
     known = Sessions()

@@ -60,7 +60,7 @@ def gains(dense: Measurement, ours: Measurement) -> Iterator[Gain]:
 
 
 def timed(label: str, before: Spread, after: Spread, ratio: float, unit: str, about: str) -> Gain:
-    """Compare the medians of repeated runs; in grey where the runs do not tell them apart, as one run each never does."""
+    """Compare the medians of repeated runs; in grey where the runs do not tell them apart, as single ones never do."""
     once = before.p20 == before.p80 and after.p20 == after.p80
     alike = once or (before.p20 <= after.p80 and after.p20 <= before.p80)
     why = "One run each tells nothing apart from chance." if once else "They overlap, so the difference may be chance."

@@ -128,6 +128,10 @@ WORDS = {
     "max_work": "Dense above this share of cells",
     "backend": "What computes it",
     "recall_rows": "Rows checked for the report",
+    "norm": "Pass early rows through the final norm",
+    "top_p": "Probability of the candidates together",
+    "top_k": "Most candidates",
+    "ids": "Token ids of yes",
 }
 # Where a name means something else than elsewhere.
 OWN = {
@@ -159,6 +163,9 @@ OWN = {
     ("debias", "shrink"): "Share of the known trend",
     ("ui_graph", "threshold"): "Difference that parts neighbours",
     ("pbs_attn", "segment"): "Keys sorted among themselves",
+    ("local_contrast", "a"): "Weight of the masked image",
+    ("vcd", "t"): "Steps of noise, of 1000",
+    ("yes_bias", "c"): "Added to the logits of yes",
     ("", "heads"): "Pattern of each head",
 }
 

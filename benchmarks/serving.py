@@ -1,18 +1,18 @@
-"""What pruning inside vLLM gains: time to the first token and requests per second, policies in turns in one engine.
+"""What pruning inside vLLM gains: time to the first token, KV blocks and requests per second, policies in turns.
 
 Runs in the environment of vlmopt-vllm (`make .venv-vllm/.installed`), on a CPU or a GPU. No cache of any kind, and
 everything counts: processor, tower, scheduler, prefill. The oracle is the dense engine on an image of half the
 width and height, so of as many cells as a quarter: its tower works less, too, so it is what could be gained at most.
+Clips are shown to two engines in this process, ours and one with vLLM's own pruning of videos (EVS).
 
-    python benchmarks/serving.py                                    # a 0.2 B random Qwen2.5-VL, 1 and 8 at once
-    python benchmarks/serving.py --video ours                       # and --video evs, vLLM's own, in its own engine
-    python benchmarks/tables.py --write                             # the tables of docs/serving.md
+    python benchmarks/serving.py                    # a 0.2 B random Qwen2.5-VL, 1 and 8 requests at once
+    python benchmarks/serving.py --video            # clips
+    python benchmarks/tables.py --write             # the tables of docs/serving.md
 
 On a GPU, in an environment with vLLM's own build and vlmopt-vllm, the same with a model of the size that one serves:
 
     python benchmarks/serving.py --model Qwen/Qwen2.5-VL-7B-Instruct --side 896 --together 1 8 32 --repeats 20
-    python benchmarks/serving.py --model Qwen/Qwen2.5-VL-7B-Instruct --together 1 8 32 --repeats 20 --video ours
-    python benchmarks/serving.py --model Qwen/Qwen2.5-VL-7B-Instruct --together 1 8 32 --repeats 20 --video evs
+    python benchmarks/serving.py --model Qwen/Qwen2.5-VL-7B-Instruct --side 448 --together 1 8 32 --repeats 20 --video
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import argparse
 import os
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,26 +31,43 @@ from PIL import Image
 from common import append
 
 SIDE = 196  # 196 cells of 14 pixels in the random model, whose merger joins nothing
+FRAMES = 16  # two to a cell, so the frame that EVS keeps whole is half of a quarter
+TEXT = "<|vision_start|><|{}_pad|><|vision_end|>What is in the picture?"
+UNIFORM = {"method": "uniform", "keep_ratio": 0.25}
+REDUNDANT = {"method": "pixel_redundancy"}
 POLICIES: dict[str, Any] = {
     "dense": None,
-    "uniform 25 %": {"method": "uniform", "keep_ratio": 0.25},
+    "uniform 25 %": UNIFORM,
     "div_prune 25 %": {"method": "div_prune", "keep_ratio": 0.25},
     "vision_zip 25 %": {"method": "vision_zip", "keep_ratio": 0.25, "tower_layer": -1},
-    "pixel_redundancy": {"method": "pixel_redundancy"},
+    "pixel_redundancy": REDUNDANT,
 }
-TEXT = "<|vision_start|><|image_pad|><|vision_end|>What is in the image?"
-KINDS = {"ours": "evs 25 %", "evs": "vLLM's EVS 25 %"}
+OF_VIDEOS: dict[str, Any] = {
+    "dense": None,
+    "uniform 25 %": UNIFORM,
+    "pixel_redundancy": REDUNDANT,
+    "evs 25 %": {"method": "evs", "keep_ratio": 0.25},
+}
 
 
-def settings(options: argparse.Namespace) -> dict[str, Any]:
-    """Engine options; the random model is described here, and its weights are made up by vLLM."""
-    common: dict[str, Any] = {
-        "enable_prefix_caching": False, "mm_processor_cache_gb": 0, "seed": 0, "max_model_len": 4096,
-        "max_num_batched_tokens": 8192, "limit_mm_per_prompt": {"image": 1, "video": int(bool(options.video))},
-    }  # fmt: skip
-    if options.model != "random":
-        return {"model": options.model, **common}
-    return {"model": random_model(), "load_format": "dummy", "dtype": "float32", "enforce_eager": True, **common}
+@dataclass(frozen=True)
+class Kind:
+    """One kind of request: who answers it, and how one is made, always with other pixels."""
+
+    llm: Any
+    make: Callable[[], dict[str, Any]]
+
+
+def engine(options: argparse.Namespace, model: str, **more: Any) -> Any:
+    """Start an engine in this process; weights of the random model are made up by vLLM."""
+    from vllm import LLM
+
+    own: dict[str, Any] = {"load_format": "dummy", "dtype": "float32", "enforce_eager": True, "block_size": 32}
+    return LLM(
+        model, enable_prefix_caching=False, mm_processor_cache_gb=0, seed=0, max_model_len=8192,
+        max_num_batched_tokens=8192, limit_mm_per_prompt={"image": 1, "video": int(options.video)},
+        gpu_memory_utilization=0.45 if options.video else 0.9, **(own if options.model == "random" else {}), **more,
+    )  # fmt: skip
 
 
 def random_model() -> str:
@@ -94,105 +112,110 @@ def image(rng: np.random.Generator, side: int) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def timed(llm: Any, prompts: list[dict[str, Any]]) -> tuple[float, float, int]:
-    """Run prompts together for one token each; (milliseconds, those of all its threads, prompt tokens of the first)."""
-    from vllm import SamplingParams
-
-    began, used = time.perf_counter(), time.process_time()
-    outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=1), use_tqdm=False)
-    wall, work = time.perf_counter() - began, time.process_time() - used
-    return 1000 * wall, 1000 * work, len(outputs[0].prompt_token_ids)
-
-
-def medians(measured: list[tuple[float, float]]) -> tuple[float, float]:
-    times, works = zip(*measured, strict=True)
-    return statistics.median(times), statistics.median(works)
-
-
-def images(llm: Any, options: argparse.Namespace) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """Measure every policy and the oracle in turns; (requests at once, a row for each)."""
-    rng = np.random.default_rng(0)
-    side = int(options.side)
-    oracles = {"oracle 25 %": side // 2}
-    for together in options.together:
-        times: dict[str, list[tuple[float, float]]] = {name: [] for name in (*POLICIES, *oracles)}
-        tokens: dict[str, int] = {}
-        for turn in range(options.repeats + 1):
-            for name, measured in times.items():
-                policy, edge = POLICIES.get(name), oracles.get(name, side)
-                prompts = [
-                    {"prompt": TEXT, "multi_modal_data": {"image": image(rng, edge)},
-                     "mm_processor_kwargs": {"vlmopt": policy}} for _ in range(together)
-                ]  # fmt: skip
-                ms, work, tokens[name] = timed(llm, prompts)
-                if turn:
-                    measured.append((ms, work))
-        (dense, dense_work), rows = medians(times["dense"]), []
-        for name, measured in times.items():
-            middle, work = medians(measured)
-            low, high = np.percentile([ms for ms, _ in measured], [20, 80])
-            blocks = -(-tokens[name] // options.block)
-            rows.append({
-                "policy": name, "prompt_tokens": tokens[name], "kv_blocks": blocks, "ms": middle, "p20": float(low),
-                "p80": float(high), "cpu_ms": work, "times_faster": dense / middle,
-                "times_less_work": dense_work / work, "requests_per_second": 1000 * together / middle,
-            })  # fmt: skip
-            print(f"{together:3} at once  {name:18} {tokens[name]:5} tokens {blocks:4} blocks  {middle:8.0f} ms "
-                  f"({low:.0f} to {high:.0f})  {dense / middle:5.2f} x ({dense_work / work:.2f})  "
-                  f"{1000 * together / middle:6.2f} req/s", flush=True)  # fmt: skip
-        yield together, rows
-
-
-def film(rng: np.random.Generator, side: int, frames: int = 8) -> tuple[np.ndarray, dict[str, Any]]:
+def film(rng: np.random.Generator, side: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """Make a still clip of noise, in whose second half a ninth of it is another."""
     still = rng.integers(0, 255, (side, side, 3), dtype=np.uint8)
-    clip = np.stack([still] * frames)
-    clip[frames // 2 :, : side // 3, : side // 3] = rng.integers(0, 255, (side // 3, side // 3, 3), dtype=np.uint8)
-    return clip, {"fps": 2.0, "duration": frames / 2, "total_num_frames": frames, "frames_indices": list(range(frames)),
+    clip = np.stack([still] * FRAMES)
+    clip[FRAMES // 2 :, : side // 3, : side // 3] = rng.integers(0, 255, (side // 3, side // 3, 3), dtype=np.uint8)
+    return clip, {"fps": 2.0, "duration": FRAMES / 2, "total_num_frames": FRAMES, "frames_indices": list(range(FRAMES)),
                   "video_backend": "opencv", "do_sample_frames": False}  # fmt: skip
 
 
-def videos(llm: Any, options: argparse.Namespace) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """Measure one engine on clips of eight frames; (requests at once, its one row)."""
-    rng, name = np.random.default_rng(0), KINDS[options.video]
-    text = TEXT.replace("image_pad", "video_pad")
+def asked(modality: str, data: Any, **more: Any) -> dict[str, Any]:
+    return {"prompt": TEXT.format(modality), "multi_modal_data": {modality: [data]}, **more}
+
+
+def of_images(options: argparse.Namespace, model: str) -> dict[str, Kind]:
+    """Make every policy and the oracle, in one engine."""
+    rng, llm = np.random.default_rng(0), engine(options, model, mm_processor_kwargs={"vlmopt": None})
+
+    def kind(side: int, policy: Any) -> Kind:
+        return Kind(llm, lambda: asked("image", image(rng, side), mm_processor_kwargs={"vlmopt": policy}))
+
+    kinds = {name: kind(options.side, policy) for name, policy in POLICIES.items()}
+    return {**kinds, "oracle 25 %": kind(options.side // 2, None)}
+
+
+def of_videos(options: argparse.Namespace, model: str) -> dict[str, Kind]:
+    """Make policies in one engine, and vLLM's own in another, since it is an option of the whole engine."""
+    rng, ours = np.random.default_rng(0), engine(options, model, mm_processor_kwargs={"vlmopt": None})
+    theirs = engine(options, model, video_pruning_rate=0.75)
+
+    def kind(policy: Any) -> Kind:
+        return Kind(ours, lambda: asked("video", film(rng, options.side // 2), mm_processor_kwargs={"vlmopt": policy}))
+
+    kinds = {name: kind(policy) for name, policy in OF_VIDEOS.items()}
+    return {**kinds, "vLLM's EVS 25 %": Kind(theirs, lambda: asked("video", film(rng, options.side // 2)))}
+
+
+def answered(kind: Kind, together: int, answer: int) -> dict[str, float]:
+    """Send requests at once and wait for all answers: times in ms, tokens of a prompt, KV blocks of all requests."""
+    from vllm import SamplingParams
+
+    prompts, core = [kind.make() for _ in range(together)], kind.llm.llm_engine
+    pool = core.engine_core.engine_core.scheduler.kv_cache_manager.block_pool
+    free, params = pool.get_num_free_blocks(), SamplingParams(temperature=0, max_tokens=answer, ignore_eos=True)
+    firsts: dict[str, float] = {}
+    tokens = blocks = 0
+    began, used = time.perf_counter(), time.process_time()
+    for i, prompt in enumerate(prompts):
+        core.add_request(str(i), prompt, params)
+    while core.has_unfinished_requests():
+        for out in core.step():
+            firsts.setdefault(out.request_id, time.perf_counter() - began)
+            tokens = len(out.prompt_token_ids)
+        blocks = max(blocks, free - pool.get_num_free_blocks())
+    wall, work = time.perf_counter() - began, time.process_time() - used
+    return {"first": 1000 * statistics.mean(firsts.values()), "wall": 1000 * wall, "work": 1000 * work,
+            "tokens": tokens, "blocks": blocks}  # fmt: skip
+
+
+def measured(kinds: dict[str, Kind], options: argparse.Namespace) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """Ask all kinds in turns; (requests at once, a row for each)."""
     for together in options.together:
-        measured: list[tuple[float, float]] = []
-        tokens = 0
+        runs: dict[str, list[dict[str, float]]] = {name: [] for name in kinds}
         for turn in range(options.repeats + 1):
-            films = [film(rng, options.side // 2) for _ in range(together)]
-            ms, work, tokens = timed(llm, [{"prompt": text, "multi_modal_data": {"video": [clip]}} for clip in films])
-            measured += [(ms, work)] if turn else []
-        middle, work = medians(measured)
-        print(f"{together:3} at once  video  {name:18} {tokens:5} tokens  {middle:8.0f} ms ({work:.0f} of all "
-              f"threads)  {1000 * together / middle:6.2f} req/s", flush=True)  # fmt: skip
-        low, high = np.percentile([ms for ms, _ in measured], [20, 80])
-        yield together, [{"policy": name, "prompt_tokens": tokens, "ms": middle, "p20": float(low), "p80": float(high),
-                          "cpu_ms": work, "requests_per_second": 1000 * together / middle}]  # fmt: skip
+            for name, kind in kinds.items():
+                found = answered(kind, together, options.answer)
+                runs[name] += [found] if turn else []
+        middles = {
+            name: {key: statistics.median(run[key] for run in of_kind) for key in of_kind[0]}
+            for name, of_kind in runs.items()
+        }
+        dense, rows = middles["dense"], []
+        for name, middle in middles.items():
+            low, high = np.percentile([run["first"] for run in runs[name]], [20, 80])
+            rows.append({
+                "policy": name, "prompt_tokens": int(middle["tokens"]), "kv_blocks": int(middle["blocks"]),
+                "first_ms": middle["first"], "p20": float(low), "p80": float(high), "cpu_ms": middle["work"],
+                "times_faster": dense["first"] / middle["first"], "times_less_work": dense["work"] / middle["work"],
+                "requests_per_second": 1000 * together / middle["wall"],
+            })  # fmt: skip
+            row = rows[-1]
+            print(f"{together:3} at once  {name:18} {row['prompt_tokens']:5} tokens {row['kv_blocks']:4} blocks  first "
+                  f"{row['first_ms']:7.0f} ms ({low:.0f} to {high:.0f})  {row['times_faster']:5.2f} x "
+                  f"({row['times_less_work']:.2f})  {row['requests_per_second']:6.2f} req/s", flush=True)  # fmt: skip
+        yield together, rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="random", help="a Qwen-VL model, or random (default)")
+    parser.add_argument("--video", action="store_true", help=f"clips of {FRAMES} frames, half as wide and high")
     parser.add_argument("--side", type=int, default=SIDE, help=f"of the images, in pixels (default {SIDE})")
     parser.add_argument("--together", type=int, nargs="+", default=[1, 8], help="requests that run at once")
+    parser.add_argument("--answer", type=int, default=2, help="tokens of every answer (default 2)")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--block", type=int, default=32, help="tokens of a KV block, for the count of blocks")
-    parser.add_argument("--video", choices=["ours", "evs"], default="", help="clips: our evs, or vLLM's own, at 25 %%")
     options = parser.parse_args()
-    # vLLM's own switches: a small cache on a CPU, the engine in this process.
-    os.environ.update(VLLM_CPU_KVCACHE_SPACE="2", VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="ERROR")
-    from vllm import LLM, __version__
+    # vLLM's own switches: a small cache on a CPU, the engines in this process.
+    os.environ.update(VLLM_CPU_KVCACHE_SPACE="1", VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="ERROR")
+    from vllm import __version__
 
-    if options.video == "evs":
-        measured = videos(LLM(**settings(options), video_pruning_rate=0.75), options)
-    elif options.video:
-        evs = {"mm_processor_kwargs": {"vlmopt": {"method": "evs", "keep_ratio": 0.25}}}
-        measured = videos(LLM(**settings(options), **evs), options)
-    else:
-        measured = images(LLM(**settings(options), mm_processor_kwargs={"vlmopt": None}), options)
-    asked = {name: getattr(options, name) for name in ("model", "side", "video", "repeats")}
-    for together, rows in measured:
-        print(append("serving", {**asked, "vllm": __version__, "together": together, "rows": rows}))
+    model = random_model() if options.model == "random" else options.model
+    kinds = (of_videos if options.video else of_images)(options, model)
+    facts = {name: getattr(options, name) for name in ("model", "side", "video", "repeats", "answer")}
+    for together, rows in measured(kinds, options):
+        print(append("serving", {**facts, "vllm": __version__, "together": together, "rows": rows}))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from PIL import Image
 
 from common import append
 
-SIDE = 196  # 196 cells of 14 pixels in the random model, whose merger joins nothing
+SIDE = 280  # 400 cells of 14 pixels in the random model, whose merger joins nothing
 FRAMES = 16  # two to a cell, so the frame that EVS keeps whole is half of a quarter
 TEXT = "<|vision_start|><|{}_pad|><|vision_end|>What is in the picture?"
 UNIFORM = {"method": "uniform", "keep_ratio": 0.25}

@@ -33,6 +33,7 @@ class Selector(Configured, ABC):
     name: ClassVar[str] = ""  # set by `register`
     reads: ClassVar[str] = "nothing"  # what the choice depends on, in words, for tables
     query_aware: ClassVar[bool] = False  # the choice depends on the question, so a pruned cache is bound to it
+    unbound: ClassVar[str] = ""  # the setting with which a method that reads the question does not
     adaptive: ClassVar[bool] = False  # the method itself decides how many stay; the budget is only a ceiling
     resizes_pixels: ClassVar[bool] = False
     merges: ClassVar[bool] = False  # writes new embeddings into tokens that stay, by its `written`

@@ -32,6 +32,7 @@ class CDPruner(Selector):
 
     reads = "embeddings"
     query_aware = True
+    unbound = "relevance=none"
 
     layer: int = setting(0, "Always 0: tokens leave before the LLM.", "int", min=0, max=0)
     relevance: str = setting(

@@ -28,6 +28,7 @@ class DART(Selector):
 
     reads = "embeddings"
     query_aware = True
+    unbound = "pivots_text=0"
 
     layer: int = setting(0, "Always 0: tokens leave before the LLM.", "int", min=0, max=0)
     pivots_image: int = setting(4, "Visual tokens that are pivots, and stay.", "int", min=0)

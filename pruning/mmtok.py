@@ -29,6 +29,7 @@ class MMTok(Selector):
 
     reads = "embeddings"
     query_aware = True
+    unbound = "relevance=none"
 
     layer: int = setting(0, "Always 0: tokens leave before the LLM.", "int", min=0, max=0)
     alpha: float = setting(0.5, "Weight of covering the image, relative to covering the question.", "float", above=0)

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from vlmopt import pruning
+from vlmopt import Policy, pruning
 from vlmopt.pruning import FastV, MMTok, Resize, ScoreSelector, Selection, Selector, Uniform, VisualTokens, register
 
 
@@ -100,3 +100,11 @@ def test_settings_explain_themselves():
             assert all("help" in f.metadata for f in dataclasses.fields(cls))
             given = [f for f in dataclasses.fields(cls) if f.init and f.name not in ("host", "profile")]
             assert all("kind" in f.metadata for f in given)
+
+
+def test_a_choice_that_need_not_read_the_question_says_how():
+    unbound = {name: cls.unbound for name, cls in pruning.registry.items() if cls.unbound}
+    assert set(unbound) == {"cd_pruner", "dart", "mmtok"}
+    for name, setting in unbound.items():
+        assert Policy.load(f"{name}:keep_ratio=0.5").prune[0].query_aware
+        assert not Policy.load(f"{name}:keep_ratio=0.5,{setting}").prune[0].query_aware

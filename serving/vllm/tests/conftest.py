@@ -106,3 +106,21 @@ def engine_of(checkpoints: Callable[[str], Path]) -> Iterator[Callable[..., Any]
 
     yield start
     end(running)
+
+
+@pytest.fixture(scope="session")
+def processed(checkpoints: Callable[[str], Path]) -> Callable[..., Any]:
+    """What an engine's front end makes of a prompt, with policies per request. No engine is started."""
+    from vllm.multimodal import MULTIMODAL_REGISTRY
+
+    from .engines import configured
+
+    made: dict[str, Any] = {}
+
+    def run(name: str, data: dict[str, Any], text: str, settings: dict[str, Any]) -> Any:
+        if name not in made:
+            config = configured(checkpoints(name), mm_processor_kwargs={"vlmopt": None})
+            made[name] = MULTIMODAL_REGISTRY.create_processor(config.model_config)
+        return made[name](text, made[name].info.parse_mm_data(data), hf_processor_mm_kwargs=settings)
+
+    return run

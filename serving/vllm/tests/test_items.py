@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
-from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from . import attacks
-from .engines import configured
 from .test_parity import BARE, FLAT_POSITIONS, TEXT
 from .test_video import clip
 
 UNIFORM = {"method": "uniform", "keep_ratio": 0.5}
-
-
-@pytest.fixture(scope="module")
-def processed(checkpoints):
-    made: dict[str, Any] = {}
-
-    def run(name: str, data: dict[str, Any], text: str, settings: dict[str, Any]) -> Any:
-        if name not in made:
-            config = configured(checkpoints(name), mm_processor_kwargs={"vlmopt": None})
-            made[name] = MULTIMODAL_REGISTRY.create_processor(config.model_config)
-        return made[name](text, made[name].info.parse_mm_data(data), hf_processor_mm_kwargs=settings)
-
-    return run
 
 
 @pytest.mark.parametrize(("name", "settings"), [

@@ -53,7 +53,9 @@ def test_a_path_is_read_for_the_engine_and_never_for_a_client(tmp_path):
 
 @pytest.mark.parametrize(("policy", "reason"), [
     ({"method": "fastv", "keep_ratio": 0.1, "layer": 2}, "layer=2 lies inside the LLM"),
-    ({"method": "cd_pruner", "keep_ratio": 0.1}, "reads the question"),
+    ({"method": "cd_pruner", "keep_ratio": 0.1}, "reads the question.*with relevance=none it does not"),
+    ({"method": "dart", "keep_ratio": 0.1}, "with pivots_text=0 it does not"),
+    ({"method": "mmtok", "keep_ratio": 0.1}, "with relevance=none it does not"),
     ({"method": "instruction_similarity", "keep_ratio": 0.1}, "reads the question"),
     ({"method": "evs", "keep_ratio": 0.1, "paper_compat": True}, "decides how many"),
     ({"method": "image_boost"}, "act inside the LLM"),

@@ -134,7 +134,8 @@ def unserved(method: Selector) -> str | None:
     if method.layer:
         return f"layer={method.layer} lies inside the LLM, which vLLM runs itself"
     if method.query_aware:
-        return "it reads the question, but an engine encodes an image once for all questions"
+        without = f"; with {method.unbound} it does not" if method.unbound else ""
+        return f"it reads the question, but an engine encodes an image once for all questions{without}"
     if method.adaptive and not (method.before_tower or method.resizes_pixels):
         return "it decides how many tokens stay after the encoder, but an engine has to know before"
     if any(isinstance(n, OF_PIXELS) for n in method.needs) and not all(isinstance(n, OF_PIXELS) for n in method.needs):

@@ -94,13 +94,13 @@ class Shortened(Behind):
         family = described(config)
         try:
             policy = asked(self.vlmopt_at_start, request or {})
+            if policy is None:
+                return None
+            check_family(policy, family, self.info.ctx.model_config.uses_mrope)
+            for need in policy.signals:
+                check_signal(need, policy.last, config)
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{KEY}: {error}") from error
-        if policy is None:
-            return None
-        check_family(policy, family, self.info.ctx.model_config.uses_mrope)
-        for need in policy.signals:
-            check_signal(need, policy.last, config)
         if mm.mm_encoder_tp_mode == "data" and (policy.before_tower is not None or policy.signals):
             raise ValueError(
                 f"{KEY}: {(policy.before_tower or policy.last).name} acts inside the tower, which "

@@ -29,6 +29,7 @@ once "kv_cache speed" env OMP_NUM_THREADS=1 "$python" benchmarks/kv_cache.py --s
 once "sparse_reading speed" env OMP_NUM_THREADS=1 "$python" benchmarks/sparse_reading.py --speed
 once "decode_ideas speed" env OMP_NUM_THREADS=1 "$python" benchmarks/decode_ideas_speed.py
 once "vLLM for CPUs" make PYTHON="$python" .venv-vllm/.installed
-once serving .venv-vllm/bin/python benchmarks/serving.py --together 8
+once serving .venv-vllm/bin/python benchmarks/serving.py --repeats 11
+once "serving videos" .venv-vllm/bin/python benchmarks/serving.py --video --repeats 11
 "$python" benchmarks/tables.py --write
 rm -r benchmarks/results/done

@@ -12,7 +12,7 @@ Clips are shown to two engines in this process, ours and one with vLLM's own pru
 On a GPU, in an environment with vLLM's own build and vlmopt-vllm, the same with a model of the size that one serves:
 
     python benchmarks/serving.py --model Qwen/Qwen2.5-VL-7B-Instruct --side 896 --together 1 8 32 --repeats 20
-    python benchmarks/serving.py --model Qwen/Qwen2.5-VL-7B-Instruct --side 448 --together 1 8 32 --repeats 20 --video
+    python benchmarks/serving.py --model Qwen/Qwen2.5-VL-7B-Instruct --side 1792 --together 1 8 32 --repeats 20 --video
 """
 
 from __future__ import annotations
@@ -142,10 +142,10 @@ def of_videos(options: argparse.Namespace, model: str) -> dict[str, Kind]:
     theirs = engine(options, model, video_pruning_rate=0.75)
 
     def kind(policy: Any) -> Kind:
-        return Kind(ours, lambda: asked("video", film(rng, options.side // 2), mm_processor_kwargs={"vlmopt": policy}))
+        return Kind(ours, lambda: asked("video", film(rng, options.side // 4), mm_processor_kwargs={"vlmopt": policy}))
 
     kinds = {name: kind(policy) for name, policy in OF_VIDEOS.items()}
-    return {**kinds, "vLLM's EVS 25 %": Kind(theirs, lambda: asked("video", film(rng, options.side // 2)))}
+    return {**kinds, "vLLM's EVS 25 %": Kind(theirs, lambda: asked("video", film(rng, options.side // 4)))}
 
 
 def answered(kind: Kind, together: int, answer: int) -> dict[str, float]:
@@ -201,7 +201,7 @@ def measured(kinds: dict[str, Kind], options: argparse.Namespace) -> Iterator[tu
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="random", help="a Qwen-VL model, or random (default)")
-    parser.add_argument("--video", action="store_true", help=f"clips of {FRAMES} frames, half as wide and high")
+    parser.add_argument("--video", action="store_true", help=f"clips of {FRAMES} frames, a quarter as wide and high")
     parser.add_argument("--side", type=int, default=SIDE, help=f"of the images, in pixels (default {SIDE})")
     parser.add_argument("--together", type=int, nargs="+", default=[1, 8], help="requests that run at once")
     parser.add_argument("--answer", type=int, default=2, help="tokens of every answer (default 2)")

@@ -10,27 +10,27 @@ from table_parts import markdown, measured_on, newest, table
 @table("serving")
 def images() -> str:
     """Write what every policy gains on images."""
-    return gains(video=False)
+    return gains(False, 1, 8)
 
 
-@table("serving videos")
+@table("serving_videos")
 def videos() -> str:
     """Write the same of clips, vLLM's own pruning of videos among them."""
-    return gains(video=True)
+    return gains(True, 1)
 
 
-def gains(video: bool) -> str:
-    alone, many = (newest("serving", video=video, model="random", together=n) for n in (1, 8))
-    rows = [
-        [one["policy"], f"{one['prompt_tokens']}", f"{eight['kv_blocks']}", first(one), f"{one['times_faster']:.2f} ×",
-         first(eight), f"{eight['times_faster']:.2f} ×", f"{eight['times_less_work']:.2f} ×"]
-        for one, eight in zip(alone["rows"], many["rows"], strict=True)
-    ]  # fmt: skip
-    head = ["", "prompt tokens", "KV blocks of 8", "first token, 1 request", "faster", "first tokens, 8 at once"]
-    head += ["faster", "less work of all threads"]
-    rounds = " and ".join(str(n) for n in sorted({alone["repeats"], many["repeats"]}))
-    words = f"vLLM {many['vllm']}, a random model of 0.2 B with a small tower in fp32; {rounds} rounds"
-    return markdown(head, rows) + measured_on(many["machine"], words)
+def gains(video: bool, *together: int) -> str:
+    runs = [newest("serving", video=video, model="random", together=number) for number in together]
+    rows, head = [[row["policy"], f"{row['prompt_tokens']}"] for row in runs[0]["rows"]], ["", "prompt tokens"]
+    for number, run in zip(together, runs, strict=True):
+        many = f"of {number} requests at once" if number > 1 else "of 1 request"
+        head += [f"KV blocks {many}", f"first tokens {many}", "faster", "less work of all threads"]
+        for cells, row in zip(rows, run["rows"], strict=True):
+            faster, less = (f"{row[key]:.2f} ×" for key in ("times_faster", "times_less_work"))
+            cells += [f"{row['kv_blocks']}", first(row), faster, less]
+    rounds = " and ".join(dict.fromkeys(str(run["repeats"]) for run in runs))
+    words = f"vLLM {runs[-1]['vllm']}, a random model of 0.2 B with a small tower in fp32; {rounds} rounds"
+    return markdown(head, rows) + measured_on(runs[-1]["machine"], words)
 
 
 def first(row: dict[str, Any]) -> str:

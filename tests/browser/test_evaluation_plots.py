@@ -11,11 +11,11 @@ from PIL import Image
 from tests.support.report_runs import POLICIES, whole
 from vlmopt.evaluation.report import write_report
 from vlmopt.evaluation.report.draw import Box, Dot, Text, png, text_width
-from vlmopt.evaluation.report.facts import AXES, Facts, Figure, Place
+from vlmopt.evaluation.report.facts import AXES, Axis, Facts, Figure, Place
 from vlmopt.evaluation.report.labels import Named, Rect, labels
 from vlmopt.evaluation.report.palette import LIGHT
 from vlmopt.evaluation.report.plane import ticks
-from vlmopt.evaluation.report.plots import CLOSE, DRAWING, ROOM, STEP, Point, apart, front, stages, tradeoff
+from vlmopt.evaluation.report.plots import DRAWING, Point, front, stages, tradeoff
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +32,16 @@ def facts(run: Path) -> Facts:
 
 def point(name: str, cost: float, worth: float) -> Point:
     return Point(name, Place(cost, cost, cost), Figure(worth, worth - 5, worth + 5, 9))
+
+
+class Alike:
+    """The policies of a run, all at one place."""
+
+    def __init__(self, facts: Facts) -> None:
+        self.policies, self.figure, self.style = facts.policies, facts.figure, facts.style
+
+    def place(self, policy: str, axis: Axis) -> Place:
+        return Place(25.0, 25.0, 25.0)
 
 
 def test_the_front_has_what_nothing_beats() -> None:
@@ -62,7 +72,7 @@ def test_plots_show_every_policy_at_its_place(facts: Facts) -> None:
 def test_images_have_ink_where_the_points_are(run: Path, facts: Facts) -> None:
     metric = facts.headlines[0]
     drawn = tradeoff(facts, metric, AXES[0], DRAWING)
-    image = Image.open(run / "plots" / "accuracy-versus-kept-tokens.png")
+    image = Image.open(run / "plots" / "accuracy-versus-tokens.png")
     assert image.size == (drawn.width * 2, drawn.height * 2)
     for dot in (mark for mark in drawn.marks if isinstance(mark, Dot)):
         ink = tuple(int(LIGHT[dot.ink][i : i + 2], 16) for i in (1, 3, 5))
@@ -92,13 +102,13 @@ def test_names_do_not_cover_one_another() -> None:
     assert all(box.shared(frame) == pytest.approx(box.area) for box in boxes)
 
 
-def test_points_of_one_place_stand_side_by_side() -> None:
-    assert apart([10.0, 50.0, 10.0]) == [10 - STEP / 2, 50.0, 10 + STEP / 2]
-    assert apart([10.0, 10.0 + CLOSE]) == [10.0, 10.0 + CLOSE]
-    assert apart([]) == []
-    many = apart([50.0] * 15)
-    assert many == sorted(many)
-    assert (many[0], many[-1]) == (50 - ROOM / 2, 50 + ROOM / 2)
+def test_points_of_one_cost_stand_at_it(facts: Facts) -> None:
+    """Three policies of one budget: nobody is moved aside."""
+    shown = Alike(facts)
+    drawn = tradeoff(shown, facts.headlines[0], AXES[0])
+    dots = [mark for mark in drawn.marks if isinstance(mark, Dot)]
+    assert len({dot.x for dot in dots}) == 1
+    assert len(dots) == len(POLICIES)
 
 
 def test_ticks_are_round() -> None:

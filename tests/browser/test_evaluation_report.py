@@ -18,8 +18,9 @@ from PIL import Image
 
 from tests.support.report_runs import EVIL, MAPPED, POLICIES, record, whole, write_run
 from vlmopt.evaluation.report import write_report
-from vlmopt.evaluation.report.facts import Facts, Figure, number
+from vlmopt.evaluation.report.facts import Facts, Figure
 from vlmopt.evaluation.report.gallery import CARDS, Option, changed, chosen, differing
+from vlmopt.evaluation.report.numbers import number
 from vlmopt.evaluation.report.palette import DARK, LIGHT
 from vlmopt.evaluation.report.templates import environment, render
 
@@ -220,7 +221,7 @@ def test_the_table_for_a_readme(run: Path, facts: Facts) -> None:
     assert "**−" in half
     assert rows[-1][1] == " `a\\|b <i>` "
     links = re.findall(r"!\[.+\]\((.+)\)", "\n".join(lines))
-    assert len(links) == 4
+    assert len(links) == 5
     assert all(Image.open(run / link).format == "PNG" for link in links)
 
 
@@ -267,7 +268,7 @@ def test_runs_that_lack_something_are_reported(tmp_path: Path, case: str) -> Non
     text = write_report(made).read_text()
     assert ("Not complete" in text) == (case == "unfinished")
     assert "nan" not in text.lower().replace("nano", "")
-    assert len(list((made / "plots").glob("*.png"))) == 4
+    assert len(list((made / "plots").glob("*.png"))) == (4 if case == "nothing" else 5)
 
 
 def test_no_run_no_report(tmp_path: Path) -> None:
@@ -301,7 +302,7 @@ def test_a_browser_shows_it(run: Path, browser: Any, width: int, scheme: str) ->
     sheet.select_option("[data-plot=metric]", "f1")
     sheet.select_option("[data-plot=axis-1]", "total_ms")
     shown = sheet.locator("[data-metric]:visible").evaluate_all("es => es.map(e => e.dataset.metric + e.dataset.axis)")
-    assert shown == ["f1kept", "f1total_ms"]
+    assert shown == ["f1layer_average", "f1total_ms"]
     sheet.locator("[data-metric]:visible .tip:visible").first.focus()
     assert "F1" in sheet.inner_text("#tip")
 

@@ -53,17 +53,40 @@ def record(sample: int, policy: str, **changes: Any) -> Record:
     return Record(id=f"q/{sample}", index=sample, policy=policy, **{**facts, **changes})
 
 
-def write_run(run: Path, rows: list[Record], policies: tuple[str, ...] = POLICIES, samples: int | None = None) -> Path:
+def write_run(
+    run: Path,
+    rows: list[Record],
+    policies: tuple[str, ...] = POLICIES,
+    samples: int | None = None,
+    lines: dict[str, Any] | None = None,
+) -> Path:
     """A run directory as a run leaves it."""
     run.mkdir(parents=True, exist_ok=True)
     count = len({row.id for row in rows}) if samples is None else samples
-    (run / "run.json").write_text(json.dumps(request(policies, count)))
+    (run / "run.json").write_text(json.dumps(request(policies, count) | {"lines": lines or {}}))
     (run / "environment.json").write_text(json.dumps(ENVIRONMENT))
     writer = Writer(part(run, 0))
     writer.append(rows)
     writer.close()
     summarize(run)
     return run
+
+
+def swept(run: Path, ratios: tuple[float, ...] = (0.1, 0.25, 0.5), samples: int = 24) -> Path:
+    """A sweep of two methods with its controls; the method that cuts between layers has more tokens at a ratio."""
+    rows, told = [record(sample, "dense") for sample in range(samples)], {}
+    for number, line in enumerate(("fastv:layer=2", "div_prune", "random", "uniform")):
+        for ratio in ratios:
+            name = f"{line}@{ratio:g}"
+            told[name] = [line, ratio]
+            average = 64 * (ratio + (1 - ratio) / 4 if number == 0 else ratio)
+            tokens = {"prompt": 80, "visual": 64, "kept": 64 * ratio, "layer_average": average}
+            for sample in range(samples):
+                right = sample % 12 >= 2 + 2 * number - 4 * ratio
+                said = {"prediction": "yes" if right else "no", "correct": right}
+                marks = {"yes": right, "unparsable": False}
+                rows.append(record(sample, name, tokens=tokens, metrics=marks, image=None, **said))
+    return write_run(run, rows, ("dense", *told), lines=told)
 
 
 def whole(run: Path) -> Path:

@@ -35,6 +35,8 @@ def settings(options: argparse.Namespace) -> Any:
         model=options.model,
         source=source_of(options),
         policies=options.policy,
+        sweep=options.sweep,
+        ratios=options.ratios,
         device=options.device,
         device_map=options.device_map,
         dtype=options.dtype,

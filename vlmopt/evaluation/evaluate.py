@@ -31,6 +31,7 @@ from .records import FORMAT, consolidate
 from .request import named_policies, settle
 from .runner import Runner
 from .scoring import Marking
+from .sweep import grid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,7 @@ class Settings(Configured):
         model, device, dtype: as for `vlmopt.loading.load`; `device_map` "auto" spreads one replica over all devices.
         source: the data; its `run` is the run directory.
         policies: presets and files; dense is always added.
+        sweep, ratios: methods, each tried at every ratio, beside the policies (`sweep.grid`).
         prompt: template; None for that of the data.
         max_new_tokens: None for what the kind of a sample needs.
         seed: of the policies; None for their own. Intervals and the choice of samples take `source.seed`.
@@ -52,6 +54,8 @@ class Settings(Configured):
     model: str
     source: Source
     policies: Sequence[str]
+    sweep: Sequence[str] = ()
+    ratios: Sequence[float] = ()
     device: str = "auto"
     device_map: str | None = None
     dtype: str = "auto"
@@ -118,7 +122,7 @@ def check(settings: Settings) -> dict[str, Policy]:
     """
     check_options(settings)
     check_name(settings.model)
-    return named_policies(list(settings.policies), settings.seed)
+    return named_policies(list(settings.policies), settings.seed, grid(settings.sweep, settings.ratios))
 
 
 def check_options(settings: Settings) -> None:
@@ -234,6 +238,7 @@ def request(settings: Settings, loaded: Loaded, data: Data, runner: Runner) -> d
             name: {key: value for key, value in policy.to_dict().items() if key != "vlmopt"}
             for name, policy in runner.policies.items()
         },
+        "lines": {name: [point.line, point.ratio] for name, point in grid(settings.sweep, settings.ratios).items()},
     }
 
 

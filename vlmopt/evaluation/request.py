@@ -11,6 +11,7 @@ from typing import Any
 from ..atomic import atomic_write
 from ..policy import Policy
 from .records import DENSE, FORMAT, file_name
+from .sweep import Swept
 
 NAME = "run.json"
 
@@ -49,7 +50,7 @@ def settle(run: Path, request: Mapping[str, Any]) -> None:
                     f"{run} holds answers of another policy of the name {name!r} ({policy}): choose another --out"
                 )
         for name, value in request.items():
-            if name not in ("policies", "notes") and before.get(name) != value:
+            if name not in ("policies", "lines", "notes") and before.get(name) != value:
                 raise ValueError(
                     f"{run} holds a run with {name} = {before.get(name)!r}, now it is {value!r}: go on with the same "
                     "settings, or choose another --out"
@@ -60,8 +61,8 @@ def settle(run: Path, request: Mapping[str, Any]) -> None:
         fresh.write_text(json.dumps(dict(request), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def named_policies(texts: list[str], seed: int | None) -> dict[str, Policy]:
-    """Return dense, then the policies, by the name of their preset or file.
+def named_policies(texts: list[str], seed: int | None, swept: Mapping[str, Swept] | None = None) -> dict[str, Policy]:
+    """Return dense, then the policies, by the name of their preset or file, then the points of a sweep.
 
     Args:
         texts: presets, or paths of policy files or of directories with one.
@@ -78,5 +79,9 @@ def named_policies(texts: list[str], seed: int | None) -> dict[str, Policy]:
             continue
         if name in policies or file_name(name) == "seen":
             raise ValueError(f"--policy {text}: the name {name!r} is taken, rename the file")
-        policies[name] = policy if seed is None else replace(policy, seed=seed)
-    return policies
+        policies[name] = policy
+    for name, point in (swept or {}).items():
+        if name in policies:
+            raise ValueError(f"--sweep {point.line}: the name {name!r} is taken by --policy")
+        policies[name] = Policy.load(point.methods)
+    return {name: p if seed is None or name == DENSE else replace(p, seed=seed) for name, p in policies.items()}

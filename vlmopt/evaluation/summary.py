@@ -3,6 +3,7 @@
 format, complete, samples, model, dtype, data, data_format, digest, decoding, prompt, parser, seed, limit,
 batch_size, notes
 pictures    how many images the samples are about
+lines       of a sweep: policy -> [line, ratio]
 primary     the headline metric; `less` and `neutral` name those of which less, or nothing, is better
 policies    name -> {
     policy          as JSON
@@ -10,7 +11,8 @@ policies    name -> {
     metrics         metric -> {value, low, high, n, pictures, interval}; 95 % intervals over images, with their names
     by_category     category or group -> {n, errors, metrics, versus_dense}
     mean_of_splits  of yes/no questions in several categories: the mean of each figure of POPE
-    versus_dense    metric -> {difference, low, high, p, n}; empty for dense
+    versus_dense    metric -> {difference, low, high, p, p_holm, n}; p_holm is adjusted for the policies of the run
+                    (Holm), in every category anew; empty for dense
     agreement_with_dense   as a metric
     latency         {ttft_ms, decode_ms, prefill_ms, vision_ms, scoring_ms, total_ms, decode_tokens_per_s:
                     {median, p20, p80} or null; kv_bytes (a sample's share), peak_memory_bytes, calls, batch}: of whole
@@ -31,6 +33,7 @@ from typing import Any
 from ..atomic import atomic_write
 from ..measure import Spread
 from ..metrics import mean_of_splits, pope_scores
+from ..metrics.paired import holm
 from .figures import LESS, NEUTRAL, PRIMARY, figures
 from .records import DENSE, FORMAT, Record, read
 from .request import load_request
@@ -58,6 +61,9 @@ def summarize(run: Path) -> dict[str, Any]:
         for name, records in by_policy.items()
         if records
     }
+    adjust([one["versus_dense"] for one in policies.values()])
+    for group in {name for one in policies.values() for name in one["by_category"]}:
+        adjust([one["by_category"].get(group, {}).get("versus_dense", {}) for one in policies.values()])
     metrics = {name for one in policies.values() for name in one["metrics"]}
     summary = {
         "format": FORMAT,
@@ -98,6 +104,14 @@ def summary_of(records: Sequence[Record], dense: Mapping[str, Record], seed: int
         "latency": latency(records),
         "tokens": tokens(records),
     }
+
+
+def adjust(tables: Sequence[dict[str, dict[str, Any]]]) -> None:
+    """Add p_holm to every difference: metric by metric, over the policies, whose tables these are."""
+    for metric in {name for table in tables for name in table}:
+        found = [table[metric] for table in tables if metric in table]
+        for one, p in zip(found, holm([one["p"] for one in found]), strict=True):
+            one["p_holm"] = p
 
 
 def counts(records: Sequence[Record]) -> dict[str, int]:

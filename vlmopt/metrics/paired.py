@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -58,6 +59,19 @@ def compare(table: np.ndarray, *, resamples: int | None = None, seed: int = 0) -
         Comparison(Interval(float(after - before), *percentiles(drawn[:, m, 1] - drawn[:, m, 0])), float(p[m]))
         for m, (before, after) in enumerate(observed)
     ]
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Return probabilities adjusted for their number, so that all below a level hold together at that level.
+
+    The step-down rule (Holm, "A Simple Sequentially Rejective Multiple Test Procedure", 1979); it asks for no
+    independence.
+    """
+    adjusted, least = [0.0] * len(ps), 0.0
+    for rank, place in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        least = max(least, min(1.0, (len(ps) - rank) * ps[place]))
+        adjusted[place] = least
+    return adjusted
 
 
 def _checked(table: np.ndarray, columns: int, resamples: int | None) -> tuple[np.ndarray, int]:

@@ -6,6 +6,7 @@ import argparse
 
 from ...checkpoints.names import check_name
 from ...choices import DTYPES
+from ...evaluation.sweep import grid
 from ...paths import check_data
 
 
@@ -32,6 +33,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--policy", nargs="+", action="extend", default=[], metavar="POLICY",
         help="presets, policy files, or lines such as fastv:keep_ratio=0.1,layer=4; compared "
         "on the same samples; dense is always one of them",
+    )  # fmt: skip
+    parser.add_argument(
+        "--sweep", nargs="+", action="extend", default=[], metavar="METHOD",
+        help="methods to try at every one of --ratios, such as fastv, div_prune or focus_ui:scorer=PATH, on the same "
+        "samples; random and uniform come along as controls",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ratios", nargs="+", type=float, action="extend", default=[], metavar="RATIO",
+        help="shares of the visual tokens that --sweep keeps, such as 0.1 0.25 0.5",
     )  # fmt: skip
     parser.add_argument(
         "--prompt", metavar="TEXT", help="template of the prompt; {question} stands for that of the sample"
@@ -73,6 +83,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(options: argparse.Namespace) -> None:
     """Refuse data and a model that do not exist, and options that cannot be right together."""
+    grid(options.sweep, options.ratios)
     if bool(options.report) == bool(options.out):
         raise ValueError("give --out DIR for a run, or --report DIR to report on one that was made before")
     if options.out and not options.data:

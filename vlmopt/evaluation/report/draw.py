@@ -73,6 +73,9 @@ class Text:
     turned: bool = False
 
 
+Mark = Line | Box | Dot | Text
+
+
 @dataclass
 class Scene:
     """A drawing. `title` names it, `told` says in words what it shows."""
@@ -81,7 +84,7 @@ class Scene:
     height: float
     title: str
     told: str = ""
-    marks: list[Line | Box | Dot | Text] = field(default_factory=list)
+    marks: list[Mark] = field(default_factory=list)
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 from ..figures import CERTAIN
 from ..records import DENSE, FORMAT, Record, read
+from .numbers import number
 
 # Metric -> title, unit. Fractions are shown in percent, in the order of this table.
 TITLES = {
@@ -64,7 +66,7 @@ class Metric(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A value in its unit with its interval and the interval's name; `p` for a difference from dense."""
+    """A value in its unit with its interval and the interval's name; of a difference from dense `p` (Holm's)."""
 
     value: float
     low: float
@@ -105,8 +107,8 @@ class Axis(NamedTuple):
 
 
 AXES = (
-    Axis("kept", "tokens", "Visual tokens kept after the last cut", "tokens"),
-    Axis("layer_average", "tokens", "Visual tokens, mean over the layers", "tokens"),
+    Axis("layer_average", "tokens", "Visual tokens, mean over the layers", "%"),
+    Axis("kept", "tokens", "Visual tokens after the last cut", "%"),
     Axis("ttft_ms", "latency", "Time to the first token", "ms"),
     Axis("total_ms", "latency", "Time of the whole answer", "ms"),
 )
@@ -185,12 +187,14 @@ class Facts:
         return None if found is None else _figure(found, "difference", metric)
 
     def place(self, policy: str, axis: Axis) -> Place | None:
-        found = self.summary["policies"][policy][axis.part][axis.name]
-        if found is None:
+        one = self.summary["policies"][policy]
+        found, whole = one[axis.part][axis.name], one["tokens"]["visual"] if axis.unit == "%" else 100.0
+        if found is None or not whole:
             return None
         if isinstance(found, dict):
             return Place(found["median"], found["p20"], found["p80"])
-        return Place(found, found, found)
+        share = 100 * found / whole
+        return Place(share, share, share)
 
     def kept_share(self, policy: str) -> float | None:
         """Return the percentage of the visual tokens."""
@@ -203,8 +207,27 @@ class Facts:
         return dense["median"] / own["median"] if own and dense and own["median"] else None
 
     def style(self, policy: str) -> int:
-        """Return the number of a policy's colour and marker; dense is 0."""
-        return self.policies.index(policy)
+        """Return the number of a policy's colour and marker, one for a whole line; dense is 0."""
+        return list(dict.fromkeys(map(self.line, self.policies))).index(self.line(policy))
+
+    @property
+    def lines(self) -> dict[str, list[str]]:
+        """The lines of a sweep, ratios rising, then the other policies, a line each; empty where nothing was swept."""
+        found: dict[str, list[str]] = {}
+        for policy in sorted(self.policies, key=lambda name: self._swept.get(name, ("", math.inf))[1]):
+            found.setdefault(self.line(policy), []).append(policy)
+        found.pop(DENSE, None)
+        order = [line for line in dict.fromkeys(map(self.line, self.policies)) if line in found]
+        return {line: found[line] for line in order} if self._swept else {}
+
+    def line(self, policy: str) -> str:
+        """Return the line that a policy is a point of; its own name outside a sweep."""
+        return str(self._swept.get(policy, (policy,))[0])
+
+    @property
+    def _swept(self) -> Mapping[str, Sequence[Any]]:
+        swept: Mapping[str, Sequence[Any]] = self.summary.get("lines", {})
+        return swept
 
     def _part(self, policy: str, category: str | None) -> Mapping[str, Any]:
         one: Mapping[str, Any] = self.summary["policies"][policy]
@@ -218,28 +241,5 @@ class Facts:
 
 def _figure(found: Mapping[str, Any], name: str, metric: Metric) -> Figure:
     value, low, high = (metric.scale * found[part] for part in (name, "low", "high"))
-    return Figure(value, low, high, found["n"], found.get("p"), found.get("interval", ""))
-
-
-def number(value: float | None, digits: int = 1, sign: bool = False) -> str:
-    """Write a number for people: a real minus sign, a dash for nothing."""
-    if value is None:
-        return "–"
-    text = f"{value:+,.{digits}f}" if sign else f"{value:,.{digits}f}"
-    if float(text.replace(",", "")) == 0:
-        text = f"{0:.{digits}f}"  # no sign before a rounded zero
-    return text.replace("-", "−")
-
-
-def count(value: float | None) -> str:
-    """Write whole numbers without decimals."""
-    return number(value, 0 if value is not None and value == round(value) else 1)
-
-
-def milliseconds(value: float | None) -> str:
-    """Write at least three digits, no decimals from 100 on."""
-    return number(value, 0 if value is not None and value >= 100 else 1)
-
-
-def probability(p: float | None) -> str:
-    return "" if p is None else "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+    p = found.get("p_holm", found.get("p"))  # runs that were summed up before have p alone
+    return Figure(value, low, high, found["n"], p, found.get("interval", ""))

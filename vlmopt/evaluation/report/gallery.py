@@ -12,7 +12,8 @@ from markupsafe import Markup
 
 from ...media import load_image
 from ..records import DENSE, Record
-from .facts import Facts, count
+from .facts import Facts
+from .numbers import count
 from .shown import Embedded, clicks, embedded, kept_image
 
 CARDS = 40  # samples shown at most

@@ -13,11 +13,12 @@ from markupsafe import Markup
 
 from ..figures import FEW
 from ..records import DENSE, Record
+from .curves import costs
 from .draw import DASH, Dot, Scene
 from .facts import AXES, Axis, Facts, Metric
 from .gallery import gallery
 from .palette import DARK, LIGHT, css, look
-from .plots import NARROW, WIDE, stages, tradeoff
+from .plots import NARROW, WIDE, stages
 from .templates import ready, render
 
 SECTIONS = {
@@ -93,7 +94,7 @@ def sign(facts: Facts, policy: str) -> Scene:
 
 
 def cost(facts: Facts, metric: Metric, axis: Axis) -> Plot:
-    wide, narrow = (tradeoff(facts, metric, axis, size) for size in (WIDE, NARROW))
+    wide, narrow = (costs(facts, metric, axis, size) for size in (WIDE, NARROW))
     return Plot(wide, narrow, metric.name, axis.name)
 
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
 from ..figures import FEW
-from .facts import Facts, Figure, Metric, milliseconds, number, probability
+from .exports import drawings
+from .facts import Facts, Figure, Metric
+from .numbers import milliseconds, number, probability
 from .templates import render
 
 COLUMNS = 3  # metrics in the table
 
 
-def markdown(facts: Facts, plots: Mapping[str, str]) -> str:
-    """Write a heading, the table, what it was measured on, and links to the plots.
+def markdown(facts: Facts) -> str:
+    """Write a heading, the table, what it was measured on, and links to the plots."""
+    plots = {f"plots/{name}.png": scene.title for name, scene in drawings(facts).items()}
+    head, rows = rows_of(facts)
+    return render("report.md", facts=facts, head=head, rows=rows, few=FEW, plots=plots, plain=plain)
 
-    Args:
-        plots: path relative to the run directory -> what the drawing shows.
-    """
+
+def rows_of(facts: Facts) -> tuple[list[str], list[list[str]]]:
+    """Return the head and the rows of the table, as Markdown."""
     metrics = [metric for metric in facts.headlines if metric.name != "agreement"][:COLUMNS]
     head = ["policy", "tokens kept"]
     for metric in metrics:
@@ -38,8 +42,7 @@ def markdown(facts: Facts, plots: Mapping[str, str]) -> str:
             str(one["errors"]),
         ]
         rows.append(row)
-    head, *rows = ([cell(text) for text in row] for row in (head, *rows))
-    return render("report.md", facts=facts, head=head, rows=rows, few=FEW, plots=plots, plain=plain)
+    return [cell(text) for text in head], [[cell(text) for text in row] for row in rows]
 
 
 def interval(figure: Figure | None) -> str:

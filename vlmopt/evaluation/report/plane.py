@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from .draw import Line, Text
-from .facts import number
 from .labels import Rect
+from .numbers import number
 
 
 class Plane(NamedTuple):

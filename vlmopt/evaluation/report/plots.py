@@ -7,8 +7,9 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from .draw import Box, Dot, Line, Scene, Text, text_width
-from .facts import AXES, Axis, Facts, Figure, Metric, Place, milliseconds, number
+from .facts import Axis, Facts, Figure, Metric, Place
 from .labels import Named, Rect, labels
+from .numbers import milliseconds, number
 from .palette import look
 from .plane import Plane, span
 from .shown_policies import ShownPolicies
@@ -23,7 +24,6 @@ STAGE_TITLES = {
 }
 WIDE, NARROW = (560.0, 380.0), (342.0, 330.0)
 DRAWING = (760.0, 460.0)
-CLOSE, STEP, ROOM = 4.0, 10.0, 28.0  # points nearer than this stand so far apart, but all together in no more than this
 
 
 class Point(NamedTuple):
@@ -91,9 +91,10 @@ def tradeoff(facts: ShownPolicies, metric: Metric, axis: Axis, size: tuple[float
         steps = [thin(*a, *b) for a, b in pairwise(stairs)]
         scene.told += ". Pareto front: " + ", ".join(p.policy for p in best)
     dots, names = [], []
-    for p, x in zip(found, apart([plane.x(p.place.value) for p in found]), strict=True):
+    for p in found:
         ink, shape = look(facts.style(p.policy))
-        y, left, right = plane.y(p.figure.value), plane.x(p.place.low), plane.x(p.place.high)
+        x, y = plane.x(p.place.value), plane.y(p.figure.value)
+        left, right = plane.x(p.place.low), plane.x(p.place.high)
         bars = [(x, plane.y(p.figure.high), x, plane.y(p.figure.low))] + ([(left, y, right, y)] if right > left else [])
         tip = told(p, metric, axis) + "." + (" On the Pareto front." if p in best else "")
         dots.append(Dot(x=x, y=y, ink=ink, shape=shape, hollow=bool(best) and p not in best, bars=tuple(bars), tip=tip))
@@ -125,24 +126,6 @@ def staircase(plane: Plane, best: Sequence[Point], better: int) -> list[tuple[fl
 def thin(x0: float, y0: float, x1: float, y1: float) -> Rect:
     """Return what a line covers."""
     return Rect(min(x0, x1) - 1, min(y0, y1) - 1, max(x0, x1) + 1, max(y0, y1) + 1)
-
-
-def apart(places: Sequence[float]) -> list[float]:
-    """Spread points that lie over one another (`CLOSE` in x) side by side around their middle."""
-    groups: list[list[int]] = []
-    for index in sorted(range(len(places)), key=places.__getitem__):
-        if groups and places[index] - places[groups[-1][-1]] < CLOSE:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    moved = list(places)
-    for group in groups:
-        if len(group) > 1:
-            middle = (places[group[0]] + places[group[-1]]) / 2
-            step = min(STEP, ROOM / (len(group) - 1))
-            for rank, index in enumerate(group):
-                moved[index] = middle + step * (rank - (len(group) - 1) / 2)
-    return moved
 
 
 def told(p: Point, metric: Metric, axis: Axis) -> str:
@@ -201,16 +184,3 @@ def stages(facts: Facts, *, whole: bool, width: float = WIDE[0]) -> Scene:
         described.append(f"{policy}: {written} ({pieces})" if parts else f"{policy}: {written}")
     scene.told = "; ".join(described)
     return scene
-
-
-def drawings(facts: Facts) -> dict[str, Scene]:
-    """Return what is saved as PNG: the headline metric against tokens and time, and the stages."""
-    drawn = {}
-    if facts.headlines:
-        metric = facts.headlines[0]
-        for axis, name in ((AXES[0], "kept-tokens"), (AXES[2], "first-token")):
-            drawn[f"{metric.name}-versus-{name}".replace("_", "-")] = tradeoff(facts, metric, axis, DRAWING)
-    return drawn | {
-        "stages-first-token": stages(facts, whole=False, width=DRAWING[0]),
-        "stages-answer": stages(facts, whole=True, width=DRAWING[0]),
-    }

@@ -10,13 +10,13 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from .draw import coordinate, coordinates, outline
-from .facts import count, milliseconds, number, probability
+from .numbers import count, milliseconds, number, probability
 
 FILTERS = (coordinate, coordinates, count, milliseconds, number, outline, probability)
 
 
 def render(template: str, home: str = str(__package__), /, **names: Any) -> str:
-    """Fill in the names of a template; only those called *.html escape.
+    """Fill in the names of a template; only those called *.html or *.svg escape.
 
     Args:
         home: the package whose page/ has the template; what that includes may lie here.
@@ -37,7 +37,7 @@ def environment(home: str = str(__package__)) -> Environment:
     """
     made = Environment(
         loader=ChoiceLoader([PackageLoader(name, "page") for name in dict.fromkeys((home, str(__package__)))]),
-        autoescape=lambda name: name is not None and name.endswith(".html"),
+        autoescape=lambda name: name is not None and name.endswith((".html", ".svg")),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

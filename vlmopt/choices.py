@@ -4,8 +4,9 @@ from __future__ import annotations
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # Of coordinates in answers. pixels: of the image as given; resized: of the image as the processor resizes it; unit:
-# fractions, 0 to 1; hundred: percent; thousand: thousandths, 0 to 1000; loc: PaliGemma's, 0 to 1024.
-UNITS = ("pixels", "resized", "unit", "hundred", "thousand", "loc")
+# fractions, 0 to 1; hundred: percent; thousand: thousandths, 0 to 1000; thousand-yx: with y before
+# x; loc: PaliGemma's, 0 to 1024.
+UNITS = ("pixels", "resized", "unit", "hundred", "thousand", "thousand-yx", "loc")
 POLICY_LINE = (
     "name:setting=value,setting=value, several joined by '+', e.g. 'pixel_redundancy+div_prune:keep_ratio=0.3'"
 )

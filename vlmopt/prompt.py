@@ -21,44 +21,48 @@ def image_prompt(processor: Any, question: str, images: Sequence[Image.Image]) -
     return dict(processor(text=[text], images=list(images) or None, return_tensors="pt"))
 
 
-def video_prompt(processor: Any, model: Any, question: str, video: Video) -> dict[str, Any]:
-    """Make the inputs of one user turn: the video, then the question.
+def video_prompt(processor: Any, model: Any, question: str, *videos: Video) -> dict[str, Any]:
+    """Make the inputs of one user turn: the videos, one or more, then the question.
 
     Raises ValueError for a family whose frames only its own video processor can prepare, when that is missing.
     """
     kind, family = model.config.model_type, family_of(model.config)
-    text = chat(processor, "video", 1, question)
+    text = chat(processor, "video", len(videos), question)
     if not family.patch_grid:
         if getattr(processor, "video_processor", None) is None:
             raise ValueError(f"video for model_type={kind!r} needs its own video processor, and that torchvision")
-        return dict(processor(text=[text], videos=[video.frames.byte()], return_tensors="pt"))
+        return dict(processor(text=[text], videos=[video.frames.byte() for video in videos], return_tensors="pt"))
     images = processor.image_processor
-    pixels = video_inputs(
-        video.frames,
-        patch_size=images.patch_size,
-        temporal_patch_size=images.temporal_patch_size,
-        merge_size=images.merge_size,
-        image_mean=images.image_mean,
-        image_std=images.image_std,
-    )
-    t, h, w = pixels["video_grid_thw"][0].tolist()
-    pad = processor.tokenizer.convert_ids_to_tokens(model.config.video_token_id)
-    per_step = h * w // images.merge_size**2
-    if family.frame_times:  # each pair between its own start and end tokens
-        start, end = (
-            processor.tokenizer.convert_ids_to_tokens(getattr(model.config, f"vision_{side}_token_id"))
-            for side in ("start", "end")
+    made = [
+        video_inputs(
+            video.frames,
+            patch_size=images.patch_size,
+            temporal_patch_size=images.temporal_patch_size,
+            merge_size=images.merge_size,
+            image_mean=images.image_mean,
+            image_std=images.image_std,
         )
-        steps = (f"<{second:.1f} seconds>{start}{pad * per_step}{end}" for second in seconds(video, t))
-        text = text.replace(f"{start}{pad}{end}", "".join(steps))
-    else:
-        text = text.replace(pad, pad * (t * per_step))
+        for video in videos
+    ]
+    pixels = {name: torch.cat([one[name] for one in made]) for name in made[0]}
+    sides = ("start", "end") if family.frame_times else ()  # then each pair lies between tokens of its own
+    pad, *around = (
+        processor.tokenizer.convert_ids_to_tokens(getattr(model.config, f"{name}_token_id"))
+        for name in ("video", *(f"vision_{side}" for side in sides))
+    )
+    written = []  # x.join(around) is x between the two, or nothing
+    for video, (t, h, w) in zip(videos, pixels["video_grid_thw"].tolist(), strict=True):
+        step = pad * (h * w // images.merge_size**2)
+        times = seconds(video, t) if around else []
+        written.append("".join(f"<{second:.1f} seconds>{step.join(around)}" for second in times) or step * t)
+    before, *behind = text.split(pad.join(around) or pad, len(videos))
+    text = before + "".join(own + rest for own, rest in zip(written, behind, strict=True))
     inputs = {**processor.tokenizer([text], return_tensors="pt"), **pixels}
     takes = inspect.signature(model.forward).parameters
     if "mm_token_type_ids" in takes:
         inputs["mm_token_type_ids"] = 2 * (inputs["input_ids"] == model.config.video_token_id).long()
     if "second_per_grid_ts" in takes:
-        inputs["second_per_grid_ts"] = torch.tensor([images.temporal_patch_size / video.sample_fps])
+        inputs["second_per_grid_ts"] = torch.tensor([images.temporal_patch_size / video.sample_fps for video in videos])
     return inputs
 
 

@@ -268,7 +268,7 @@ def test_runs_that_lack_something_are_reported(tmp_path: Path, case: str) -> Non
     text = write_report(made).read_text()
     assert ("Not complete" in text) == (case == "unfinished")
     assert "nan" not in text.lower().replace("nano", "")
-    assert len(list((made / "plots").glob("*.png"))) == (4 if case == "nothing" else 5)
+    assert len(list((made / "plots").glob("*.png"))) == 5
 
 
 def test_no_run_no_report(tmp_path: Path) -> None:
@@ -283,6 +283,7 @@ def test_no_run_no_report(tmp_path: Path) -> None:
 def test_a_browser_shows_it(run: Path, browser: Any, width: int, scheme: str) -> None:
     """Nothing is asked of the network, nothing complains, nothing sticks out, and every control does its work."""
     context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme)
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
     sheet = context.new_page()
     trouble: list[str] = []
     sheet.on("console", lambda message: trouble.append(message.text))
@@ -297,6 +298,20 @@ def test_a_browser_shows_it(run: Path, browser: Any, width: int, scheme: str) ->
     assert sheet.evaluate("getComputedStyle(document.querySelector('section')).backgroundColor") != paper
     letters = "e => e.getBoundingClientRect().height"
     assert all(size >= 11 for size in sheet.locator("#cost svg:visible text").evaluate_all(f"es => es.map({letters})"))
+
+    overview = sheet.locator("#overview table")
+    column = overview.locator("thead th", has_text="Accuracy").first
+    for order in ("descending", "ascending"):
+        column.locator("button").click()
+        assert column.get_attribute("aria-sort") == order
+        policies = overview.locator("tbody th").all_inner_texts()
+        assert policies == (list(POLICIES) if order == "descending" else list(reversed(POLICIES)))
+    sheet.locator("#overview .copy").click()
+    sheet.wait_for_function("document.querySelector('#overview .copy').textContent === 'Copied'")
+    copied = sheet.evaluate("navigator.clipboard.readText()").splitlines()
+    assert len({line.replace("\\|", "").count("|") for line in copied}) == 1
+    assert copied[0].startswith("| Policy | Visual tokens kept |")
+    assert copied[2].startswith("| a\\|b <i> | 16 25 % of 64 |")
 
     assert sheet.locator("[data-metric=accuracy]:visible").count() == 2
     sheet.select_option("[data-plot=metric]", "f1")

@@ -151,10 +151,16 @@ def test_a_video_is_asked_alone(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", frames=8)
     plain_image(tmp_path / "a.png")
     rows = [{"id": "1", "video": "a.mp4", "question": "What?"}, {"id": "2", "image": "a.png", "question": "What?"}]
+    write_video(tmp_path / "b.mp4", frames=8)
+    rows.append({"id": "3", "video": ["a.mp4", "b.mp4"], "question": "What changed?"})
     evaluate(settings(lines(tmp_path / "m.jsonl", rows), tmp_path / "run", "uniform-50"))
-    first, _, second, _ = read(tmp_path / "run")
+    first, _, second, *_ = read(tmp_path / "run")
     assert (first.error, first.batch, first.extra["video"]) == (None, 1, str(tmp_path / "a.mp4"))
     assert second.error is None
+    both = read(tmp_path / "run")[4]
+    assert both.error is None
+    assert both.extra["videos"] == [str(tmp_path / "a.mp4"), str(tmp_path / "b.mp4")]
+    assert both.tokens["visual"] == 2 * first.tokens["visual"]
 
 
 def test_a_model_spread_over_places_gives_the_same_answers(

@@ -214,7 +214,7 @@ def test_files_that_are_no_data(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="data not found"):
         loaded(tmp_path, tmp_path / "none.json")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"holds no \.json or \.jsonl file"):
+    with pytest.raises(ValueError, match=r"holds no \.json, \.jsonl, \.tsv or \.parquet file"):
         loaded(tmp_path, tmp_path / "empty")
 
 

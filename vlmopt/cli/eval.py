@@ -6,24 +6,28 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-SHOWN = ("accuracy", "f1", "yes_ratio", "anls", "chair_s", "chair_i", "chair_recall", "length")
+SHOWN = ("accuracy", "f1", "yes_ratio", "anls", "judged", "chair_s", "chair_i", "chair_recall", "length")
 PERCENT = frozenset(SHOWN) - {"length"}
 
 
 def execute(options: argparse.Namespace) -> None:
     """Ask, sum up and report; or the last two alone."""
+    if options.compare:
+        first, second = map(Path, options.compare)
+        compare(first, second, Path(options.out) if options.out else None)
+        return
+    if options.report:
+        finish(Path(options.report), options.judge)
+        return
     from ..evaluation.evaluate import evaluate  # with accelerate and transformers: not for every command
 
-    if options.report:
-        finish(Path(options.report))
-        return
     try:
         run = evaluate(settings(options))
     except KeyboardInterrupt:
         print(f"interrupted: what was answered is saved in {options.out}; run the same command again to go on")
         raise
     if run is not None:
-        finish(run)
+        finish(run, options.judge)
 
 
 def settings(options: argparse.Namespace) -> Any:
@@ -51,11 +55,26 @@ def settings(options: argparse.Namespace) -> Any:
     )
 
 
-def finish(run: Path) -> None:
-    """Sum up, print the figures and write the report."""
+def compare(first: Path, second: Path, out: Path | None) -> None:
+    """Compare two runs, print the table, and write the report where one is asked for."""
+    from ..evaluation.compare import compare_runs, save
+    from ..evaluation.report.compared import Compared, table, write_comparison
+
+    found = compare_runs(first, second)
+    print(table(Compared(found)))
+    if out is not None:
+        save(found, out)
+        print(f"wrote {write_comparison(found, out)}")
+
+
+def finish(run: Path, command: str | None = None) -> None:
+    """Have open answers judged where a command is given; sum up, print the figures and write the report."""
+    from ..evaluation.judge import judge
     from ..evaluation.report import write_report
     from ..evaluation.summary import summarize
 
+    if command is not None:
+        print(f"judged {judge(run, command)} answers")
     summary = summarize(run)
     print(table(summary))
     print(f"{summary['samples']} samples about {summary['pictures']} images; 95 % intervals over images")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,14 @@ from typing import Any
 from vlmopt.core import Configured
 
 from ..metrics import Lexicon
+from .packed import Packed
 
-KINDS = ("yes_no", "caption", "click", "choice", "exact", "anls", "open")
+KINDS = ("yes_no", "caption", "click", "box", "choice", "exact", "anls", "relaxed", "vqa", "open")
 # New tokens an answer may have, unless the user says otherwise; captions as in most CHAIR tables.
-NEW_TOKENS = {"yes_no": 16, "caption": 512, "click": 64, "choice": 16, "exact": 32, "anls": 64, "open": 256}
+NEW_TOKENS = {
+    "yes_no": 16, "caption": 512, "click": 64, "box": 64, "choice": 16, "exact": 32, "anls": 64, "relaxed": 32,
+    "vqa": 32, "open": 256,
+}  # fmt: skip
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the image, edges included
 
@@ -28,11 +32,12 @@ class Sample(Configured):
         id: unique in the data.
         question: as the data has it, before the prompt template.
         kind: how the answer is marked, one of `KINDS`.
-        images, video: absolute paths, or relative to the run directory; several images come before the question.
+        images, video: absolute paths, or relative to the run directory; several, also of videos, come before the
+            question.
         answer: the right one, several accepted ones, or None.
         category: for the tables.
         choices: of a multiple choice, without letters.
-        box: where a click is right.
+        box: where a click is right, or the box that is asked for.
         objects: canonical names of what the image shows, for captions.
         picture: samples of one image are resampled together.
         extra: what else the data said; goes into the record.
@@ -44,7 +49,7 @@ class Sample(Configured):
     question: str
     kind: str
     images: tuple[str, ...] = ()
-    video: str | None = None
+    video: str | tuple[str, ...] | None = None
     answer: str | tuple[str, ...] | None = None
     category: str = ""
     choices: tuple[str, ...] = ()
@@ -58,7 +63,15 @@ class Sample(Configured):
     @property
     def references(self) -> tuple[str, ...]:
         """The accepted answers."""
-        return () if self.answer is None else (self.answer,) if isinstance(self.answer, str) else self.answer
+        return several(self.answer)
+
+    @property
+    def videos(self) -> tuple[str, ...]:
+        return several(self.video)
+
+
+def several(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return () if value is None else (value,) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +86,8 @@ class Source(Configured):
         synonyms: a table for CHAIR of the user's own.
         limit: how many samples; a seeded choice, kept in order, spread over images.
         model_type: generated images have the sizes that suit the model.
-        run: the run directory, where generated images are put.
+        run: the run directory, where generated images are put, and those that lie inside of data files.
+        packed: images inside of data files that were read so far, by their names in the run directory.
     """
 
     data: Sequence[str]
@@ -85,9 +99,13 @@ class Source(Configured):
     limit: int | None = None
     seed: int = 0
     model_type: str = ""
+    packed: dict[str, Callable[[], bytes]] = field(default_factory=dict, compare=False, repr=False)
 
     def locate(self, name: str, beside: Path) -> str:
-        """Return the absolute path of an image that a data file names."""
+        """Return the absolute path of an image that a data file names, or the relative one of one inside of it."""
+        if isinstance(name, Packed):
+            self.packed[name] = name.content
+            return str(name)
         return str((Path(self.images) if self.images else beside.parent).joinpath(name).absolute())
 
 

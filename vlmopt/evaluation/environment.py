@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ..atomic import atomic_write
 from ..loading import Loaded
 from ..offload import device_of
 from ..runtime import compat
@@ -81,3 +83,14 @@ def commit(directory: Path) -> str | None:
 def git(directory: Path, *words: str) -> str:
     done = subprocess.run(["git", *words], cwd=directory, capture_output=True, text=True, check=True)
     return done.stdout.strip()
+
+
+def note_environment(run: Path, facts: dict[str, Any]) -> None:
+    """Write environment.json: the facts of this start, and the dates and commands of all starts."""
+    path = run / "environment.json"
+    earlier = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.exists() else []
+    start = {name: facts[name] for name in ("date", "command", "processes", "platform", "vlmopt", "commit")}
+    with atomic_write(path) as fresh:
+        fresh.write_text(
+            json.dumps({**facts, "starts": [*earlier, start]}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -12,7 +11,6 @@ from typing import Any
 from vlmopt.core import Configured
 
 from ..api import optimized
-from ..atomic import atomic_write
 from ..checkpoints import HERE, bundled, check_name, load_checkpoint
 from ..checkpoints.processor import FAILURES, first_line
 from ..choices import UNITS
@@ -21,17 +19,19 @@ from ..loading import Loaded, _config, check_device, load
 from ..metrics.pope import PARSERS
 from ..policy import Policy
 from .data import Data, Source
-from .environment import environment
+from .environment import environment, note_environment
 from .generation import decoding
 from .loading import load_data
 from .processes import Processes, locked, processes
-from .prompts import POINT_PROMPTS, Asking
+from .prompts import BOX_PROMPTS, POINT_PROMPTS, Asking
 from .recorder import Recorder, maps_left
 from .records import FORMAT, consolidate
 from .request import named_policies, settle
 from .runner import Runner
 from .scoring import Marking
 from .sweep import grid
+
+PROMPTS = {"screenspot": POINT_PROMPTS, "refcoco": BOX_PROMPTS}  # of data that brings words alone, by units
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +185,7 @@ def units_of(settings: Settings, data: Data, config: Any = None) -> str:
     """
     config = config or model_config(settings.model)
     units = settings.units or click_units(config)
-    if units is None and any(sample.kind == "click" for sample in data.samples):
+    if units is None and any(sample.kind in ("click", "box") for sample in data.samples):
         raise ValueError(
             f"give --points {' | '.join(UNITS)}: clicks are marked, and the units in which models of type "
             f"{config.model_type!r} give coordinates are not known"
@@ -196,7 +196,7 @@ def units_of(settings: Settings, data: Data, config: Any = None) -> str:
 def runner_of(settings: Settings, loaded: Loaded, data: Data, policies: dict[str, Policy], team: Processes) -> Runner:
     """Make the runner of this process's share of the work."""
     units = units_of(settings, data, loaded.model.config)
-    prompt = settings.prompt or (POINT_PROMPTS[units] if data.format == "screenspot" else data.prompt)
+    prompt = settings.prompt or PROMPTS.get(data.format, {}).get(units, data.prompt)
     run = settings.source.run
     asking = Asking(loaded=loaded, run=run, prompt=prompt, max_new_tokens=settings.max_new_tokens)
     recorder = Recorder(
@@ -240,14 +240,3 @@ def request(settings: Settings, loaded: Loaded, data: Data, runner: Runner) -> d
         },
         "lines": {name: [point.line, point.ratio] for name, point in grid(settings.sweep, settings.ratios).items()},
     }
-
-
-def note_environment(run: Path, facts: dict[str, Any]) -> None:
-    """Write environment.json: the facts of this start, and the dates and commands of all starts."""
-    path = run / "environment.json"
-    earlier = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.exists() else []
-    start = {name: facts[name] for name in ("date", "command", "processes", "platform", "vlmopt", "commit")}
-    with atomic_write(path) as fresh:
-        fresh.write_text(
-            json.dumps({**facts, "starts": [*earlier, start]}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )

@@ -26,15 +26,15 @@ Fraction = tuple[float, float]  # numerator and denominator of one sample
 LESS = frozenset({"chair_s", "chair_i", "chair_unique_i", "unparsable", "repeated", "unended", "cut_off"})
 NEUTRAL = frozenset({"yes_ratio", "length"})
 # The first one that a run has is its headline.
-PRIMARY = ("accuracy", "anls", "chair_i", "agreement")
+PRIMARY = ("accuracy", "anls", "judged", "chair_i", "agreement")
 
 
 def fractions(record: Record) -> dict[str, Fraction]:
     """Return the metrics that one answer has a share in.
 
-    accuracy of everything marked right or wrong, anls; of yes/no questions precision, recall, f1 and yes_ratio as POPE
-    defines them ("yes" is positive, yes_ratio the share of predicted "yes"); of captions CHAIR with chair_ before its
-    names, length in words, distinct_n, and the shares repeated, unended and cut_off; unparsable.
+    accuracy of everything marked right or wrong, anls; of open answers judged; of yes/no questions precision, recall,
+    f1 and yes_ratio as POPE defines them ("yes" is positive, yes_ratio the share of predicted "yes"); of captions CHAIR
+    with chair_ before its names, length in words, distinct_n, and the shares repeated, unended and cut_off; unparsable.
     """
     found: dict[str, Fraction] = {}
     if record.correct is not None:
@@ -57,6 +57,8 @@ def fractions(record: Record) -> dict[str, Fraction]:
             "chair_precision": (marks["found"], marks["names"]),
             "chair_f1": (2 * marks["found"], marks["names"] + marks["there"]),
         }
+    if "judged" in marks:
+        found["judged"] = (marks["judged"], 1)
     if "words" in marks:
         found["length"] = (marks["words"], 1)
     for name in ("distinct_1", "distinct_4", "repeated", "unended", "cut_off", "unparsable"):
@@ -105,15 +107,28 @@ def figures(
             values[name] = {
                 "value": figure.value, "low": low, "high": high, "n": n, "pictures": images, "interval": how,
             }  # fmt: skip
-    if records[0].policy == DENSE:
-        return values, {}
-    both = [(r.picture, _joined(fractions(dense[r.id]), fractions(r))) for r in records if r.id in dense]
-    differences = {}
+    return values, {} if records[0].policy == DENSE else differences(records, dense, seed=seed)
+
+
+def differences(records: Sequence[Record], base: Mapping[str, Record], *, seed: int = 0) -> dict[str, dict[str, Any]]:
+    """Return metric -> difference from `base` (id -> record), low, high, p, n, where both have a share in it."""
+    both = [(r.picture, _joined(fractions(base[r.id]), fractions(r))) for r in records if r.id in base]
+    found = {}
     for names, table, counts in _tables(both):
-        for number, (name, (found, p), n) in enumerate(zip(names, compare(table, seed=seed), counts, strict=True)):
-            low, high = _apart(name, found, table[:, number])
-            differences[name] = {"difference": found.value, "low": low, "high": high, "p": p, "n": n}
-    return values, differences
+        for number, (name, (moved, p), n) in enumerate(zip(names, compare(table, seed=seed), counts, strict=True)):
+            low, high = _apart(name, moved, table[:, number])
+            found[name] = {"difference": moved.value, "low": low, "high": high, "p": p, "n": n}
+    return found
+
+
+def agreements(records: Sequence[Record], base: Mapping[str, Record], *, seed: int = 0) -> dict[str, Any] | None:
+    """Return how often answers state what those of `base` state, as a metric; None where nothing was answered."""
+    both = [(r.picture, {"agreement": found["agreement"]}) for r in records if (found := agreement(r, base.get(r.id)))]
+    for _, table, counts in _tables(both):
+        (figure,), images = estimate(table, seed=seed), len(table)
+        low, high, how = _ends("agreement", figure, table[:, 0], images)
+        return {"value": figure.value, "low": low, "high": high, "n": counts[0], "pictures": images, "interval": how}
+    return None
 
 
 def _ends(name: str, figure: Interval, table: np.ndarray, images: int) -> tuple[float, float, str]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice, zip_longest
 
+from ..atomic import atomic_write
 from .data import Data, Sample, Source
 from .formats import reader
 
@@ -30,7 +31,18 @@ def load_data(source: Source) -> Data:
         raise ValueError(f"{' '.join(source.data)} holds no samples")
     check_ids(data.samples)
     samples = chosen(data.samples, source.limit, source.seed)
+    unpack(samples, source)
     return check_files(replace(data, samples=tuple(samples)), source)
+
+
+def unpack(samples: Sequence[Sample], source: Source) -> None:
+    """Write the images that lie inside of the data, each once, unless an earlier run did."""
+    for name in dict.fromkeys(name for sample in samples for name in sample.images if name in source.packed):
+        path = source.run / name
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(path) as fresh:
+                fresh.write_bytes(source.packed[name]())
 
 
 def chosen(samples: Sequence[Sample], limit: int | None, seed: int) -> Sequence[Sample]:
@@ -63,7 +75,7 @@ def check_files(data: Data, source: Source) -> Data:
     known: dict[str, bool] = {}
 
     def missing(sample: Sample) -> list[str]:
-        files = [*sample.images, *([sample.video] if sample.video else [])]  # names may be too long for Path
+        files = [*sample.images, *sample.videos]  # names may be too long for Path
         return [file for file in files if not known.setdefault(file, os.path.isfile(source.run / file))]
 
     lost = {sample.id: missing(sample) for sample in data.samples}

@@ -28,7 +28,14 @@ POINT_PROMPTS = {
     "thousand": 'Where is this in the image: "{question}"? Answer with the point (x, y) on a scale from 0 to 1000, '
     "and nothing else.",
 }
+POINT_PROMPTS["thousand-yx"] = POINT_PROMPTS["thousand"].replace("(x, y)", "[y, x]")
 POINT_PROMPTS["resized"] = POINT_PROMPTS["pixels"]
+BOX_PROMPTS = {
+    name: text.replace("Where is this", "Which box is this")
+    .replace("the point (x, y)", "its corners [x0, y0, x1, y1]")
+    .replace("the point [y, x]", "its corners [y0, x0, y1, x1]")
+    for name, text in POINT_PROMPTS.items()
+}
 CHOOSE = "Answer with the option's letter from the given choices directly."
 
 
@@ -80,7 +87,7 @@ class Asking:
         groups: dict[tuple[int, bool], list[Sample]] = {}
         found: list[list[Sample]] = []
         for sample in samples:
-            if sample.video is not None:
+            if sample.videos:
                 found.append([sample])
                 continue
             group = groups.setdefault((self.limit(sample), bool(sample.images)), [])
@@ -131,14 +138,11 @@ class Asking:
 
     def _inputs(self, samples: Sequence[Sample], images: Sequence[Sequence[Image.Image]]) -> dict[str, Any]:
         processor = self.loaded.processor
-        if samples[0].video is not None:
+        if samples[0].videos:
             sizes = processor.image_processor
-            video = load_video(
-                self.run / samples[0].video,
-                patch_size=getattr(sizes, "patch_size", 14),
-                merge_size=getattr(sizes, "merge_size", 2),
-            )
-            return video_prompt(processor, self.loaded.model, self.question(samples[0]), video)
+            patch, merge = getattr(sizes, "patch_size", 14), getattr(sizes, "merge_size", 2)
+            videos = [load_video(self.run / path, patch_size=patch, merge_size=merge) for path in samples[0].videos]
+            return video_prompt(processor, self.loaded.model, self.question(samples[0]), *videos)
         text = [chat(processor, "image", len(own), self.question(s)) for s, own in zip(samples, images, strict=True)]
         nested = [list(own) for own in images] if images[0] else None
         return dict(processor(text=text, images=nested, return_tensors="pt", padding=True, padding_side="left"))

@@ -83,7 +83,8 @@ class Recorder:
             ("choices", sample.choices, list),
             ("objects", sample.objects, list),
             ("images", sample.images[1:] and sample.images, list),
-            ("video", sample.video, str),
+            ("video", sample.videos[:1], "".join),
+            ("videos", sample.videos[1:] and sample.videos, list),
         )
         return Record(
             id=sample.id,

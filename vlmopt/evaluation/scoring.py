@@ -8,10 +8,13 @@ from typing import Any
 from ..metrics import Lexicon, chair, is_yes, text_state
 from ..metrics.answers import anls, choice, exact, right_choice
 from ..metrics.chair import COUNTS
-from ..metrics.clicks import clicked, hits
+from ..metrics.clicks import boxed, clicked, hits, iou
 from ..metrics.lexicon import tokens
+from ..metrics.short import relaxed, vqa
 from ..metrics.stated import stated, without_reasoning
 from .data import Sample
+
+OVERLAP = 0.5  # intersection over union from which a box is the right one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,9 @@ class Marking:
             "exact": "as it stands or stated in the end; small letters, single spaces, no full stop at the end",
             "choice": "what is stated in the end; letter, else words",
             "anls": f"{own}small letters, single spaces, 0 below one half",
+            "relaxed": f"{own}numbers within 5 %",
+            "vqa": f"{own}min(1, people who said so / 3), leaving one out",
+            "box": f"{self.units}; intersection over union of one half or more",
             "caption": self.lexicon.source if self.lexicon else "no known objects",
         }
 
@@ -100,8 +106,30 @@ def _exact(sample: Sample, said: Said | None, marking: Marking) -> Mark:
 
 
 def _anls(sample: Sample, said: Said | None, marking: Marking) -> Mark:
-    read = [] if said is None else [said.text, *([stated(said.text)] if marking.stated else [])]
-    return Mark(max((anls(text, sample.references) for text in read), default=0.0))
+    return Mark(max((anls(text, sample.references) for text in readings(said, marking)), default=0.0))
+
+
+def _relaxed(sample: Sample, said: Said | None, marking: Marking) -> Mark:
+    return Mark(any(relaxed(text, sample.references) for text in readings(said, marking)))
+
+
+def _vqa(sample: Sample, said: Said | None, marking: Marking) -> Mark:
+    return Mark(max((vqa(text, sample.references) for text in readings(said, marking)), default=0.0))
+
+
+def _box(sample: Sample, said: Said | None, marking: Marking) -> Mark:
+    """Mark a box by its intersection over union, which must be one half or more."""
+    box = None if said is None or said.size is None else boxed(said.text, marking.units, said.size, said.resized)
+    if box is None:
+        return Mark(False, {"iou": 0.0, "unparsable": True})
+    share = 0.0 if sample.box is None else iou(box, sample.box)
+    middle = [(box[0] + box[2]) / 2, (box[1] + box[3]) / 2]
+    return Mark(share >= OVERLAP, {"iou": share, "unparsable": False}, {"point": middle, "said_box": list(box)})
+
+
+def readings(said: Said | None, marking: Marking) -> list[str]:
+    """Return the answer as it stands, and what it states in the end where that is read."""
+    return [] if said is None else [said.text, *([stated(said.text)] if marking.stated else [])]
 
 
 def _caption(sample: Sample, said: Said | None, marking: Marking) -> Mark:
@@ -131,6 +159,9 @@ _GRADES = {
     "choice": _choice,
     "exact": _exact,
     "anls": _anls,
+    "relaxed": _relaxed,
+    "vqa": _vqa,
+    "box": _box,
     "caption": _caption,
     "open": _open,
 }

@@ -3,6 +3,7 @@
 format, complete, samples, model, dtype, data, data_format, digest, decoding, prompt, parser, seed, limit,
 batch_size, notes
 pictures    how many images the samples are about
+judge       the command that marked open answers, or null
 lines       of a sweep: policy -> [line, ratio]
 primary     the headline metric; `less` and `neutral` name those of which less, or nothing, is better
 policies    name -> {
@@ -35,6 +36,8 @@ from ..measure import Spread
 from ..metrics import mean_of_splits, pope_scores
 from ..metrics.paired import holm
 from .figures import LESS, NEUTRAL, PRIMARY, figures
+from .judge import load as judged
+from .judge import with_scores
 from .records import DENSE, FORMAT, Record, read
 from .request import load_request
 
@@ -49,7 +52,8 @@ def summarize(run: Path) -> dict[str, Any]:
     """
     request = load_request(run)
     by_policy: dict[str, list[Record]] = {name: [] for name in request["policies"]}
-    for record in read(run):
+    judged_by, scores = judged(run)
+    for record in with_scores(read(run), scores):
         by_policy[record.policy].append(record)
     for records in by_policy.values():
         records.sort(key=lambda record: record.index)
@@ -69,6 +73,7 @@ def summarize(run: Path) -> dict[str, Any]:
         "format": FORMAT,
         "complete": all(len(records) == request["samples"] for records in by_policy.values()),
         **{name: value for name, value in request.items() if name not in ("format", "policies")},
+        "judge": judged_by,
         "pictures": len({record.picture for record in by_policy[DENSE]}),
         "primary": next((name for name in PRIMARY if name in metrics), None),
         "less": sorted(metrics & LESS),

@@ -123,5 +123,12 @@ def right_choice(references: Sequence[str], choices: Sequence[str]) -> int:
     raise ValueError(f"the answer {list(references)} is neither one of the choices {list(choices)} nor its letter")
 
 
+def in_words(letter: str, choices: Sequence[str]) -> str:
+    """Return the words of a letter's choice, since those may be letters themselves; the letter where two are alike."""
+    words = list(map(plain, choices))
+    own = LETTERS.index(letter)
+    return choices[own] if words.count(words[own]) == 1 else letter
+
+
 def _folded(text: str) -> str:
     return " ".join(text.lower().split())

@@ -11,7 +11,9 @@ from .stated import concluded, unwrapped
 
 Point = tuple[float, float]
 Size = tuple[int, int]  # width, height
-WHOLE = {"unit": 1, "hundred": 100, "thousand": 1000, "loc": 1024}
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1
+WHOLE = {"unit": 1, "hundred": 100, "thousand": 1000, "thousand-yx": 1000, "loc": 1024}
+DOWN_FIRST = "-yx"  # units of models that say y before x
 
 NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:\s*(?:%|px))?"
 GAP = r"\s*(?:[,;\s]|\band\b)\s*"
@@ -49,24 +51,29 @@ FORMS["told"] = rf"{TOLD}({NUMBER})\s*,\s*({NUMBER})(?!\s*,?\s*[\d.])"
 BARE = rf"\s*{PAIR}(?:\s*[,;\s]\s*{PAIR})?\s*\.?\s*"
 
 
+UNNAMED = ("pairs", "group", "told", "bare")  # forms that do not say which number is which
+
+
 class Pointed(NamedTuple):
-    """Where an answer points, and the units that it says itself: "hundred" of percent, "loc" of its tokens, or None."""
+    """Where an answer points, the units that it says itself ("hundred": percent, "loc": tokens), and its box."""
 
     place: Point
     units: str | None = None
+    box: Box | None = None
 
 
-def pointed(answer: str) -> Pointed | None:
+def pointed(answer: str, y_first: bool = False) -> Pointed | None:
     """Return the first point that an answer states, in the answer's own units; the middle of a box where it gives one.
 
     Thoughts are not part of the answer; an `<answer>`, a box or "the answer is" goes before the rest. Read are `x=1,
     y=2`, also with numbers behind the names, boxes by their corners or by a corner and a size, `(x0, y0), (x1, y1)`,
     `(x, y)` and `[x0, y0, x1, y1]` in round or square brackets or between tags, percent, tokens such as
     `<loc0300><loc0500>` (y first), anywhere in the text; and two or four bare numbers where the text is nothing else.
+    With `y_first`, numbers without names are y before x.
     """
     text = re.sub(r"\\(?:left|right)\b", "", unicodedata.normalize("NFKC", unwrapped(answer)))
     for part in filter(None, (concluded(text), text)):
-        if found := _first(part):
+        if found := _first(part, y_first):
             return found
     return None
 
@@ -83,11 +90,34 @@ def clicked(answer: str, units: str, size: Size, resized: Size | None = None) ->
     Raises:
         ValueError: unknown units.
     """
-    found = pointed(answer)
+    found = pointed(answer, units.endswith(DOWN_FIRST))
     return None if found is None else in_pixels(found.place, found.units or units, size, resized)
 
 
-def _first(text: str) -> Pointed | None:
+def boxed(answer: str, units: str, size: Size, resized: Size | None = None) -> Box | None:
+    """Return the box that an answer gives, in pixels of an image of `size`; None where it gives none.
+
+    Raises:
+        ValueError: unknown units.
+    """
+    found = pointed(answer, units.endswith(DOWN_FIRST))
+    if found is None or found.box is None:
+        return None
+    own = found.units or units
+    (x0, y0), (x1, y1) = (in_pixels(corner, own, size, resized) for corner in (found.box[:2], found.box[2:]))
+    return min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
+
+
+def iou(first: Box, second: Box) -> float:
+    """Return the intersection of two boxes over their union; 0 for boxes without an area."""
+    across = min(first[2], second[2]) - max(first[0], second[0])
+    down = min(first[3], second[3]) - max(first[1], second[1])
+    common = max(0.0, across) * max(0.0, down)
+    whole = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)) - common
+    return common / whole if whole > 0 else 0.0
+
+
+def _first(text: str, y_first: bool) -> Pointed | None:
     forms = [(name, found) for name, form in FORMS.items() if (found := re.search(form, text, re.IGNORECASE))]
     name, match = min(forms, key=lambda form: form[1].start(), default=("bare", re.fullmatch(BARE, text)))
     if match is None:
@@ -95,16 +125,15 @@ def _first(text: str) -> Pointed | None:
     written = [value for value in match.groups() if value is not None]
     numbers = [float(value.rstrip("%px ")) for value in written]
     units = "hundred" if all(value.endswith("%") for value in written) else None
-    if name.startswith("loc") or name == "named, y first":
+    if name.startswith("loc") or name == "named, y first" or (y_first and name in UNNAMED):
         numbers = [numbers[i ^ 1] for i in range(len(numbers))]
     if name.startswith("loc"):
         units = "loc"
     x, y, *rest = numbers
     if not rest or name == "points":
         return Pointed((x, y), units)
-    return Pointed(
-        (x + rest[0] / 2, y + rest[1] / 2) if name == "size" else ((x + rest[0]) / 2, (y + rest[1]) / 2), units
-    )
+    box = (x, y, x + rest[0], y + rest[1]) if name == "size" else (x, y, rest[0], rest[1])
+    return Pointed(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), units, box)
 
 
 def in_pixels(place: Point, units: str, size: Size, resized: Size | None = None) -> Point:

@@ -64,7 +64,7 @@ def images_of(samples: Sequence[Sample], run: Path) -> list[Image]:
 
     for sample in samples:
         keys = [f"name {sample.picture or sample.id}"]
-        for file in (*sample.images, *([sample.video] if sample.video else [])):
+        for file in (*sample.images, *sample.videos):
             if file not in known:
                 known[file] = hashlib.sha256((run / file).read_bytes()).hexdigest()
             keys.append(known[file])

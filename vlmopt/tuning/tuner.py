@@ -12,8 +12,8 @@ from vlmopt.core import hinting
 
 from ..checkpoints import HERE, bundled
 from ..evaluation.data import Data, Source
-from ..evaluation.environment import environment
-from ..evaluation.evaluate import Settings, check_options, note_environment, request, runner_of
+from ..evaluation.environment import environment, note_environment
+from ..evaluation.evaluate import Settings, check_options, request, runner_of
 from ..evaluation.loading import load_data
 from ..evaluation.processes import Processes, locked, processes
 from ..evaluation.prompts import Batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from ...checkpoints.names import check_name
 from ...choices import DTYPES
@@ -14,19 +15,30 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="tiny-qwen", help="bundled name, directory, or Hub id (default tiny-qwen)")
     parser.add_argument(
         "--data", nargs="+", metavar="FILE",
-        help="files or directories of POPE, COCO (CHAIR), ScreenSpot or a manifest; or generated images: worlds, "
-        "worlds:scene, worlds:screen, worlds:pope, worlds:captions",
+        help="files or directories of POPE, COCO (CHAIR), ScreenSpot, RefCOCO, DocVQA, ChartQA, TextVQA, Video-MME, a "
+        "TSV of VLMEvalKit (MMBench, MMStar, MMMU), parquet, or a manifest; or generated images: worlds, worlds:scene, "
+        "worlds:screen, worlds:pope, worlds:captions",
     )  # fmt: skip
-    parser.add_argument("--format", help="pope, chair, screenspot, manifest or worlds (default: told by the contents)")
+    parser.add_argument(
+        "--format",
+        help="pope, chair, screenspot, refcoco, documents, videomme, tsv, manifest or worlds "
+        "(default: told by the contents)",
+    )
     parser.add_argument("--images", metavar="DIR", help="where the images lie (default: beside the data file)")
     parser.add_argument("--boxes", help="how boxes are written: xyxy, xywh, xyxy-unit or xywh-unit")
     parser.add_argument(
-        "--points", help="what points mean: pixels, resized, unit, hundred, thousand, loc (default: by model)"
+        "--points",
+        help="what points mean: pixels, resized, unit, hundred, thousand, thousand-yx, loc (default: by model)",
     )
     parser.add_argument(
         "--parser", default="stated",
         help="how answers are read: stated (default: the final answer, without reasoning and markup); or, to compare "
         "with published figures of yes and no, reference (POPE's own parser), contractions or strict",
+    )  # fmt: skip
+    parser.add_argument(
+        "--judge", metavar="COMMAND",
+        help="a command that marks open answers: reads them as JSON lines, prints a number from 0 to 1 for each; also "
+        "with --report",
     )  # fmt: skip
     parser.add_argument("--synonyms", metavar="FILE", help="table of objects for CHAIR (default: our own)")
     parser.add_argument(
@@ -79,11 +91,23 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--report", metavar="DIR", help="ask nothing; sum up a run directory again and rewrite its report"
     )
+    parser.add_argument(
+        "--compare", nargs=2, metavar=("FIRST", "SECOND"),
+        help="ask nothing; compare two run directories (two models, two versions), paired where their samples agree; "
+        "the report goes to --out",
+    )  # fmt: skip
 
 
 def check(options: argparse.Namespace) -> None:
     """Refuse data and a model that do not exist, and options that cannot be right together."""
     grid(options.sweep, options.ratios)
+    if options.compare:
+        if options.data or options.report:
+            raise ValueError("--compare reads two runs that were made before: leave out --data and --report")
+        for run in options.compare:
+            if not os.path.exists(os.path.join(run, "run.json")):
+                raise ValueError(f"--compare {run} is not a run directory: there is no run.json")
+        return
     if bool(options.report) == bool(options.out):
         raise ValueError("give --out DIR for a run, or --report DIR to report on one that was made before")
     if options.out and not options.data:

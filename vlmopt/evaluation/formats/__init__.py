@@ -6,10 +6,12 @@ from types import ModuleType
 
 from ...paths import check_data
 from ..data import Source
-from . import chair, manifest, pope, screenspot, worlds
+from . import chair, documents, manifest, pope, refcoco, screenspot, tsv, videomme, worlds
 from .files import Reader, files, load
 
-FORMATS: dict[str, ModuleType] = {module.NAME: module for module in (pope, chair, screenspot, manifest, worlds)}
+# The manifest comes behind those that have its fields, too.
+READERS = (pope, chair, screenspot, refcoco, documents, videomme, tsv, manifest, worlds)
+FORMATS: dict[str, ModuleType] = {module.NAME: module for module in READERS}
 
 
 def reader(source: Source) -> Reader:

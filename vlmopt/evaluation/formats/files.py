@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import os
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,14 +13,16 @@ from typing import Any
 from ...core import near, parse
 from ...paths import check_file
 from ..data import Data, Source
+from .columns import columns
 
 Entry = tuple[str, dict[str, Any]]  # where it stands, for messages, and what it says
 Reader = Callable[[Source], Data]
-SUFFIXES = (".json", ".jsonl")
+SUFFIXES = (".json", ".jsonl", ".tsv", ".parquet")
+SAVED = ("dataset_info.json", "dataset_dict.json")  # what a directory of Hugging Face's `datasets` holds
 
 
 def files(source: Source) -> list[Path]:
-    """Return the files of a source; a directory stands for the JSON files in it.
+    """Return the files of a source; a directory stands for the data files in it, or is one of `datasets`.
 
     Raises:
         ValueError: a directory without any. OSError: no such file.
@@ -25,23 +30,35 @@ def files(source: Source) -> list[Path]:
     found: list[Path] = []
     for name in source.data:
         path = Path(name)
+        if is_saved(path):
+            found.append(path)
+            continue
         inside = sorted(file for file in path.glob("*") if file.suffix in SUFFIXES) if path.is_dir() else []
         if path.is_dir() and not inside:
-            raise ValueError(f"{path} holds no .json or .jsonl file")
+            raise ValueError(f"{path} holds no {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file")
         found += [check_file(file, "data") for file in inside or [path]]
     return found
 
 
+def is_saved(path: Path) -> bool:
+    """Tell a directory that `datasets` saved."""
+    return any(os.path.isfile(path / name) for name in SAVED)
+
+
 def load(path: Path) -> list[Entry]:
-    """Return the entries of a JSON list, of one JSON object, or of JSON lines.
+    """Return the entries of a JSON list, of one JSON object, of JSON lines, of tab-separated rows, or of `datasets`.
 
     Raises:
         ValueError: no JSON, or entries that are not objects; names the line or the number.
     """
+    if path.suffix == ".parquet" or path.is_dir():
+        return columns(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+    if path.suffix == ".tsv":
+        return _rows(path, text)
     try:
         whole = parse(text, _missing)
         values = whole if isinstance(whole, list) else [whole]
@@ -60,6 +77,18 @@ def load(path: Path) -> list[Entry]:
         except UnicodeEncodeError as error:
             raise ValueError(f"{where} holds half of a character (a lone surrogate), which no file can take") from error
     return entries
+
+
+def _rows(path: Path, text: str) -> list[Entry]:
+    """Return tab-separated rows by the names in the first; cells are texts, however long."""
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t")
+    rows = []
+    for number, row in enumerate(reader, start=1):
+        if None in row or None in row.values():
+            raise ValueError(f"{path}, row {number}, has another number of cells than the first row has names")
+        rows.append((f"{path}, row {number}", dict(row)))
+    return rows
 
 
 def _missing(constant: str) -> None:

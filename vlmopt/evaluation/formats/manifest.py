@@ -12,6 +12,7 @@ from ...metrics.answers import anls, choice, right_choice
 from ...synthetic.questions import SCENE_KINDS, SCREEN_KINDS
 from ..boxes import convention, four_numbers, with_boxes
 from ..data import KINDS, Data, Sample, Source
+from .columns import ALIASES
 from .files import Entry, files, load, need, refuse_unknown
 
 NAME = "manifest"
@@ -30,8 +31,8 @@ def recognises(entries: Sequence[Entry]) -> bool:
 def read(source: Source) -> Data:
     """Read a manifest; fields beyond `FIELDS` are refused.
 
-    Without `id`, a sample is named by its file and its place there. `image` is one name or a list, `answer` one text, a
-    list of accepted ones, or missing, `kind` one of `data.KINDS`.
+    Without `id`, a sample is named by its file and its place there. `image` and `video` are one name or a list,
+    `answer` one text, a list of accepted ones, or missing, `kind` one of `data.KINDS`.
     Without `kind`, a box makes a click, choices a multiple choice, objects a caption, yes or no a yes_no, no answer an
     open question, and anything else is compared word for word.
 
@@ -42,6 +43,8 @@ def read(source: Source) -> Data:
     raw: list[list[float] | None] = []
     for path in files(source):
         for number, (where, entry) in enumerate(load(path), start=1):
+            if path.suffix == ".parquet" or path.is_dir():  # of a public data set, whose further columns are its own
+                entry = known(entry)
             refuse_unknown(entry, FIELDS, where)
             sample = _sample({"id": f"{path.stem}/{number}", **entry}, where, path, source)
             samples.append(sample)
@@ -51,6 +54,12 @@ def read(source: Source) -> Data:
     if any(sample.kind == "anls" for sample in samples):
         anls("", ("",))  # refused here where the package is missing, not after hours
     return Data(format=NAME, samples=tuple(samples), lexicon=_lexicon(samples, source))
+
+
+def known(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the columns that a manifest has, under the names that it has for them."""
+    named = {ALIASES.get(name, name) if ALIASES.get(name) not in row else name: cell for name, cell in row.items()}
+    return {name: cell for name, cell in named.items() if name in FIELDS}
 
 
 def _lexicon(samples: Sequence[Sample], source: Source) -> Lexicon | None:
@@ -69,8 +78,8 @@ def _lexicon(samples: Sequence[Sample], source: Source) -> Lexicon | None:
 
 def _sample(entry: dict[str, Any], where: str, path: Path, source: Source) -> Sample:
     images = _texts(entry, "image", where)
-    video = entry.get("video") or None
-    if bool(images) == bool(video):
+    videos = _texts(entry, "video", where)
+    if bool(images) == bool(videos):
         raise ValueError(f"{where}: give image or video, and not both")
     kind, category = _kind(entry, where)
     answers = _texts(entry, "answer", where)
@@ -88,17 +97,18 @@ def _sample(entry: dict[str, Any], where: str, path: Path, source: Source) -> Sa
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     name = str(need(entry, "id", where, (str, int)))
+    located = tuple(source.locate(video, path) for video in videos)
     return Sample(
         id=name,
         question=need(entry, "question", where),
         kind=kind,
         images=tuple(source.locate(image, path) for image in images),
-        video=source.locate(video, path) if video else None,
+        video=located[0] if len(located) == 1 else located or None,
         answer=answers[0] if len(answers) == 1 else answers or None,
         category=category,
         choices=choices,
         objects=_texts(entry, "objects", where) if entry.get("objects") is not None else None,
-        picture=images[0] if images else str(video),
+        picture=(images or videos)[0],
     )
 
 
@@ -139,4 +149,4 @@ def _texts(entry: dict[str, Any], name: str, where: str) -> tuple[str, ...]:
     values = [] if value is None or value == "" else value if isinstance(value, list) else [value]
     if not all(isinstance(v, (str, int, float)) and not isinstance(v, bool) for v in values):
         raise ValueError(f"{where}: {name} is {value!r}, expected a text or a list of texts")
-    return tuple(map(str, values))
+    return tuple(value if isinstance(value, str) else str(value) for value in values)

@@ -21,6 +21,7 @@ TITLES = {
     "recall": ("Recall", "%"),
     "yes_ratio": ("Share of “yes”", "%"),
     "anls": ("ANLS", "%"),
+    "judged": ("Judged right", "%"),
     "chair_s": ("CHAIR, captions", "%"),
     "chair_i": ("CHAIR, objects", "%"),
     "chair_unique_i": ("CHAIR, objects once", "%"),
@@ -37,7 +38,7 @@ TITLES = {
     "unparsable": ("Unreadable answers", "%"),
 }
 # Metrics with plots and with a table per category.
-HEADLINES = ("accuracy", "f1", "anls", "chair_s", "chair_i", "chair_recall", "agreement")
+HEADLINES = ("accuracy", "f1", "anls", "judged", "chair_s", "chair_i", "chair_recall", "agreement")
 
 
 LEVEL = 0.05  # of the paired test; a bootstrap alone is too sure of itself where images are few
@@ -162,7 +163,7 @@ class Facts:
             found.add("agreement")
         known = [*(name for name in TITLES if name in found), *sorted(found - set(TITLES))]
         first = self.summary["primary"]
-        return [self._metric(name) for name in sorted(known, key=lambda name: name != first)]
+        return [metric_of(name, self.summary) for name in sorted(known, key=lambda name: name != first)]
 
     @property
     def headlines(self) -> list[Metric]:
@@ -179,12 +180,12 @@ class Facts:
             found = self.summary["policies"][policy]["agreement_with_dense"] if category is None else None
         else:
             found = self._part(policy, category).get("metrics", {}).get(metric.name)
-        return None if found is None else _figure(found, "value", metric)
+        return None if found is None else figure_of(found, "value", metric)
 
     def difference(self, policy: str, metric: Metric, category: str | None = None) -> Figure | None:
         """Return the difference from dense, on the samples that both answered; None for dense itself."""
         found = self._part(policy, category).get("versus_dense", {}).get(metric.name)
-        return None if found is None else _figure(found, "difference", metric)
+        return None if found is None else figure_of(found, "difference", metric)
 
     def place(self, policy: str, axis: Axis) -> Place | None:
         one = self.summary["policies"][policy]
@@ -233,13 +234,16 @@ class Facts:
         one: Mapping[str, Any] = self.summary["policies"][policy]
         return one if category is None else one["by_category"].get(category, {})
 
-    def _metric(self, name: str) -> Metric:
-        title, unit = TITLES.get(name, (name.replace("_", " "), ""))
-        better = -1 if name in self.summary["less"] else 0 if name in self.summary["neutral"] else 1
-        return Metric(name, title, unit, better)
+
+def metric_of(name: str, summary: Mapping[str, Any]) -> Metric:
+    """Return a metric as people read it; `summary` says of which less, or nothing, is better."""
+    title, unit = TITLES.get(name, (name.replace("_", " "), ""))
+    better = -1 if name in summary["less"] else 0 if name in summary["neutral"] else 1
+    return Metric(name, title, unit, better)
 
 
-def _figure(found: Mapping[str, Any], name: str, metric: Metric) -> Figure:
+def figure_of(found: Mapping[str, Any], name: str, metric: Metric) -> Figure:
+    """Return an entry of a summary in the metric's unit; `name` is that of its value."""
     value, low, high = (metric.scale * found[part] for part in (name, "low", "high"))
     p = found.get("p_holm", found.get("p"))  # runs that were summed up before have p alone
     return Figure(value, low, high, found["n"], p, found.get("interval", ""))

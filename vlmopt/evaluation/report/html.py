@@ -48,7 +48,7 @@ def page(facts: Facts) -> str:
     """Write the whole report."""
     return render(
         "page.html",
-        **around(SECTIONS, "script.js", "gallery.js"),
+        **around(SECTIONS, "script.js", "tables.js", "gallery.js"),
         facts=facts,
         dense=DENSE,
         few=FEW,
@@ -146,6 +146,7 @@ def setup(facts: Facts) -> Sequence[tuple[str, str]]:
         ("Prompt", summary["prompt"]),
         ("Decoding", _pairs(summary["decoding"])),
         ("Answers are read by", _pairs(summary["parser"])),
+        *([("Judge of open answers", summary["judge"])] if summary.get("judge") else []),
         ("Batch size", str(summary["batch_size"])),
         ("Seed", str(summary["seed"])),
     ]

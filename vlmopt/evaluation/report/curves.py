@@ -75,11 +75,17 @@ def lines(facts: Facts, found: Mapping[str, Point]) -> list[Curve]:
     """Return the curves: methods first, in their order, then the controls in grey."""
     made = []
     for name, policies in facts.lines.items():
-        control = name in CONTROLS
-        ink, shape = look(facts.style(policies[0]))
+        ink, shape, control = look_of(facts, policies[0])
         own = [found[policy] for policy in policies if policy in found]
-        made.append(Curve(name, "mute" if control else ink, shape, control, own))
+        made.append(Curve(name, ink, shape, control, own))
     return sorted(made, key=lambda curve: curve.control)
+
+
+def look_of(facts: Facts, policy: str) -> tuple[str, str, bool]:
+    """Return ink and shape of a policy, and whether it is a control of a sweep: grey, and hollow."""
+    ink, shape = look(facts.style(policy))
+    control = bool(facts.lines) and facts.line(policy) in CONTROLS
+    return "mute" if control else ink, shape, control
 
 
 def middle(place: Place) -> Place:

@@ -13,11 +13,11 @@ from markupsafe import Markup
 
 from ..figures import FEW
 from ..records import DENSE, Record
-from .curves import costs
+from .curves import costs, look_of
 from .draw import DASH, Dot, Scene
 from .facts import AXES, Axis, Facts, Metric
 from .gallery import gallery
-from .palette import DARK, LIGHT, css, look
+from .palette import DARK, LIGHT, css
 from .plots import NARROW, WIDE, stages
 from .templates import ready, render
 
@@ -89,8 +89,8 @@ def chips(facts: Facts) -> list[str]:
 
 def sign(facts: Facts, policy: str) -> Scene:
     """Draw the marker of a policy in the plots."""
-    ink, shape = look(facts.style(policy))
-    return Scene(16, 16, "", marks=[Dot(x=8, y=8, ink=ink, shape=shape)])
+    ink, shape, control = look_of(facts, policy)
+    return Scene(16, 16, "", marks=[Dot(x=8, y=8, ink=ink, shape=shape, hollow=control)])
 
 
 def cost(facts: Facts, metric: Metric, axis: Axis) -> Plot:

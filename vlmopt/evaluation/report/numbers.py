@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+from markupsafe import Markup
+
 
 def number(value: float | None, digits: int = 1, sign: bool = False) -> str:
     """Write a number for people: a real minus sign, a dash for nothing."""
@@ -11,6 +15,11 @@ def number(value: float | None, digits: int = 1, sign: bool = False) -> str:
     if float(text.replace(",", "")) == 0:
         text = f"{0:.{digits}f}"  # no sign before a rounded zero
     return text.replace("-", "−")
+
+
+def breakable(name: str) -> Markup:
+    """Let a long name of a policy be broken behind its signs, and not within a word."""
+    return Markup("<wbr/>").join(re.findall(r"[^_:,+@/=]*[_:,+@/=]?", name))
 
 
 def count(value: float | None) -> str:

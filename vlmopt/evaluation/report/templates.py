@@ -10,9 +10,9 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from .draw import coordinate, coordinates, outline
-from .numbers import count, milliseconds, number, probability
+from .numbers import breakable, count, milliseconds, number, probability
 
-FILTERS = (coordinate, coordinates, count, milliseconds, number, outline, probability)
+FILTERS = (breakable, coordinate, coordinates, count, milliseconds, number, outline, probability)
 
 
 def render(template: str, home: str = str(__package__), /, **names: Any) -> str:

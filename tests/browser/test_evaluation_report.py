@@ -93,6 +93,7 @@ def test_the_page_says_what_the_summary_says(run: Path, elements: Elements) -> N
     popular = one["by_category"]["popular"]["metrics"]["accuracy"]
     assert number(100 * popular["value"]) in categories
     assert "popular" in categories
+    assert f"{popular['n']}{popular['pictures']} images" in categories
 
 
 def test_the_page_needs_nothing_else(page: str, elements: Elements) -> None:

@@ -75,6 +75,7 @@ class Figure(NamedTuple):
     n: int
     p: float | None = None
     interval: str = ""
+    images: int = 0  # how many have a share in it
 
     @property
     def ends(self) -> str:
@@ -246,4 +247,4 @@ def figure_of(found: Mapping[str, Any], name: str, metric: Metric) -> Figure:
     """Return an entry of a summary in the metric's unit; `name` is that of its value."""
     value, low, high = (metric.scale * found[part] for part in (name, "low", "high"))
     p = found.get("p_holm", found.get("p"))  # runs that were summed up before have p alone
-    return Figure(value, low, high, found["n"], p, found.get("interval", ""))
+    return Figure(value, low, high, found["n"], p, found.get("interval", ""), found.get("pictures", 0))

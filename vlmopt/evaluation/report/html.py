@@ -15,7 +15,7 @@ from ..figures import FEW
 from ..records import DENSE, Record
 from .curves import costs, look_of
 from .draw import DASH, Dot, Scene
-from .facts import AXES, Axis, Facts, Metric
+from .facts import AXES, Axis, Facts, Figure, Metric
 from .gallery import gallery
 from .palette import DARK, LIGHT, css
 from .plots import NARROW, WIDE, stages
@@ -103,10 +103,10 @@ def time(facts: Facts, whole: bool) -> Plot:
     return Plot(wide, narrow)
 
 
-def categories(facts: Facts, metric: Metric) -> dict[str, int]:
-    """Count the samples per category in which a policy has the metric."""
+def categories(facts: Facts, metric: Metric) -> dict[str, Figure]:
+    """Return the figure of every category that has most samples: its numbers of samples and images head the row."""
     found = {name: [facts.figure(policy, metric, name) for policy in facts.policies] for name in facts.categories}
-    return {name: max(one.n for one in row if one) for name, row in found.items() if any(row)}
+    return {name: max((one for one in row if one), key=lambda one: one.n) for name, row in found.items() if any(row)}
 
 
 def splits(facts: Facts) -> dict[str, list[float | None]]:

@@ -37,4 +37,5 @@ class VCD(Away, SeesPixels):
     def change(self, frame: Tensor, draw: Callable[[], Tensor]) -> Tensor:
         """Return sqrt(a) x + sqrt(1 - a) e, with a the variance that is left after `t` steps."""
         left = float(remaining()[self.t])
-        return left**0.5 * frame + (1 - left) ** 0.5 * draw().to(frame)
+        noisy: Tensor = left**0.5 * frame + (1 - left) ** 0.5 * draw().to(frame)
+        return noisy

@@ -181,7 +181,7 @@ class Policy(Configured):
     def from_dict(cls, data: Mapping[str, Any]) -> Policy:
         """Make a policy from what `to_dict` returns; every key may be missing."""
         check_format(data, KEYS, FORMAT)
-        lists = {key: methods_of(key, data.get(key, [])) for key in LISTS}
+        lists: dict[str, Any] = {key: methods_of(key, data.get(key, [])) for key in LISTS}
         plain = {key: data[key] for key in ("prefill", "seed", "kv", "read", "gqa", "tuned") if key in data}
         return cls(**lists, **plain)
 

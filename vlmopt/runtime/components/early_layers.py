@@ -99,8 +99,9 @@ class AppendRows:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
         call = CALL.get()
-        known = call.find(EarlyRows) if isinstance(call, Generation) and call.session is self.session else None
-        marks = None if known is None else call.find(Marks)
+        if not isinstance(call, Generation) or call.session is not self.session:
+            return None
+        known, marks = call.find(EarlyRows), call.find(Marks)
         if known is None or marks is None or not marks.has_image or args[0].ndim != 3:
             return None
         rows = torch.cat([known.rows[layer].to(args[0].device) for layer in sorted(known.rows)], 1)

@@ -29,7 +29,7 @@ SHAPES = {  # query heads, key heads, width
     "16, 8, 256": (16, 8, 256),
     "9, 3, 64": (9, 3, 64),
 }
-KEYS = (64, 256, 1024, 4096, 16384)
+KEYS = (64, 256, 1024, 4096, 8192, 16384, 32768)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 

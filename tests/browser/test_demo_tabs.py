@@ -18,6 +18,7 @@ from vlmopt.apps.page.tabs import layers, ledger, pareto
 from vlmopt.attention_fix import VisionHeads, VisualSink
 from vlmopt.cli.main import build_parser
 from vlmopt.kernels.patterns import AShape
+from vlmopt.kv import KeyDiff
 from vlmopt.prefill import SparsePrefill
 from vlmopt.pruning import FastV, Random, Uniform
 
@@ -52,6 +53,31 @@ def test_markers_count_in_the_layers():
     assert {row["amount"] for row in rows} == {sample["markers"]}
     total = sum(row["amount"] for row in layers.counts(sample, 6))
     assert total == 6 * sample["visual_tokens"]
+
+
+def test_the_cache_of_every_layer_is_shown():
+    cut = FastV(keep_ratio=0.25, layer=2)
+    run = run_of(vlmopt.Policy(prune=[cut], kv=KeyDiff(keep_ratio=0.5)))
+    report = run.optimized.report
+    test = fine(page(run, "layers"))
+    assert charts(test) == 2
+    sizes = [f"**{size / 2**10:.0f} KiB**" for size in (report.kv_bytes_prompt, report.kv_cache_bytes)]
+    assert "the cache went from {} to {}".format(*sizes) in said(test)
+    rows = layers.keys(report)
+    kept = [row["amount"] for row in rows if row["part"] == "kept"]
+    gone = {row["layer"]: row["amount"] for row in rows if row["part"] == "evicted"}
+    prompt, visual = (report.samples[0][name] for name in ("prompt_tokens", "visual_tokens"))
+    assert gone == {0: visual // 2, 1: visual // 2, **{layer: visual // 8 for layer in (2, 3, 4, 5)}}
+    assert kept == [prompt - visual // 2] * 2 + [prompt - visual * 7 // 8] * 4
+
+
+def test_a_cache_behind_cuts_alone_is_shown_too():
+    run = run_of("progressive")
+    report = run.optimized.report
+    test = fine(page(run, "layers"))
+    assert f"the cache held **{report.kv_cache_bytes / 2**10:.0f} KiB**" in said(test)
+    assert [row["amount"] for row in layers.keys(report)] == report.key_lengths
+    assert len(set(report.key_lengths)) == 3
 
 
 def test_stage_bars_add_up_to_the_whole():

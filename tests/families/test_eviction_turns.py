@@ -83,6 +83,45 @@ def test_questions_about_one_evicted_prefix(name, method):
         same(out, reference.evict(before, after).generate(inputs, past_key_values=other, **SETTINGS))
 
 
+def test_a_later_question_costs_no_more_of_the_image(monkeypatch):
+    """Layers that gave keys away for one question are those that the next one would ask: what is left is enough."""
+    depth, asked = 6, []
+
+    def sparsity(probe):
+        turn, layer = divmod(len(asked), depth)
+        asked.append(layer)
+        return torch.full((len(probe.rows),), 0.1 if layer % 2 == turn % 2 else 0.9)
+
+    monkeypatch.setattr(kv, "sparsity", sparsity)
+    family, cache, kept = FAMILIES["llava"], DynamicCache(), []
+    batch = family.inputs([[5, Image(0), 7], [5, Image(1), 7]])
+    inputs, model = batch(), Evicted(family, METHODS["vl_cache"]).model()
+    for word in (40, 140):
+        said = model.generate(**inputs, past_key_values=cache, **SETTINGS).sequences
+        kept.append([entry["kept"] for entry in vlmopt.report(model).kv])
+        inputs = turn(family, torch.cat([said, torch.arange(word, word + 12).expand(2, -1)], 1))
+    assert kept[0] == kept[1] == [[12, 12], [1, 1]] * 3  # 0.4 of 16, nine to one
+
+
+@pytest.mark.parametrize("method", ["snap_kv", "key_diff", "one_set"])  # vl_cache asks the rows of the last pass
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "gemma3"])
+def test_a_prefix_that_a_bare_forward_read_is_judged_like_the_whole_prompt(name, method):
+    """Nothing of it is evicted before the question is there, and its patches are known."""
+    case = Evicted(FAMILIES[name], METHODS[method])
+    batch = case.family.inputs([[5, Image(0)]])
+    words = torch.arange(50, 60)[None]  # as many rows as are read
+    inputs = turn(case.family, torch.cat([batch.ids, words], 1))
+    whole = {**batch(), **inputs}
+    model, cache = case.model(), DynamicCache(config=case.family.build().config.get_text_config())
+    at_once = gone(model.generate(**whole, **SETTINGS).past_key_values, inputs["input_ids"].shape[1])
+    with torch.no_grad():
+        model(**batch(), past_key_values=cache)
+    out = model.generate(**inputs, past_key_values=cache, **SETTINGS)
+    _, away = gone(out.past_key_values, inputs["input_ids"].shape[1])
+    assert away.keys() == at_once[1].keys()
+    assert all(torch.equal(away[layer], left) for layer, left in at_once[1].items())
+
+
 @methods
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
 @pytest.mark.parametrize("rows", [[[5, Image(0)]], [[Image(0), 3], [2, Image(1), Image(2)]]])

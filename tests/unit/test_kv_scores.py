@@ -90,6 +90,14 @@ def test_adaptive_budgets_keep_the_mean():
     assert kv.adaptive([0.2, 1.0], 0.004) == pytest.approx([0.004, 0.004])
 
 
+def test_adaptive_budgets_of_a_later_turn_keep_the_mean():
+    """What a layer has no more of goes to those that have it; a budget that is met evicts nothing."""
+    shares = kv.adaptive([0.2, 0.6, 0.9, 0.99], 0.1, [0.1, 1, 1, 1])
+    assert shares == pytest.approx([0.1, 0.29 * 0.8, 0.29 * 0.2, 0.01])
+    assert kv.adaptive([0.9, 0.2, 0.5], 0.1, [0.24, 0.05, 0.01]) == pytest.approx([0.24, 0.05, 0.01])
+    assert kv.adaptive([0.9, 0.2], 0.5, [0.0, 0.3]) == pytest.approx([0.0, 0.3])  # less than the budget is left
+
+
 @pytest.mark.parametrize(
     ("n", "ratio", "depth", "first", "last"),
     [(4096, 0.5, 28, [3994, 3849], 102), (8192, 0.25, 32, [3994, 3868], 102), (4096, 0.1, 28, [410, 410], 410)],

@@ -21,22 +21,28 @@ def sparsity(probe: Probe) -> Tensor:
     return 1 - strong.sum((1, 2, 3)).float() / visible.sum((1, 2, 3)).clamp_min(1)
 
 
-def adaptive(sparsity: Sequence[float], ratio: float) -> list[float]:
+def adaptive(sparsity: Sequence[float], ratio: float, most: Sequence[float] | None = None) -> list[float]:
     """Return the share of its keys that each layer keeps, in proportion to 1 - sparsity; their mean is `ratio`.
 
-    No layer keeps less than a hundredth (or `ratio`, if that is less) or more than all; the paper clips alike, after
+    No layer keeps less than a hundredth (or `ratio`, if that is less) or more than it has; the paper clips alike, after
     which its mean is no longer the budget. Here the others share what is left.
+
+    Args:
+        most: share of its keys that each layer has, 0..1; None: all. In a later turn an eviction has been there. Where
+            the layers together have less than the budget, all of it stays.
     """
-    least, depth = min(LEAST, ratio), len(sparsity)
+    depth = len(sparsity)
+    most = [1.0] * depth if most is None else most
+    least = [min(LEAST, ratio, top) for top in most]
     fixed: dict[int, float] = {}
     while True:
         free = [i for i in range(depth) if i not in fixed]
         mass = sum(1 - sparsity[i] for i in free)
         left = ratio * depth - sum(fixed.values())
         ideal = {i: left * (1 - sparsity[i]) / mass if mass else left / len(free) for i in free}
-        over = {i: 1.0 for i in free if ideal[i] > 1}
-        under = {i: least for i in free if ideal[i] < least}
+        over = {i: most[i] for i in free if ideal[i] > most[i]}
+        under = {i: least[i] for i in free if ideal[i] < least[i]}
         if not over and not under:
             return [fixed.get(i, ideal.get(i, 0.0)) for i in range(depth)]
-        excess = sum(ideal[i] - 1 for i in over) - sum(least - ideal[i] for i in under)
+        excess = sum(ideal[i] - top for i, top in over.items()) - sum(low - ideal[i] for i, low in under.items())
         fixed |= over if excess >= 0 and over else under

@@ -25,6 +25,7 @@ def show(run: Run, worker: Worker) -> None:
     sample = report.samples[0]
     if not sample["visual_tokens"]:
         st.info("This prompt brought no visual tokens. Add an image or a video.")
+        show_cache(report)
         return
     rows = counts(sample, len(report.key_lengths))
     x = alt.X("layer:O", title="decoder layer", axis=alt.Axis(labelAngle=0, labelOverlap=True))
@@ -36,8 +37,7 @@ def show(run: Run, worker: Worker) -> None:
         f"**{sample['visual_tokens_kept']}** are left at the end"
         + (f", and {sample['markers']} markers stand for dropped runs." if sample["markers"] else ".")
     )
-    if report.kv:
-        show_cache(report)
+    show_cache(report)
     stages = report.stages()
     if not stages:
         st.info(
@@ -53,27 +53,24 @@ def show(run: Run, worker: Worker) -> None:
 
 
 def show_cache(report: Report) -> None:
-    """Draw the keys that every layer kept when the prompt was over."""
+    """Draw the keys that every layer held when the prompt was over, and those that it evicted."""
     x = alt.X("layer:O", title="decoder layer", axis=alt.Axis(labelAngle=0, labelOverlap=True))
-    bars = figures.stacked(
-        keys(report.kv), x, alt.Y("amount:Q", title="keys"), ["kept", "evicted"], (figures.KEPT, figures.FAINT)
-    )
-    figures.show(bars)
-    st.markdown(
-        f"When the prompt was over the cache went from **{report.kv_bytes_prompt / 2**10:.0f}** to "
-        f"**{report.kv_cache_bytes / 2**10:.0f} KiB**."
-    )
+    y = alt.Y("amount:Q", title="keys in the cache")
+    figures.show(figures.stacked(keys(report), x, y, ["kept", "evicted"], (figures.KEPT, figures.FAINT)))
+    before, after = (f"**{size / 2**10:.0f} KiB**" for size in (report.kv_bytes_prompt, report.kv_cache_bytes))
+    if report.kv:
+        st.markdown(f"When the prompt was over the cache went from {before} to {after}.")
+    else:
+        st.markdown(f"When the prompt was over the cache held {after}.")
 
 
-def keys(evicted: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return entries (layer, part, amount) of a stacked bar per layer that evicted keys."""
-    return [
-        {"layer": entry["layer"], "part": part, "amount": amount}
-        for entry in evicted
-        for part, amount in (
-            ("kept", entry["slots_after"]),
-            ("evicted", entry["slots_before"] - entry["slots_after"]),
-        )
+def keys(report: Report) -> list[dict[str, Any]]:
+    """Return entries (layer, part, amount) of a stacked bar per layer: what its cache holds, and what left it."""
+    rows = [{"layer": layer, "part": "kept", "amount": amount} for layer, amount in enumerate(report.key_lengths)]
+    return rows + [
+        {"layer": own["layer"], "part": "evicted", "amount": own["slots_before"] - own["slots_after"]}
+        for own in report.kv
+        if own["slots_after"] < own["slots_before"]
     ]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -20,8 +21,8 @@ from ..points import AttentionCall
 from ..structure import ModelStructure
 from .corrections.check import heads_of
 
-LEAST_KEYS = 4096  # below, it loses as often as it wins (docs/kv-cache.md)
-LEAST_NUMBERS = LEAST_KEYS * 128  # of a key head: narrow heads need more keys
+LEAST_KEYS = 4096  # below, little is won, and in half precision lost (docs/kv-cache.md)
+LEAST_BYTES = 2**21  # of one head's keys: narrow heads and half precision need more of them
 LEAST_WIDTH = 64  # of a head; of narrower ones nothing was measured
 
 
@@ -48,8 +49,9 @@ class GroupedLayer(AttentionPart):
 
 def pays(key: Tensor) -> bool:
     """Return whether grouped rows over these keys [B, Hk, n, D] can be expected to be faster than the kernel."""
-    _, _, keys, width = key.shape
-    return key.device.type == "cpu" and keys >= LEAST_KEYS and width >= LEAST_WIDTH and keys * width >= LEAST_NUMBERS
+    batch, heads, keys, width = key.shape
+    long = keys >= LEAST_KEYS and width >= LEAST_WIDTH and keys * width * key.element_size() >= LEAST_BYTES
+    return key.device.type == "cpu" and long and batch * heads >= torch.get_num_threads()  # a thread takes whole heads
 
 
 class GroupedDecode(Component):

@@ -76,7 +76,7 @@ class Marks:
 
     def append(self, name: str, layer: int | None, values: Tensor, past: int) -> None:
         """Append values [B, q] of the logical indices from `past` on."""
-        filler = -1 if name == "span" else 0
+        filler = filler_of(values)
         table = self.tables.get((name, layer))
         table = values.new_full((values.shape[0], 0), filler) if table is None else table.to(values.device)
         table = pad(table[:, :past], (0, max(past - table.shape[1], 0)), value=filler)
@@ -104,7 +104,8 @@ class Marks:
 
     def slots(self, step: Step, store: Store, count: int, name: str, layer: int | None) -> Tensor:
         """Return a table over at least `count` physical slots of a layer; the same tensor until it has to grow."""
-        table, filler = self.tables[name, layer], -1 if name == "span" else 0
+        table = self.tables[name, layer]
+        filler = filler_of(table)
         source, full = self.spread.get((name, layer, store), (None, table))
         if source is not table:
             full = self.physical(step, store, table, filler)
@@ -139,6 +140,11 @@ class Marks:
         columns = columns.to(table.device)
         known = columns < table.shape[1]
         return table.gather(1, columns.clamp_max(table.shape[1] - 1)).masked_fill(~known, filler)
+
+
+def filler_of(table: Tensor) -> int:
+    """Return what stands where nothing is known: no flag, or a number that names nothing."""
+    return 0 if table.dtype == torch.bool else -1
 
 
 def first_key(step: Step, store: Store, width: int) -> int:

@@ -49,6 +49,12 @@ class Keys:
     held: list[int]  # per sample: keys of a head that are protected
     stored: list[int]  # per sample: keys of a head that are real
 
+    @property
+    def here(self) -> list[float]:
+        """Share, per sample, of the competing keys that no earlier turn has evicted."""
+        each = zip(self.competing, self.stored, self.held, strict=True)
+        return [(stored - held) / competing if competing else 1.0 for competing, stored, held in each]
+
 
 def note(step: PromptStep, marks: Marks) -> None:
     """Write down of a chunk of the prompt where its patches lie, and which places are padding."""

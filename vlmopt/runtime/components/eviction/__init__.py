@@ -112,7 +112,7 @@ class Evicting(Component):
         if not isinstance(step, PromptStep) or step.once_more:
             return
         marks = step.find(Marks)
-        if marks is not None and step.call.request.length is not None:
+        if marks is not None:  # also of a bare forward: `generate` may go on from its cache
             prompt_keys.note(step, marks)
         if step.ends_prompt:
             if (reason := why_not(step, cache, self.method)) is not None:
@@ -128,10 +128,8 @@ class Evicting(Component):
         if pending is None:
             return
         if pending.waiting:
-            of_layers = [layer.sparsity for layer in pending.waiting.values()]
-            of_samples = [kv.adaptive(sparsity, self.method.keep_ratio) for sparsity in zip(*of_layers, strict=True)]
-            for number, (layer, own) in enumerate(pending.waiting.items()):
-                self.evict(step, pending, layer, own.scored, [ratios[number] for ratios in of_samples])
+            for (layer, own), ratios in zip(pending.waiting.items(), self.shares(pending), strict=True):
+                self.evict(step, pending, layer, own.scored, list(ratios))
         if pending.index:
             caches.commit(step, self.session.stages.last)
             state = caches.adopted(step, pending.cache, self.session.lease)
@@ -139,6 +137,13 @@ class Evicting(Component):
                 self.write_down(state, step, layer, index, valid)
         elif not step.call.page.slot(Evictions):
             step.call.skip(WHAT, "nothing competes: every key of the prompt is protected")
+
+    def shares(self, pending: Pending) -> list[tuple[float, ...]]:
+        """Return what every waiting layer keeps of each sample."""
+        sparsity = zip(*(layer.sparsity for layer in pending.waiting.values()), strict=True)
+        here = zip(*(layer.scored.keys.here for layer in pending.waiting.values()), strict=True)
+        samples = [kv.adaptive(own, self.method.keep_ratio, most) for own, most in zip(sparsity, here, strict=True)]
+        return list(zip(*samples, strict=True))
 
     def evict(self, step: Step, pending: Pending, layer: int, scored: Scored, ratios: list[float]) -> None:
         """Shrink the cache of one layer to a share per sample of what competes."""

@@ -47,7 +47,7 @@ class Policy(Configured):
         read: sparse reading of long contexts while decoding, its dict form, or None.
         decoding: what changes the logits of every step, in this order: at most one contrast, and controls.
         gqa: how one query row attends where heads share keys. "kernel": by the model's own; "grouped": heads of a group
-            as rows of one head; "auto": grouped under sdpa on a CPU from 4096 keys on, if the policy changes anything.
+            as rows of one head; "auto": grouped under sdpa on a CPU over long contexts, if the policy changes anything.
         tuned: the note of `vlmopt tune`, which changes nothing.
 
     Raises:

@@ -67,7 +67,7 @@ def test_the_cache_of_every_layer_is_shown():
     kept = [row["amount"] for row in rows if row["part"] == "kept"]
     gone = {row["layer"]: row["amount"] for row in rows if row["part"] == "evicted"}
     prompt, visual = (report.samples[0][name] for name in ("prompt_tokens", "visual_tokens"))
-    assert gone == {0: visual // 2, 1: visual // 2, **{layer: visual // 8 for layer in (2, 3, 4, 5)}}
+    assert gone == {0: visual // 2, 1: visual // 2, **dict.fromkeys((2, 3, 4, 5), visual // 8)}
     assert kept == [prompt - visual // 2] * 2 + [prompt - visual * 7 // 8] * 4
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, Gemma2Config
 
 import vlmopt
 from tests.families.test_flash_contract import with_flash
+from tests.support import tiny
 from tests.support.evicted import EvictedReference, built
 from tests.support.families import FAMILIES, GREEDY, HYBRID, MASKABLE, Image, Video
 from tests.support.mechanism import LOGITS, Case, gap
@@ -197,6 +199,21 @@ def test_assisted_decoding_and_no_cache_read_all_keys_and_say_so():
         whys = [entry["why"] for entry in vlmopt.report(model).skipped if entry["what"] == "sparse reading"]
         assert len(whys) == 1
         assert words in whys[0]
+
+
+def test_capped_logits_are_the_kernels_and_the_report_says_so():
+    def config():
+        made = tiny.paligemma()
+        made.text_config = Gemma2Config(**tiny.TEXT, head_dim=16, layer_types=["full_attention"] * 6)
+        return made
+
+    family = replace(FAMILIES["paligemma"], name="paligemma2", config=config)
+    batch = family.inputs(ROWS["one"])
+    expected = family.build("eager").generate(**batch(), **SETTINGS)
+    model = vlmopt.optimize(built(family, "eager"), Policy(read=METHOD))
+    assert all(map(torch.equal, model.generate(**batch(), **SETTINGS).logits, expected.logits))
+    (why,) = [entry["why"] for entry in vlmopt.report(model).skipped if entry["what"] == "sparse reading"]
+    assert "capped" in why
 
 
 def test_a_schedule_without_layers_that_reuse_is_refused():

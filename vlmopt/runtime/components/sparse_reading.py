@@ -57,10 +57,8 @@ class ReadingLayer(AttentionPart):
         keys = step.stored(store)  # of a static cache without its empty slots
         if keys < self.method.min_keys:
             return None
-        if at.query.shape[2] != 1 or step.call.request.branches == "assisted decoding":
-            step.call.skip(WHAT, "assisted decoding checks its candidates over all keys")
-            return None
-        if at.softcap is not None or at.options.get("position_bias") is not None or at.options.get("dropout"):
+        if (reason := why_kernel(step, at)) is not None:
+            step.call.skip(WHAT, reason)
             return None
         choices = step.slot(Choices)
         choice = choices.get(store)
@@ -73,6 +71,15 @@ class ReadingLayer(AttentionPart):
             out, read = read_some(query, at, choice.index), choice.index.shape[2]
         step.call.slot(ReadNow)[self.layer] = keys, read
         return out.flatten(1, 2)[:, None]
+
+
+def why_kernel(step: Step, at: AttentionCall) -> str | None:
+    """Say why the kernel has to read all keys, None if it need not."""
+    if at.query.shape[2] != 1 or step.call.request.branches == "assisted decoding":
+        return "assisted decoding checks its candidates over all keys"
+    if at.softcap is not None or at.options.get("position_bias") is not None or at.options.get("dropout"):
+        return "logits that are capped or biased, and weights that are dropped, are the kernel's own"
+    return None
 
 
 def read_all(query: Tensor, at: AttentionCall, count: int, own: int) -> tuple[Tensor, Tensor]:

@@ -66,9 +66,8 @@ def test_the_cache_of_every_layer_is_shown():
     rows = layers.keys(report)
     kept = [row["amount"] for row in rows if row["part"] == "kept"]
     gone = {row["layer"]: row["amount"] for row in rows if row["part"] == "evicted"}
-    prompt, visual = (report.samples[0][name] for name in ("prompt_tokens", "visual_tokens"))
-    assert gone == {0: visual // 2, 1: visual // 2, **dict.fromkeys((2, 3, 4, 5), visual // 8)}
-    assert kept == [prompt - visual // 2] * 2 + [prompt - visual * 7 // 8] * 4
+    assert gone == {0: 29, 1: 29, 2: 6, 3: 6, 4: 6, 5: 6}  # half of 59 and of 12 that compete
+    assert kept == [71 - 29] * 2 + [23 - 6] * 4
 
 
 def test_a_cache_behind_cuts_alone_is_shown_too():

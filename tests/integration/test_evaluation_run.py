@@ -100,6 +100,10 @@ def test_the_table_on_the_screen(whole: Path) -> None:
     head, *rows = table(summary).strip().splitlines()
     assert head.split()[:4] == ["policy", "n", "errors", "kept"]
     assert "accuracy" in head
+    assert "KV KiB" in head
+    dense, cut, _ = (one["latency"]["kv_bytes"]["median"] / 2**10 for one in summary["policies"].values())
+    assert cut < dense
+    assert f" {dense:.1f} " in rows[0]
     assert [row.split()[0] for row in rows] == ["dense", "attention-25", "uniform-50"]
     assert len({len(row) for row in (head, *rows)}) == 1
     assert "not complete" in table(summary | {"complete": False})

@@ -154,8 +154,9 @@ class Call(Slots):
             self.progress.saw_image = True
             self.page.contexts.append(step.context)
             if not step.context.grouped:
-                why = "the encoder's record did not match the prompt: contiguous runs stand in for images"
-                self.skip("grouping by image", why)
+                cut = step.context.parts
+                why = "the prompt came in chunks" if cut else "the encoder's record did not match the prompt"
+                self.skip("grouping by image", f"{why}: contiguous runs stand in for images")
         self.progress.prompt_done = step.past + step.q >= (self.request.length or 0)
         mask, reading = step.arguments.attention_mask2d, self.ledger.open_pass()
         if reading and mask is not None:

@@ -14,6 +14,8 @@ from vlmopt.metrics.intervals import Interval
 
 CHECKPOINTS = ("tiny-llava", "tiny-qwen")
 BELOW = {"recall": "there", "precision": "names"}  # what names of classes that are there are divided by
+CONTROL = "random_kv"
+LEAST_BLOCKS = 3  # of seeds, from which on a method is compared with the control
 DEPTH, FULL = 28, 4  # layers of a 7B model, and those of them that read all keys
 Rows = list[dict[str, Any]]
 
@@ -46,11 +48,13 @@ def against(rows: Rows, full: Rows, what: str) -> str:
     """Write a percentage, and how it differs from that of the whole on the same images, with its 95 % interval."""
     mine = per_image(rows, what)
     figure = f"{100 * mine[0].sum() / mine[1].sum():.1f}"
-    if rows == full:
-        return figure
-    gap = difference(rows, full, what)
+    return figure if rows == full else f"{figure} ({points(difference(rows, full, what), ', ')})"
+
+
+def points(gap: Interval, between: str) -> str:
+    """Write a difference in points with the ends of its interval: "−1.6, −5.0..+1.6"."""
     value, low, high = (f"{100 * end:+.1f}".replace("-", "−") for end in (gap.value, gap.low, gap.high))
-    return f"{figure} ({value}, {low}..{high})"
+    return f"{value}{between}{low}..{high}"
 
 
 def difference(rows: Rows, full: Rows, what: str) -> Interval:
@@ -74,8 +78,9 @@ def later_questions(method: str, ratio: float) -> tuple[int, list[Interval]]:
 
 
 def images(rows: Rows, **given: Any) -> int:
-    """Return how many images one checkpoint was asked about, in all blocks of one cell."""
-    return sum(row["images"] for row in those(rows, checkpoint=rows[0]["checkpoint"], **given))
+    """Return how many images a checkpoint was asked about, in all blocks of one cell; the fewest where they differ."""
+    mine = those(rows, **given)
+    return min(sum(row["images"] for row in those(mine, checkpoint=one)) for one in values(mine, "checkpoint"))
 
 
 def last(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -109,10 +114,34 @@ def answers() -> str:
     ):
         own = those(rows, keep_ratio=ratio, method=method)
         size = sum(row["bytes"][1] for row in own) / sum(row["bytes"][0] for row in own)
-        name = method if method == "full cache" else f"`{method.partition(',')[0]}`{method.partition(',')[2]}"
-        body.append([f"{100 * ratio:.0f} %", name, *cells, f"{100 * size:.0f} %", f"{images(own)}"])
+        body.append([f"{100 * ratio:.0f} %", named(method), *cells, f"{100 * size:.0f} %", f"{images(own)}"])
     heads = [f"{checkpoint}: {what}" for checkpoint in CHECKPOINTS for what in ("captions", "questions")]
     return markdown(["keys", "method", *heads, "bytes", "images"], body) + measured_on(last(rows))
+
+
+@table("kv-control")
+def control() -> str:
+    """Return what methods are better than the control, at budgets that were asked in three blocks of seeds or more."""
+    rows = newest_of_each("kv_cache", "checkpoint", "method", "keep_ratio", "block")
+    asked = [row for row in rows if row["method"] not in ("full cache", CONTROL)]
+    body = []
+    for ratio, method in dict.fromkeys((row["keep_ratio"], row["method"]) for row in asked):
+        cells = []
+        for checkpoint in CHECKPOINTS:
+            own = those(rows, checkpoint=checkpoint, keep_ratio=ratio)
+            mine, lots = those(own, method=method), those(own, method=CONTROL)
+            cells += [points(difference(mine, lots, what), " (") + ")" for what in ("recall", "questions")]
+        own = those(rows, keep_ratio=ratio, method=method)
+        if min(len(those(own, checkpoint=one)) for one in CHECKPOINTS) >= LEAST_BLOCKS:
+            body.append([f"{100 * ratio:.0f} %", named(method), *cells, f"{images(own)}"])
+    heads = [f"{checkpoint}: {what}" for checkpoint in CHECKPOINTS for what in ("captions", "questions")]
+    return markdown(["keys", f"method less `{CONTROL}`", *heads, "images"], body) + measured_on(last(rows))
+
+
+def named(method: str) -> str:
+    """Write a method's name as code, and what is set beside it."""
+    name, _, more = method.partition(",")
+    return method if method == "full cache" else f"`{name}`{more}"
 
 
 @table("kv-decode")

@@ -15,6 +15,7 @@ from vlmopt.metrics.intervals import Interval
 CHECKPOINTS = ("tiny-llava", "tiny-qwen")
 BELOW = {"recall": "there", "precision": "names"}  # what names of classes that are there are divided by
 CONTROL = "random_kv"
+ASKED = ("recall", "questions")
 LEAST_BLOCKS = 3  # of seeds, from which on a method is compared with the control
 DEPTH, FULL = 28, 4  # layers of a 7B model, and those of them that read all keys
 Rows = list[dict[str, Any]]
@@ -109,9 +110,7 @@ def answers() -> str:
     keys = ("keep_ratio", "method")
     body = []
     pairs = dict.fromkeys(tuple(row[name] for name in keys) for row in rows)
-    for (ratio, method), cells in zip(
-        pairs, compared(rows, keys, {"method": "full cache"}, ("recall", "questions")), strict=True
-    ):
+    for (ratio, method), cells in zip(pairs, compared(rows, keys, {"method": "full cache"}, ASKED), strict=True):
         own = those(rows, keep_ratio=ratio, method=method)
         size = sum(row["bytes"][1] for row in own) / sum(row["bytes"][0] for row in own)
         body.append([f"{100 * ratio:.0f} %", named(method), *cells, f"{100 * size:.0f} %", f"{images(own)}"])
@@ -121,19 +120,20 @@ def answers() -> str:
 
 @table("kv-control")
 def control() -> str:
-    """Return what methods are better than the control, at budgets that were asked in three blocks of seeds or more."""
+    """Return how much better methods are than the control, where three blocks of seeds or more were asked."""
     rows = newest_of_each("kv_cache", "checkpoint", "method", "keep_ratio", "block")
     asked = [row for row in rows if row["method"] not in ("full cache", CONTROL)]
     body = []
     for ratio, method in dict.fromkeys((row["keep_ratio"], row["method"]) for row in asked):
-        cells = []
+        cells, seen = [], set()
         for checkpoint in CHECKPOINTS:
             own = those(rows, checkpoint=checkpoint, keep_ratio=ratio)
             mine, lots = those(own, method=method), those(own, method=CONTROL)
-            cells += [points(difference(mine, lots, what), " (") + ")" for what in ("recall", "questions")]
-        own = those(rows, keep_ratio=ratio, method=method)
-        if min(len(those(own, checkpoint=one)) for one in CHECKPOINTS) >= LEAST_BLOCKS:
-            body.append([f"{100 * ratio:.0f} %", named(method), *cells, f"{images(own)}"])
+            enough = len(mine) >= LEAST_BLOCKS
+            cells += [f"{points(difference(mine, lots, what), ' (')})" if enough else "" for what in ASKED]
+            seen |= {images(mine)} if enough else set()
+        if seen:
+            body.append([f"{100 * ratio:.0f} %", named(method), *cells, f"{min(seen)}"])
     heads = [f"{checkpoint}: {what}" for checkpoint in CHECKPOINTS for what in ("captions", "questions")]
     return markdown(["keys", f"method less `{CONTROL}`", *heads, "images"], body) + measured_on(last(rows))
 

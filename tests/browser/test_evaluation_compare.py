@@ -69,7 +69,8 @@ def test_the_command_writes_what_it_prints(runs: tuple[Path, Path], tmp_path: Pa
     assert json.loads((out / "compare.json").read_text())["samples"] == 36
     assert main(["eval", "--compare", str(runs[0]), str(tmp_path)]) == 2
     assert "is not a run directory" in capsys.readouterr().err
-    assert main(["eval", "--compare", *map(str, runs), "--data", "worlds"]) == 2
+    assert main(["eval", "--compare", *map(str, runs), "--data", "worlds", "--judge", "x"]) == 2
+    assert "leave out --data, --judge" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("width", [1440, 390])

@@ -102,8 +102,9 @@ def check(options: argparse.Namespace) -> None:
     """Refuse data and a model that do not exist, and options that cannot be right together."""
     grid(options.sweep, options.ratios)
     if options.compare:
-        if options.data or options.report:
-            raise ValueError("--compare reads two runs that were made before: leave out --data and --report")
+        asked = ("data", "report", "judge", "policy", "sweep")
+        if beside := [f"--{name}" for name in asked if getattr(options, name)]:
+            raise ValueError(f"--compare reads two runs that were made before: leave out {', '.join(beside)}")
         for run in options.compare:
             if not os.path.exists(os.path.join(run, "run.json")):
                 raise ValueError(f"--compare {run} is not a run directory: there is no run.json")

@@ -93,13 +93,11 @@ class Selector(Configured, ABC):
             raise ValueError(f"{self.label}: marker_from={self.marker_from!r} is of use with marker='trained' only")
         if self.marker == "trained" and self.layer > 0:
             raise ValueError(
-                f"{self.label}: marker='trained' is an input of the LLM, trained for layer 0, got layer={self.layer}; "
-                "use marker='mean' or 'last'"
+                f"{self.label}: marker='trained' before layer {self.layer} cannot be used: the embedding was trained "
+                "as an input of the LLM, for layer 0; use marker='mean' or 'last'"
             )
         if self.marker == "trained" and not self.marker_source:
-            raise ValueError(
-                f"{self.label}: marker='trained' needs marker_from: a checkpoint's name, a directory or a Hub id"
-            )
+            raise ValueError(f"{self.label}: marker='trained' needs marker_from: a name, a directory or a Hub id")
 
     @property
     def label(self) -> str:

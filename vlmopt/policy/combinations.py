@@ -7,6 +7,7 @@ from itertools import combinations, pairwise
 from typing import Any
 
 from vlmopt.attention_fix import Correction, RowCorrection
+from vlmopt.attention_fix.guidance import Guided
 from vlmopt.pruning import Selector
 
 from ..decoding import Contrast, SeesPixels
@@ -98,7 +99,8 @@ def check_decoding(policy: Any) -> None:
         if first.group and first.group == second.group:
             raise ValueError(f"{first.name} and {second.name} are both a kind of {first.group}; leave one out")
     contrasts = [step for step in policy.steps if isinstance(step, Contrast)]
-    guided = [f"{c.name} (gamma={c.gamma})" for c in policy.corrections if getattr(c, "gamma", 1.0) != 1.0]
+    corrections: Sequence[Correction] = policy.corrections
+    guided = [f"{c.name} (gamma={c.gamma})" for c in corrections if isinstance(c, Guided) and c.gamma != 1]
     for step in contrasts:
         if guided:
             raise ValueError(f"{step.name} and {guided[0]} are both a kind of contrast; give gamma=1, or leave one out")

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from vlmopt.attention_fix.guidance import Guided
+
 from ...decoding import Contrast, Decoding, EarlyExit, SeesPixels, TextContrast
 from ...policy import Policy
 from ..arguments import Request
@@ -139,8 +141,11 @@ class Deciding(Component):
 
 def steps_of(policy: Policy) -> list[Named]:
     """Return the steps of decoding: guidance of corrections, which is `text_contrast`, then the policy's own."""
-    guided = [c for c in policy.corrections if getattr(c, "gamma", 1.0) != 1.0]
-    found = [Named(c.name, TextContrast(alpha=c.gamma - 1, cutoff=c.cutoff)) for c in guided]  # type: ignore[attr-defined]
+    found = [
+        Named(c.name, TextContrast(alpha=c.gamma - 1, cutoff=c.cutoff))
+        for c in policy.corrections
+        if isinstance(c, Guided) and c.gamma != 1
+    ]
     return [*found, *(Named(step.name, step) for step in policy.steps)]
 
 

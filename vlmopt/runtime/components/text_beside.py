@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from vlmopt.attention_fix import HeadCorrection, TextOnly
+from vlmopt.attention_fix import HeadCorrection, TextOnly, VisionHeads
 from vlmopt.attention_fix.vision_heads import token_divergence
 
 from ...decoding import TextContrast
@@ -22,7 +22,7 @@ from .marks import Marks
 class TextBeside(Component):
     """Keep the stream with the marks of the sequence, and book how far heads are from those without images."""
 
-    def __init__(self, session: Session, guided: bool, traced: Any) -> None:
+    def __init__(self, session: Session, guided: bool, traced: VisionHeads | None) -> None:
         super().__init__(session)
         self.guided, self.traced = guided, traced
         layers = by_layer(session.structure, session.policy)
@@ -32,7 +32,7 @@ class TextBeside(Component):
     @classmethod
     def of(cls, session: Session) -> TextBeside | None:
         corrections, guided = session.policy.corrections, isinstance(contrast_of(session), TextContrast)
-        traced = next((c for c in corrections if getattr(c, "trace", None)), None)
+        traced = next((c for c in corrections if isinstance(c, VisionHeads) and c.trace), None)
         wanted = guided or traced is not None or any(TextOnly() in c.needs for c in corrections)
         return cls(session, guided, traced) if wanted else None
 
@@ -70,7 +70,7 @@ class TextBeside(Component):
     def close_step(self, step: Step, cache: Any) -> None:
         """Book the divergence of the token that this step makes."""
         found = step.slot(Divergence)
-        if found and step.call.request.branches is None:
+        if found and self.traced is not None and step.call.request.branches is None:
             step.call.slot(Divergence).append(token_divergence(found, self.traced.trace_heads))
 
     def report(self, call: Call) -> Account:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlmopt.attention_fix import repetitive
+from vlmopt.attention_fix.watchdog import Watched, repetitive
 
 from ..call import Call, PromptStep, Session, Step
 from ..component import Account, Component
@@ -29,7 +29,7 @@ class Watchdog(Component):
 
     @classmethod
     def of(cls, session: Session) -> Watchdog | None:
-        watched = any(getattr(c, "watchdog", "off") != "off" for c in session.policy.corrections)
+        watched = any(isinstance(c, Watched) and c.watchdog != "off" for c in session.policy.corrections)
         return cls(session) if watched else None
 
     def open_step(self, step: Step, cache: object) -> None:

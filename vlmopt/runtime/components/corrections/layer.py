@@ -16,7 +16,8 @@ from torch import Tensor
 from vlmopt.attention_fix import Correction, HeadCorrection, RowCorrection, RowView, correct_rows, scale_heads
 from vlmopt.attention_fix.attention_rows import read_mask, sees_all
 from vlmopt.attention_fix.base import Listening
-from vlmopt.attention_fix.vision_heads import head_divergence
+from vlmopt.attention_fix.vision_heads import VisionHeads, head_divergence
+from vlmopt.attention_fix.watchdog import Watched
 
 from ...call import Call, DecodeStep, PromptStep, Session, Step
 from ...component import AttentionPart
@@ -66,7 +67,7 @@ class LayerCorrections(AttentionPart):
         self.rows = sorted(of_rows, key=lambda c: c.stage != "logits")  # a stable sort: the policy's order within
         self.heads = [c for c in corrections if isinstance(c, HeadCorrection)]
         self.fast = bool(self.rows) and all(c.passthrough == "fast" for c in self.rows)
-        self.traced = any(getattr(c, "trace", False) for c in self.heads)
+        self.traced = any(isinstance(c, VisionHeads) and c.trace for c in self.heads)
         self.stage = session.stages.of(layer)
 
     def replaces(self, step: Step, at: AttentionCall) -> bool:
@@ -132,7 +133,7 @@ class LayerCorrections(AttentionPart):
         })  # fmt: skip
         may = rows.kinds[correction.rows].to(device)
         tripped = step.call.slot(Repeating).tripped
-        if tripped is not None and getattr(correction, "watchdog", "off") == "stop":
+        if tripped is not None and isinstance(correction, Watched) and correction.watchdog == "stop":
             may = may & ~tripped.to(device)[:, None]
         named = {name: at for name in MARKED for at in ((name, None), (name, self.layer)) if at in marks.tables}
         sets = marks.sets(step, store, width, correction, named)

@@ -82,24 +82,42 @@ def placed_for(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_seen(processor: Any, image: Image.Image) -> Image.Image:
-    """Return the part of an image that the tower gets, and what is put around it: the grid of tokens lies on that.
-
-    LLaVA-1.5 pads to a square with the mean colour (`do_pad`), or crops the middle of the resized image.
-    """
+    """Return the part of an image that the tower gets, and what is put around it: the grid of tokens lies on that."""
     how = processor.image_processor
+    left, top, right, bottom = seen_box(how, image.size)
+    if (left, top, right, bottom) == (0, 0, *image.size):
+        return image
+    if left < 0 or top < 0:
+        around = Image.new("RGB", (right - left, bottom - top), tuple(int(255 * mean) for mean in how.image_mean))
+        around.paste(image, (-left, -top))
+        return around
+    return image.crop((left, top, right, bottom))
+
+
+def seen_box(how: Any, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Return (left, top, right, bottom), in pixels of an image of `size` (width, height), of what the tower gets.
+
+    LLaVA-1.5 pads to a square with the mean colour (`do_pad`), and then the box reaches beyond the image; or it crops
+    the middle of the resized image. A processor with tiles squeezes its overview into a square whole.
+
+    Args:
+        how: the image processor.
+    """
+    width, height = size
+    if hasattr(how, "image_grid_pinpoints"):
+        return 0, 0, width, height
+    left = top = 0
     if getattr(how, "do_pad", False) and hasattr(how, "pad_to_square"):
-        side = max(image.size)
-        square = Image.new("RGB", (side, side), tuple(int(255 * mean) for mean in how.image_mean))
-        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-        image = square
+        side = max(size)
+        left, top, width, height = -((side - width) // 2), -((side - height) // 2), side, side
     short, crop = dict(getattr(how, "size", None) or {}).get("shortest_edge"), getattr(how, "crop_size", None)
     if getattr(how, "do_center_crop", False) and short and crop:
-        scale = min(image.size) / short
+        scale = min(width, height) / short
         wanted = [round(dict(crop)[side] * scale) for side in ("width", "height")]
-        width, height = (min(part, whole) for part, whole in zip(wanted, image.size, strict=True))
-        left, top = (image.width - width) // 2, (image.height - height) // 2
-        image = image.crop((left, top, left + width, top + height))
-    return image
+        wide, high = (min(part, whole) for part, whole in zip(wanted, (width, height), strict=True))
+        left, top = left + (width - wide) // 2, top + (height - high) // 2
+        width, height = wide, high
+    return left, top, left + width, top + height
 
 
 def chat(processor: Any, kind: str, count: int, question: str) -> str:

@@ -8,11 +8,12 @@ from vlmopt.apps.page import ask, pins, results, takeaway
 from vlmopt.apps.page.running import Worker
 from vlmopt.apps.page.state import Run
 from vlmopt.apps.page.style import STYLE
-from vlmopt.apps.page.tabs import heads, layers, ledger, pareto, savings, scores, sinks, sparse
+from vlmopt.apps.page.tabs import heads, layers, ledger, look, pareto, savings, scores, sinks, sparse
 
 TABS = {
     "Scores": scores, "Layer by layer": layers, "Budget sweep": pareto, "Time and memory": ledger,
     "Attention sinks": sinks, "Attention heads": heads, "Sparse prefill": sparse, "Savings elsewhere": savings,
+    "Second look": look,
 }  # fmt: skip
 
 

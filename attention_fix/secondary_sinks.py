@@ -10,6 +10,7 @@ from torch import Tensor
 ALIKE = 0.9  # |cosine| with the first token from which on a token counts as a sink
 LONG = 0.55  # share of the layers from which on a sink is like the first token
 BRIEF = 4  # layers up to which likeness is noise
+MASSIVE = 5.0  # times the usual norm from which on the first token has massive activations
 FALL = 0.1  # share of the first token's norm: a smaller loss does not end its massive activations
 
 
@@ -97,6 +98,25 @@ class SinkTrace:
         lifetime = alike.sum(0)
         start = alike.long().argmax(0).masked_fill(lifetime == 0, -1)
         return SinkLives(cosine, first[:, 0], torch.stack([begin, end], 1), start, lifetime)
+
+
+def like_first(hidden: Tensor, valid: Tensor, candidates: int = 3) -> Tensor:
+    """Return Bool[N]: tokens behind the first one that are sinks at this one place, by their hidden states [N, D].
+
+    They are like the first token, |cosine| > 0.9, while its norm is `MASSIVE` times the median of all tokens, or more.
+    In a model, or at a layer, without such activations all may be alike for other reasons, and nothing is a sink.
+
+    Args:
+        valid: Bool[N], False for padding. candidates: places from the first valid one on; of them the largest norm.
+    """
+    hidden = hidden.float()
+    norm = torch.linalg.vector_norm(hidden, dim=-1)
+    begin = valid.long().argmax()
+    place = torch.arange(len(norm), device=norm.device)
+    first = norm.masked_fill(~valid | (place < begin) | (place >= begin + candidates), -1.0).argmax()
+    usual = norm.masked_fill(~valid, torch.nan).nanmedian()
+    cosine = (hidden @ hidden[first]) / (norm * norm[first]).clamp_min(torch.finfo(norm.dtype).tiny)
+    return (cosine.abs() > ALIKE) & valid & (place > first) & (norm[first] >= MASSIVE * usual)
 
 
 def massive_band(norms: Tensor) -> tuple[Tensor, Tensor]:

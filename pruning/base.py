@@ -14,12 +14,12 @@ from vlmopt.core import Configured, Registry, setting, validate
 
 from .budget import ALLOCATIONS, allocate, kept_tokens, segments
 from .join import join
+from .markers import MARKERS, POSITIONS, check_marker
 from .padding import PADDED, PADDING, valid_cells
-from .signals import Pixels, Signal, VisualEmbeds, Weights
+from .signals import Pixels, Signal, Sinks, VisualEmbeds, Weights
 from .tokens import Selection, VisualTokens
 
-POSITIONS = ("keep", "repack", "pospad")
-MARKERS = ("mean", "last", "trained")
+SINKS = ("keep", "leave_out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +70,13 @@ class Selector(Configured, ABC):
         "str",
         choices=PADDING,
     )
+    sinks: str = setting(
+        "keep",
+        "Attention sinks among the tokens, which look like the prompt's first token inside the LLM: keep: candidates "
+        "like any token; leave_out: ranked by nothing, they stay only where all others do. From layer 1 on.",
+        "str",
+        choices=SINKS,
+    )
     allocation: str = setting(
         "proportional",
         "How segments share the budget: in proportion to their tokens, equally, one pool for all (global), by change "
@@ -89,15 +96,7 @@ class Selector(Configured, ABC):
                 f"{self.label}: give exactly one of keep_ratio (> 0, <= 1) and keep_tokens (>= 1), "
                 f"got keep_ratio={self.keep_ratio!r}, keep_tokens={self.keep_tokens!r}"
             )
-        if self.marker != "trained" and self.marker_from is not None:
-            raise ValueError(f"{self.label}: marker_from={self.marker_from!r} is of use with marker='trained' only")
-        if self.marker == "trained" and self.layer > 0:
-            raise ValueError(
-                f"{self.label}: marker='trained' before layer {self.layer} cannot be used: the embedding was trained "
-                "as an input of the LLM, for layer 0; use marker='mean' or 'last'"
-            )
-        if self.marker == "trained" and not self.marker_source:
-            raise ValueError(f"{self.label}: marker='trained' needs marker_from: a name, a directory or a Hub id")
+        check_marker(self.label, self.marker, self.marker_from, self.layer, self.marker_source)
 
     @property
     def label(self) -> str:
@@ -123,8 +122,10 @@ class Selector(Configured, ABC):
 
     @property
     def captures(self) -> frozenset[Signal]:
-        """Signals that must be captured before `select` can run: `needs`, and those of padding and allocation."""
+        """Signals that must be captured before `select` can run: `needs`, and those of the shared settings."""
         extra: set[Signal] = set() if self.padding == "keep" else {Pixels()}
+        if self.sinks == "leave_out":
+            extra.add(Sinks())
         if self.allocation in ("temporal_change", "distinctiveness"):
             extra.add(VisualEmbeds())
         return self.needs | extra
@@ -186,13 +187,18 @@ class Selector(Configured, ABC):
         """Choose min(budget(tokens.total), valid tokens) of the current tokens of one sample.
 
         Held tokens are never scored: they stay. They count inside the budget and their segment's share of it, and go
-        beyond the budget only where it is too small for them. Structural tokens (row separators) come last, after every
-        valid patch.
+        beyond the budget only where it is too small for them. Structural tokens (row separators), and sinks where they
+        are left out, come last, after every other valid patch.
         """
         structural, valid = tokens.structural, valid_cells(tokens, self.padding, self.padded)
         held = torch.zeros_like(structural) if tokens.held is None else tokens.held
-        content = ((~structural if valid is None else valid & ~structural) | held).nonzero()[:, 0]
-        rest, fixed = (structural & ~held).nonzero()[:, 0], held.nonzero()[:, 0]
+        seen, last = torch.ones_like(structural) if valid is None else valid | structural, structural
+        stats = {} if valid is None else {"padding": int((~seen).sum())}
+        if self.sinks == "leave_out":
+            last = (structural | tokens.signals[Sinks()]) & seen
+            stats["sinks"] = int((last & ~structural).sum())
+        content = ((seen & ~last) | held).nonzero()[:, 0]
+        rest, fixed = (last & ~held).nonzero()[:, 0], held.nonzero()[:, 0]
         k = min(self.budget(tokens.total), len(tokens) if valid is None else len(content) + len(rest))
         k = max(k, len(fixed))
         parts: list[tuple[Tensor, Selection]] = []
@@ -209,7 +215,6 @@ class Selector(Configured, ABC):
                     every = torch.arange(len(free), device=free.device)
                     parts.append((content[free], Selection(every) if whole else self.pick(part, share - own)))
         others = torch.cat([fixed, rest[: max(k - len(content), 0)]])
-        stats = {} if valid is None else {"padding": int((~valid & ~structural).sum())}
         return join(parts, others, len(tokens), stats)
 
 

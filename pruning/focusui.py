@@ -12,7 +12,8 @@ from torch.nn.functional import normalize
 
 from vlmopt.core.settings import setting
 
-from .base import MARKERS, POSITIONS, ScoreSelector, register
+from .base import ScoreSelector, register
+from .markers import MARKERS, POSITIONS
 from .released import rounded_down
 from .shuffled import Shuffled
 from .signals import Pixels, PixelScale, Signal, TextEmbeds, VisualEmbeds, Weights

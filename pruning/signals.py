@@ -82,6 +82,15 @@ class HiddenStates(TokenSignal):
 
 
 @dataclass(frozen=True)
+class Sinks(TokenSignal):
+    """Bool[n]: which current visual tokens are attention sinks at this boundary, inside the LLM.
+
+    A token whose hidden state has |cosine| > 0.9 with that of the first token, while that one has massive activations
+    (On the Existence and Behavior of Secondary Attention Sinks, arXiv 2512.22213). Where it has none, no token is.
+    """
+
+
+@dataclass(frozen=True)
 class Activations(TokenSignal):
     """Gated feed-forward activations act(W_g x) * (W_u x) of decoder layer `layer`.
 

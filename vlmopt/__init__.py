@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .checkpoints import load_checkpoint
     from .diagnose import SinkReport, diagnose_sinks
     from .estimation import Estimate, estimate
+    from .looking.ask import SecondLook, second_look
     from .policy import Policy
     from .policy.presets import presets
     from .reporting import Report
@@ -26,6 +27,7 @@ _HOME = {
     "Estimate": "estimation",
     "Policy": "policy",
     "Report": "reporting",
+    "SecondLook": "looking.ask",
     "SinkReport": "diagnose",
     "TuneResult": "tuning.result",
     "diagnose_sinks": "diagnose",
@@ -36,6 +38,7 @@ _HOME = {
     "presets": "policy.presets",
     "report": "api",
     "restore": "api",
+    "second_look": "looking.ask",
     "tune": "tuning.tuner",
 }
 
@@ -43,6 +46,7 @@ __all__ = [
     "Estimate",
     "Policy",
     "Report",
+    "SecondLook",
     "SinkReport",
     "TuneResult",
     "__version__",
@@ -54,6 +58,7 @@ __all__ = [
     "presets",
     "report",
     "restore",
+    "second_look",
     "tune",
 ]
 

@@ -19,6 +19,12 @@ WORLDS = ("worlds", "worlds:scene", "worlds:screen", "worlds:pope", "worlds:capt
 SPLITS = ("train", "held-out")  # of the rendered pages
 SIZE = "1280x800"  # of one, unless another is asked for
 MEASURED = "devices.json"  # where `vlmopt estimate --calibrate` writes
+# Of a second look: where to look, what the second image is, which images the second answer is about, and whether
+# attention sinks count.
+LOOKS = ("contrast", "relative")
+REFINE = ("crop", "mask")
+ANSWERS = ("refined", "both")
+SINKS = ("leave_out", "keep")
 # What `vlmopt tune` makes small. ttft: time to the first token; total: time of the whole answer; throughput: time per
 # new token of a full batch; kv_bytes: keys and values of the prompts; peak_memory; tokens: visual tokens per layer.
 OBJECTIVES = ("ttft", "total", "throughput", "kv_bytes", "peak_memory", "tokens")

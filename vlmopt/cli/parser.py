@@ -23,6 +23,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "run": Command("run", "ask a model about an image or a video, dense and with a policy, and compare"),
+    "look": Command("look", "ask about an image, find the part that the question looks at, and ask again about that"),
     "eval": Command("eval", "compare policies on a data set: accuracy, hallucination, clicks, latency, and a report"),
     "estimate": Command("estimate", "predict what a model costs on a GPU, dense and under policies, from its config"),
     "tune": Command("tune", "find the fastest policy inside a quality budget, confirmed on your own data"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlmopt.pruning.greedy import holds
-from vlmopt.pruning.signals import AttentionRows, FirstPassRows, LookAheadRows, Signal, VisionAttention, Weights
+from vlmopt.pruning.signals import AttentionRows, FirstPassRows, LookAheadRows, Signal, Sinks, VisionAttention, Weights
 
 from .cuts import Cut, Plan
 from .tokens import ImageTokens
@@ -43,7 +43,7 @@ def scoring(plan: Plan, parts: Parts) -> Scoring:
     for cut in plan.cuts:
         if cut.selector.resizes_pixels:
             continue
-        for need in sorted(cut.selector.needs, key=repr):
+        for need in sorted(cut.selector.captures, key=repr):
             out += signal(need, cut, plan, parts)
         choose = CHOICES.get(host(cut.selector).name, ranked)
         out += choose(cut, plan, parts)
@@ -63,6 +63,9 @@ def signal(need: Signal, cut: Cut, plan: Plan, parts: Parts) -> Scoring:
         return first_pass(need, plan, parts)
     if isinstance(need, VisionAttention):
         return tower_rows(plan.images, parts)
+    if isinstance(need, Sinks):  # a norm and a cosine of every hidden state
+        values = plan.lengths[cut.selector.layer] * parts.width
+        return Scoring(4 * values, 2 * values, RANKING)
     if not isinstance(need, AttentionRows):
         return Scoring()
     layer = parts.layers[need.layer]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vlmopt.core import hinting, near, shown
 
 from ..api import optimized, report
+from ..choices import ANSWERS, REFINE
 from ..policy import Policy
 from ..prompt import image_prompt, placed_for
 from ..runtime.session import session_of
@@ -21,9 +22,8 @@ from .focus import GENERAL, Focus, focus
 from .hearing import generated, length_of
 from .looks import Score
 from .memory import GeneralMaps
-from .refine import REFINE, cropped, masked, pixel_limit
+from .refine import cropped, masked, pixel_limit
 
-ANSWERS = ("refined", "both")
 # Trained on several images a prompt, by their model cards; any other model sees the second image alone.
 SEVERAL = (
     "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "llava_onevision", "internvl",

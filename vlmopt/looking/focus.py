@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vlmopt.core import near, shown
 
+from ..choices import SINKS
 from .areas import Box, Heat, Mask, box_of, components, window
 from .hearing import Heard, hear
 from .looks import LOOKS, Look, Score, why_flat
@@ -20,7 +21,6 @@ from .places import canvas_for, check_places, paint, places, tokens_in
 
 GENERAL = "Write a general description of the image."
 CANVAS = 1024  # pixels that the longer side of a heat map has at most
-SINKS = ("leave_out", "keep")
 NAMES = " or ".join(LOOKS)
 
 

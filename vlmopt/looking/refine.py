@@ -10,8 +10,6 @@ from PIL import Image
 
 from .areas import Box, Mask
 
-REFINE = ("crop", "mask")
-
 
 def masked(image: Image.Image, pixels: Mask) -> Image.Image:
     """Return an RGB image that is black where `pixels` [height, width] is False; the same object where that is nowhere.

@@ -16,6 +16,7 @@ from vlmopt.pruning import (
     PixelScale,
     Projector,
     Signal,
+    Sinks,
     TextEmbeds,
     VisionAttention,
     VisionKeys,
@@ -32,6 +33,7 @@ from .pixels import NoveltyCapture, PixelScaleCapture, PixelsCapture
 from .projector import ProjectorCapture
 from .residual import ENTERING
 from .rows import AttentionRowsCapture
+from .sinks import SinksCapture
 from .text_only import TextOnlyCapture
 from .tower import TowerCapture
 from .vision_attention import VisionAttentionCapture, VisionKeysCapture
@@ -49,6 +51,7 @@ CAPTURES: dict[type[Signal], Capture[Any]] = {
     PixelScale: PixelScaleCapture(),
     Projector: ProjectorCapture(),
     Residual: ENTERING,
+    Sinks: SinksCapture(),
     TextEmbeds: TextEmbedsCapture(),
     TextOnly: TextOnlyCapture(),
     Tower: TowerCapture(),

@@ -1,0 +1,171 @@
+r"""Does a second look point at what is asked about, and is the second answer better? On scenes with known objects.
+
+Every scene is asked for the colour of a shape that it has once. Pointing: the visual token of highest score lies in
+that object's box, a cell around it allowed, layer by layer, with the general instruction divided out and without.
+Answers: about the whole image, and about images masked by both looks, by a window at random of the same size as that of
+`relative` (the control that costs nothing), and by the object's own box. A small model that was trained on whole scenes
+gains nothing by seeing less; figures say whether it loses, and nothing about real models.
+
+    python benchmarks/second_look.py --checkpoint tiny-qwen
+    python benchmarks/second_look.py --tables          # Markdown of what was measured
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+import vlmopt
+from common import RESULTS, append
+from vlmopt.attention_fix.layers import layer_numbers
+from vlmopt.looking.ask import ask
+from vlmopt.looking.focus import GENERAL, focused, look_of
+from vlmopt.looking.hearing import Heard, hear
+from vlmopt.looking.looks import ratio
+from vlmopt.looking.places import places
+from vlmopt.looking.refine import masked
+from vlmopt.metrics.intervals import mean_interval
+from vlmopt.policy import Policy
+from vlmopt.synthetic import World, scene
+from vlmopt.synthetic.asked import SIZES, SIZES_OF
+
+FIRST_SEED = 630_000_000  # training uses 1e9 and up, calibration 4e8, the model cards 5e8, pruning 6.11e8, POPE 6.2e8
+CELL = 14  # pixels around an object that count as pointing at it
+Box = tuple[int, int, int, int]
+
+
+def asked(count: int, model_type: str) -> Iterator[tuple[World, str, str, Box]]:
+    """Yield (scene, question, answer, box of the object) about a shape that a scene of three or more has once."""
+    sizes, seed, found = SIZES_OF.get(model_type, SIZES), FIRST_SEED, 0
+    while found < count:
+        world = scene(seed, sizes[seed % len(sizes)], questions=40)
+        seed += 1
+        once = [q for q in world.questions if q.kind == "colour"]
+        things = [t for q in once[:1] for t in world.objects if f"the {t.sort}?" in q.text]
+        if len(things) == 1 and len(world.objects) >= 3:
+            found += 1
+            yield world, once[0].text, once[0].answer, things[0].box
+
+
+def points_at(score: torch.Tensor, heard: Heard, size: tuple[int, int], loaded: Any, box: Box) -> bool:
+    """Return whether the middle of the token of highest score lies in a box, a cell around it allowed."""
+    best, first = int(score.argmax()), 0
+    for m, (left, top, right, bottom) in zip(heard.maps, places(heard.maps, size, *loaded), strict=True):
+        if best < first + len(m.kept):
+            _, y, x = m.coords[best - first].tolist()
+            _, h, w = m.grid or (1, 1, 1)
+            at = (left + (x + 0.5) * (right - left) / w, top + (y + 0.5) * (bottom - top) / h)
+            return all(box[i] - CELL <= at[i] <= box[i + 2] + CELL for i in (0, 1))
+        first += len(m.kept)
+    raise IndexError(f"token {best} lies in no grid")
+
+
+def one(loaded: Any, world: World, text: str, answer: str, box: Box, rng: random.Random) -> dict[str, Any]:
+    """Return the marks of one question."""
+    image = world.image
+    question, general = hear(*loaded, image, [(text, 8), (GENERAL, 32)], layers="0:", steps=32, sinks=True)
+    depth, marks = question.attention.shape[1], {"first": question.answer == answer}
+    seen = (question, image.size, loaded, box)
+    shown = {"object": inside(box, image)}
+    for layer in range(depth):
+        rows = question.attention[0, layer], general.attention[0, layer]
+        marks[f"ratio {layer}"] = points_at(ratio(*rows), *seen)
+        marks[f"attention {layer}"] = points_at(rows[0], *seen)
+    shares = {}
+    for name in ("contrast", "relative"):
+        look = look_of(name, None, None)
+        chosen = sorted(layer_numbers(look.layers, depth))
+        parts = [only(heard, chosen, look.steps) for heard in (question, general)]
+        found = focused(image.size, *parts, look, 0.3, 3, loaded)
+        marks[f"{name} points"] = points_at(found.score, *seen)
+        shares[name] = found.share
+        shares[f"{name} object"] = float(found.pixels[box[1] : box[3], box[0] : box[2]].mean())
+        shown[name] = found.pixels
+    left, top, right, bottom = found.box
+    x, y = rng.randint(0, image.width - (right - left)), rng.randint(0, image.height - (bottom - top))
+    shown["random"] = inside((x, y, x + right - left, y + bottom - top), image)
+    for name, pixels in shown.items():
+        said, _ = ask(*loaded, [masked(image, pixels)], text, Policy(), 8)
+        marks[name] = said == answer
+    return {"marks": {name: bool(mark) for name, mark in marks.items()}, "shares": shares, "sinks": found.sinks}
+
+
+def only(heard: Heard, layers: list[int], steps: int) -> Heard:
+    """Return what was heard in some layers, for some answer tokens."""
+    part = heard.attention[:steps, layers]
+    return Heard(part, heard.sinks, heard.answer, heard.tokens, heard.prompt_tokens, heard.maps)
+
+
+def inside(box: Box, image: Image.Image) -> np.ndarray:
+    pixels = np.zeros(image.size[::-1], dtype=bool)
+    pixels[box[1] : box[3], box[0] : box[2]] = True
+    return pixels
+
+
+def tables() -> None:
+    """Print what was measured last of each checkpoint."""
+    last = {}
+    for line in (RESULTS / "second_look.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        last[record["checkpoint"]] = record
+    for name, record in last.items():
+        rows, first = record["marks"], np.array(record["marks"]["first"], dtype=float)
+        print(f"\n{name}, {len(first)} images, {record['sinks']} sinks among their visual tokens\n")
+        print("| layer | ratio points at the object | attention alone |\n|---|---|---|")
+        for layer in range(sum(key.startswith("ratio") for key in rows)):
+            print(f"| {layer} | {percent(rows[f'ratio {layer}'])} | {percent(rows[f'attention {layer}'])} |")
+        print("\n| second image | points | image kept | object kept | right answers | less the first answer's |")
+        print("|---|---|---|---|---|---|")
+        print(f"| none: the first answer | | | | {percent(rows['first'])} | |")
+        for kind in ("contrast", "relative", "random", "object"):
+            marks = np.array(rows[kind], dtype=float)
+            change = mean_interval(marks - first)
+            kept = [
+                100 * float(np.mean(record["shares"][k])) for k in (kind, f"{kind} object") if k in record["shares"]
+            ]
+            cells = [f"{share:.0f}" for share in kept] or ["", ""]
+            points = percent(rows[f"{kind} points"]) if f"{kind} points" in rows else ""
+            print(
+                f"| {kind} | {points} | {cells[0]} | {cells[1]} | {percent(rows[kind])} | "
+                f"{100 * change.value:+.1f} ({100 * change.low:+.1f} to {100 * change.high:+.1f}) |"
+            )
+
+
+def percent(marks: list[bool]) -> str:
+    return f"{100 * sum(marks) / len(marks):.1f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", default="tiny-qwen")
+    parser.add_argument("--images", type=int, default=400)
+    parser.add_argument("--tables", action="store_true", help="print Markdown of what was measured, and stop")
+    options = parser.parse_args()
+    if options.tables:
+        tables()
+        return
+    loaded, rng = vlmopt.load_checkpoint(options.checkpoint), random.Random(0)
+    kind = loaded[0].config.model_type
+    found = [one(loaded, *task, rng) for task in tqdm(asked(options.images, kind), total=options.images)]
+    append(
+        "second_look",
+        {
+            "checkpoint": options.checkpoint,
+            "first_seed": FIRST_SEED,
+            "marks": {name: [entry["marks"][name] for entry in found] for name in found[0]["marks"]},
+            "shares": {name: [round(e["shares"][name], 4) for e in found] for name in found[0]["shares"]},
+            "sinks": sum(entry["sinks"] for entry in found),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 import vlmopt
 from common import append
+from hallucination_look import SECOND_LOOK, Masked, as_it_is
 from hallucination_tables import show
 from hallucination_task import GROUPS, LETTERS, Task, cells, seed_of, task
 from vlmopt.checkpoints import HERE
@@ -81,19 +82,21 @@ MEASURED = ("visual_sink", "head_gain", "adaptive_generated_text")  # nothing wi
 def policies(settings: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Return policies by name; `settings`, by method name, are added. A method without its profile is left out."""
     ready = {n: c for n, c in CORRECTIONS.items() if c["method"] not in MEASURED or c["method"] in settings}
-    return {"greedy": [], **{n: [{**c, **settings.get(c["method"], {})}] for n, c in ready.items()}}
+    return {"greedy": [], SECOND_LOOK: [], **{n: [{**c, **settings.get(c["method"], {})}] for n, c in ready.items()}}
 
 
 @torch.inference_mode()
-def answers(model: Any, processor: Any, job: Task, bar: tqdm) -> dict[tuple[int, str], tuple[str, bool]]:
-    """Return (image, question) -> (answer, whether it came to its end), greedy."""
+def answers(
+    model: Any, processor: Any, job: Task, bar: tqdm, seen: Any = as_it_is
+) -> dict[tuple[int, str], tuple[str, bool]]:
+    """Return (image, question) -> (answer, whether it came to its end), greedy, about `seen(image, question)`."""
     found = {}
     for describing, group in groupby(job.asked, key=lambda pair: pair[1] == DESCRIBE):
         pairs = list(group)
         for start in range(0, len(pairs), BATCH):
             part = pairs[start : start + BATCH]
             text = [chat(processor, "image", 1, question) for _, question in part]
-            images = [[job.worlds[image].image] for image, _ in part]
+            images = [[seen(job.worlds[image].image, question)] for image, question in part]
             inputs = processor(text=text, images=images, return_tensors="pt", padding=True)
             out = model.generate(**inputs, max_new_tokens=CAPTION if describing else ANSWER, do_sample=False)
             new = out[:, inputs["input_ids"].shape[1] :]
@@ -185,7 +188,8 @@ def run(options: argparse.Namespace) -> None:
                 continue
             title = f"{options.checkpoint} {name}, block {block}"
             with tqdm(total=len(job.asked), desc=title) as bar, vlmopt.optimized(model, policy):
-                found = answers(model, processor, job, bar)
+                seen = Masked(model, processor) if name == SECOND_LOOK else as_it_is
+                found = answers(model, processor, job, bar, seen)
             append("hallucination", {**key, **marked(job, found, lexicon)})
 
 

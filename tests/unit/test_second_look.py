@@ -90,6 +90,12 @@ def test_the_window_lies_on_the_hot_spot() -> None:
     assert box_of(window(spot)) == (24, 16, 36, 24)
 
 
+def test_the_window_has_what_is_smaller_in_its_middle() -> None:
+    spot = np.zeros((40, 40), dtype=np.float32)
+    spot[18:22, 18:22] = 1.0
+    assert box_of(window(spot)) == (15, 15, 25, 25)
+
+
 def noise(width: int, height: int) -> Image.Image:
     rng = np.random.default_rng(width)
     return Image.fromarray(rng.integers(1, 256, (height, width, 3), dtype=np.uint8))

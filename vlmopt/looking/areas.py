@@ -11,6 +11,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 Heat = np.ndarray[Any, np.dtype[np.float32]]
 
+CLOSE = 0.02  # of the range of a map: means of windows that count as equal
 SIDES = (0.25, 0.375, 0.5, 0.625, 0.75)  # of windows, as shares of the image's
 
 
@@ -40,8 +41,8 @@ def components(heat: Heat, share: float, most: int) -> Mask:
 def window(heat: Heat) -> Mask:
     """Return the window, of the image's aspect, whose mean stands out most from those around it.
 
-    Of every size in `SIDES` the position with the largest sum is taken; sizes are compared by its mean less the mean of
-    the windows half a side away. Pixels without a value count as 0.
+    Of every size in `SIDES` the place with the largest mean is taken, the middle one of those as good; sizes are
+    compared by that mean less the mean of the windows half a side away. Pixels without a value count as 0.
 
     Returns:
         Bool [h, w]; all False where no pixel has a value.
@@ -54,7 +55,7 @@ def window(heat: Heat) -> Mask:
     for side in SIDES:
         h, w = (max(1, round(side * whole)) for whole in heat.shape)
         means = (table[h:, w:] - table[:-h, w:] - table[h:, :-w] + table[:-h, :-w]) / (h * w)
-        y, x = np.unravel_index(means.argmax(), means.shape)
+        y, x = middle_of_best(means)
         rows, columns = (
             np.unique(np.clip([at - step, at, at + step], 0, last - 1))
             for at, step, last in ((y, max(h // 2, 1), means.shape[0]), (x, max(w // 2, 1), means.shape[1]))
@@ -63,9 +64,17 @@ def window(heat: Heat) -> Mask:
         others = max(around.size - 1, 1)
         merit = float(means[y, x] - (around.sum() - means[y, x]) / others)
         if merit > best:
-            best, chosen = merit, (int(y), int(x), int(y) + h, int(x) + w)
+            best, chosen = merit, (y, x, y + h, x + w)
     mask[chosen[0] : chosen[2], chosen[1] : chosen[3]] = True
     return mask
+
+
+def middle_of_best(means: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[int, int]:
+    """Return (row, column) of a best place, the middle one of many: a window may be wider than what is hot."""
+    high = means.max()
+    places = np.argwhere(means >= high - CLOSE * (high - means.min()))
+    y, x = places[np.square(places - places.mean(0)).sum(1).argmin()]
+    return int(y), int(x)
 
 
 def box_of(mask: Mask) -> Box | None:

@@ -31,7 +31,7 @@ from vlmopt.prompt import as_seen, image_prompt, placed_for, video_prompt
 WARMUP = 1
 MEMORY = 1  # `measure` counts memory in a round of its own
 
-__all__ = ["Prompt", "Stopped", "Worker", "asked", "perform", "prepared"]
+__all__ = ["Prompt", "Stopped", "Worker", "asked", "perform", "prepared", "units_of"]
 
 
 @dataclass(frozen=True)

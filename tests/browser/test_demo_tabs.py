@@ -151,6 +151,20 @@ def test_a_model_without_sinks_is_told_to_have_none():
     assert charts(test) == 1
 
 
+def test_a_second_look_shows_the_part_and_both_answers():
+    test = pressed(page(run_of("uniform-25"), "look"), "Look twice")
+    assert images(test) == 1
+    assert "First answer" in said(test)
+    assert "visual ones enter the model" in said(test)
+    test = fine(page(replace_images(run_of("uniform-25"), 2), "look"))
+    assert "taken at one image" in said(test)
+    assert not test.button
+
+
+def replace_images(run: Any, count: int) -> Any:
+    return replace(run, request=replace(run.request, images=run.request.images * count))
+
+
 def test_a_pattern_is_drawn_head_by_head():
     prefill = SparsePrefill(pattern=AShape(sink=16, local=16), min_len=1)
     test = page(run_of(vlmopt.Policy(prefill=prefill)), "sparse")

@@ -18,7 +18,7 @@ from vlmopt.loading import Loaded
 from vlmopt.measure import Measurement, Spread
 from vlmopt.synthetic import screen
 
-TABS = ("scores", "layers", "sinks", "heads", "sparse", "ledger", "pareto", "savings")
+TABS = ("scores", "layers", "sinks", "heads", "sparse", "ledger", "pareto", "savings", "look")
 NUMBERS = itertools.count()
 WAIT = 60.0  # seconds for a piece of work on a busy machine
 

@@ -83,6 +83,8 @@ def focus(
         ValueError, TypeError: a setting out of range, a model whose tokens lie nowhere known, or whose attention cannot
             be read. Nothing has been changed then.
     """
+    if not isinstance(image, Image.Image):
+        raise TypeError(f"image must be a PIL image, got {type(image).__name__}; `vlmopt.media.load_image` reads files")
     chosen = look_of(look, layers, steps)
     check(share, most, sinks, max_new_tokens)
     check_places(model.config)

@@ -39,7 +39,9 @@ class RowListener(RowCorrection):
     def edit(self, values: Tensor, view: RowView) -> tuple[Tensor, Tensor]:
         heard = self.seen.setdefault(view.layer, [])
         if len(heard) < self.steps and bool(view.rows.any()):
-            mean = (values.mean(1) * view.rows[..., None]).sum(1)  # one row of each sample predicts
+            # Without a cache the prompt comes again with what was generated: the last row is the one that predicts.
+            last = view.rows.shape[1] - 1 - view.rows.flip(1).long().argmax(1)
+            mean = values[torch.arange(len(last), device=last.device), :, last].mean(1)
             own = [weights[image].float() for weights, image in zip(mean, view.image, strict=True)]
             n = heard[0].shape[1] if heard else max(map(len, own))
             # A sliding layer forgets the oldest keys: what it no longer sees has no attention.

@@ -9,7 +9,7 @@ import streamlit as st
 from vlmopt import SecondLook, second_look
 from vlmopt.apps.page.jobs import escaped
 from vlmopt.apps.page.models import Progress
-from vlmopt.apps.page.running import Worker
+from vlmopt.apps.page.running import Worker, asked, units_of
 from vlmopt.apps.page.state import Request, Run
 from vlmopt.choices import LOOKS, REFINE
 from vlmopt.looking.draw import draw
@@ -56,7 +56,7 @@ def measure(model: Any, processor: Any, request: Request, look: str, refine: str
         model,
         processor,
         request.images[0],
-        request.question,
+        asked(request, units_of(model)),
         look=look,
         refine=refine,
         policy=request.policy,

@@ -116,7 +116,8 @@ def like_first(hidden: Tensor, valid: Tensor, candidates: int = 3) -> Tensor:
     first = norm.masked_fill(~valid | (place < begin) | (place >= begin + candidates), -1.0).argmax()
     usual = norm.masked_fill(~valid, torch.nan).nanmedian()
     cosine = (hidden @ hidden[first]) / (norm * norm[first]).clamp_min(torch.finfo(norm.dtype).tiny)
-    return (cosine.abs() > ALIKE) & valid & (place > first) & (norm[first] >= MASSIVE * usual)
+    alike: Tensor = (cosine.abs() > ALIKE) & valid & (place > first)
+    return alike & (norm[first] >= MASSIVE * usual)
 
 
 def massive_band(norms: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,25 +26,26 @@ from tqdm import tqdm
 import vlmopt
 from common import RESULTS, append
 from vlmopt.attention_fix.layers import layer_numbers
-from vlmopt.looking.ask import ask
 from vlmopt.looking.focus import GENERAL, focused, look_of
 from vlmopt.looking.hearing import Heard, hear
 from vlmopt.looking.looks import ratio
 from vlmopt.looking.places import places
 from vlmopt.looking.refine import masked
 from vlmopt.metrics.intervals import mean_interval
-from vlmopt.policy import Policy
+from vlmopt.prompt import chat
 from vlmopt.synthetic import World, scene
 from vlmopt.synthetic.asked import SIZES, SIZES_OF
 
 FIRST_SEED = 630_000_000  # training uses 1e9 and up, calibration 4e8, the model cards 5e8, pruning 6.11e8, POPE 6.2e8
+BLOCK_SEEDS = 100_000
+NEW_TOKENS = 8  # an answer here has two; no more of the general instruction is compared with
 CELL = 14  # pixels around an object that count as pointing at it
 Box = tuple[int, int, int, int]
 
 
-def asked(count: int, model_type: str) -> Iterator[tuple[World, str, str, Box]]:
+def asked(count: int, model_type: str, seed: int) -> Iterator[tuple[World, str, str, Box]]:
     """Yield (scene, question, answer, box of the object) about a shape that a scene of three or more has once."""
-    sizes, seed, found = SIZES_OF.get(model_type, SIZES), FIRST_SEED, 0
+    sizes, found = SIZES_OF.get(model_type, SIZES), 0
     while found < count:
         world = scene(seed, sizes[seed % len(sizes)], questions=40)
         seed += 1
@@ -71,7 +72,9 @@ def points_at(score: torch.Tensor, heard: Heard, size: tuple[int, int], loaded: 
 def one(loaded: Any, world: World, text: str, answer: str, box: Box, rng: random.Random) -> dict[str, Any]:
     """Return the marks of one question."""
     image = world.image
-    question, general = hear(*loaded, image, [(text, 8), (GENERAL, 32)], layers="0:", steps=32, sinks=True)
+    question, general = hear(
+        *loaded, image, [(text, NEW_TOKENS), (GENERAL, NEW_TOKENS)], layers="0:", steps=NEW_TOKENS, sinks=True
+    )
     depth, marks = question.attention.shape[1], {"first": question.answer == answer}
     seen = (question, image.size, loaded, box)
     shown = {"object": inside(box, image)}
@@ -92,10 +95,18 @@ def one(loaded: Any, world: World, text: str, answer: str, box: Box, rng: random
     left, top, right, bottom = found.box
     x, y = rng.randint(0, image.width - (right - left)), rng.randint(0, image.height - (bottom - top))
     shown["random"] = inside((x, y, x + right - left, y + bottom - top), image)
-    for name, pixels in shown.items():
-        said, _ = ask(*loaded, [masked(image, pixels)], text, Policy(), 8)
-        marks[name] = said == answer
+    answers = said(*loaded, [masked(image, pixels) for pixels in shown.values()], text)
+    marks |= {name: given == answer for name, given in zip(shown, answers, strict=True)}
     return {"marks": {name: bool(mark) for name, mark in marks.items()}, "shares": shares, "sinks": found.sinks}
+
+
+@torch.inference_mode()
+def said(model: Any, processor: Any, images: list[Image.Image], text: str) -> list[str]:
+    """Return the greedy answers to one question about several images, in one batch."""
+    prompts = [chat(processor, "image", 1, text)] * len(images)
+    inputs = processor(text=prompts, images=[[image] for image in images], return_tensors="pt", padding=True)
+    new = model.generate(**inputs, do_sample=False, max_new_tokens=NEW_TOKENS)[:, inputs["input_ids"].shape[1] :]
+    return [answer.strip() for answer in processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
 
 
 def only(heard: Heard, layers: list[int], steps: int) -> Heard:
@@ -111,12 +122,16 @@ def inside(box: Box, image: Image.Image) -> np.ndarray:
 
 
 def tables() -> None:
-    """Print what was measured last of each checkpoint."""
-    last = {}
+    """Print what was measured of each checkpoint, all blocks together."""
+    pooled: dict[str, dict[str, Any]] = {}
     for line in (RESULTS / "second_look.jsonl").read_text().splitlines():
         record = json.loads(line)
-        last[record["checkpoint"]] = record
-    for name, record in last.items():
+        known = pooled.setdefault(record["checkpoint"], {"marks": {}, "shares": {}, "sinks": 0})
+        known["sinks"] += record["sinks"]
+        for kind in ("marks", "shares"):
+            for key, values in record[kind].items():
+                known[kind].setdefault(key, []).extend(values)
+    for name, record in pooled.items():
         rows, first = record["marks"], np.array(record["marks"]["first"], dtype=float)
         print(f"\n{name}, {len(first)} images, {record['sinks']} sinks among their visual tokens\n")
         print("| layer | ratio points at the object | attention alone |\n|---|---|---|")
@@ -146,7 +161,8 @@ def percent(marks: list[bool]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default="tiny-qwen")
-    parser.add_argument("--images", type=int, default=400)
+    parser.add_argument("--images", type=int, default=100, help="in each block")
+    parser.add_argument("--block", type=int, nargs="+", default=[0, 1, 2, 3], help="of seeds, each with its own images")
     parser.add_argument("--tables", action="store_true", help="print Markdown of what was measured, and stop")
     options = parser.parse_args()
     if options.tables:
@@ -154,17 +170,20 @@ def main() -> None:
         return
     loaded, rng = vlmopt.load_checkpoint(options.checkpoint), random.Random(0)
     kind = loaded[0].config.model_type
-    found = [one(loaded, *task, rng) for task in tqdm(asked(options.images, kind), total=options.images)]
-    append(
-        "second_look",
-        {
-            "checkpoint": options.checkpoint,
-            "first_seed": FIRST_SEED,
-            "marks": {name: [entry["marks"][name] for entry in found] for name in found[0]["marks"]},
-            "shares": {name: [round(e["shares"][name], 4) for e in found] for name in found[0]["shares"]},
-            "sinks": sum(entry["sinks"] for entry in found),
-        },
-    )
+    for block in options.block:
+        seed = FIRST_SEED + block * BLOCK_SEEDS
+        tasks = asked(options.images, kind, seed)
+        found = [one(loaded, *task, rng) for task in tqdm(tasks, total=options.images, desc=f"block {block}")]
+        append(
+            "second_look",
+            {
+                "checkpoint": options.checkpoint,
+                "first_seed": seed,
+                "marks": {name: [entry["marks"][name] for entry in found] for name in found[0]["marks"]},
+                "shares": {name: [round(e["shares"][name], 4) for e in found] for name in found[0]["shares"]},
+                "sinks": sum(entry["sinks"] for entry in found),
+            },
+        )
 
 
 if __name__ == "__main__":

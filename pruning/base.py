@@ -19,8 +19,6 @@ from .padding import PADDED, PADDING, valid_cells
 from .signals import Pixels, Signal, Sinks, VisualEmbeds, Weights
 from .tokens import Selection, VisualTokens
 
-SINKS = ("keep", "leave_out")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Selector(Configured, ABC):
@@ -72,10 +70,10 @@ class Selector(Configured, ABC):
     )
     sinks: str = setting(
         "keep",
-        "Attention sinks among the tokens, which look like the prompt's first token inside the LLM: keep: candidates "
-        "like any token; leave_out: ranked by nothing, they stay only where all others do. From layer 1 on.",
+        "Attention sinks, which are like the prompt's first token inside the LLM, from layer 1 on: keep: like any "
+        "token; leave_out: they stay only where all others do.",
         "str",
-        choices=SINKS,
+        choices=("keep", "leave_out"),
     )
     allocation: str = setting(
         "proportional",
@@ -124,8 +122,7 @@ class Selector(Configured, ABC):
     def captures(self) -> frozenset[Signal]:
         """Signals that must be captured before `select` can run: `needs`, and those of the shared settings."""
         extra: set[Signal] = set() if self.padding == "keep" else {Pixels()}
-        if self.sinks == "leave_out":
-            extra.add(Sinks())
+        extra |= {Sinks()} if self.sinks == "leave_out" else set()
         if self.allocation in ("temporal_change", "distinctiveness"):
             extra.add(VisualEmbeds())
         return self.needs | extra
@@ -187,8 +184,7 @@ class Selector(Configured, ABC):
         """Choose min(budget(tokens.total), valid tokens) of the current tokens of one sample.
 
         Held tokens are never scored: they stay. They count inside the budget and their segment's share of it, and go
-        beyond the budget only where it is too small for them. Structural tokens (row separators), and sinks where they
-        are left out, come last, after every other valid patch.
+        beyond the budget only where it is too small for them. Row separators, and sinks left out, come last.
         """
         structural, valid = tokens.structural, valid_cells(tokens, self.padding, self.padded)
         held = torch.zeros_like(structural) if tokens.held is None else tokens.held

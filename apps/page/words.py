@@ -12,6 +12,7 @@ WORDS = {
     "marker": "Marker of a dropped run",
     "marker_from": "Trained marker from",
     "padding": "What to do with padding",
+    "sinks": "What to do with attention sinks",
     "allocation": "How images share the budget",
     "min_per_segment": "Least tokens of each image or frame",
     "paper_compat": "As the paper's code does it",

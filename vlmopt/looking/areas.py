@@ -51,7 +51,7 @@ def window(heat: Heat) -> Mask:
     if np.isnan(heat).all():
         return mask
     table = cv2.integral(np.nan_to_num(heat.astype(np.float64)))
-    best, chosen = -np.inf, (0, 0, *heat.shape)
+    best, chosen = -np.inf, (0, 0, 0, 0)
     for side in SIDES:
         h, w = (max(1, round(side * whole)) for whole in heat.shape)
         means = (table[h:, w:] - table[:-h, w:] - table[h:, :-w] + table[:-h, :-w]) / (h * w)

@@ -110,14 +110,13 @@ def like_first(hidden: Tensor, valid: Tensor, candidates: int = 3) -> Tensor:
         valid: Bool[N], False for padding. candidates: places from the first valid one on; of them the largest norm.
     """
     hidden = hidden.float()
-    norm = torch.linalg.vector_norm(hidden, dim=-1)
+    norm: Tensor = torch.linalg.vector_norm(hidden, dim=-1)
     begin = valid.long().argmax()
     place = torch.arange(len(norm), device=norm.device)
     first = norm.masked_fill(~valid | (place < begin) | (place >= begin + candidates), -1.0).argmax()
     usual = norm.masked_fill(~valid, torch.nan).nanmedian()
     cosine = (hidden @ hidden[first]) / (norm * norm[first]).clamp_min(torch.finfo(norm.dtype).tiny)
-    alike: Tensor = (cosine.abs() > ALIKE) & valid & (place > first)
-    return alike & (norm[first] >= MASSIVE * usual)
+    return (cosine.abs() > ALIKE) & valid & (place > first) & (norm[first] >= MASSIVE * usual)
 
 
 def massive_band(norms: Tensor) -> tuple[Tensor, Tensor]:

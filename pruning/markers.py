@@ -12,8 +12,8 @@ def check_marker(label: str, marker: str, marker_from: str | None, layer: int, s
         raise ValueError(f"{label}: marker_from={marker_from!r} is of use with marker='trained' only")
     if marker == "trained" and layer > 0:
         raise ValueError(
-            f"{label}: marker='trained' is an input of the LLM, trained for layer 0, got layer={layer}; "
-            "use marker='mean' or 'last'"
+            f"{label}: marker='trained' before layer {layer} cannot be used: the embedding was trained "
+            "as an input of the LLM, for layer 0; use marker='mean' or 'last'"
         )
     if marker == "trained" and not source:
-        raise ValueError(f"{label}: marker='trained' needs marker_from: a checkpoint's name, a directory or a Hub id")
+        raise ValueError(f"{label}: marker='trained' needs marker_from: a name, a directory or a Hub id")

@@ -70,8 +70,7 @@ class Selector(Configured, ABC):
     )
     sinks: str = setting(
         "keep",
-        "Attention sinks, which are like the prompt's first token inside the LLM, from layer 1 on: keep: like any "
-        "token; leave_out: they stay only where all others do.",
+        "Attention sinks, from layer 1 on: keep: like any token; leave_out: they stay only where all others do.",
         "str",
         choices=("keep", "leave_out"),
     )

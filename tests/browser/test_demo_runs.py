@@ -30,6 +30,7 @@ QUESTION = """Click "Save"; don't."""
 DEPTH = 6
 # Need what was measured or trained on the model before.
 MEASURED = {"adaptive_generated_text", "focus_ui", "head_gain", "visual_sink"}
+TOLD = {"local_contrast": "needs mask=", "yes_bias": "ids must name the tokens of yes"}  # what a form cannot know
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def drawn(run: Run) -> AppTest:
     return test.run()
 
 
-@pytest.mark.parametrize("name", sorted(set(methods.methods()) - MEASURED))
+@pytest.mark.parametrize("name", sorted(set(methods.methods()) - MEASURED - set(TOLD)))
 def test_every_method_runs_and_is_drawn(loaded: Loaded, name: str) -> None:
     """With the settings that the form starts it with; the slider's own place shows what was really kept."""
     policy = vlmopt.Policy.load(starting(name, DEPTH))
@@ -92,6 +93,12 @@ def test_what_must_be_measured_before_is_said(loaded: Loaded) -> None:
     for name in MEASURED:
         with pytest.raises((ValueError, TypeError), match=f"{name}: .*(profile|measure|trained)"):
             running.perform(loaded, request(starting(name, DEPTH)), silent)
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_what_only_python_can_give_is_said(loaded: Loaded, name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}:? {TOLD[name]}"):
+        running.perform(loaded, request(starting(name, DEPTH)), silent)
 
 
 @pytest.mark.parametrize("name", ["fastv", "div_prune", "vision_zip", "cd_pruner"])

@@ -134,7 +134,7 @@ def test_works_beside_folders_of_the_same_names(kind: str, built: Path, tmp_path
         assert len(revealed) == len(PUBLIC) + 1, done.stdout + done.stderr
         assert not [name for name, kind in zip(PUBLIC, revealed, strict=False) if kind == "Any"]
         optimize = revealed[PUBLIC.index("vlmopt.optimize")]
-        assert optimize.startswith("def [Model <: torch.nn.modules.module.Module] (model: Model, policy: ")
+        assert optimize.startswith("def [Made <: torch.nn.modules.module.Module] (model: Made, policy: ")
         assert revealed[-1] == "int"
     if source:
         words = [python, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *SHIPPED]

@@ -69,7 +69,7 @@ def test_own_data_become_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert list(made["summary"]["policies"]) == ["dense", *made["POLICIES"]]
     assert made["summary"]["complete"]
     assert (tmp_path / "examples-out" / "run" / "report.html").exists()
-    assert len(list((tmp_path / "examples-out" / "run" / "plots").glob("*.png"))) == 4
+    assert len(list((tmp_path / "examples-out" / "run" / "plots").glob("*.png"))) == 5
 
 
 def test_a_saved_policy_comes_back_beside_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

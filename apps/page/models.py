@@ -37,14 +37,22 @@ class Held:
             if self.loaded is None:
                 progress(0.0, f"Loading {self.source.name}")
                 with loading():
+                    leave_out_of_collections()
                     self.loaded = load(self.source.name, device=self.source.device, dtype=self.source.dtype)
-                # Streamlit collects garbage after every redraw, also of the progress bar: with all of transformers to
-                # look through that holds up a running model; what is there by now is left out from here on.
-                gc.collect()
-                gc.freeze()
+                    leave_out_of_collections()
             yield self.loaded
         finally:
             self.lock.release()
+
+
+def leave_out_of_collections() -> None:
+    """Have garbage collections skip what is there by now.
+
+    Streamlit collects after every redraw, also of the progress bar: with all of torch and transformers to look through
+    that holds up what a model is loaded by, or runs.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @st.cache_resource(max_entries=KEPT, show_spinner=False)

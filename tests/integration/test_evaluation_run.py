@@ -82,7 +82,7 @@ def test_the_summary(whole: Path) -> None:
     assert dense["metrics"]["accuracy"]["n"] == 6
     assert dense["metrics"]["anls"]["n"] == dense["metrics"]["chair_i"]["n"] == 2
     assert dense["versus_dense"] == {}
-    assert set(cut["versus_dense"]["accuracy"]) == {"difference", "low", "high", "p", "n"}
+    assert set(cut["versus_dense"]["accuracy"]) == {"difference", "low", "high", "p", "p_holm", "n"}
     assert cut["agreement_with_dense"]["value"] < 1 == dense["agreement_with_dense"]["value"]
     assert dense["latency"]["calls"] == 3
     assert dense["latency"]["ttft_ms"]["p20"] <= dense["latency"]["ttft_ms"]["median"]

@@ -37,6 +37,7 @@ KEYS = {
     "repeating",
     "token_divergence",
     "tower",
+    "decoding",
 }
 SAMPLE = {"row", "prompt_tokens", "visual_tokens", "visual_tokens_kept", "visual_tokens_pre_llm", "extras", "markers"}
 SAMPLE |= {"layer_average", "items", "stages"}

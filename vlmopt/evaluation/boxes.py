@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,18 @@ def four_numbers(value: Any) -> list[float] | None:
     if isinstance(value, (list, tuple)) and len(value) == 4 and all(type(v) in (int, float) for v in value):
         return [float(v) for v in value]
     return None
+
+
+def bbox(entry: Mapping[str, Any], where: str) -> list[float]:
+    """Return the raw box of an entry that has to have one.
+
+    Raises:
+        ValueError: it is not four numbers; names `where`.
+    """
+    numbers = four_numbers(entry.get("bbox"))
+    if numbers is None:
+        raise ValueError(f"{where}: bbox is {entry.get('bbox')!r}, expected four numbers")
+    return numbers
 
 
 def corners(raw: Sequence[float], kind: str, size: tuple[int, int]) -> Box:

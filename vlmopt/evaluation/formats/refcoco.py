@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..boxes import convention, four_numbers, with_boxes
+from ..boxes import bbox, convention, with_boxes
 from ..data import Data, Sample, Source
 from .files import Entry, files, load, need
 
@@ -30,10 +30,7 @@ def read(source: Source) -> Data:
     for path in files(source):
         kind = convention(source.boxes, str(path))
         for number, (where, entry) in enumerate(load(path), start=1):
-            numbers = four_numbers(entry.get("bbox"))
-            if numbers is None:
-                raise ValueError(f"{where}: bbox is {entry.get('bbox')!r}, expected four numbers")
-            raw.append(numbers)
+            raw.append(bbox(entry, where))
             image = need(entry, "image", where)
             samples.append(
                 Sample(

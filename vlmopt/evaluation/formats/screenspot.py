@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..boxes import convention, four_numbers, with_boxes
+from ..boxes import bbox, convention, with_boxes
 from ..data import Data, Sample, Source
 from .files import Entry, files, load, need, rest
 
@@ -34,10 +34,7 @@ def read(source: Source) -> Data:
     for path in files(source):
         kind = convention(source.boxes, str(path))
         for number, (where, entry) in enumerate(load(path)):
-            numbers = four_numbers(entry.get("bbox"))
-            if numbers is None:
-                raise ValueError(f"{where}: bbox is {entry.get('bbox')!r}, expected four numbers")
-            raw.append(numbers)
+            raw.append(bbox(entry, where))
             image = need(entry, "img_filename", where)
             platform, sort = platform_of(entry, path), str(entry.get("data_type") or entry.get("ui_type") or "")
             samples.append(

@@ -39,15 +39,8 @@ def command(options: argparse.Namespace) -> list[str]:
     flags = [f"--server.address={options.address}", f"--server.port={options.port}"]
     flags.append(f"--server.headless={str(options.no_browser).lower()}")
     own = ["--", "--bundled-only"] if options.bundled_only else []  # what stands behind "--" goes to the page
-    return [
-        sys.executable,
-        "-m",
-        "streamlit",
-        "run",
-        str(page()),
-        *flags,
-        *own,
-    ]  # the rest: apps/.streamlit/config.toml
+    run = [sys.executable, "-m", "streamlit", "run", str(page())]  # which reads apps/.streamlit/config.toml
+    return [*run, *flags, *own]
 
 
 def page() -> Path:

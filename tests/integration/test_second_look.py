@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
 
 import vlmopt
+from tests.support.looked_at import scene
 from vlmopt.looking.ask import ask
 from vlmopt.looking.draw import draw
 from vlmopt.looking.focus import GENERAL
@@ -28,14 +28,6 @@ def loaded(request: Any) -> tuple[Any, Any]:
 @pytest.fixture(scope="module")
 def qwen() -> tuple[Any, Any]:
     return vlmopt.load_checkpoint("tiny-qwen")
-
-
-def scene() -> Image.Image:
-    image = Image.new("RGB", (224, 160), "white")
-    draw = ImageDraw.Draw(image)
-    draw.ellipse((150, 30, 190, 70), fill="red")
-    draw.rectangle((30, 90, 80, 140), fill="blue")
-    return image
 
 
 @pytest.mark.parametrize("refine", ["mask", "crop"])

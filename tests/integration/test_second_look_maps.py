@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
 import vlmopt
 import vlmopt.prompt
 from tests.support.families import FAMILIES, GREEDY
 from tests.support.families import Image as Shown
+from tests.support.looked_at import scene
 from vlmopt.looking.focus import GENERAL, focus, focused, look_of
 from vlmopt.looking.hearing import RowListener, hear
 from vlmopt.looking.memory import GeneralMaps
@@ -25,14 +26,6 @@ QUESTION = "What colour is the circle?"
 @pytest.fixture(scope="module", params=["tiny-qwen", "tiny-llava"])
 def loaded(request: Any) -> tuple[Any, Any]:
     return vlmopt.load_checkpoint(request.param)
-
-
-def scene() -> Image.Image:
-    image = Image.new("RGB", (224, 160), "white")
-    draw = ImageDraw.Draw(image)
-    draw.ellipse((150, 30, 190, 70), fill="red")
-    draw.rectangle((30, 90, 80, 140), fill="blue")
-    return image
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "llava", "llava_next", "internvl", "gemma3"])

@@ -21,7 +21,7 @@ from vlmopt_vllm.batches import batches, joined, split
 from vlmopt_vllm.factories import Unasked, mixed
 from vlmopt_vllm.families import ARCHITECTURES
 from vlmopt_vllm.plans import Plan
-from vlmopt_vllm.policies import asked
+from vlmopt_vllm.policies import AtStart
 from vlmopt_vllm.runner import let_cpu_runner_ask
 
 from .engines import configured
@@ -114,7 +114,7 @@ def test_an_engine_without_the_key_refuses_requests_with_it():
 
 
 def plan(total: int, method: str | None = None, **facts: object) -> Plan:
-    policy = None if method is None else asked({"method": method, "keep_ratio": 0.5, **facts}, {})
+    policy = None if method is None else AtStart.of({"method": method, "keep_ratio": 0.5, **facts}).policy
     keep = torch.arange(total) if policy is None else torch.empty(0, dtype=torch.long)
     return Plan(policy, total, total, keep=keep, flat={"pixel_values": 2 * total})
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from vlmopt import Policy
+
 from . import attacks
 from .test_parity import BARE, FLAT_POSITIONS, TEXT
 from .test_video import clip
@@ -29,6 +31,15 @@ def test_settings_that_do_not_fit_the_tower_are_refused(processed, images, name,
     for p in (None, policy):
         with pytest.raises(ValueError, match=r"^vlmopt: |Failed to apply"):
             processed(name, {"image": images[:1]}, text, {"vlmopt": p, **settings})
+
+
+def test_the_policy_of_a_request_is_read_once(processed, images, monkeypatch):
+    settings = {"vlmopt": {"method": "div_prune", "keep_ratio": 0.25}}
+    first = processed("qwen2_5_vl", {"image": images[:1]}, TEXT, settings)
+    read, load = [], Policy.load
+    monkeypatch.setattr(Policy, "load", lambda *args, **more: read.append(args) or load(*args, **more))
+    assert processed("qwen2_5_vl", {"image": images[:1]}, TEXT, settings)["mm_hashes"] == first["mm_hashes"]
+    assert len(read) == 1
 
 
 def test_frames_that_a_processor_leaves_out_are_missed(processed):

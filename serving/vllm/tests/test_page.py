@@ -10,7 +10,7 @@ import pytest
 
 from vlmopt import Policy
 from vlmopt.pruning import registry
-from vlmopt_vllm.policies import asked
+from vlmopt_vllm.policies import AtStart
 
 from .engines import inspect_here
 from .test_parity import BARE, FAMILIES, FLAT_POSITIONS, TEXT, fitted
@@ -60,17 +60,17 @@ def test_every_method_is_named_as_served_or_as_refused_for_its_reason():
     for name in reading & set(registry):
         made = {"method": name, "keep_ratio": 0.3, **({"scorer": "x"} if name == "focus_ui" else {})}
         with pytest.raises(ValueError, match="reads the question"):
-            asked(None, {"vlmopt": made})
+            AtStart.of(None).asked({"vlmopt": made})
     for name in inside & set(registry):
         own = {"host": {"method": "fastv", "keep_ratio": 0.3}} if name == "debias" else {"keep_ratio": 0.3}
         with pytest.raises(ValueError, match="lies inside the LLM"):
-            asked(None, {"vlmopt": {"method": name, **own}})
+            AtStart.of(None).asked({"vlmopt": {"method": name, **own}})
 
 
 def test_the_table_says_where_a_choice_is_made():
     for row in SERVED:
         for line in named(row[""]):
-            policy = asked(None, {"vlmopt": method(line)})
+            policy = AtStart.of(None).asked({"vlmopt": method(line)})
             place = "after" if policy.late else "before"
             assert row["decides"].startswith(place), line
             assert ("from tower or projector" in row["decides"]) == bool(policy.signals), line

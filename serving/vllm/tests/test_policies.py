@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmopt_vllm.policies import KEY, asked
+from vlmopt_vllm.policies import KEY, AtStart, Served
 
 QUARTER = {"method": "div_prune", "keep_ratio": 0.25}
 TRAINED = {"method": "uniform", "keep_ratio": 0.1, "positions": "pospad", "marker": "trained", "marker_from": "x"}
+
+
+def asked(engine: Any, request: dict[str, Any]) -> Served | None:
+    return AtStart.of(engine).asked(request)
 
 
 def test_a_request_says_nothing_and_the_engine_decides():

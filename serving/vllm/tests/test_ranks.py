@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+
+from vlmopt.pruning import VisionAttention, VisionKeys
+from vlmopt_vllm import signals
 
 from .engines import Answer, same
 from .test_engine import CHUNKS, QUARTER, WHAT
@@ -36,3 +41,15 @@ def test_whole_items_spread_over_the_ranks_are_chosen_from_behind_the_tower_alon
     for policy in POLICIES[2:]:
         with pytest.raises(ValueError, match="acts inside the tower, which --mm-encoder-tp-mode data spreads"):
             engine.ask(WHAT, images[0], policy=policy)
+
+
+@pytest.mark.parametrize("need", [VisionKeys(-1), VisionAttention(-1)])
+def test_what_ranks_add_up_lies_in_one_piece_also_behind_the_cls_tokens_of_tiles(need, monkeypatch):
+    query, key = (torch.randn(3, 2, 5, 4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    read, summed = {}, []
+    monkeypatch.setattr(signals, "tensor_model_parallel_all_reduce", lambda x: summed.append(x) or 2 * x)
+    for ranks in (1, 2):
+        monkeypatch.setattr(signals, "get_tensor_model_parallel_world_size", lambda: ranks)  # noqa: B023
+        read[ranks] = signals.Heard(SimpleNamespace(cls=True)).received(need, query, key, 0.5)
+    assert torch.equal(read[1], read[2])
+    assert [x.is_contiguous() for x in summed] == [True]

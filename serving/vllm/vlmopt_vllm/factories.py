@@ -9,7 +9,7 @@ from typing import Any
 from vllm.multimodal.processing import InputProcessingContext
 
 from .behind import Behind
-from .policies import KEY, canonical, without_key
+from .policies import KEY, AtStart, without_key
 from .processor import Shortened
 
 
@@ -31,8 +31,8 @@ def factories_of(base: Any) -> dict[str, Any]:
         if KEY not in engine_kwargs(info.ctx):
             return mixed(Unasked, kind)(info, dummy_inputs)
         made = mixed(Shortened, kind)(info, dummy_inputs)
-        made.vlmopt_at_start = canonical(engine_kwargs(info.ctx)[KEY], paths=True)  # a file is read once
-        made.vlmopt_policy(None)  # refuses the engine's own policy at start
+        made.vlmopt_at_start = AtStart.of(engine_kwargs(info.ctx)[KEY])
+        made.vlmopt_policy({})  # refuses the engine's own policy at start
         return made
 
     return {"processor": processor, "info": info, "dummy_inputs": own.dummy_inputs}

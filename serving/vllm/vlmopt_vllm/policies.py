@@ -65,30 +65,41 @@ class Served:
         return next(iter(self.last.weights), None)
 
 
-def asked(engine: Any, request: Mapping[str, object]) -> Served | None:
-    """Tell what holds for a request: what it says, over what the engine has. None: nothing is pruned.
+@dataclass(frozen=True)
+class AtStart:
+    """What an engine was started with, read once: value of "vlmopt" among its mm_processor_kwargs."""
 
-    Args:
-        engine: value of "vlmopt" among the engine's mm_processor_kwargs; a path in it may be opened.
-        request: the request's own mm_processor_kwargs. null means dense; settings without a method are laid over
-            those of the engine's method.
+    written: Mapping[str, Any]  # as `Policy.to_dict` gives it
+    policy: Served | None  # None: nothing is pruned
 
-    Raises:
-        ValueError, TypeError: not a policy, or not one that an engine can follow.
-    """
-    at_start = canonical(engine, paths=True)
-    if KEY not in request:
-        return served(at_start)
-    own = request[KEY]
-    if isinstance(own, Mapping) and own and not any(key in own for key in ("method", *POLICY_KEYS)):
-        own = overlaid(json.loads(at_start), own)
-    policy, started = served(canonical(own, paths=False)), served(at_start)
-    if policy is not None and policy.trained not in (None, started.trained if started else None):
-        raise ValueError(
-            f"marker_from={shown(policy.trained)} is not the engine's: trained markers are loaded when it starts, "
-            "never on the word of a request; start it with a policy that names this one"
-        )
-    return policy
+    @classmethod
+    def of(cls, source: Any) -> AtStart:
+        """Read any form of a policy, also a path; `ValueError`, `TypeError` where no engine can follow it."""
+        text = canonical(source, paths=True)
+        return cls(json.loads(text), served(text))
+
+    def asked(self, request: Mapping[str, object]) -> Served | None:
+        """Tell what holds for a request: what it says, over what the engine has. None: nothing is pruned.
+
+        Args:
+            request: the request's own mm_processor_kwargs. null means dense; settings without a method are laid over
+                those of the engine's method.
+
+        Raises:
+            ValueError, TypeError: not a policy, or not one that an engine can follow.
+        """
+        if KEY not in request:
+            return self.policy
+        own = request[KEY]
+        if isinstance(own, Mapping) and own and not any(key in own for key in ("method", *POLICY_KEYS)):
+            own = overlaid(self.written, own)
+        policy = served(canonical(own, paths=False))
+        if policy is not None and policy.trained not in (None, self.policy.trained if self.policy else None):
+            raise ValueError(
+                f"marker_from={shown(policy.trained)} is not the engine's: trained markers are loaded when it starts, "
+                "never on the word of a request; start it with a policy that names this one"
+            )
+        return policy
 
 
 def canonical(source: Any, paths: bool) -> str:
@@ -97,7 +108,7 @@ def canonical(source: Any, paths: bool) -> str:
     return json.dumps(policy.to_dict(), sort_keys=True)
 
 
-def overlaid(policy: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+def overlaid(policy: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Change the engine's policy: other settings of its last method (or another seed)."""
     if not policy["prune"]:
         raise ValueError(

@@ -21,16 +21,19 @@ from .behind import Behind
 from .families import POOLED, described
 from .items import PIXELS, Item
 from .plans import beyond, dense, planned, smaller, spans_of
-from .policies import KEY, OF_TOWER, Served, asked, check_family, without_key
+from .policies import KEY, OF_TOWER, AtStart, Served, check_family, without_key
 from .signals import check_signal
 
 MODALITIES = ("image", "video")
 
 
 class Shortened(Behind):
-    """Mix-in before a family's multi-modal processor, for engines that were started with the key."""
+    """Mix-in before a family's multi-modal processor, for engines that were started with the key.
 
-    vlmopt_at_start: str  # the engine's own policy, canonical
+    `apply` reads what a request asks for, once; behind it the value of the key is `Served`, or None: dense.
+    """
+
+    vlmopt_at_start: AtStart
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
         return super()._apply_hf_processor_main(mm_items, without_key(hf_kwargs))
@@ -40,7 +43,7 @@ class Shortened(Behind):
 
     def _get_mm_hashes(self, inputs: Any) -> dict[str, list[str]]:
         """Mark hashes with the policy, also where a client names its items: caches of every kind go by these."""
-        policy = self.vlmopt_policy(inputs.hf_processor_mm_kwargs)
+        policy = inputs.hf_processor_mm_kwargs[KEY]
         plain = replace(inputs, hf_processor_mm_kwargs=without_key(inputs.hf_processor_mm_kwargs))
         hashes: dict[str, list[str]] = super()._get_mm_hashes(plain)
         if policy is None:
@@ -53,7 +56,7 @@ class Shortened(Behind):
     def _get_mm_prompt_updates(self, mm_items: Any, kwargs: Mapping[str, object], out_mm_kwargs: Any) -> Any:
         """Plan every item, send the plan along with its fields, and take placeholders out."""
         updates = super()._get_mm_prompt_updates(mm_items, without_key(kwargs), out_mm_kwargs)
-        policy = self.vlmopt_policy(kwargs)
+        policy: Any = kwargs[KEY]
         return {
             modality: [
                 [self.vlmopt_shortened(policy, modality, update, fields, kwargs) for update in found]
@@ -65,7 +68,9 @@ class Shortened(Behind):
         }
 
     def apply(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        self.vlmopt_policy(inputs.hf_processor_mm_kwargs)  # first: a bad policy is to be named, not its consequences
+        settings = inputs.hf_processor_mm_kwargs or {}
+        policy = self.vlmopt_policy(settings)  # first: a bad policy is to be named, not its consequences
+        inputs = replace(inputs, hf_processor_mm_kwargs={**settings, KEY: policy})
         try:
             return super().apply(inputs, *args, **kwargs)
         except Exception as error:
@@ -88,12 +93,12 @@ class Shortened(Behind):
             self.vlmopt_check_positions(ids, placeholders, mm_res.prompt_updates)
         return ids, placeholders
 
-    def vlmopt_policy(self, request: Mapping[str, object] | None) -> Served | None:
+    def vlmopt_policy(self, request: Mapping[str, object]) -> Served | None:
         """Tell what holds for a request; `ValueError` where this model or engine cannot follow it."""
         config, mm = self.info.get_hf_config(), self.info.ctx.get_mm_config()
         family = described(config)
         try:
-            policy = asked(self.vlmopt_at_start, request or {})
+            policy = self.vlmopt_at_start.asked(request)
             if policy is None:
                 return None
             check_family(policy, family, self.info.ctx.model_config.uses_mrope)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vlmopt import scorers
 
-from .policies import asked
+from .policies import AtStart
 
 
 class TrainedMarker:
@@ -24,7 +24,7 @@ class TrainedMarker:
     @classmethod
     def of(cls, engine: Any) -> TrainedMarker | None:
         """Read the one that an engine's policy names; None where it names none."""
-        policy = asked(engine, {})
+        policy = AtStart.of(engine).policy
         return None if policy is None or policy.trained is None else cls(policy.trained)
 
     def check(self, model: Any) -> None:

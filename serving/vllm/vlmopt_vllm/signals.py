@@ -152,9 +152,8 @@ class Heard:
             width = key.shape[3] if isinstance(need, VisionKeys) else 1
             values = torch.full((key.shape[0], key.shape[2] - first, width), torch.nan, device=key.device)
         ranks = get_tensor_model_parallel_world_size()
-        if ranks == 1:
-            return values
-        return tensor_model_parallel_all_reduce(values.contiguous()) / ranks  # which takes numbers as they lie
+        # Sums over ranks are made of numbers as they lie in memory.
+        return values if ranks == 1 else tensor_model_parallel_all_reduce(values.contiguous()) / ranks
 
     def signals(self, needs: Collection[Signal], rows: Tensor) -> dict[Signal, Any]:
         """Read the needs, for the rows [n, d] that the LLM is to get of the item."""

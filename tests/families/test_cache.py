@@ -11,7 +11,7 @@ import torch
 from transformers import DynamicCache
 
 from vlmopt.runtime import cache_kinds
-from vlmopt.runtime.cache import LogicalCache, LogicalDynamicCache, adopt
+from vlmopt.runtime.cache import LogicalCache, LogicalDynamicCache, adopt, keep_slots
 from vlmopt.runtime.context import Lease
 
 B, HEADS, DIM, LAYERS, PROMPT = 2, 2, 4, 3, 10
@@ -147,6 +147,17 @@ def test_crop_to_an_absolute_length_where_the_release_knows_it(cache):
     assert (cache.get_seq_length(), physical(cache)) == (11, [11, 7, 7])
     cache.crop(50)
     assert cache.get_seq_length() == 11
+
+
+def test_keys_of_an_offloaded_cache_leave_when_its_copies_have_arrived(cache, monkeypatch):
+    """Their copies to the CPU are not waited for; read earlier, they may hold anything."""
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(physical(cache)[1]))
+    for offloading in (False, True):
+        cache.offloading = offloading
+        keep_slots(cache, 1, torch.arange(6 - offloading).expand(B, 1, -1), None)
+    assert waited == [6]
+    assert physical(cache)[1] == 5
 
 
 def test_reset_it_is_a_plain_cache_again(cache):

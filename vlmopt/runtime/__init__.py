@@ -22,7 +22,8 @@ undoes it all.
     `components/grouped_decode`. Behind the kernel `captures/rows` reads rows for selectors, `components/corrections`
     write over the output, and `components/eviction` scores the keys when the prompt is over.
  8. `hooks/decoder` gives the output its logical length and closes the step: `cache` learns which rows its layers hold,
-    and `components/marks` leaves with it what they are. `hooks/head` notes when the first logits exist.
+    and `components/marks` leaves with it what they are; what hangs on a cache moves with its samples (`followed`).
+    `hooks/head` notes when the first logits exist.
  9. Where a method wants to know what the model would say otherwise, `side_forward` runs the decoder beside the call;
     `components/second_stream` runs the whole model on other pixels (`second_pixels`), in a call of its own through the
     same hooks, and `components/decoding` changes the logits by what they say.

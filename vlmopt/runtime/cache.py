@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
 from .cache_kinds import fill_quantized, static_room
 from .compat import query_length
 from .context import CacheState, Chunk, Lease
+from .followed import FollowedCache, plain
 
 
-class LogicalCache:
+class LogicalCache(FollowedCache):
     """Mixin in front of a transformers cache class. `_vlmopt` is the `CacheState` of this cache."""
 
     _vlmopt: CacheState
@@ -50,18 +52,6 @@ class LogicalCache:
             self._vlmopt.dropped[layer_idx] += self._vlmopt.pending.pop(layer_idx, 0)
         return out
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        super().reorder_cache(beam_idx)  # type: ignore[misc]
-        self._vlmopt.map_batch(lambda t: t.index_select(0, beam_idx.to(t.device)))
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
-        self._vlmopt.map_batch(lambda t: t.repeat_interleave(repeats, 0))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        super().batch_select_indices(indices)  # type: ignore[misc]
-        self._vlmopt.map_batch(lambda t: t[indices.to(t.device)])
-
     def reset(self) -> None:
         super().reset()  # type: ignore[misc]
         self._become_plain()
@@ -69,8 +59,7 @@ class LogicalCache:
     def _become_plain(self) -> None:
         """Take the cache's own class back: what is empty serves any model."""
         del self._vlmopt
-        plain: Any = next(cls for cls in type(self).__mro__ if not issubclass(cls, LogicalCache))
-        self.__class__ = plain
+        self.__class__ = plain(type(self))
 
     def crop(self, max_length: int) -> None:
         """Remove the newest slots. Legal while they are text; a pruned prompt cannot be cut in the middle."""
@@ -105,6 +94,8 @@ def keep_slots(cache: Any, layer: int, index: Tensor, unpacked: tuple[Tensor, Te
     Args:
         unpacked: keys and values of a quantised layer as it attended to them; what stays is packed anew, by itself.
     """
+    if getattr(cache, "offloading", False):  # copies from and to the device are under way
+        torch.cuda.synchronize()
     held = cache.layers[layer]
     keys, values = unpacked or (held.keys, held.values)
     cache._vlmopt.dropped[layer] += keys.shape[2] - index.shape[2]
@@ -155,7 +146,7 @@ def adopt(cache: Any, lease: Lease) -> CacheState:
     """Turn `cache` into its logical twin in place (once) and return its state."""
     if isinstance(cache, LogicalCache):
         return cache._vlmopt
-    state, cls = CacheState(lease), type(cache)
+    state, cls = CacheState(lease), plain(type(cache))
     cache.__class__ = TWINS.get(cls) or type(f"Logical{cls.__name__}", (LogicalCache, cls), {})
     cache._vlmopt = state
     return state

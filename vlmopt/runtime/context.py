@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
+from .followed import PerSample
 from .slots import Slots
 
 Made = TypeVar("Made")
@@ -83,7 +84,7 @@ Store: TypeAlias = int | Own  # whose key slots are meant: those of every layer 
 
 
 @dataclass
-class CacheState:
+class CacheState(PerSample):
     """What a pruned cache remembers. Lives on the cache object and is copied with it."""
 
     lease: Lease
@@ -148,7 +149,7 @@ class CacheState:
         self.tail, self.seen = length, None
 
     def map_batch(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Apply a change of the batch dimension (beam reordering, repetition) to every index tensor."""
+        """Apply it to every index tensor."""
         tables: tuple[dict[Any, Any], ...] = (self.index, self.valid, self.heads, self.shift)
         for table in tables:
             for key, value in table.items():

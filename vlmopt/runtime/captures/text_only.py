@@ -7,6 +7,7 @@ family's image delimiters are left out, positions are contiguous, on M-RoPE mode
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from ..arguments import PER_LAYER
 from ..call import PromptStep, Session, Step
 from ..capture import Capture
 from ..compat import cache_name
+from ..followed import PerSample
 from ..padding import real
 from ..points import AttentionCall, SidePass
 from ..side_forward import side_forward
@@ -38,6 +40,10 @@ class Part:
         n = max(place - self.start, 0)
         per_layer = None if self.per_layer is None else self.per_layer[:, :n]
         return Part(self.start, self.embeds[:, :n], self.text[:, :n], per_layer)
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Part:
+        per_layer = None if self.per_layer is None else change(self.per_layer)
+        return Part(self.start, change(self.embeds), change(self.text), per_layer)
 
 
 class TextOnlyCapture(Capture[TextOnly]):
@@ -68,7 +74,7 @@ class Run:
 
 
 @dataclass
-class TextStream:
+class TextStream(PerSample):
     """One sequence's text so far; `heads` and `logits` are those of its last row.
 
     `lasting` streams keep a cache and go along with every generated token; others run once per prompt.
@@ -88,6 +94,16 @@ class TextStream:
         if self.ran is not None:
             twin.ran = replace(self.ran, cache=copy.deepcopy(self.ran.cache, memo))
         return twin
+
+    def map_batch(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Apply it to the text, and to what ran."""
+        self.parts = [part.mapped(change) for part in self.parts]
+        self.heads = {layer: change(head) for layer, head in self.heads.items()}
+        self.logits = None if self.logits is None else change(self.logits)
+        if self.ran is not None:
+            if self.ran.cache is not None:
+                self.ran.cache.reorder_cache(change(torch.arange(len(self.ran.real), device=self.ran.real.device)))
+            self.ran = replace(self.ran, real=change(self.ran.real), position=change(self.ran.position))
 
     def take(self, step: Step) -> None:
         """Record the text of this step."""

@@ -5,7 +5,7 @@ Made for every new cache (or uncached forward), kept on the cache, copied with i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from vlmopt.attention_fix import RowCorrection
 from ..call import Call, PromptStep, Session, Step
 from ..component import Component
 from ..context import Store
+from ..followed import PerSample, follow
 from ..padding import real
 
 ATTRIBUTE = "_vlmopt_marks"
@@ -28,7 +29,7 @@ Name = tuple[str, int | None]  # what is flagged, and in which layer where that 
 
 
 @dataclass(eq=False)
-class Marks:
+class Marks(PerSample):
     """State of a step and of its call; blank where nothing is corrected.
 
     Tables are [B, n] over the first n logical indices; what lies behind them is unflagged.
@@ -93,6 +94,27 @@ class Marks:
         self.spread = {key: value for key, value in self.spread.items() if key[2] != store}
         self.derived = {key: value for key, value in self.derived.items() if key[1] != store}
 
+    def map_batch(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Apply it to every table; what was one tensor stays one, since copies know by that what they came from."""
+        moved: dict[int, tuple[Tensor, Tensor]] = {}
+
+        def once(table: Tensor) -> Tensor:
+            if id(table) not in moved:
+                moved[id(table)] = table, change(table)
+            return moved[id(table)][1]
+
+        self.tables = {name: once(table) for name, table in self.tables.items()}
+        self.gains = {layer: once(gain) for layer, gain in self.gains.items()}
+        self.spread = {key: (once(source), once(full)) for key, (source, full) in self.spread.items()}
+        self.derived = {
+            key: ([once(source) for source in sources], None if made is None else once(made))
+            for key, (sources, made) in self.derived.items()
+        }
+        self.seen = once(self.seen)
+        self.batch = len(self.seen)
+        if self.stream is not None:
+            self.stream.map_batch(change)
+
     def of_keys(self, step: Step, store: Store, width: int, name: str, layer: int | None = None) -> Tensor:
         """Return the table over the last `width` key slots that a layer sees, [B, width], made once per prompt."""
         table = self.tables.get((name, layer))
@@ -100,7 +122,7 @@ class Marks:
             kind = torch.long if name == "span" else torch.bool
             return torch.full((step.batch, width), -1 if name == "span" else 0, dtype=kind, device=step.device)
         start = first_key(step, store, width)
-        return for_batch(self.slots(step, store, start + width, name, layer)[:, start : start + width], step.batch)
+        return self.slots(step, store, start + width, name, layer)[:, start : start + width]
 
     def slots(self, step: Step, store: Store, count: int, name: str, layer: int | None) -> Tensor:
         """Return a table over at least `count` physical slots of a layer; the same tensor until it has to grow."""
@@ -131,7 +153,7 @@ class Marks:
             cut = {name: table[:, :room] for name, table in full.items()}
             made = correction.sets(cut.pop("image"), cut)
             self.derived[key] = (sources, made)
-        return None if made is None else for_batch(made[..., start : start + width], step.batch)
+        return None if made is None else made[..., start : start + width]
 
     def physical(self, step: Step, store: Store, table: Tensor, filler: int) -> Tensor:
         columns, _ = step.columns(store)
@@ -152,11 +174,6 @@ def first_key(step: Step, store: Store, width: int) -> int:
     return max(step.stored(store) - width, 0)
 
 
-def for_batch(table: Tensor, batch: int) -> Tensor:
-    """Return the table with a row for every beam."""
-    return table if len(table) == batch else table.repeat_interleave(batch // len(table), 0)
-
-
 class Marking(Component):
     """Keep marks of the tokens that run, where corrections, sparse prefills, evictions or decoding read them."""
 
@@ -172,6 +189,8 @@ class Marking(Component):
         marks = marks_of(cache, step.batch, step.past, self.session.serial)
         if marks is None:
             return
+        if marks.batch != step.batch:
+            marks.batch_repeat_interleave(step.batch // marks.batch)
         step.put(marks)
         step.call.put(marks)
         if isinstance(step, PromptStep):
@@ -182,6 +201,8 @@ class Marking(Component):
         marks = step.find(Marks)
         if cache is not None and marks is not None:
             setattr(cache, ATTRIBUTE, marks)
+            if marks.has_image and marks.batch > 1:
+                follow(cache)
 
     def close_call(self, call: Call) -> None:
         """Drop the marks; the cache holds them."""

@@ -16,7 +16,7 @@ from ..call import PromptStep, Step
 from ..captures.read_rows import read_last, reading
 from ..context import Store, stage_of
 from ..points import AttentionCall
-from .marks import Marks, for_batch
+from .marks import Marks
 from .pruning.record import Overwritten
 
 MOST_ROWS = 512  # of the text behind the last image that are read
@@ -88,7 +88,7 @@ def read_prompt(step: Step, method: Eviction) -> Prompt:
         found = marks.tables.get((name, None))
         if found is None:
             return torch.full((step.batch, end), filler, device=step.device)
-        found = for_batch(found.to(step.device), step.batch)[:, :end]
+        found = found.to(step.device)[:, :end]
         return pad(found, (0, end - found.shape[1]), value=filler)
 
     real, image, marker = ~table("padding"), table("image"), table("marker")

@@ -290,12 +290,16 @@ def test_text_ends_and_markers_stay(method, prune):
         assert (~left & batch.visual[:, None]).sum((0, 2)).min() >= markers
 
 
-def test_a_sample_keeps_the_same_keys_alone_and_in_a_batch():
+@pytest.mark.parametrize("prune", [(), (Uniform(keep_ratio=0.5),)], ids=["whole", "cut"])
+def test_a_sample_keeps_the_same_keys_alone_and_in_a_batch(prune):
+    """Also where rows of the window are padding, or fillers behind a cut."""
     family = FAMILIES["qwen2_5_vl"]
     rows = [[5, Image(0), 7], [3, Image(1), Image(2), 12]]
     batch = family.inputs(rows)
-    for method in (SNAP, kv.VLCache(keep_ratio=0.3, recent=2), kv.RandomKV(keep_ratio=0.3, recent=2), KEYS):
-        model = vlmopt.optimize(copy.deepcopy(family.build()), vlmopt.Policy(kv=method))
+    wide = kv.SnapKV(keep_ratio=0.3, recent=2, window=64, pooling="none")
+    methods = (SNAP, wide, kv.VLCache(keep_ratio=0.3, recent=2), kv.RandomKV(keep_ratio=0.3, recent=2), KEYS)
+    for method in methods:
+        model = vlmopt.optimize(copy.deepcopy(family.build()), vlmopt.Policy(prune=prune, kv=method))
         _, together = gone(generate(model, batch).past_key_values, batch.ids.shape[1])
         pads = int((~batch.real[0]).sum())
         grids = batch.inputs["image_grid_thw"]

@@ -90,8 +90,8 @@ def read_last(of: Reading, at: AttentionCall) -> LastRows:
         rows = query[:, :, -of.count :]
         if mask is not None and mask.ndim == 4:
             mask = mask[:, :, -of.count :, : key.shape[2]]
-        places = log[:, -rows.shape[2] :]
-        known = torch.ones_like(places, dtype=torch.bool)
+        places, valid = log[:, -rows.shape[2] :], of.rows.valid  # False on fillers, which see what they stand for saw
+        known = torch.ones_like(places, dtype=torch.bool) if valid is None else valid[:, -rows.shape[2] :]
     else:
         batch = torch.arange(query.shape[0], device=query.device)[:, None]
         rows = query.transpose(1, 2)[batch, last].transpose(1, 2)

@@ -48,7 +48,8 @@ def methods(measured: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[Bloc
         greedy = newest.get((checkpoint, "greedy", seed))
         if greedy is not None and all(cell[key] == greedy[key] for key in ("weights", "task")):
             facts = cell["task"]
-            job = tasks(facts["pictures"], facts["polled"], MODEL_TYPES[checkpoint], seed)
+            splits = tuple(facts.get("splits", SPLITS))
+            job = tasks(facts["pictures"], facts["polled"], MODEL_TYPES[checkpoint], seed, splits)
             found.setdefault(checkpoint, {}).setdefault(method, []).append(Block(job, cell, greedy))
     return found
 
@@ -72,7 +73,7 @@ def pope_table(rows: dict[str, list[Block]], group: str) -> None:
     print(f"| {columns} |\n|" + "---|" * 10)
     for name, blocks in rows.items():
         figures = {}
-        for split in SPLITS:
+        for split in blocks[0].job.polls:
             labels, said, images = polled(blocks, group, split, "mine")
             figures[split] = pope_scores(labels, said)
             marks = pope_fractions(labels, said, images)
@@ -82,8 +83,9 @@ def pope_table(rows: dict[str, list[Block]], group: str) -> None:
                 f"{'' if name == 'greedy' else difference(before['accuracy'], marks['accuracy'])} | "
                 f"{rest(figures[split])} | {len(labels)} | {len(set(images))} |"
             )
-        mean = mean_of_splits(figures)
-        print(f"| {name} | mean | {100 * mean.accuracy:.1f} | | {rest(mean)} | | |")
+        if len(figures) > 1:
+            mean = mean_of_splits(figures)
+            print(f"| {name} | mean | {100 * mean.accuracy:.1f} | | {rest(mean)} | | |")
 
 
 def polled(blocks: Sequence[Block], group: str, split: str, whose: str) -> Answers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ def seed_of(block: int) -> int:
 
 @dataclass(frozen=True)
 class Task:
-    """Images to describe, of which the first `polled` are also asked about by every split of POPE."""
+    """Images to describe, of which the first `polled` are also asked about by some splits of POPE."""
 
     worlds: list[HabitWorld]
     polls: dict[str, list[Poll]]
@@ -42,7 +42,7 @@ class Task:
         return sorted(pairs, key=lambda pair: (pair[1] == DESCRIBE, self.worlds[pair[0]].size))
 
 
-def task(images: int, polled: int, model_type: str, seed: int) -> Task:
+def task(images: int, polled: int, model_type: str, seed: int, splits: Sequence[str] = SPLITS) -> Task:
     """Return `images` scenes of seeds from `seed` on, degradations and the sizes that suit the model in turn."""
     sizes = SIZES_OF.get(model_type, SIZES)
     worlds = [
@@ -55,7 +55,9 @@ def task(images: int, polled: int, model_type: str, seed: int) -> Task:
         for n in tqdm(range(images), desc="images", leave=False)
     ]
     facts = {"pictures": images, "polled": polled, "company": COMPANY, "seed": seed}
-    return Task(worlds, {split: pope(worlds[:polled], split) for split in SPLITS}, facts)
+    if tuple(splits) != SPLITS:
+        facts["splits"] = list(splits)
+    return Task(worlds, {split: pope(worlds[:polled], split) for split in splits}, facts)
 
 
 def cells() -> Iterator[dict[str, Any]]:

@@ -15,7 +15,7 @@ Contrasts buy answers of yes: beside each stands a constant on the logits of yes
     python benchmarks/hallucination.py --checkpoint tiny-llava
     python benchmarks/hallucination.py --checkpoint tiny-qwen --methods greedy PAI VHR
     python benchmarks/hallucination.py --checkpoint tiny-llava --methods "PAINT 0.5" --block 1 2
-    python benchmarks/hallucination.py --checkpoint tiny-qwen --decoding --block 3 --polled 400 --splits adversarial
+    python benchmarks/hallucination.py --checkpoint tiny-qwen --decoding --block 3 --polled 512 --splits adversarial
     python benchmarks/hallucination.py --tables          # Markdown of what was measured; --block chooses here, too
 """
 
@@ -44,7 +44,7 @@ from vlmopt.metrics.chair import COUNTS
 from vlmopt.policy import Policy
 from vlmopt.prompt import chat
 from vlmopt.synthetic.hallucination import DEGRADATIONS, DESCRIBE, classes
-from vlmopt.synthetic.polling import SPLITS
+from vlmopt.synthetic.polling import ROUNDS, SPLITS
 
 BATCH = 64
 ANSWER, CAPTION = 4, 64  # new tokens
@@ -170,7 +170,8 @@ def run(options: argparse.Namespace) -> None:
     lexicon = phrases(classes(), "classes of the images")
     weights = hashlib.sha256((HERE / options.checkpoint / "model.safetensors").read_bytes()).hexdigest()[:16]
     for block in options.block:
-        job = task(options.images, options.polled, model.config.model_type, seed_of(block), options.splits)
+        asked = options.splits, options.rounds
+        job = task(options.images, options.polled, model.config.model_type, seed_of(block), *asked)
         for name in names:
             same = {"checkpoint": options.checkpoint, "weights": weights, "task": job.facts}
             if name in FITTED:
@@ -199,6 +200,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="tiny-llava")
     parser.add_argument("--images", type=int, default=512, help="described; a quarter of them is clean")
     parser.add_argument("--polled", type=int, default=128, help="how many of them are asked POPE's questions too")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of POPE: a yes and a no about each image and split")
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS, help="of POPE; all, unless named")
     parser.add_argument(
         "--block", type=int, nargs="+", default=[0], help="of seeds, each with its own images; --tables pools them"

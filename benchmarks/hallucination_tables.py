@@ -21,7 +21,7 @@ from vlmopt.metrics import (
     wilson,
 )
 from vlmopt.metrics.chair import COUNTS
-from vlmopt.synthetic.polling import SPLITS
+from vlmopt.synthetic.polling import ROUNDS, SPLITS
 
 MODEL_TYPES = {"tiny-llava": "llava", "tiny-qwen": "qwen2_5_vl"}
 Fraction = tuple[np.ndarray, np.ndarray]
@@ -48,8 +48,8 @@ def methods(measured: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[Bloc
         greedy = newest.get((checkpoint, "greedy", seed))
         if greedy is not None and all(cell[key] == greedy[key] for key in ("weights", "task")):
             facts = cell["task"]
-            splits = tuple(facts.get("splits", SPLITS))
-            job = tasks(facts["pictures"], facts["polled"], MODEL_TYPES[checkpoint], seed, splits)
+            asked = tuple(facts.get("splits", SPLITS)), facts.get("rounds", ROUNDS)
+            job = tasks(facts["pictures"], facts["polled"], MODEL_TYPES[checkpoint], seed, *asked)
             found.setdefault(checkpoint, {}).setdefault(method, []).append(Block(job, cell, greedy))
     return found
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from common import RESULTS
 from vlmopt.synthetic.asked import SIZES, SIZES_OF
 from vlmopt.synthetic.hallucination import DEGRADATIONS, DESCRIBE, HabitWorld, hallucination
-from vlmopt.synthetic.polling import SPLITS, Poll, pope
+from vlmopt.synthetic.polling import ROUNDS, SPLITS, Poll, pope
 
 FIRST_SEED = 620_000_000  # training uses 1e9 and up, calibration 4e8, the model cards 5e8, pruning 6.11e8
 BLOCK_SEEDS = 100_000
@@ -42,7 +42,9 @@ class Task:
         return sorted(pairs, key=lambda pair: (pair[1] == DESCRIBE, self.worlds[pair[0]].size))
 
 
-def task(images: int, polled: int, model_type: str, seed: int, splits: Sequence[str] = SPLITS) -> Task:
+def task(
+    images: int, polled: int, model_type: str, seed: int, splits: Sequence[str] = SPLITS, rounds: int = ROUNDS
+) -> Task:
     """Return `images` scenes of seeds from `seed` on, degradations and the sizes that suit the model in turn."""
     sizes = SIZES_OF.get(model_type, SIZES)
     worlds = [
@@ -55,9 +57,9 @@ def task(images: int, polled: int, model_type: str, seed: int, splits: Sequence[
         for n in tqdm(range(images), desc="images", leave=False)
     ]
     facts = {"pictures": images, "polled": polled, "company": COMPANY, "seed": seed}
-    if tuple(splits) != SPLITS:
-        facts["splits"] = list(splits)
-    return Task(worlds, {split: pope(worlds[:polled], split) for split in splits}, facts)
+    if (tuple(splits), rounds) != (SPLITS, ROUNDS):
+        facts |= {"splits": list(splits), "rounds": rounds}
+    return Task(worlds, {split: pope(worlds[:polled], split, rounds=rounds) for split in splits}, facts)
 
 
 def cells() -> Iterator[dict[str, Any]]:

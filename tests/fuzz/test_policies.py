@@ -105,7 +105,10 @@ def check(model: Any, batch: Batch, found: Policy, dense: torch.Tensor, twice: b
     logits = forward(model, batch)
     assert logits.shape == dense.shape
     assert logits[batch.real].isfinite().all()
-    cached = generate(model, batch, max_new_tokens=NEW)
+    cached = generate(model, batch, max_new_tokens=NEW, output_scores=True)
+    for scores in cached.scores:  # what decoding made of the logits
+        assert not scores.isnan().any()
+        assert scores.amax(1).isfinite().all()
     assert bool((cached.logits[0].abs().amax(1) > 0).all()), "the row that predicts was dropped"
     assert gap(logits[:, -1], cached.logits[0]) < TOLERANCE
     report = vlmopt.report(model)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import vlmopt
+from vlmopt.decoding import LocalContrast
+from vlmopt.looking.focus import focus
 from vlmopt.looking.frames import frame_mask, frames
+from vlmopt.prompt import image_prompt
+from vlmopt.synthetic import scene
 
 SIZE = (224, 168)
 
@@ -51,6 +57,38 @@ def test_a_padded_square_keeps_the_right_half_without_its_bars() -> None:
     assert (inner[..., : side // 2 - 2] == 0).all()
     assert (keep[:, : bar - 2] == 0).all()
     assert torch.equal(mask(frame.bfloat16()).float(), keep)
+
+
+@pytest.mark.parametrize("name", ["tiny-qwen", "tiny-llava"])
+def test_local_contrast_takes_the_mask_of_a_look(name: str) -> None:
+    """The first step's scores are the sum of two plain models, of which one sees only what the question looks at."""
+    shown = scene(901_000_003, SIZE).image
+    question = "Describe the image."
+    model, processor = vlmopt.load_checkpoint(name)
+    found = focus(model, processor, shown, question, max_new_tokens=4)
+    assert found.pixels.any()
+    assert not found.pixels.all()
+    mask = frame_mask(processor, shown, found.pixels)
+    whole = image_prompt(processor, question, [shown])
+    (frame,) = frames(processor, shown)
+    keep = mask(frame)
+    if "image_grid_thw" in whole:  # both temporal copies
+        copies = whole["pixel_values"].view(len(frame), -1, 2, processor.image_processor.patch_size**2)
+        keep = keep.view(len(frame), copies.shape[1], 1, -1).expand_as(copies).flatten(1)
+    part = {**whole, "pixel_values": whole["pixel_values"] * keep.view_as(whole["pixel_values"])}
+    with torch.no_grad():
+        v, seen = (model(**inputs).logits[:, -1].log_softmax(-1) for inputs in (whole, part))
+    method = LocalContrast(a=2.0, cutoff=0.1, mask=mask)
+    with vlmopt.optimized(model, [method]), torch.no_grad():
+        out = model.generate(
+            **whole, max_new_tokens=1, do_sample=False, return_dict_in_generate=True, output_scores=True
+        )
+    (scores,) = out.scores
+    among = scores > -torch.inf
+    assert torch.equal(among, v >= v.amax(-1, keepdim=True) + math.log(method.cutoff))
+    gaps = scores - (v + method.a * seen) / (1 + method.a)
+    assert (gaps[among] - gaps[among].mean()).abs().max() < 1e-4  # logits, up to a constant
+    assert not torch.allclose(v[among], seen[among], atol=1e-3)
 
 
 def test_pixels_of_another_image_and_masks_of_another_size_are_refused() -> None:

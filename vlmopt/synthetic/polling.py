@@ -28,9 +28,9 @@ class Poll:
     name: str
 
 
-def pope(worlds: Sequence[HabitWorld], split: str, *, seed: int = 0) -> list[Poll]:
-    """Ask three questions with "yes" and three with "no" about every image; see `poll`."""
-    return poll([world.classes for world in worlds], split, seed=seed)
+def pope(worlds: Sequence[HabitWorld], split: str, *, rounds: int = ROUNDS, seed: int = 0) -> list[Poll]:
+    """Ask `rounds` questions with "yes" and as many with "no" about every image; see `poll`."""
+    return poll([world.classes for world in worlds], split, rounds=rounds, seed=seed)
 
 
 def poll(images: Sequence[Sequence[str]], split: str, *, rounds: int = ROUNDS, seed: int = 0) -> list[Poll]:

@@ -10,7 +10,7 @@ leaves out zero where there is nothing: what stands out in one block of seeds is
 what these say. Figures are those of the bundled checkpoints and say nothing about real models.
 
 Contrasts buy answers of yes: beside each stands a constant on the logits of yes, fitted so that as many answers are yes
-("yes as VCD"); it needs the contrast's own cell.
+("yes as VCD"), from how far those of greedy decoding were from yes. Captions stay those of greedy decoding.
 
     python benchmarks/hallucination.py --checkpoint tiny-llava
     python benchmarks/hallucination.py --checkpoint tiny-qwen --methods greedy PAI VHR
@@ -24,7 +24,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,6 @@ DECODINGS: dict[str, dict[str, Any]] = {
     "DeCo": {"method": "deco"},
     "DoLa": {"method": "dola"},
 }
-FITTED = {f"yes as {name}": name for name in ("VCD", "VCD, t 999", "blank image", "text alone")}  # to whose yes-ratio
 MEASURED = ("visual_sink", "head_gain", "adaptive_generated_text")  # nothing without a profile of the model
 
 
@@ -86,12 +85,19 @@ def policies(settings: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, An
     return {"greedy": [], SECOND_LOOK: [], **{n: [{**c, **settings.get(c["method"], {})}] for n, c in ready.items()}}
 
 
+@dataclass(frozen=True)
+class Said:
+    """An answer: its text, whether it came to its end, and how far the logits of yes were below the best other."""
+
+    text: str
+    ended: bool
+    short_of_yes: float
+
+
 @torch.inference_mode()
-def answers(
-    model: Any, processor: Any, job: Task, bar: tqdm, seen: Any = as_it_is
-) -> dict[tuple[int, str], tuple[str, bool]]:
-    """Return (image, question) -> (answer, whether it came to its end), greedy, about `seen(image, question)`."""
-    found = {}
+def answers(model: Any, processor: Any, job: Task, bar: tqdm, seen: Any = as_it_is) -> dict[tuple[int, str], Said]:
+    """Return what is said of every (image, question), greedy, about `seen(image, question)`."""
+    found, yes = {}, torch.tensor(yes_ids(processor.tokenizer))
     for describing, group in groupby(job.asked, key=lambda pair: pair[1] == DESCRIBE):
         pairs = list(group)
         for start in range(0, len(pairs), BATCH):
@@ -99,24 +105,33 @@ def answers(
             text = [chat(processor, "image", 1, question) for _, question in part]
             images = [[seen(job.worlds[image].image, question)] for image, question in part]
             inputs = processor(text=text, images=images, return_tensors="pt", padding=True)
-            out = model.generate(**inputs, max_new_tokens=CAPTION if describing else ANSWER, do_sample=False)
-            new = out[:, inputs["input_ids"].shape[1] :]
+            out = model.generate(
+                **inputs,
+                max_new_tokens=CAPTION if describing else ANSWER,
+                do_sample=False,
+                output_scores=True,
+                return_dict_in_generate=True,
+            )
+            new, first = out.sequences[:, inputs["input_ids"].shape[1] :], out.scores[0]
             ended = (new == processor.tokenizer.eos_token_id).any(1).tolist()
             texts = processor.tokenizer.batch_decode(new, skip_special_tokens=True)
-            found |= {pair: (answer.strip(), end) for pair, answer, end in zip(part, texts, ended, strict=True)}
+            short = first.index_fill(1, yes, -torch.inf).amax(1) - first[:, yes].amax(1)
+            rows = zip((text.strip() for text in texts), ended, short.tolist(), strict=True)
+            found |= {pair: Said(*row) for pair, row in zip(part, rows, strict=True)}
             bar.update(len(part))
     return found
 
 
-def marked(job: Task, found: dict[tuple[int, str], tuple[str, bool]], lexicon: Lexicon) -> dict[str, Any]:
+def marked(job: Task, found: dict[tuple[int, str], Said], lexicon: Lexicon) -> dict[str, Any]:
     """Return what is kept of one method: marks per question and image, from which the tables are computed."""
-    captions, ended = zip(*(found[image, DESCRIBE] for image in range(len(job.worlds))), strict=True)
+    described = [found[image, DESCRIBE] for image in range(len(job.worlds))]
+    captions, ended = [said.text for said in described], [said.ended for said in described]
     marks = chair(captions, [world.classes for world in job.worlds], lexicon)
     groups = {group: [i for i, w in enumerate(job.worlds) if w.degradation in kinds] for group, kinds in GROUPS.items()}
     return {
         "lexicon": marks.source,
         "said": {
-            split: "".join(LETTERS[is_yes(found[p.image, p.text][0], "strict")] for p in polls)
+            split: "".join(LETTERS[is_yes(found[p.image, p.text].text, "strict")] for p in polls)
             for split, polls in job.polls.items()
         },
         "chair": {name: getattr(marks, name).tolist() for name in COUNTS},
@@ -128,44 +143,23 @@ def marked(job: Task, found: dict[tuple[int, str], tuple[str, bool]], lexicon: L
     }
 
 
-@torch.inference_mode()
-def margins(model: Any, processor: Any, job: Task, ids: tuple[int, ...]) -> dict[tuple[int, str], float]:
-    """Return by how much the logits of yes fall short of the best other, for every polled (image, question)."""
-    found = {}
-    pairs = [pair for pair in job.asked if pair[1] != DESCRIBE]
-    for start in tqdm(range(0, len(pairs), BATCH), desc="margins of yes", leave=False):
-        part = pairs[start : start + BATCH]
-        text = [chat(processor, "image", 1, question) for _, question in part]
-        images = [[job.worlds[image].image] for image, _ in part]
-        inputs = processor(text=text, images=images, return_tensors="pt", padding=True)
-        said = model.generate(
-            **inputs, max_new_tokens=1, do_sample=False, output_scores=True, return_dict_in_generate=True
-        ).scores[0]
-        best = said[:, list(ids)].amax(1)
-        others = said.index_fill(1, torch.tensor(ids), -torch.inf).amax(1)
-        found |= dict(zip(part, (others - best).tolist(), strict=True))
-    return found
-
-
-def fitted(model: Any, processor: Any, job: Task, cell: dict[str, Any]) -> dict[str, Any]:
-    """Return the constant under which as many polled answers are yes as in a cell, as a method."""
-    ids = yes_ids(processor.tokenizer)
-    short = margins(model, processor, job, ids)
-    ordered = sorted(short[poll.image, poll.text] for polls in job.polls.values() for poll in polls)
-    wanted = sum(said.count(LETTERS[True]) for said in cell["said"].values())
-    ends = ordered[max(wanted - 1, 0)], ordered[min(wanted, len(ordered) - 1)]
-    return {"method": "yes_bias", "c": round(sum(ends) / 2, 4), "ids": list(ids)}
+def margins(job: Task, found: dict[tuple[int, str], Said]) -> dict[str, Any]:
+    """Return by how much the logits of yes fell short of the best other, per question."""
+    return {
+        "margins": {
+            split: [round(found[p.image, p.text].short_of_yes, 3) for p in polls] for split, polls in job.polls.items()
+        }
+    }
 
 
 def run(options: argparse.Namespace) -> None:
     model, processor = vlmopt.load_checkpoint(options.checkpoint)
     named = policies(json.loads(options.settings.read_text()) if options.settings else {})
-    decodings = [*DECODINGS, *FITTED]
-    unknown = set(options.methods or ()) - {*named, *decodings}
+    unknown = set(options.methods or ()) - {*named, *DECODINGS}
     if unknown:
-        ready = ", ".join([*named, *decodings])
+        ready = ", ".join([*named, *DECODINGS])
         raise SystemExit(f"{sorted(unknown)}: unknown, or without a profile in --settings; ready: {ready}")
-    wanted = options.methods or (decodings if options.decoding else named)
+    wanted = options.methods or (DECODINGS if options.decoding else named)
     names = ["greedy", *(name for name in wanted if name != "greedy")]
     lexicon = phrases(classes(), "classes of the images")
     weights = hashlib.sha256((HERE / options.checkpoint / "model.safetensors").read_bytes()).hexdigest()[:16]
@@ -174,15 +168,7 @@ def run(options: argparse.Namespace) -> None:
         job = task(options.images, options.polled, model.config.model_type, seed_of(block), *asked)
         for name in names:
             same = {"checkpoint": options.checkpoint, "weights": weights, "task": job.facts}
-            if name in FITTED:
-                like = [c for c in cells() if c["method"] == FITTED[name] and all(c[k] == v for k, v in same.items())]
-                if not like:
-                    raise SystemExit(f"{name} needs the cell of {FITTED[name]}: measure that first")
-                policy = Policy.load([fitted(model, processor, job, like[-1])])
-            elif name in DECODINGS:
-                policy = Policy.load([DECODINGS[name]])
-            else:
-                policy = Policy.load(named[name])
+            policy = Policy.load([DECODINGS[name]] if name in DECODINGS else named[name])
             written = policy.to_dict()
             key = {**same, "method": name, "attention": written["attention"], "decoding": written["decoding"]}
             if any(all(cell.get(field, []) == value for field, value in key.items()) for cell in cells()):
@@ -192,7 +178,10 @@ def run(options: argparse.Namespace) -> None:
             with tqdm(total=len(job.asked), desc=title) as bar, vlmopt.optimized(model, policy):
                 seen = Masked(model, processor) if name == SECOND_LOOK else as_it_is
                 found = answers(model, processor, job, bar, seen)
-            append("hallucination", {**key, **marked(job, found, lexicon)})
+            append(
+                "hallucination",
+                {**key, **marked(job, found, lexicon), **(margins(job, found) if name == "greedy" else {})},
+            )
 
 
 def main() -> None:
@@ -205,7 +194,7 @@ def main() -> None:
     parser.add_argument(
         "--block", type=int, nargs="+", default=[0], help="of seeds, each with its own images; --tables pools them"
     )
-    known = ", ".join([*CORRECTIONS, *DECODINGS, *FITTED])
+    known = ", ".join([*CORRECTIONS, *DECODINGS])
     parser.add_argument("--methods", nargs="+", help=f"of {known}; greedy always runs")
     parser.add_argument("--decoding", action="store_true", help="contrasts and their controls, not corrections")
     parser.add_argument(

@@ -24,6 +24,8 @@ from vlmopt.metrics.chair import COUNTS
 from vlmopt.synthetic.polling import ROUNDS, SPLITS
 
 MODEL_TYPES = {"tiny-llava": "llava", "tiny-qwen": "qwen2_5_vl"}
+CONTRASTS = ("vcd", "blank_contrast", "text_contrast")
+CONSTANT = "yes as "  # rows of a constant on yes, fitted to a contrast
 Fraction = tuple[np.ndarray, np.ndarray]
 Answers = tuple[list[bool], list[bool | None], list[int]]  # label, answer, image of every question
 
@@ -50,8 +52,28 @@ def methods(measured: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[Bloc
             facts = cell["task"]
             asked = tuple(facts.get("splits", SPLITS)), facts.get("rounds", ROUNDS)
             job = tasks(facts["pictures"], facts["polled"], MODEL_TYPES[checkpoint], seed, *asked)
-            found.setdefault(checkpoint, {}).setdefault(method, []).append(Block(job, cell, greedy))
+            rows = found.setdefault(checkpoint, {})
+            rows.setdefault(method, []).append(Block(job, cell, greedy))
+            if any(step["method"] in CONTRASTS for step in cell.get("decoding", ())) and "margins" in greedy:
+                rows.setdefault(CONSTANT + method, []).append(
+                    Block(job, {**greedy, "said": biased(cell, greedy)}, greedy)
+                )
     return found
+
+
+def biased(cell: dict[str, Any], greedy: dict[str, Any]) -> dict[str, str]:
+    """Return greedy's answers by split under the constant on yes by which as many are yes as in a cell."""
+    yes = LETTERS[True]
+    wanted = sum(said.count(yes) for said in cell["said"].values())
+    short = sorted(value for values in greedy["margins"].values() for value in values)
+    c = (short[max(wanted - 1, 0)] + short[min(wanted, len(short) - 1)]) / 2
+    return {
+        split: "".join(
+            yes if margin < c else LETTERS[False] if said == yes else said
+            for said, margin in zip(greedy["said"][split], margins, strict=True)
+        )
+        for split, margins in greedy["margins"].items()
+    }
 
 
 tasks = cache(task)
@@ -113,6 +135,8 @@ def caption_table(rows: dict[str, list[Block]], group: str) -> None:
     columns = "method | CHAIR_s | − greedy | CHAIR_i | − greedy | unique CHAIR_i | recall | − greedy | F1 | words"
     print(f"| {columns} | distinct-1 | distinct-4 | repeated items | cut off | images |\n|" + "---|" * 15)
     for name, blocks in rows.items():
+        if name.startswith(CONSTANT):
+            continue
         marks, before = fractions(blocks, group, "mine"), fractions(blocks, group, "greedy")
         figure = {key: ratio_interval(*parts) for key, parts in marks.items()}
         less = {key: "" if name == "greedy" else difference(before[key], marks[key]) for key in marks}

@@ -107,6 +107,7 @@ class AttentionPart:
     """Base of what acts in the attention function of a decoder layer."""
 
     edits_text = False  # whether it may change what rows of text attend to
+    least_keys = 0  # over fewer, it leaves the attention of generated tokens to the kernel
 
     def compute(self, step: Step, at: AttentionCall) -> Tensor | None:
         """Return the attention output [B, q, H, D] in the kernel's place; None where the kernel has to run."""

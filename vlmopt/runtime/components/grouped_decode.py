@@ -31,6 +31,7 @@ class GroupedLayer(AttentionPart):
 
     def __init__(self, always: bool) -> None:
         self.always = always
+        self.least_keys = 0 if always else LEAST_KEYS
 
     def compute(self, step: Step, at: AttentionCall) -> Tensor | None:
         """Return the layer's attention output [B, 1, H, D]; None where the kernel has to run."""

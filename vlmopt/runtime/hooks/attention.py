@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
-from ..call import STEP, PromptStep, Session, Step
+from ..call import STEP, DecodeStep, PromptStep, Session, Step
 from ..compat import attention_arguments, implementation, substitute
 from ..component import AttentionPart
 from ..masks import plain
@@ -50,6 +50,10 @@ class AttentionPlan:
         self.session, self.layer, self.base = session, layer, base
         self.parts: list[AttentionPart] = []
 
+    def leaves(self, key: Tensor) -> bool:
+        """Return whether nobody acts on generated tokens over so few keys [B, Hk, n, D]."""
+        return all(key.shape[2] < part.least_keys for part in self.parts)
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Register the function: a pickled model may come back in a process that has never optimized one."""
         register(NAME, vlmopt_attention)
@@ -74,7 +78,7 @@ def vlmopt_attention(module: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Te
         running.behind_kernel(at, out)
         return out, weights
     step = plan.session.running_step()
-    if step is None:
+    if step is None or (isinstance(step, DecodeStep) and plan.leaves(key)):
         return kernel()
     mask = None if mask is None else plain(mask)
     if isinstance(step, PromptStep):

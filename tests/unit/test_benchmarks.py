@@ -147,6 +147,31 @@ def test_a_part_of_the_pages_is_said_and_named(tmp_path, capsys):
     assert not capsys.readouterr().err
 
 
+def test_anchors_go_by_the_sections_of_the_rotation():
+    import torch
+
+    from position_anchors import mean_angles
+    from vlmopt.pruning.base import top
+
+    theta = 1e4 ** -(torch.arange(0, 8, 2) / 8)
+    places = 5 + torch.cartesian_prod(torch.arange(1), torch.arange(3), torch.arange(4))
+    cos, sin = mean_angles(places, theta, [1, 1, 2])
+    assert top(cos, 2).tolist() == [0, 1]
+    assert top(sin, 2).tolist() == [10, 11]
+    whole = (places[:, None] * theta[:, None]).cos().mean((1, 2))  # axes that the model does not mix, averaged
+    assert top(whole, 1).tolist() == [5]
+
+
+def test_a_constant_on_yes_gives_as_many_answers_of_yes():
+    from hallucination_tables import biased
+
+    greedy = {"said": {"random": "yn", "popular": "nn"}, "margins": {"random": [-1.0, 0.5], "popular": [0.2, 3.0]}}
+    cell = {"said": {"random": "yn", "popular": "yy"}}
+    assert biased(cell, greedy) == {"random": "yy", "popular": "yn"}
+    fewer = {"said": {"random": "nn", "popular": "nn"}}
+    assert biased(fewer, greedy) == {"random": "nn", "popular": "nn"}
+
+
 def test_blocks_are_pooled_and_other_weights_left_out():
     from hallucination_tables import fractions, methods, polled
 

@@ -149,8 +149,8 @@ def test_a_part_of_the_pages_is_said_and_named(tmp_path, capsys):
 
 def test_anchors_go_by_the_sections_of_the_rotation():
     import torch
-
     from position_anchors import mean_angles
+
     from vlmopt.pruning.base import top
 
     theta = 1e4 ** -(torch.arange(0, 8, 2) / 8)

@@ -131,9 +131,33 @@ def test_modules_that_peft_copies(first):
     assert torch.equal(forward(model, prompt()), forward(dense, prompt()))
 
 
-def test_neurons_are_counted_behind_adapters():
-    policy = [pruning.CoreMatching(layer=2)]
-    model = vlmopt.optimize(adapted(), policy)
-    expected = vlmopt.optimize(adapted().merge_and_unload(), policy)
-    assert gap(forward(model, prompt()), forward(expected, prompt())) < 1e-4
+FEED = ["gate_proj", "up_proj", "down_proj"]
+OTHER_KINDS = {  # these scale or turn what enters the linear map that they wrap, or go around it
+    "lora": LORA,
+    "ia3": peft.IA3Config(target_modules=FEED, feedforward_modules=FEED[2:], init_ia3_weights=False),
+    "oft": peft.OFTConfig(target_modules=FEED, oft_block_size=4, init_weights=False),
+    "hra": peft.HRAConfig(target_modules=FEED, r=4, init_weights=False),
+}
+
+
+@pytest.mark.parametrize("first", ["optimize", "wrap"])
+@pytest.mark.parametrize("config", OTHER_KINDS.values(), ids=OTHER_KINDS)
+def test_neurons_are_counted_behind_adapters(config, first):
+    policy, unequal = [pruning.CoreMatching(layer=2)], torch.Generator().manual_seed(0)
+
+    def tuned(model=None):
+        model = adapted(model, copy.deepcopy(config))
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data += 0.1 * torch.randn(parameter.shape, generator=unequal.manual_seed(0))
+        return model
+
+    model = tuned(vlmopt.optimize(plain(), policy)) if first == "optimize" else vlmopt.optimize(tuned(), policy)
+    expected = vlmopt.optimize(tuned().merge_and_unload(), policy)
+    logits = forward(expected, prompt())
+    assert gap(forward(model, prompt()), logits) < 1e-3
     assert vlmopt.report(model).key_lengths == vlmopt.report(expected).key_lengths
+    base = model.merge_and_unload()
+    assert gap(forward(base, prompt()), logits) < 1e-3
+    vlmopt.restore(base)
+    assert not [h for m in base.modules() for h in m._forward_pre_hooks.values() if hasattr(h, "session")]

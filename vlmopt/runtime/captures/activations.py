@@ -20,13 +20,18 @@ from ..structure import ModelStructure
 LAST = ("down_proj", "w2")
 
 
-def last_linears(layer: nn.Module) -> list[nn.Linear]:
-    """Return the down projections of a decoder layer: one, or several where it has experts."""
-    return [
-        m
-        for name, m in layer.named_modules()
-        if name.removesuffix(".base_layer").split(".")[-1] in LAST and isinstance(m, nn.Linear)  # PEFT wraps a linear
-    ]
+def last_linears(layer: nn.Module) -> list[nn.Module]:
+    """Return the down projections of a decoder layer: one, or several where it has experts.
+
+    Of one with adapters, the wrapper: some scale or turn what enters the linear map itself.
+    """
+    return [m for name, m in layer.named_modules() if name.split(".")[-1] in LAST and is_linear(m)]
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Return whether a module is a linear map, or PEFT's wrapper of one."""
+    inner = getattr(module, "base_layer", None)
+    return isinstance(module, nn.Linear) if inner is None else is_linear(inner)
 
 
 class Taken(dict[int, Tensor]):
@@ -42,7 +47,7 @@ class ActivationHook:
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         step = self.session.running_step()
         if isinstance(step, PromptStep) and step.context is not None and not step.again:
-            step.slot(Taken)[self.layer] = args[0].detach()
+            step.slot(Taken).setdefault(self.layer, args[0].detach())  # the wrapper is called before what it wraps
 
 
 class ActivationsCapture(Capture[Activations]):
@@ -57,7 +62,14 @@ class ActivationsCapture(Capture[Activations]):
 
     def install(self, session: Session, need: Activations) -> None:
         (linear,) = last_linears(session.structure.layers[need.layer])
-        session.hook(linear.register_forward_pre_hook(ActivationHook(session, need.layer)))
+        if not any(
+            isinstance(hook, ActivationHook) and hook.session is session for hook in linear._forward_pre_hooks.values()
+        ):
+            session.hook(linear.register_forward_pre_hook(ActivationHook(session, need.layer)))
+
+    def open_step(self, step: PromptStep, need: Activations) -> None:
+        """Listen where adapters have come or gone, too."""
+        self.install(step.call.session, need)
 
     def behind_cut(self, step: PromptStep, need: Activations) -> None:
         """Drop the reference."""

@@ -52,9 +52,11 @@ class Pruning(Component):
             DeepStack(session).put()
 
     def open_step(self, step: Step, cache: Any) -> None:
-        """Warn of a cache that cannot shrink, and of one that was pruned for an earlier question."""
+        """Prepare signals; warn of a cache that cannot shrink, and of one that was pruned for an earlier question."""
         if not isinstance(step, PromptStep):
             return
+        for need in self.signals() if step.context is not None else ():
+            capture_of(need).open_step(step, need)
         if step.context is not None and step.fixed is not None:
             step.call.skip("pruning", step.fixed)
             warnings.warn(step.fixed, stacklevel=2)

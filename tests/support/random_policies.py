@@ -126,6 +126,7 @@ def policy(draw: Any, host: str) -> dict[str, Any]:
         "attention": draw(st.lists(method("correction", wild, host), max_size=2)),
         "prefill": draw(st.one_of(st.none(), st.none(), prefill(wild, host))),
         "kv": draw(st.one_of(st.none(), st.none(), method("eviction", wild, host))),
+        "decoding": draw(st.one_of(st.just([]), st.lists(method("decoding", wild, host), max_size=2))),
         "read": draw(st.one_of(st.none(), st.none(), st.none(), reading())),
         "gqa": draw(odd(st.sampled_from(GQA), wild)),
         "seed": draw(odd(st.integers(0, 5), wild)),

@@ -42,6 +42,15 @@ def test_the_policy_of_a_request_is_read_once(processed, images, monkeypatch):
     assert len(read) == 1
 
 
+def test_no_engine_takes_items_of_another_policy_or_those_with_positions_for_its_own(processed, images):
+    of = []
+    for policy in (None, UNIFORM, {**UNIFORM, "keep_ratio": 0.25}):
+        [item] = processed("qwen2_5_vl", {"image": images[:1]}, TEXT, {"vlmopt": policy})["mm_hashes"]["image"]
+        of.append(item.partition("-vlmopt-"))
+    assert len({item for item, _, _ in of}) == 1
+    assert len({mark for _, _, mark in of} - {""}) == 3
+
+
 def test_frames_that_a_processor_leaves_out_are_missed(processed):
     array, facts = clip(112, 112)
     data, text = {"video": [(array, facts)]}, BARE.replace("image_pad", "video_pad")

@@ -21,7 +21,7 @@ from .behind import Behind
 from .families import POOLED, described
 from .items import PIXELS, Item
 from .plans import beyond, dense, planned, smaller, spans_of
-from .policies import KEY, OF_TOWER, AtStart, Served, check_family, without_key
+from .policies import KEY, OF_TOWER, AtStart, Served, canonical, check_family, without_key
 from .signals import check_signal
 
 MODALITIES = ("image", "video")
@@ -42,13 +42,17 @@ class Shortened(Behind):
         return super()._get_mm_fields_config(hf_inputs, without_key(kwargs))
 
     def _get_mm_hashes(self, inputs: Any) -> dict[str, list[str]]:
-        """Mark hashes with the policy, also where a client names its items: caches of every kind go by these."""
-        policy = inputs.hf_processor_mm_kwargs[KEY]
-        plain = replace(inputs, hf_processor_mm_kwargs=without_key(inputs.hf_processor_mm_kwargs))
-        hashes: dict[str, list[str]] = super()._get_mm_hashes(plain)
-        if policy is None:
-            return hashes
-        mark = hashlib.sha256(policy.text.encode()).hexdigest()[:16]
+        """Mark hashes with the policy, also where a client names its items: caches of every kind go by these.
+
+        Whole items are marked, too: their rows carry positions, so no engine without the key may take them for its own.
+        """
+        settings = inputs.hf_processor_mm_kwargs
+        policy: Any = settings[KEY]
+        text = canonical(None, paths=False) if policy is None else policy.text
+        mark = hashlib.sha256(text.encode()).hexdigest()[:16]
+        hashes: dict[str, list[str]] = super()._get_mm_hashes(
+            replace(inputs, hf_processor_mm_kwargs=without_key(settings))
+        )
         return {
             m: [f"{item}-{KEY}-{mark}" for item in items] if m in MODALITIES else items for m, items in hashes.items()
         }

@@ -32,6 +32,10 @@ EVERYWHERE = [
     {"method": "vidcom2", "keep_ratio": 0.25},
     {"method": "evs", "keep_ratio": 0.25},
 ]
+UNBOUND = [  # of the question that they read by default
+    {"method": "dart", "keep_ratio": 0.25, "pivots_text": 0},
+    {"method": "mmtok", "keep_ratio": 0.25, "relevance": "none"},
+]
 IN_TOWER = ("vision_zip", "vis_pruner", "holov", "scope", "hiprune", "fastvid")
 OF_PIXELS = [
     {"method": "ui_graph", "keep_ratio": 0.25},
@@ -102,9 +106,13 @@ def test_every_image_has_a_budget_of_its_own(name, engine_of, checkpoints, image
     assert engine.ask(both, *images[:2], policy={**policy, "keep_tokens": 33}).prompt == words + 2 * 33
 
 
+@pytest.mark.parametrize("unbound", [False, True])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_answers_are_those_of_vlmopt_on_transformers(name, engine_of, checkpoints, images, framed, monkeypatch):
+def test_answers_are_those_of_vlmopt_on_transformers(
+    name, unbound, engine_of, checkpoints, images, framed, monkeypatch
+):
     policies, block = FAMILIES[name]
+    policies = UNBOUND if unbound else policies
     engine, reference, choices = engine_of(name, AT_START.get(name)), Reference(checkpoints(name)), Choices(monkeypatch)
     text = BARE if name in FLAT_POSITIONS[1:] else TEXT
     wrong, first, ties, asked = [], set(), 0, 0

@@ -7,12 +7,13 @@ import os
 
 from ... import catalogue
 from ...checkpoints.names import check_name
-from ...choices import DTYPES, IAT, PARTS
+from ...choices import IAT, PARTS
 from ...core import unknown
+from .shared import device_and_dtype, model
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="tiny-qwen", help="bundled name, directory, or Hub id (default tiny-qwen)")
+    model(parser)
     parser.add_argument("--images", metavar="DIR", help="directory of images, or: worlds (generated)")
     parser.add_argument(
         "--data", nargs="+", default=[], metavar="FILE",
@@ -37,12 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default="Describe the image.",
         help="question about every image of a directory (default: Describe the image.)",
     )
-    parser.add_argument(
-        "--device", default="auto", help="where the model runs: auto, cpu, cuda, cuda:1, ... (default auto)"
-    )
-    parser.add_argument(
-        "--dtype", default="auto", choices=DTYPES, help="precision of the weights (default auto: as stored)"
-    )
+    device_and_dtype(parser)
 
 
 def check(options: argparse.Namespace) -> None:

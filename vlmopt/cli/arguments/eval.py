@@ -6,13 +6,13 @@ import argparse
 import os
 
 from ...checkpoints.names import check_name
-from ...choices import DTYPES
 from ...evaluation.sweep import grid
 from ...paths import check_data
+from .shared import device_and_dtype, model
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="tiny-qwen", help="bundled name, directory, or Hub id (default tiny-qwen)")
+    model(parser)
     parser.add_argument(
         "--data", nargs="+", metavar="FILE",
         help="files or directories of POPE, COCO (CHAIR), ScreenSpot, RefCOCO, DocVQA, ChartQA, TextVQA, Video-MME, a "
@@ -68,14 +68,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="seed of --limit and of the intervals (default 0), and of the policies (default: their own)",
     )
-    parser.add_argument(
-        "--device", default="auto", help="where the model runs: auto, cpu, cuda, cuda:1, ... (default auto)"
-    )
+    device_and_dtype(parser)
     parser.add_argument(
         "--device-map", metavar="auto", help="auto: spread a model that is too big for one device over all of them"
-    )
-    parser.add_argument(
-        "--dtype", default="auto", choices=DTYPES, help="precision of the weights (default auto: as stored)"
     )
     parser.add_argument(
         "--maps",

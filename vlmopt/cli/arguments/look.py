@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 
 from ...checkpoints.names import check_name
-from ...choices import ANSWERS, DTYPES, LOOKS, POLICY_LINE, REFINE, SINKS
+from ...choices import ANSWERS, LOOKS, POLICY_LINE, REFINE, SINKS
 from ...paths import check_file
+from .shared import device_and_dtype, model
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", required=True, metavar="FILE", help="image of the prompt")
     parser.add_argument("--question", required=True, metavar="TEXT", help="question to ask")
-    parser.add_argument("--model", default="tiny-qwen", help="bundled name, directory, or Hub id (default tiny-qwen)")
+    model(parser)
     parser.add_argument(
         "--policy", default="dense",
         help=f"policy of the second answer: preset, policy file, or {POLICY_LINE} (default dense; see vlmopt list)",
@@ -44,12 +45,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--general", metavar="TEXT", help="the instruction that the question is compared with")
     parser.add_argument("--out", default="look.png", metavar="FILE", help="file to draw into (default look.png)")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
-    parser.add_argument(
-        "--device", default="auto", help="where the model runs: auto, cpu, cuda, cuda:1, ... (default auto)"
-    )
-    parser.add_argument(
-        "--dtype", default="auto", choices=DTYPES, help="precision of the weights (default auto: as stored)"
-    )
+    device_and_dtype(parser)
     parser.add_argument(
         "--max-new-tokens", type=int, default=64, metavar="N", help="most tokens of each answer (default 64)"
     )

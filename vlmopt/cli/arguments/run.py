@@ -6,8 +6,9 @@ import argparse
 
 from ... import catalogue
 from ...checkpoints.names import check_name
-from ...choices import DTYPES, POLICY_LINE, UNITS
+from ...choices import POLICY_LINE, UNITS
 from ...paths import check_file
+from .shared import device_and_dtype, model
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,7 +17,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--video", metavar="FILE", help="video of the prompt")
     parser.add_argument("--question", required=True, metavar="TEXT", help="question to ask")
-    parser.add_argument("--model", default="tiny-qwen", help="bundled name, directory, or Hub id (default tiny-qwen)")
+    model(parser)
     parser.add_argument(
         "--policy", default=catalogue.default(),
         help=f"preset, policy file, or {POLICY_LINE} (default {catalogue.default()}; see vlmopt list)",
@@ -40,12 +41,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="directory for overlay.png and result.json (default vlmopt-out)",
     )
-    parser.add_argument(
-        "--device", default="auto", help="where the model runs: auto, cpu, cuda, cuda:1, ... (default auto)"
-    )
-    parser.add_argument(
-        "--dtype", default="auto", choices=DTYPES, help="precision of the weights (default auto: as stored)"
-    )
+    device_and_dtype(parser)
     parser.add_argument(
         "--max-new-tokens", type=int, default=32, metavar="N", help="generate at most N tokens (default 32)"
     )

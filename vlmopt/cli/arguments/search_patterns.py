@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 
 from ...checkpoints.names import check_name
-from ...choices import DTYPES, MATCHES
+from ...choices import MATCHES
 from ...paths import check_file
+from .shared import device_and_dtype, model
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="tiny-qwen", help="bundled name, directory, or Hub id (default tiny-qwen)")
+    model(parser)
     parser.add_argument(
         "--video", action="append", default=[], metavar="FILE", help="a long video, or: worlds; may be repeated"
     )
@@ -38,12 +39,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--out", required=True, metavar="FILE", help="file to write the patterns to, e.g. patterns.json"
     )
     parser.add_argument("--into", metavar="FILE", help="profile of `vlmopt calibrate` to write them into as well")
-    parser.add_argument(
-        "--device", default="auto", help="where the model runs: auto, cpu, cuda, cuda:1, ... (default auto)"
-    )
-    parser.add_argument(
-        "--dtype", default="auto", choices=DTYPES, help="precision of the weights (default auto: as stored)"
-    )
+    device_and_dtype(parser)
 
 
 def check(options: argparse.Namespace) -> None:

@@ -6,7 +6,8 @@ import argparse
 
 from ... import catalogue
 from ...checkpoints.names import check_name
-from ...choices import DTYPES, POLICY_LINE
+from ...choices import POLICY_LINE
+from .shared import device_and_dtype
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,12 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--host", default="localhost", help="address to listen on (default localhost: this machine alone)"
     )
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="port to listen on (default 8000)")
-    parser.add_argument(
-        "--device", default="auto", help="where the model runs: auto, cpu, cuda, cuda:1, ... (default auto)"
-    )
-    parser.add_argument(
-        "--dtype", default="auto", choices=DTYPES, help="precision of the weights (default auto: as stored)"
-    )
+    device_and_dtype(parser)
 
 
 def check(options: argparse.Namespace) -> None:

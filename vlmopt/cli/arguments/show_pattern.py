@@ -6,13 +6,14 @@ import argparse
 
 from ... import catalogue
 from ...checkpoints.names import check_name
-from ...choices import DTYPES, PLANTED
+from ...choices import PLANTED
 from ...paths import check_file
 from ...policy import inline
+from .shared import device_and_dtype, model
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="tiny-qwen", help="bundled name, directory, or Hub id (default tiny-qwen)")
+    model(parser)
     parser.add_argument(
         "--image", action="append", default=[], metavar="FILE", help="image of the prompt; may be given several times"
     )
@@ -29,12 +30,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--patterns", metavar="FILE", help="what `vlmopt search-patterns` found for this head")
     parser.add_argument("--size", type=int, default=512, metavar="N", help="side of a map in pixels (default 512)")
     parser.add_argument("--out", default="pattern.png", metavar="FILE", help="file to draw into (default pattern.png)")
-    parser.add_argument(
-        "--device", default="auto", help="where the model runs: auto, cpu, cuda, cuda:1, ... (default auto)"
-    )
-    parser.add_argument(
-        "--dtype", default="auto", choices=DTYPES, help="precision of the weights (default auto: as stored)"
-    )
+    device_and_dtype(parser)
 
 
 def check(options: argparse.Namespace) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 
 from ...checkpoints.names import check_name
+from .shared import model
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="tiny-qwen", help="bundled name, directory, or Hub id (default tiny-qwen)")
+    model(parser)
     parser.add_argument(
         "--data", nargs="+", default=["worlds:screen"],
         help="one or several in turn: worlds:screen (drawn screens, default), worlds (the second stage sees scenes, "

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 
 from ...checkpoints.names import check_name
-from ...choices import DTYPES, OBJECTIVES
+from ...choices import OBJECTIVES
 from ...paths import check_data
+from .shared import device_and_dtype, model
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="tiny-qwen", help="bundled name, directory, or Hub id (default tiny-qwen)")
+    model(parser)
     parser.add_argument(
         "--data", nargs="+", metavar="FILE",
         help="what vlmopt eval reads; samples without a right answer are marked by agreement with dense",
@@ -57,13 +58,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of --limit and of the split into search and hold-out (default 0)"
     )
-    parser.add_argument(
-        "--device", default="auto", help="where the model runs: auto, cpu, cuda, cuda:1, ... (default auto)"
-    )
+    device_and_dtype(parser)
     parser.add_argument("--device-map", metavar="auto", help="auto: spread a model too big for one device over all")
-    parser.add_argument(
-        "--dtype", default="auto", choices=DTYPES, help="precision of the weights (default auto: as stored)"
-    )
     parser.add_argument("--out", metavar="DIR", help="the directory of the search; one that was interrupted goes on")
     parser.add_argument("--report", metavar="DIR", help="only write the report of a finished search again")
 

@@ -19,7 +19,9 @@ from torch import Tensor
 from vlmopt.core import parse, shown
 from vlmopt.pruning import Scorer, Selector
 
+from . import hub
 from .checkpoints import HERE
+from .checkpoints.names import is_hub_id
 from .families import family_of
 from .offload import resident
 from .version import __version__
@@ -200,13 +202,16 @@ def find(source: str, **download: Any) -> Path:
         return folder
     if os.path.exists(source):
         raise ValueError(f"scorer {source!r}: the directory must hold {FILES[0]} and {FILES[1]}")
+    local = f"scorer {shown(source)} is not a directory, nor bundled ({', '.join(bundled()) or 'none'})"
+    if not is_hub_id(source):
+        raise ValueError(f"{local}, and no Hub id (owner/name)")
     from huggingface_hub import hf_hub_download
 
+    options = hub.download(**download)
     try:
-        first, _ = (Path(hf_hub_download(source, file, **download)) for file in FILES)
+        first, _ = (Path(hf_hub_download(source, file, **options)) for file in FILES)
         return first.parent
-    except (OSError, ValueError) as error:  # network, missing repository or file, malformed id
+    except (OSError, ValueError) as error:  # network, missing repository or file
         raise ValueError(
-            f"scorer {shown(source)} is not a directory, nor bundled ({', '.join(bundled()) or 'none'}), and cannot "
-            f"be had from the Hub under that name: {error}"
+            f"{local}, and cannot be had from the Hub under that name: {hub.reason(error, options)}"
         ) from error

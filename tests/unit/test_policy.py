@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.support.selectors import SETTINGS
-from vlmopt import attention_fix, methods, pruning
+from vlmopt import attention_fix, hub, methods, pruning
 from vlmopt.attention_fix import Correction
 from vlmopt.core.settings import setting
 from vlmopt.decoding import VCD, LocalContrast, Plausibility
@@ -352,6 +352,7 @@ def test_hub_round_trip(tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(hub, "reached", lambda endpoint: True)
     policy = presets()["progressive"]
     assert policy.push_to_hub("mine", token="t") == "https://hub/user/mine"
     assert calls == ["t"]
@@ -361,8 +362,12 @@ def test_hub_round_trip(tmp_path, monkeypatch):
 
 
 def test_hub_offline_and_malformed():
-    for name in ("user/none", "a/b/c/d", "bad name!"):
-        with pytest.raises(ValueError, match="cannot be had from the Hub"):
+    for name, why in {
+        "user/none": "cannot be had from the Hub",
+        "a/b/c/d": "no Hub id",
+        "bad name!": "no Hub id",
+    }.items():
+        with pytest.raises(ValueError, match=why):
             Policy.from_pretrained(name)
 
 

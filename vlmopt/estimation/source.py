@@ -91,7 +91,7 @@ def downloaded(name: str) -> Source:
     except FAILURES as error:
         raise ValueError(
             f"model {name!r} is not in the shipped table{near(name, _table())}, and its config cannot be had from the "
-            f"Hub: {first_line(error)}"
+            f"Hub: {hub.reason(error, options)}"
         ) from error
     for file in SETTINGS:
         try:

@@ -16,7 +16,8 @@ from typing import Any
 
 from vlmopt.core import parse, shown
 
-from .. import catalogue, methods, scorers
+from .. import catalogue, hub, methods, scorers
+from ..checkpoints.names import is_hub_id
 from ..paths import check_file
 from . import inline
 
@@ -94,6 +95,9 @@ def as_json(policy: dict[str, Any]) -> str:
 
 def download(repo_id: str, **options: Any) -> Written:
     """Fetch the policy of a Hub repository, and weights that lie beside it."""
+    if not is_hub_id(repo_id):
+        raise ValueError(f"{shown(repo_id)} is not a directory, and no Hub id (owner/name)")
+    options = hub.download(**options)
     path = fetched(repo_id, FILE_NAME, **options)
     for folder in beside(path):
         for file in scorers.FILES:
@@ -107,9 +111,10 @@ def fetched(repo_id: str, file: str, **options: Any) -> Path:
 
     try:
         return Path(hf_hub_download(repo_id, file, **options))
-    except (OSError, ValueError) as error:  # network, missing repository or file, malformed id
+    except (OSError, ValueError) as error:  # network, missing repository or file
         raise ValueError(
-            f"{shown(repo_id)} is not a directory, and {file} cannot be had from the Hub under that name: {error}"
+            f"{shown(repo_id)} is not a directory, and {file} cannot be had from the Hub under that name: "
+            f"{hub.reason(error, options)}"
         ) from error
 
 

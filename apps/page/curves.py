@@ -5,12 +5,11 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from html import escape
 
 from vlmopt.analysis.sweep import DENSE, SweepPoint
-from vlmopt.evaluation.report.draw import Dot, Line, Scene, Text, outline, text_width
+from vlmopt.evaluation.report.draw import Dot, Line, Scene, Text, text_width
 from vlmopt.evaluation.report.labels import Rect
-from vlmopt.evaluation.report.palette import LIGHT, look
+from vlmopt.evaluation.report.palette import look
 from vlmopt.evaluation.report.plane import Plane
 
 CONTROLS = ("random", "uniform")
@@ -64,41 +63,3 @@ def drawing(points: Sequence[SweepPoint], title: str) -> Scene:
         x += 34 + text_width(name, 12)
     scene.told = "; ".join(told)
     return scene
-
-
-def svg(scene: Scene) -> str:
-    """Write a drawing of lines, markers and texts as SVG, in the colours of paper."""
-    parts = []
-    for mark in scene.marks:
-        ink = LIGHT[mark.ink]
-        if isinstance(mark, Text):
-            look_ = f'fill="{ink}" font-size="{mark.size:g}" text-anchor="{mark.anchor}"'
-            weight = ' font-weight="600"' if mark.bold else ""
-            parts.append(f'<text x="{mark.x:.1f}" y="{mark.y:.1f}" {look_}{weight}>{escape(mark.text)}</text>')
-        elif isinstance(mark, Line):
-            dashes = ' stroke-dasharray="5 5"' if mark.dashed else ""
-            parts.append(
-                f'<polyline points="{corners(mark.points)}" fill="none" stroke="{ink}" stroke-width="{mark.width:g}"'
-                f"{dashes}/>"
-            )
-        elif isinstance(mark, Dot):
-            fill = LIGHT["paper"] if mark.hollow else ink
-            paint = f'fill="{fill}" stroke="{ink}" stroke-width="1.6"'
-            shape = f'<polygon points="{corners(outline(mark))}" {paint}>'
-            if mark.shape == "circle":
-                shape = f'<circle cx="{mark.x:.1f}" cy="{mark.y:.1f}" r="{mark.radius:g}" {paint}>'
-            parts.append(f"{shape}<title>{escape(mark.tip)}</title></{shape[1 : shape.index(' ')]}>")
-    size = f'width="{scene.width:g}" height="{scene.height:g}" viewBox="0 0 {scene.width:g} {scene.height:g}"'
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif">',
-            f"<title>{escape(scene.title)}</title><desc>{escape(scene.told)}</desc>",
-            f'<rect width="100%" height="100%" fill="{LIGHT["paper"]}"/>',
-            *parts,
-            "</svg>\n",
-        ]
-    )
-
-
-def corners(points: Sequence[tuple[float, float]]) -> str:
-    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)

@@ -12,6 +12,7 @@ import pytest
 from vlmopt.analysis.sweep import SweepPoint
 from vlmopt.apps.page import curves, marks
 from vlmopt.apps.page.marks import mark_of
+from vlmopt.evaluation.report.svg import svg
 from vlmopt.metrics.clicks import Point
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -60,13 +61,14 @@ def test_the_table_has_a_line_per_point() -> None:
 
 def test_the_drawing_stands_alone_and_shows_every_point() -> None:
     """A line a method; controls are dashed; texts of strangers are texts."""
-    root = ElementTree.fromstring(curves.svg(curves.drawing(POINTS, "<script>alert(1)</script>")))
+    title = "<script>alert(1)</script>"
+    root = ElementTree.fromstring(svg(curves.drawing(POINTS, title)))
     assert root.tag == f"{SVG}svg"
     lines = [line for line in root.iter(f"{SVG}polyline") if float(line.get("stroke-width", 0)) > 1]
     assert [line.get("stroke-dasharray") for line in lines] == [None, "5 5"]
     titles = [title.text for title in root.iter(f"{SVG}title") if title.text]
-    assert titles[0] == "<script>alert(1)</script>"
+    assert titles[0] == title
     assert titles[1] == "fastv, layer 2: 10% kept, agreement 50%, 30 ms"
     assert len(titles) == 1 + 4
     texts = [text.text for text in root.iter(f"{SVG}text")]
-    assert {"fastv, layer 2", "random", "visual tokens kept, % of all"} <= set(texts)
+    assert {title, "fastv, layer 2", "random", "visual tokens kept, % of all"} <= set(texts)

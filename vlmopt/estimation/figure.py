@@ -1,10 +1,9 @@
-"""The stages to the first token as stacked bars, dense and policies, one panel per device: SVG, by hand."""
+"""The stages to the first token as stacked bars, dense and policies, one panel per device."""
 
 from __future__ import annotations
 
-from html import escape
-
-from ..evaluation.report.palette import LIGHT
+from ..evaluation.report.draw import Box, Scene, Text, text_width
+from ..evaluation.report.svg import svg
 from .result import Estimate, Prediction
 
 STAGES = (
@@ -12,33 +11,38 @@ STAGES = (
     ("scoring_ms", "choosing", "scoring"),
     ("prefill_ms", "prefill", "prefill"),
 )
-WIDTH, ROW, BAR, TOP, HEAD, FOOT = 860, 26, 17, 92, 40, 14  # pixels
-LETTER = 6.7  # of a 12 pixel letter, about
+WIDTH, ROW, BAR, TOP, HEAD, FOOT = 860, 26, 17, 92, 40, 14
+LEFT, FIGURES = 16, 280  # the margin, and what the figures behind the bars need
+NAME = 40  # letters of a policy's name
 
 
 def draw(found: Estimate) -> str:
     """Draw an SVG of every device's panel; bars of one panel share a scale, panels do not."""
     panels = list(found.by_device())
-    label = min(max(len(one.policy) for one in found.predictions), 40) * LETTER + 24
-    height = TOP + sum(HEAD + ROW * len(rows) for _, rows in panels) + FOOT
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
-        f'font-family="system-ui, sans-serif" font-size="12" fill="{LIGHT["ink"]}">',
-        f'<rect width="{WIDTH}" height="{height}" fill="{LIGHT["paper"]}"/>',
-        written(16, 24, f"Predicted time to the first token: {found.model}", 'font-size="15" font-weight="600"'),
-        written(16, 44, prompt(found), f'fill="{LIGHT["mute"]}"'),
-        *legend(),
-    ]
+    left = max(text_width(named(one), 12) for one in found.predictions) + LEFT + 8
+    scene = Scene(
+        WIDTH,
+        TOP + sum(HEAD + ROW * len(rows) for _, rows in panels) + FOOT,
+        f"Predicted time to the first token: {found.model}",
+        "; ".join(f"{one.title}, {one.policy}: {one.ttft_ms:.1f} ms" for one in found.predictions),
+    )
+    scene.marks += [Text(x=LEFT, y=24, text=scene.title, ink="ink", size=15, bold=True)]
+    scene.marks += [Text(x=LEFT, y=44, text=prompt(found))]
+    x = float(LEFT)
+    for _, name, ink in STAGES:
+        scene.marks += [Box(x=x, y=58, width=11, height=11, ink=ink), Text(x=x + 17, y=68, text=name, ink="ink")]
+        x += 34 + text_width(name, 12)
     y = float(TOP)
     for dense, rows in panels:
-        parts.append(written(16, y + 14, f"{dense.title}, {dense.dtype}", 'font-weight="600"'))
+        title = f"{dense.title}, {dense.dtype}"
+        scene.marks += [Text(x=LEFT, y=y + 14, text=title, ink="ink", bold=True)]
         y += HEAD - 14
-        scale = (WIDTH - label - 280) / max(one.ttft_ms for one in rows)
+        scale = (WIDTH - left - FIGURES) / max(one.ttft_ms for one in rows)
         for one in rows:
-            parts += bar(one, dense, label, y, scale)
+            scene.marks += bar(one, dense, left, y, scale)
             y += ROW
         y += 14
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    return svg(scene)
 
 
 def prompt(found: Estimate) -> str:
@@ -46,29 +50,20 @@ def prompt(found: Estimate) -> str:
     return f"{shapes}: {found.visual_tokens} visual and {found.text_tokens} other tokens, batch {found.batch}"
 
 
-def legend() -> list[str]:
-    parts, x = [], 16.0
-    for _, name, colour in STAGES:
-        parts += [f'<rect x="{x}" y="58" width="11" height="11" fill="{LIGHT[colour]}"/>', written(x + 17, 68, name)]
-        x += 34 + LETTER * len(name)
-    return parts
+def named(one: Prediction) -> str:
+    return one.policy if len(one.policy) <= NAME else one.policy[: NAME - 1] + "…"
 
 
-def bar(one: Prediction, dense: Prediction, left: float, y: float, scale: float) -> list[str]:
+def bar(one: Prediction, dense: Prediction, left: float, y: float, scale: float) -> list[Box | Text]:
     """Draw one policy: its stages side by side, and the figures behind them."""
-    name = one.policy if len(one.policy) <= 40 else one.policy[:39] + "…"
-    parts, x = [written(left - 8, y + BAR - 4, name, 'text-anchor="end"')], left
-    for field, stage, colour in STAGES:
+    base, x = y + BAR - 4, left
+    marks: list[Box | Text] = [Text(x=left - 8, y=base, text=named(one), ink="ink", anchor="end")]
+    for field, stage, ink in STAGES:
         width = getattr(one, field) * scale
         if width > 0:
-            title = f"<title>{stage}: {getattr(one, field):.1f} ms</title>"
-            place = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{BAR}"'
-            parts.append(f'<rect {place} fill="{LIGHT[colour]}">{title}</rect>')
+            tip = f"{stage}: {getattr(one, field):.1f} ms"
+            marks.append(Box(x=x, y=y, width=width, height=BAR, ink=ink, tip=tip))
             x += width
     said = f"{one.ttft_ms:.1f} ms" + ("" if one is dense else f" ({dense.ttft_ms / one.ttft_ms:.2f} x)")
-    parts.append(written(x + 8, y + BAR - 4, f"{said}, then {one.token_ms:.1f} ms a token"))
-    return parts
-
-
-def written(x: float, y: float, text: str, style: str = "") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" {style}>{escape(text)}</text>'
+    marks.append(Text(x=x + 8, y=base, text=f"{said}, then {one.token_ms:.1f} ms a token", ink="ink"))
+    return marks

@@ -19,6 +19,7 @@ from vlmopt.apps.page.models import Progress
 from vlmopt.apps.page.running import Stopped, Worker, place, prepared
 from vlmopt.apps.page.session import current
 from vlmopt.apps.page.state import Request, Run
+from vlmopt.evaluation.report.svg import svg
 from vlmopt.metrics.clicks import Point
 
 RATIOS = [0.05, 0.1, 0.15, 0.25, 0.35, 0.5, 0.75]
@@ -120,7 +121,7 @@ def exports(run: Run, found: Swept) -> None:
     title = f"{run.about.name}: {run.request.question}"[:70]
     files = {
         "CSV": ("sweep.csv", "text/csv", curves.table(found.points, found.answers, found.off, found.mark)),
-        "SVG": ("sweep.svg", "image/svg+xml", curves.svg(curves.drawing(found.points, title))),
+        "SVG": ("sweep.svg", "image/svg+xml", svg(curves.drawing(found.points, title))),
     }
     with st.container(horizontal=True):
         for label, (name, kind, content) in files.items():

@@ -7,15 +7,12 @@ import io
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from markupsafe import Markup
-
 from .curves import costs
-from .draw import DASH, Scene, png
+from .draw import Scene, png
 from .facts import AXES, Facts
-from .palette import LIGHT
 from .pdf import pdf
 from .plots import DRAWING, stages
-from .templates import render
+from .svg import svg
 
 COLUMNS = (
     "policy", "method", "ratio", "metric", "value", "low", "high", "interval", "questions", "images",
@@ -43,17 +40,6 @@ def pictures(facts: Facts) -> Iterator[tuple[str, bytes]]:
         yield f"{name}.png", png(scene)
         yield f"{name}.svg", svg(scene).encode()
         yield f"{name}.pdf", pdf(scene)
-
-
-def svg(scene: Scene) -> str:
-    """Write a drawing that stands alone, in the colours of paper."""
-    inks = "".join(f".f-{name}{{fill:{ink}}}.s-{name}{{stroke:{ink}}}" for name, ink in LIGHT.items())
-    marks = (
-        "text{font-family:sans-serif}.bold{font-weight:600}.line{fill:none}.bar{stroke-width:1.6;opacity:.8}"
-        ".level{opacity:.3}.faint{opacity:.07}.reach{fill:none}.hollow{stroke-width:2}"
-        f".edge{{stroke:{LIGHT['paper']};stroke-width:1.2}}"
-    )
-    return render("drawing.svg", scene=scene, style=Markup(inks + marks), dash=DASH)
 
 
 def table(facts: Facts) -> str:

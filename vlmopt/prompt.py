@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import nn
 from .families import family_of
 from .frames import Video, video_inputs
 from .offload import device_of
+
+NAMED = re.compile(r"<image (\d{1,4})>")  # as MMMU writes where an image stands, counted from 1
 
 
 def image_prompt(processor: Any, question: str, images: Sequence[Image.Image]) -> dict[str, Any]:
@@ -122,14 +125,50 @@ def seen_box(how: Any, size: tuple[int, int]) -> tuple[int, int, int, int]:
 
 def chat(processor: Any, kind: str, count: int, question: str) -> str:
     """Return the prompt text; without a chat template, the placeholders and the question stand on one line each."""
-    template = getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
-    if template is None:
-        placeholder = getattr(processor, f"{kind}_token", "")
-        return "\n".join([placeholder] * count + [question])
-    turn = [{"type": kind} for _ in range(count)] + [{"type": "text", "text": question}]
+    return turn(processor, [{"type": kind}] * count + [{"type": "text", "text": question}])
+
+
+def interleaved(processor: Any, count: int, question: str) -> tuple[str, list[int]]:
+    """Return the prompt text with images where the question names them, `<image 1>` and on, those it does not first.
+
+    Where there is no chat template, or one that puts all images before all text, they come first and the names stay.
+
+    Returns:
+        the text, and for each of its placeholders the number of the image that stands there, from 0.
+    """
+    parts: list[str | int] = []
+    end = 0
+    for name in NAMED.finditer(question):
+        if 0 < int(name[1]) <= count:
+            parts += [question[end : name.start()], int(name[1]) - 1]
+            end = name.end()
+    if not parts or not keeps_order(processor):
+        return chat(processor, "image", count, question), list(range(count))
+    parts = [*(number for number in range(count) if number not in parts), *parts, question[end:]]
+    content = [
+        {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in parts if part != ""
+    ]
+    return turn(processor, content), [part for part in parts if isinstance(part, int)]
+
+
+def keeps_order(processor: Any) -> bool:
+    """Tell whether images stand in a prompt where they stand in a turn."""
+    image, *texts = {"type": "image"}, {"type": "text", "text": "a"}, {"type": "text", "text": "b"}
+    both = turn(processor, [texts[0], image, texts[1]]), turn(processor, [image, *texts])
+    return template_of(processor) is not None and both[0] != both[1]
+
+
+def template_of(processor: Any) -> Any:
+    return getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
+
+
+def turn(processor: Any, content: list[dict[str, str]]) -> str:
+    """Return the prompt text of one turn of a user."""
+    if template_of(processor) is None:
+        return "\n".join(part.get("text", getattr(processor, f"{part['type']}_token", "")) for part in content)
     source = processor if getattr(processor, "chat_template", None) else processor.tokenizer
     return str(
-        source.apply_chat_template([{"role": "user", "content": turn}], tokenize=False, add_generation_prompt=True)
+        source.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
     )
 
 

@@ -32,8 +32,8 @@ class Sample(Configured):
         id: unique in the data.
         question: as the data has it, before the prompt template.
         kind: how the answer is marked, one of `KINDS`.
-        images, video: absolute paths, or relative to the run directory; several, also of videos, come before the
-            question.
+        images, video: absolute paths, or relative to the run directory; several, also of videos. They come before the
+            question; images stand where it or a choice names them, `<image 1>` and on, if the chat template lets them.
         answer: the right one, several accepted ones, or None.
         category: for the tables.
         choices: of a multiple choice, without letters.

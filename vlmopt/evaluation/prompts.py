@@ -14,7 +14,7 @@ from ..frames import load_video
 from ..loading import Loaded
 from ..media import load_image
 from ..metrics.answers import LETTERS
-from ..prompt import chat, video_prompt
+from ..prompt import interleaved, video_prompt
 from .data import NEW_TOKENS, Sample
 
 # What a model is told about coordinates where the data brings an instruction alone, by the units of its answers.
@@ -118,7 +118,7 @@ class Asking:
     ) -> Iterator[Batch | tuple[Sample, str]]:
         images = [opened[sample.id] for sample in samples]
         try:
-            inputs = self._inputs(samples, images)
+            inputs, shown = self._inputs(samples, images)
         except Exception as error:  # processors raise whatever their arithmetic meets in an odd image
             if len(samples) == 1:
                 yield samples[0], f"{type(error).__name__}: {error}"
@@ -130,28 +130,35 @@ class Asking:
                 inputs,
                 self.limit(samples[0]),
                 tuple(own[0].size if own else None for own in images),
-                self._resized(inputs, [len(own) for own in images]),
+                self._resized(inputs, shown),
             )
             return
         yield from self._batch(samples[:middle], opened)
         yield from self._batch(samples[middle:], opened)
 
-    def _inputs(self, samples: Sequence[Sample], images: Sequence[Sequence[Image.Image]]) -> dict[str, Any]:
+    def _inputs(
+        self, samples: Sequence[Sample], images: Sequence[Sequence[Image.Image]]
+    ) -> tuple[dict[str, Any], list[list[int]]]:
+        """Return the model inputs, and for each sample which of its images stand in the prompt, in order."""
         processor = self.loaded.processor
         if samples[0].videos:
             sizes = processor.image_processor
             patch, merge = getattr(sizes, "patch_size", 14), getattr(sizes, "merge_size", 2)
             videos = [load_video(self.run / path, patch_size=patch, merge_size=merge) for path in samples[0].videos]
-            return video_prompt(processor, self.loaded.model, self.question(samples[0]), *videos)
-        text = [chat(processor, "image", len(own), self.question(s)) for s, own in zip(samples, images, strict=True)]
-        nested = [list(own) for own in images] if images[0] else None
-        return dict(processor(text=text, images=nested, return_tensors="pt", padding=True, padding_side="left"))
+            return video_prompt(processor, self.loaded.model, self.question(samples[0]), *videos), [[]]
+        asked = [interleaved(processor, len(s.images), self.question(s)) for s in samples]
+        text, shown = [words for words, _ in asked], [order for _, order in asked]
+        nested = [[own[number] for number in order] for own, order in zip(images, shown, strict=True)]
+        found = processor(
+            text=text, images=nested if images[0] else None, return_tensors="pt", padding=True, padding_side="left"
+        )
+        return dict(found), shown
 
-    def _resized(self, inputs: Mapping[str, Any], counts: Sequence[int]) -> tuple[tuple[int, int] | None, ...]:
+    def _resized(self, inputs: Mapping[str, Any], shown: Sequence[Sequence[int]]) -> tuple[tuple[int, int] | None, ...]:
         """Return the size of each sample's first image behind the processor, where that says so (Qwen-VL)."""
         grids, patch = inputs.get("image_grid_thw"), getattr(self.loaded.processor.image_processor, "patch_size", None)
-        if grids is None or patch is None or len(grids) != sum(counts):
-            return (None,) * len(counts)
-        firsts = [sum(counts[:number]) for number in range(len(counts))]
-        sizes = [(int(w) * patch, int(h) * patch) for _, h, w in grids.tolist()]
-        return tuple(sizes[first] if count else None for first, count in zip(firsts, counts, strict=True))
+        if grids is None or patch is None or len(grids) != sum(map(len, shown)):
+            return (None,) * len(shown)
+        sizes = iter([(int(w) * patch, int(h) * patch) for _, h, w in grids.tolist()])
+        own = [dict(zip(order, sizes, strict=False)) for order in shown]
+        return tuple(one.get(0) for one in own)

@@ -27,7 +27,8 @@ def read(source: Source) -> Data:
     """Read rows as plain accuracy marks them; MMBench's circular evaluation, which asks all rotations, is not built in.
 
     Two or more options make a multiple choice, yes or no a yes_no, another answer an exact match, none an open
-    question. A hint stands before the question. Groups are `l2-category` and `split`.
+    question. A hint stands before the question; images stand where it or an option says `<image 1>` (MMMU), else before
+    it. Groups are `l2-category` and `split`.
 
     Raises:
         ValueError: fields that are missing, an answer that is none of the options, or an image that cannot be found.

@@ -171,7 +171,7 @@ ROW = {"id": "1", "image": "a.png", "question": "?", "answer": "cat"}
         ({"anwser": "cat"}, r"line 2: unknown field 'anwser' \(did you mean 'answer'\?\)"),
         ({"question": ""}, "line 2: the field 'question' is missing or empty"),
         ({"id": None}, "line 2: the field 'id' is missing"),
-        ({"image": None}, "line 2: give image or video, and not both"),
+        ({"image": None}, "line 2: there is neither image nor video"),
         ({"video": "b.mp4"}, "line 2: give image or video, and not both"),
         ({"kind": "exakt"}, r"line 2: kind 'exakt' is unknown \(did you mean 'exact'\?\)"),
         ({"kind": "yes_no"}, "line 2: answer is 'cat', but the kind yes_no needs yes or no"),
@@ -207,7 +207,7 @@ def test_files_that_are_no_data(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="entry 1 is a int, expected an object"):
         loaded(tmp_path, broken)
     broken.write_text(json.dumps({"mood": "good"}))
-    with pytest.raises(ValueError, match="has the fields mood,  which belong to no known format: pope:"):
+    with pytest.raises(ValueError, match="has the fields mood, which belong to no known format: pope:"):
         loaded(tmp_path, broken)
     with pytest.raises(ValueError, match="--format 'popes' is unknown"):
         loaded(tmp_path, broken, format="popes")

@@ -13,13 +13,17 @@ import pytest
 from PIL import Image
 
 from tests.support.fixtures.evaluation import lines, plain_image
+from vlmopt.checkpoints import HERE
+from vlmopt.checkpoints.processor import load_processor
 from vlmopt.evaluation.data import Data, Sample, Source
 from vlmopt.evaluation.loading import load_data
 from vlmopt.evaluation.packed import Packed
-from vlmopt.evaluation.prompts import BOX_PROMPTS
+from vlmopt.evaluation.prompts import BOX_PROMPTS, Asking, Batch
 from vlmopt.evaluation.scoring import Marking, Said, grade
+from vlmopt.loading import load
 from vlmopt.metrics.clicks import boxed, clicked, iou
 from vlmopt.metrics.short import canonical, relaxed, vqa
+from vlmopt.prompt import interleaved
 from vlmopt.synthetic import scene
 
 
@@ -28,9 +32,13 @@ def loaded(tmp_path: Path, *data: Path | str, **changes: Any) -> Data:
 
 
 def packed_image(seed: int, kind: str = "PNG") -> str:
+    return base64.b64encode(saved(scene(seed, (112, 112)).image, kind)).decode()
+
+
+def saved(image: Image.Image, kind: str = "PNG") -> bytes:
     content = io.BytesIO()
-    scene(seed, (112, 112)).image.save(content, kind)
-    return base64.b64encode(content.getvalue()).decode()
+    image.save(content, kind)
+    return content.getvalue()
 
 
 def tsv(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -205,6 +213,33 @@ def test_parquet_and_saved_data_sets(tmp_path: Path) -> None:
         loaded(tmp_path, tmp_path / "broken.parquet")
 
 
+def test_parquet_with_the_columns_of_documents(tmp_path: Path) -> None:
+    """What a data set asks decides how it is marked, in parquet as in JSON."""
+    datasets = pytest.importorskip("datasets")
+    image = {"image": [scene(0, (112, 112)).image]}
+    for name, kind, columns in (
+        ("docvqa", "anls", {"questionId": ["7"], "question": ["Date?"], "answers": [["1/2"]], "docId": [3]}),
+        ("textvqa", "vqa", {"image_id": ["a"], "question_id": [7], "question": ["Brand?"], "answers": [["nokia"] * 9]}),
+        ("chartqa", "relaxed", {"query": ["Sum?"], "label": [["14"]], "human_or_machine": [0]}),
+    ):
+        table = datasets.Dataset.from_dict(columns | image).cast_column("image", datasets.Image())
+        table.to_parquet(tmp_path / f"{name}.parquet")
+        (sample,) = loaded(tmp_path, tmp_path / f"{name}.parquet").samples
+        assert sample.kind == kind
+        assert (tmp_path / "run" / sample.images[0]).exists()
+
+
+def test_what_holds_nothing_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.tsv").write_text("index\tquestion\timage\n")
+    (tmp_path / "x.json").write_text("[]")
+    for name in ("x.tsv", "x.json"):
+        with pytest.raises(ValueError, match=f"{name} holds no samples"):
+            loaded(tmp_path, tmp_path / name)
+    lines(tmp_path / "x.jsonl", [{"question": "What?", "answer": "a", "category": "b"}])
+    with pytest.raises(ValueError, match="neither image nor video; the fields are id, question, answer, category"):
+        loaded(tmp_path, tmp_path / "x.jsonl")
+
+
 def test_parquet_without_datasets_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     (tmp_path / "x.parquet").write_bytes(b"PAR1")
@@ -259,3 +294,48 @@ def test_models_that_say_y_first() -> None:
 def test_names_of_packed_images_depend_on_their_content() -> None:
     assert Packed.base64(packed_image(0), "") == Packed.base64("data:image/png;base64," + packed_image(0), "")
     assert Packed.base64(packed_image(0), "") != Packed.base64(packed_image(1), "")
+
+
+IMAGES_FIRST = (  # as LLaVA's own template does
+    "{% for message in messages %}USER: {% for part in message['content'] if part['type'] == 'image' %}<image>\n"
+    "{% endfor %}{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
+    "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("question", "expected", "order"),
+    [
+        ("What?", "##What?", [0, 1]),
+        ("In <image 2> or in <image 1>?", "In # or in #?", [1, 0]),
+        ("In <image 2>?", "#In #?", [0, 1]),
+        ("<image 1> or <image 2> like <image 1>?", "# or # like #?", [0, 1, 0]),
+        ("<image 0>, <image 3>", "##<image 0>, <image 3>", [0, 1]),
+    ],
+)
+def test_images_stand_where_a_question_names_them(question: str, expected: str, order: list[int]) -> None:
+    processor = load_processor(str(HERE / "tiny-llava"))
+    text, shown = interleaved(processor, 2, question)
+    image = "<|vision_start|><|image_pad|><|vision_end|>"
+    assert (text.replace(image, "#"), shown) == (f"<|user|>{expected}<|assistant|>", order)
+
+
+def test_names_of_images_stay_where_a_template_puts_all_images_first() -> None:
+    processor = load_processor(str(HERE / "tiny-llava"))
+    processor.chat_template = IMAGES_FIRST
+    question = "In <image 2> or in <image 1>?"
+    assert interleaved(processor, 2, question) == (f"USER: <image>\n<image>\n{question}ASSISTANT:", [0, 1])
+
+
+def test_pixels_follow_the_places_of_their_images(tmp_path: Path) -> None:
+    """Of MMMU's rows with several images; what is known of the first stays that of the first."""
+    sizes = [(112, 112), (224, 112)]
+    packed = str([base64.b64encode(saved(scene(1, size).image)).decode() for size in sizes])
+    row = {"index": "1", "image": packed, "question": "Is <image 2> like <image 1>?", "answer": "A"}
+    rows = [row | {"A": "<image 1>", "B": "both"}, row | {"index": "2", "question": "Same?", "A": "no", "B": "yes"}]
+    data = loaded(tmp_path, tsv(tmp_path / "MMMU_DEV_VAL.tsv", rows))
+    asking = Asking(loaded=load("tiny-qwen"), run=tmp_path / "run")
+    (batch,) = asking.prepare(data.samples)
+    assert isinstance(batch, Batch)
+    assert batch.inputs["image_grid_thw"][:, 2].tolist() == [16, 8, 8, 8, 16]
+    assert (batch.sizes, batch.resized) == (((112, 112),) * 2, ((112, 112),) * 2)

@@ -29,12 +29,14 @@ def reader(source: Source) -> Reader:
     check_data(source.data)
     first = files(source)[0]
     entries = load(first)
+    if not entries:
+        raise ValueError(f"{first} holds no samples")
     for module in FORMATS.values():
         if module.recognises(entries):
             return _read(module)
     fields = sorted({key for _, entry in entries[:20] for key in entry})
     raise ValueError(
-        f"{first} has the fields {', '.join(fields) or '(none)'},  which belong to no known format: "
+        f"{first} has the fields {', '.join(fields) or '(none)'}, which belong to no known format: "
         + "; ".join(f"{name}: {module.HELP}" for name, module in FORMATS.items())
     )
 

@@ -11,7 +11,7 @@ from ..data import Data, Sample, Source
 from .files import Entry, files, load, need
 
 NAME = "documents"
-HELP = "JSON of DocVQA or TextVQA (data with questions and answers) or of ChartQA (imgname, query, label)"
+HELP = "DocVQA or TextVQA (JSON with a list data, or parquet), or ChartQA (imgname or image, query, label)"
 SHORT = "{question}\nAnswer the question using a single word or phrase."
 
 
@@ -19,14 +19,16 @@ def recognises(entries: Sequence[Entry]) -> bool:
     if not entries:
         return False
     first = entries[0][1]
-    return isinstance(first.get("data"), list) or {"imgname", "query", "label"} <= set(first)
+    columns = ({"query", "label"}, {"questionId", "question", "image"}, {"image_id", "question_id", "question"})
+    return isinstance(first.get("data"), list) or any(own <= set(first) for own in columns)
 
 
 def read(source: Source) -> Data:
     """Read questions: DocVQA by ANLS, ChartQA by relaxed accuracy, TextVQA by VQA accuracy.
 
     DocVQA (arXiv 2007.00398) names its images in `image`, TextVQA (1904.08920) by `image_id`, ChartQA (2203.10244) by
-    `imgname`. Questions without an answer (test splits) are open. Groups are the types of DocVQA's questions.
+    `imgname`; parquet files have them inside, in `image`. Questions without an answer (test splits) are open. Groups
+    are the types of DocVQA's questions.
 
     Raises:
         ValueError: fields that are missing or of another type.
@@ -53,15 +55,15 @@ def rows(path: Path) -> list[Entry]:
 
 
 def _sample(row: Mapping[str, Any], where: str, path: Path, source: Source) -> Sample:
-    if "imgname" in row:
-        kind, image, question = "relaxed", need(row, "imgname", where), need(row, "query", where)
-        answers, number, category = _texts(row.get("label"), where), row.get("id"), ""
-    elif "image_id" in row and "image" not in row:
-        kind, image, question = "vqa", f"{need(row, 'image_id', where)}.jpg", need(row, "question", where)
-        answers, number, category = _texts(row.get("answers"), where), row.get("question_id"), ""
+    if "query" in row:
+        kind, number = "relaxed", row.get("id")
+        question, answers = need(row, "query", where), _texts(row.get("label"), where)
+        image = need(row, "image" if "image" in row else "imgname", where)
     else:
-        kind, image, question = "anls", need(row, "image", where), need(row, "question", where)
-        answers, number, category = _texts(row.get("answers"), where), row.get("questionId"), ""
+        kind, number = ("vqa", row.get("question_id")) if "image_id" in row else ("anls", row.get("questionId"))
+        question, answers = need(row, "question", where), _texts(row.get("answers"), where)
+        inside = "image" in row or kind == "anls"
+        image = need(row, "image", where) if inside else f"{need(row, 'image_id', where)}.jpg"
     types = row.get("question_types") or ()
     return Sample(
         id=f"{path.stem}/{where.rpartition(' ')[2] if number is None else number}",
@@ -69,7 +71,6 @@ def _sample(row: Mapping[str, Any], where: str, path: Path, source: Source) -> S
         kind=kind if answers else "open",
         images=(source.locate(image, path),),
         answer=answers or None,
-        category=category,
         picture=image,
         extra={"groups": [str(one) for one in types]},
     )

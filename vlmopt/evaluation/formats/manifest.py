@@ -79,8 +79,10 @@ def _lexicon(samples: Sequence[Sample], source: Source) -> Lexicon | None:
 def _sample(entry: dict[str, Any], where: str, path: Path, source: Source) -> Sample:
     images = _texts(entry, "image", where)
     videos = _texts(entry, "video", where)
-    if bool(images) == bool(videos):
+    if images and videos:
         raise ValueError(f"{where}: give image or video, and not both")
+    if not images and not videos:
+        raise ValueError(f"{where}: there is neither image nor video; the fields are {', '.join(entry)}")
     kind, category = _kind(entry, where)
     answers = _texts(entry, "answer", where)
     if kind == "yes_no" and not (len(answers) == 1 and answers[0].strip().lower() in ("yes", "no")):

@@ -115,3 +115,4 @@ def test_ticks_are_round() -> None:
     assert ticks(0, 100, 5) == [0, 20, 40, 60, 80, 100]
     assert ticks(0.31, 0.89, 5) == pytest.approx([0.4, 0.6, 0.8])
     assert ticks(980, 1020, 4) == [980, 990, 1000, 1010, 1020]
+    assert ticks(1647, 2487, 4) == [1800, 2000, 2200, 2400]  # 500 apart there is but one

@@ -45,9 +45,16 @@ class Plane(NamedTuple):
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
-    """Return round numbers inside, about `count` of them."""
-    step = 10 ** math.floor(math.log10((high - low) / count))
-    step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= count)
+    """Return round numbers inside, about `count` of them and at least two."""
+    unit = 10 ** math.floor(math.log10((high - low) / count))
+    steps = [unit * factor for factor in (1, 2, 5, 10)]
+    wide = next(place for place, step in enumerate(steps) if (high - low) / step <= count + 0.5)
+    found = inside(low, high, steps[wide])
+    return found if len(found) > 1 else inside(low, high, steps[wide - 1])
+
+
+def inside(low: float, high: float, step: float) -> list[float]:
+    """Return the multiples of a step from `low` to `high`."""
     return [step * n for n in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 

@@ -18,7 +18,7 @@ TABS = {
 
 
 def main() -> None:
-    st.set_page_config("vlmopt demo", page_icon=":material/visibility:", layout="wide")
+    st.set_page_config("vlmopt demo", page_icon="🔍", layout="wide")  # a symbol would be fetched from elsewhere
     st.html(STYLE)
     st.markdown("**vlmopt**  :gray[See what a vision-language model looks at, what was dropped, and what it cost.]")
     session = ask.ask()

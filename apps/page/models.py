@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import gc
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,22 +35,10 @@ class Held:
             if self.loaded is None:
                 progress(0.0, f"Loading {self.source.name}")
                 with loading():
-                    leave_out_of_collections()
                     self.loaded = load(self.source.name, device=self.source.device, dtype=self.source.dtype)
-                    leave_out_of_collections()
             yield self.loaded
         finally:
             self.lock.release()
-
-
-def leave_out_of_collections() -> None:
-    """Have garbage collections skip what is there by now.
-
-    Streamlit collects after every redraw, also of the progress bar: with all of torch and transformers to look through
-    that holds up what a model is loaded by, or runs.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 @st.cache_resource(max_entries=KEPT, show_spinner=False)
@@ -67,5 +53,4 @@ def loading() -> threading.Lock:
 
     transformers sets process-wide switches while it loads.
     """
-    atexit.register(gc.unfreeze)
     return threading.Lock()

@@ -7,12 +7,14 @@ import json
 import platform
 import shlex
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from pprint import pformat
 from typing import Any
 
 import streamlit as st
 import torch
+from PIL import Image
 
 import vlmopt
 from vlmopt.apps.page.running import asked
@@ -27,18 +29,18 @@ IMAGE, POLICY, OVERLAY, RESULT, SNIPPET = "image.png", "policy.json", "overlay.p
 @st.fragment
 def show(run: Run) -> None:
     """Show the downloads, then the command and the snippet."""
-    packed = files(run)
+    made = makers(run)
     kinds = {".png": "image/png", ".json": "application/json", ".py": "text/x-python", ".zip": "application/zip"}
     labels = {POLICY: "Policy", BESIDE: "The other policy", OVERLAY: "Overlay", RESULT: "Result", IMAGE: "Image"}
     with st.container(horizontal=True):
         for name, label in labels.items():
-            if name in packed:
+            if name in made:
                 st.download_button(
-                    label, packed[name], name, kinds[name[name.rindex(".") :]], key=f"get-{name}-{run.id}",
+                    label, made[name], name, kinds[name[name.rindex(".") :]], key=f"get-{name}-{run.id}",
                     on_click="ignore", icon=":material/download:",
                 )  # fmt: skip
         st.download_button(
-            "All in one", zipped(packed), "vlmopt-demo.zip", kinds[".zip"], key=f"get-all-{run.id}",
+            "All in one", lambda: zipped(files(run)), "vlmopt-demo.zip", kinds[".zip"], key=f"get-all-{run.id}",
             on_click="ignore", icon=":material/folder_zip:", type="primary",
         )  # fmt: skip
     st.caption("All of it is of this run as it was asked; the preview changes the image above alone.")
@@ -50,23 +52,32 @@ def show(run: Run) -> None:
 
 def files(run: Run) -> dict[str, bytes]:
     """Return all files by name."""
-    found = {POLICY: run.request.policy.to_json().encode(), RESULT: (json.dumps(result(run), indent=2) + "\n").encode()}
-    if run.request.rival is not None:
-        found[BESIDE] = run.request.rival.to_json().encode()
-    if maps := run.optimized.report.maps(0):
-        image = io.BytesIO()
-        overlay(run.shown, maps, title=summary(run.request.policy.to_dict())).save(image, "PNG")
-        found[OVERLAY] = image.getvalue()
-    if run.request.clip is not None:
-        clip = Path(run.request.clip.path)
-        if clip.is_file():
-            found[clip_name(run.request.clip)] = clip.read_bytes()
-    for image_given in run.request.images[:1]:
-        image = io.BytesIO()
-        image_given.save(image, "PNG")
-        found[IMAGE] = image.getvalue()
-    found[SNIPPET] = snippet(run).encode()
+    return {name: make() for name, make in makers(run).items()}
+
+
+def makers(run: Run) -> dict[str, Callable[[], bytes]]:
+    """Return what makes the files, by name: an image of millions of pixels is packed when somebody wants it."""
+    request, maps = run.request, run.optimized.report.maps(0)
+    found: dict[str, Callable[[], bytes]] = {
+        POLICY: lambda: request.policy.to_json().encode(),
+        RESULT: lambda: (json.dumps(result(run), indent=2) + "\n").encode(),
+    }
+    if (rival := request.rival) is not None:
+        found[BESIDE] = lambda: rival.to_json().encode()
+    if maps:
+        found[OVERLAY] = lambda: png(overlay(run.shown, maps, title=summary(request.policy.to_dict())))
+    if request.clip is not None and (clip := Path(request.clip.path)).is_file():
+        found[clip_name(request.clip)] = clip.read_bytes
+    if request.images:
+        found[IMAGE] = lambda: png(request.images[0])
+    found[SNIPPET] = lambda: snippet(run).encode()
     return found
+
+
+def png(image: Image.Image) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
 
 
 def zipped(packed: dict[str, bytes]) -> bytes:

@@ -72,6 +72,8 @@ def test_from_an_upload_to_the_policy(port: int, browser: Any, tmp_path: Path) -
     page.set_default_timeout(PATIENCE)
     trouble: list[str] = []
     page.on("pageerror", lambda error: trouble.append(str(error)))
+    asked: set[str] = set()
+    page.on("request", lambda request: asked.add(request.url))
     page.goto(f"http://localhost:{port}")
     page.get_by_role("radio", name="Upload").click()
     page.locator("input[type=file]").set_input_files(file)
@@ -111,6 +113,7 @@ def test_from_an_upload_to_the_policy(port: int, browser: Any, tmp_path: Path) -
     taken = json.loads(Path(caught.value.path()).read_text())
     assert vlmopt.Policy.from_dict(taken) == vlmopt.presets()[catalogue.default()]
     assert not trouble
+    assert {url for url in asked if not url.startswith((f"http://localhost:{port}/", "data:", "blob:"))} == set()
     context.close()
 
 

@@ -213,13 +213,14 @@ def test_parquet_and_saved_data_sets(tmp_path: Path) -> None:
         loaded(tmp_path, tmp_path / "broken.parquet")
 
 
-def test_parquet_with_the_columns_of_documents(tmp_path: Path) -> None:
+def test_parquet_with_the_columns_of_other_formats(tmp_path: Path) -> None:
     """What a data set asks decides how it is marked, in parquet as in JSON."""
     datasets = pytest.importorskip("datasets")
     image = {"image": [scene(0, (112, 112)).image]}
     for name, kind, columns in (
         ("docvqa", "anls", {"questionId": ["7"], "question": ["Date?"], "answers": [["1/2"]], "docId": [3]}),
         ("textvqa", "vqa", {"image_id": ["a"], "question_id": [7], "question": ["Brand?"], "answers": [["nokia"] * 9]}),
+        ("mmbench", "choice", {"index": [0], "question": ["What?"], "A": ["a"], "B": ["b"], "answer": ["A"]}),
         ("chartqa", "relaxed", {"query": ["Sum?"], "label": [["14"]], "human_or_machine": [0]}),
     ):
         table = datasets.Dataset.from_dict(columns | image).cast_column("image", datasets.Image())

@@ -72,6 +72,8 @@ def _sample(row: Mapping[str, Any], where: str, path: Path, source: Source, cell
 
 def _images(row: Mapping[str, Any], where: str, cells: Mapping[str, str]) -> list[str]:
     """Return the images of a row: inside of it, of the row that it points to, or by their paths."""
+    if isinstance(row.get("image"), Packed):  # of parquet
+        return [row["image"]]
     cell = cells.get(str(row.get("index")), "")
     if 0 < len(cell) <= REFERENCE:
         if cell not in cells or len(cells[cell]) <= REFERENCE:

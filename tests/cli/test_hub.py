@@ -58,7 +58,9 @@ def test_nothing_waits_long_for_it(what: str) -> None:
 
 @pytest.mark.usefixtures("mute")
 @pytest.mark.parametrize("ask", [Policy.from_pretrained, scorers.load])
-def test_what_is_no_name_on_the_hub_is_not_asked_for(ask: Callable[[str], object], monkeypatch) -> None:
+def test_what_is_no_name_on_the_hub_is_not_asked_for(
+    ask: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(hub, "reached", lambda endpoint=None: pytest.fail("the Hub was asked"))
     with pytest.raises(ValueError, match=r"no Hub id \(owner/name\)"):
         ask("runs/of/mine")

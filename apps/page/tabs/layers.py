@@ -41,8 +41,8 @@ def show(run: Run, worker: Worker) -> None:
     stages = report.stages()
     if not stages:
         st.info(
-            "Nothing was pruned in this run, so every layer sees every token. Choose **progressive** to see several "
-            "stages, or **attention-25** for one."
+            "Nothing was pruned in this run, so every layer works on every token of the prompt. Choose **progressive** "
+            "to see several stages, or **attention-25** for one."
         )
         return
     columns = st.columns(2, gap="large")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -47,6 +48,14 @@ def same(out, expected, tolerance=TOLERANCE):
     assert gap(torch.stack(out.logits, 1), torch.stack(expected.logits, 1)) < tolerance
 
 
+@functools.cache
+def agrees(family, prompts):
+    """Whether the unwrapped model answers the same over a static cache and a dynamic one (Gemma 4 up to 5.17 not)."""
+    model, batch = family.build(), Case(family, "pre", "keep", prompts).batch
+    static, dynamic = (torch.stack(generate(model, batch, **way).logits) for way in (STATIC, {}))
+    return gap(static, dynamic) < TOLERANCE
+
+
 CELLS = [
     pytest.param(family, positions, prompts, id=f"{family.name}-{positions}-{prompts}")
     for family in MASKABLE
@@ -59,6 +68,8 @@ CELLS = [
 @pytest.mark.parametrize(("family", "positions", "prompts"), CELLS)
 def test_a_static_cache_equals_the_masked_model(family, positions, prompts):
     case = Case(family, "pre", positions, prompts)
+    if not agrees(family, prompts):
+        pytest.skip("on this release the model itself answers otherwise over a static cache")
     expected = answer(case)
     with case.optimized() as model:
         out = generate(model, case.batch, **STATIC)

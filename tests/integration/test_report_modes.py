@@ -150,6 +150,16 @@ def test_a_logits_processor_may_run_the_model_on_another_image(name, question, u
     assert all(torch.equal(logits, beside[0]) for logits in beside)
 
 
+@pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
+def test_keys_without_a_cache_are_counted_where_nothing_is_dropped(name):
+    family = FAMILIES[name]
+    batch, model = family.inputs([[5, Image(0), 7]]), optimized(family, POLICY[-1:])
+    generate(model, batch)
+    expected = vlmopt.report(model).key_lengths
+    generate(model, batch, use_cache=False)
+    assert vlmopt.report(model).key_lengths == expected == [batch.ids.shape[1]] * len(expected)
+
+
 def test_a_failed_call_has_no_report():
     family = FAMILIES["llava"]
     batch, model = family.inputs([[5, Image(0), 7]]), optimized(family)

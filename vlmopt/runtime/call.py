@@ -172,9 +172,11 @@ class Call(Slots):
         page, reach = self.page, step.past + step.q
         page.query_lengths.append((step.batch, step.q))
         beyond = reach - min(self.request.length or reach, reach)  # candidates of assisted decoding
+        whole = reach if cache is None else 0  # of an attention layer that no cut concerns
         page.key_lengths = [
-            cache_kinds.physical_past(cache, i, beyond) or max(step.key_length.get(i, 0) - beyond, 0)
-            for i in range(self.session.stages.depth)
+            cache_kinds.physical_past(cache, i, beyond)
+            or max(step.key_length.get(i, 0 if attention is None else whole) - beyond, 0)
+            for i, attention in enumerate(self.session.structure.attentions)
         ]
         page.cache_bytes = cache_kinds.cache_bytes(cache)
 

@@ -225,6 +225,39 @@ def test_answers_do_not_depend_on_the_cache(name, method, settings):
         assert torch.equal(model.generate(**batch(), max_new_tokens=3, **settings, **GREEDY), usual)
 
 
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("method", [VCD(t=900), TextContrast(), DeCo()], ids=lambda m: m.name)
+def test_the_pass_of_a_guidance_scale_is_of_another_sequence(method, use_cache):
+    """What runs beside is that of the sequence itself; guidance comes first, as with every processor of a call."""
+    batch = FAMILIES["llava"].inputs(ROWS[:1])
+    given = {"max_new_tokens": 2, "use_cache": use_cache, **SCORES, **GREEDY}
+    plain = model_of("llava").generate(**batch(), guidance_scale=1.5, **given)
+    with vlmopt.optimized(model_of("llava"), [method]) as model:
+        alone, beside = told(model, batch, given, type(method))
+        out, guided = told(model, batch, {**given, "guidance_scale": 1.5}, type(method))
+    assert torch.allclose(beside[0], guided[0], atol=CLOSE)
+    v = plain.scores[0].clone()
+    z = method.step(v, guided[0])
+    kept = z > -torch.inf
+    assert torch.equal(out.scores[0] > -torch.inf, kept)
+    assert (out.scores[0] - z)[kept].abs().max() < 1e-4
+    assert not torch.equal(alone.scores[0], out.scores[0])
+
+
+def told(model: Any, batch: Batch, given: dict[str, Any], kind: Any) -> tuple[Any, list[torch.Tensor]]:
+    """Return what a generation gives, and what ran beside every step of it."""
+    found: list[torch.Tensor] = []
+    step = kind.step
+
+    def noted(self: Any, scores: torch.Tensor, beside: torch.Tensor) -> torch.Tensor:
+        found.append(beside.clone())
+        return step(self, scores, beside)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, "step", noted)
+        return model.generate(**batch(), **given), found
+
+
 @IN_CHUNKS
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
 @pytest.mark.parametrize("method", [VCD(t=900), TextContrast(), DeCo()], ids=lambda m: m.name)

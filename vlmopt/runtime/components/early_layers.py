@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from ...decoding import EarlyExit
 from ...policy import Policy
-from ..call import CALL, Generation, Session, Step
+from ..call import Generation, Session, Step
 from ..component import Component
+from ..hooks.head import ASKED
 from ..structure import ModelStructure
 from .decoding import Told
 from .marks import Marks
@@ -98,7 +99,8 @@ class AppendRows:
         self.session, self.norm = session, norm
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
-        call = CALL.get()
+        asked = ASKED.get()
+        call = None if asked is None else asked.call  # not that which runs: a pass of guidance has one of its own
         if not isinstance(call, Generation) or call.session is not self.session:
             return None
         known, marks = call.find(EarlyRows), call.find(Marks)

@@ -61,10 +61,12 @@ class Head(StandIn):
         if asked.call is None and brings_pixels(given):
             refuse_unreached(session, given.get("input_ids"))
         call = session.running_call()
-        if isinstance(call, Generation) and around is None:
+        if not isinstance(call, Generation) or asked.call not in (None, call):  # of another sequence, such as guidance
+            return out
+        if around is None:
             for component in session.slot(Components):
                 component.behind_head(call, self, given, out)
-        if isinstance(call, Generation) and call.progress.prompt_done and call.ledger.first_token is None:
+        if call.progress.prompt_done and call.ledger.first_token is None:
             call.ledger.close_prompt()
         return out
 

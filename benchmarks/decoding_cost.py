@@ -12,7 +12,6 @@ gives its own about the masked image: three runs, and two where the general map 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -20,9 +19,10 @@ from typing import Any
 
 import torch
 from hallucination import DECODINGS
+from table_parts import markdown, records
 
 import vlmopt
-from common import RESULTS, append, interleaved
+from common import append, interleaved
 from hallucination_look import SECOND_LOOK, Masked
 from hallucination_task import seed_of, task
 from vlmopt.policy import Policy
@@ -85,10 +85,9 @@ def measure(checkpoint: str, batch: int, repeats: int) -> dict[str, Any]:
 
 def tables() -> None:
     """Print what was measured last of each checkpoint and batch."""
-    lines = (RESULTS / "decoding_cost.jsonl").read_text().splitlines()
-    newest = {(cell["checkpoint"], cell["batch"]): cell for cell in map(json.loads, lines)}
-    columns = "checkpoint | batch | method | first token | each other token | whole text | limit | cache"
-    print(f"| {columns} |\n|" + "---|" * 8)
+    newest = {(cell["checkpoint"], cell["batch"]): cell for cell in records("decoding_cost")}
+    head = ["checkpoint", "batch", "method", "first token", "each other token", "whole text", "limit", "cache"]
+    rows = []
     for (checkpoint, batch), cell in newest.items():
         ms, held = cell["ms"], cell["cache_bytes"]
         for name in (*METHODS, SECOND_LOOK):
@@ -99,7 +98,8 @@ def tables() -> None:
             row = [checkpoint, str(batch), name, ratio(first, ms["greedy, 1"]) if first else ""]
             row += [ratio(each(ms, name), each(ms, "greedy")) if first else "", ratio(whole, ms[f"greedy, {TOKENS}"])]
             row += [f"{LIMITS.get(name, 1.0):.1f}", f"{held[name] / held['greedy']:.2f}" if name in held else ""]
-            print("| " + " | ".join(row) + " |")
+            rows.append(row)
+    print(markdown(head, rows))
 
 
 def each(ms: dict[str, list[float]], name: str) -> list[float]:

@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from table_parts import points
 from tqdm import tqdm
 
 import vlmopt
@@ -228,8 +229,7 @@ def percent(row: dict[str, Any] | None) -> str:
     text = f"{100 * row['accuracy']:.1f} ± {50 * (high - low):.1f}"
     if row["keep_ratio"] == 1 or "less_dense" not in row:
         return text
-    value, low, high = (100 * end for end in row["less_dense"])
-    return f"{text}, {value:+.1f} ({low:+.1f} to {high:+.1f})"
+    return f"{text}, {points(row['less_dense'])}"
 
 
 def main() -> None:

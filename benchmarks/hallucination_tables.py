@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from table_parts import points
 
 from hallucination_task import GROUPS, LETTERS, Task, cells, seed_of, task
 from vlmopt.metrics import (
@@ -180,5 +181,5 @@ def difference(before: Fraction, after: Fraction) -> str:
     figure = paired_difference(before, after)
     if figure.low == figure.high:  # nothing differs, which a bootstrap takes for certainty
         return "same marks"
-    text = f"{100 * figure.value:+.1f} ({100 * figure.low:+.1f} to {100 * figure.high:+.1f})"
+    text = points(figure)
     return f"**{text}**" if figure.low > 0 or figure.high < 0 else text

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from table_parts import records
 from tqdm import tqdm
 
-from common import RESULTS
 from vlmopt.synthetic.asked import SIZES, SIZES_OF
 from vlmopt.synthetic.hallucination import DEGRADATIONS, DESCRIBE, HabitWorld, hallucination
 from vlmopt.synthetic.polling import ROUNDS, SPLITS, Poll, pope
@@ -64,6 +63,4 @@ def task(
 
 def cells() -> Iterator[dict[str, Any]]:
     """Yield what was measured, oldest first."""
-    path = RESULTS / "hallucination.jsonl"
-    if path.exists():
-        yield from map(json.loads, path.read_text().splitlines())
+    yield from records("hallucination")

@@ -14,17 +14,17 @@ and rendered pages; figures of the small bundled checkpoint say nothing about re
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from table_parts import markdown, points, records
 from torch import Tensor
 from tqdm import tqdm
 
 import vlmopt
-from common import RESULTS, append
+from common import append
 from grounding import CHECKPOINT, FIRST_SEED, Target, answers, generated, hits, real
 from pages import pages
 from vlmopt.metrics import mean_interval, wilson
@@ -125,16 +125,17 @@ def run(count: int) -> None:
 
 def tables() -> None:
     """Print Markdown of what was measured last on each kind of target."""
-    lines = (RESULTS / "position_anchors.jsonl").read_text().splitlines()
-    for record in {cell["targets"]: cell for cell in map(json.loads, lines)}.values():
+    head = ["host, share kept", "alone", "+ anchors", "− the same share at random", "− evenly spread"]
+    for record in {cell["targets"]: cell for cell in records("position_anchors")}.values():
         marks, of = record["marks"], record["of"]
         print(f"\n{record['targets']} screens, {of} targets, dense {percent(marks['dense'])}\n")
-        print("| host, share kept | alone | + anchors | − the same share at random | − evenly spread |\n|" + "---|" * 5)
+        rows = []
         for label in (name for name in marks if name != "dense" and "+" not in name):
             anchored = marks[f"{label} + anchors"]
             row = [label, percent(marks[label]), percent(anchored)]
             row += [less(anchored, marks[f"{label} + {way}"]) for way in ("random", "even")]
-            print("| " + " | ".join(row) + " |")
+            rows.append(row)
+        print(markdown(head, rows))
 
 
 def percent(marks: list[bool]) -> str:
@@ -143,8 +144,7 @@ def percent(marks: list[bool]) -> str:
 
 
 def less(mine: list[bool], other: list[bool]) -> str:
-    value, low, high = (100 * end for end in mean_interval([a - b for a, b in zip(mine, other, strict=True)]))
-    return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
+    return points(mean_interval([a - b for a, b in zip(mine, other, strict=True)]))
 
 
 def main() -> None:

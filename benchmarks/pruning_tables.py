@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from table_parts import points
 
 from common import RESULTS
 from pruning_variants import variants
@@ -32,7 +33,7 @@ class Difference(NamedTuple):
     def __str__(self) -> str:
         if self.over.low == self.over.high:  # no mark differs, which a bootstrap takes for certainty
             return "same marks"
-        text = f"{100 * self.over.value:+.1f} ({100 * self.over.low:+.1f} to {100 * self.over.high:+.1f})"
+        text = points(self.over)
         shown = f"**{text}**" if self.over.low > 0 or self.over.high < 0 else text
         return f"{shown} {100 * self.lowest:+.1f} to {100 * self.highest:+.1f}"
 

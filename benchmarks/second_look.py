@@ -148,10 +148,7 @@ def tables() -> None:
             ]
             cells = [f"{share:.0f}" for share in kept] or ["", ""]
             points = percent(rows[f"{kind} points"]) if f"{kind} points" in rows else ""
-            print(
-                f"| {kind} | {points} | {cells[0]} | {cells[1]} | {percent(rows[kind])} | "
-                f"{100 * change.value:+.1f} ({100 * change.low:+.1f} to {100 * change.high:+.1f}) |"
-            )
+            print(f"| {kind} | {points} | {cells[0]} | {cells[1]} | {percent(rows[kind])} | {points(change)} |")
 
 
 def percent(marks: list[bool]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from common import RESULTS
@@ -37,6 +37,12 @@ def newest(name: str, **given: Any) -> dict[str, Any]:
         if all(line.get(key) == value for key, value in given.items()):
             return line
     raise ValueError(f"results/{name}.jsonl has no line with {given}; measure it first")
+
+
+def points(difference: Iterable[float]) -> str:
+    """Write a difference of shares and the ends of its interval in points."""
+    value, low, high = (100 * end for end in difference)
+    return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

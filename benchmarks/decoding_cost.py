@@ -28,7 +28,8 @@ from hallucination_task import seed_of, task
 from vlmopt.policy import Policy
 from vlmopt.prompt import chat
 from vlmopt.runtime.cache_kinds import cache_bytes
-from vlmopt.runtime.components.second_stream import ATTRIBUTE
+from vlmopt.runtime.components.marks import ATTRIBUTE as MARKS
+from vlmopt.runtime.components.second_stream import ATTRIBUTE as SECOND
 from vlmopt.synthetic.hallucination import DESCRIBE
 
 TOKENS = 33  # generated: one with the prompt, the others alone
@@ -45,8 +46,10 @@ def generate(model: Any, inputs: dict[str, Any], tokens: int) -> tuple[float, in
         **inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, return_dict_in_generate=True
     )
     ms = (time.perf_counter() - start) * 1e3
-    caches = (out.past_key_values, getattr(out.past_key_values, ATTRIBUTE, None))
-    return ms, sum(cache_bytes(cache) for cache in caches if cache is not None)
+    cache = out.past_key_values
+    stream = getattr(getattr(cache, MARKS, None), "stream", None)  # of the text alone
+    caches = (cache, getattr(cache, SECOND, None), stream.ran.cache if stream is not None and stream.ran else None)
+    return ms, sum(cache_bytes(held) for held in caches if held is not None)
 
 
 def measure(checkpoint: str, batch: int, repeats: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 
 from vlmopt.pruning import VisionAttention, VisionKeys
 from vlmopt_vllm import signals
+from vlmopt_vllm.policies import Served
 
 from .engines import Answer, same
 from .test_engine import CHUNKS, QUARTER, WHAT
@@ -41,6 +42,13 @@ def test_whole_items_spread_over_the_ranks_are_chosen_from_behind_the_tower_alon
     for policy in POLICIES[2:]:
         with pytest.raises(ValueError, match="acts inside the tower, which --mm-encoder-tp-mode data spreads"):
             engine.ask(WHAT, images[0], policy=policy)
+
+
+def test_all_ranks_add_up_what_is_read_in_the_same_order():
+    needs = [VisionKeys(-1), VisionAttention(-1)]  # a set's order differs from process to process
+    policies = [Served("{}", None, SimpleNamespace(captures=order), 0) for order in (needs, needs[::-1])]
+    assert policies[0].signals == policies[1].signals
+    assert set(policies[0].signals) == set(needs)
 
 
 @pytest.mark.parametrize("need", [VisionKeys(-1), VisionAttention(-1)])

@@ -6,7 +6,7 @@ along behind them; the runner hands both back before the LLM runs, chunk by chun
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from typing import Any
@@ -118,7 +118,7 @@ class Pruned(Behind):
             out.append(rows)
         return out
 
-    def vlmopt_hearing(self, needs: Collection[Signal]) -> AbstractContextManager[Heard]:
+    def vlmopt_hearing(self, needs: Sequence[Signal]) -> AbstractContextManager[Heard]:
         if self.vlmopt_listener is None:
             self.vlmopt_listener = Listener(self, described(self.config), self.config)
         return self.vlmopt_listener.hearing(needs)

@@ -65,9 +65,9 @@ class Plan:
         return markers.with_ends(self.keep, self.item_total) if self.marker else self.keep
 
     @property
-    def listens(self) -> frozenset[Signal]:
+    def listens(self) -> tuple[Signal, ...]:
         """What has to be heard of the tower while it runs."""
-        return frozenset() if self.policy is None or len(self.keep) else self.policy.signals
+        return () if self.policy is None or len(self.keep) else self.policy.signals
 
     @property
     def apart(self) -> bool:

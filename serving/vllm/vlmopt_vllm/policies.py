@@ -50,10 +50,10 @@ class Served:
         return self.selector is not None and any(not isinstance(need, OF_PIXELS) for need in self.selector.captures)
 
     @property
-    def signals(self) -> frozenset[Signal]:
-        """What is read of tower and projector."""
-        needs = frozenset() if self.selector is None else self.selector.captures
-        return frozenset(need for need in needs if isinstance(need, OF_TOWER))
+    def signals(self) -> tuple[Signal, ...]:
+        """What is read of tower and projector, in the same order on all ranks: they add up one reading at a time."""
+        needs = () if self.selector is None else self.selector.captures
+        return tuple(sorted((need for need in needs if isinstance(need, OF_TOWER)), key=repr))
 
     @property
     def numbering(self) -> str:

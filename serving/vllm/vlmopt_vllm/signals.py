@@ -7,7 +7,7 @@ the projector became which token, as in vlmopt's own captures; so one item is en
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -75,7 +75,7 @@ class Listener:
         self.copied = False  # weights of a serving engine never change, so once is enough
 
     @contextmanager
-    def hearing(self, needs: Collection[Signal]) -> Iterator[Heard]:
+    def hearing(self, needs: Sequence[Signal]) -> Iterator[Heard]:
         """Hear what is needed of everything that runs inside."""
         heard, hooks = Heard(self), []
         # Modules that vLLM may compile call their forward directly, past any hooks.
@@ -155,7 +155,7 @@ class Heard:
         # Sums over ranks are made of numbers as they lie in memory.
         return values if ranks == 1 else tensor_model_parallel_all_reduce(values.contiguous()) / ranks
 
-    def signals(self, needs: Collection[Signal], rows: Tensor) -> dict[Signal, Any]:
+    def signals(self, needs: Sequence[Signal], rows: Tensor) -> dict[Signal, Any]:
         """Read the needs, for the rows [n, d] that the LLM is to get of the item."""
         outputs = torch.cat([out.flatten(0, -2) for out in self.outputs])
         prints, order = fingerprint(outputs).sort(stable=True)

@@ -377,3 +377,21 @@ def test_the_range_of_releases_is_told_alike_everywhere():
     major, minor, _ = compat.NEWEST.split(".")
     assert f'"transformers>={compat.FLOOR},<{major}.{int(minor) + 1}"' in project
     assert f"\ntransformers=={compat.NEWEST}\n" in pins
+
+
+@pytest.mark.parametrize(
+    ("release", "given", "made"),
+    [
+        ("5.0.0", {}, True),
+        ("5.0.0", {"use_cache": False}, False),
+        ("5.0.0", {"cache_implementation": "static"}, False),
+        ("5.0.0", {"past_key_values": object()}, False),
+        ("5.1.0", {}, False),
+    ],
+)
+def test_on_5_0_alone_generate_is_asked_for_its_default_cache(monkeypatch, release, given, made):
+    """There the decoder makes it, and what hangs on it would come too late."""
+    monkeypatch.setattr(compat.transformers, "__version__", release)
+    asked = dict(given)
+    compat.ask_for_cache(model_and_batch("llava")[0], asked)
+    assert asked == (given | {"cache_implementation": "dynamic"} if made else given)

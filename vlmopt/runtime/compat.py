@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any
 
 import transformers
@@ -163,6 +164,16 @@ def generation_setting(model: Any, given: Mapping[str, Any], name: str) -> Any:
     own, config = getattr(model, "generation_config", None), given.get("generation_config")
     silent = config is None or getattr(config, name, None) == getattr(type(config)(), name, None)
     return getattr(own if silent else config, name, None)
+
+
+def ask_for_cache(model: Any, given: dict[str, Any]) -> None:
+    """Let `generate` begin with its default cache, in place; on 5.0 alone it waits for the decoder to make one."""
+    setting = partial(generation_setting, model, given)
+    if Version(transformers.__version__).release[:2] != (5, 0) or cache_in(given) is not None:
+        return
+    own = setting("use_cache") is False or setting("cache_implementation") is not None
+    if not own and model._supports_default_dynamic_cache():
+        given["cache_implementation"] = "dynamic"
 
 
 def implementation(config: Any) -> str:

@@ -34,6 +34,7 @@ class Generate(StandIn):
         given = by_name(inspect.signature(self.original), *args, **kwargs) if args else kwargs
         unnamed = given.pop("*", ())  # by a wrapper that passes on what it gets
         request = self.request(given, *unnamed)
+        compat.ask_for_cache(session.model, given)
         call = Generation(session, session.open_ledger(), request)
         for component in session.slot(Components):
             component.open_call(request, given)

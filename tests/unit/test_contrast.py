@@ -22,6 +22,7 @@ from vlmopt.decoding import (
 )
 from vlmopt.decoding.dola import divergence
 from vlmopt.decoding.vcd import remaining
+from vlmopt.runtime.second_pixels import within
 
 V = torch.tensor([2, 1.8, 1.5, -1], dtype=torch.float64)
 N = torch.tensor([2.2, 1, 1.5, -1], dtype=torch.float64)
@@ -150,3 +151,12 @@ def test_ids_of_yes_are_found():
     spelt = {word: [1, 2] for word in spelt}
     with pytest.raises(ValueError, match="several tokens"):
         yes_ids(tokenizer)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_blank_pixels_are_nothing_yet_no_product_with_a_weight_is_subnormal(dtype):
+    """CPUs are many times slower on subnormal numbers; models leave out tiles of nothing but 0."""
+    frame = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    blank = within(frame, BlankContrast(), 0)
+    assert (blank.abs().float() < 1e-4).all()
+    assert (blank.float() * 1e-9 > torch.finfo(torch.float32).tiny).all()

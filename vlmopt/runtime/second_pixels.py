@@ -14,6 +14,7 @@ from .arguments import PIXELS
 from .call import Session
 
 SIDE_BY_SIDE = "target_sizes"  # MiniCPM-V lays all images beside one another
+NOTHING = 1e-20  # instead of 0: times a weight it is no subnormal number, on which CPUs are many times slower
 Change = Callable[[Tensor], Tensor]
 
 
@@ -75,6 +76,7 @@ def within(frame: Tensor, method: SeesPixels, seed: int) -> Tensor:
 
     Some models take a tile of nothing but 0 for padding and leave it out, so that no value becomes 0.
     """
+    nothing = max(torch.finfo(frame.dtype).tiny, NOTHING)
     filled = (frame != 0).any(0) if frame.ndim == 3 else (frame != 0).any(1)
     if not bool(filled.any()):
         return frame
@@ -82,7 +84,7 @@ def within(frame: Tensor, method: SeesPixels, seed: int) -> Tensor:
     part = frame[:, : ends[0], : ends[1]] if frame.ndim == 3 else frame[: ends[0]]
     new = method.change(part, lambda: noise(part, seed))
     out = frame.clone()
-    out[tuple(map(slice, part.shape))] = torch.where(new == 0, torch.finfo(new.dtype).tiny, new)
+    out[tuple(map(slice, part.shape))] = torch.where(new == 0, nothing, new)
     return out
 
 

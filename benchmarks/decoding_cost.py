@@ -86,8 +86,8 @@ def measure(checkpoint: str, batch: int, repeats: int) -> dict[str, Any]:
     return {"checkpoint": checkpoint, "batch": batch, "ms": times, "cache_bytes": held}
 
 
-def tables() -> None:
-    """Print what was measured last of each checkpoint and batch."""
+def tables() -> str:
+    """Write what was measured last of each checkpoint and batch."""
     newest = {(cell["checkpoint"], cell["batch"]): cell for cell in records("decoding_cost")}
     head = ["checkpoint", "batch", "method", "first token", "each other token", "whole text", "limit", "cache"]
     rows = []
@@ -102,7 +102,7 @@ def tables() -> None:
             row += [ratio(each(ms, name), each(ms, "greedy")) if first else "", ratio(whole, ms[f"greedy, {TOKENS}"])]
             row += [f"{LIMITS.get(name, 1.0):.1f}", f"{held[name] / held['greedy']:.2f}" if name in held else ""]
             rows.append(row)
-    print(markdown(head, rows))
+    return markdown(head, rows)
 
 
 def each(ms: dict[str, list[float]], name: str) -> list[float]:
@@ -123,7 +123,7 @@ def main() -> None:
     options = parser.parse_args()
     if not options.tables:
         append("decoding_cost", measure(options.checkpoint, options.batch, options.repeats))
-    tables()
+    print(tables())
 
 
 if __name__ == "__main__":

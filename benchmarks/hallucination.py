@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 import vlmopt
 from common import append
-from hallucination_look import SECOND_LOOK, Masked, as_it_is
+from hallucination_look import LOCAL, SECOND_LOOK, Local, Masked, as_it_is
 from hallucination_tables import show
 from hallucination_task import GROUPS, LETTERS, Task, cells, seed_of, task
 from vlmopt.checkpoints import HERE
@@ -95,13 +95,15 @@ class Said:
 
 
 @torch.inference_mode()
-def answers(model: Any, processor: Any, job: Task, bar: tqdm, seen: Any = as_it_is) -> dict[tuple[int, str], Said]:
+def answers(
+    model: Any, processor: Any, job: Task, bar: tqdm, seen: Any = as_it_is, batch: int = BATCH
+) -> dict[tuple[int, str], Said]:
     """Return what is said of every (image, question), greedy, about `seen(image, question)`."""
     found, yes = {}, torch.tensor(yes_ids(processor.tokenizer))
     for describing, group in groupby(job.asked, key=lambda pair: pair[1] == DESCRIBE):
         pairs = list(group)
-        for start in range(0, len(pairs), BATCH):
-            part = pairs[start : start + BATCH]
+        for start in range(0, len(pairs), batch):
+            part = pairs[start : start + batch]
             text = [chat(processor, "image", 1, question) for _, question in part]
             images = [[seen(job.worlds[image].image, question)] for image, question in part]
             inputs = processor(text=text, images=images, return_tensors="pt", padding=True)
@@ -155,11 +157,12 @@ def margins(job: Task, found: dict[tuple[int, str], Said]) -> dict[str, Any]:
 def run(options: argparse.Namespace) -> None:
     model, processor = vlmopt.load_checkpoint(options.checkpoint)
     named = policies(json.loads(options.settings.read_text()) if options.settings else {})
-    unknown = set(options.methods or ()) - {*named, *DECODINGS}
+    ready = [*named, *DECODINGS, LOCAL]
+    unknown = set(options.methods or ()) - {*ready}
     if unknown:
-        ready = ", ".join([*named, *DECODINGS])
-        raise SystemExit(f"{sorted(unknown)}: unknown, or without a profile in --settings; ready: {ready}")
-    wanted = options.methods or (DECODINGS if options.decoding else named)
+        raise SystemExit(f"{sorted(unknown)}: unknown, or without a profile in --settings; ready: {', '.join(ready)}")
+    wanted = options.methods or ([*DECODINGS, SECOND_LOOK, LOCAL] if options.decoding else named)
+    looks = {SECOND_LOOK: Masked, LOCAL: Local}
     names = ["greedy", *(name for name in wanted if name != "greedy")]
     lexicon = phrases(classes(), "classes of the images")
     weights = hashlib.sha256((HERE / options.checkpoint / "model.safetensors").read_bytes()).hexdigest()[:16]
@@ -168,7 +171,10 @@ def run(options: argparse.Namespace) -> None:
         job = task(options.images, options.polled, model.config.model_type, seed_of(block), *asked)
         for name in names:
             same = {"checkpoint": options.checkpoint, "weights": weights, "task": job.facts}
-            policy = Policy.load([DECODINGS[name]] if name in DECODINGS else named[name])
+            seen = looks[name](model, processor) if name in looks else as_it_is
+            policy = (
+                seen.policy if name == LOCAL else Policy.load([DECODINGS[name]] if name in DECODINGS else named[name])
+            )
             written = policy.to_dict()
             key = {**same, "method": name, "attention": written["attention"], "decoding": written["decoding"]}
             if any(all(cell.get(field, []) == value for field, value in key.items()) for cell in cells()):
@@ -176,8 +182,7 @@ def run(options: argparse.Namespace) -> None:
                 continue
             title = f"{options.checkpoint} {name}, block {block}"
             with tqdm(total=len(job.asked), desc=title) as bar, vlmopt.optimized(model, policy):
-                seen = Masked(model, processor) if name == SECOND_LOOK else as_it_is
-                found = answers(model, processor, job, bar, seen)
+                found = answers(model, processor, job, bar, seen, 1 if name == LOCAL else BATCH)
             append(
                 "hallucination",
                 {**key, **marked(job, found, lexicon), **(margins(job, found) if name == "greedy" else {})},

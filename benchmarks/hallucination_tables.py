@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from table_parts import points
+from table_parts import paired
 
 from hallucination_task import GROUPS, LETTERS, Task, cells, seed_of, task
 from vlmopt.metrics import (
@@ -25,7 +25,7 @@ from vlmopt.metrics.chair import COUNTS
 from vlmopt.synthetic.polling import ROUNDS, SPLITS
 
 MODEL_TYPES = {"tiny-llava": "llava", "tiny-qwen": "qwen2_5_vl"}
-CONTRASTS = ("vcd", "blank_contrast", "text_contrast")
+CONTRASTS = ("vcd", "blank_contrast", "text_contrast", "local_contrast")
 CONSTANT = "yes as "  # rows of a constant on yes, fitted to a contrast
 Fraction = tuple[np.ndarray, np.ndarray]
 Answers = tuple[list[bool], list[bool | None], list[int]]  # label, answer, image of every question
@@ -178,8 +178,4 @@ def with_interval(figure: Interval) -> str:
 
 def difference(before: Fraction, after: Fraction) -> str:
     """Return points more than greedy with the interval, bold where the interval leaves out zero."""
-    figure = paired_difference(before, after)
-    if figure.low == figure.high:  # nothing differs, which a bootstrap takes for certainty
-        return "same marks"
-    text = points(figure)
-    return f"**{text}**" if figure.low > 0 or figure.high < 0 else text
+    return paired(paired_difference(before, after))

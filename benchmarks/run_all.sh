@@ -28,6 +28,12 @@ once grouped_decode env OMP_NUM_THREADS=1 "$python" benchmarks/grouped_decode.py
 once "kv_cache speed" env OMP_NUM_THREADS=1 "$python" benchmarks/kv_cache.py --speed
 once "sparse_reading speed" env OMP_NUM_THREADS=1 "$python" benchmarks/sparse_reading.py --speed
 once "decode_ideas speed" env OMP_NUM_THREADS=1 "$python" benchmarks/decode_ideas_speed.py
+for checkpoint in tiny-llava tiny-qwen; do
+    once "hallucination decoding $checkpoint" env OMP_NUM_THREADS=1 "$python" benchmarks/hallucination.py --decoding \
+        --checkpoint $checkpoint --block 3 --images 400 --polled 400 --splits adversarial --rounds 1
+    once "decoding_cost $checkpoint" env OMP_NUM_THREADS=1 "$python" benchmarks/decoding_cost.py --checkpoint $checkpoint
+done
+once decoding_quality "$python" benchmarks/decoding_quality.py
 once "vLLM for CPUs" make PYTHON="$python" .venv-vllm/.installed
 once serving .venv-vllm/bin/python benchmarks/serving.py --repeats 11
 once "serving videos" .venv-vllm/bin/python benchmarks/serving.py --video --repeats 11

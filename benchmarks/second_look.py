@@ -7,13 +7,12 @@ Answers: about the whole image, and about images masked by both looks, by a wind
 gains nothing by seeing less; figures say whether it loses, and nothing about real models.
 
     python benchmarks/second_look.py --checkpoint tiny-qwen
-    python benchmarks/second_look.py --tables          # Markdown of what was measured
+    python benchmarks/tables.py --write                # the tables of the docs
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -24,14 +23,13 @@ from PIL import Image
 from tqdm import tqdm
 
 import vlmopt
-from common import RESULTS, append
+from common import append
 from vlmopt.attention_fix.layers import layer_numbers
 from vlmopt.looking.focus import GENERAL, focused, look_of
 from vlmopt.looking.hearing import Heard, hear
 from vlmopt.looking.looks import ratio
 from vlmopt.looking.places import places
 from vlmopt.looking.refine import masked
-from vlmopt.metrics.intervals import mean_interval
 from vlmopt.prompt import chat
 from vlmopt.synthetic import World, scene
 from vlmopt.synthetic.asked import SIZES, SIZES_OF
@@ -121,50 +119,12 @@ def inside(box: Box, image: Image.Image) -> np.ndarray:
     return pixels
 
 
-def tables() -> None:
-    """Print what was measured of each checkpoint, all blocks together."""
-    pooled: dict[str, dict[str, Any]] = {}
-    for line in (RESULTS / "second_look.jsonl").read_text().splitlines():
-        record = json.loads(line)
-        known = pooled.setdefault(record["checkpoint"], {"marks": {}, "shares": {}, "sinks": 0})
-        known["sinks"] += record["sinks"]
-        for kind in ("marks", "shares"):
-            for key, values in record[kind].items():
-                known[kind].setdefault(key, []).extend(values)
-    for name, record in pooled.items():
-        rows, first = record["marks"], np.array(record["marks"]["first"], dtype=float)
-        print(f"\n{name}, {len(first)} images, {record['sinks']} sinks among their visual tokens\n")
-        print("| layer | ratio points at the object | attention alone |\n|---|---|---|")
-        for layer in range(sum(key.startswith("ratio") for key in rows)):
-            print(f"| {layer} | {percent(rows[f'ratio {layer}'])} | {percent(rows[f'attention {layer}'])} |")
-        print("\n| second image | points | image kept | object kept | right answers | less the first answer's |")
-        print("|---|---|---|---|---|---|")
-        print(f"| none: the first answer | | | | {percent(rows['first'])} | |")
-        for kind in ("contrast", "relative", "random", "object"):
-            marks = np.array(rows[kind], dtype=float)
-            change = mean_interval(marks - first)
-            kept = [
-                100 * float(np.mean(record["shares"][k])) for k in (kind, f"{kind} object") if k in record["shares"]
-            ]
-            cells = [f"{share:.0f}" for share in kept] or ["", ""]
-            points = percent(rows[f"{kind} points"]) if f"{kind} points" in rows else ""
-            print(f"| {kind} | {points} | {cells[0]} | {cells[1]} | {percent(rows[kind])} | {points(change)} |")
-
-
-def percent(marks: list[bool]) -> str:
-    return f"{100 * sum(marks) / len(marks):.1f}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default="tiny-qwen")
     parser.add_argument("--images", type=int, default=100, help="in each block")
     parser.add_argument("--block", type=int, nargs="+", default=[0, 1, 2, 3], help="of seeds, each with its own images")
-    parser.add_argument("--tables", action="store_true", help="print Markdown of what was measured, and stop")
     options = parser.parse_args()
-    if options.tables:
-        tables()
-        return
     loaded, rng = vlmopt.load_checkpoint(options.checkpoint), random.Random(0)
     kind = loaded[0].config.model_type
     for block in options.block:

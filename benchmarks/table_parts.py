@@ -45,6 +45,14 @@ def points(difference: Iterable[float]) -> str:
     return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
+def paired(ends: Sequence[float]) -> str:
+    """Write a paired difference (value, low, high) in points, bold where its interval leaves out zero."""
+    if ends[1] == ends[2]:  # nothing differs, which a bootstrap takes for certainty
+        return "same marks"
+    text = points(ends)
+    return f"**{text}**" if ends[1] > 0 or ends[2] < 0 else text
+
+
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(cells) + " |" for cells in (head, *rows)]
     lines.insert(1, "|" + "---|" * len(head))

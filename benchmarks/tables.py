@@ -15,7 +15,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import gpu_tables  # noqa: F401  (these register themselves)
+import decoding_tables  # noqa: F401  (these register themselves)
+import gpu_tables  # noqa: F401
+import look_tables  # noqa: F401
 import serving_tables  # noqa: F401
 import speed_tables  # noqa: F401
 from table_parts import MADE

@@ -20,12 +20,12 @@ def why_unreadable(module: nn.Module) -> str | None:
 
 
 def resident(module: nn.Module) -> Any:
-    """Return a module without children; where its weights are kept elsewhere, a copy that holds them.
+    """Return a module; where weights of its own, not of its children, are kept elsewhere, a copy that holds them.
 
     Raises:
         ValueError: they are nowhere.
     """
-    if all(p.device != META for p in module.parameters()):
+    if all(p.device != META for p in module.parameters(recurse=False)):
         return module
     if reason := why_unreadable(module):
         raise ValueError(f"{reason}; load the model's weights first")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vlmopt.pruning import Activations
 
 from ...methods import Method
+from ..adapters import is_linear
 from ..call import PromptStep, Session
 from ..capture import Capture
 from ..compat import unknown
@@ -26,12 +27,6 @@ def last_linears(layer: nn.Module) -> list[nn.Module]:
     Of one with adapters, the wrapper: some scale or turn what enters the linear map itself.
     """
     return [m for name, m in layer.named_modules() if name.split(".")[-1] in LAST and is_linear(m)]
-
-
-def is_linear(module: nn.Module) -> bool:
-    """Return whether a module is a linear map, or PEFT's wrapper of one."""
-    inner = getattr(module, "base_layer", None)
-    return isinstance(module, nn.Linear) if inner is None else is_linear(inner)
 
 
 class Taken(dict[int, Tensor]):

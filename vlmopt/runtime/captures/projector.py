@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from vlmopt.pruning.signals import Projector, ProjectorCall, TwoLayers, VisionAt
 from ...families import family_of
 from ...methods import Method
 from ...offload import resident, why_unreadable
+from ..adapters import is_linear, leaves, merged, plain, still
 from ..call import PromptStep, Session
 from ..capture import Capture, Need, described
 from ..context import VisualContext
@@ -57,6 +58,14 @@ class ProjectorHook:
             encoded.outputs.append(output.detach())
 
 
+class Form(NamedTuple):
+    """What is known of a projector: what it makes of two rows, itself with adapters merged, and its two layers."""
+
+    answer: Tensor
+    module: nn.Module
+    layers: TwoLayers | None
+
+
 class ProjectorLayers:
     """The projector's parts, with what selectors derived from them, for as long as it computes the same.
 
@@ -66,23 +75,32 @@ class ProjectorLayers:
     def __init__(self) -> None:
         self.hooked = False  # the projector is listened to
         self.rows: Tensor | None = None  # [2, p, d_v]
-        self.known: tuple[Tensor, TwoLayers | None] | None = None  # what it made of them, and its layers
+        self.known: Form | None = None
 
     @torch.no_grad()
-    def of(self, module: nn.Module, inputs: Tensor) -> TwoLayers | None:
-        """Return its two layers, None where it is no such MLP; inputs [k, p, d_v], patches as they enter."""
+    def of(self, module: nn.Module, inputs: Tensor) -> Form:
+        """Return what it is now; inputs [k, p, d_v], patches as they enter."""
         rows, known = self.rows, self.known  # another thread may renew them
         if rows is None or rows.shape[1:] != inputs.shape[1:]:
             rows, known = self.rows, self.known = inputs[:2].clone(), None
         rows = rows.to(inputs)
+        if module.training:  # dropout of adapters would make every answer another one
+            module = still(module)
         answer = module.forward(rows.flatten(0, 1))
-        if known is None or not alike(known[0], answer):
-            known = self.known = answer, two_layers(module, rows, answer)  # at once: after Ctrl-C both belong together
-        return known[1]
+        if known is None or not alike(known.answer, answer):
+            whole = merged(module, rows)
+            if not close(whole.forward(rows.flatten(0, 1)), answer):  # adapters that are no linear maps
+                whole = module
+            known = self.known = Form(answer, whole, two_layers(whole, rows, answer))  # at once: Ctrl-C leaves no half
+        return known
 
 
 def alike(a: Tensor, b: Tensor) -> bool:
     return (a.dtype, a.device) == (b.dtype, b.device) and torch.equal(a, b)
+
+
+def close(got: Tensor, expected: Tensor) -> bool:
+    return got.shape == expected.shape and torch.allclose(got, expected, rtol=1e-2, atol=1e-3)
 
 
 def two_layers(module: nn.Module, rows: Tensor, expected: Tensor) -> TwoLayers | None:
@@ -98,20 +116,21 @@ def two_layers(module: nn.Module, rows: Tensor, expected: Tensor) -> TwoLayers |
     norm, linears, activation = parts
     norm = None if norm is None else resident(norm)
     width = rows.shape[-1] if norm is None else next(norm.parameters()).shape[-1]
-    first, second = (plain(resident(linear), rows) for linear in linears)
+    held = [resident(linear) for linear in linears]
+    first, second = (linear if is_plain(linear) else plain(linear, rows) for linear in held)
     found = TwoLayers(norm, width == rows.shape[-1], first, activation, second)
     try:
         x = rows.flatten(1) if norm is None else norm(rows if found.per_patch else rows.flatten(1)).flatten(1)
         got = found.second(found.gelu(found.first(x)))
     except RuntimeError:  # shapes of another form
         return None
-    return found if got.shape == expected.shape and torch.allclose(got, expected, rtol=1e-2, atol=1e-3) else None
+    return found if close(got, expected) else None
 
 
-def mlp_parts(module: nn.Module) -> tuple[nn.Module | None, list[nn.Linear], nn.Module] | None:
-    """Return norm, linear layers and activation of what may be an MLP with one hidden layer; None where it is none."""
-    parts = [m for m in module.modules() if not list(m.children())]
-    linears = [m for m in parts if isinstance(m, nn.Linear)]
+def mlp_parts(module: nn.Module) -> tuple[nn.Module | None, list[nn.Module], nn.Module] | None:
+    """Return norm, linear maps and activation of what may be an MLP with one hidden layer; None where it is none."""
+    parts = list(leaves(module))
+    linears = [m for m in parts if is_linear(m)]
     norms = [m for m in parts if m not in linears and any(True for _ in m.parameters())]
     activations = [m for m in parts if m not in linears and m not in norms and "gelu" in type(m).__name__.lower()]
     if len(linears) != 2 or len(norms) > 1 or len(activations) != 1:
@@ -122,25 +141,13 @@ def mlp_parts(module: nn.Module) -> tuple[nn.Module | None, list[nn.Linear], nn.
 
 
 def differentiable(module: nn.Module) -> bool:
-    """Return whether all linear layers of a module have derivatives."""
-    return all(is_plain(m) for m in module.modules() if isinstance(m, nn.Linear))
+    """Return whether all linear layers of a module have derivatives; one with adapters has them merged."""
+    return all(is_plain(m) for m in leaves(module) if isinstance(m, nn.Linear))
 
 
 def is_plain(linear: nn.Linear) -> bool:
     """Return whether the weights of a linear layer are a matrix of floats, neither packed nor quantised."""
     return linear.weight.is_floating_point() and type(linear.weight.data) is Tensor
-
-
-@torch.no_grad()
-def plain(linear: nn.Linear, like: Tensor) -> nn.Linear:
-    """Return a linear layer with plain weights; of quantised ones, what they do to unit vectors."""
-    if is_plain(linear):
-        return linear
-    inputs = torch.cat([like.new_zeros(1, linear.in_features), torch.eye(linear.in_features).to(like)])
-    bias, *columns = linear(inputs).split([1, linear.in_features])
-    twin = nn.Linear(linear.in_features, linear.out_features, device="meta")
-    twin.weight, twin.bias = nn.Parameter((columns[0] - bias).T), nn.Parameter(bias[0])
-    return twin
 
 
 class OfRows(Capture[Need]):
@@ -187,12 +194,13 @@ class ProjectorCapture(OfRows[Projector]):
         module = part(session.structure.outer, session.family.projector)
         grouped = torch.cat([group_patches(i, o) for i, o in zip(encoded.inputs, encoded.outputs, strict=True)])
 
+        _, whole, layers = session.slot(ProjectorLayers).of(module, grouped)
+
         def function(x: Tensor) -> Tensor:
-            out: Tensor = module.forward(x.flatten(0, 1))
+            out: Tensor = whole.forward(x.flatten(0, 1))
             return out
 
-        layers = session.slot(ProjectorLayers).of(module, grouped)
-        return ProjectorCall(of_tokens(at, grouped, float("nan")), function, layers, differentiable(module))
+        return ProjectorCall(of_tokens(at, grouped, float("nan")), function, layers, differentiable(whole))
 
 
 def patch_rows(step: PromptStep, context: VisualContext) -> Tensor:

@@ -12,7 +12,7 @@ import transformers
 import vlmopt
 from tests.support.families import FAMILIES, Image
 from tests.support.mechanism import forward, generate
-from vlmopt import attention_fix, pruning
+from vlmopt import attention_fix, kv, pruning
 
 POLICY = [
     pruning.Uniform(keep_ratio=0.75),
@@ -101,9 +101,62 @@ def test_beams_without_a_cache_are_the_sequence_asked_for(settings):
     batch, model = family.inputs([[5, Image(0), 7], [3, Image(1), Image(2), 6]]), optimized(family, POLICY[:2])
     generate(model, batch, **settings)
     report = vlmopt.report(model)
-    assert [s["prompt_tokens"] for s in report.samples[::2]] == batch.real.sum(1).tolist()
-    assert [s["visual_tokens"] for s in report.samples[::2]] == batch.total.tolist()
+    assert [s["prompt_tokens"] for s in report.samples] == batch.real.sum(1).tolist()
+    assert [s["visual_tokens"] for s in report.samples] == batch.total.tolist()
     assert report.ms["prefill"] > 0
+
+
+COPIES = {
+    "beams": {"num_beams": 3},
+    "beams, no cache": {"num_beams": 2, "use_cache": False},
+    "several sequences": {"num_return_sequences": 2, "do_sample": True},
+    "beams, several sequences": {"num_beams": 3, "num_return_sequences": 2},
+}
+COUNTED = {
+    "cuts": [*POLICY[:2], attention_fix.VisionHeads(layers="0:", gamma=1.2)],
+    "boost": attention_fix.ImageBoost(layers="1:", gamma=1.2),
+    "eviction": kv.SnapKV(keep_ratio=0.4, recent=2),
+    "tower": pruning.PixelRedundancy(keep_ratio=0.5),
+    "diagnosis": attention_fix.SinkDiagnosis(),
+}
+
+
+@pytest.mark.parametrize("settings", COPIES.values(), ids=COPIES)
+@pytest.mark.parametrize("policy", COUNTED.values(), ids=COUNTED)
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_a_prompt_counts_once_however_many_copies_of_it_run(name, policy, settings):
+    family = FAMILIES[name]
+    batch = family.inputs([[5, Image(0), 7], [3, Image(1), 4, Image(0), 6]])
+    try:
+        model = optimized(family, policy)
+    except ValueError:
+        pytest.skip("this family cannot have it")
+    generate(model, batch)
+    alone = vlmopt.report(model)
+    generate(model, batch, **settings)
+    report = vlmopt.report(model)
+    assert (report.samples, report.applied, report.tower) == (alone.samples, alone.applied, alone.tower)
+    kept = [[[layer[n] for n in ("competing", "kept")] for layer in r.kv] for r in (report, alone)]
+    assert kept[0] == kept[1]
+    for got, wanted in zip(report.corrections, alone.corrections, strict=True):
+        of_prompts = [[[layer[n] for n in ("rows", "heads", "gain")] for layer in c["layers"]] for c in (got, wanted)]
+        assert of_prompts[0] == of_prompts[1]
+        assert [f["summary"] for f in got["found"]] == [f["summary"] for f in wanted["found"]]
+    for sample in range(2):
+        for got, wanted in zip(report.maps(sample), alone.maps(sample), strict=True):
+            assert torch.equal(got.kept, wanted.kept)
+            assert (got.item, got.kind, got.grid) == (wanted.item, wanted.kind, wanted.grid)
+    with pytest.raises(ValueError, match="samples 0 to 1"):
+        report.maps(2)
+
+
+@pytest.mark.parametrize("settings", COPIES.values(), ids=COPIES)
+def test_prompts_of_embeddings_count_once(settings):
+    model = optimized(FAMILIES["llava"])
+    ids = torch.tensor([[3, 5, 7], [4, 6, 8]])
+    embeds = model.get_input_embeddings()(ids)
+    model.generate(inputs_embeds=embeds, attention_mask=torch.ones_like(ids), max_new_tokens=2, **settings)
+    assert [s["prompt_tokens"] for s in vlmopt.report(model).samples] == [3, 3]
 
 
 @pytest.mark.parametrize("use_cache", [True, False])

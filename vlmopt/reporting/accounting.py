@@ -29,7 +29,7 @@ class VisualMap:
 
 
 def token_counts(call: Call, sample: int, shown: list[VisualMap]) -> dict[str, Any]:
-    """Count the tokens of one sample.
+    """Count the tokens of one row of the batch.
 
     visual_tokens: N of the prompt. visual_tokens_pre_llm: entering layer 0. visual_tokens_kept: left after the last
     cut. layer_average: mean over the decoder layers, markers included. extras: what of the rest is not a plain patch.
@@ -60,7 +60,6 @@ def token_counts(call: Call, sample: int, shown: list[VisualMap]) -> dict[str, A
     length = sum(q for _, q in call.page.query_lengths)  # candidates of assisted decoding among them
     length = min(length, call.request.length or length)
     return {
-        "row": sample,
         "prompt_tokens": length if call.page.prompt_tokens is None else int(call.page.prompt_tokens[sample]),
         "visual_tokens": total["all"],
         "visual_tokens_pre_llm": total["pre_llm"],

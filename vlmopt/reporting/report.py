@@ -24,10 +24,11 @@ class Report:
     Times are in milliseconds, memory in bytes. `ms["vision"]` is the tower with its projector, `ms["scoring"]` the
     selectors and what is read for them, `ms["prefill"]` the decoder without scoring, `ms["ttft"]` the time from the
     start of `generate` to the first logits, `ms["decode"]` the time from there to the end; None where a stage did not
-    run. Tokens, keys and the first three times belong to the prompt that was asked for. What runs beside it (the
-    unconditional sequence of a guidance scale) or again (without a cache) counts as decoding. An assistant model runs
-    one `generate` per round: its report is of the last. `peak_memory_bytes` is torch's count on the GPU since it was
-    last reset, not of this call alone.
+    run. Tokens, keys and the first three times belong to the prompt that was asked for. A sample is a prompt, however
+    many copies of it beams or `num_return_sequences` make; bytes and times are those of all copies. What runs beside
+    the prompt (the unconditional sequence of a guidance scale) or again (without a cache) counts as decoding. An
+    assistant model runs one `generate` per round: its report is of the last. `peak_memory_bytes` is torch's count on
+    the GPU since it was last reset, not of this call alone.
     """
 
     family: str
@@ -64,9 +65,8 @@ class Report:
         """Make the report from the raw times and tensors of a finished call."""
         session, ledger = call.session, call.ledger
         device = device_of(session.model)
-        batch = call.page.query_lengths[0][0] if call.page.query_lengths else 0
-        ms = milliseconds(call)
-        shown = {index: maps(call, index) for index in range(batch)}
+        ms, rows = milliseconds(call), range(call.once.stop)[call.once]
+        shown = {index: maps(call, row) for index, row in enumerate(rows)}
         decode = ms["decode"]
         accounts = [component.report(call) for component in session.slot(Components)]
         entries = {name: value for account in accounts for name, value in account.entries.items()}
@@ -80,7 +80,7 @@ class Report:
             dtype=str(next(session.model.parameters()).dtype).removeprefix("torch."),
             device=str(device),
             policy=session.policy.to_dict(),
-            samples=[token_counts(call, index, shown[index]) for index in range(batch)],
+            samples=[{"row": index} | token_counts(call, row, shown[index]) for index, row in enumerate(rows)],
             key_lengths=list(call.page.key_lengths),
             kv_cache_bytes=call.page.cache_bytes,
             kv_bytes_prompt=call.page.cache_bytes + gone,
@@ -93,7 +93,7 @@ class Report:
             _applied=[line for account in accounts for line in account.lines],
             _rows=call.page.rows_left() if call.page.left else None,
             _maps=shown,
-            _stages={index: stages(call, index) for index in shown},
+            _stages={index: stages(call, row) for index, row in enumerate(rows)},
         )
 
     def maps(self, sample: int = 0) -> list[VisualMap]:
@@ -106,7 +106,8 @@ class Report:
         """Return Bool[B, L]: rows of the prompt whose hidden states came out of the last layer.
 
         False where a token was dropped, whose rows of `last_hidden_state` and of logits are zeros, and on padding. A
-        pooling over rows (a mean, late interaction) has to leave those out.
+        pooling over rows (a mean, late interaction) has to leave those out. B is that of the outputs, copies for beams
+        among it.
 
         Raises:
             ValueError: no prompt ran in this call.

@@ -29,6 +29,7 @@ class Request:
     length: int | None = None  # of the prompt
     ids: Tensor | None = None  # Long[B, L]
     mask: Tensor | None = None  # Bool[B, L]; with static caches models see 4-D ones
+    prompts: int | None = None  # each is one row of ids or embeddings, before beams and returned sequences expand it
     images: bool = False
     branches: str | None = None  # why rows of one step are not yet the text: beams, candidates of assisted decoding
     ends: tuple[int, ...] = ()  # ids with which a text ends, or is filled up behind its end

@@ -121,6 +121,13 @@ class Call(Slots):
         """Bool[B, L]: what is real in the prompt, as `generate` was told or told itself by ids of padding."""
         return self.progress.mask if self.request.mask is None else self.request.mask
 
+    @property
+    def once(self) -> slice:
+        """Rows of the batch that a report counts: the first of the copies that beams and the like make of a prompt."""
+        rows = self.page.query_lengths[0][0] if self.page.query_lengths else 0
+        copies, rest = divmod(rows, self.request.prompts or max(rows, 1))
+        return slice(0, rows, 1 if rest else max(copies, 1))
+
     def skip(self, what: str, why: str) -> None:
         """Note once that something does not happen, and why."""
         self.ledger.skipped.setdefault(what, why)

@@ -64,12 +64,14 @@ class Generate(StandIn):
         pixels = next(iter(images_in(given)), None)
         if ids is None and pixels is not None and session.family.prompt is not None:
             given["input_ids"] = ids = session.family.prompt(session.model.config, pixels)
-        mask = given.get("attention_mask")
+        mask, embeds = given.get("attention_mask"), given.get("inputs_embeds")
+        prompts = ids if ids is not None else embeds
         setting = partial(compat.generation_setting, session.model, given)
         return Request(
             None if ids is None else ids.shape[1],
             ids,
             mask.bool() if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None,
+            None if prompts is None else len(prompts),
             brings_pixels(given),
             branching(setting),
             tuple(int(i) for name in ("eos_token_id", "pad_token_id") for i in listed(setting(name))),

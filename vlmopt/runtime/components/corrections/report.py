@@ -18,15 +18,16 @@ def corrected(call: Call, corrections: Sequence[Correction]) -> list[dict[str, A
     """Return one entry for each of the corrections that ran.
 
     `layers` has one entry per layer: `rows` text rows of the prompts that it might edit, `edited` the share of (row,
-    head) pairs that it changed, the same of generated rows, `heads` how many heads of each sample got another gain, and
-    what the method measured. None where nothing of the kind happened. `found` is what a diagnosis found in each sample.
+    head) pairs that it changed, the same of generated rows (those of all beams), `heads` how many heads of each sample
+    got another gain, and what the method measured. None where nothing of the kind happened. `found` is what a diagnosis
+    found in each sample.
     """
     out = []
     for correction in corrections:
         found = {layer: record for (name, layer), record in call.slot(Records).items() if name == correction.name}
         if found:
             edits = {} if isinstance(correction, Diagnosis) else found
-            layers = [{"layer": layer} | of_layer(record) for layer, record in sorted(edits.items())]
+            layers = [{"layer": layer} | of_layer(record, call.once) for layer, record in sorted(edits.items())]
             entry = {"method": correction.name, "source": correction.source, "layers": layers}
             out.append(entry | {"found": heard(call, correction)})
     return out
@@ -54,7 +55,7 @@ def heard(call: Call, correction: Correction) -> list[dict[str, Any]]:
     for sample, known in zip(found, cells, strict=True):
         for token in sample["tokens"]:
             token["cell"] = known.get(token["place"])
-    return found
+    return found[call.once]
 
 
 def coordinates(kind: str, item: int, cell: list[int]) -> str:
@@ -65,10 +66,10 @@ def coordinates(kind: str, item: int, cell: list[int]) -> str:
     return f"{kind} {item} (" + (f"frame {frame}, " if kind == "video" else "") + f"row {row}, column {column})"
 
 
-def of_layer(record: Record) -> dict[str, Any]:
-    gain = record.gain
+def of_layer(record: Record, once: slice) -> dict[str, Any]:
+    gain = None if record.gain is None else record.gain[once]
     return {
-        "rows": 0 if record.rows is None else int(record.rows.sum()),
+        "rows": 0 if record.rows is None else int(record.rows[once].sum()),
         "edited": share(record.edited, record.rows),
         "generated_rows": record.steps * (0 if record.generated is None else len(record.generated)),
         "generated_edited": share(record.generated, record.steps),

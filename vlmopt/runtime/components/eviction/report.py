@@ -26,8 +26,9 @@ class Evictions(list[Kept]):
 def evicted(call: Call) -> list[dict[str, Any]]:
     """Return one entry per layer that evicted keys.
 
-    `slots_before` and `slots_after` are those of the longest sample, padding among them before. `competing` are the
-    keys of each sample that nothing protected, over all turns; `kept` those of them that stay in every head.
+    `slots_before` and `slots_after` are those of the longest sample, padding among them before; bytes are those of all
+    beams. `competing` are the keys of each sample that nothing protected, over all turns; `kept` those of them that
+    stay in every head.
     """
     return [
         {
@@ -36,8 +37,8 @@ def evicted(call: Call) -> list[dict[str, Any]]:
             "slots_after": own.slots[1],
             "bytes_before": own.bytes[0],
             "bytes_after": own.bytes[1],
-            "competing": list(own.competing),
-            "kept": list(own.kept),
+            "competing": own.competing[call.once],
+            "kept": own.kept[call.once],
         }
         for own in sorted(call.page.slot(Evictions), key=lambda own: own.layer)
     ]

@@ -73,11 +73,11 @@ class Pruning(Component):
 
     def report(self, call: Call) -> Account:
         """Report what each selector dropped, and where."""
-        entries, lines = [], []
+        entries, lines, once = [], [], call.once
         for method in self.selectors:
             cuts = [cut for cut in call.page.slot(Cuts) if cut.layer == method.layer and cut.method == method.name]
             if cuts:
-                before, after = sum(int(c.before.sum()) for c in cuts), sum(int(c.keep.sum()) for c in cuts)
+                before, after = sum(int(c.before[once].sum()) for c in cuts), sum(int(c.keep[once].sum()) for c in cuts)
                 place = {"method": method.name, "layer": method.layer, "positions": method.numbering}
                 entries.append(place | {"before": before, "after": after, "source": method.source})
                 text = f"applied  {method.name} before layer {method.layer} ({method.numbering}): {before} -> {after} "

@@ -21,6 +21,7 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def innermost(module: nn.Module) -> nn.Module:
+    """Return what adapters wrap, the module itself where there are none; some wrappers are linear layers as well."""
     inner = getattr(module, "base_layer", None)
     return innermost(inner) if isinstance(inner, nn.Module) else module
 
@@ -54,11 +55,11 @@ def merged(module: nn.Module, like: Tensor) -> nn.Module:
     """
     module = running(module)
     if is_linear(module):
-        return module if isinstance(module, nn.Linear) else plain(still(module), like)
+        return module if innermost(module) is module else plain(still(module), like)
     children = {name: merged(child, like) for name, child in module.named_children()}
     if all(children[name] is child for name, child in module.named_children()):
         return module
-    twin = copy.copy(resident(module))
+    twin: nn.Module = copy.copy(resident(module))
     for name in ("forward", "_old_forward", "_hf_hook"):  # of accelerate, bound to the original
         twin.__dict__.pop(name, None)
     twin._modules = {**module._modules, **children}

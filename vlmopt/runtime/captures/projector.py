@@ -19,7 +19,7 @@ from vlmopt.pruning.signals import Projector, ProjectorCall, TwoLayers, VisionAt
 from ...families import family_of
 from ...methods import Method
 from ...offload import resident, why_unreadable
-from ..adapters import is_linear, leaves, merged, plain, still
+from ..adapters import innermost, is_linear, leaves, merged, plain, still
 from ..call import PromptStep, Session
 from ..capture import Capture, Need, described
 from ..context import VisualContext
@@ -142,7 +142,7 @@ def mlp_parts(module: nn.Module) -> tuple[nn.Module | None, list[nn.Module], nn.
 
 def differentiable(module: nn.Module) -> bool:
     """Return whether all linear layers of a module have derivatives; one with adapters has them merged."""
-    return all(is_plain(m) for m in leaves(module) if isinstance(m, nn.Linear))
+    return all(is_plain(m) for m in leaves(module) if isinstance(m, nn.Linear) and innermost(m) is m)
 
 
 def is_plain(linear: nn.Linear) -> bool:

@@ -25,7 +25,7 @@ from tests.support.mechanism import (
 )
 from vlmopt import kv
 from vlmopt.attention_fix import ImageBoost
-from vlmopt.pruning import PixelRedundancy, Uniform
+from vlmopt.pruning import FirstPass, PixelRedundancy, Uniform
 from vlmopt.runtime.cache import LogicalCache
 
 pytestmark = pytest.mark.skipif(
@@ -270,6 +270,15 @@ def test_a_method_before_the_tower():
     batch = family.inputs([[5, Image(0), 7], [3, Image(1), 6]])
     with vlmopt.optimized(copy.deepcopy(family.build()), PixelRedundancy()) as model:
         same(generate(model, batch, **STATIC), generate(model, batch))
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "internvl"])
+def test_a_first_pass(name):
+    """It runs beside the sequence, under masks of its own: those over a static cache may come by kinds of layers."""
+    family = FAMILIES[name]
+    for rows in ([[5, Image(0), 7]], [[5, Image(0), 7], [3, Image(1), 4, Image(0), 6]]):
+        with vlmopt.optimized(copy.deepcopy(family.build()), FirstPass(keep_ratio=0.5)) as model:
+            same(generate(model, family.inputs(rows), **STATIC), generate(model, family.inputs(rows)))
 
 
 @pytest.mark.parametrize("layers", [(2,), (0, 2)])

@@ -113,8 +113,8 @@ COPIES = {
     "beams, several sequences": {"num_beams": 3, "num_return_sequences": 2},
 }
 COUNTED = {
-    "cuts": [*POLICY[:2], attention_fix.VisionHeads(layers="0:", gamma=1.2)],
-    "boost": attention_fix.ImageBoost(layers="1:", gamma=1.2),
+    "cuts": [*POLICY[:2], attention_fix.VisionHeads(layers="0:")],
+    "boost": attention_fix.ImageBoost(layers="1:", gamma=1.0),
     "eviction": kv.SnapKV(keep_ratio=0.4, recent=2),
     "tower": pruning.PixelRedundancy(keep_ratio=0.5),
     "diagnosis": attention_fix.SinkDiagnosis(),
@@ -137,7 +137,7 @@ def test_a_prompt_counts_once_however_many_copies_of_it_run(name, policy, settin
     report = vlmopt.report(model)
     assert (report.samples, report.applied, report.tower) == (alone.samples, alone.applied, alone.tower)
     kept = [[[layer[n] for n in ("competing", "kept")] for layer in r.kv] for r in (report, alone)]
-    assert kept[0] == kept[1]
+    assert kept[0] == (kept[1] if settings.get("use_cache", True) else [])
     for got, wanted in zip(report.corrections, alone.corrections, strict=True):
         of_prompts = [[[layer[n] for n in ("rows", "heads", "gain")] for layer in c["layers"]] for c in (got, wanted)]
         assert of_prompts[0] == of_prompts[1]

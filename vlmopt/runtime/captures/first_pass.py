@@ -148,12 +148,17 @@ def short_mask(mask: Any, samples: slice, index: Tensor, real: Tensor) -> Any:
 
     Never None: without a mask, gaps in the positions would read as borders of packed sequences.
     """
-    if isinstance(mask, dict):
-        return {kind: short_mask(one, samples, index, real) for kind, one in mask.items()}
-    if isinstance(mask, Tensor) and mask.ndim == 4:
+    if isinstance(mask, dict) and any(is_full(one) for one in mask.values()):
+        causal = masks.ragged_mask(index, index, real)  # for kinds that need no mask while nothing is left out
+        return {kind: short_mask(one, samples, index, real) if is_full(one) else causal for kind, one in mask.items()}
+    if is_full(mask):
         mask = mask if mask.shape[0] == 1 else mask[samples]
         return masks.gather_4d(mask, index, index, None if bool(real.all()) else real, 0)
     return real.long()
+
+
+def is_full(mask: Any) -> bool:
+    return isinstance(mask, Tensor) and mask.ndim == 4
 
 
 def shorten(session: Session, step: PromptStep, context: VisualContext, shrink: int) -> Short:

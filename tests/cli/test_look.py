@@ -46,6 +46,7 @@ def test_both_answers_and_a_drawing(scene: str, tmp_path: Path, capsys: pytest.C
         (["--policy", "balancd"], "did you mean 'balanced'"),
         (["--image", "nowhere.png"], "nowhere.png"),
         (["--question", " "], "the question is empty"),
+        (["--general", ""], "the general instruction is empty"),
     ],
 )
 def test_refused(words: list[str], why: str, scene: str, capsys: pytest.CaptureFixture[str]) -> None:

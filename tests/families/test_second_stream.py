@@ -349,6 +349,9 @@ def test_what_cannot_be_is_refused_before_anything_is_changed():
         vlmopt.optimize(model, [LocalContrast()])
     with pytest.raises(ValueError, match="names no early layer"):
         vlmopt.optimize(model, [DeCo(layers="-1")])
+    tokens = model.config.get_text_config().vocab_size
+    with pytest.raises(ValueError, match=f"yes_bias: .* below the {tokens} tokens"):
+        vlmopt.optimize(model, [YesBias(ids=[tokens])])
     assert "forward" not in vars(model)
 
 

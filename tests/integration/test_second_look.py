@@ -61,7 +61,7 @@ def test_the_policy_is_of_the_second_answer_and_both_looks_are_counted(loaded: t
     assert f"of which {n // 4} stay" in str(found)
     again = vlmopt.second_look(*loaded, scene(), "Is there a star?", refine="mask", memory=memory)
     assert again.costs["general"]["visual"] == 0
-    assert "remembered" in str(again)
+    assert "none for the general instruction, which was remembered" in str(again)
 
 
 def test_an_installed_policy_answers_and_stays(loaded: tuple[Any, Any]) -> None:
@@ -105,6 +105,7 @@ def test_both_images_are_for_models_that_know_several(qwen: tuple[Any, Any]) -> 
         ({"policy": "balancd"}, "balancd"),
         ({"policy": "uniform:keep_ratio=0.5,layer=99"}, "99"),
         ({"look": "sideways"}, "unknown look"),
+        ({"layers": ""}, "empty part"),
     ],
 )
 def test_what_cannot_work_is_refused(qwen: tuple[Any, Any], settings: dict[str, Any], why: str) -> None:

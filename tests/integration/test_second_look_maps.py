@@ -86,6 +86,8 @@ def test_remembered_maps_give_the_same_focus(loaded: tuple[Any, Any]) -> None:
     assert again.box == fresh.box
     assert focus(*loaded, scene().rotate(180), QUESTION, memory=memory).remembered is False
     assert focus(*loaded, scene(), QUESTION, memory=memory, steps=1).remembered is False
+    with pytest.raises(TypeError, match=r"memory must be a .*GeneralMaps, got dict"):
+        focus(*loaded, scene(), QUESTION, memory={})
 
 
 def test_memory_lets_go_of_what_was_used_longest_ago(loaded: tuple[Any, Any]) -> None:

@@ -139,6 +139,13 @@ def test_controls():
         YesBias(ids=[3]).step(scores, None)
     with pytest.raises(ValueError, match="yes_ids"):
         YesBias()
+    with pytest.raises(ValueError, match=r"ids=\(3, 3\) names a token twice"):
+        YesBias(ids=[3, 3])
+
+
+def test_a_mask_is_a_function():
+    with pytest.raises(TypeError, match=r"local_contrast: mask must be a function .* got 3 of type int"):
+        LocalContrast(mask=3)
 
 
 def test_ids_of_yes_are_found():

@@ -33,7 +33,7 @@ def execute(options: argparse.Namespace) -> None:
         refine=options.refine,
         answer=options.answer,
         policy=policy,
-        general=options.general or GENERAL,
+        general=GENERAL if options.general is None else options.general,
         layers=options.layers,
         steps=options.steps,
         share=options.share,

@@ -41,6 +41,9 @@ class Decoding(Configured, ABC):
         """True if these settings change nothing."""
         return False
 
+    def check_vocabulary(self, tokens: int) -> None:
+        """Raise `ValueError` for a model of so many tokens on which this cannot work."""
+
     @abstractmethod
     def step(self, scores: Tensor, beside: Tensor | None) -> Tensor:
         """Return the changed logits fp32 [B, V].

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from vlmopt.core import setting
+from vlmopt.core import setting, shown
 
 from .base import Contrast, SeesPixels, register
 
@@ -35,6 +35,14 @@ class LocalContrast(Contrast, SeesPixels):
         False, "The published v + a l, whose logits are 1 + a times as large: it sharpens what is sampled.", "bool"
     )
     mask: Mask | None = field(default=None, compare=False, metadata={"given": True})  # in Python alone
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mask is not None and not callable(self.mask):
+            raise TypeError(
+                f"{self.label}: mask must be a function of a frame's pixels that returns what to multiply them by, got "
+                f"{shown(self.mask)} of type {type(self.mask).__name__}"
+            )
 
     @property
     def weight(self) -> float:

@@ -33,20 +33,22 @@ class YesBias(Decoding):
                 f"{self.label}: ids must name the tokens of yes, as vlmopt.decoding.yes_ids(processor.tokenizer) gives "
                 "them; a model does not know its words"
             )
+        if len(set(self.ids)) < len(self.ids):
+            raise ValueError(f"{self.label}: ids={self.ids} names a token twice, which would gain the constant twice")
 
     @property
     def is_identity(self) -> bool:
         """True where nothing is added."""
         return self.c == 0
 
-    def step(self, scores: Tensor, beside: Tensor | None) -> Tensor:
-        """Return the logits with the constant.
+    def check_vocabulary(self, tokens: int) -> None:
+        """Raise `ValueError` for an id that the model does not have."""
+        if max(self.ids) >= tokens:
+            raise ValueError(f"{self.label}: ids={self.ids} must lie below the {tokens} tokens of the model")
 
-        Raises:
-            ValueError: an id that the model does not have.
-        """
-        if max(self.ids) >= scores.shape[-1]:
-            raise ValueError(f"{self.label}: ids={self.ids} must lie below the {scores.shape[-1]} tokens of the model")
+    def step(self, scores: Tensor, beside: Tensor | None) -> Tensor:
+        """Return the logits with the constant."""
+        self.check_vocabulary(scores.shape[-1])
         ids = scores.new_tensor(self.ids).long()
         return scores.index_add(-1, ids, scores.new_full((*scores.shape[:-1], len(ids)), self.c))
 

@@ -83,7 +83,7 @@ class SecondLook:
         lines = [
             f"first answer  {self.first_answer!r}",
             f"looked at     {right - left} x {bottom - top} pixels from ({left}, {top}), "
-            f"{100 * self.focus.share:.0f} % of the image kept, by {self.steps} answer tokens",
+            f"{100 * self.focus.share:.0f} % of the image kept, by {self.steps} answer token{'s' * (self.steps != 1)}",
         ]
         if self.fallback is not None:
             lines[1] = f"looked at     the whole image: {self.fallback}"
@@ -97,7 +97,9 @@ class SecondLook:
         second = self.costs["second"]
         total = sum(cost["visual"] for cost in self.costs.values())
         usual = (
-            "remembered" if self.focus.remembered else f"{self.costs['general']['visual']} for the general instruction"
+            "none for the general instruction, which was remembered"
+            if self.focus.remembered
+            else f"{self.costs['general']['visual']} for the general instruction"
         )
         again = f"{second['visual']} for the second answer" if second["prompt"] else "none for a second answer"
         return (

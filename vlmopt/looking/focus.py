@@ -87,6 +87,8 @@ def focus(
         raise TypeError(f"image must be a PIL image, got {type(image).__name__}; `vlmopt.media.load_image` reads files")
     chosen = look_of(look, layers, steps)
     check(share, most, sinks, max_new_tokens)
+    if memory is not None and not isinstance(memory, GeneralMaps):
+        raise TypeError(f"memory must be a vlmopt.looking.memory.GeneralMaps, got {type(memory).__name__}")
     check_places(model.config)
     wanted = [(question, max_new_tokens), (general, chosen.steps)]
     memory = GeneralMaps(1) if memory is None else memory
@@ -163,8 +165,9 @@ def look_of(look: str | Score, layers: str | None, steps: int | None) -> Look:
         base = Look(look, LOOKS["contrast"].layers, LOOKS["contrast"].steps)
     else:
         raise TypeError(f"look must be {NAMES}, or a function of two maps; got {type(look).__name__}")
-    whole("steps", base.steps if steps is None else steps)
-    return Look(base.score, layers or base.layers, steps or base.steps, base.area)
+    layers, steps = base.layers if layers is None else layers, base.steps if steps is None else steps
+    whole("steps", steps)
+    return Look(base.score, layers, steps, base.area)
 
 
 def check(share: float, most: int, sinks: str, max_new_tokens: int) -> None:

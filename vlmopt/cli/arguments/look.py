@@ -55,6 +55,8 @@ def check(options: argparse.Namespace) -> None:
     """Refuse names and files that do not exist, and numbers out of range."""
     if not options.question.strip():
         raise ValueError("the question is empty; give --question some text")
+    if options.general is not None and not options.general.strip():
+        raise ValueError("the general instruction is empty; give --general some text, or leave it out")
     for name in ("most", "max_new_tokens", "steps"):
         value = getattr(options, name)
         if value is not None and value < 1:

@@ -87,6 +87,7 @@ class Deciding(Component):
         for step in policy.steps:
             if isinstance(step, SeesPixels) and step.lacks is not None:
                 raise ValueError(f"{step.label} needs {step.lacks}")
+            step.check_vocabulary(structure.config.vocab_size)
 
     @classmethod
     def of(cls, session: Session) -> Deciding | None:

@@ -13,6 +13,7 @@ from tests.support.families import FAMILIES, GREEDY, Batch, Image
 from tests.support.mechanism import IN_CHUNKS, DropByOrdinal
 from tests.support.reference import decoder_of
 from vlmopt.decoding import VCD, BlankContrast, DeCo, LocalContrast, TextContrast, YesBias, contrast, deco
+from vlmopt.pruning import Uniform
 from vlmopt.runtime.components.second_stream import ATTRIBUTE
 from vlmopt.runtime.second_pixels import noise, patches, within
 
@@ -370,6 +371,18 @@ def test_embeddings_in_which_nobody_can_tell_an_image_are_reported():
     assert out.shape[1] <= 2
     assert report.decoding[0]["passes"] == 0
     assert any("inputs_embeds" in entry["why"] for entry in report.skipped)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_the_report_counts_rows_that_a_cut_before_the_model_left(layer):
+    batch = FAMILIES["llava"].inputs(ROWS[:1])
+    with vlmopt.optimized(model_of("llava"), [Uniform(keep_ratio=0.5, layer=layer), VCD()]) as model:
+        model.generate(**batch(), max_new_tokens=2, min_new_tokens=2, **GREEDY)
+        report = vlmopt.report(model)
+    sample = report.samples[0]
+    dropped = sample["visual_tokens"] - sample["visual_tokens_kept"]
+    assert dropped > 0
+    assert report.decoding[0]["rows"] == sample["prompt_tokens"] + 1 - (dropped if layer == 0 else 0)
 
 
 def test_the_report_counts_the_second_stream():

@@ -106,11 +106,14 @@ def test_both_images_are_for_models_that_know_several(qwen: tuple[Any, Any]) -> 
         ({"policy": "uniform:keep_ratio=0.5,layer=99"}, "99"),
         ({"look": "sideways"}, "unknown look"),
         ({"layers": ""}, "empty part"),
+        ({"question": None}, "question must be a text that is not empty, got None"),
+        ({"general": " "}, "general must be a text"),
+        ({"look": lambda question, general: question.mean((0, 1)).numpy()}, "tensor of .* scores, .* got a ndarray"),
     ],
 )
 def test_what_cannot_work_is_refused(qwen: tuple[Any, Any], settings: dict[str, Any], why: str) -> None:
     with pytest.raises(ValueError, match=why):
-        vlmopt.second_look(*qwen, scene(), QUESTION, **settings)
+        vlmopt.second_look(*qwen, scene(), **{"question": QUESTION, **settings})
     assert not any(hasattr(module, "_vlmopt_plan") for module in qwen[0].modules())
 
 

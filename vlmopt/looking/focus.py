@@ -85,6 +85,9 @@ def focus(
     """
     if not isinstance(image, Image.Image):
         raise TypeError(f"image must be a PIL image, got {type(image).__name__}; `vlmopt.media.load_image` reads files")
+    for name, text in (("question", question), ("general", general)):
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"{name} must be a text that is not empty, got {shown(text)}")
     chosen = look_of(look, layers, steps)
     check(share, most, sinks, max_new_tokens)
     if memory is not None and not isinstance(memory, GeneralMaps):
@@ -122,8 +125,9 @@ def focused(
     steps = min(len(question.attention), len(general.attention))
     asked, usual = (heard.attention[:steps].masked_fill(question.sinks, 0.0) for heard in (question, general))
     score = look.score(asked, usual)
-    if score.shape != (question.visual_tokens,):
-        raise ValueError(f"look must return one score for each of {question.visual_tokens} tokens, got {score.shape}")
+    if not isinstance(score, Tensor) or score.shape != (question.visual_tokens,):
+        got = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else f"a {type(score).__name__}"
+        raise ValueError(f"look must return a tensor of {question.visual_tokens} scores, one for each token, got {got}")
     where = places(question.maps, size, *loaded)
     heat = paint(score.float(), question.maps, where, size, canvas_for(size, CANVAS))
     fallback = why_flat(score, look.score(usual, usual))

@@ -29,7 +29,7 @@ class Told:
     second: Tensor | None = None  # fp32 [B, V], logits of the second stream
     early: Tensor | None = None  # fp32 [B, E, V], of early layers
     passes: int = 0  # of the decoder, in the second stream
-    rows: int = 0  # that it ran in them, padding among them
+    rows: int = 0  # that entered its first layer in them, padding among them
     unusable: Tensor | None = None  # Bool: somewhere the second stream was not finite
 
     def ran(self, rows: int, logits: Tensor | None) -> None:

@@ -35,6 +35,7 @@ class Encoded:
 
     bound: dict[str, dict[str, Any]] = field(default_factory=dict)
     changed: int = 0
+    rows: int = 0  # that the newest pass of the second stream ran in its first layer, padding among them
     features: dict[str, Any] | None = None  # what they gave for other pixels, where `generate` encodes ahead
 
 
@@ -91,21 +92,29 @@ class SecondStream(Component):
         beside = second.call = second.call or Beside(self.session, Ledger(call.ledger.clock), call.request)
         beside.progress.mask = call.progress.mask
         beside.put(Following(call.slot(Choices)))
+        batch, rows = next(iter(given[name].shape[:2] for name in ("input_ids", "inputs_embeds") if name in given))
+        encoded = beside.slot(Encoded)
+        encoded.rows = batch * rows
         running, open_step = CALL.set(beside), STEP.set(None)
         try:
             logits: Tensor = head(**self.arguments(call, beside, given)).logits[:, -1]
         finally:
             STEP.reset(open_step)
             CALL.reset(running)
-        if call.progress.saw_image and not beside.slot(Encoded).changed:
+        if call.progress.saw_image and not encoded.changed:
             raise ValueError(
                 f"{type(self.session.model).__name__} was handed images that are encoded already, so its second stream "
                 "cannot see others; use text_contrast"
             )
         if call.progress.prompt_done and beside.ledger.first_token is None:
             beside.ledger.close_prompt()
-        batch, rows = next(iter(given[name].shape[:2] for name in ("input_ids", "inputs_embeds") if name in given))
-        call.slot(Told).ran(batch * rows, logits.float())
+        call.slot(Told).ran(encoded.rows, logits.float())
+
+    def close_step(self, step: Step, cache: Any) -> None:
+        """Note how many rows a cut before the first layer left to a pass of the second stream."""
+        rows = step.rows.get(self.session.stages.of(0))
+        if rows is not None and step.call.find(Following) is not None:
+            step.call.slot(Encoded).rows = rows.log.numel()
 
     def arguments(self, call: Generation, beside: Beside, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of the first stream's forward, with what is the second's own."""

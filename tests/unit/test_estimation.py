@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 import vlmopt
 from vlmopt import catalogue
 from vlmopt.cli.main import main
-from vlmopt.estimation import devices, roofline, work
+from vlmopt.estimation import calibration, devices, roofline, work
 from vlmopt.estimation.calibration import save
 from vlmopt.estimation.cuts import plan, runs
 from vlmopt.estimation.devices import Device, at, curve, made, table
@@ -105,9 +106,18 @@ def test_lengths_are_those_of_the_report(policy: str, loaded: tuple[Any, Any]) -
 
 
 def test_a_policy_that_keeps_everything_costs_nothing() -> None:
-    found = vlmopt.estimate("tiny-qwen", image="280x280", policies=["uniform:keep_ratio=1.0"], devices=["a100"])
+    found = vlmopt.estimate("tiny-qwen", image="280x280", policies=["uniform:keep_ratio=1.0"], devices=["a100", "a100"])
     dense, same = found.predictions
     assert {**dense.to_dict(), "policy": ""} == {**same.to_dict(), "policy": ""}
+
+
+def test_a_large_batch_costs_so_many_samples() -> None:
+    one, many = (
+        vlmopt.estimate("tiny-qwen", image="280x280", policies=[], devices=["a100"], batch=batch).predictions[0]
+        for batch in (1, 10**9)
+    )
+    assert many.vision_flops == pytest.approx(10**9 * one.vision_flops)
+    assert not many.fits
 
 
 def toy(**more: Any) -> Device:
@@ -205,6 +215,8 @@ def test_evaluations_of_a_zeroth_order_score() -> None:
         ({"images": -1}, "images must be a whole number >= 0"),
         ({"new_tokens": 0}, "new_tokens must be a whole number >= 1"),
         ({"batch": True}, "batch must be"),
+        ({"images": 10**12}, "images must be a whole number >= 0 and <= 10000"),
+        ({"new_tokens": 10**400}, "new_tokens must be a whole number >= 1 and <= 1000000000"),
         ({"devices": ["h10"]}, "unknown device 'h10'.*h100"),
         ({"devices": []}, "no device"),
         ({"dtype": "fp8"}, "unknown dtype 'fp8'"),
@@ -225,6 +237,8 @@ def test_refusals(arguments: dict[str, Any], message: str, monkeypatch: pytest.M
 def test_policies_are_no_text() -> None:
     with pytest.raises(TypeError, match="must be a list or a dict"):
         vlmopt.estimate(SEVEN, policies="balanced")
+    with pytest.raises(TypeError, match="devices must be a list of names, got 'h100'"):
+        vlmopt.estimate(SEVEN, devices="h100")
 
 
 def test_what_is_not_modelled_is_said() -> None:
@@ -281,8 +295,31 @@ def test_a_device_without_bfloat16_takes_float16() -> None:
 
 
 def test_devices_are_complete_and_sourced() -> None:
-    assert {"h100", "a100", "l40s", "4090", "t4"} <= devices().keys()
-    assert {"peaks", "products", "attention", "stream", "block_us"} <= table()["sources"].keys()
+    assert {"h100", "a100", "l40s", "4090", "t4", "cpu"} <= devices().keys()
+    assert {"peaks", "products", "attention", "stream", "block_us", "cpu"} <= table()["sources"].keys()
+
+
+def test_a_device_with_float32_alone_takes_it() -> None:
+    """What was not asked for by name: another dtype is refused."""
+    (dense,) = vlmopt.estimate("tiny-qwen", image="280x280", policies=[], devices=["cpu"]).predictions
+    assert dense.dtype == "float32"
+    with pytest.raises(ValueError, match="no peak for float16; known: float32"):
+        vlmopt.estimate("tiny-qwen", image="280x280", policies=[], devices=["cpu"], dtype="float16")
+
+
+def test_methods_choose_in_float32_on_a_measured_device_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rate is measured beside that of the dtype that is asked for; an entry without it is refused by name."""
+
+    def rate(weights: list[torch.Tensor], rows: int) -> float:
+        return 2e12 if weights[0].dtype == torch.bfloat16 else 1e12
+
+    monkeypatch.setattr(calibration, "product_rate", rate)
+    monkeypatch.setattr(calibration, "held", lambda where, kind: 2)
+    monkeypatch.setattr(calibration, "SECONDS", 0.0)
+    entry = calibration.calibrate("cpu", "bfloat16")
+    assert entry["peak_tflops"] == {"bfloat16": 2.0, "float32": 1.0}
+    with pytest.raises(ValueError, match="mine has no peak for float32"):
+        made("mine", {**entry, "peak_tflops": {"bfloat16": 2.0}})
 
 
 def test_measured_devices(tmp_path: Path) -> None:
@@ -327,6 +364,25 @@ def test_configs_from_files(tmp_path: Path) -> None:
         on_meta(config_of)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_hidden_layers": -1}, "no config can be made|cannot make"),
+        ({"hidden_size": "big"}, "no config can be made|cannot make"),
+        ({"num_attention_heads": 0}, "cannot make a qwen2_5_vl of this config"),
+        ({"vision_config": {"patch_size": 0, "depth": 2}}, "is 0: .* is empty|cannot make"),
+        ({"vision_config": {"spatial_merge_size": 0, "depth": 2}}, "is 0: .* is empty|cannot make"),
+        ({"model_type": "llava_next", "image_grid_pinpoints": []}, "image_grid_pinpoints of the config is empty"),
+    ],
+)
+def test_damaged_configs_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    """Releases of transformers notice them in one place or another, with errors of many kinds."""
+    config = {"model_type": "qwen2_5_vl", "vision_config": {"depth": 2}, "num_hidden_layers": 2, "hidden_size": 256}
+    (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
+    with pytest.raises(ValueError, match=message):
+        vlmopt.estimate(str(tmp_path / "config.json"), devices=["h100"])
+
+
 def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     line = ["estimate", "--model", "tiny-qwen", "--image", "280x280", "--policy", "gentle", "--device", "h100", "t4"]
     figure = tmp_path / "stages.svg"
@@ -355,14 +411,10 @@ def test_names_in_a_figure_are_escaped() -> None:
     xml.fromstring(draw(found))
 
 
-def test_recorded_ratios_are_close_and_stand_on_the_page() -> None:
+def test_recorded_ratios_are_close() -> None:
     """Dense over policy, measured on a CPU and predicted from its calibration: twelve at least within 15 %."""
     root = Path(__file__).parents[2]
-    page = (root / "docs" / "estimate.md").read_text(encoding="utf-8")
-    records = (root / "benchmarks" / "results" / "estimate.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [row for record in records for row in json.loads(record)["rows"]]
-    close = [row for row in rows if row["predicted"] / row["measured"] == pytest.approx(1, abs=0.15)]
-    assert len(close) >= 12
-    assert f"is met by {len(close)} of {len(rows)} pairs" in page
-    for row in rows:
-        assert f"| `{row['policy']}` | {row['measured']:.2f} | {row['predicted']:.2f} |" in page
+    text = (root / "benchmarks" / "results" / "estimate.jsonl").read_text(encoding="utf-8")
+    newest = {row["model"]: rows for rows in (json.loads(line)["rows"] for line in text.splitlines()) for row in rows}
+    rows = [row for model, found in newest.items() for row in found if row["model"] == model]
+    assert sum(row["predicted"] / row["measured"] == pytest.approx(1, abs=0.15) for row in rows) >= 12

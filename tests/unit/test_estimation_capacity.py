@@ -92,5 +92,6 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert dense["load"]["ttft_p95"] <= 2
     assert main(line) == 0
     assert "requests/s" in capsys.readouterr().out
-    assert main(["estimate", "--mix", str(mix)]) == 2
-    assert "--rps" in capsys.readouterr().err
+    for words in (["--mix", str(mix)], ["--rps", "5", "--batch", "4"], ["--rps", "5", "--figure", "stages.svg"]):
+        assert main(["estimate", *words]) == 2
+        assert "--rps" in capsys.readouterr().err

@@ -13,13 +13,17 @@ import inspect
 from typing import Any
 
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoProcessor
 
 from ..media import optional_module
 
 # What transformers and the Hub client raise for files that are missing, damaged or not to be had.
-FAILURES = (OSError, ValueError, ImportError, RuntimeError, KeyError, AttributeError, TypeError, SafetensorError)
+FAILURES = (
+    OSError, ValueError, ImportError, RuntimeError, KeyError, AttributeError, TypeError, ArithmeticError,
+    SafetensorError, StrictDataclassError,
+)  # fmt: skip
 
 
 def build_processor(tokenizer: Any, chat_template: str, patch_size: int, merge_size: int) -> Any:

@@ -45,11 +45,14 @@ def calibrate(device: str = "auto", dtype: str = "float32") -> dict[str, Any]:
         between = between_rate(where, kind)
         step = step_us(where)
         block = block_us(where, kind)
+        peaks = {dtype: peak}
+        if dtype != "float32":  # in which methods choose
+            peaks["float32"] = product_rate([weight.float() for weight in weights[:4]], ROWS[-1])
     return {
         "title": title(where),
         "memory_gb": memory(where) / 1e9,
         "bandwidth_gbs": bandwidth / 1e9,
-        "peak_tflops": {dtype: peak / 1e12, **({"float32": peak / 1e12} if where.type == "cpu" else {})},
+        "peak_tflops": {name: rate / 1e12 for name, rate in peaks.items()},
         "products": [[rows, rate / peak] for rows, rate in rates.items()],
         "attention": [[keys, rate / peak] for keys, rate in attention.items()],
         "stream": 1.0,

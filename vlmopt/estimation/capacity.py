@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from vlmopt.core import shown
 
-BUDGET = 8192  # tokens of prompts in one step
+BUDGET = 8192  # tokens in one step, of prompts and of samples that run
 RUNNING = 256  # samples at once
 REQUESTS = 1500  # requests of a simulation; the first fifth fills the device and does not count
 MOST = 1_000_000  # devices
@@ -81,12 +81,19 @@ def simulate(
     largest = max(kind.blocks for kind in kinds)
     if largest > blocks:
         raise ValueError(f"one request needs {largest} cache blocks and {max(blocks, 0)} fit: the device is too small")
-    draw = random.Random(seed)
-    arrivals, now = [], 0.0
+    waits, elapsed, busy = serve(coming(kinds, rate, requests, seed), step, blocks)
+    counted = sorted(waits[requests // 5 :])
+    return Load(quantile(counted, 0.5), quantile(counted, 0.95), requests / elapsed, busy / elapsed)
+
+
+def coming(kinds: Sequence[Request], rate: float, requests: int, seed: int) -> list[tuple[float, Request]]:
+    """Draw when requests arrive, in seconds, and of which kinds they are."""
+    draw, now = random.Random(seed), 0.0
+    arrivals = []
     for _ in range(requests):
         now += draw.expovariate(rate)
         arrivals.append((now, draw.choice(kinds)))
-    return serve(deque(arrivals), step, blocks)
+    return arrivals
 
 
 @dataclass
@@ -106,18 +113,25 @@ class Running:
     blocks: int
 
 
-def serve(coming: deque[tuple[float, Request]], step: Step, free: int) -> Load:
-    """Run the steps of one device until every request is answered."""
-    count, first_arrival = len(coming), coming[0][0]
+def serve(requests: Sequence[tuple[float, Request]], step: Step, free: int) -> tuple[list[float], float, float]:
+    """Run the steps of one device until every request is answered.
+
+    Args:
+        requests: (arrival, what it costs), by rising arrival. free: blocks of the cache.
+
+    Returns:
+        Seconds: to the first token of every request, from the first arrival to the last answer, and of work.
+    """
+    left = deque(requests)
     waiting: deque[Waiting] = deque()
     running: list[Running] = []
     waits: list[float] = []
     now = busy = 0.0
-    while coming or waiting or running:
-        while coming and coming[0][0] <= now:
-            waiting.append(Waiting(*coming.popleft()))
+    while left or waiting or running:
+        while left and left[0][0] <= now:
+            waiting.append(Waiting(*left.popleft()))
         if not waiting and not running:
-            now = coming[0][0]
+            now = left[0][0]
             continue
         seconds, done, free = read(waiting, len(running), free)
         seconds += step(len(running)) if running else 0.0
@@ -128,14 +142,15 @@ def serve(coming: deque[tuple[float, Request]], step: Step, free: int) -> Load:
         waits += [now - one.arrival for one in done]
         free += sum(sample.blocks for sample in running if sample.left <= 0)
         running = [sample for sample in running if sample.left > 0]
-    counted = sorted(waits[count // 5 :])
-    elapsed = now - first_arrival
-    return Load(quantile(counted, 0.5), quantile(counted, 0.95), count / elapsed, busy / elapsed)
+    return waits, now - requests[0][0], busy
 
 
 def read(waiting: deque[Waiting], running: int, free: int) -> tuple[float, list[Waiting], int]:
-    """Read prompts for one step: its seconds, the requests whose prompt ends in it, and the blocks left free."""
-    budget, seconds = float(BUDGET), 0.0
+    """Read prompts for one step: its seconds, the requests whose prompt ends in it, and the blocks left free.
+
+    Samples that run take their token of the budget first.
+    """
+    budget, seconds = float(BUDGET - running), 0.0
     done: list[Waiting] = []
     while waiting and budget > 0 and running + len(done) < RUNNING:
         head = waiting[0]
@@ -176,7 +191,7 @@ def needed(
     alone = max(kind.encode + kind.prefill for kind in kinds)
     if alone > limit:
         raise ValueError(
-            f"a first token takes {1e3 * alone:.0f} ms on an idle device, more than the limit of {1e3 * limit:.0f} ms"
+            f"a first token takes {1e3 * alone:.3g} ms on an idle device, more than the limit of {1e3 * limit:.3g} ms"
         )
     low, high = 0, 1
     while load(high).ttft_p95 > limit:

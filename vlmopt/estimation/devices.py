@@ -38,13 +38,14 @@ class Device:
     overlaps: bool  # the host runs ahead of the device, so that the longer of both counts
 
     def dtype(self, wanted: str) -> str:
-        """Return the dtype of the weights: what was asked for, or float16 where bfloat16 is not computed.
+        """Return the dtype of the weights: what was asked for; where it is bfloat16 and lacks, float16 or float32.
 
         Raises:
             ValueError: a dtype that this device lacks.
         """
-        chosen = "float16" if wanted == "bfloat16" and "bfloat16" not in self.peaks else wanted
-        if chosen not in self.peaks:
+        usable = BYTES if wanted == "bfloat16" else (wanted,)
+        chosen = next((dtype for dtype in usable if dtype in self.peaks), None)
+        if chosen is None:
             raise ValueError(f"{self.name} has no peak for {wanted}; known: {', '.join(self.peaks)}")
         return chosen
 
@@ -100,7 +101,13 @@ def device(name: str, measured: str | Path | None = None) -> Device:
 
 
 def made(name: str, entry: Mapping[str, Any]) -> Device:
-    """Make a device from its entry of the table."""
+    """Make a device from its entry of the table.
+
+    Raises:
+        ValueError: it has no peak in float32, in which methods choose, or a curve that is none.
+    """
+    if "float32" not in entry["peak_tflops"]:
+        raise ValueError(f"{name} has no peak for float32, in which methods choose; measure it again")
     return Device(
         name=name,
         title=entry["title"],

@@ -23,6 +23,7 @@ from .work import cached, decode, per_token, prefill, projection, total, vision
 CONTEXT = 0.75e9  # bytes that a CUDA context and its workspaces take, about
 USABLE = 0.92  # of a device's memory
 DENSE = "dense"
+MOST = {"images": 10_000, "text": 10**9, "new_tokens": 10**9, "batch": 10**9}  # beyond them no figure means anything
 EVERYWHERE = ("h100", "a100", "l40s", "4090", "t4")
 
 
@@ -56,7 +57,7 @@ def estimate(
         new_tokens: generated tokens.
         policies: anything `Policy.load` takes, or names with such; dense always comes first.
         devices: names; `vlmopt.estimation.devices()` has all.
-        dtype: of weights and cache; a device without bfloat16 takes float16.
+        dtype: of weights and cache; a device without bfloat16 takes float16 or float32.
         batch: samples that run together.
         engine: "eager" (transformers), or "graph": whole steps are launched at once, as serving engines do.
         assume_keep: fraction of visual tokens that stays where a method decides it by the content.
@@ -73,7 +74,9 @@ def estimate(
         raise ValueError(unknown("engine", engine, ENGINES))
     if assume_keep is not None and not 0 < assume_keep <= 1:
         raise ValueError(f"assume_keep must be > 0 and <= 1, got {shown(assume_keep)}")
-    where = [device(name, measured) for name in devices]
+    if isinstance(devices, str):
+        raise TypeError(f"devices must be a list of names, got {shown(devices)}; write [{shown(devices)}]")
+    where = [device(name, measured) for name in dict.fromkeys(devices)]
     if not where:
         raise ValueError("no device to predict for; give at least one, e.g. devices=['h100']")
     source, parts = described(model)
@@ -104,11 +107,11 @@ def estimate(
 
 
 def check_counts(**counts: Any) -> None:
-    """Raise `ValueError` unless all are whole numbers: images and text from 0 on, others from 1 on."""
+    """Raise `ValueError` unless all are whole numbers: images and text from 0 on, others from 1 on, up to `MOST`."""
     for name, value in counts.items():
         least = 0 if name in ("images", "text") else 1
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be a whole number >= {least}, got {shown(value)}")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST[name]:
+            raise ValueError(f"{name} must be a whole number >= {least} and <= {MOST[name]}, got {shown(value)}")
 
 
 def described(model: str | tuple[Source, Parts]) -> tuple[Source, Parts]:
@@ -155,10 +158,7 @@ def predicted(
     name: str, one: Plan, parts: Parts, place: Device, dtype: str, new_tokens: int, batch: int, engine: str
 ) -> Prediction:
     """Predict for one policy on one device."""
-    tower = [
-        vision(parts.tower, one.images * batch, one.encoded),
-        projection(parts, one.images * batch, one.encoded),
-    ]
+    tower = [vision(parts.tower, one.images, one.encoded, batch), projection(parts, one.images, one.encoded, batch)]
     prompt, chosen = prefill(parts, one.lengths, batch), scoring(one, parts)
     held, size = kept(one, parts), BYTES[dtype]
     step = decode(parts, [n + new_tokens / 2 for n in held], batch)

@@ -95,7 +95,13 @@ def any_resolution_tiles(size: Size, pinpoints: Sequence[Sequence[int]], tile: i
 
 
 def best_resolution(size: Size, pinpoints: Sequence[Sequence[int]]) -> Size:
-    """Return the resolution that shows most of the image's own pixels, then the one that wastes least (LLaVA-NeXT)."""
+    """Return the resolution that shows most of the image's own pixels, then the one that wastes least (LLaVA-NeXT).
+
+    Raises:
+        ValueError: there is none to choose from.
+    """
+    if not pinpoints:
+        raise ValueError("image_grid_pinpoints of the config is empty: it has to name the resolutions of tiles")
 
     def merit(candidate: Sequence[int]) -> tuple[int, int]:
         scale = min(candidate[1] / size[1], candidate[0] / size[0])

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..checkpoints.processor import FAILURES, first_line
 from ..families import family_of
 from ..runtime.compat import layer_types
 from ..runtime.structure import attention_of, part, shared_key_source, structure_of
@@ -86,7 +87,7 @@ def on_meta(config: Any) -> nn.Module:
     """Return the model of a config without any weights.
 
     Raises:
-        ValueError: transformers cannot make it, or it is quantised.
+        ValueError: transformers cannot make it, a size of it is 0, or it is quantised.
     """
     from transformers import AutoModelForImageTextToText
 
@@ -98,10 +99,13 @@ def on_meta(config: Any) -> nn.Module:
     try:
         with torch.device("meta"):
             model: nn.Module = AutoModelForImageTextToText.from_config(config).eval()
-            return model
-    except (ImportError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"transformers cannot make a {config.model_type} of this config: {said[0]}") from error
+    except FAILURES as error:
+        said = first_line(error) or type(error).__name__
+        raise ValueError(f"transformers cannot make a {config.model_type} of this config: {said}") from error
+    empty = next((name for name, weight in model.named_parameters() if not weight.numel()), None)
+    if empty is not None:
+        raise ValueError(f"a size in this config of a {config.model_type} is 0: {empty} is empty")
+    return model
 
 
 def parts_of(model: Any) -> Parts:

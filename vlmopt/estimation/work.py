@@ -46,13 +46,13 @@ def products(matrices: Matrices, rows: float, blocks: int = 0) -> Work:
     return Work(flops, weights=matrices.read(rows), values=values, blocks=blocks, rows=rows)
 
 
-def vision(tower: Tower, images: Sequence[ImageTokens], share: float = 1.0) -> Work:
-    """Count the vision tower, all items together.
+def vision(tower: Tower, images: Sequence[ImageTokens], share: float = 1.0, batch: int = 1) -> Work:
+    """Count the vision tower, all items of all samples together.
 
-    share: of the patches that are encoded; every window loses its part.
+    images: of one sample. share: of the patches that are encoded; every window loses its part.
     """
-    patches = sum(sum(p.patches) for p in images) * share
-    items = sum(len(p.grids) for p in images)
+    patches = sum(sum(p.patches) for p in images) * share * batch
+    items = sum(len(p.grids) for p in images) * batch
     rows = patches + tower.cls * items
     pairs = 0.0
     for p in images:
@@ -60,7 +60,7 @@ def vision(tower: Tower, images: Sequence[ImageTokens], share: float = 1.0) -> W
             seen = n * share + tower.cls
             inside = spread(grid[0], tower.window) * spread(grid[1], tower.window) * share**2 if tower.window else 0
             pairs += tower.whole * seen**2 + (tower.depth - tower.whole) * inside
-    attention = 4 * pairs * tower.width
+    attention = 4 * pairs * tower.width * batch
     blocks = products(tower.blocks, rows, tower.depth)
     return total([products(tower.patchify, patches), blocks, Work(attention=attention, visible=attention)])
 
@@ -71,9 +71,9 @@ def spread(side: int, window: int) -> int:
     return whole * window**2 + rest**2
 
 
-def projection(parts: Parts, images: Sequence[ImageTokens], share: float = 1.0) -> Work:
-    """Count the projector, all rows that leave it."""
-    return products(parts.projector, sum(p.projected for p in images) * share)
+def projection(parts: Parts, images: Sequence[ImageTokens], share: float = 1.0, batch: int = 1) -> Work:
+    """Count the projector, all rows of all samples that leave it."""
+    return products(parts.projector, sum(p.projected for p in images) * share * batch)
 
 
 def prefill(parts: Parts, lengths: Sequence[float], batch: int = 1) -> list[Work]:

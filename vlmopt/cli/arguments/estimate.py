@@ -9,7 +9,7 @@ from ...checkpoints.names import check_described
 from ...choices import MEASURED
 from ...core import unknown
 
-DEVICES = "h100 a100 l40s 4090 t4"
+DEVICES = "h100 a100 l40s 4090 t4"  # what most rent or own; `cpu` is there to be asked for
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,12 +42,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         default="bfloat16",
         choices=("bfloat16", "float16", "float32"),
-        help="precision of the weights (default bfloat16)",
+        help="precision of the weights (default bfloat16; float16 or float32 where a device lacks it)",
     )
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="samples that run together (default 1)")
     parser.add_argument(
         "--engine", default="eager", choices=("eager", "graph"),
-        help="eager: transformers; graph: whole steps are launched at once, as serving engines do",
+        help="eager: transformers; graph: whole steps are launched at once, as serving engines do, and --rps always",
     )  # fmt: skip
     parser.add_argument(
         "--assume-keep", type=float, metavar="FRACTION",
@@ -82,6 +82,8 @@ def check(options: argparse.Namespace) -> None:
         raise ValueError(f"--figure {options.figure!r} must end in .svg, the only format it is drawn in")
     if options.mix and options.rps is None:
         raise ValueError("--mix says what is asked of many devices; give --rps, too")
+    if options.rps is not None and (options.figure or options.batch != 1):
+        raise ValueError("--rps forms batches itself and has no figure: leave out --batch and --figure")
     check_described(options.model)
     for name in options.device if options.measured is None else ():
         if name not in catalogue.devices():

@@ -14,13 +14,16 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 import vlmopt
 from vlmopt.checkpoints import load_checkpoint
 from vlmopt.cli.main import main
+from vlmopt.evaluation.generation import generate
 from vlmopt.evaluation.records import read
 from vlmopt.synthetic.writing import write
 from vlmopt.tuning.result import TuneResult
+from vlmopt.tuning.timing import MEASURES
 from vlmopt.tuning.wanted import Unresolvable
 
 SPACE = [
@@ -130,6 +133,28 @@ def test_timed_objectives_are_measured_in_rounds(
     times = json.loads((again / "times-ttft.json").read_text())
     assert {one["policy"] for one in facts["tried"] if one["cost"]} == set(times)
     assert all(0 < cost["low"] <= cost["ratio"] <= cost["high"] for cost in times.values())
+
+
+def test_who_cannot_be_timed_is_left_out_with_the_reason(
+    found: tuple[TuneResult, Path], loaded: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches that did not fit were asked in halves; whole ones do not fit when time is taken, either."""
+
+    def short_of_memory(one: Any, batches: Any) -> float:
+        sample = generate(one, batches[0], 1).report.samples[0]
+        kept = float(sample["visual_tokens_kept"] / sample["visual_tokens"])
+        if kept == pytest.approx(0.6, abs=0.02):
+            raise torch.OutOfMemoryError("tried to allocate")
+        return kept
+
+    monkeypatch.setattr("vlmopt.tuning.timing.ROUNDS", 2)
+    monkeypatch.setitem(MEASURES, "ttft", short_of_memory)
+    again = Path(shutil.copytree(found[1], tmp_path / "again"))
+    for start in range(2):  # going on does not try again
+        facts = tuned(loaded, again, objective="ttft").facts
+        why = {one["policy"]: one["why_not"] for one in facts["tried"] if not one["cost"]}
+        assert "cannot be timed: OutOfMemoryError: tried to allocate" in why["div_prune:keep_ratio=0.6"], start
+        assert any(one["cost"] for one in facts["tried"])
 
 
 def test_samples_without_answers_are_marked_by_loyalty(loaded: tuple[Any, Any], tmp_path: Path) -> None:

@@ -14,18 +14,24 @@ from .rules import DENSE, Cost
 from .search import Search
 from .space import CONTROLS
 
+FAILED = "failed"  # key of a reason in the file of times, in place of a cost
 TIMED = 12  # the most candidates that are timed, spread over the tokens that they leave
 
 
-def priced(search: Search, racing: Asked, losses: Mapping[str, float], others: Sequence[str]) -> dict[str, Cost]:
+def priced(
+    search: Search, racing: Asked, losses: Mapping[str, float], others: Sequence[str]
+) -> tuple[dict[str, Cost], dict[str, str]]:
     """Return the costs of candidates and of controls; of those that have to be timed, a choice spread over tokens.
 
     Args:
         losses: of the promising ones. others: who else was asked; to be shown beside them.
+
+    Returns:
+        The costs, and why some of those that were chosen have none.
     """
     objective, run = search.wanted.objective, search.settings.source.run
     if objective in timing.COUNTED:
-        return timing.counted(racing.records, [*losses, *others], objective)
+        return timing.counted(racing.records, [*losses, *others], objective), {}
     tokens = timing.counted(racing.records, list(losses), "tokens")
     order = sorted(losses, key=lambda name: (tokens[name].ratio, losses[name], name))
     count = min(TIMED, len(order))
@@ -39,15 +45,17 @@ def priced(search: Search, racing: Asked, losses: Mapping[str, float], others: S
         if missing:
             policies = {name: search.runner.policies[name] for name in (DENSE, *missing)}
             samples = [sample for image in search.parts.search for sample in image]
-            fresh = timing.timed(
+            fresh, failed = timing.timed(
                 search.runner.asking, samples, search.settings.batch_size, policies, objective, racing.records
             )
             known |= {name: asdict(cost) for name, cost in fresh.items()}
+            known |= {name: {FAILED: why} for name, why in failed.items()}
             with atomic_write(path) as file:
                 file.write_text(dumped(known), encoding="utf-8")
     search.team.wait()
     times = json.loads(path.read_text(encoding="utf-8")) if chosen else {}
-    return {name: Cost(**times[name]) for name in chosen}
+    failures = {name: f"cannot be timed: {times[name][FAILED]}" for name in chosen if FAILED in times[name]}
+    return {name: Cost(**times[name]) for name in chosen if name not in failures}, failures
 
 
 def controls(chosen: Sequence[str], aim: Cost, tokens: Mapping[str, Cost]) -> list[str]:

@@ -9,6 +9,7 @@ from math import fsum
 from statistics import fmean
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from ..api import optimized
@@ -52,11 +53,14 @@ def value(record: Record, objective: str) -> float | None:
 def timed(
     asking: Asking, samples: Sequence[Sample], batch_size: int, policies: Mapping[str, Policy], objective: str,
     answers: Answers,
-) -> dict[str, Cost]:  # fmt: skip
+) -> tuple[dict[str, Cost], dict[str, str]]:  # fmt: skip
     """Measure policies, dense among them, in rounds; a cost is the median of its ratios to dense in the same round.
 
     Args:
         samples: from which prompts are taken. answers: dense ones among them say how long the prompts are.
+
+    Returns:
+        The costs, and why others could not be measured: a batch that was asked in halves may be too large for memory.
 
     Raises:
         ValueError: no prompt can be prepared, or nothing counts what the objective asks for.
@@ -68,19 +72,29 @@ def timed(
     if loads > (os.cpu_count() or 1) + 0.5:
         print(f"note: the load average is {loads:.1f}: other programs run, and times scatter")
     sums: dict[str, list[float]] = {name: [] for name in policies}
+    failed: dict[str, str] = {}
     bar = tqdm(total=(ROUNDS + 1) * len(policies), desc="timing", unit="run")
     for turn in range(ROUNDS + 1):
-        for name, policy in policies.items():
-            with optimized(asking.loaded.model, policy):
-                generate(asking.loaded, batches[0], WARMUP)
-                spent = MEASURES[objective](asking.loaded, batches)
+        for name in [*sums]:
+            try:
+                with optimized(asking.loaded.model, policies[name]):
+                    generate(asking.loaded, batches[0], WARMUP)
+                    spent = MEASURES[objective](asking.loaded, batches)
+            except Exception as error:  # said in `tune.json`; the others go on
+                if name == DENSE:
+                    raise
+                failed[name] = f"{type(error).__name__}: {error}"
+                del sums[name]
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                continue
             if turn:  # the first round warms up
                 sums[name].append(spent)
             bar.update()
     bar.close()
     ratios = {name: [a / b for a, b in zip(own, sums[DENSE], strict=True)] for name, own in sums.items()}
     spreads = {name: Spread.of(own) for name, own in ratios.items() if name != DENSE}
-    return {name: Cost(own.median, own.p20, own.p80) for name, own in spreads.items()}
+    return {name: Cost(own.median, own.p20, own.p80) for name, own in spreads.items()}, failed
 
 
 def prompts(asking: Asking, samples: Sequence[Sample], batch_size: int, answers: Answers) -> list[Batch]:

@@ -184,7 +184,8 @@ def searched(search: Search) -> TuneResult:
     pace = Pace(search=search, racing=racing)
     ran = race.race(search.space.chains, racing, rules, len(parts.search), pace)
     losses = {name: loss(ran.marks[name]) for name in race.promising(ran, rules)}
-    costs = priced(search, racing, losses, [name for name in ran.marks if name not in losses])
+    costs, failed = priced(search, racing, losses, [name for name in ran.marks if name not in losses])
+    ran.dropped |= {name: why for name, why in failed.items() if name in losses}
     finalists = race.shortlist({name: own for name, own in losses.items() if name in costs}, costs, rules)
     confirming = Asked(
         runner=search.runner, team=search.team, images=parts.holdout, looks=(), title="confirm",

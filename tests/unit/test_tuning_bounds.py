@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from tests.support.simulated_tuning import CANDIDATES, Simulated, World, confirmed, table
+from tests.support.simulated_tuning import CANDIDATES, Simulated, World, at_the_budget, confirmed, table
 from vlmopt.tuning.bounds import fewest, loses_less, lower_bound, needed, reach, upper_bound
 from vlmopt.tuning.race import confirm, race, shortlist
 from vlmopt.tuning.rules import Cost, Rules
@@ -89,13 +89,7 @@ def test_rules_out_of_range_are_refused(budget: float, confidence: float, words:
 
 def test_no_more_than_one_search_in_twenty_returns_a_policy_that_loses_more() -> None:
     """All candidates lose the budget exactly, where erring is easiest."""
-    rules, runs, wrong = Rules(budget=0.02), 1000, 0
-    times = np.linspace(0.2, 0.95, CANDIDATES)
-    losses = np.full(CANDIDATES, 0.02 + 1e-9)
-    world = World(times, losses, losses + 0.03 * (1 - times) + 0.005)
-    for run in range(runs):
-        wrong += confirmed(world, rules, 1000, np.random.default_rng([7, run])).time is not None
-    assert wrong / runs <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / runs)
+    assert at_the_budget(0.02, 1000, 1000) <= 0.05
 
 
 def test_a_budget_of_everything_returns_the_fastest_and_one_of_nothing_dense() -> None:
@@ -123,8 +117,8 @@ def test_what_people_do_is_unsafe_and_the_search_is_not(
 
     The search finds something more often: it keeps the slow and safe that look dominated.
     """
-    row = table(budget, holdout, 300)
-    assert row["unsafe"] == pytest.approx(unsafe, abs=0.03 if holdout else 0.08)
+    row = table(budget, holdout, 300 if holdout else 2000)
+    assert row["unsafe"] == pytest.approx(unsafe, abs=0.03)
     assert row["nothing"] <= nothing + 0.03
     assert row["time"] == pytest.approx(time, abs=0.15)
     assert row["answers"] == pytest.approx(answers_, rel=0.05)

@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.simulated_tuning import CANDIDATES, Simulated, World, at_the_budget, confirmed, table
 from vlmopt.tuning.bounds import fewest, loses_less, lower_bound, needed, reach, upper_bound
+from vlmopt.tuning.outcome import chosen
 from vlmopt.tuning.race import confirm, race, shortlist
 from vlmopt.tuning.rules import Cost, Rules
 
@@ -155,6 +156,17 @@ def test_confirmation_stops_at_the_first_failure() -> None:
     tested = confirm(["slow", "middle", "fast"], ask, Rules(budget=0.02), 1000)
     assert [(name, holds) for name, (_, holds) in tested.items()] == [("slow", True), ("middle", False)]
     assert asked == ["slow", "middle"]
+
+
+def test_who_has_no_marks_is_not_confirmed() -> None:
+    """It failed on sample after sample, or dense did."""
+    tested = confirm(["a"], lambda names, count: {"a": {}}, Rules(budget=0.5), 1000)
+    assert tested == {"a": ({}, False)}
+    assert chosen(tested, best_effort=True) == ("dense", False)
+    marks = {"accuracy": answers(50, 0, 100)}
+    assert chosen({"slow": (marks, False)}, best_effort=True) == ("slow", False)
+    assert chosen({"slow": (marks, False)}, best_effort=False) == ("dense", False)
+    assert chosen({"slow": (marks, True), "fast": (marks, True), "faster": (marks, False)}, False) == ("fast", True)
 
 
 def test_every_mark_has_to_hold() -> None:

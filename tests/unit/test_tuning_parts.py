@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tests.support.families import FAMILIES
 from vlmopt.evaluation.data import Sample
 from vlmopt.evaluation.records import Record
 from vlmopt.policy import Policy
+from vlmopt.tuning.asking import Asked
 from vlmopt.tuning.marks import differences, kinds, mark, overlap
 from vlmopt.tuning.result import Tried, front
 from vlmopt.tuning.rules import Cost, Rules, Seen
@@ -110,6 +112,22 @@ def test_an_image_counts_once_however_many_questions_there_are() -> None:
     np.testing.assert_array_equal(found["accuracy"], [-0.5, 0.0])  # the third image has no answer yet
     doubled = [image * 2 for image in images]
     np.testing.assert_array_equal(differences(doubled, {**right, **own}, "p", False)["accuracy"], [-0.5, 0.0])
+
+
+def test_the_images_before_a_candidate_failed_say_nothing_about_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked no more after some failures in a row; what it answered is no fair choice of the images."""
+    images = [(sample(str(number), str(number)),) for number in range(4)]
+    right = {
+        (name, str(n)): record(name, str(n), correct=True) for name in ("dense", "good", "fails") for n in range(4)
+    }
+    del right["fails", "3"]
+    team: Any = SimpleNamespace(main=False)
+    asked = Asked(runner=cast(Any, None), team=team, images=images, looks=(), title="", mixed=False, records=right)
+    monkeypatch.setattr(Asked, "ask", lambda self, names, samples: None)
+    found = asked(["good", "fails"], 4)
+    np.testing.assert_array_equal(found["good"]["accuracy"], [0.0] * 4)
+    assert found["fails"] == {}
+    np.testing.assert_array_equal(asked(["fails"], 3)["fails"]["accuracy"], [0.0] * 3)
 
 
 def test_how_samples_are_marked() -> None:

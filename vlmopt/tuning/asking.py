@@ -43,7 +43,11 @@ class Asked:
     records: dict[tuple[str, str], Record] = field(default_factory=dict)
 
     def __call__(self, names: Sequence[str], count: int) -> Mapping[str, Marks]:
-        """Return what the first `count` images say about candidates; ask what was not asked yet."""
+        """Return what the first `count` images say about candidates; ask what was not asked yet.
+
+        Of a candidate that failed on several samples in a row, and was asked no more, they say nothing: the images
+        that it did answer are no fair choice of them.
+        """
         fresh = self.answers
         bounds = [0, *(look for look in self.looks if look < count), count]
         for start, stop in pairwise(bounds):
@@ -54,7 +58,9 @@ class Asked:
         if self.team.main and self.answers > fresh and self.later:
             left = len(names) * questions(self.images[count:]) + self.later
             print(f"at most {left * self.seconds / self.answers / 60:.1f} minutes more at this pace", flush=True)
-        return {name: differences(self.images[:count], self.records, name, self.mixed) for name in names}
+        images = self.images[:count]
+        whole = [name for name in names if all((name, s.id) in self.records for image in images for s in image)]
+        return {name: differences(images, self.records, name, self.mixed) if name in whole else {} for name in names}
 
     def ask(self, names: Sequence[str], samples: Sequence[Sample]) -> None:
         """Answer samples; a candidate that fails on several samples in a row is not asked again."""

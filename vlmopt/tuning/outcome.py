@@ -37,16 +37,15 @@ def outcome(
     """
     rules = search.wanted.rules
     tried = [entry(name, search, ran, costs, finalists, tested) for chain in search.space.chains for name in chain]
-    confirmed = [name for name, (_, holds) in tested.items() if holds]
-    name = confirmed[-1] if confirmed else finalists[0] if search.wanted.best_effort and finalists else DENSE
+    name, confirmed = chosen(tested, search.wanted.best_effort)
     held = None if name == DENSE else Seen.of(tested[name][0], rules.confidence)
     kinds = {} if name == DENSE else by_category(search, answers, name)
     marks = sorted({mark for one in ran.marks.values() for mark in one})
     speedup = 1 / costs[name].ratio if name in costs else 1.0
     facts: dict[str, Any] = {
         "format": FORMAT,
-        "promise": promise(search, name, bool(confirmed), held, costs),
-        "confirmed": bool(confirmed),
+        "promise": promise(search, name, confirmed, held, costs),
+        "confirmed": confirmed,
         "policy": name,
         "model": search.settings.model,
         "data": list(search.settings.source.data),
@@ -71,7 +70,7 @@ def outcome(
     return TuneResult(
         policy=policy,
         name=name,
-        passed=bool(confirmed),
+        passed=confirmed,
         difference=None if held is None else 100 * held.difference,
         interval=None if held is None else (100 * held.low, 100 * held.high),
         speedup=speedup,
@@ -82,6 +81,14 @@ def outcome(
     )
 
 
+def chosen(tested: Mapping[str, tuple[Marks, bool]], best_effort: bool) -> tuple[str, bool]:
+    """Return the fastest that is confirmed, or, where an unconfirmed one will do, the slowest; and whether it is."""
+    confirmed = [name for name, (_, holds) in tested.items() if holds]
+    if confirmed:
+        return confirmed[-1], True
+    return next((name for name, (marks, _) in tested.items() if marks and best_effort), DENSE), False
+
+
 def entry(
     name: str, search: Search, ran: Race, costs: Mapping[str, Cost], finalists: Sequence[str],
     tested: Mapping[str, tuple[Marks, bool]],
@@ -89,8 +96,8 @@ def entry(
     """Return what is known of a candidate, and why it was not chosen."""
     confidence = search.wanted.rules.confidence
     seen = Seen.of(ran.marks[name], confidence) if ran.marks.get(name) else None
-    held = Seen.of(tested[name][0], confidence) if name in tested else None
-    holds = tested[name][1] if name in tested else None
+    marks, holds = tested.get(name, ({}, None))
+    held = Seen.of(marks, confidence) if marks else None
     why = ran.dropped.get(name, "")
     if why or holds:
         pass
@@ -139,7 +146,7 @@ def notes(search: Search, name: str, tested: Mapping[str, tuple[Marks, bool]], k
             f"{seen['high']:+.2f}, {seen['images']} images; nothing is confirmed of one category alone"
         )
     for finalist, (own, holds) in tested.items():
-        if not holds:
+        if own and not holds:
             square = float((own[worst(own)] ** 2).mean())
             count = needed(square, rules.budget, rules.confidence)
             told.append(

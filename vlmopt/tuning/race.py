@@ -62,7 +62,7 @@ def _look(found: Race, chains: Sequence[Sequence[str]], now: Sequence[str], ask:
             if name not in now or name in found.dropped:
                 continue
             if not found.marks[name]:
-                found.dropped[name] = "no image has an answer of it that can be marked"
+                found.dropped[name] = "fails on sample after sample, or no answer of it can be marked"
             elif lost(found.marks[name], rules):
                 found.dropped[name] = f"surely loses more than the budget, on {count} images"
                 for harsher in chain[place + 1 :]:
@@ -111,7 +111,7 @@ def confirm(finalists: Sequence[str], ask: Ask, rules: Rules, images: int) -> di
     tested: dict[str, tuple[Marks, bool]] = {}
     for name in finalists:
         marks = ask([name], images)[name]
-        holds = all(loses_less(own, rules.budget, rules.confidence) for own in marks.values())
+        holds = bool(marks) and all(loses_less(own, rules.budget, rules.confidence) for own in marks.values())
         tested[name] = marks, holds
         if not holds:
             break

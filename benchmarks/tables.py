@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import decoding_tables  # noqa: F401  (these register themselves)
+import estimate_tables  # noqa: F401
 import gpu_tables  # noqa: F401
 import look_tables  # noqa: F401
 import serving_tables  # noqa: F401

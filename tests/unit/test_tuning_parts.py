@@ -226,6 +226,12 @@ def test_too_few_images() -> None:
         check_images(Wanted(budget=2.0), 100)
     assert "it has 100" in check_images(Wanted(budget=2.0, best_effort=True), 100)
     assert "it has 300" in check_images(Wanted(budget=2.0), 300)
+    with pytest.raises(
+        Unresolvable, match=r"have 1855 images .* about 2367 images in all \(a third of them, 512 at most"
+    ):
+        check_images(Wanted(), 100)
+    with pytest.raises(Unresolvable, match=r"at 99\.99%"):
+        check_images(Wanted(confidence=0.9999), 100)
 
 
 def test_a_tuned_policy_round_trips() -> None:

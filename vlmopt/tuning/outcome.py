@@ -19,7 +19,7 @@ from .result import FORMAT, Tried, TuneResult, front, in_points
 from .rules import DENSE, Cost, Marks, Seen, worst
 from .search import Search
 from .space import CONTROLS
-from .wanted import points
+from .wanted import percent, points
 
 Answers = Mapping[tuple[str, str], Record]
 LOYALTY = "agreement with the dense answer: loyalty, not accuracy, for the data says of no answer whether it is right"
@@ -127,8 +127,8 @@ def promise(search: Search, name: str, confirmed: bool, held: Seen | None, costs
         return f"{faster}, but is not confirmed to lose at most {points(rules.budget)}."
     mark = LOYALTY if held.mark == AGREEMENT else held.mark
     return (
-        f"{faster}. With confidence {rules.confidence:.0%} it loses at most {points(rules.budget)} against dense on "
-        f"data like this ({mark}; {100 * held.difference:+.2f} on {held.images} images that chose nobody)."
+        f"{faster}. With confidence {percent(rules.confidence)} it loses at most {points(rules.budget)} against dense "
+        f"on data like this ({mark}; {100 * held.difference:+.2f} on {held.images} images that chose nobody)."
     )
 
 

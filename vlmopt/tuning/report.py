@@ -17,6 +17,7 @@ from ..evaluation.report.templates import render
 from .front import TITLES, Front, drawn
 from .result import FORMAT
 from .rules import DENSE
+from .wanted import percent
 
 SECTIONS = {
     "overview": "What came out",
@@ -96,7 +97,7 @@ def chips(facts: Mapping[str, Any], environment: Mapping[str, Any]) -> list[str]
     return [
         f"{images['search']} images to search, {images['holdout']} to confirm",
         f"{len(facts['tried'])} candidates, {facts['answers']} answers",
-        f"budget {facts['budget']:g} points at {facts['confidence']:.0%}",
+        f"budget {facts['budget']:g} points at {percent(facts['confidence'])}",
         environment["model"]["dtype"],
         environment["device"],
         environment["date"][:10],

@@ -81,15 +81,22 @@ def check_images(wanted: Wanted, images: int) -> str:
         )
     enough = needed(DISCORDANCE, rules.budget, rules.confidence)
     told = (
-        f"to confirm {points(rules.budget)} at {rules.confidence:.0%}, the hold-out should have {enough} images (if "
-        f"{DISCORDANCE:.0%} of the answers change; the more change, the more it takes); it has {images}"
+        f"to confirm {points(rules.budget)} at {percent(rules.confidence)}, the hold-out should have {enough} images "
+        f"(if {DISCORDANCE:.0%} of the answers change; the more change, the more it takes); it has {images}"
     )
     if images < max(enough / 2, fewest(rules.budget, rules.confidence)) and not wanted.best_effort:
+        most = rules.rungs[-1]
+        in_all = min(-(-3 * enough // 2), enough + most)
         raise Unresolvable(
-            f"{told}, less than half. Give about {-(-3 * enough // 2)} images in all (a third is used to search), "
-            "allow more with --budget, or go on unconfirmed with --best-effort"
+            f"{told}, less than half. Give about {in_all} images in all (a third of them, {most} at most, is used to "
+            "search), allow more with --budget, or go on unconfirmed with --best-effort"
         )
     return told
+
+
+def percent(confidence: float) -> str:
+    """Write a confidence; one below 1 never looks like certainty."""
+    return f"{100 * confidence:.15g}%"
 
 
 def points(budget: float) -> str:

@@ -1,0 +1,48 @@
+"""The tables of docs/estimate.md and docs/tune.md, from results."""
+
+from __future__ import annotations
+
+from table_parts import markdown, measured_on, newest, records, table
+
+CLOSE = 0.15  # the goal for a predicted ratio
+
+
+@table("ratios")
+def ratios() -> str:
+    """Write predicted ratios beside measured ones, the newest of every model."""
+    runs = {row["model"]: line for line in records("estimate") for row in line["rows"]}
+    rows = [(row, line) for model, line in runs.items() for row in line["rows"] if row["model"] == model]
+    body = [
+        [f"{row['model']}, {row['parameters'] / 1e9:.2f} B", f"`{row['policy']}`", f"{row['measured']:.2f}",
+         f"{row['predicted']:.2f}", percent(row["deviation"])]
+        for row, _ in rows
+    ]  # fmt: skip
+    close = sum(abs(row["deviation"]) <= CLOSE for row, _ in rows)
+    rounds = " and ".join(dict.fromkeys(str(line["repeats"]) for line in runs.values()))
+    words = f"{rounds} rounds. Within 15 %: {close} of {len(rows)} pairs"
+    return markdown(["model", "policy", "measured", "predicted", "deviation"], body) + measured_on(
+        rows[-1][1]["machine"], words
+    )
+
+
+@table("tuning-simulated")
+def simulated() -> str:
+    """Write what picking by the mean and the search of the package do where the truth is known."""
+    found = newest("tuning", kind="simulation")
+    body = []
+    for row in found["rows"]:
+        rule = "as people do" if row["holdout"] is None else f"`vlmopt tune`, hold-out of {row['holdout']}"
+        shares = [f"{100 * row[key]:.1f} %" for key in ("unsafe", "nothing")]
+        budget = f"{100 * row['budget']:g}"
+        words = "point" if budget == "1" else "points"
+        body.append([f"{budget} {words}", rule, *shares, f"{row['time']:.2f}", f"{row['answers']:.0f}"])
+    edge = [f"{100 * row['returned']:.1f} %" for row in found["edge"]]
+    said = (
+        f"\n*{found['runs']} searches a row. Where every candidate loses the budget and a trace more, the rows of "
+        f"`vlmopt tune` return one in {', '.join(edge[:-1])} and {edge[-1]} of the searches; 5 % are allowed.*\n"
+    )
+    return markdown(["budget", "rule", "unsafe", "nothing found", "time", "answers"], body) + said
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:+.1f} %"

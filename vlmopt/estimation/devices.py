@@ -43,7 +43,7 @@ class Device:
         Raises:
             ValueError: a dtype that this device lacks.
         """
-        usable = BYTES if wanted == "bfloat16" else (wanted,)
+        usable = tuple(BYTES) if wanted == "bfloat16" else (wanted,)
         chosen = next((dtype for dtype in usable if dtype in self.peaks), None)
         if chosen is None:
             raise ValueError(f"{self.name} has no peak for {wanted}; known: {', '.join(self.peaks)}")

@@ -96,8 +96,8 @@ def entry(
     """Return what is known of a candidate, and why it was not chosen."""
     confidence = search.wanted.rules.confidence
     seen = Seen.of(ran.marks[name], confidence) if ran.marks.get(name) else None
-    marks, holds = tested.get(name, ({}, None))
-    held = Seen.of(marks, confidence) if marks else None
+    held = Seen.of(tested[name][0], confidence) if name in tested and tested[name][0] else None
+    holds = tested[name][1] if name in tested else None
     why = ran.dropped.get(name, "")
     if why or holds:
         pass

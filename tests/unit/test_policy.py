@@ -25,7 +25,7 @@ from vlmopt.version import __version__
 
 PRESETS = {"dense", "random-25", "uniform-25", "uniform-50", "resize-25", "attention-25"}
 PRESETS |= {"sinks", "describe", "boost", "truer-25", "long-video", "small-cache"}
-PRESETS |= {"pospad-30", "progressive", "debiased-25", "zeroth-order-25", "video-25"}
+PRESETS |= {"pospad-30", "progressive", "contrast", "debiased-25", "zeroth-order-25", "video-25"}
 PRESETS |= {"balanced", "gentle", "aggressive", "question-25", "screens", "screens-30"}
 
 

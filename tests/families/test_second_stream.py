@@ -14,6 +14,7 @@ from tests.support.mechanism import IN_CHUNKS, DropByOrdinal
 from tests.support.reference import decoder_of
 from vlmopt.decoding import VCD, BlankContrast, DeCo, LocalContrast, TextContrast, YesBias, contrast, deco
 from vlmopt.pruning import Uniform
+from vlmopt.runtime.cache_kinds import cache_bytes
 from vlmopt.runtime.components.second_stream import ATTRIBUTE
 from vlmopt.runtime.second_pixels import noise, patches, within
 
@@ -389,11 +390,15 @@ def test_the_report_counts_the_second_stream():
     batch = FAMILIES["llava"].inputs(ROWS[:2])
     length = batch.ids.shape[1]
     with vlmopt.optimized(model_of("llava"), [VCD()]) as model:
-        model.generate(**batch(), max_new_tokens=3, **GREEDY)
+        out = model.generate(**batch(), max_new_tokens=3, return_dict_in_generate=True, **GREEDY)
         report = vlmopt.report(model)
     rows = 2 * (length + 2)
-    assert report.decoding == [{"method": "vcd", "reads": "noisy image", "passes": 3, "rows": rows}]
-    assert f"applied  vcd: a second stream (noisy image), 3 more passes over {rows} rows" in str(report)
+    keys = cache_bytes(out.past_key_values)
+    assert keys > 0
+    assert report.decoding == [
+        {"method": "vcd", "reads": "noisy image", "passes": 3, "rows": rows, "cache_bytes": keys}
+    ]
+    assert f"applied  vcd: a second stream (noisy image), 3 more passes over {rows} rows, " in str(report)
     with vlmopt.optimized(model_of("llava"), [VCD()]) as model, torch.no_grad():
         model(**batch())
         assert {entry["what"] for entry in vlmopt.report(model).skipped} >= {"vcd"}

@@ -26,8 +26,9 @@ class Report:
     start of `generate` to the first logits, `ms["decode"]` the time from there to the end; None where a stage did not
     run. Tokens, keys and the first three times belong to the prompt that was asked for. A sample is a prompt, however
     many copies of it beams or `num_return_sequences` make; bytes and times are those of all copies. What runs beside
-    the prompt (the unconditional sequence of a guidance scale) or again (without a cache) counts as decoding. An
-    assistant model runs one `generate` per round: its report is of the last. `peak_memory_bytes` is torch's count on
+    the prompt (the unconditional sequence of a guidance scale) or again (without a cache) counts as decoding. The cache
+    of a second stream is not in `kv_cache_bytes`; it stands in `decoding`, with what was generated. An assistant model
+    runs one `generate` per round: its report is of the last. `peak_memory_bytes` is torch's count on
     the GPU since it was last reset, not of this call alone.
     """
 
@@ -52,7 +53,7 @@ class Report:
     prefill: list[dict[str, Any]] = field(default_factory=list)  # layers whose prompt attention was sparse
     kv: list[dict[str, Any]] = field(default_factory=list)  # layers that evicted keys
     read: list[dict[str, Any]] = field(default_factory=list)  # keys that layers read for the last token, where sparsely
-    decoding: list[dict[str, Any]] = field(default_factory=list)  # steps, and passes and rows of their second stream
+    decoding: list[dict[str, Any]] = field(default_factory=list)  # steps; passes, rows and cache of a second stream
     repeating: list[int] | None = None  # samples whose text repeats itself; None where nothing watches
     token_divergence: list[list[float]] | None = None  # T-VHD per sample and generated token, where it is traced
     _applied: list[str] = field(default_factory=list, repr=False, compare=False)

@@ -15,6 +15,7 @@ from vlmopt.attention_fix.guidance import Guided
 
 from ...decoding import Contrast, Decoding, EarlyExit, SeesPixels, TextContrast
 from ...policy import Policy
+from .. import cache_kinds
 from ..arguments import Request
 from ..call import CALL, Call, Generation, Session
 from ..component import Account, Component
@@ -31,10 +32,12 @@ class Told:
     passes: int = 0  # of the decoder, in the second stream
     rows: int = 0  # that entered its first layer in them, padding among them
     unusable: Tensor | None = None  # Bool: somewhere the second stream was not finite
+    cache: Any = None  # of the second stream, until the call ends
+    cache_bytes: int = 0
 
-    def ran(self, rows: int, logits: Tensor | None) -> None:
+    def ran(self, rows: int, logits: Tensor | None, cache: Any) -> None:
         """Book one pass of the second stream over so many rows."""
-        self.second, self.passes, self.rows = logits, self.passes + 1, self.rows + rows
+        self.second, self.passes, self.rows, self.cache = logits, self.passes + 1, self.rows + rows, cache
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,9 @@ class Deciding(Component):
             why = "logits of the second stream were not finite; the model's own stand where they were not"
             call.skip("the contrast of some samples", why)
             warnings.warn(why, stacklevel=2)
-        told.second = told.early = told.unusable = None
+        if told.cache is not None:
+            told.cache_bytes = cache_kinds.cache_bytes(told.cache)
+        told.second = told.early = told.unusable = told.cache = None
 
     def report(self, call: Call) -> Account:
         """Report every step, and what its second stream cost; a bare forward has no logits processors."""
@@ -127,11 +132,15 @@ class Deciding(Component):
             return Account(skipped={self.title(named): why for named in self.steps})
         told, entries, lines = call.slot(Told), [], []
         for named in self.steps:
-            entry: dict[str, Any] = {"method": named.name, "reads": named.step.reads, "passes": 0, "rows": 0}
+            entry: dict[str, Any] = {"method": named.name, "reads": named.step.reads}
+            entry |= {"passes": 0, "rows": 0, "cache_bytes": 0}
             text = f"applied  {self.title(named)}"
             if isinstance(named.step, Contrast):
-                entry |= {"passes": told.passes, "rows": told.rows}
-                text += f": a second stream ({named.step.reads}), {told.passes} more passes over {told.rows} rows"
+                entry |= {"passes": told.passes, "rows": told.rows, "cache_bytes": told.cache_bytes}
+                text += (
+                    f": a second stream ({named.step.reads}), {told.passes} more passes over {told.rows} rows, "
+                    f"{told.cache_bytes / 2**20:.2f} MiB of keys and values of its own"
+                )
             entries.append(entry)
             lines.append(text)
         return Account({"decoding": entries}, lines)

@@ -108,7 +108,7 @@ class SecondStream(Component):
             )
         if call.progress.prompt_done and beside.ledger.first_token is None:
             beside.ledger.close_prompt()
-        call.slot(Told).ran(encoded.rows, logits.float())
+        call.slot(Told).ran(encoded.rows, logits.float(), getattr(compat.cache_in(given), ATTRIBUTE, None))
 
     def close_step(self, step: Step, cache: Any) -> None:
         """Note how many rows a cut before the first layer left to a pass of the second stream."""

@@ -65,7 +65,7 @@ class TextBeside(Component):
     def book(self, step: Step, stream: TextStream, rows: int) -> None:
         """Let steps of decoding know what the text alone says."""
         if self.guided:
-            step.call.slot(Told).ran(rows, stream.logits)
+            step.call.slot(Told).ran(rows, stream.logits, None if stream.ran is None else stream.ran.cache)
 
     def close_step(self, step: Step, cache: Any) -> None:
         """Book the divergence of the token that this step makes."""

@@ -41,8 +41,8 @@ a signal is read. A component puts its parts where a layer begins (`hooks/layer.
 
 Two coordinate systems, never mixed: *logical* places count the sequence as `generate` knows it, *physical* ones count
 the rows or keys of one layer (`context`). Outside the decoder's layers all is logical. `structure` finds the parts of a
-model, `cache_kinds` knows the caches of transformers; `compat` has the names that differ between its releases, and
-alone looks at a version.
+model, `adapters` sees through what PEFT has wrapped, `cache_kinds` knows the caches of transformers; `compat` has the
+names that differ between its releases, and alone looks at a version.
 
 Imports run `session → components → captures → hooks` → the files beside this one, never back. All that hooks know of
 components and captures is their contracts, `component` and `capture`.

@@ -130,6 +130,7 @@ def test_one_screen_shows_answers_gains_and_images_and_a_reload_keeps_them(port:
         sides = page.locator(".st-key-sides")  # not the images of tabs that are out of sight
         images, gains = sides.locator("img"), page.locator(".st-key-gains-0 [data-testid=stMetric]")
         images.nth(1).wait_for()
+        gains.nth(4).wait_for()
         page.wait_for_timeout(1000)
         answers = sides.get_by_text("(63, 84)", exact=True)
         shown = [sides.get_by_text("Dense", exact=True), *answers.all(), *gains.all(), *images.all()]

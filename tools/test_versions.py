@@ -35,7 +35,7 @@ GROUPS = {
     "corrections": ["tests/families/test_corrections_on_families.py"],
     "sparse": ["tests/integration/test_sparse_prefill.py"],
     "tower": ["tests/families/test_tower_pruning.py"],
-    "contrasts": ["tests/families/test_second_stream.py"],
+    "contrasts": ["tests/families/test_second_stream.py", "tests/families/test_second_stream_told.py"],
     "restore": ["tests/families/test_restore.py"],
     "names": ["tests/integration/test_other_releases.py"],
 }

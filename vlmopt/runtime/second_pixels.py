@@ -14,7 +14,7 @@ from .arguments import PIXELS
 from .call import Session
 
 SIDE_BY_SIDE = "target_sizes"  # MiniCPM-V lays all images beside one another
-NOTHING = 1e-20  # instead of 0: times a weight it is no subnormal number, on which CPUs are many times slower
+NOTHING = 1e-31  # instead of 0: times a weight it is no subnormal number, on which CPUs are many times slower
 Change = Callable[[Tensor], Tensor]
 
 

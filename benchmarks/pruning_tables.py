@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from table_parts import points
+from table_parts import paired
 
 from common import RESULTS
 from pruning_variants import variants
@@ -31,11 +31,10 @@ class Difference(NamedTuple):
     images: int
 
     def __str__(self) -> str:
-        if self.over.low == self.over.high:  # no mark differs, which a bootstrap takes for certainty
-            return "same marks"
-        text = points(self.over)
-        shown = f"**{text}**" if self.over.low > 0 or self.over.high < 0 else text
-        return f"{shown} {100 * self.lowest:+.1f} to {100 * self.highest:+.1f}"
+        text = paired(self.over)
+        if self.over.low == self.over.high:
+            return text
+        return f"{text} {100 * self.lowest:+.1f} to {100 * self.highest:+.1f}"
 
 
 def read(path: Path) -> dict[str, Cells]:

@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 
 import vlmopt
 from vlmopt import catalogue
 from vlmopt.cli.main import main
-from vlmopt.estimation import calibration, devices, roofline, work
-from vlmopt.estimation.calibration import save
+from vlmopt.estimation import roofline, work
 from vlmopt.estimation.cuts import plan, runs
-from vlmopt.estimation.devices import Device, at, curve, made, table
+from vlmopt.estimation.devices import Device, at, curve, made
 from vlmopt.estimation.figure import draw
 from vlmopt.estimation.scoring import CHOICES, Scoring, scoring
 from vlmopt.estimation.source import find, known
@@ -285,61 +283,6 @@ def test_layers_with_windows_keep_their_keys() -> None:
     assert 0 < full < len(layers)
     gone = full * 0.9 * dense.visual_tokens * 2 * layers[0].key_heads * layers[0].head_dim * 2
     assert dense.kv_bytes - cut.kv_bytes == pytest.approx(gone, rel=1e-6)
-
-
-def test_a_device_without_bfloat16_takes_float16() -> None:
-    (dense,) = vlmopt.estimate(SEVEN, policies=[], devices=["t4"]).predictions
-    assert dense.dtype == "float16"
-    assert not dense.fits
-    assert dense.largest_batch == 0
-
-
-def test_devices_are_complete_and_sourced() -> None:
-    assert {"h100", "a100", "l40s", "4090", "t4", "cpu"} <= devices().keys()
-    assert {"peaks", "products", "attention", "stream", "block_us", "cpu"} <= table()["sources"].keys()
-
-
-def test_a_device_with_float32_alone_takes_it() -> None:
-    """What was not asked for by name: another dtype is refused."""
-    (dense,) = vlmopt.estimate("tiny-qwen", image="280x280", policies=[], devices=["cpu"]).predictions
-    assert dense.dtype == "float32"
-    with pytest.raises(ValueError, match="no peak for float16; known: float32"):
-        vlmopt.estimate("tiny-qwen", image="280x280", policies=[], devices=["cpu"], dtype="float16")
-
-
-def test_methods_choose_in_float32_on_a_measured_device_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its rate is measured beside that of the dtype that is asked for; an entry without it is refused by name."""
-
-    def rate(weights: list[torch.Tensor], rows: int) -> float:
-        return 2e12 if weights[0].dtype == torch.bfloat16 else 1e12
-
-    monkeypatch.setattr(calibration, "product_rate", rate)
-    monkeypatch.setattr(calibration, "held", lambda where, kind: 2)
-    monkeypatch.setattr(calibration, "SECONDS", 0.0)
-    entry = calibration.calibrate("cpu", "bfloat16")
-    assert entry["peak_tflops"] == {"bfloat16": 2.0, "float32": 1.0}
-    with pytest.raises(ValueError, match="mine has no peak for float32"):
-        made("mine", {**entry, "peak_tflops": {"bfloat16": 2.0}})
-
-
-def test_measured_devices(tmp_path: Path) -> None:
-    row = {**table()["devices"]["h100"], "title": "mine", "bandwidth_gbs": 1000}
-    path = save(tmp_path / "devices.json", "h100", row)
-    save(path, "other", row)
-    assert {"h100", "other", "t4"} <= devices(path).keys()
-    assert devices(path)["h100"].bandwidth == 1e12
-    (tmp_path / "bad.json").write_text("[]")
-    with pytest.raises(ValueError, match="holds no devices"):
-        devices(tmp_path / "bad.json")
-
-
-def test_a_file_of_something_else_is_not_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before this machine is measured, which takes a while."""
-    file = tmp_path / "policy.json"
-    file.write_text('{"format": 1}')
-    monkeypatch.setattr("vlmopt.estimation.calibration.calibrate", lambda **asked: pytest.fail("it measured"))
-    assert main(["estimate", "--model", "tiny-qwen", "--calibrate", "here", "--measured", str(file)]) == 2
-    assert file.read_text() == '{"format": 1}'
 
 
 def test_configs_from_files(tmp_path: Path) -> None:

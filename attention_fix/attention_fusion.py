@@ -45,8 +45,7 @@ class AttentionFusion(Watched, RowCorrection):
         if self.is_identity:
             return values, no_rows(values)
         size = values.abs() if self.sign_safe else values
-        image = view.sees(view.image)
-        system = view.sees(view.system)
-        values = torch.where(image, values + self.enhance * size, values)
-        values = torch.where(system, values - self.suppress * size, values)
-        return values, image.any(-1).expand(values.shape[:3])  # without images the system prompt is left alone
+        image, system = (view.indicator(keys, values.dtype) for keys in (view.image, view.system))
+        edited = view.sees_any(view.image).expand(values.shape[:3])  # without images the system prompt is left alone
+        values = torch.addcmul(values, size, image, value=self.enhance)
+        return torch.addcmul(values, size, system, value=-self.suppress), edited

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -52,9 +52,27 @@ class RowView:
     generated: Tensor  # Bool[B, K]: tokens that `generate` produced
     marks: Mapping[str, Tensor] = field(default_factory=dict)  # Bool[B, K] by name, from `mark` and `choose`
     sets: Tensor | None = None  # [B, n, K] from the correction's own `sets`, where they were made before
+    known: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)  # answers; layers of one mask share them
 
     def sees(self, keys: Tensor) -> Tensor:
         """Return Bool[B, 1 or H, 1 or R, K]: which of `keys` Bool[B, K] each row may attend to."""
+        return self.once("sees", keys, lambda: self.mask_of(keys))
+
+    def sees_any(self, keys: Tensor) -> Tensor:
+        """Return Bool[B, 1 or H, 1 or R]: whether a row may attend to any of `keys` Bool[B, K]."""
+        return self.once("any", keys, lambda: self.sees(keys).any(-1))
+
+    def indicator(self, keys: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return `sees(keys)` as 1 and 0."""
+        return self.once(dtype, keys, lambda: self.sees(keys).to(dtype))
+
+    def once(self, what: object, keys: Tensor, make: Callable[[], Tensor]) -> Tensor:
+        """Return an answer about `keys`, made once; who asks must not change it in place."""
+        if (what, id(keys)) not in self.known:
+            self.known[what, id(keys)] = keys, make()  # holding the keys keeps their id from being reused
+        return self.known[what, id(keys)][1]
+
+    def mask_of(self, keys: Tensor) -> Tensor:
         keys = keys[:, None, None, :]
         return keys if self.allowed is None else keys & self.allowed
 

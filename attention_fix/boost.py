@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .base import RowCorrection, no_rows
+from .base import RowCorrection, RowView, no_rows
 from .guidance import Guided
 from .measured import OnDevice, read_profile
 from .profile import HeadProfile
@@ -68,20 +68,20 @@ class Boost(Watched, Guided, RowCorrection):
         return strength if self.kappa is None or strength == 0 else strength * self.kappa[values.device][layer]
 
 
-def boosted(logits: Tensor, alpha: float | Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Return z + alpha |z| on chosen keys; a negative z moves towards 0, and beyond it if alpha > 1.
+def boosted(logits: Tensor, alpha: float | Tensor, view: RowView, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Return z + alpha |z| on `keys` that a row sees; a negative z moves towards 0, and beyond it if alpha > 1.
 
     Args:
         logits: [B, H, R, K], scaled and masked. alpha: one number, or [H], one per head.
-        chosen: Bool[B, H or 1, R or 1, K], keys that a row sees.
+        view: what is known of the rows. keys: Bool[B, K].
 
     Returns:
-        [B, H, R, K], and Bool[B, H, R]: rows that see a chosen key, in heads whose alpha is not 0.
+        [B, H, R, K], and Bool[B, H, R]: rows that see one of the keys, in heads whose alpha is not 0.
     """
     if not isinstance(alpha, Tensor) and alpha == 0:
         return logits, no_rows(logits)
-    changed = chosen.any(-1).expand(logits.shape[:3])
-    if isinstance(alpha, Tensor):
-        changed = changed & (alpha != 0)[:, None]
-        alpha = alpha[:, None, None].to(logits.dtype)
-    return torch.where(chosen, logits + alpha * logits.abs(), logits), changed
+    chosen, changed = view.indicator(keys, logits.dtype), view.sees_any(keys).expand(logits.shape[:3])
+    if not isinstance(alpha, Tensor):
+        return torch.addcmul(logits, logits.abs(), chosen, value=alpha), changed
+    strength = chosen * alpha[:, None, None].to(logits.dtype)
+    return torch.addcmul(logits, logits.abs(), strength), changed & (alpha != 0)[:, None]

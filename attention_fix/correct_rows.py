@@ -62,9 +62,10 @@ def correct_rows(
     for low in range(0, max(rows, 1), size):
         high = min(low + size, rows)
         whole = mask is None or mask.ndim != 4  # such a mask says nothing of rows
+        own = query if high - low == rows else query[:, :, low:high]
         piece = mask if mask is None or whole else mask[:, :, low:high]
         first = start + low if whole and not sees_all(rows, mask, first_row) else first_row
-        values, blocked = masked_logits(query[:, :, low:high].to(dtype), key, piece, scaling, softcap, first)
+        values, blocked = masked_logits(own.to(dtype), key, piece, scaling, softcap, first)
         views = [(correction, part(view, low, high)) for correction, view in edits]
         values, changed = apply("logits", values, None, views, observe)
         if blocked is not None and any(correction.stage == "logits" for correction, _ in edits):
@@ -98,7 +99,7 @@ def part(view: RowView, start: int, stop: int) -> RowView:
     if stop - start == view.rows.shape[1]:
         return view
     allowed = None if view.allowed is None else view.allowed[:, :, start:stop]
-    return replace(view, allowed=allowed, rows=view.rows[:, start:stop])
+    return replace(view, allowed=allowed, rows=view.rows[:, start:stop], known={})
 
 
 def joined(pieces: Sequence[Tensor], dim: int) -> Tensor:

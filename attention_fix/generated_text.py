@@ -35,4 +35,4 @@ class GeneratedText(Watched, RowCorrection):
         return self.alpha == 0
 
     def edit(self, values: Tensor, view: RowView) -> tuple[Tensor, Tensor]:
-        return boosted(values, self.alpha, view.sees(view.generated))
+        return boosted(values, self.alpha, view, view.generated)

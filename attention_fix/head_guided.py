@@ -38,7 +38,12 @@ class HeadGuided(Watched, RowCorrection):
     def edit(self, values: Tensor, view: RowView) -> tuple[Tensor, Tensor]:
         if self.is_identity:
             return values, no_rows(values)
-        chosen = view.sees(view.image).expand_as(values)
-        total = values.abs().masked_fill(~chosen, 0.0).sum(1, keepdim=True)
-        mean = total / chosen.sum(1, keepdim=True).clamp(min=1)
-        return torch.where(chosen, values + self.alpha * mean, values), chosen.any(-1)
+        chosen, size = view.sees(view.image), values.abs()
+        if chosen.shape[1] > 1:  # masks of single heads: the mean is over those that see the key
+            size = size * chosen
+            heads = chosen.sum(1, keepdim=True).clamp(min=1)
+            mean = size.sum(1, keepdim=True) / heads
+        else:
+            mean = size.mean(1, keepdim=True)
+        after = torch.where(chosen, torch.add(values, mean, alpha=self.alpha), values)
+        return after, view.sees_any(view.image).expand(values.shape[:3])

@@ -32,4 +32,4 @@ class ImageBoost(Boost):
         return self.alpha != 0
 
     def edit(self, values: Tensor, view: RowView) -> tuple[Tensor, Tensor]:
-        return boosted(values, self.per_head(self.alpha, values, view.layer), view.sees(view.image))
+        return boosted(values, self.per_head(self.alpha, values, view.layer), view, view.image)

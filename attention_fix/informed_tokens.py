@@ -93,8 +93,8 @@ class InformedTokens(Boost):
         if not self.boosts:  # guidance alone: nothing was chosen
             return values, no_rows(values)
         alpha, beta = (self.per_head(strength, values, view.layer) for strength in (self.alpha, self.beta))
-        values, local = boosted(values, alpha, view.sees(view.marks["local"]))
-        values, summary = boosted(values, beta, view.sees(view.marks["summary"]))
+        values, local = boosted(values, alpha, view, view.marks["local"])
+        values, summary = boosted(values, beta, view, view.marks["summary"])
         return values, local | summary
 
 

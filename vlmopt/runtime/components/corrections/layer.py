@@ -65,6 +65,7 @@ class LayerCorrections(AttentionPart):
         self.session, self.layer = session, layer
         of_rows = [c for c in corrections if isinstance(c, RowCorrection)]
         self.rows = sorted(of_rows, key=lambda c: c.stage != "logits")  # a stable sort: the policy's order within
+        self.deriving = {c.name for c in self.rows if type(c).sets is not RowCorrection.sets}
         self.heads = [c for c in corrections if isinstance(c, HeadCorrection)]
         self.fast = bool(self.rows) and all(c.passthrough == "fast" for c in self.rows)
         self.traced = any(isinstance(c, VisionHeads) and c.trace for c in self.heads)
@@ -127,16 +128,16 @@ class LayerCorrections(AttentionPart):
         def of_keys(name: str, layer: int | None = None) -> Tensor:
             return marks.of_keys(step, store, width, name, layer).to(device)
 
-        shared: dict[str, Any] = step.remember(("keys", store, width, device), None, lambda: {
+        shared: dict[str, Any] = step.remember(("keys", store, width, device), allowed, lambda: {
             "image": of_keys("image"), "span": of_keys("span"), "system": of_keys("system"),
-            "generated": generated_keys(step, store, width, device),
+            "generated": generated_keys(step, store, width, device), "known": {},
         })  # fmt: skip
         may = rows.kinds[correction.rows].to(device)
         tripped = step.call.slot(Repeating).tripped
         if tripped is not None and isinstance(correction, Watched) and correction.watchdog == "stop":
             may = may & ~tripped.to(device)[:, None]
         named = {name: at for name in MARKED for at in ((name, None), (name, self.layer)) if at in marks.tables}
-        sets = marks.sets(step, store, width, correction, named)
+        sets = marks.sets(step, store, width, correction, named) if correction.name in self.deriving else None
         given: dict[str, Any] = {"sets": sets.to(device)} if sets is not None else {}
         given = given or {"marks": {name: of_keys(*table) for name, table in named.items()}}
         return RowView(self.layer, self.session.stages.depth, allowed, may, **given, **shared)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import shlex
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,11 +18,11 @@ from vlmopt.analysis.click import REACH
 from vlmopt.apps.page import running
 from vlmopt.apps.page.tabs import layers, ledger, pareto
 from vlmopt.attention_fix import VisionHeads, VisualSink
-from vlmopt.cli.main import build_parser
+from vlmopt.cli.main import build_parser, main
 from vlmopt.kernels.patterns import AShape
 from vlmopt.kv import KeyDiff
 from vlmopt.prefill import SparsePrefill
-from vlmopt.pruning import FastV, Random, Uniform
+from vlmopt.pruning import FastV, PixelRedundancy, Random, Uniform
 
 __all__ = ["one_model"]
 pytestmark = pytest.mark.usefixtures("one_model")
@@ -107,6 +109,22 @@ def test_savings_are_predicted_and_the_commands_written():
     assert (find.model, find.budget, find.objective) == (predict.model, 1.0, "ttft")
     test.text_input[0].set_value("wide").run()
     assert "No prediction" in said(fine(test))
+
+
+@pytest.mark.parametrize("method", [Uniform(keep_ratio=0.25), PixelRedundancy()])
+def test_the_command_predicts_what_the_page_shows(
+    method: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of([method])
+    test = pressed(page(run, "savings"), "Write the commands")
+    monkeypatch.chdir(tmp_path)
+    Path("policy.json").write_text(json.dumps(run.request.policy.to_dict()))
+    capsys.readouterr()
+    assert main([*shlex.split(test.code[0].value.splitlines()[0])[1:], "--json"]) == 0
+    _, own = json.loads(capsys.readouterr().out)["predictions"]
+    shown = test.dataframe[0].value.set_index("figure")["this policy"]
+    assert shown["whole answer"] == f"{own['total_ms'] / 1e3:.2f} s"
+    assert shown["first token"] == f"{own['ttft_ms']:.0f} ms"
 
 
 def vlmopt_words(line: str) -> argparse.Namespace:

@@ -45,7 +45,7 @@ def show(run: Run, worker: Worker) -> None:
             st.caption(escaped(note))
     st.caption("And what would it cost in answers? That only your own data can say, and which policy is the fastest.")
     if st.button("Write the commands", icon=":material/terminal:", key=f"savings-commands-{run.id}"):
-        st.code("\n".join(commands(model, device, image)), language="bash", wrap_lines=True)
+        st.code("\n".join(commands(run, model, device, image)), language="bash", wrap_lines=True)
         st.caption(f"{POLICY} lies under Take away; the manifest has a question a line, with images beside it.")
 
 
@@ -73,8 +73,11 @@ def rows(found: vlmopt.Estimate, device: str) -> figures.Rows:
     ]
 
 
-def commands(model: str, device: str, image: str) -> list[str]:
+def commands(run: Run, model: str, device: str, image: str) -> list[str]:
     """Return the commands that predict the same, and that find the fastest policy on the user's own data."""
     predict = ["vlmopt", "estimate", "--model", model, "--image", image, "--policy", POLICY, "--device", device]
+    predict += ["--new-tokens", f"{run.request.max_new_tokens}"]
+    if any(selector.adaptive for selector in run.request.policy.active):
+        predict += ["--assume-keep", f"{kept(run):.3g}"]
     find = ["vlmopt", "tune", "--model", model, "--data", "manifest.jsonl", "--budget", "1", "--objective", OBJECTIVE]
     return [shlex.join(predict), shlex.join([*find, "--out", "runs/tuned"])]

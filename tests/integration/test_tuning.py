@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -101,6 +102,45 @@ def test_going_on_with_a_finished_search_asks_nothing_and_writes_the_same(
     assert tuned(loaded, again).facts == result.facts
     assert (again / "samples.jsonl").read_bytes() == before
     assert (again / "tune.json").read_bytes() == (out / "tune.json").read_bytes()
+
+
+def test_what_failed_is_asked_again_on_demand(
+    found: tuple[TuneResult, Path], loaded: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Errors whose cause is gone leave no trace; unless it is demanded, they stay and count as wrong."""
+    result, out = found
+    again = Path(shutil.copytree(out, tmp_path / "again"))
+    failed = {"prediction": None, "correct": False, "error": "OutOfMemoryError: no room"}
+    rows = [json.loads(text) for text in (again / "samples.jsonl").read_text().splitlines()]
+    rows = [{**row, **failed} if row["policy"] == result.name else row for row in rows]
+    (again / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (again / "times-ttft.json").write_text(json.dumps({result.name: {"failed": "OutOfMemoryError: no room"}}))
+    assert tuned(loaded, again).name != result.name
+    assert tuned(loaded, again, retry_errors=True).name == result.name
+    assert (again / "tune.json").read_bytes() == (out / "tune.json").read_bytes()
+    monkeypatch.setattr("vlmopt.tuning.timing.ROUNDS", 2)
+    monkeypatch.setattr("vlmopt.tuning.timing.PROMPTS", 1)
+    tried = tuned(loaded, again, objective="ttft", retry_errors=True).facts["tried"]
+    assert any(one["policy"] == result.name and one["cost"] for one in tried)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("tune.json", '{"format": 1', "tune.json is damaged .* asks nothing twice"),
+        ("tune.json", "[]", r"tune.json is damaged \(it holds \[\]\)"),
+        ("tune.json", '{"format": 1}', "it lacks 'tried'"),
+        ("front.json", "{}", "front.json is damaged"),
+        ("environment.json", "", "environment.json is damaged"),
+    ],
+)
+def test_a_report_of_damaged_files_names_them(
+    found: tuple[TuneResult, Path], tmp_path: Path, name: str, text: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = Path(shutil.copytree(found[1], tmp_path / "again"))
+    (again / name).write_text(text)
+    assert main(["tune", "--report", str(again)]) == 2
+    assert re.search(words, capsys.readouterr().err)
 
 
 def test_another_budget_on_the_same_hold_out_is_a_second_look(

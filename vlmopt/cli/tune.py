@@ -53,6 +53,7 @@ def search(options: argparse.Namespace) -> int:
         parser=options.parser,
         units=options.points,
         maps=0,
+        retry_errors=options.retry_errors,
     )
     check(settings)
     wanted = Wanted(

@@ -20,6 +20,7 @@ from ..offload import device_of
 from ..runtime import compat
 from ..runtime.structure import structure_of
 from ..version import __version__
+from .saved import saved
 
 PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "numpy", "pillow", "rapidfuzz", "qwen-vl-utils")
 FORMAT = 1
@@ -88,7 +89,7 @@ def git(directory: Path, *words: str) -> str:
 def note_environment(run: Path, facts: dict[str, Any]) -> None:
     """Write environment.json: the facts of this start, and the dates and commands of all starts."""
     path = run / "environment.json"
-    earlier = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.exists() else []
+    earlier = saved(path, dict, "delete it, and earlier starts are forgotten").get("starts", [])
     start = {name: facts[name] for name in ("date", "command", "processes", "platform", "vlmopt", "commit")}
     with atomic_write(path) as fresh:
         fresh.write_text(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ..atomic import atomic_write
+from ..evaluation.saved import saved
 from .result import dumped
 from .search import Search
 
@@ -28,9 +28,12 @@ def looked(search: Search) -> None:
 
 
 def looks(run: Path) -> list[dict[str, Any]]:
-    """Return the searches that looked at the hold-out of a directory, in order."""
-    path = run / NAME
-    known: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    """Return the searches that looked at the hold-out of a directory, in order.
+
+    Raises:
+        ValueError: the file that says so is damaged.
+    """
+    known: list[dict[str, Any]] = saved(run / NAME, list, "what was looked at is lost, choose another --out")
     return known
 
 

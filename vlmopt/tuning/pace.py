@@ -7,8 +7,11 @@ import time
 from dataclasses import dataclass, field
 
 from ..atomic import atomic_write
+from ..evaluation.saved import saved
 from .asking import Asked, questions
 from .search import Search
+
+AGAIN = "delete it, and what fits into the minutes is judged again"
 
 
 @dataclass(kw_only=True)
@@ -29,13 +32,13 @@ class Pace:
             return True
         path, team = self.search.settings.source.run / "pace.json", self.search.team
         if team.main:
-            known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            known = saved(path, dict, AGAIN)
             if not known.get(str(count)):
                 known[str(count)] = time.monotonic() - self.started + self.seconds(candidates, count) <= 60 * minutes
                 with atomic_write(path) as fresh:
                     fresh.write_text(json.dumps(known) + "\n", encoding="utf-8")
         team.wait()
-        fits = bool(json.loads(path.read_text(encoding="utf-8"))[str(count)])
+        fits = bool(saved(path, dict, AGAIN)[str(count)])
         team.wait()
         return fits
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from ..atomic import atomic_write
+from ..evaluation.saved import saved
 from . import timing
 from .asking import Asked
 from .result import dumped
@@ -14,6 +14,7 @@ from .rules import DENSE, Cost
 from .search import Search
 from .space import CONTROLS
 
+AGAIN = "delete it, and times are taken again"
 FAILED = "failed"  # key of a reason in the file of times, in place of a cost
 TIMED = 12  # the most candidates that are timed, spread over the tokens that they leave
 
@@ -40,7 +41,9 @@ def priced(
         chosen += controls(chosen, tokens[chosen[0]], timing.counted(racing.records, [*losses, *others], "tokens"))
     path = run / f"times-{objective}.json"
     if search.team.main:
-        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        known = saved(path, dict, AGAIN)
+        if search.settings.retry_errors:
+            known = {name: cost for name, cost in known.items() if FAILED not in cost}
         missing = [name for name in chosen if name not in known]
         if missing:
             policies = {name: search.runner.policies[name] for name in (DENSE, *missing)}
@@ -53,7 +56,7 @@ def priced(
             with atomic_write(path) as file:
                 file.write_text(dumped(known), encoding="utf-8")
     search.team.wait()
-    times = json.loads(path.read_text(encoding="utf-8")) if chosen else {}
+    times = saved(path, dict, AGAIN)
     failures = {name: f"cannot be timed: {times[name][FAILED]}" for name in chosen if FAILED in times[name]}
     return {name: Cost(**times[name]) for name in chosen if name not in failures}, failures
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,11 +13,13 @@ from ..evaluation.report.html import Plot, around
 from ..evaluation.report.palette import look
 from ..evaluation.report.plots import DRAWING, NARROW, WIDE
 from ..evaluation.report.templates import render
+from ..evaluation.saved import saved
 from .front import TITLES, Front, drawn
 from .result import FORMAT
 from .rules import DENSE
 from .wanted import percent
 
+AGAIN = "the search that wrote it, started again, writes it again and asks nothing twice"
 SECTIONS = {
     "overview": "What came out",
     "cost": "Quality and cost",
@@ -40,15 +41,19 @@ def write_report(run: Path) -> Path:
     path = run / "tune.json"
     if not path.exists():
         raise ValueError(f"{run} has no tune.json: give the directory of a finished search")
-    facts = json.loads(path.read_text(encoding="utf-8"))
+    facts = saved(path, dict, AGAIN)
     if facts.get("format") != FORMAT:
         raise ValueError(f"{path} has format {facts.get('format')}, this version reads {FORMAT}")
-    front = Front.of(facts, json.loads((run / "front.json").read_text(encoding="utf-8")))
-    environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+    others, environment = saved(run / "front.json", list, AGAIN), saved(run / "environment.json", dict, AGAIN)
+    try:
+        front = Front.of(facts, others)
+        plot, text = png(drawn(front, facts["objective"], DRAWING)), page(facts, front, environment)
+    except KeyError as error:
+        raise ValueError(f"{path}, or a file beside it, is damaged (it lacks {error}): {AGAIN}") from error
     (run / "plots").mkdir(exist_ok=True)
-    (run / "plots" / "front.png").write_bytes(png(drawn(front, facts["objective"], DRAWING)))
+    (run / "plots" / "front.png").write_bytes(plot)
     with atomic_write(run / "report.html") as fresh:
-        fresh.write_text(page(facts, front, environment), encoding="utf-8")
+        fresh.write_text(text, encoding="utf-8")
     return run / "report.html"
 
 

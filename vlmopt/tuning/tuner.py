@@ -55,6 +55,7 @@ def tune(
     max_new_tokens: int | None = None,
     limit: int | None = None,
     seed: int = 0,
+    retry_errors: bool = False,
     **source: Any,
 ) -> TuneResult:
     """Find the fastest policy that loses at most `budget` points against dense on data like yours, with confidence.
@@ -76,6 +77,7 @@ def tune(
         best_effort: go on with too few images; `passed` says whether the outcome is confirmed.
         batch_size: samples in a call, as they will be deployed.
         limit, seed: ask only a seeded choice of so many samples; the seed also deals images to the parts.
+        retry_errors: ask once more what failed in an earlier start.
         source: further fields of `evaluation.data.Source`: format, images, boxes, synonyms.
 
     Raises:
@@ -94,6 +96,7 @@ def tune(
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         maps=0,
+        retry_errors=retry_errors,
     )
     check_options(settings)
     with processes(device_of(model)) as team:
@@ -166,7 +169,7 @@ def opened(search: Search, loaded: Loaded) -> None:
     """Put the directory in order: what is asked for, by whom, and what was looked for before."""
     run = search.settings.source.run
     settle(run, request(search.settings, loaded, search.data, search.runner))
-    consolidate(run, list(search.runner.policies))
+    consolidate(run, list(search.runner.policies), without_errors=search.settings.retry_errors)
     note_environment(run, environment(loaded, search.team.count))
     looked(search)
     for note in (*loaded.notes, *search.notes, *search.data.notes):

@@ -60,6 +60,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     device_and_dtype(parser)
     parser.add_argument("--device-map", metavar="auto", help="auto: spread a model too big for one device over all")
+    parser.add_argument(
+        "--retry-errors", action="store_true", help="ask again the samples that failed in an earlier start"
+    )
     parser.add_argument("--out", metavar="DIR", help="the directory of the search; one that was interrupted goes on")
     parser.add_argument("--report", metavar="DIR", help="only write the report of a finished search again")
 

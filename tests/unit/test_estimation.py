@@ -17,7 +17,7 @@ from vlmopt.estimation import roofline, work
 from vlmopt.estimation.cuts import plan, runs
 from vlmopt.estimation.devices import Device, at, curve, made
 from vlmopt.estimation.figure import draw
-from vlmopt.estimation.scoring import CHOICES, Scoring, scoring
+from vlmopt.estimation.scoring import CHOICES, PASSES, Scoring, scoring
 from vlmopt.estimation.source import find, known
 from vlmopt.estimation.tokens import ImageTokens, image_tokens
 from vlmopt.estimation.weights import Layer, Matrices, Parts, Tower, on_meta, parts_of
@@ -200,6 +200,15 @@ def test_evaluations_of_a_zeroth_order_score() -> None:
     policy = Policy.load("zeroth_order:keep_tokens=64,estimator=finite_difference,combine=sensitivity")
     found = scoring(plan(policy, [seen], 60, 32, source.config, None, "zoo"), parts)
     assert found.flops == pytest.approx(2 * 128 * 576 * (1024 * 4096 + 4096 * 4096))
+
+
+@pytest.mark.parametrize("line", ["resize:keep_ratio=0.25", "pixel_redundancy", "ui_graph:keep_ratio=0.25"])
+def test_pixels_that_a_method_reads_are_priced(line: str) -> None:
+    """Two frames of 1288 x 812 pixels in three colours, whatever is left of them."""
+    source = find(SEVEN)
+    parts, seen = parts_of(on_meta(source.config)), image_tokens((800, 1280), source.config, {})
+    found = scoring(plan(Policy.load(line), [seen], 60, 28, source.config, 0.5, "pixels"), parts)
+    assert found.values == pytest.approx(PASSES * 2 * 3 * 1288 * 812, rel=0.01)
 
 
 @pytest.mark.parametrize(

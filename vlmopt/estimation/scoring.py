@@ -16,6 +16,7 @@ from .work import causal, products, total, vision
 
 RANKING = 30  # small operations of a choice that scores once and keeps the best
 GREEDY = 8  # small operations per step of a greedy choice that computes a row of similarities
+PASSES = 8  # numbers moved for every one of an image: laid out anew, then filtered both ways, or compared
 HELD = 3  # small operations per step where all similarities are held: take a row, the smaller of two, the largest
 
 
@@ -41,6 +42,8 @@ def scoring(plan: Plan, parts: Parts) -> Scoring:
     """Price all choices of a plan."""
     out = Scoring()
     for cut in plan.cuts:
+        if cut.selector.reads == "pixels":
+            out += looked_at(cut, plan, parts)
         if cut.selector.resizes_pixels:
             continue
         for need in sorted(cut.selector.captures, key=repr):
@@ -77,6 +80,12 @@ def signal(need: Signal, cut: Cut, plan: Plan, parts: Parts) -> Scoring:
         made = 2 * keys * parts.width * (width + 2 * layer.key_heads * layer.head_dim)
         return probed + Scoring(made)
     return probed
+
+
+def looked_at(cut: Cut, plan: Plan, parts: Parts) -> Scoring:
+    """Price what is done with the pixels of a cut's cells, as the tower's first product takes them."""
+    patches = cut.before * sum(sum(p.patches) for p in plan.images) / sum(p.projected for p in plan.images)
+    return Scoring(values=PASSES * patches * parts.tower.patchify.per_row / parts.tower.width, steps=RANKING)
 
 
 def tower_rows(images: Sequence[ImageTokens], parts: Parts) -> Scoring:

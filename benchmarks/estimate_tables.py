@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 from table_parts import markdown, measured_on, newest, records, table
 
 CLOSE = 0.15  # the goal for a predicted ratio
@@ -23,6 +26,25 @@ def ratios() -> str:
     return markdown(["model", "policy", "measured", "predicted", "deviation"], body) + measured_on(
         rows[-1][1]["machine"], words
     )
+
+
+@table("queue")
+def queue() -> str:
+    """Write times to the first token that were simulated beside those that were served."""
+    found = newest("capacity")
+    body = [
+        [row["policy"], f"{row['share']:.0%}", f"{row['rate']:.1f}", *times(row, "p50"), *times(row, "p95")]
+        for row in found["rows"]
+    ]
+    head = ["policy", "load", "requests/s", "p50, served", "simulated", "p95, served", "simulated"]
+    words = f"vLLM {found['vllm']}, {found['requests']} requests a row, {found['new_tokens']} tokens each; CPU time"
+    return markdown(head, body) + measured_on(found["machine"], words)
+
+
+def times(row: dict[str, Any], quantity: str) -> Iterator[str]:
+    served, simulated = row[f"{quantity}_served"], row[f"{quantity}_simulated"]
+    yield f"{1e3 * served:.0f} ms"
+    yield f"{1e3 * simulated:.0f} ms ({percent(simulated / served - 1)})"
 
 
 @table("tuning-simulated")

@@ -34,8 +34,11 @@ for checkpoint in tiny-llava tiny-qwen; do
     once "decoding_cost $checkpoint" env OMP_NUM_THREADS=1 "$python" benchmarks/decoding_cost.py --checkpoint $checkpoint
 done
 once decoding_quality "$python" benchmarks/decoding_quality.py
+once estimate env OMP_NUM_THREADS=1 "$python" benchmarks/estimate.py --measured benchmarks/results/done/cpu.json
+once "tuning simulated" env OMP_NUM_THREADS=1 "$python" benchmarks/tuning.py --simulate
 once "vLLM for CPUs" make PYTHON="$python" .venv-vllm/.installed
 once serving .venv-vllm/bin/python benchmarks/serving.py --repeats 11
 once "serving videos" .venv-vllm/bin/python benchmarks/serving.py --video --repeats 11
+once capacity env OMP_NUM_THREADS=1 .venv-vllm/bin/python benchmarks/capacity.py
 "$python" benchmarks/tables.py --write
 rm -r benchmarks/results/done

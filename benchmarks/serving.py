@@ -70,8 +70,11 @@ def engine(options: argparse.Namespace, model: str, **more: Any) -> Any:
     )  # fmt: skip
 
 
-def random_model() -> str:
-    """Write configuration and processor of a 0.2 B model with tiny-qwen's tokenizer; returns the folder."""
+def random_model(**other: int) -> str:
+    """Write configuration and processor of a 0.2 B model with tiny-qwen's tokenizer; returns the folder.
+
+    other: sizes of the language model that differ.
+    """
     import tempfile
     from pathlib import Path
 
@@ -86,10 +89,11 @@ def random_model() -> str:
         "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 12, "num_attention_heads": 14,
         "num_key_value_heads": 2, "vocab_size": 652, "max_position_embeddings": 8192, "eos_token_id": 1,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [8, 12, 12]},
+        **other,
     }  # fmt: skip
     tower = {
         "depth": 4, "hidden_size": 256, "intermediate_size": 512, "num_heads": 4, "patch_size": 14,
-        "spatial_merge_size": 1, "temporal_patch_size": 2, "out_hidden_size": 896,
+        "spatial_merge_size": 1, "temporal_patch_size": 2, "out_hidden_size": text["hidden_size"],
         "fullatt_block_indexes": [0, 1, 2, 3],
     }  # fmt: skip
     config = hf.Qwen2_5_VLConfig(

@@ -3,14 +3,15 @@
 Requests arrive at random (Poisson) and are routed at random, so each of G devices sees a Poisson stream of rate / G and
 one stands for all: thousands of devices cost no more than one. A device works in steps, as serving engines do: a step
 takes waiting prompts up to a budget of tokens, in pieces if need be, and one token of every running sample; a sample
-waits until the cache has blocks for all that it will write.
+waits until the cache has blocks for all that it will write. Prompts and tokens of a step go through the weights
+together, which are read once.
 """
 
 from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vlmopt.core import shown
@@ -51,18 +52,23 @@ class Capacity:
     rate: float  # requests per second, all devices together
     devices: int
     load: Load
-    highest: float  # requests per second that one device serves within the limit
+    each: float  # requests per second that one of them serves; of a single device no more is known than the rate
 
     def __str__(self) -> str:
         return (
             f"{self.policy}: {self.devices} x {self.device} for {self.rate:g} requests/s; time to the first token "
-            f"{1e3 * self.load.ttft_p50:.0f} ms (p50), {1e3 * self.load.ttft_p95:.0f} ms (p95); one serves "
-            f"{self.highest:.2f} requests/s"
+            f"{1e3 * self.load.ttft_p50:.0f} ms (p50), {1e3 * self.load.ttft_p95:.0f} ms (p95); each serves "
+            f"{self.each:.2f} requests/s"
         )
 
 
-Step = Callable[[int], float]
-"""Seconds of one generated token for so many samples together."""
+@dataclass(frozen=True)
+class Step:
+    """What a step costs beside its prompts; seconds."""
+
+    host: float  # to schedule and launch it
+    weights: float  # to read them; a prompt that is read meanwhile and takes no longer costs nothing
+    each: float  # of every running sample
 
 
 def simulate(
@@ -71,7 +77,7 @@ def simulate(
     """Serve `requests` random requests of `kinds` at `rate` per second on one device.
 
     Args:
-        step: seconds of a generated token. blocks: of the cache that fit.
+        step: what generated tokens cost. blocks: of the cache that fit.
 
     Raises:
         ValueError: a rate that is not positive, or a kind that the cache can never hold.
@@ -133,8 +139,8 @@ def serve(requests: Sequence[tuple[float, Request]], step: Step, free: int) -> t
         if not waiting and not running:
             now = left[0][0]
             continue
-        seconds, done, free = read(waiting, len(running), free)
-        seconds += step(len(running)) if running else 0.0
+        encoding, reading, done, free = read(waiting, len(running), free)
+        seconds = step.host + encoding + max(reading, step.weights) + step.each * len(running)
         now, busy = now + seconds, busy + seconds
         for sample in running:
             sample.left -= 1
@@ -145,12 +151,13 @@ def serve(requests: Sequence[tuple[float, Request]], step: Step, free: int) -> t
     return waits, now - requests[0][0], busy
 
 
-def read(waiting: deque[Waiting], running: int, free: int) -> tuple[float, list[Waiting], int]:
-    """Read prompts for one step: its seconds, the requests whose prompt ends in it, and the blocks left free.
+def read(waiting: deque[Waiting], running: int, free: int) -> tuple[float, float, list[Waiting], int]:
+    """Read prompts for one step; samples that run take their token of the budget first.
 
-    Samples that run take their token of the budget first.
+    Returns:
+        Seconds of towers and of prompts, the requests whose prompt ends in this step, and the blocks left free.
     """
-    budget, seconds = float(BUDGET - running), 0.0
+    budget, encoding, reading = float(BUDGET - running), 0.0, 0.0
     done: list[Waiting] = []
     while waiting and budget > 0 and running + len(done) < RUNNING:
         head = waiting[0]
@@ -158,15 +165,15 @@ def read(waiting: deque[Waiting], running: int, free: int) -> tuple[float, list[
             if head.kind.blocks > free:
                 break
             free -= head.kind.blocks
-            seconds += head.kind.encode
+            encoding += head.kind.encode
         share = min(head.left, budget / max(head.kind.prompt, 1))
-        seconds += share * head.kind.prefill
+        reading += share * head.kind.prefill
         budget -= share * head.kind.prompt
         head.left -= share
         if head.left > 1e-9:
             break
         done.append(waiting.popleft())
-    return seconds, done, free
+    return encoding, reading, done, free
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
@@ -175,11 +182,10 @@ def quantile(ordered: Sequence[float], share: float) -> float:
 
 def needed(
     kinds: Sequence[Request], rate: float, step: Step, blocks: int, limit: float, *, seed: int = 0
-) -> tuple[int, Load, float]:
+) -> tuple[int, Load]:
     """Return the fewest devices that keep the p95 of the time to first token within `limit` seconds, and their load.
 
-    Also return the rate that one device can just sustain. More devices never make it worse: the number is found by
-    bisection.
+    More devices never make it worse: the number is found by bisection.
 
     Raises:
         ValueError: even an idle device is too slow for the limit.
@@ -201,4 +207,4 @@ def needed(
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if load(middle).ttft_p95 <= limit else (middle, high)
-    return high, load(high), rate / high
+    return high, load(high)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from vlmopt.core import parse, shown
@@ -12,7 +13,9 @@ from vlmopt.core import parse, shown
 from ..paths import check_file
 from .capacity import Capacity, Request, Step, needed
 from .predict import CONTEXT, USABLE, described, estimate
-from .result import Prediction
+from .result import Estimate, Prediction
+from .source import Source
+from .weights import Parts
 
 TOGETHER = 64  # samples at the second of the two points that give the time of a step
 BLOCK_BYTES = 2**20  # of a cache block: about 16 tokens of a 7 B model
@@ -72,21 +75,30 @@ def capacities(
     if not 0 < limit_s < math.inf or not 0 < rate < math.inf:
         raise ValueError(f"rate and limit must be finite and > 0, got {shown(rate)} and {shown(limit_s)}")
     parts = described(model)
-    entries = [{**prompt, "engine": "graph", **entry} for entry in mix]
-    distinct = {repr(sorted(entry.items(), key=str)): entry for entry in entries}
-    alone = {key: estimate(parts, **{**entry, "batch": 1}) for key, entry in distinct.items()}
-    first = next(iter(distinct.values()))
-    many = estimate(parts, **{**first, "batch": TOGETHER})
+    costs: dict[str, tuple[Estimate, Estimate]] = {}  # of every different entry
+    for number, entry in enumerate(mix, 1):
+        if repr(entry) not in costs:
+            try:
+                costs[repr(entry)] = priced(parts, {**prompt, **entry})
+            except (TypeError, ValueError) as error:
+                where = f"entry {number} of the mix, {shown(entry)}: " if entry else ""
+                raise ValueError(f"{where}{error}") from error
     found = []
-    for one, crowd in zip(next(iter(alone.values())).predictions, many.predictions, strict=True):
-        kinds = [kind(alone[repr(sorted(entry.items(), key=str))].of(one.policy, one.device)) for entry in entries]
+    for place, one in enumerate(costs[repr(mix[0])][0].predictions):
+        pairs = [(alone.predictions[place], many.predictions[place]) for alone, many in (costs[repr(e)] for e in mix)]
         blocks = int((one.memory_bytes * USABLE - one.weights_bytes - CONTEXT) // BLOCK_BYTES)
         try:
-            count, load, highest = needed(kinds, rate, steps(one, crowd), blocks, limit_s, seed=seed)
+            count, load = needed([kind(own) for own, _ in pairs], rate, steps(pairs), blocks, limit_s, seed=seed)
         except ValueError as error:
             raise ValueError(f"{one.policy} on {one.device}: {error}") from error
-        found.append(Capacity(one.policy, one.device, rate, count, load, highest))
+        found.append(Capacity(one.policy, one.device, rate, count, load, rate / count))
     return found
+
+
+def priced(parts: tuple[Source, Parts], prompt: Mapping[str, Any]) -> tuple[Estimate, Estimate]:
+    """Return the costs of one sample, and of `TOGETHER`."""
+    one, many = (estimate(parts, **{**prompt, "engine": "graph", "batch": batch}) for batch in (1, TOGETHER))
+    return one, many
 
 
 def kind(one: Prediction) -> Request:
@@ -96,7 +108,10 @@ def kind(one: Prediction) -> Request:
     return Request(tokens, one.new_tokens, encode, one.prefill_ms / 1e3, math.ceil(one.kv_peak_bytes / BLOCK_BYTES))
 
 
-def steps(one: Prediction, crowd: Prediction) -> Step:
-    """Return the seconds of a step by the number of samples: a straight line through one sample and `TOGETHER`."""
-    slope = (crowd.token_ms - one.token_ms) / (TOGETHER - 1)
-    return lambda samples: (one.token_ms + slope * (samples - 1)) / 1e3
+def steps(pairs: Sequence[tuple[Prediction, Prediction]]) -> Step:
+    """Return what a step costs, in the mean over all entries of a mix: launches nothing, and a line through two points.
+
+    pairs: of every entry, the tokens of one sample and of `TOGETHER`.
+    """
+    each = fmean((many.token_ms - one.token_ms) / (TOGETHER - 1) for one, many in pairs)
+    return Step(host=0.0, weights=(fmean(one.token_ms for one, _ in pairs) - each) / 1e3, each=each / 1e3)

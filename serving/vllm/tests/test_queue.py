@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from vlmopt.estimation import capacity
-from vlmopt.estimation.capacity import Request, coming, serve
+from vlmopt.estimation.capacity import Request, Step, coming, serve
 
 from .engines import Engine, end
 
@@ -24,8 +24,7 @@ SHORT, LONG, HUGE = (
 )
 
 
-def step(samples: int) -> float:
-    return 0.02 + 0.001 * samples
+STEP = Step(host=0.005, weights=0.015, each=0.001)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +66,7 @@ def served(engine: Engine, arrivals: list[tuple[float, Request]]) -> list[float]
             parts = {name.partition("-")[0]: tokens for name, tokens in plans[-1].num_scheduled_tokens.items()}
             reading = sum(tokens for name, tokens in parts.items() if name not in firsts)
             running = sum(name in firsts for name in parts)
-            now += READ * reading + (step(running) if running else 0.0)
+            now += STEP.host + max(READ * reading, STEP.weights) + STEP.each * running
             for one in out:
                 firsts.setdefault(one.request_id, now)
     finally:
@@ -83,4 +82,4 @@ def test_requests_have_their_turns_as_in_an_engine(
     monkeypatch.setattr(capacity, "BUDGET", TOKENS)
     monkeypatch.setattr(capacity, "RUNNING", SEATS)
     arrivals = coming([SHORT, SHORT, LONG, HUGE], rate, 60, seed=1)
-    assert served(engine, arrivals) == pytest.approx(serve(arrivals, step, 10**6)[0], abs=1e-6)
+    assert served(engine, arrivals) == pytest.approx(serve(arrivals, STEP, 10**6)[0], abs=1e-6)

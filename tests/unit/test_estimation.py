@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as xml
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +240,23 @@ def test_refusals(arguments: dict[str, Any], message: str, monkeypatch: pytest.M
     model = arguments.pop("model", SEVEN)
     with pytest.raises(ValueError, match=message):
         vlmopt.estimate(model, **{"devices": ["h100"], **arguments})
+
+
+def test_keys_that_are_no_heads_are_refused(tmp_path: Path) -> None:
+    """DeepSeek's latent attention keeps neither keys nor values."""
+    text = {"model_type": "deepseek_v3", "num_hidden_layers": 1, "vocab_size": 64}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": text}))
+    with pytest.raises(ValueError, match="DeepseekV3Attention has no head_dim"):
+        vlmopt.estimate(str(tmp_path), devices=["h100"])
+
+
+def test_pixels_of_a_tower_of_convolutions() -> None:
+    """Its rows are pixels, of three colours."""
+    parts = parts_of(on_meta(find(SEVEN).config))
+    parts = replace(parts, tower=replace(parts.tower, width=0))
+    images = (ImageTokens(grids=((256, 256),), projected=16, tokens=16),)
+    one = plan(Policy.load("ui_graph:keep_ratio=0.25"), images, 60, 28, find(SEVEN).config, None, "ui_graph")
+    assert scoring(one, parts).values == PASSES * 3 * 256**2
 
 
 def test_policies_are_no_text() -> None:

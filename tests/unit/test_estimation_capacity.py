@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
+import vlmopt
 from vlmopt.cli.main import main
 from vlmopt.estimation import capacities, mix_of
-from vlmopt.estimation.capacity import Capacity, Request, Step, needed, serve, simulate
+from vlmopt.estimation.capacity import Request, Step, needed, serve, simulate
+from vlmopt.estimation.serving import TOGETHER, steps
 
+SEVEN = "llava-hf/llava-1.5-7b-hf"
 ONE = Request(prompt=8192, new_tokens=1, encode=0.0, prefill=1.0, blocks=1)  # fills the budget of a step alone
 
 
@@ -75,7 +78,7 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs 1 cache blocks and 0 fit"):
         simulate([ONE], 1.0, NO_TIME, 0)
     for rate in (0.0, -1.0, float("nan")):
-        with pytest.raises(ValueError, match="rate"):
+        with pytest.raises(ValueError, match="the rate must be > 0"):
             capacities("tiny-qwen", rate)
     for text, message in (
         ("", "mix of requests is empty"),
@@ -88,16 +91,19 @@ def test_refusals(tmp_path: Path) -> None:
             mix_of(tmp_path / "mix.jsonl")
 
 
-def test_the_order_of_a_mix_does_not_matter() -> None:
-    """Every entry has its part in what a step costs: long prompts have more keys to read for a token."""
-    short, long = {"text": 10, "images": 0}, {"text": 3000, "images": 0, "new_tokens": 600}
-    line = {"policies": (), "devices": ["t4"], "dtype": "float16"}
-
-    def load(mix: list[dict[str, int]]) -> Capacity:
-        (found,) = capacities("llava-hf/llava-1.5-7b-hf", 3.0, limit_s=20.0, mix=mix, **line)
-        return found
-
-    assert load([short, long]).load.busy == pytest.approx(load([long, short]).load.busy, rel=0.05)
+def test_every_entry_of_a_mix_has_its_part_in_a_step() -> None:
+    """Long prompts have more keys to read for a token; which entry comes first does not matter."""
+    asked = {"policies": (), "devices": ["a100"], "images": 0, "engine": "graph"}
+    pairs = []
+    for text in (10, 4000):
+        one, many = (vlmopt.estimate(SEVEN, text=text, batch=n, **asked).predictions[0] for n in (1, TOGETHER))
+        pairs.append((one, many))
+    short, long = (steps([pair]) for pair in pairs)
+    both = steps(pairs)
+    assert short.each < both.each < long.each
+    assert both.each == pytest.approx((short.each + long.each) / 2)
+    assert both.weights == pytest.approx((short.weights + long.weights) / 2)
+    assert steps(pairs[::-1]) == both
 
 
 def test_an_entry_of_a_mix_that_is_wrong_is_named() -> None:

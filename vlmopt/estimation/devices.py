@@ -81,8 +81,9 @@ def devices(measured: str | Path | None = None) -> dict[str, Device]:
             data = parse(check_file(measured, "file of devices").read_text(encoding="utf-8"))
             own = {name: made(name, entry) for name, entry in data["devices"].items()}
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            why = f"it lacks {error}" if isinstance(error, KeyError) else error
             raise ValueError(
-                f"{measured} holds no devices as `vlmopt estimate --calibrate` writes them: {error}"
+                f"{measured} holds no devices as `vlmopt estimate --calibrate` writes them: {why}"
             ) from error
         return own | {name: made(name, entry) for name, entry in entries.items() if name not in own}
     return {name: made(name, entry) for name, entry in entries.items()}

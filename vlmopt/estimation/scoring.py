@@ -16,6 +16,7 @@ from .work import causal, products, total, vision
 
 RANKING = 30  # small operations of a choice that scores once and keeps the best
 GREEDY = 8  # small operations per step of a greedy choice that computes a row of similarities
+COLOURS = 3
 PASSES = 8  # numbers moved for every one of an image: laid out anew, then filtered both ways, or compared
 HELD = 3  # small operations per step where all similarities are held: take a row, the smaller of two, the largest
 
@@ -84,8 +85,10 @@ def signal(need: Signal, cut: Cut, plan: Plan, parts: Parts) -> Scoring:
 
 def looked_at(cut: Cut, plan: Plan, parts: Parts) -> Scoring:
     """Price what is done with the pixels of a cut's cells, as the tower's first product takes them."""
+    tower = parts.tower
+    each = tower.patchify.per_row / tower.width if tower.width else COLOURS  # rows of a tower of convolutions: pixels
     patches = cut.before * sum(sum(p.patches) for p in plan.images) / sum(p.projected for p in plan.images)
-    return Scoring(values=PASSES * patches * parts.tower.patchify.per_row / parts.tower.width, steps=RANKING)
+    return Scoring(values=PASSES * patches * each, steps=RANKING)
 
 
 def tower_rows(images: Sequence[ImageTokens], parts: Parts) -> Scoring:

@@ -72,8 +72,10 @@ def capacities(
     Raises:
         ValueError: as `estimate`; a limit that no idle device keeps, a request that no cache holds.
     """
-    if not 0 < limit_s < math.inf or not 0 < rate < math.inf:
-        raise ValueError(f"rate and limit must be finite and > 0, got {shown(rate)} and {shown(limit_s)}")
+    if not 0 < rate < math.inf:
+        raise ValueError(f"the rate must be > 0 and finite, in requests per second (--rps), got {shown(rate)}")
+    if not 0 < limit_s < math.inf:
+        raise ValueError(f"the limit must be > 0 and finite (--limit-ms), got {shown(limit_s)} seconds")
     parts = described(model)
     costs: dict[str, tuple[Estimate, Estimate]] = {}  # of every different entry
     for number, entry in enumerate(mix, 1):

@@ -178,6 +178,11 @@ def decoder_layers(structure: Any, config: Any) -> Iterator[Layer]:
         if attention is None:
             yield recurrent(layer, own)
             continue
+        if not hasattr(attention, "head_dim"):
+            raise ValueError(
+                f"{type(attention).__name__} has no head_dim: its keys and values are no heads of one width, and what "
+                "they cost cannot be predicted; `vlmopt estimate --models` lists models that can be"
+            )
         dim = int(attention.head_dim)
         sliding = kinds[i] == "sliding_attention"
         keys = getattr(attention, "k_proj", None)

@@ -193,6 +193,34 @@ def test_a_space_file_that_is_none(tmp_path: Path) -> None:
             read(tmp_path / "space.json")
 
 
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"method": "unifrom", "keep_ratio": [0.5]}, "did you mean 'uniform'"),
+        ({"method": "uniform", "keep_ratio": [0.5, 2]}, "keep_ratio"),
+        ({"method": "uniform", "keep_ratio": []}, "keep_ratio"),
+        ({"method": "min_p", "tau": {"min": 0.9, "max": 0.8}}, "two numbers a < b, got"),
+        ({"method": "min_p", "tau": {"min": "a", "max": 0.8}}, "two numbers a < b"),
+        ("dense", "changes nothing"),
+        ([], "changes nothing"),
+        (1, "of type int"),
+    ],
+)
+def test_an_entry_that_cannot_be_right_is_named(entry: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=f"entry 2 of the space, .*{words}"):
+        Wanted(space=["balanced", entry])
+
+
+def test_candidates_that_only_this_model_refuses_are_listed_and_each_is_tried_once() -> None:
+    model = FAMILIES["llava"].fresh()
+    deep = "fastv:keep_ratio=0.5,layer=99"
+    found = space(model, Policy(), 100, [deep, "uniform:keep_ratio=0.5", {"method": "uniform", "keep_ratio": [0.5]}])
+    assert found.chains == (("uniform:keep_ratio=0.5",),)
+    assert list(found.refused) == [deep]
+    with pytest.raises(ValueError, match=f"none of 1 candidates can work on this model; the first, {deep}"):
+        space(model, Policy(), 100, [deep])
+
+
 def test_costs_that_are_counted() -> None:
     tokens = {"prompt": 100, "visual": 64, "kept": 16}
     answers = {

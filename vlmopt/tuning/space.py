@@ -55,10 +55,9 @@ def space(model: Any, base: Policy, longest: int, given: Sequence[Any] | None = 
         given: entries of a space file, in place of the usual candidates.
 
     Raises:
-        TypeError, ValueError: an entry that is none.
+        ValueError: an entry that is none, or nothing that can work on this model.
     """
-    depth = len(structure_of(model).layers)
-    chains = usual(depth) if given is None else [chain for entry in given for chain in written(entry)]
+    chains = usual(len(structure_of(model).layers)) if given is None else chains_of(given)
     refused: dict[str, str] = {}
     if given is None:
         least = MIN_LEN.get(device_of(model).type, MIN_LEN["cuda"])
@@ -72,6 +71,8 @@ def space(model: Any, base: Policy, longest: int, given: Sequence[Any] | None = 
         names = []
         for methods in chain:
             name = "+".join(line(method) for method in methods)
+            if name in policies:  # of an entry before
+                continue
             try:
                 policy = merged(base, Policy.of([build(method) for method in methods]))
                 with optimized(model, policy):
@@ -83,6 +84,9 @@ def space(model: Any, base: Policy, longest: int, given: Sequence[Any] | None = 
                 policies[name] = policy
         if names:
             fitting.append(tuple(names))
+    if not fitting:
+        name, why = next(iter(refused.items()))
+        raise ValueError(f"none of {len(refused)} candidates can work on this model; the first, {name}: {why}")
     return Space(tuple(fitting), policies, refused)
 
 
@@ -97,6 +101,25 @@ def usual(depth: int) -> list[list[list[dict[str, Any]]]]:
         chains.append([[{"method": name, "keep_ratio": ratio, "layers": quarters}] for ratio in RATIOS])
     pixels: dict[str, Any] = {"method": REDUNDANT}
     chains.append([[pixels], *([pixels, {"method": "div_prune", "keep_ratio": ratio}] for ratio in RATIOS)])
+    return chains
+
+
+def chains_of(given: Sequence[Any]) -> list[list[list[dict[str, Any]]]]:
+    """Return the chains of all entries of a space file, each policy as its methods' dict forms.
+
+    Raises:
+        ValueError: an entry that is none, or names what no method has; it is named by its place.
+    """
+    chains = []
+    for number, entry in enumerate(given, 1):
+        try:
+            own = list(written(entry))
+            for methods in itertools.chain.from_iterable(own):
+                if Policy.of([build(method) for method in methods]) == Policy():
+                    raise ValueError("it changes nothing; dense is what every candidate is compared with")
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"entry {number} of the space, {shown(entry)}: {error}") from error
+        chains += own
     return chains
 
 
@@ -143,6 +166,9 @@ def drawn(ranges: Mapping[str, Mapping[str, float]]) -> list[dict[str, float]]:
     """Return `POINTS` points that fill the ranges evenly (Halton, 1960)."""
     if len(ranges) > len(PRIMES):
         raise ValueError(f"{len(ranges)} ranges in one entry: at most {len(PRIMES)}")
+    for name, ends in ranges.items():
+        if not all(type(end) in (int, float) for end in ends.values()) or not ends["min"] < ends["max"]:
+            raise ValueError(f'{name} must be a range {{"min": a, "max": b}} of two numbers a < b, got {shown(ends)}')
     return [
         {
             name: round(ends["min"] + (ends["max"] - ends["min"]) * halton(number, prime), 6)

@@ -150,9 +150,11 @@ def prepared(settings: Settings, wanted: Wanted, loaded: Loaded, team: Processes
     plain = runner_of(settings, loaded, data, {DENSE: Policy()}, team)
     tried = space(loaded.model, wanted.base, longest(plain, parts, wanted), wanted.space)
     runner = runner_of(settings, loaded, data, {DENSE: Policy(), **tried.policies}, team)
+    refused = () if wanted.space is None else [f"{name} cannot be tried: {why}" for name, why in tried.refused.items()]
     return Search(
-        settings=settings, wanted=wanted, team=team, data=data, parts=parts, space=tried, runner=runner, notes=(told,)
-    )
+        settings=settings, wanted=wanted, team=team, data=data, parts=parts, space=tried, runner=runner,
+        notes=(told, *refused),
+    )  # fmt: skip
 
 
 def longest(runner: Runner, parts: Split, wanted: Wanted) -> int:

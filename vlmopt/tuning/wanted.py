@@ -12,6 +12,7 @@ from ..choices import OBJECTIVES
 from ..policy import Policy
 from .bounds import fewest, needed
 from .rules import Rules
+from .space import chains_of
 
 DISCORDANCE = 0.03  # assumed share of questions that a gentle policy answers differently, while nothing is measured
 
@@ -28,7 +29,7 @@ class Wanted(Configured):
         budget: points of every mark that the policy may lose, 0 to 100.
         objective: what is to be least, one of `choices.OBJECTIVES`.
         confidence: that no more is lost than the budget, above 0.5 and below 1.
-        space: entries of a space file (`space.written`); None for the usual candidates.
+        space: entries of a space file (`space.chains_of`); None for the usual candidates.
         base: methods that every candidate has.
         minutes: that the search may take, None for any; the confirmation comes to its end all the same.
         best_effort: go on where the data has too few images; what comes out may not be confirmed.
@@ -57,6 +58,7 @@ class Wanted(Configured):
             raise ValueError(f"minutes must be above 0, got {self.minutes!r}")
         if self.space is not None and not self.space:
             raise ValueError("space is empty: name candidates, or leave it out for the usual ones")
+        chains_of(self.space or ())
         _ = self.rules  # refuses a budget or a confidence out of range
 
     @property

@@ -71,6 +71,8 @@ def check_device(device: str) -> torch.device:
         torch.empty(0, device=wanted)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device {shown(device)} cannot be used here: {first_line(error)}") from None
+    if wanted.type == "meta":
+        raise ValueError("device 'meta' holds no numbers, so nothing can be answered there: choose cpu, cuda or mps")
     return wanted
 
 

@@ -244,6 +244,9 @@ def test_nothing_confirmed_is_dense_and_exit_three(tmp_path: Path, capsys: pytes
         ({"space": ["fastvv:keep_ratio=0.1"]}, ValueError, "fastv"),
         ({"batch_size": 0}, ValueError, "batch-size"),
         ({"base": "nothing-of-this-name"}, ValueError, "unknown preset"),
+        ({"space": [{"method": "unifrom", "keep_ratio": [0.5]}]}, ValueError, "entry 1 of the space.*did you mean"),
+        ({"space": ["fastv:keep_ratio=0.5,layer=99"]}, ValueError, "none of 1 candidates can work on this model"),
+        ({"boxes": "corners"}, ValueError, "--boxes 'corners' is unknown: choose from xyxy"),
     ],
 )
 def test_what_cannot_be_right_is_refused_before_anything_is_asked(
@@ -252,6 +255,27 @@ def test_what_cannot_be_right_is_refused_before_anything_is_asked(
     with pytest.raises(error, match=words):
         tuned(loaded, tmp_path / "run", **changes)
     assert not (tmp_path / "run" / "samples.jsonl").exists()
+
+
+def test_a_device_without_numbers_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", "--data", "worlds", "--device", "meta", "--out", str(tmp_path / "run")]) == 2
+    assert "device 'meta' holds no numbers" in capsys.readouterr().err
+
+
+def test_a_dense_model_that_fails_is_said(
+    loaded: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fewer failures than end a search must not look like a search that found nothing."""
+
+    def broken(*given: Any) -> Any:
+        raise RuntimeError("no kernel")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vlmopt.evaluation.runner.generate", broken)
+        result = tuned(loaded, tmp_path / "run", limit=12, space=["uniform:keep_ratio=0.9"], best_effort=True)
+    assert not result.passed
+    (said,) = [note for note in result.facts["notes"] if "dense failed" in note]
+    assert "RuntimeError: no kernel" in said
 
 
 def test_too_few_images_are_an_error_of_their_own(loaded: tuple[Any, Any], tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from ..families import click_units
 from ..loading import Loaded, _config, check_device, load
 from ..metrics.pope import PARSERS
 from ..policy import Policy
+from .boxes import CONVENTIONS
 from .data import Data, Source
 from .environment import environment, note_environment
 from .generation import decoding
@@ -139,7 +140,11 @@ def check_options(settings: Settings) -> None:
     ):
         if value is not None and value < least:
             raise ValueError(f"--{name} must be {least} or more, got {value}")
-    for name, choice, choices in (("parser", settings.parser, PARSERS), ("points", settings.units, UNITS)):
+    for name, choice, choices in (
+        ("parser", settings.parser, PARSERS),
+        ("points", settings.units, UNITS),
+        ("boxes", settings.source.boxes, CONVENTIONS),
+    ):
         if choice is not None and choice not in choices:
             raise ValueError(f"--{name} {choice!r} is unknown: choose from {', '.join(choices)}")
     if settings.prompt is not None and not settings.prompt.strip():

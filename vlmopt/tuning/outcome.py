@@ -61,7 +61,7 @@ def outcome(
         "holdout": in_points(held),
         "categories": kinds,
         "finalists": list(finalists),
-        "notes": [*search.notes, *notes(search, name, tested, kinds)],
+        "notes": [*search.notes, *notes(search, name, tested, kinds, answers)],
         "tried": [one.to_dict() for one in tried],
         "refused": [{"policy": name, "why": why} for name, why in search.space.refused.items()],
         "answers": len(answers),
@@ -132,9 +132,17 @@ def promise(search: Search, name: str, confirmed: bool, held: Seen | None, costs
     )
 
 
-def notes(search: Search, name: str, tested: Mapping[str, tuple[Marks, bool]], kinds: Mapping[str, Any]) -> list[str]:
+def notes(
+    search: Search, name: str, tested: Mapping[str, tuple[Marks, bool]], kinds: Mapping[str, Any], answers: Answers
+) -> list[str]:
     """Return what a reader should know besides the promise."""
     told, rules = [], search.wanted.rules
+    dense = sorted((record for (policy, _), record in answers.items() if policy == DENSE), key=lambda one: one.index)
+    if failed := [record for record in dense if record.error is not None]:
+        told.append(
+            f"dense failed on {len(failed)} of {len(dense)} questions, which say nothing of any candidate; the first, "
+            f"{failed[0].id}: {failed[0].error}; once the cause is gone, --retry-errors asks them again"
+        )
     if AGREEMENT in search.kinds:
         told.append(f"{'some of the' if search.mixed else 'the'} quality is {LOYALTY}")
     if name in CONTROLS or name.partition(":")[0] in CONTROLS:

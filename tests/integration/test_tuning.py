@@ -201,10 +201,11 @@ def test_samples_without_answers_are_marked_by_loyalty(loaded: tuple[Any, Any], 
     manifest = write(tmp_path / "worlds", 24, 77, 2, (112, 112), "scene")
     rows = [json.loads(line) for line in manifest.read_text().splitlines()]
     keep = ("id", "image", "question")
-    manifest.write_text("".join(json.dumps({key: row[key] for key in keep}) + "\n" for row in rows))
+    questions = tmp_path / "questions.jsonl"  # elsewhere than the images
+    questions.write_text("".join(json.dumps({key: row[key] for key in keep}) + "\n" for row in rows))
     result = tuned(
-        loaded, tmp_path / "run", data=manifest, budget=40.0, limit=None, space=["uniform:keep_ratio=0.8"],
-        max_new_tokens=4,
+        loaded, tmp_path / "run", data=questions, images=str(manifest.parent), budget=40.0, limit=None,
+        space=["uniform:keep_ratio=0.8"], max_new_tokens=4,
     )  # fmt: skip
     assert result.facts["loyalty"]
     assert result.facts["marks"] == ["agreement"]

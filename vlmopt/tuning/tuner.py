@@ -56,7 +56,10 @@ def tune(
     limit: int | None = None,
     seed: int = 0,
     retry_errors: bool = False,
-    **source: Any,
+    format: str | None = None,
+    images: str | None = None,
+    boxes: str | None = None,
+    synonyms: str | None = None,
 ) -> TuneResult:
     """Find the fastest policy that loses at most `budget` points against dense on data like yours, with confidence.
 
@@ -78,7 +81,9 @@ def tune(
         batch_size: samples in a call, as they will be deployed.
         limit, seed: ask only a seeded choice of so many samples; the seed also deals images to the parts.
         retry_errors: ask once more what failed in an earlier start.
-        source: further fields of `evaluation.data.Source`: format, images, boxes, synonyms.
+        format: pope, chair, screenspot, manifest, worlds, ...; None: told by the contents.
+        images: where the images lie; None: beside the data.
+        boxes: how boxes are written: xyxy, xywh, xyxy-unit or xywh-unit. synonyms: table of objects for CHAIR.
 
     Raises:
         Unresolvable: too few images for the budget. ValueError, TypeError: something that cannot be right. OSError.
@@ -91,7 +96,16 @@ def tune(
     names = (data,) if isinstance(data, (str, Path)) else data
     settings = Settings(
         model=called(model),
-        source=Source(data=tuple(map(str, names)), run=Path(out), limit=limit, seed=seed, **source),
+        source=Source(
+            data=tuple(map(str, names)),
+            run=Path(out),
+            format=format,
+            images=images,
+            boxes=boxes,
+            synonyms=synonyms,
+            limit=limit,
+            seed=seed,
+        ),
         policies=(),
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,

@@ -134,6 +134,18 @@ def test_beside_what_acts_on_generated_tokens_nothing_is_compiled():
         assert "acts on generated tokens" in why
 
 
+def test_nothing_is_said_of_compiling_where_none_was_asked_for():
+    family = FAMILIES["llava"]
+    batch = family.inputs([[5, Image(0), 7]])
+    config = GenerationConfig(max_new_tokens=NEW_TOKENS, **GREEDY, **LOGITS, **STATIC)
+    with vlmopt.optimized(copy.deepcopy(family.build()), ImageBoost(layers="0:")) as model:
+        expected = generate(model, batch)
+        same(generate(model, batch, **STATIC), expected)
+        assert vlmopt.report(model).skipped == []
+        same(model.generate(**batch(), generation_config=config), expected)
+        assert vlmopt.report(model).skipped == []
+
+
 def test_behind_a_cut_windows_are_not_compiled():
     case = Case(FAMILIES["gemma3"], "pre", "keep", "ragged")
     with case.optimized() as model:

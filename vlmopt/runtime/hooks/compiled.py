@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from .. import cache_kinds, compat, masks
 from ..cache import LogicalCache
-from ..call import PromptStep, Session, Step
+from ..call import Call, PromptStep, Session, Step
 from ..component import Components
 from ..context import CacheState
 from ..structure import is_window
@@ -24,7 +25,7 @@ from ..structure import is_window
 
 @dataclass(frozen=True)
 class Uncompiled:
-    """State of a session."""
+    """State of a session, and of a call that would be compiled without it."""
 
     why: str | None = None  # decoding must not be compiled; None: it may be
 
@@ -47,7 +48,8 @@ def note(step: Step, cache: Any) -> None:
         return
     why = step.call.session.slot(Uncompiled).why
     if why is not None:
-        step.call.skip("compiled decoding", why)
+        if step.call.find(Uncompiled) is not None:
+            step.call.skip("compiled decoding", why)
     elif isinstance(cache, LogicalCache) and step.ends_prompt and (room := cache_kinds.static_room(cache)) is not None:
         cache._vlmopt.seen = slots(cache._vlmopt, room)
 
@@ -77,12 +79,15 @@ def idle(session: Session) -> bool:
     return session.slot(Uncompiled).why is None
 
 
-def forbid(session: Session, arguments: dict[str, Any]) -> None:
+def forbid(call: Call, arguments: dict[str, Any]) -> None:
     """Let a `generate` not compile its decoding, in place; it might over a static cache alone."""
     config = arguments.get("generation_config")
-    kind = compat.generation_setting(session.model, arguments, "cache_implementation")
-    if kind is None and not cache_kinds.is_static(compat.cache_in(arguments)):
+    setting = partial(compat.generation_setting, call.session.model, arguments)
+    if setting("cache_implementation") is None and not cache_kinds.is_static(compat.cache_in(arguments)):
         return
+    if setting("disable_compile"):
+        return
+    call.put(call.session.slot(Uncompiled))
     if config is None:
         arguments["disable_compile"] = True
     else:  # which takes no other settings beside it

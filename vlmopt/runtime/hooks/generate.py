@@ -39,7 +39,7 @@ class Generate(StandIn):
         for component in session.slot(Components):
             component.open_call(request, given)
         if not idle(session):
-            forbid(session, given)
+            forbid(call, given)
         running, open_step = CALL.set(call), STEP.set(None)
         try:
             out = self.original(*unnamed, **given)

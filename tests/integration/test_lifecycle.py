@@ -279,7 +279,7 @@ def test_restore_from_any_part(part):
 @pytest.mark.parametrize("order", ["optimize, compile", "compile, optimize", "optimize the compiled"])
 def test_torch_compile(order):
     """Graphs break at the hooks; what comes out is what comes out without compiling, restored too."""
-    policy = [pruning.FastV(keep_ratio=0.5, layer=2)]
+    policy = [pruning.FastV(keep_ratio=0.5, layer=2), attention_fix.ImageBoost(layers="1:")]
     plain, model = (LLAVA.fresh() for _ in range(2))
     dense = forward(plain, prompt())
     expected = forward(vlmopt.optimize(plain, policy), prompt())

@@ -208,7 +208,8 @@ class Chunk(Slots):
     def remember(self, key: tuple[Any, ...], source: object, make: Callable[[], Made]) -> Made:
         """Return `make()`, called once per (key, source object).
 
-        The decoder's loop passes the same tensors to every layer.
+        The decoder's loop passes the same tensors to every layer. A key holds what Python reads back from its `repr`,
+        so no device: `torch.compile` finds values in here by the text of their keys.
         """
         full = (*key, id(source))
         if full not in self.memo:

@@ -103,7 +103,7 @@ class LayerCorrections(AttentionPart):
         if sees_all(query.shape[2], mask, None) and (window is None or key.shape[2] <= window):
             own = allowed = None  # the usual step of decoding
         else:
-            own, allowed = step.remember(("row masks", self.stage, shape, window, key.device), mask, masks)
+            own, allowed = step.remember(("row masks", self.stage, shape, window, str(key.device)), mask, masks)
         edits = [(c, self.view(step, c, rows, allowed, key)) for c in self.rows]
         fixed, edited = correct_rows(
             chosen, key, value, own, at.scaling, edits, softcap=at.softcap, observe=Watch(step, self.layer)
@@ -128,7 +128,7 @@ class LayerCorrections(AttentionPart):
         def of_keys(name: str, layer: int | None = None) -> Tensor:
             return marks.of_keys(step, store, width, name, layer).to(device)
 
-        shared: dict[str, Any] = step.remember(("keys", store, width, device), allowed, lambda: {
+        shared: dict[str, Any] = step.remember(("keys", store, width, str(device)), allowed, lambda: {
             "image": of_keys("image"), "span": of_keys("span"), "system": of_keys("system"),
             "generated": generated_keys(step, store, width, device), "known": {},
         })  # fmt: skip

@@ -78,11 +78,24 @@ def test_nothing_overlaps_and_nothing_leaves() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "match"),
-    [({"frames": 1}, "2..16"), ({"frames": 17}, "2..16"), ({"actors": 7}, "2..6"), ({"size": (100, 224)}, "multiple")],
+    [
+        ({"frames": 1}, "2..16"),
+        ({"frames": 17}, "2..16"),
+        ({"actors": 7}, "2..6"),
+        ({"size": (100, 224)}, "multiple"),
+        ({"size": (112, 112), "frames": 16}, "no room"),
+    ],
 )
 def test_refusals(arguments: dict[str, object], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         film(0, **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", [110, 262, 398, 662])
+def test_a_cast_that_finds_no_room_is_placed_anew(seed: int) -> None:
+    shown = film(seed, (168, 168), frames=16)
+    assert shown.actors[0].towards is not None
+    assert shown.actors[1].towards is None
 
 
 def test_no_single_frame_tells_what_comes_first() -> None:

@@ -14,6 +14,7 @@ from .words import COLOURS, SHAPES
 
 SIDE = 42  # pixels of every shape
 STEP = 7  # fewest pixels that a moving shape moves from frame to frame
+CASTS = 20  # how often everybody is placed anew when the first two find no room
 TOWARDS = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}
 KINDS = ("moved", "towards", "first", "when", "count", "still")
 
@@ -66,7 +67,7 @@ def film(seed: int, size: tuple[int, int] = (224, 224), *, frames: int = 8, acto
             least enter apart.
 
     Raises:
-        ValueError: a size, count or seed outside its range.
+        ValueError: a size, count or seed outside its range, or frames in which two shapes find no room.
     """
     width, height = check_size(size)
     if not 2 <= frames <= 16:
@@ -88,6 +89,15 @@ def film(seed: int, size: tuple[int, int] = (224, 224), *, frames: int = 8, acto
 
 
 def choose_cast(rng: random.Random, width: int, height: int, frames: int, wanted: int) -> list[Actor]:
+    """Place at least two actors."""
+    for _attempt in range(CASTS):
+        cast = try_cast(rng, width, height, frames, wanted)
+        if len(cast) >= 2:
+            return cast
+    raise ValueError(f"no room for two shapes in {frames} frames of {width}x{height} pixels: take larger or fewer ones")
+
+
+def try_cast(rng: random.Random, width: int, height: int, frames: int, wanted: int) -> list[Actor]:
     """Place actors, the first of which moves from the start, and the second of which stands still and enters later."""
     colours = rng.sample(list(COLOURS), wanted)
     cast: list[Actor] = []
@@ -105,7 +115,7 @@ def choose_cast(rng: random.Random, width: int, height: int, frames: int, wanted
                 break
         else:
             if number < 2:
-                raise ValueError(f"no room for two shapes in frames of {width}x{height} pixels")
+                break
     return cast
 
 

@@ -94,13 +94,13 @@ def main() -> None:
     parser.add_argument("--end-to-end", nargs="+", default=[], metavar="MODEL")
     parser.add_argument("--repeat", type=int, default=0, metavar="N")
     parser.add_argument("--runs", type=int, default=2000, help="simulated searches a row")
-    parser.add_argument("--budget", type=float, default=None, help="points (default 5, of repeated runs 12)")
-    parser.add_argument("--limit", type=int, default=None, help="questions (default 210, of repeated runs 60)")
+    parser.add_argument("--budget", type=float, default=None, help="points (default 10, of repeated runs 12)")
+    parser.add_argument("--limit", type=int, default=None, help="questions (default 120, of repeated runs 60)")
     options = parser.parse_args()
     if options.simulate:
         simulate(options.runs)
     for name in options.end_to_end:
-        end_to_end(name, options.budget or 5.0, options.limit or 210)
+        end_to_end(name, options.budget or 10.0, options.limit or 120)
     if options.repeat:
         repeat("tiny-qwen", options.repeat, options.budget or 12.0, options.limit or 60)
 

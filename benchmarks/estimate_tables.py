@@ -8,6 +8,7 @@ from typing import Any
 from table_parts import markdown, measured_on, newest, records, table
 
 CLOSE = 0.15  # the goal for a predicted ratio
+POLLS = "yes-or-no questions about generated scenes"
 
 
 @table("ratios")
@@ -64,6 +65,32 @@ def simulated() -> str:
         f"`vlmopt tune` return one in {', '.join(edge[:-1])} and {edge[-1]} of the searches; 5 % are allowed.*\n"
     )
     return markdown(["budget", "rule", "unsafe", "nothing found", "time", "answers"], body) + said
+
+
+@table("tuning-bundled")
+def searched() -> str:
+    """Write whole searches on the bundled checkpoints, and what came of many small ones on fresh images."""
+    runs = {line["model"]: line for line in records("tuning") if line["kind"] == "end to end"}
+    body = [
+        [f"`{model}`", f"{sum(line['images'].values())}", f"{line['answers']}", f"`{line['policy']}`",
+         f"{1 / line['speedup']:.0%}", f"{line['holdout']['difference']:+.1f}", f"{line['holdout']['low']:+.1f}",
+         f"{line['seconds'] / 60:.1f} min"]
+        for model, line in runs.items()
+    ]  # fmt: skip
+    head = ["model", "images", "answers", "policy", "tokens", "change, points", "at worst", "time"]
+    many = newest("tuning", kind="repeated")
+    fresh = [run["fresh"] for run in many["runs"]]
+    said = (
+        f"\n*Repeated: {len(fresh)} searches on {many['images']} other images each, `{many['model']}`, {POLLS}. "
+        f"{many['kept']} of them keep the budget of {many['budget']:g} points on {many['fresh_images']} fresh images, "
+        f"where what they returned changes the score by {min(fresh):+.1f} to {max(fresh):+.1f} points.*\n"
+    )
+    budgets = " and ".join(dict.fromkeys(f"{line['budget']:g}" for line in runs.values()))
+    return (
+        markdown(head, body)
+        + measured_on(newest("tuning", kind="end to end")["machine"], f"budget {budgets} points")
+        + said
+    )
 
 
 def percent(share: float) -> str:

@@ -107,6 +107,10 @@ def layer_bytes(cache: Any, layer: int) -> int:
 
 def bytes_of(held: Any) -> int:
     """Return the bytes of a tensor, of the parts of a packed one, or of all tensors in a container."""
+    if held is None:
+        return 0
+    if type(held) is Tensor:  # asked for in every layer, when a forward ends
+        return held.nbytes
     if isinstance(held, Mapping):
         held = tuple(held.values())
     if isinstance(held, (tuple, list)):

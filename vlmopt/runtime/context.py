@@ -194,16 +194,18 @@ class Chunk(Slots):
 
     def store(self, stage: int, layer: int) -> Store:
         """Return where a layer's slots are written down."""
-        return stage if self.state is None else self.state.store(stage, layer)
+        state = self.state
+        return stage if state is None else state.store(stage, layer)
 
     def stored(self, store: Store) -> int:
         """Return the number of key slots of a layer, those of this step among them."""
         columns, _ = self.columns(store) if stage_of(store) in self.rows else (None, None)
         if columns is not None:
             return columns.shape[1]
-        if self.state is None or store not in self.state.index:
+        state = self.state
+        if state is None or store not in state.index:
             return self.past + self.q
-        return self.state.index[store].shape[1] + self.past + self.q - self.state.tail
+        return state.index[store].shape[1] + self.past + self.q - state.tail
 
     def remember(self, key: tuple[Any, ...], source: object, make: Callable[[], Made]) -> Made:
         """Return `make()`, called once per (key, source object).

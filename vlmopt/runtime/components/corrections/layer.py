@@ -77,7 +77,7 @@ class LayerCorrections(AttentionPart):
 
     def compute(self, step: Step, at: AttentionCall) -> Tensor | None:
         """Compute every row, corrected."""
-        if not (step.slot(Marks).has_image and self.replaces(step, at)):
+        if not (self.replaces(step, at) and step.slot(Marks).has_image):
             return None
         return self.correct(step, editable(step, self.stage, at.query.shape[2]), at, None)
 
@@ -133,9 +133,9 @@ class LayerCorrections(AttentionPart):
             "generated": generated_keys(step, store, width, device), "known": {},
         })  # fmt: skip
         may = rows.kinds[correction.rows].to(device)
-        tripped = step.call.slot(Repeating).tripped
-        if tripped is not None and isinstance(correction, Watched) and correction.watchdog == "stop":
-            may = may & ~tripped.to(device)[:, None]
+        if isinstance(correction, Watched) and correction.watchdog == "stop":
+            tripped = step.call.slot(Repeating).tripped
+            may = may if tripped is None else may & ~tripped.to(device)[:, None]
         named = {name: at for name in MARKED for at in ((name, None), (name, self.layer)) if at in marks.tables}
         sets = marks.sets(step, store, width, correction, named) if correction.name in self.deriving else None
         given: dict[str, Any] = {"sets": sets.to(device)} if sets is not None else {}

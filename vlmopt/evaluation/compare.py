@@ -22,6 +22,7 @@ from ..atomic import atomic_write
 from .figures import LESS, NEUTRAL, PRIMARY, agreements, differences, figures
 from .records import FORMAT, Record, read
 from .request import load_request
+from .saved import saved_environment
 from .summary import adjust, latency, tokens
 
 ONLY = ("only in the first run", "only in the second run")
@@ -125,8 +126,7 @@ def by_category(first: Sequence[Record], second: Sequence[Record], seed: int) ->
 
 
 def about(run: Path, request: Mapping[str, Any]) -> dict[str, Any]:
-    path = run / "environment.json"
-    environment = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    environment = saved_environment(run)
     versions = {"vlmopt": environment.get("vlmopt"), **environment.get("packages", {})}
     return {
         "run": str(run),

@@ -20,7 +20,7 @@ from ..offload import device_of
 from ..runtime import compat
 from ..runtime.structure import structure_of
 from ..version import __version__
-from .saved import saved
+from .saved import saved_environment
 
 PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "numpy", "pillow", "rapidfuzz", "qwen-vl-utils")
 FORMAT = 1
@@ -88,10 +88,9 @@ def git(directory: Path, *words: str) -> str:
 
 def note_environment(run: Path, facts: dict[str, Any]) -> None:
     """Write environment.json: the facts of this start, and the dates and commands of all starts."""
-    path = run / "environment.json"
-    earlier = saved(path, dict, "delete it, and earlier starts are forgotten").get("starts", [])
+    earlier = saved_environment(run).get("starts", [])
     start = {name: facts[name] for name in ("date", "command", "processes", "platform", "vlmopt", "commit")}
-    with atomic_write(path) as fresh:
+    with atomic_write(run / "environment.json") as fresh:
         fresh.write_text(
             json.dumps({**facts, "starts": [*earlier, start]}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )

@@ -24,3 +24,9 @@ def saved(path: Path, kind: type, advice: str) -> Any:
     if not isinstance(data, kind):
         raise ValueError(f"{path} is damaged (it holds {shown(data)}): {advice}")
     return data
+
+
+def saved_environment(run: Path) -> dict[str, Any]:
+    """Return what environment.json of a directory says, nothing where there is none; errors as for `saved`."""
+    found: dict[str, Any] = saved(run / "environment.json", dict, "delete it, and earlier starts are forgotten")
+    return found

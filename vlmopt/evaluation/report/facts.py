@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from ..figures import CERTAIN
 from ..records import DENSE, FORMAT, Record, read
+from ..saved import saved_environment
 from .numbers import number
 
 # Metric -> title, unit. Fractions are shown in percent, in the order of this table.
@@ -138,9 +139,7 @@ class Facts:
         summary = json.loads(path.read_text(encoding="utf-8"))
         if summary.get("format") != FORMAT:
             raise ValueError(f"{path} has format {summary.get('format')}, this version reads {FORMAT}")
-        facts = run / "environment.json"
-        environment = json.loads(facts.read_text(encoding="utf-8")) if facts.exists() else {}
-        return cls(run, summary, environment, sorted(read(run), key=lambda record: record.index))
+        return cls(run, summary, saved_environment(run), sorted(read(run), key=lambda record: record.index))
 
     @property
     def policies(self) -> list[str]:
